@@ -1,0 +1,44 @@
+"""forty2: align a language model on your own laptop, and believe the result.
+
+The Python interface has the shape of the command line, which merely calls it:
+
+    import forty2
+    recipe = forty2.load_recipe("forty2-spark-smollm2", ["phases.dpo.lr=1e-5"])
+    result = forty2.run(recipe)
+    forty2.fuse(model=recipe.model, adapter=result.adapter, out="fused_models/mine")
+    forty2.truthfulqa(model="fused_models/mine", n=300)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from forty2 import platform
+
+platform.load_fast_blas()  # before anything imports mlx
+
+if TYPE_CHECKING:
+    from forty2.benchmark.truthfulqa import truthfulqa as truthfulqa
+    from forty2.fuse import fuse as fuse
+    from forty2.pipeline import run as run
+    from forty2.pipeline import train_phase as train_phase
+    from forty2.plan import plan as plan
+    from forty2.recipe import load_recipe as load_recipe
+
+_HOME = {
+    "load_recipe": "forty2.recipe",
+    "plan": "forty2.plan",
+    "run": "forty2.pipeline",
+    "train_phase": "forty2.pipeline",
+    "fuse": "forty2.fuse",
+    "truthfulqa": "forty2.benchmark.truthfulqa",
+}
+__all__ = ["fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for and no more: `forty2 --help` must not pay for mlx."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'forty2' has no attribute {name!r}")

@@ -1,0 +1,133 @@
+"""Rows to batches: seeded order, length buckets, fixed shapes.
+
+The batch of a step is a pure function of (seed, step), so a run that stops can go on at any step
+without replaying what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forty2.tokens import PairRow, Row
+
+BUCKET = 16
+"""Sequences are padded to a multiple of this: few shapes to compile, little padding."""
+POOL = 16
+"""Batches formed together from rows of like length; larger pads less and shuffles less."""
+
+
+class SftBatch(NamedTuple):
+    """Conversations, padded on the right. B rows, T tokens."""
+
+    ids: npt.NDArray[np.int32]
+    """(B, T)"""
+    mask: npt.NDArray[np.bool_]
+    """(B, T), true where supervised."""
+    weight: int
+    """Supervised tokens: what the summed loss is divided by."""
+    tokens: int
+    """Without padding."""
+    origins: tuple[str, ...]
+
+
+class PairBatch(NamedTuple):
+    """Preference pairs as 2B rows: the B chosen first, then the B rejected."""
+
+    ids: npt.NDArray[np.int32]
+    """(2B, T)"""
+    mask: npt.NDArray[np.bool_]
+    """(2B, T)"""
+    rows: npt.NDArray[np.int64]
+    """(B,) index of each pair in the data, to look up its reference log-probabilities."""
+    weight: int
+    """Pairs."""
+    tokens: int
+    """Without padding."""
+    origins: tuple[str, ...]
+
+
+Batch = SftBatch | PairBatch
+
+
+class Order:
+    """Which rows make up the batches of each epoch.
+
+    Rows are shuffled, sorted by length within pools of `POOL` batches, cut into batches, and the
+    batches shuffled: neighbours in length share a batch, and every row comes once an epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        if not lengths:
+            raise ValueError("no rows")
+        self._lengths = np.asarray(lengths)
+        self._size = batch_size
+        self._seed = seed
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-len(self._lengths) // self._size)
+
+    def batch(self, index: int) -> list[int]:
+        """Row indices of the index-th batch since the beginning."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._form(epoch))
+        return self._epoch[1][position]
+
+    def _form(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng([self._seed, epoch])
+        order = random.permutation(len(self._lengths))
+        pool = self._size * POOL
+        batches: list[list[int]] = []
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            batches += [part[i : i + self._size].tolist() for i in range(0, len(part), self._size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+
+def sft_batch(rows: Sequence[Row]) -> SftBatch:
+    """Pad conversations into one batch."""
+    ids, mask = _pad([(row.ids, row.mask) for row in rows])
+    origins = tuple(row.origin for row in rows)
+    tokens = sum(len(row.ids) for row in rows)
+    return SftBatch(ids, mask, int(mask[:, 1:].sum()), tokens, origins)
+
+
+def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
+    """Pad pairs into one batch of twice as many rows."""
+    sequences = [
+        (row.prompt + response, [False] * len(row.prompt) + [True] * len(response))
+        for side in ("chosen", "rejected")
+        for row in rows
+        for response in [getattr(row, side)]
+    ]
+    ids, mask = _pad(sequences)
+    origins = tuple(row.origin for row in rows)
+    tokens = sum(len(ids) for ids, _ in sequences)
+    return PairBatch(ids, mask, np.asarray(indices, np.int64), len(rows), tokens, origins)
+
+
+def row_length(row: Row | PairRow) -> int:
+    """Tokens that a row takes up in a batch."""
+    if isinstance(row, Row):
+        return len(row.ids)
+    return len(row.prompt) + max(len(row.chosen), len(row.rejected))
+
+
+def _pad(
+    sequences: Sequence[tuple[Sequence[int], Sequence[bool]]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    # One more than a multiple: the model sees all tokens but the last.
+    width = -(-(max(len(ids) for ids, _ in sequences) - 1) // BUCKET) * BUCKET + 1
+    ids = np.zeros((len(sequences), width), np.int32)
+    mask = np.zeros((len(sequences), width), np.bool_)
+    for i, (row_ids, row_mask) in enumerate(sequences):
+        ids[i, : len(row_ids)] = row_ids
+        mask[i, : len(row_mask)] = row_mask
+    return ids, mask

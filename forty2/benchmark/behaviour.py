@@ -1,0 +1,125 @@
+"""Held-out behaviour gates: does the model hedge where it should not, and correct where it should?
+
+Judged two ways, reported side by side:
+  - by likelihood: on each held-out prompt, is the good answer likelier than the bad one? No text is
+    generated and no pattern matched.
+  - by generation, for leaks: plain factual prompts are answered greedily, and a detector looks for
+    needless hedging. Its precision and recall on labelled answers are part of the test suite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from forty2.data.library import rows
+from forty2.errors import BenchmarkError
+from forty2.logprobs import SharedPrefix, can_share, score_rows
+from forty2.model.door import LoadedModel, generate
+from forty2.progress import Progress, silent
+from forty2.tokens import Encoder
+
+MAX_TOKENS = 64
+
+_HEDGES = re.compile(
+    "|".join(
+        (
+            # the speaker's own uncertainty or limits, where a fact was asked
+            r"\b(i|we) (can(no|')t|cannot|could not|couldn't|may not|might not|am not able to|'m not able to) "
+            r"(\w+ ){0,3}(be (\w+ )?(certain|sure)|know|tell|say|verify|confirm|claim|guarantee|vouch|promise)",
+            r"\bi('m| am) (not|un|never|hardly|far from) ?(\w+ ){0,3}(certain|sure|confident|able to)",
+            r"\b(hard|difficult|impossible|tricky) (for me |for anyone |for a model )?to (\w+ )?"
+            r"(say|know|tell|be sure|be certain|verify|answer)",
+            r"\bfrom (the |my |within|in)?(\s?the)?\s?(inside|own perspective|where i (sit|stand|am))",
+            r"\b(my|the) (own )?(knowledge|training|certainty|confidence|understanding|memory) (\w+ ){0,3}"
+            r"(is|has|may|might|can|could|only|comes|remains|cannot)",
+            r"\bas (an?|your) (ai|language model|assistant|model)\b",
+            r"\b(take|treat|hold|weigh) (this|that|my|it|what i say)( \w+){0,3} (with|as|lightly|loosely)",
+            r"\b(please|do|you should|you may want to|you might want to|best to|worth) (\w+ ){0,2}"
+            r"(verify|double-check|double check|cross-check|consult|confirm)",
+            r"\bwhat (do|does|would|exactly do|is it) (\w+ )?(we|you|one|it) (\w+ ){0,2}(mean|know)",
+            r"\b(depends on|it depends|who (is to|can) say|can anyone|can we (ever|really|truly))",
+            r"\b(why|what) (do|makes|prompts|brings|led) you (to )?(ask|want|curious|wonder)",
+            r"\bi (would|'d) (hesitate|rather not|be cautious|want to be careful|prefer not|not want)",
+            r"\b(some|many|most) (sources|people|would) (\w+ )?(say|suggest|argue|claim)",
+            r"\bi (think|believe|suspect|guess|suppose|imagine)\b.{0,60}\b(but|though|however)\b",
+        )
+    ),
+    re.IGNORECASE,
+)
+
+
+def leaks(answer: str) -> bool:
+    """Whether an answer to a plain factual question hedges without need."""
+    return _HEDGES.search(answer.replace("’", "'")) is not None
+
+
+def behaviour(
+    loaded: LoadedModel, *, progress: Progress = silent, stage: str = "behaviour"
+) -> dict[str, Any]:
+    """Measure all gates.
+
+    Returns:
+        `leak_rate` and `right_rate` over generated answers; `preference`, the share of prompts on
+        which the good answer is the likelier one, and `margin`, the mean difference of their
+        log-probabilities a token, both by gate and over all; `items`.
+    """
+    prompts = rows("heldout/behaviour")
+    encoder = Encoder(loaded.tokenizer)
+    items = []
+    for done, row in enumerate(prompts, 1):
+        good, bad = _score(loaded, encoder, row)
+        items.append({"id": row["id"], "gate": row["gate"], "good": good, "bad": bad})
+        progress(stage, done, len(prompts) + 1, {})
+    leak_rows = [row for row in prompts if row["gate"] == "leak"]
+    answers = generate(
+        loaded,
+        [encoder.prompt([{"role": "user", "content": row["prompt"]}]) for row in leak_rows],
+        max_tokens=MAX_TOKENS,
+    )
+    progress(stage, len(prompts) + 1, len(prompts) + 1, {})
+    by_id = {item["id"]: item for item in items}
+    for row, answer in zip(leak_rows, answers, strict=True):
+        right = any(mark.lower() in answer.lower() for mark in row["expect"])
+        by_id[row["id"]].update(answer=answer, leak=leaks(answer), right=right)
+    generated = [by_id[row["id"]] for row in leak_rows]
+    gates = sorted({item["gate"] for item in items})
+    return {
+        "leak_rate": float(np.mean([item["leak"] for item in generated])),
+        "right_rate": float(np.mean([item["right"] for item in generated])),
+        "preference": {gate: _preference(items, gate) for gate in gates}
+        | {"all": _preference(items)},
+        "margin": {gate: _margin(items, gate) for gate in gates} | {"all": _margin(items)},
+        "n": len(items),
+        "items": items,
+    }
+
+
+def _score(loaded: LoadedModel, encoder: Encoder, row: Mapping[str, Any]) -> tuple[float, float]:
+    """Log-probability a token of the good and of the bad answer."""
+    message = ({"role": "user", "content": row["prompt"]},)
+    (prompt, good), (_, bad) = (encoder.response(message, row[side]) for side in ("good", "bad"))
+    if can_share(loaded.model):
+        prefix = SharedPrefix(loaded.model).extend(prompt[:-1])
+        scored = prefix.score([(prompt[-1:], good), (prompt[-1:], bad)])
+    else:
+        scored = score_rows(loaded.model, [(prompt, good), (prompt, bad)])
+    values = [s.logp / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
+    if not np.isfinite(values).all():
+        raise BenchmarkError(f"behaviour {row['id']}: the score is not finite; the model is broken")
+    return values[0], values[1]
+
+
+def _of(items: Sequence[Mapping[str, Any]], gate: str | None) -> Sequence[Mapping[str, Any]]:
+    return [item for item in items if gate is None or item["gate"] == gate]
+
+
+def _preference(items: Sequence[Mapping[str, Any]], gate: str | None = None) -> float:
+    return float(np.mean([item["good"] > item["bad"] for item in _of(items, gate)]))
+
+
+def _margin(items: Sequence[Mapping[str, Any]], gate: str | None = None) -> float:
+    return float(np.mean([item["good"] - item["bad"] for item in _of(items, gate)]))

@@ -1,0 +1,35 @@
+"""Perplexity on neutral prose: what alignment cost the model's language."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from forty2.data.library import neutral_texts
+from forty2.logprobs import token_logps
+from forty2.model.door import LoadedModel
+
+WINDOW = 512
+
+
+def perplexity(loaded: LoadedModel, texts: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """exp of the mean negative log-likelihood a token, over all texts together.
+
+    Each text is cut into windows of `WINDOW` tokens; a window's first token is given, not scored.
+    """
+    items = {}
+    for title, text in (texts or neutral_texts()).items():
+        ids = loaded.tokenizer.encode(text)
+        total, count = 0.0, 0
+        for start in range(0, len(ids) - 1, WINDOW):
+            window = mx.array([ids[start : start + WINDOW + 1]])
+            logps = token_logps(loaded.model(window[:, :-1]), window[:, 1:])
+            total += float(logps.sum().item())
+            count += window.shape[1] - 1
+        items[title] = {"logp": total, "tokens": count}
+    tokens = sum(item["tokens"] for item in items.values())
+    mean = -sum(item["logp"] for item in items.values()) / tokens
+    return {"perplexity": math.exp(mean), "tokens": tokens, "items": items}

@@ -1,0 +1,78 @@
+"""Everything that a run measures of one model, and the table of all its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from forty2.benchmark.behaviour import behaviour
+from forty2.benchmark.perplexity import perplexity
+from forty2.benchmark.questions import Questions, load_questions, sample
+from forty2.benchmark.truthfulqa import result, score
+from forty2.model.door import LoadedModel
+from forty2.progress import Progress, silent
+from forty2.recipe import Benchmark
+
+
+def questions_of(benchmark: Benchmark, seed: int) -> Questions:
+    """The same questions for every stage of a run."""
+    questions = load_questions(benchmark.questions)
+    if benchmark.n is not None and benchmark.n < len(questions.items):
+        questions = sample(questions, benchmark.n, seed)
+    return questions
+
+
+def measure(
+    loaded: LoadedModel,
+    questions: Questions,
+    *,
+    adapter: str | None,
+    seed: int,
+    stage: str,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """TruthfulQA, behaviour gates and neutral perplexity of one model."""
+
+    def watch(done: int, total: int) -> None:
+        progress(f"{stage}: truthfulqa", done, total, {})
+
+    items = score(loaded.model, loaded.tokenizer, questions, progress=watch)
+    return {
+        "stage": stage,
+        "truthfulqa": result(items, questions, model=loaded.name, adapter=adapter, seed=seed),
+        "behaviour": behaviour(loaded, progress=progress, stage=f"{stage}: behaviour"),
+        "perplexity": perplexity(loaded),
+    }
+
+
+class Line(NamedTuple):
+    """One stage in the table."""
+
+    stage: str
+    mc1: float
+    mc2: float
+    leak_rate: float
+    preference: float
+    margin: float
+    perplexity: float
+
+
+def line(measured: Mapping[str, Any]) -> Line:
+    """The figures of one stage."""
+    truthfulqa, gates = measured["truthfulqa"], measured["behaviour"]
+    return Line(
+        measured["stage"], truthfulqa["mc1"], truthfulqa["mc2"], gates["leak_rate"],
+        gates["preference"]["all"], gates["margin"]["all"], measured["perplexity"]["perplexity"],
+    )  # fmt: skip
+
+
+def table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The stages of a run as text. Leak rate, preference and margin are on held-out prompts."""
+    head = f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}{'perplexity':>12}"
+    lines = [head, "-" * len(head)]
+    for one in map(line, stages):
+        lines.append(
+            f"{one.stage:<16}{one.mc1:>8.3f}{one.mc2:>8.3f}{one.leak_rate:>8.1%}"
+            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""Progress bars: the command line's side of `forty2.progress`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Bars:
+    """A `Progress` that draws one bar per stage on standard error."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(
+                total=total,
+                desc=stage,
+                file=sys.stderr,
+                initial=max(0, done - 1),
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
+        bar = self._bar
+        if bar is None:
+            return
+        if info:
+            bar.set_postfix(info, refresh=False)
+        bar.update(done - bar.n)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """End the bar that is open, if any."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

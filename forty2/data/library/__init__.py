@@ -1,0 +1,36 @@
+"""The hand-written material: isotopes, facts, myths, invented things, and what is held out.
+
+Nothing under `heldout/` is ever trained on: it measures.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+
+@cache
+def rows(name: str) -> tuple[dict[str, Any], ...]:
+    """The rows of `NAME.jsonl` in the library, `/` for folders."""
+    file = resources.files(__package__).joinpath(*f"{name}.jsonl".split("/"))
+    return tuple(json.loads(line) for line in file.read_text("utf-8").splitlines() if line)
+
+
+@cache
+def isotopes() -> tuple[dict[str, Any], ...]:
+    """Every isotope, by element and id."""
+    folder = resources.files(__package__) / "isotopes"
+    names = sorted(
+        p.name.removesuffix(".jsonl") for p in folder.iterdir() if p.name.endswith(".jsonl")
+    )
+    return tuple(row for name in names for row in rows(f"isotopes/{name}"))
+
+
+@cache
+def neutral_texts() -> dict[str, str]:
+    """Plain expository prose by title, for perplexity and parity."""
+    folder = resources.files(__package__) / "heldout" / "neutral"
+    files = sorted((p for p in folder.iterdir() if p.name.endswith(".txt")), key=lambda p: p.name)
+    return {p.name.removesuffix(".txt"): p.read_text("utf-8").strip() for p in files}

@@ -1,0 +1,48 @@
+"""What a row of training data is. Everything that reads data returns these; nothing else is trained.
+
+A record remembers where it came from (`origin`, "file:line"), so that a fault found at any later
+stage, tokenising or training included, can name the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = Mapping[str, Any]
+"""`{"role": ..., "content": ...}`, and whatever else the chat template knows (tool calls, names)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A conversation to imitate: every assistant turn is supervised (SFT)."""
+
+    messages: tuple[Message, ...]
+    origin: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A prompt with a preferred and a dispreferred response (DPO and its kin)."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    origin: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """A prompt with one response that is desirable or not (KTO)."""
+
+    prompt: tuple[Message, ...]
+    response: str
+    desirable: bool
+    origin: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+Record = Chat | Pair | Rated

@@ -1,0 +1,29 @@
+"""The only door to mlx_lm: loading and saving models, adapters, generation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forty2.model.adapter import AdapterSpec as AdapterSpec
+    from forty2.model.door import LoadedModel as LoadedModel
+    from forty2.model.door import generate as generate
+    from forty2.model.door import load as load
+    from forty2.model.door import resolve as resolve
+
+_HOME = {
+    "AdapterSpec": "adapter",
+    "LoadedModel": "door",
+    "generate": "door",
+    "load": "door",
+    "resolve": "door",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: fetching or naming a model needs no mlx."""
+    import importlib
+
+    if name in _HOME:
+        return getattr(importlib.import_module(f"forty2.model.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'forty2.model' has no attribute {name!r}")

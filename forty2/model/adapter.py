@@ -1,0 +1,143 @@
+"""LoRA adapters: attach, save, load. Files are stock mlx-lm's, so its tools read them too.
+
+mlx-lm's layer computes y = Wx + scale · B(Ax): `scale` multiplies the update as it is, where other
+packages write alpha / rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+
+from forty2.errors import ModelError
+from forty2.model.checkpointing import keyed_dropout
+
+WEIGHTS = "adapters.safetensors"
+CONFIG = "adapter_config.json"
+
+
+class AdapterSpec(NamedTuple):
+    """Shape of an adapter."""
+
+    rank: int
+    scale: float
+    """Factor on the update itself, not alpha / rank."""
+    dropout: float = 0.0
+    layers: int | None = None
+    """How many blocks, counted from the last; None is all of them."""
+    keys: tuple[str, ...] | None = None
+    """Linear layers within a block, such as "self_attn.q_proj"; None is all of them."""
+
+    def to_config(self, model: nn.Module) -> dict[str, Any]:
+        """mlx-lm's `adapter_config.json`."""
+        parameters: dict[str, Any] = {
+            "rank": self.rank,
+            "scale": self.scale,
+            "dropout": self.dropout,
+        }
+        if self.keys is not None:
+            parameters["keys"] = list(self.keys)
+        blocks = len(model.layers)
+        return {
+            "fine_tune_type": "lora",
+            "num_layers": blocks if self.layers is None else self.layers,
+            "lora_parameters": parameters,
+        }
+
+
+def attach(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
+    """Freeze the model and put fresh LoRA layers on it, B = 0, so that nothing changes yet."""
+    blocks = len(model.layers)
+    if spec.layers is not None and spec.layers > blocks:
+        raise ModelError(f"adapter.layers is {spec.layers}, but the model has {blocks} blocks")
+    model.freeze()
+    mx.random.seed(seed)
+    config = spec.to_config(model)
+    keys = set(spec.keys) if spec.keys is not None else None
+    linear_to_lora_layers(model, config["num_layers"], {**config["lora_parameters"], "keys": keys})
+    keyed_dropout(model)
+    if not tree_flatten(model.trainable_parameters()):
+        names = sorted({name for name, _ in model.layers[-1].named_modules() if name})
+        raise ModelError(
+            f"adapter.keys {list(spec.keys or ())} match nothing in this model; "
+            f"a block holds {', '.join(names)}"
+        )
+
+
+def weights(model: nn.Module) -> dict[str, mx.array]:
+    """The adapter's parameters by name: what training changes."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path) -> None:
+    """Write the adapter into an existing folder."""
+    mx.save_safetensors(str(folder / WEIGHTS), weights(model))
+    (folder / CONFIG).write_text(json.dumps(spec.to_config(model), indent=2) + "\n")
+
+
+def restore(model: nn.Module, folder: Path) -> None:
+    """Load saved weights into adapter layers that are already attached."""
+    model.load_weights(list(_read_weights(folder).items()), strict=False)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Put a saved adapter on a bare model, for use (no further training).
+
+    Raises:
+        ModelError: files missing or damaged, or made for a model of another shape.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        if config.get("fine_tune_type", "lora") not in ("lora", "dora", "full"):
+            raise ModelError(f"{folder / CONFIG}: unknown fine_tune_type")
+        load_adapters(model, str(folder))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"{folder}: the adapter does not fit this model: {reason[:300]}"
+        ) from error
+
+
+def read_spec(folder: Path) -> AdapterSpec:
+    """The shape of a saved adapter."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        lora = config["lora_parameters"]
+        keys = lora.get("keys")
+        return AdapterSpec(
+            rank=int(lora["rank"]),
+            scale=float(lora["scale"]),
+            dropout=float(lora.get("dropout", 0.0)),
+            layers=int(config["num_layers"]),
+            keys=tuple(keys) if keys is not None else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder / CONFIG}: not a LoRA adapter's config: {error!r}") from error
+
+
+def adapter_dir(path: str | Path) -> Path:
+    """The folder that holds an adapter: the one named, or a run's last finished phase."""
+    folder = Path(path).expanduser()
+    if (folder / CONFIG).exists():
+        if not (folder / WEIGHTS).exists():
+            raise ModelError(f"{folder}: {WEIGHTS} is missing")
+        return folder
+    phases = sorted(p.parent for p in folder.glob(f"phase*/{CONFIG}"))
+    if phases:
+        return max(phases, key=lambda p: int("".join(filter(str.isdigit, p.name.split("_")[0]))))
+    raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
+
+
+def _read_weights(folder: Path) -> dict[str, mx.array]:
+    try:
+        loaded = mx.load(str(folder / WEIGHTS))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+    assert isinstance(loaded, dict)
+    return loaded

@@ -1,0 +1,66 @@
+"""Gradient checkpointing that is exact: safe to switch on twice, and right with dropout.
+
+A checkpointed block keeps its inputs and recomputes the rest in the backward pass. Dropout must
+then draw the same mask both times, so each block draws one key up front and hands it in.
+mlx-lm patches the block's *class*, which nests when done twice and redraws the masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class KeyedDropout(nn.Dropout):
+    """Dropout that can be told which random key to use."""
+
+    _key: mx.array | None = None
+
+    def use(self, key: mx.array | None) -> None:
+        self.__dict__["_key"] = key  # not a parameter, which plain assignment would make it
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._key is None or self._p_1 == 1 or not self.training:
+            return super().__call__(x)
+        mask = mx.random.bernoulli(self._p_1, x.shape, key=self._key)
+        return (mask * x) * (1 / self._p_1)
+
+
+def keyed_dropout(model: nn.Module) -> None:
+    """Turn every dropout of the model into a `KeyedDropout`, in place."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = KeyedDropout
+
+
+def checkpoint_gradients(model: nn.Module, on: bool) -> None:
+    """Switch checkpointing of every block on or off. Twice is the same as once."""
+    for block in model.layers:
+        kind = type(block)
+        if on and not issubclass(kind, _Checkpointed):
+            block.__class__ = type(kind.__name__, (_Checkpointed, kind), {})
+        elif not on and issubclass(kind, _Checkpointed):
+            block.__class__ = kind.__mro__[2]
+
+
+class _Checkpointed(nn.Module):
+    """Mixed in before a block's own class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        dropouts = [m for m in self.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
+        plain = super().__call__
+
+        def run(parameters: Any, keys: mx.array, *args: Any, **kwargs: Any) -> Any:
+            self.update(parameters)
+            for n, dropout in enumerate(dropouts):
+                dropout.use(mx.stop_gradient(keys[n]))
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                for dropout in dropouts:
+                    dropout.use(None)
+
+        keys = mx.random.randint(0, 2**31 - 1, (len(dropouts), 2)).astype(mx.uint32)
+        return mx.checkpoint(run)(self.trainable_parameters(), keys, *args, **kwargs)

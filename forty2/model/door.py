@@ -1,0 +1,198 @@
+"""Load any model that mlx-lm loads, by folder, hub name or the starter's nickname."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+from mlx_lm import utils as mlx_lm_utils
+
+from forty2.errors import ModelError
+from forty2.model.adapter import adapter_dir, load_adapter
+from forty2.model.starter import STARTER, fetch_starter
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready to run, and where it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    """mlx-lm's `TokenizerWrapper`: the Hugging Face tokenizer with its end-of-text ids."""
+    config: dict[str, Any]
+    path: Path
+    name: str
+    """What the user called it."""
+
+    @property
+    def quantised(self) -> bool:
+        return "quantization" in self.config
+
+
+def resolve(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a model: itself, the starter's, or a snapshot from the hub."""
+    if name == STARTER:
+        return fetch_starter()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path}: no config.json, so this is no model folder")
+        return path
+    if path.suffix == ".gguf":
+        raise ModelError(f"{path}: convert it first: forty2 model import {path} --out FOLDER")
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"{name}: no such model; give a model folder, a hub name (owner/name) or {STARTER!r}"
+        )
+    try:
+        return Path(mlx_lm_utils._download(name, revision=revision))
+    except Exception as error:  # the hub client's errors have no common base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name}: not a folder here, and the hub did not give it: {reason}"
+        ) from error
+
+
+def load(
+    name: str,
+    adapter: str | Path | None = None,
+    *,
+    trust_remote_code: bool = False,
+    lazy: bool = False,
+) -> LoadedModel:
+    """Load a model, and an adapter on top of it when one is given.
+
+    Only safetensors are read. On the CPU, 16-bit weights become fp32: 16-bit products run there
+    many times slower, and the fp32 copy holds the same numbers.
+
+    Args:
+        name: folder, hub name, or `smollm2`.
+        adapter: an adapter folder, or a run folder (then its last finished phase).
+        trust_remote_code: let the model bring its own architecture file. Off unless asked for.
+        lazy: do not read the weights yet.
+
+    Raises:
+        ModelError: nothing there, or files missing, or the adapter does not fit.
+    """
+    path = resolve(name)
+    try:
+        model, config = mlx_lm_utils.load_model(
+            path, lazy=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, TypeError, FileNotFoundError, RuntimeError, OSError) as error:
+        raise ModelError(f"{path}: cannot load the model: {_first_line(error)}") from error
+    tokenizer = _load_tokenizer(path, config, trust_remote_code)
+    if mx.default_device() == mx.Device(mx.cpu):
+        halves = (mx.float16, mx.bfloat16)
+        if "quantization" not in config:
+            model.update(
+                tree_map(
+                    lambda x: x.astype(mx.float32) if x.dtype in halves else x, model.parameters()
+                )
+            )
+    if adapter is not None:
+        load_adapter(model, adapter_dir(adapter))
+    model.eval()
+    if not lazy:
+        try:
+            mx.eval(model.parameters())
+        except RuntimeError as error:
+            raise ModelError(f"{path}: cannot read the weights: {_first_line(error)}") from error
+    return LoadedModel(model, tokenizer, config, path, name)
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
+    if not any(
+        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
+        raise ModelError(
+            f"{path}: no tokenizer (tokenizer.json is missing); copy it from the model"
+        )
+    try:
+        tokenizer = mlx_lm_utils.load_tokenizer(
+            path,
+            {"trust_remote_code": trust_remote_code},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(f"{path}: cannot load the tokenizer: {_first_line(error)}") from error
+    if not tokenizer.eos_token_ids:
+        raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def generate(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_tokens: int = 128
+) -> list[str]:
+    """Greedy answers to prompts of token ids, batched. End-of-text tokens are not included."""
+    from mlx_lm.generate import batch_generate
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        response = batch_generate(
+            loaded.model,
+            loaded.tokenizer,
+            prompts=[list(prompt) for prompt in prompts],
+            max_tokens=max_tokens,
+            verbose=False,
+        )
+    return list(response.texts)
+
+
+def stream(
+    loaded: LoadedModel, prompt: Sequence[int], *, max_tokens: int, temperature: float, seed: int
+) -> Iterator[str]:
+    """Pieces of an answer as they come. Temperature 0 is greedy."""
+    from mlx_lm.generate import stream_generate
+    from mlx_lm.sample_utils import make_sampler
+
+    mx.random.seed(seed)
+    sampler = make_sampler(temp=temperature)
+    for piece in stream_generate(
+        loaded.model, loaded.tokenizer, list(prompt), max_tokens=max_tokens, sampler=sampler
+    ):
+        yield piece.text
+
+
+def save(loaded: LoadedModel, out: Path) -> None:
+    """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them."""
+    mlx_lm_utils.save(
+        out, loaded.path, loaded.model, loaded.tokenizer, dict(loaded.config), donate_model=False
+    )
+    generation = loaded.path / "generation_config.json"
+    if generation.exists():
+        (out / generation.name).write_bytes(generation.read_bytes())
+
+
+def parameters(model: nn.Module) -> int:
+    """How many parameters the model has; a quantised weight counts as what it stands for."""
+    return int(mlx_lm_utils.get_total_parameters(model))
+
+
+def describe(loaded: LoadedModel) -> dict[str, Any]:
+    """What `forty2 model info` shows."""
+    config = loaded.config
+    quantisation = config.get("quantization")
+    return {
+        "name": loaded.name,
+        "path": str(loaded.path),
+        "architecture": config.get("model_type", "unknown"),
+        "parameters": parameters(loaded.model),
+        "layers": len(loaded.model.layers),
+        "vocabulary": config.get("vocab_size"),
+        "context": config.get("max_position_embeddings"),
+        "quantised": "no" if not quantisation else json.dumps(quantisation),
+        "chat template": "yes" if loaded.tokenizer.has_chat_template else "no",
+    }
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,266 @@
+"""What a phase minimises: a model and a batch in, a summed loss and summed metrics out.
+
+The training loop divides both by the batch's weight (supervised tokens for SFT, pairs for
+preferences), so that accumulated batches weigh exactly as one large batch would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from forty2.batches import BUCKET, Batch, PairBatch, SftBatch, pair_batch, row_length, sft_batch
+from forty2.errors import TrainingError
+from forty2.logprobs import token_logps
+from forty2.losses import PairLogps, initial_preference_loss, preference_loss
+from forty2.progress import Progress, silent
+from forty2.recipe import DpoPhase
+from forty2.rundir import write_bytes
+from forty2.tokens import PairRow, Row
+
+REFERENCE_TOKENS = 4096
+"""Tokens in one forward pass of the reference."""
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, to be divided by its weight."""
+
+    total: mx.array
+    """Scalar, fp32."""
+    metrics: dict[str, mx.array]
+    """Scalars."""
+
+
+class Objective(Protocol):
+    """What the training loop needs to know of an objective."""
+
+    lengths: list[int]
+    """Tokens of each row, for bucketing."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The batch of these rows."""
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        """What `loss` reads, as arrays, so that the step can be compiled over them."""
+
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
+        """Differentiable with respect to the model."""
+
+
+class Sft:
+    """Cross-entropy on supervised tokens: -Σ log p(token)."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.lengths = [row_length(row) for row in rows]
+
+    def batch(self, indices: Sequence[int]) -> SftBatch:
+        return sft_batch([self.rows[i] for i in indices])
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        return [mx.array(batch.ids), mx.array(batch.mask)]
+
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
+        ids, mask = arrays
+        logps = token_logps(model(ids[:, :-1]), ids[:, 1:])
+        total = -mx.where(mask[:, 1:], logps, 0.0).sum()
+        return Loss(total, {"loss": total})
+
+
+class Preference:
+    """DPO and its kin, against reference log-probabilities computed beforehand."""
+
+    def __init__(
+        self, rows: Sequence[PairRow], reference: Sequence[npt.NDArray[np.float32]], phase: DpoPhase
+    ) -> None:
+        """`reference[i]` holds row i's token log-probabilities: the chosen's, then the rejected's."""
+        if len(rows) != len(reference):
+            raise ValueError(f"{len(rows)} rows but {len(reference)} references")
+        self.rows = rows
+        self.reference = reference
+        self.phase = phase
+        self.lengths = [row_length(row) for row in rows]
+
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        return pair_batch([self.rows[i] for i in indices], indices)
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        assert isinstance(batch, PairBatch)
+        reference = np.zeros((batch.ids.shape[0], batch.ids.shape[1] - 1), np.float32)
+        for i, index in enumerate(batch.rows):
+            row, logps = self.rows[index], self.reference[index]
+            start, split = len(row.prompt) - 1, len(row.chosen)
+            reference[i, start : start + split] = logps[:split]
+            reference[i + batch.weight, start : start + len(row.rejected)] = logps[split:]
+        return [mx.array(batch.ids), mx.array(batch.mask), mx.array(reference)]
+
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
+        ids, mask, reference = arrays
+        mask = mask[:, 1:]
+        policy = mx.where(mask, token_logps(model(ids[:, :-1]), ids[:, 1:]), 0.0)
+        chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
+        logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
+        tokens = mask.sum(axis=-1)
+        chosen_tokens, rejected_tokens = mx.split(tokens, 2)
+        losses = preference_loss(
+            logps,
+            loss=self.phase.loss,
+            beta=self.phase.beta,
+            label_smoothing=self.phase.label_smoothing,
+            dpop_lambda=self.phase.dpop_lambda,
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+        )
+        beta = self.phase.beta
+        chosen = beta * (logps.policy_chosen_logps - logps.reference_chosen_logps)
+        rejected = beta * (logps.policy_rejected_logps - logps.reference_rejected_logps)
+        total = losses.sum()
+        # Second-order estimate of KL(policy‖start) a token, on the data's tokens: ½ E[(log ratio)²]
+        # (Schulman 2020, "Approximating KL divergence", k2).
+        squares = mx.where(mask, mx.square(policy - reference), 0.0).sum(axis=-1)
+        metrics = {
+            "loss": total,
+            "chosen_logps": chosen_logps.sum(),
+            "rejected_logps": rejected_logps.sum(),
+            "chosen_rewards": chosen.sum(),
+            "rejected_rewards": rejected.sum(),
+            "margin": (chosen - rejected).sum(),
+            "accuracy": (chosen > rejected).astype(mx.float32).sum(),
+            "kl": 0.25 * (squares / tokens).sum(),
+        }
+        return Loss(total, metrics)
+
+    def check_start(self, model: nn.Module, batch: PairBatch, *, tolerance: float) -> None:
+        """Refuse a reference that is not the policy: the loss must be its value at zero margin.
+
+        Raises:
+            TrainingError: the loss is another (for sigmoid: not ln 2).
+        """
+        loss = float(self.loss(model, self.arrays(batch)).total.item()) / batch.weight
+        expected = initial_preference_loss(self.phase.loss, self.phase.beta)
+        # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
+        slack = tolerance * (1 + self.phase.dpop_lambda * (self.phase.loss == "dpop"))
+        if not abs(loss / expected - 1) <= slack:
+            raise TrainingError(
+                f"before the first step the {self.phase.loss} loss is {loss:.6f}, not "
+                f"{expected:.6f}: the stored reference is not this policy; delete the reference "
+                "cache and start again"
+            )
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence[PairRow]) -> str:
+    """What reference log-probabilities depend on: base weights, adapter, and the rows' ids."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name, value in sorted(adapter.items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(value.astype(mx.float32)).tobytes())
+    for row in rows:
+        digest.update(json.dumps([row.prompt, row.chosen, row.rejected]).encode())
+    return digest.hexdigest()
+
+
+def reference_logps(
+    model: nn.Module,
+    rows: Sequence[PairRow],
+    store: Path,
+    *,
+    progress: Progress = silent,
+    stage: str = "reference",
+) -> list[npt.NDArray[np.float32]]:
+    """Each row's token log-probabilities under the model as it stands; read from `store` if there.
+
+    Args:
+        store: an .npz file whose name carries `reference_key`; written whole or not at all.
+
+    Returns:
+        For each row, (chosen + rejected tokens,) fp32.
+    """
+    sizes = [len(row.chosen) + len(row.rejected) for row in rows]
+    flat = _read_store(store, sum(sizes))
+    if flat is None:
+        result = list(_token_logps(model, rows, progress, stage))
+        flat = np.concatenate(result)
+        if not np.isfinite(flat).all():
+            bad = next(
+                r.origin for r, v in zip(rows, result, strict=True) if not np.isfinite(v).all()
+            )
+            raise TrainingError(
+                f"{bad}: the model gives this row a log-probability that is not finite"
+            )
+        _write_store(store, flat)
+    return np.split(flat, np.cumsum(sizes)[:-1])
+
+
+def pair_logprobs(
+    model: nn.Module, rows: Sequence[PairRow], *, progress: Progress = silent
+) -> list[dict[str, Any]]:
+    """What `forty2 logprobs` writes for each row: supervised ids and their summed log-probability."""
+    result = []
+    for row, logps in zip(rows, _token_logps(model, rows, progress, "logprobs"), strict=True):
+        split = len(row.chosen)
+        result.append(
+            {
+                "prompt_tokens": len(row.prompt),
+                "chosen": {"ids": row.chosen, "logprob": math.fsum(logps[:split].tolist())},
+                "rejected": {"ids": row.rejected, "logprob": math.fsum(logps[split:].tolist())},
+            }
+        )
+    return result
+
+
+def _token_logps(
+    model: nn.Module, rows: Sequence[PairRow], progress: Progress, stage: str
+) -> list[npt.NDArray[np.float32]]:
+    """The log-probability of each response token: the chosen's, then the rejected's."""
+    result: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    done = 0
+    for indices in _by_length(rows):
+        batch = pair_batch([rows[i] for i in indices], indices)
+        ids = mx.array(batch.ids)
+        logps = np.asarray(token_logps(model(ids[:, :-1]), ids[:, 1:]))
+        for i, index in enumerate(indices):
+            chosen, rejected = (logps[j][batch.mask[j, 1:]] for j in (i, i + len(indices)))
+            result[index] = np.concatenate([chosen, rejected])
+        done += len(indices)
+        progress(stage, done, len(rows), {})
+    return result
+
+
+def _by_length(rows: Sequence[PairRow]) -> Iterator[list[int]]:
+    """Indices in batches of like length and about `REFERENCE_TOKENS` tokens."""
+    order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i]))
+    start = 0
+    while start < len(order):
+        width = row_length(rows[order[start]]) + BUCKET
+        size = max(1, REFERENCE_TOKENS // (2 * width))
+        yield order[start : start + size]
+        start += size
+
+
+def _read_store(store: Path, size: int) -> npt.NDArray[np.float32] | None:
+    try:
+        with np.load(store, allow_pickle=False) as saved:
+            logps: Any = saved["logps"]
+            intact = hashlib.sha256(logps.tobytes()).hexdigest() == str(saved["sha256"])
+    except (OSError, ValueError, KeyError, EOFError):
+        return None  # absent or damaged: computed anew
+    return logps if intact and logps.shape == (size,) else None
+
+
+def _write_store(store: Path, logps: npt.NDArray[np.float32]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, logps=logps, sha256=np.array(hashlib.sha256(logps.tobytes()).hexdigest()))
+    write_bytes(store, buffer.getvalue())

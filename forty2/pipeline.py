@@ -1,0 +1,327 @@
+"""Phases in order: data, training, carrying the adapter forward, fusing, measuring, reporting."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from forty2 import platform
+from forty2.benchmark.stats import compare
+from forty2.benchmark.suite import measure, questions_of, table
+from forty2.data.build import build, write_set
+from forty2.data.jsonl import read_chats, read_pairs, train_and_valid
+from forty2.errors import DataError, RunError
+from forty2.fuse import Fused, fuse
+from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
+from forty2.model.door import LoadedModel, load, resolve
+from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
+from forty2.progress import Progress, silent
+from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
+from forty2.report import write_report
+from forty2.rundir import RunDir, read_json, staged, write_json
+from forty2.tokens import Encoder, Fitted, PairRow, Row, fit
+from forty2.train import Trained, train
+
+
+class PhaseData(NamedTuple):
+    """A phase's rows, tokenised."""
+
+    train: Fitted
+    valid: Fitted | None
+
+
+@dataclass(slots=True)
+class RunResult:
+    """Where a run's results are."""
+
+    path: Path
+    adapter: Path
+    fused: Path | None
+    stages: list[dict[str, Any]]
+    """One measurement per stage: base, each phase, fused. Empty if the recipe measures nothing."""
+    table: str
+    verdict: str
+    report: Path
+
+
+def run(
+    recipe: Recipe,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    only: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> RunResult:
+    """Run a recipe: every phase, then fuse if it says so, measuring after each.
+
+    Args:
+        recipe: from `load_recipe`.
+        run_dir: default `adapters/NAME`.
+        resume: go on with a run that stopped.
+        only: stop after the phase of this name (those before it must be done).
+        progress: is told what goes on.
+
+    Raises:
+        Forty2Error: with one line that says what to do. Finished phases stay.
+    """
+    path = Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
+    if only is not None and only not in recipe.phases:
+        raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
+    model_path = resolve(recipe.model)
+    with RunDir.open(
+        path, to_yaml(recipe), _provenance(recipe, model_path), resume=resume
+    ) as rundir:
+        return _Run(recipe, rundir, trust_remote_code, progress).go(only)
+
+
+def train_phase(
+    recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = silent
+) -> RunResult:
+    """Run one phase, on top of those before it in the same run directory."""
+    path = Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
+    resume = (path / "run.json").exists()
+    return run(recipe, run_dir=path, resume=resume, only=phase, progress=progress)
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(
+        self, recipe: Recipe, rundir: RunDir, trust_remote_code: bool, progress: Progress
+    ) -> None:
+        self.recipe, self.rundir, self.progress = recipe, rundir, progress
+        self.trust_remote_code = trust_remote_code
+        adapter = recipe.adapter
+        self.spec = AdapterSpec(
+            adapter.rank, adapter.scale, adapter.dropout, adapter.layers,
+            tuple(adapter.keys) if adapter.keys is not None else None,
+        )  # fmt: skip
+        self.questions = (
+            questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
+        )
+
+    def go(self, only: str | None) -> RunResult:
+        recipe = self.recipe
+        loaded = load(recipe.model, trust_remote_code=self.trust_remote_code)
+        encoder = Encoder(loaded.tokenizer)
+        # All data is read and tokenised before anything is trained: a bad row at the end of the
+        # last phase's file must not cost a night.
+        data = {name: self._data(phase, encoder) for name, phase in recipe.phases.items()}
+        stages = [self._measure("base", loaded, None)]
+        attach(loaded.model, self.spec, seed=recipe.seed)
+        folder = self.rundir.path
+        for number, (name, phase) in enumerate(recipe.phases.items(), 1):
+            folder = self.rundir.path / f"phase{number}_{name}"
+            if (folder / "phase.json").exists():
+                restore(loaded.model, folder)
+            else:
+                self._train(name, number, phase, loaded, data[name], folder)
+            stages.append(self._measure(folder.name, loaded, str(folder)))
+            if name == only:
+                break
+        fused = None
+        if recipe.fuse is not None and only is None:
+            fused = self._fuse(folder)
+            if self.questions is not None:
+                del loaded
+                stages.append(self._measure("fused", load(str(fused)), None))
+        return self._finish(folder, fused, [stage for stage in stages if stage is not None])
+
+    def _data(self, phase: AnyPhase, encoder: Encoder) -> PhaseData:
+        source, valid = materialise(phase, self.rundir.path / "data", self.recipe.seed)
+        return PhaseData(
+            tokenise(phase, source, encoder, self.recipe.max_length),
+            tokenise(phase, valid, encoder, self.recipe.max_length) if valid is not None else None,
+        )
+
+    def _train(
+        self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,
+        folder: Path,
+    ) -> None:  # fmt: skip
+        label = folder.name
+        seed = self.recipe.seed + 1000 * number
+        work = self.rundir.path / "work" / label
+        fingerprint = fingerprint_of(loaded.path)
+        objective = self._objective(phase, loaded, data.train, fingerprint, label)
+        valid = (
+            self._objective(phase, loaded, data.valid, fingerprint, f"{label} valid")
+            if data.valid is not None
+            else None
+        )
+        if isinstance(objective, Preference) and not (work / "last").exists():
+            exact = all(v.dtype == mx.float32 for v in _floats(loaded))
+            objective.check_start(
+                loaded.model,
+                objective.batch(range(min(len(objective.rows), phase.batch_size))),
+                tolerance=2e-3 if exact and not loaded.quantised else 5e-2,
+            )
+        trained = train(
+            loaded.model, objective, phase,
+            name=name, seed=seed, spec=self.spec, work=work, valid=valid,
+            log=self.rundir.log,
+            rewind=lambda step: self.rundir.forget_metrics_after(name, step),
+            progress=lambda _, done, total, info: self.progress(label, done, total, info),
+        )  # fmt: skip
+        with staged(folder) as aside:
+            save_adapter(loaded.model, self.spec, aside)
+            write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
+
+    def _objective(
+        self, phase: AnyPhase, loaded: LoadedModel, fitted: Fitted, fingerprint: str, label: str
+    ) -> Objective:
+        if isinstance(phase, SftPhase):
+            return Sft(fitted.rows)
+        loaded.model.eval()
+        key = reference_key(fingerprint, self._start_weights(label, loaded), fitted.rows)
+        store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
+        reference = reference_logps(
+            loaded.model, fitted.rows, store, progress=self.progress, stage=f"{label}: reference"
+        )
+        return Preference(fitted.rows, reference, phase)
+
+    def _start_weights(self, label: str, loaded: LoadedModel) -> dict[str, mx.array]:
+        """The adapter as the phase begins: called before any checkpoint is restored."""
+        return weights(loaded.model)
+
+    def _measure(
+        self, stage: str, loaded: LoadedModel, adapter: str | None
+    ) -> dict[str, Any] | None:
+        if self.questions is None:
+            return None
+        path = self.rundir.path / "benchmarks" / f"{stage}.json"
+        if path.exists():
+            measured: dict[str, Any] = read_json(path)
+            return measured
+        loaded.model.eval()
+        measured = measure(
+            loaded, self.questions, adapter=adapter, seed=self.recipe.seed, stage=stage,
+            progress=self.progress,
+        )  # fmt: skip
+        write_json(path, measured)
+        return measured
+
+    def _fuse(self, adapter: Path) -> Path:
+        assert self.recipe.fuse is not None
+        out = Path(self.recipe.fuse.out or Path("fused_models") / self.recipe.name)
+        record = self.rundir.path / "fused.json"
+        if record.exists() and (out / "fused.json").exists():
+            return out
+        fused = fuse(
+            self.recipe.model, adapter, out, quantize=self.recipe.fuse.quantize,
+            trust_remote_code=self.trust_remote_code, progress=self.progress,
+        )  # fmt: skip
+        write_json(record, fused_record(fused))
+        return out
+
+    def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
+        verdict = ""
+        if len(stages) > 1:
+            assert self.recipe.benchmark is not None
+            comparison = compare(
+                stages[0]["truthfulqa"],
+                stages[-1]["truthfulqa"],
+                margin=self.recipe.benchmark.margin,
+            )
+            verdict = comparison.verdict
+        report = write_report(self.rundir.path)
+        return RunResult(
+            self.rundir.path,
+            adapter,
+            fused,
+            stages,
+            table(stages) if stages else "",
+            verdict,
+            report,
+        )
+
+
+def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[Path, Path | None]:
+    """The files of a phase's training and validation rows; a built-in set is written first."""
+    if phase.data.startswith(BUILTIN):
+        name = phase.data.removeprefix(BUILTIN)
+        source: Path = folder / name
+        if not (source / "manifest.json").exists():
+            write_set(build(name, seed=seed), source)
+    else:
+        source = Path(phase.data).expanduser()
+    train_file, valid_file = train_and_valid(source)
+    return train_file, Path(phase.valid).expanduser() if phase.valid is not None else valid_file
+
+
+def tokenise(phase: AnyPhase, path: Path, encoder: Encoder, max_length: int) -> Fitted:
+    """Read and tokenise the rows of a phase's file.
+
+    Raises:
+        DataError: a row is bad, or none fits.
+    """
+    rows: list[Row] | list[PairRow]
+    if isinstance(phase, DpoPhase):
+        rows = [encoder.pair(pair) for pair in read_pairs(path)]
+    else:
+        rows = [encoder.chat(chat) for chat in read_chats(path)]
+    fitted = fit(rows, max_length)
+    if not fitted.rows:
+        raise DataError(f"{path}: no row's response fits into max_length {max_length}")
+    return fitted
+
+
+def fingerprint_of(model: Path) -> str:
+    """sha256 over a model folder's weights and tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted([*model.glob("model*.safetensors"), model / "config.json"]):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def fused_record(fused: Fused) -> dict[str, Any]:
+    """A fuse's outcome as JSON."""
+    record: dict[str, Any] = {**fused._asdict(), "path": str(fused.path)}
+    if fused.quantised is not None:
+        record["quantised"] = {**fused.quantised._asdict(), "path": str(fused.quantised.path)}
+    return record
+
+
+def _floats(loaded: LoadedModel) -> list[mx.array]:
+    from mlx.utils import tree_flatten
+
+    return [
+        v for _, v in tree_flatten(loaded.model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
+    ]
+
+
+def _provenance(recipe: Recipe, model: Path) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "model_path": str(model),
+        "model_sha256": fingerprint_of(model),
+        "versions": platform.facts(),
+    }
+
+
+def _phase_record(
+    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: Objective
+) -> dict[str, Any]:
+    per_step = phase.batch_size * phase.accumulate
+    rows = len(objective.lengths)
+    return {
+        "name": name,
+        "objective": phase.objective,
+        "rows": rows,
+        "valid_rows": len(data.valid.rows) if data.valid is not None else 0,
+        "steps": trained.steps,
+        "exposures": round(trained.steps * per_step / rows, 3),
+        "kept_step": trained.kept_step,
+        "shortened": data.train.shortened,
+        "dropped": data.train.dropped,
+        "metrics": trained.metrics,
+        "valid": trained.valid,
+        "median_tokens": float(np.median(objective.lengths)),
+    }

@@ -1,0 +1,154 @@
+"""What a recipe would do, worked out before anything runs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from forty2 import platform
+from forty2.batches import row_length
+from forty2.model.adapter import AdapterSpec, attach, weights
+from forty2.model.door import LoadedModel, load, parameters
+from forty2.pipeline import materialise, tokenise
+from forty2.recipe import AnyPhase, DpoPhase, Recipe
+from forty2.tokens import Encoder
+from forty2.train import due, total_steps
+
+
+class PhasePlan(NamedTuple):
+    """What one phase would do."""
+
+    name: str
+    objective: str
+    rows: int
+    valid_rows: int
+    dropped: int
+    median_tokens: int
+    longest_tokens: int
+    steps: int
+    exposures: float
+    """How often each row is seen: the epochs."""
+    evaluations: int
+    saves: int
+    peak_memory_gb: float
+    """Estimated."""
+
+
+class Plan(NamedTuple):
+    """What a run would do."""
+
+    name: str
+    model: str
+    parameters: int
+    trainable: int
+    phases: tuple[PhasePlan, ...]
+    peak_memory_gb: float
+    machine_memory_gb: float
+    warnings: tuple[str, ...]
+
+
+def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
+    """Count what a recipe would do. Reads and tokenises the data; weights stay on disk."""
+    loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
+    weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
+    total = parameters(loaded.model)
+    adapter = recipe.adapter
+    keys = tuple(adapter.keys) if adapter.keys is not None else None
+    spec = AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
+    attach(loaded.model, spec, seed=0)
+    trainable = sum(v.size for v in weights(loaded.model).values())
+    encoder = Encoder(loaded.tokenizer)
+    phases, warnings = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, phase in recipe.phases.items():
+            one = _phase(
+                name, phase, recipe, loaded, encoder, Path(scratch), weight_bytes, trainable
+            )
+            phases.append(one)
+            if one.exposures < 1:
+                warnings.append(f"{name}: {1 - one.exposures:.0%} of the rows are never seen")
+            if one.exposures > 10:
+                warnings.append(
+                    f"{name}: each row is seen {one.exposures:.0f} times; expect it to be memorised"
+                )
+            if one.dropped:
+                warnings.append(f"{name}: {one.dropped} rows are dropped, longer than max_length")
+    peak = max(one.peak_memory_gb for one in phases)
+    machine = platform.memory_bytes() / 1e9
+    if peak > 0.75 * machine:
+        warnings.append("memory: set grad_checkpoint, or lower batch_size and raise accumulate")
+    return Plan(
+        recipe.name, recipe.model, total, trainable, tuple(phases), peak, machine, tuple(warnings)
+    )
+
+
+def _phase(
+    name: str, phase: AnyPhase, recipe: Recipe, loaded: LoadedModel, encoder: Encoder, scratch: Path,
+    weight_bytes: int, trainable: int,
+) -> PhasePlan:  # fmt: skip
+    source, valid = materialise(phase, scratch, recipe.seed)
+    fitted = tokenise(phase, source, encoder, recipe.max_length)
+    valid_rows = len(tokenise(phase, valid, encoder, recipe.max_length).rows) if valid else 0
+    lengths = [row_length(row) for row in fitted.rows]
+    steps = total_steps(phase, len(lengths))
+    numbers = range(1, steps + 1)
+    sides = 2 if isinstance(phase, DpoPhase) else 1
+    memory = (
+        weight_bytes
+        + 4 * 4 * trainable  # weight, gradient, two moments
+        + _activation_bytes(loaded, recipe.adapter.layers, sides * phase.batch_size * max(lengths),
+                            checkpointed=phase.grad_checkpoint)
+    )  # fmt: skip
+    return PhasePlan(
+        name, phase.objective, len(lengths), valid_rows, len(fitted.dropped),
+        int(np.median(lengths)), max(lengths), steps,
+        steps * phase.batch_size * phase.accumulate / len(lengths),
+        sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1 if valid_rows else 0,
+        sum(due(phase.save_every_steps, n, steps) for n in numbers),
+        memory / 1e9,
+    )  # fmt: skip
+
+
+def _activation_bytes(
+    loaded: LoadedModel, layers: int | None, tokens: int, *, checkpointed: bool
+) -> int:
+    """What a forward and backward pass over `tokens` keeps: logits, and each adapted block's values.
+
+    A block keeps about ten vectors of the hidden size and four of the feed-forward size a token
+    (inputs of each product and non-linearity); checkpointed, only its input. The logits are held
+    about four times over (themselves, the two levels of the log-sum-exp, their gradient).
+    """
+    config: dict[str, Any] = loaded.config
+    hidden = int(config.get("hidden_size", 0))
+    wide = int(config.get("intermediate_size", 4 * hidden))
+    vocabulary = int(config.get("vocab_size", 0))
+    blocks = len(loaded.model.layers)
+    adapted = min(layers or blocks, blocks)
+    kept = hidden if checkpointed else 10 * hidden + 4 * wide
+    width = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
+    return tokens * (adapted * kept * width + 4 * vocabulary * 4)
+
+
+def format_plan(plan: Plan) -> str:
+    """A plan as text."""
+    share = plan.trainable / plan.parameters
+    lines = [
+        f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
+        f"{plan.trainable:,} trained ({share:.2%})",
+        "",
+        f"{'phase':<12}{'objective':<11}{'rows':>6}{'valid':>7}{'tokens':>8}{'longest':>9}{'steps':>7}"
+        f"{'seen':>8}{'evals':>7}{'saves':>7}{'memory':>10}",
+    ]
+    for one in plan.phases:
+        lines.append(
+            f"{one.name:<12}{one.objective:<11}{one.rows:>6}{one.valid_rows:>7}{one.median_tokens:>8}"
+            f"{one.longest_tokens:>9}{one.steps:>7}{one.exposures:>7.2f}x{one.evaluations:>7}"
+            f"{one.saves:>7}{one.peak_memory_gb:>7.2f} GB"
+        )
+    lines += ["", f"memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f} GB"]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])

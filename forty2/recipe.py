@@ -1,0 +1,432 @@
+"""A recipe: one YAML file that says everything about a run, read into frozen dataclasses.
+
+    version: 1
+    name: my-run
+    model: smollm2
+    adapter: {rank: 8, scale: 10.0, layers: 8}
+    phases:
+      sft: {objective: sft, data: "builtin:spark-sft", steps: 50, lr: 5e-6}
+      dpo: {objective: dpo, data: pairs.jsonl, steps: 200, lr: 1e-6, beta: 0.1, loss: sigmoid}
+
+Every problem of a recipe is reported at once, with its line, before anything is loaded. A key that
+is not a field is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from forty2.errors import RecipeError
+
+BUILTIN = "builtin:"
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_MAX_BYTES = 1_000_000
+
+Positive = Annotated[int, Field(gt=0)]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Adapter:
+    """Shape of the LoRA adapter, shared by all phases."""
+
+    rank: Positive = 8
+    scale: Annotated[float, Field(gt=0)] = 10.0
+    """Multiplies the update itself; other packages write alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layers: Positive | None = None
+    """How many blocks, from the last; absent: all."""
+    keys: list[str] | None = None
+    """Linear layers in a block, e.g. [self_attn.q_proj]; absent: all."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Best:
+    """Keep the adapter of the evaluation at which a validation metric was best."""
+
+    metric: Literal["loss", "accuracy", "margin"]
+    direction: Literal["min", "max"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Phase:
+    """What every phase has, whatever its objective."""
+
+    data: str
+    """A .jsonl file, a folder with train.jsonl (and valid.jsonl), or builtin:NAME."""
+    valid: str | None = None
+    """Validation rows; absent: the data folder's valid.jsonl, if it has one."""
+    steps: Positive | None = None
+    """Optimizer steps. Give steps or epochs."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Positive = 4
+    """Rows (for preferences: pairs) in one forward pass."""
+    accumulate: Positive = 1
+    """Forward passes to one optimizer step; equals one batch of all their rows."""
+    lr: Annotated[float, Field(gt=0, lt=1)]
+    optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after warm-up: not at all, or to zero at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global norm; null: never."""
+    grad_checkpoint: bool = False
+    eval_every_steps: Positive | None = None
+    """Validate every so many steps, and always at the first and last; absent: a fifth."""
+    save_every_steps: Positive | None = None
+    """Checkpoint every so many steps, and always at the last; absent: a fifth."""
+    best: Best | None = None
+    """Carry forward the best adapter rather than the last."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Phase:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        if (self.steps is None) == (self.epochs is None):
+            yield "steps: give steps or epochs, one of the two"
+        if self.steps is not None:
+            for key in ("eval_every_steps", "save_every_steps", "warmup_steps"):
+                every = getattr(self, key)
+                if every is not None and every > self.steps:
+                    yield f"{key}: {every} is beyond the last step ({self.steps}): never reached"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SftPhase(Phase):
+    """Imitate conversations: cross-entropy on assistant turns."""
+
+    objective: Literal["sft"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DpoPhase(Phase):
+    """Prefer one response to another, anchored to the policy as the phase begins."""
+
+    objective: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)]
+    """Inverse temperature of the implicit reward (for ipo: the paper's τ). No default."""
+    loss: Literal["sigmoid", "hinge", "ipo", "dpop"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs thought to be the wrong way round (sigmoid only): cDPO."""
+    dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.label_smoothing and self.loss != "sigmoid":
+            yield f"label_smoothing: only the sigmoid loss has it, not {self.loss}"
+
+
+AnyPhase = Annotated[SftPhase | DpoPhase, Field(discriminator="objective")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Benchmark:
+    """What to measure on the base, after each phase and on the fused model."""
+
+    questions: str | None = None
+    """TruthfulQA questions: mc_task.json or CSV; `probe`: our own; absent: the hub's, else ours."""
+    n: Positive | None = None
+    """Questions to sample, stratified by category; absent: all."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Fuse:
+    """Merge the last phase's adapter into the base when training is done."""
+
+    out: str | None = None
+    """Folder; absent: fused_models/NAME."""
+    quantize: Literal[4, 8] | None = None
+    """Also write a quantised copy with so many bits, as a last, separate step."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Recipe:
+    """A whole run."""
+
+    version: Literal[1]
+    name: Slug
+    model: str
+    """Model folder, hub name, or `smollm2` for the starter model."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    max_length: Positive = 1024
+    """Tokens of a row, prompt and response together."""
+    adapter: Adapter = Field(default_factory=Adapter)
+    phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
+    fuse: Fuse | None = None
+    benchmark: Benchmark | None = Field(default_factory=Benchmark)
+    """null: measure nothing."""
+
+
+_RECIPE = TypeAdapter(Recipe)
+_FIELDS = sorted(
+    {
+        field.name
+        for kind in (Recipe, Adapter, SftPhase, DpoPhase, Fuse, Benchmark, Best)
+        for field in dataclasses.fields(kind)
+    }
+)
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("forty2") / "recipes"
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a packaged recipe, or of a file."""
+    return _read(name)[0]
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a packaged recipe's name, or a YAML file.
+        overrides: "dotted.key=value" each, as `--set` takes them; values are YAML.
+
+    Raises:
+        RecipeError: listing every problem found, one a line, with its place.
+    """
+    text, place = _read(str(source))
+    tree, lines = _parse(text, place)
+    problems = [problem for override in overrides if (problem := _override(tree, lines, override))]
+    recipe: Recipe | None = None
+    try:
+        # As JSON, in which strict typing still takes a mapping for a dataclass.
+        recipe = _RECIPE.validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        problems += [line for item in error.errors() for line in _explain(item, tree, lines, place)]
+    problems += _missing_files(tree, lines, place)
+    if problems or recipe is None:
+        raise RecipeError("\n".join(sorted(problems, key=_line_of)))
+    return recipe
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every default spelled out; `load_recipe` reads it back."""
+    return yaml.safe_dump(
+        _RECIPE.dump_python(recipe, exclude_none=True), sort_keys=False, allow_unicode=True
+    )
+
+
+def _read(source: str) -> tuple[str, str]:
+    if source in packaged_recipes():
+        return (resources.files("forty2") / "recipes" / f"{source}.yaml").read_text("utf-8"), source
+    path = Path(source)
+    if not path.is_file():
+        names = packaged_recipes()
+        close = difflib.get_close_matches(source, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
+        raise RecipeError(f"{source}: no such recipe, neither file nor packaged; {hint}")
+    try:
+        data = path.read_bytes()
+        if len(data) > _MAX_BYTES:
+            raise RecipeError(f"{path}: {len(data):,} bytes is no recipe (limit {_MAX_BYTES:,})")
+        return data.decode("utf-8"), str(path)
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+# --- YAML with line numbers -----------------------------------------------------------------------
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 5e-6 is a number: YAML 1.1 wants a dot that nobody writes."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(text: str, place: str) -> tuple[dict[str, Any], dict[Key, int]]:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{place}: a recipe is a mapping of keys to values")
+        lines: dict[Key, int] = {}
+        problems: list[str] = []
+        tree = _build(loader, node, (), lines, problems, place, set())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{place}:{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{place}: nested too deeply") from error
+    finally:
+        loader.dispose()
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return tree, lines
+
+
+def _build(
+    loader: _Loader,
+    node: yaml.Node,
+    at: Key,
+    lines: dict[Key, int],
+    problems: list[str],
+    place: str,
+    seen: set[int],
+) -> Any:
+    line = node.start_mark.line + 1
+    lines.setdefault(at, line)
+    if id(node) in seen and not isinstance(node, yaml.ScalarNode):
+        problems.append(f"{place}:{line}: aliases (*name) are not taken in a recipe; write it out")
+        return None
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            where = f"{place}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                problems.append(f"{where}: key {key!r} must be text")
+                continue
+            if key in mapping:
+                problems.append(f"{where}: {_dotted((*at, key))} is given twice")
+            lines[(*at, key)] = key_node.start_mark.line + 1
+            mapping[key] = _build(loader, value_node, (*at, key), lines, problems, place, seen)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _build(loader, item, (*at, i), lines, problems, place, seen)
+            for i, item in enumerate(node.value)
+        ]
+    return loader.construct_object(node)
+
+
+def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str | None:
+    """Apply one `a.b=value` in place; return the problem if it cannot be."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        return f"--set {override}: write it as key.subkey=value"
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return f"--set {override}: the value is not valid YAML"
+    where = tree
+    for key in keys[:-1]:
+        if where.get(key) is None:
+            where[key] = {}
+        where = where[key]
+        if not isinstance(where, dict):
+            return f"--set {override}: {key} is a value, it has no keys below it"
+    where[keys[-1]] = value
+    lines[tuple(keys)] = 0  # 0: the command line
+    return None
+
+
+_SYNONYMS = {"learning_rate": "lr", "iters": "steps", "max_iters": "steps", "num_layers": "layers"}
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str) -> Iterator[str]:
+    """Readable lines for one of pydantic's errors."""
+    at = _locate(item["loc"], tree)
+    kind, message = item["type"], item["msg"]
+    if kind == "unexpected_keyword_argument":
+        key = str(at[-1])
+        close = (
+            [_SYNONYMS.get(key)] if key in _SYNONYMS else difflib.get_close_matches(key, _FIELDS, 1)
+        )
+        message = f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
+    elif kind == "union_tag_invalid":
+        at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of sft, dpo"
+    elif kind == "union_tag_not_found":
+        at, message = (*at, "objective"), "missing: say sft or dpo"
+    elif kind in ("missing", "missing_argument"):
+        message = "missing"
+    elif kind == "value_error":
+        for line in str(item["ctx"]["error"]).splitlines():
+            key, _, reason = line.partition(": ")
+            yield _problem((*at, key), reason, lines, place)
+        return
+    elif not isinstance(item["input"], dict | list):
+        message = f"{message[0].lower()}{message[1:].replace('Input', 'it')}, not {item['input']!r}"
+        message = message.replace("input should", "should")
+    yield _problem(at, message, lines, place)
+
+
+def _locate(loc: Sequence[str | int], tree: Any) -> Key:
+    """pydantic's location without the tags that it adds for unions."""
+    at: list[str | int] = []
+    here = tree
+    for i, key in enumerate(loc):
+        if (isinstance(here, dict) and key in here) or (
+            isinstance(here, list) and isinstance(key, int) and key < len(here)
+        ):
+            here = here[key]
+        elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo"):
+            continue
+        at.append(key)
+    return tuple(at)
+
+
+def _problem(at: Key, message: str, lines: dict[Key, int], place: str) -> str:
+    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), 1)
+    where = f"{place}:{line}" if line else "--set"
+    return f"{where}: {_dotted(at) or 'recipe'}: {message}"
+
+
+def _line_of(problem: str) -> int:
+    found = re.match(r"[^:]*:(\d+): ", problem)
+    return int(found[1]) if found else 0
+
+
+def _dotted(at: Key) -> str:
+    return ".".join(map(str, at))
+
+
+def _missing_files(tree: dict[str, Any], lines: dict[Key, int], place: str) -> Iterator[str]:
+    phases = tree.get("phases")
+    for name, phase in phases.items() if isinstance(phases, dict) else ():
+        for key in ("data", "valid"):
+            value = phase.get(key) if isinstance(phase, dict) else None
+            if isinstance(value, str) and not value.startswith(BUILTIN):
+                path = Path(value).expanduser()
+                if not path.exists():
+                    yield _problem(
+                        ("phases", name, key), f"{value}: no such file or folder", lines, place
+                    )
+                elif path.is_dir() and key == "data" and not (path / "train.jsonl").exists():
+                    yield _problem(
+                        ("phases", name, key), f"{value}: holds no train.jsonl", lines, place
+                    )
+    benchmark = tree.get("benchmark")
+    questions = benchmark.get("questions") if isinstance(benchmark, dict) else None
+    if isinstance(questions, str) and questions != "probe" and not Path(questions).is_file():
+        yield _problem(("benchmark", "questions"), f"{questions}: no such file", lines, place)

@@ -1,0 +1,217 @@
+"""A run's report, from what its directory holds: Markdown, and one self-contained HTML file.
+
+Whatever a model or a data row said is text here: the HTML is made by an escaping template.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from forty2.errors import RunError
+from forty2.report.charts import Point, change_bars, interval_chart, line_chart
+from forty2.rundir import read_json, write_text
+
+SERIES = (
+    ("Loss", ("loss", "valid_loss")),
+    ("Margin (β h)", ("margin", "valid_margin")),
+    ("Rewards", ("chosen_rewards", "rejected_rewards")),
+    ("Pair accuracy", ("accuracy", "valid_accuracy")),
+    ("KL to the phase's start, a token", ("kl", "valid_kl")),
+    ("Gradient norm", ("grad_norm",)),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.md and RUN/report.html.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        RunError: this is no run directory.
+    """
+    facts = _gather(run)
+    write_text(run / "report.md", _markdown(facts))
+    html = run / "report.html"
+    write_text(html, _html(facts))
+    return html
+
+
+def _gather(run: Path) -> dict[str, Any]:
+    if not (run / "run.json").exists():
+        raise RunError(f"{run}: no run here (run.json is missing)")
+    metrics: list[dict[str, Any]] = []
+    if (run / "metrics.jsonl").exists():
+        lines = (run / "metrics.jsonl").read_text("utf-8").split("\n")[:-1]
+        metrics = [json.loads(line) for line in lines]
+    phases = [read_json(path) for path in sorted(run.glob("phase*/phase.json"))]
+    summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+    return {
+        "run": read_json(run / "run.json"),
+        "recipe": (run / "recipe.yaml").read_text("utf-8"),
+        "phases": phases,
+        "summary": summary,
+        "stages": summary.get("stages", []),
+        "comparisons": summary.get("comparisons", []),
+        "fused": read_json(run / "fused.json") if (run / "fused.json").exists() else None,
+        "metrics": metrics,
+        "leaks": _leaks(run, summary),
+    }
+
+
+def _leaks(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the base and the last stage answered to the held-out factual prompts."""
+    names = [stage["stage"] for stage in summary.get("stages", [])]
+    if len(names) < 2:
+        return []
+    first, last = (
+        {
+            item["id"]: item
+            for item in read_json(run / "benchmarks" / f"{name}.json")["behaviour"]["items"]
+        }
+        for name in (names[0], names[-1])
+    )
+    return [
+        {"id": key, "before": item["answer"], "after": last[key]["answer"],
+         "before_leak": item["leak"], "after_leak": last[key]["leak"]}
+        for key, item in first.items()
+        if "answer" in item and key in last
+    ]  # fmt: skip
+
+
+def _markdown(facts: Mapping[str, Any]) -> str:
+    run = facts["run"]
+    lines = [f"# {run['name']}", "", f"Model `{run['model']}`, started {run['started']}.", ""]
+    if facts["summary"].get("verdict"):
+        lines += [f"**{facts['summary']['verdict']}** ({facts['summary']['questions']})", ""]
+    if facts["stages"]:
+        lines += [_md_row(_STAGE_HEAD), _md_row(["---"] * len(_STAGE_HEAD))]
+        lines += [_md_row(_stage_row(stage)) for stage in facts["stages"]]
+        lines += ["", _STAGE_NOTE, ""]
+    for comparison in facts["comparisons"]:
+        lines += [
+            f"- base against {comparison['stage']}: {'; '.join(_comparison_lines(comparison))}"
+        ]
+    lines += ["", "## Phases", ""]
+    for phase in facts["phases"]:
+        lines.append(f"- {_phase_line(phase)}")
+    if facts["fused"]:
+        lines += ["", "## Fused", "", *(f"- {line}" for line in _fused_lines(facts["fused"]))]
+    versions = ", ".join(f"{key} {value}" for key, value in run["versions"].items())
+    lines += [
+        "",
+        "## What it takes to believe it",
+        "",
+        f"- {versions}",
+        f"- model weights sha256 `{run['model_sha256']}`",
+    ]
+    if facts["summary"].get("questions_sha256"):
+        lines.append(f"- questions sha256 `{facts['summary']['questions_sha256']}`")
+    return "\n".join([*lines, "", "```yaml", facts["recipe"].rstrip(), "```", ""])
+
+
+_STAGE_HEAD = ["stage", "MC1", "MC2", "leaks", "prefers", "margin", "perplexity"]
+_STAGE_NOTE = (
+    "Leaks: share of plain factual prompts answered with needless hedging. Prefers: share of held-out "
+    "prompts whose good answer is likelier than the bad one; margin: by how much, in nats a token."
+)
+
+
+def _stage_row(stage: Mapping[str, Any]) -> list[str]:
+    return [
+        stage["stage"], f"{stage['mc1']:.3f}", f"{stage['mc2']:.3f}", f"{stage['leak_rate']:.1%}",
+        f"{stage['preference']:.1%}", f"{stage['margin']:+.3f}", f"{stage['perplexity']:.2f}",
+    ]  # fmt: skip
+
+
+def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name.upper()} {one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}), {one['verdict']}"
+        for name, one in comparison["metrics"].items()
+    ]
+
+
+def _phase_line(phase: Mapping[str, Any]) -> str:
+    text = (
+        f"{phase['name']} ({phase['objective']}): {phase['steps']} steps over {phase['rows']} rows, each "
+        f"seen {phase['exposures']:.2f} times; adapter of step {phase['kept_step']}"
+    )
+    if phase["dropped"]:
+        text += f"; dropped as too long: {', '.join(phase['dropped'])}"
+    if phase["shortened"]:
+        text += f"; prompts shortened: {len(phase['shortened'])}"
+    return text
+
+
+def _fused_lines(fused: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{fused['path']}: KL {fused['parity_kl']:.1e} a token from base + adapter, which is "
+        f"{fused['adapter_kl']:.1e} from base",
+    ]
+    if fused["quantised"]:
+        quantised = fused["quantised"]
+        lines.append(
+            f"{quantised['path']} ({quantised['bits']} bits): cosine {quantised['cosine']:.3f} of the "
+            f"intended change kept, KL {quantised['kl']:.1e} a token from the fused model"
+        )
+    return lines + [f"warning: {warning}" for warning in fused["warnings"]]
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _charts(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """SVG by section."""
+    charts: dict[str, list[str]] = {"TruthfulQA": []}
+    for name in ("mc1", "mc2"):
+        points = [
+            Point(
+                s["stage"],
+                s[name],
+                s[name] - 1.96 * s["stderr"][name],
+                s[name] + 1.96 * s["stderr"][name],
+            )
+            for s in facts["stages"]
+        ]
+        charts["TruthfulQA"].append(interval_chart(f"{name.upper()} with 95% interval", points))
+        changes = [
+            Point(c["stage"], c["metrics"][name]["difference"], c["metrics"][name]["low"], c["metrics"][name]["high"])
+            for c in facts["comparisons"]
+        ]  # fmt: skip
+        charts["TruthfulQA"].append(
+            interval_chart(f"{name.upper()}: paired change from base", changes, zero=True)
+        )
+    if facts["comparisons"]:
+        by_category = sorted(facts["comparisons"][-1]["categories"].items(), key=lambda kv: -kv[1])
+        charts["TruthfulQA"].append(change_bars("MC2 change by category", by_category))
+    for phase in dict.fromkeys(record["phase"] for record in facts["metrics"]):
+        records = [record for record in facts["metrics"] if record["phase"] == phase]
+        charts[f"Phase {phase}"] = [
+            line_chart(
+                title,
+                {key: [(r["step"], float(r[key])) for r in records if key in r] for key in keys},
+            )
+            for title, keys in SERIES
+        ]
+    return {section: [svg for svg in svgs if svg] for section, svgs in charts.items() if any(svgs)}
+
+
+def _html(facts: Mapping[str, Any]) -> str:
+    source = (resources.files(__package__) / "report.html.jinja").read_text("utf-8")
+    template = Environment(autoescape=True).from_string(source)
+    return template.render(
+        run=facts["run"], recipe=facts["recipe"], summary=facts["summary"],
+        head=_STAGE_HEAD, rows=[_stage_row(stage) for stage in facts["stages"]], note=_STAGE_NOTE,
+        comparisons=[(c["stage"], _comparison_lines(c)) for c in facts["comparisons"]],
+        phases=[_phase_line(phase) for phase in facts["phases"]],
+        fused=_fused_lines(facts["fused"]) if facts["fused"] else [],
+        charts=_charts(facts), leaks=facts["leaks"], finite=math.isfinite,
+    )  # fmt: skip

@@ -1,0 +1,253 @@
+"""From records to token ids and a mask of what is supervised, through the chat template.
+
+What is supervised is decided here, once, as data: every assistant turn's content and the token
+that ends the turn. Never a prompt token, never padding.
+
+The prompt is tokenised as generation will see it. Where tokenising prompt and response together
+would merge a token across their border (a response that begins with whitespace), the response is
+tokenised on its own: its ids then still spell exactly the response.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from forty2.data.records import Chat, Message, Pair, Rated
+from forty2.errors import DataError, ModelError
+
+_HELD = "\ue0f0{}\ue0f1"
+_HELD_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+class Row(NamedTuple):
+    """A tokenised conversation."""
+
+    ids: list[int]
+    mask: list[bool]
+    """True where the token is supervised; as long as `ids`."""
+    origin: str
+
+
+class PairRow(NamedTuple):
+    """A tokenised preference pair: every id of both responses is supervised."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    origin: str
+
+
+class Fitted(NamedTuple):
+    """Rows that fit the length, and what became of the others."""
+
+    rows: list[Any]
+    shortened: list[str]
+    """Origins of rows whose prompt lost its left end."""
+    dropped: list[str]
+    """Origins of rows whose response would not fit whole."""
+
+
+class Encoder:
+    """Turns records into ids with one tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.has_chat_template:
+            raise ModelError(
+                "the tokenizer has no chat template: use an instruct model, or put a "
+                "chat_template into its tokenizer_config.json"
+            )
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self._specials = {str(token.content): i for i, token in added.items() if token.special}
+        for i in tokenizer.eos_token_ids:
+            self._specials.setdefault(str(tokenizer.convert_ids_to_tokens(i)), i)
+        self._special_ids = set(self._specials.values())
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that a model is given to answer `messages`."""
+        held, literals = self._hold(messages)
+        return self._encode(self._render(held, True, ""), literals)
+
+    def chat(self, record: Chat) -> Row:
+        """Ids and mask of a conversation, up to its last assistant turn."""
+        return Row(*self._turns(record.messages, record.origin), record.origin)
+
+    def pair(self, record: Pair) -> PairRow:
+        """Ids of a prompt and of both responses, each with its end-of-turn token."""
+        (prompt, chosen), (prompt_again, rejected) = (
+            self.response(record.prompt, text, record.origin)
+            for text in (record.chosen, record.rejected)
+        )
+        if prompt != prompt_again:
+            raise DataError(
+                f"{record.origin}: the chat template changes the prompt with the response"
+            )
+        return PairRow(prompt, chosen, rejected, record.origin)
+
+    def rated(self, record: Rated) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and its response."""
+        return self.response(record.prompt, record.response, record.origin)
+
+    def response(
+        self, prompt: Sequence[Message], text: str, origin: str = ""
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of one response to it, with its end-of-turn token."""
+        messages = (*prompt, {"role": "assistant", "content": text})
+        ids, mask = self._turns(messages, origin, first=len(prompt))
+        start = mask.index(True)
+        return ids[:start], [i for i, on in zip(ids[start:], mask[start:], strict=True) if on]
+
+    # --- how ---
+
+    def _turns(
+        self, messages: Sequence[Message], origin: str, first: int = 0
+    ) -> tuple[list[int], list[bool]]:
+        """Ids and mask of `messages`, supervising the assistant turns from index `first` on."""
+        held, literals = self._hold(messages)
+        turns = [i for i, m in enumerate(held) if m["role"] == "assistant" and i >= first]
+        text = self._render(held[: turns[0]], True, origin)
+        ids = self._encode(text, literals)
+        mask = [False] * len(ids)
+        for n, turn in enumerate(turns):
+            last = n == len(turns) - 1
+            end = turn + 1 if last else turns[n + 1]
+            longer = self._render(held[:end], not last, origin)
+            if not longer.startswith(text) or longer == text:
+                raise DataError(
+                    f"{origin}: messages[{turn}]: the chat template rewrites what came before this "
+                    "turn, so what it supervises cannot be told; use a template that only appends"
+                )
+            tail = self._continue(ids, text, longer, literals)
+            content = str(held[turn].get("content") or "")
+            stop = self._end_of_turn(
+                tail, longer[len(text) :], content, f"{origin}: messages[{turn}]"
+            )
+            if stop is None and not last:
+                raise DataError(
+                    f"{origin}: the chat template does not mark where messages[{turn}] ends"
+                )
+            if stop is None:
+                tail, stop = [*tail, self._tokenizer.eos_token_id], len(tail)
+            if last:
+                tail = tail[
+                    : stop + 1
+                ]  # what a template writes after the last turn teaches nothing
+            ids += tail
+            mask += [i <= stop for i in range(len(tail))]
+            text = longer
+        return ids, mask
+
+    def _end_of_turn(self, tail: list[int], text: str, content: str, where: str) -> int | None:
+        """Index in `tail` of the token that ends the turn: the first special after the content."""
+        found = content.strip()
+        start = text.find(found)
+        if start < 0:
+            raise DataError(
+                f"{where}: the chat template alters the content, so it cannot be trained on as is"
+            )
+        before = len(self._special_pattern.findall(text[:start]))
+        specials = [i for i, token in enumerate(tail) if token in self._special_ids]
+        return specials[before] if len(specials) > before else None
+
+    def _continue(
+        self, ids: list[int], text: str, longer: str, literals: Sequence[str]
+    ) -> list[int]:
+        """The ids that follow `ids` when `text` grows to `longer`."""
+        together = self._encode(longer, literals)
+        if together[: len(ids)] == ids:
+            return together[len(ids) :]
+        return self._encode(longer[len(text) :], literals)
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool, origin: str) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(m) for m in messages],
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                )
+            )
+        except Exception as error:  # a template raises what it likes
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise DataError(
+                f"{origin}: the chat template refuses these messages: {reason}"
+            ) from error
+
+    def _encode(self, text: str, literals: Sequence[str]) -> list[int]:
+        if not literals:
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        ids: list[int] = []
+        position = 0
+        for match in [*self._special_pattern.finditer(text), None]:
+            between = text[position : match.start() if match else len(text)]
+            plain = _HELD_PATTERN.sub(lambda m: literals[int(m[1])], between)
+            ids += self._tokenizer.encode(
+                plain, add_special_tokens=False, split_special_tokens=True
+            )
+            if match:
+                ids.append(self._specials[match[0]])
+                position = match.end()
+        return ids
+
+    def _hold(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+        """Replace text in contents that spells a special token, so that it stays text.
+
+        Tokenised as it stands it would become the control token itself, and end the turn.
+        """
+        literals: list[str] = []
+
+        def hold(match: re.Match[str]) -> str:
+            literals.append(match[0])
+            return _HELD.format(len(literals) - 1)
+
+        held = [
+            {**m, "content": self._special_pattern.sub(hold, m["content"])}
+            if isinstance(m.get("content"), str)
+            else m
+            for m in messages
+        ]
+        return held, literals
+
+
+T = TypeVar("T", Row, PairRow)
+
+
+def fit(rows: Iterable[T], max_length: int) -> Fitted:
+    """Shorten prompts from the left until a row fits; drop rows whose response alone does not."""
+    kept: list[T] = []
+    shortened: list[str] = []
+    dropped: list[str] = []
+    cut: Callable[[Any, int], Any]
+    for row in rows:
+        cut = _cut_row if isinstance(row, Row) else _cut_pair
+        fitted = cut(row, max_length)
+        if fitted is None:
+            dropped.append(row.origin)
+        else:
+            kept.append(fitted)
+            if fitted is not row:
+                shortened.append(row.origin)
+    return Fitted(kept, shortened, dropped)
+
+
+def _cut_row(row: Row, max_length: int) -> Row | None:
+    excess = len(row.ids) - max_length
+    if excess <= 0:
+        return row
+    # One prompt token stays, for something must predict the first supervised one.
+    if excess >= row.mask.index(True):
+        return None
+    return row._replace(ids=row.ids[excess:], mask=row.mask[excess:])
+
+
+def _cut_pair(row: PairRow, max_length: int) -> PairRow | None:
+    excess = len(row.prompt) + max(len(row.chosen), len(row.rejected)) - max_length
+    if excess <= 0:
+        return row
+    return None if excess >= len(row.prompt) else row._replace(prompt=row.prompt[excess:])

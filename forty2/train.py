@@ -1,0 +1,311 @@
+"""The training step, and the one loop around it. Takes any objective and names none.
+
+Everything that a step depends on is either in a checkpoint (adapter, optimizer) or a pure function
+of the step's number (batch, learning rate, random key), so a run can go on from any checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from forty2.batches import Batch, Order
+from forty2.errors import RunError, TrainingError
+from forty2.model.adapter import AdapterSpec, restore, save_adapter
+from forty2.model.checkpointing import checkpoint_gradients
+from forty2.objectives import Objective
+from forty2.progress import Progress, silent
+from forty2.recipe import Phase
+from forty2.rundir import read_json, staged, write_json
+
+OPTIMIZER = "optimizer.safetensors"
+
+
+class Trained(NamedTuple):
+    """What a phase ended with."""
+
+    steps: int
+    metrics: dict[str, float]
+    """Of the last step."""
+    valid: dict[str, float]
+    """Of the evaluation whose adapter was kept; empty without validation rows."""
+    kept_step: int
+    """The step whose adapter the model now holds: the last, or the best one."""
+
+
+def make_optimizer(phase: Phase) -> optim.Optimizer:
+    """The phase's optimizer; its learning rate is set anew before every step."""
+    if phase.optimizer == "adamw":
+        return optim.AdamW(phase.lr, weight_decay=phase.weight_decay, bias_correction=True)
+    if phase.optimizer == "adam":
+        return optim.Adam(phase.lr, bias_correction=True)
+    if phase.optimizer == "lion":
+        return optim.Lion(phase.lr, weight_decay=phase.weight_decay)
+    if phase.optimizer == "sgd":
+        return optim.SGD(phase.lr, weight_decay=phase.weight_decay)
+    return optim.Adafactor(
+        phase.lr, relative_step=False, scale_parameter=False, weight_decay=phase.weight_decay
+    )
+
+
+def learning_rate(phase: Phase, step: int, steps: int) -> float:
+    """The rate of step 1, 2, ... `steps`: a straight rise over the warm-up, then the schedule."""
+    if step <= phase.warmup_steps:
+        return phase.lr * step / phase.warmup_steps
+    if phase.schedule == "constant":
+        return phase.lr
+    share = (step - phase.warmup_steps - 1) / max(1, steps - phase.warmup_steps)
+    if phase.schedule == "linear":
+        return phase.lr * (1 - share)
+    return phase.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def total_steps(phase: Phase, rows: int) -> int:
+    """Optimizer steps of a phase over so many rows."""
+    if phase.steps is not None:
+        return phase.steps
+    assert phase.epochs is not None
+    return max(1, round(phase.epochs * rows / (phase.batch_size * phase.accumulate)))
+
+
+def due(every: int | None, step: int, steps: int) -> bool:
+    """Whether something done `every` so many steps (a fifth when absent) is due after `step`."""
+    return step == steps or step % (every or max(1, steps // 5)) == 0
+
+
+class Stepper:
+    """One optimizer step: gradients of one or more batches, summed, scaled, clipped, applied."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, objective: Objective, phase: Phase
+    ) -> None:
+        loss_and_gradients = nn.value_and_grad(
+            model, lambda model, arrays: tuple(objective.loss(model, arrays))
+        )
+        state = [model.state, optimizer.state, mx.random.state]
+
+        # On the CPU compiling saves nothing (products rule) and needs a C++ compiler at run time.
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            if mx.default_device() == mx.Device(mx.cpu):
+                return function
+            return functools.partial(mx.compile, inputs=state, outputs=state)(function)
+
+        @compiled
+        def add_gradients(arrays: list[mx.array], sums: Any) -> tuple[mx.array, Any, Any]:
+            (total, metrics), gradients = loss_and_gradients(model, arrays)
+            if sums is not None:
+                gradients = tree_map(mx.add, sums, gradients)
+            return total, metrics, gradients
+
+        @compiled
+        def update(sums: Any, weight: mx.array) -> mx.array:
+            gradients = tree_map(lambda g: g / weight, sums)
+            norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradients)))
+            if phase.clip_norm is not None:
+                factor = mx.minimum(1.0, phase.clip_norm / (norm + 1e-6))
+                gradients = tree_map(lambda g: g * factor, gradients)
+            optimizer.update(model, gradients)
+            return norm
+
+        self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._add_gradients, self._update = add_gradients, update
+
+    def step(self, batches: list[Batch], rate: float) -> tuple[dict[str, float], float]:
+        """Take one step. Returns the metrics, averaged over all batches, and the gradient norm."""
+        self._optimizer.learning_rate = mx.array(rate)
+        weight = sum(batch.weight for batch in batches)
+        sums, parts = None, []
+        for batch in batches:
+            _, metrics, sums = self._add_gradients(self._objective.arrays(batch), sums)
+            parts.append(metrics)
+            mx.async_eval(metrics, sums)
+        norm = self._update(sums, mx.array(float(weight)))
+        mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, parts)
+        means = {key: sum(float(part[key].item()) for part in parts) / weight for key in parts[0]}
+        return means, float(norm.item())
+
+
+def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[str, float]:
+    """Metrics over all rows of an objective, without dropout and without learning."""
+    model.eval()
+    order = sorted(range(len(objective.lengths)), key=objective.lengths.__getitem__)
+    sums: dict[str, float] = {}
+    weight = 0
+    for start in range(0, len(order), batch_size):
+        batch = objective.batch(order[start : start + batch_size])
+        metrics = objective.loss(model, objective.arrays(batch)).metrics
+        mx.eval(metrics)
+        for key, value in metrics.items():
+            sums[key] = sums.get(key, 0.0) + float(value.item())
+        weight += batch.weight
+    return {key: value / weight for key, value in sums.items()}
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    phase: Phase,
+    *,
+    name: str,
+    seed: int,
+    spec: AdapterSpec,
+    work: Path,
+    valid: Objective | None = None,
+    log: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    rewind: Callable[[int], None] = lambda step: None,
+    progress: Progress = silent,
+) -> Trained:
+    """Run a phase to its end, from its last checkpoint if `work` holds one.
+
+    Args:
+        model: with adapter layers attached; what is trainable is trained, in place.
+        name: of the phase, for records and progress.
+        seed: of batches and dropout.
+        work: folder for checkpoints; the caller deletes it when the phase is safely stored.
+        valid: what to evaluate, with its own rows.
+        log: takes one record per step and per evaluation.
+        rewind: told the step that a resumed phase goes on from, so that records beyond can go.
+
+    Raises:
+        TrainingError: the loss or gradient is not finite. The last checkpoint stays.
+    """
+    rows = len(objective.lengths)
+    steps = total_steps(phase, rows)
+    order = Order(objective.lengths, phase.batch_size, seed)
+    optimizer = make_optimizer(phase)
+    optimizer.init(model.trainable_parameters())
+    keeper = _Keeper(model, optimizer, spec, work)
+    step = keeper.resume()
+    rewind(step)
+    checkpoint_gradients(model, phase.grad_checkpoint)
+    stepper = Stepper(model, optimizer, objective, phase)
+    metrics: dict[str, float] = {}
+    last_valid: dict[str, float] = {}
+
+    def validate() -> None:
+        nonlocal last_valid
+        if valid is None:
+            return
+        last_valid = evaluate(model, valid, phase.batch_size)
+        log({"phase": name, "step": step, **{f"valid_{k}": v for k, v in last_valid.items()}})
+        if phase.best is not None:
+            keeper.offer(step, last_valid, phase.best.metric, phase.best.direction)
+
+    try:
+        if step == 0:
+            validate()
+        model.train()
+        while step < steps:
+            step += 1
+            mx.random.seed((seed << 20) + step)
+            batches = list(
+                _batches(objective, order, (step - 1) * phase.accumulate, phase.accumulate)
+            )
+            rate = learning_rate(phase, step, steps)
+            started = time.perf_counter()
+            metrics, norm = stepper.step(batches, rate)
+            seconds = time.perf_counter() - started
+            _check_finite(name, step, metrics["loss"], norm, batches, work)
+            speed = sum(batch.tokens for batch in batches) / seconds
+            log(
+                {
+                    "phase": name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
+                    "tokens_per_s": round(speed, 1),
+                    "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
+                }
+            )  # fmt: skip
+            if due(phase.eval_every_steps, step, steps):
+                validate()
+                model.train()
+            if due(phase.save_every_steps, step, steps):
+                keeper.save(step)
+            info = {"loss": f"{metrics['loss']:.4f}", "tokens/s": f"{speed:.0f}"}
+            progress(name, step, steps, info)
+    finally:
+        checkpoint_gradients(model, False)
+        model.eval()
+    kept = keeper.take_best() if phase.best is not None and valid is not None else None
+    if kept is not None:
+        return Trained(steps, metrics, kept[1], kept[0])
+    return Trained(steps, metrics, last_valid, steps)
+
+
+class _Keeper:
+    """Checkpoints of a phase: the newest, and the best by a validation metric."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, spec: AdapterSpec, work: Path
+    ) -> None:
+        self._model, self._optimizer, self._spec, self._work = model, optimizer, spec, work
+        self._best: dict[str, Any] | None = None
+
+    def save(self, step: int) -> None:
+        with staged(self._work / "last") as folder:
+            save_adapter(self._model, self._spec, folder)
+            state = dict(tree_flatten(self._optimizer.state))
+            mx.save_safetensors(str(folder / OPTIMIZER), state)
+            write_json(folder / "state.json", {"step": step, "best": self._best})
+
+    def resume(self) -> int:
+        """Restore the newest checkpoint. Returns its step, 0 if there is none."""
+        folder = self._work / "last"
+        if not (folder / "state.json").exists():
+            return 0
+        state = read_json(folder / "state.json")
+        restore(self._model, folder)
+        try:
+            saved = mx.load(str(folder / OPTIMIZER))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RunError(
+                f"{folder / OPTIMIZER}: damaged; delete {folder} to start the phase anew"
+            ) from error
+        self._optimizer.state = tree_unflatten(list(dict(saved).items()))
+        self._best = state["best"]
+        return int(state["step"])
+
+    def offer(self, step: int, valid: dict[str, float], metric: str, direction: str) -> None:
+        """Keep the adapter aside if its metric is the best so far."""
+        if metric not in valid:
+            raise TrainingError(
+                f"best.metric: this objective has no {metric}; it has {', '.join(valid)}"
+            )
+        sign = 1 if direction == "max" else -1
+        if self._best is None or sign * valid[metric] > sign * self._best["valid"][metric]:
+            self._best = {"step": step, "valid": valid}
+            with staged(self._work / "best") as folder:
+                save_adapter(self._model, self._spec, folder)
+
+    def take_best(self) -> tuple[int, dict[str, float]] | None:
+        """Put the best adapter back into the model."""
+        if self._best is None:
+            return None
+        restore(self._model, self._work / "best")
+        return int(self._best["step"]), self._best["valid"]
+
+
+def _batches(objective: Objective, order: Order, first: int, count: int) -> Iterator[Batch]:
+    for index in range(first, first + count):
+        yield objective.batch(order.batch(index))
+
+
+def _check_finite(
+    name: str, step: int, loss: float, norm: float, batches: list[Batch], work: Path
+) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    origins = [origin for batch in batches for origin in batch.origins]
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    kept = f"; the last good checkpoint is in {work}" if (work / "last").exists() else ""
+    raise TrainingError(
+        f"{name}, step {step}: the {what} is not finite on rows {', '.join(origins)}{kept}; "
+        "lower lr, or look at these rows"
+    )
