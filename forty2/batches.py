@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from forty2.tokens import PairRow, Row
 
-BUCKET = 16
+BUCKET = 8
 """Sequences are padded to a multiple of this: few shapes to compile, little padding."""
 POOL = 16
 """Batches formed together from rows of like length; larger pads less and shuffles less."""
@@ -35,18 +35,28 @@ class SftBatch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Preference pairs as 2B rows: the B chosen first, then the B rejected."""
+    """B preference pairs: each prompt once, then 2B responses, the chosen first.
 
-    ids: npt.NDArray[np.int32]
-    """(2B, T)"""
+    A response is predicted from the prompt's last token on, so that token opens its inputs:
+    prompt [a b c], response [x y]: prefix [a b], inputs [c x], targets [x y].
+    """
+
+    prefixes: npt.NDArray[np.int32]
+    """(B, P) prompts without their last token, padded on the right."""
+    prefix_lengths: npt.NDArray[np.int32]
+    """(B,)"""
+    inputs: npt.NDArray[np.int32]
+    """(2B, T) last prompt token and response without its last, padded on the right."""
+    targets: npt.NDArray[np.int32]
+    """(2B, T) the response: every token is supervised."""
     mask: npt.NDArray[np.bool_]
-    """(2B, T)"""
+    """(2B, T), false on padding."""
     rows: npt.NDArray[np.int64]
     """(B,) index of each pair in the data, to look up its reference log-probabilities."""
     weight: int
     """Pairs."""
     tokens: int
-    """Without padding."""
+    """Without padding, each prompt once."""
     origins: tuple[str, ...]
 
 
@@ -93,24 +103,32 @@ class Order:
 
 def sft_batch(rows: Sequence[Row]) -> SftBatch:
     """Pad conversations into one batch."""
-    ids, mask = _pad([(row.ids, row.mask) for row in rows])
+    # One more than a multiple: the model sees all tokens but the last.
+    width = _round_up(max(len(row.ids) for row in rows) - 1) + 1
+    ids = _pad([row.ids for row in rows], width)
+    mask = _pad([row.mask for row in rows], width).astype(np.bool_)
     origins = tuple(row.origin for row in rows)
     tokens = sum(len(row.ids) for row in rows)
     return SftBatch(ids, mask, int(mask[:, 1:].sum()), tokens, origins)
 
 
 def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
-    """Pad pairs into one batch of twice as many rows."""
-    sequences = [
-        (row.prompt + response, [False] * len(row.prompt) + [True] * len(response))
-        for side in ("chosen", "rejected")
-        for row in rows
-        for response in [getattr(row, side)]
-    ]
-    ids, mask = _pad(sequences)
-    origins = tuple(row.origin for row in rows)
-    tokens = sum(len(ids) for ids, _ in sequences)
-    return PairBatch(ids, mask, np.asarray(indices, np.int64), len(rows), tokens, origins)
+    """Pad pairs into one batch."""
+    prefixes = [row.prompt[:-1] for row in rows]
+    lasts = [row.prompt[-1] for row in rows] * 2
+    responses = [row.chosen for row in rows] + [row.rejected for row in rows]
+    width = _round_up(max(map(len, responses)))
+    return PairBatch(
+        prefixes=_pad(prefixes, _round_up(max(map(len, prefixes)))),
+        prefix_lengths=np.array([len(prefix) for prefix in prefixes], np.int32),
+        inputs=_pad([[last, *ids[:-1]] for last, ids in zip(lasts, responses, strict=True)], width),
+        targets=_pad(responses, width),
+        mask=_pad([[1] * len(ids) for ids in responses], width).astype(np.bool_),
+        rows=np.asarray(indices, np.int64),
+        weight=len(rows),
+        tokens=sum(map(len, prefixes)) + sum(map(len, responses)),
+        origins=tuple(row.origin for row in rows),
+    )
 
 
 def row_length(row: Row | PairRow) -> int:
@@ -120,14 +138,12 @@ def row_length(row: Row | PairRow) -> int:
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
-def _pad(
-    sequences: Sequence[tuple[Sequence[int], Sequence[bool]]],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    # One more than a multiple: the model sees all tokens but the last.
-    width = -(-(max(len(ids) for ids, _ in sequences) - 1) // BUCKET) * BUCKET + 1
-    ids = np.zeros((len(sequences), width), np.int32)
-    mask = np.zeros((len(sequences), width), np.bool_)
-    for i, (row_ids, row_mask) in enumerate(sequences):
-        ids[i, : len(row_ids)] = row_ids
-        mask[i, : len(row_mask)] = row_mask
-    return ids, mask
+def _round_up(length: int) -> int:
+    return max(1, -(-length // BUCKET)) * BUCKET
+
+
+def _pad(sequences: Sequence[Sequence[int]], width: int) -> npt.NDArray[np.int32]:
+    padded = np.zeros((len(sequences), width), np.int32)
+    for i, sequence in enumerate(sequences):
+        padded[i, : len(sequence)] = sequence
+    return padded

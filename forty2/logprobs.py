@@ -36,54 +36,109 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     return picked.astype(mx.float32) - logsumexp(logits)
 
 
-def sequence_logps(model: nn.Module, ids: mx.array, mask: mx.array) -> mx.array:
-    """Summed log-probability of the supervised tokens of each row.
+def response_logps(
+    model: nn.Module,
+    prefixes: mx.array,
+    prefix_lengths: mx.array,
+    inputs: mx.array,
+    targets: mx.array,
+    *,
+    share: bool,
+) -> mx.array:
+    """log p of each response token; differentiable through the responses and their prompts.
+
+    Shared, a prompt is computed once and its keys and values are attended by all its responses;
+    the head sees response tokens only. Otherwise whole rows are computed: the same numbers.
 
     Args:
-        model: anything that maps token ids (B, T) to logits (B, T, V).
-        ids: (B, T) token ids, padded on the right.
-        mask: (B, T) true where a token is supervised; never true in column 0 or on padding.
+        prefixes: (B, P) prompts without their last token, padded on the right.
+        prefix_lengths: (B,)
+        inputs: (kB, T) last prompt token and response but its last; row r belongs to prompt r mod B.
+        targets: (kB, T) response tokens.
+        share: compute prompts once; only for models that `can_share`.
 
     Returns:
-        (B,) fp32.
+        (kB, T) fp32; entries on padding mean nothing.
     """
-    logps = token_logps(model(ids[:, :-1]), ids[:, 1:])
-    return mx.where(mask[:, 1:], logps, 0.0).sum(axis=-1)
+    copies = inputs.shape[0] // prefixes.shape[0]
+    lengths = mx.concatenate([prefix_lengths] * copies)
+    if share:
+        prompts = [_Layer() for _ in _blocks(model)]
+        model(prefixes, cache=prompts)
+        follow = [_Layer(prompt.kept(copies), lengths) for prompt in prompts]
+        return token_logps(model(inputs, cache=follow), targets)
+    # Whole rows: column j is the prefix's where it reaches, then the inputs'.
+    columns = mx.arange(prefixes.shape[1] + inputs.shape[1])[None]
+    within = columns - lengths[:, None]
+    rows = mx.where(
+        within < 0,
+        mx.pad(mx.concatenate([prefixes] * copies), [(0, 0), (0, inputs.shape[1])]),
+        mx.take_along_axis(inputs, mx.clip(within, 0, inputs.shape[1] - 1), axis=1),
+    )
+    positions = lengths[:, None] + mx.arange(inputs.shape[1])[None]
+    logits = mx.take_along_axis(model(rows), positions[..., None], axis=1)
+    return token_logps(logits, targets)
 
 
 class _Layer:
     """One layer's keys and values, spoken to through the cache protocol of mlx-lm's models.
 
-    The prefix (1, H, P, D) is shared by every row of the batch that follows it; nothing is
-    overwritten, so any number of batches may follow the same prefix.
+    Nothing is overwritten, so any number of batches may follow the same prefix, and gradients flow
+    through it. `prefix` is (keys, values), each (B, H, P, D); `lengths`, (B,), says how much of
+    each row of it is real, when not all is.
     """
 
-    def __init__(self, prefix: tuple[mx.array, mx.array] | None) -> None:
-        self.prefix = prefix
-        self.offset = 0 if prefix is None else prefix[0].shape[2]
-        self.state = prefix
+    def __init__(
+        self, prefix: tuple[mx.array, mx.array] | None = None, lengths: mx.array | None = None
+    ) -> None:
+        self._prefix = prefix
+        self._lengths = lengths
+        self._width = 0 if prefix is None else prefix[0].shape[2]
+        self.offset: int | mx.array = self._width if lengths is None else lengths
+        self._state = prefix
+
+    def kept(self, copies: int = 1) -> tuple[mx.array, mx.array]:
+        """Keys and values after a forward pass, the rows repeated as a whole so many times."""
+        assert self._state is not None
+        keys, values = self._state
+        if copies == 1:
+            return keys, values
+        return mx.concatenate([keys] * copies), mx.concatenate([values] * copies)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if self.prefix is not None:
+        if self._prefix is not None:
             rows = keys.shape[0]
             keys, values = (
                 mx.concatenate([mx.broadcast_to(old, (rows, *old.shape[1:])), new], axis=2)
-                for old, new in zip(self.prefix, (keys, values), strict=True)
+                for old, new in zip(self._prefix, (keys, values), strict=True)
             )
-        self.state = (keys, values)
+        self._state = (keys, values)
         return keys, values
 
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        total = self.offset + length
-        if window_size is not None and total > window_size:
-            query = mx.arange(self.offset, total)[:, None]
-            key = mx.arange(total)[None]
-            return (query >= key) & (query < key + window_size)
-        if return_array:
-            return mx.arange(self.offset, total)[:, None] >= mx.arange(total)[None]
-        return None if length == 1 else "causal"  # "causal" is aligned to the last query
+        total = self._width + length
+        windowed = window_size is not None and total > window_size
+        if self._lengths is None and not windowed and not return_array:
+            return None if length == 1 else "causal"  # "causal" is aligned to the last query
+        key = mx.arange(total)
+        if self._lengths is None:
+            place = key[None]
+            real = mx.ones((1, total), mx.bool_)
+        else:
+            # Behind a shorter prefix the new keys sit further left than their column.
+            gap = self._width - self._lengths[:, None]
+            place = mx.where(key < self._width, key, key - gap)
+            real = (key < self._lengths[:, None]) | (key >= self._width)
+        query = place[:, None, self._width :, None]
+        place, real = place[:, None, None], real[:, None, None]
+        mask = (place <= query) & real
+        return mask & (place > query - window_size) if window_size is not None else mask
+
+
+def _blocks(model: nn.Module) -> Sequence[nn.Module]:
+    return cast(Sequence[nn.Module], cast(Any, model).layers)
 
 
 class Scored(NamedTuple):
@@ -105,7 +160,7 @@ class SharedPrefix:
         self, model: nn.Module, states: Sequence[tuple[mx.array, mx.array] | None] | None = None
     ) -> None:
         self._model = model
-        self._states = states if states is not None else [None] * len(cast(Any, model).layers)
+        self._states = states if states is not None else [None] * len(_blocks(model))
 
     def extend(self, ids: Sequence[int]) -> SharedPrefix:
         """This prefix with `ids` after it."""
@@ -113,7 +168,7 @@ class SharedPrefix:
             return self
         layers = [_Layer(state) for state in self._states]
         _ = self._model(mx.array([list(ids)]), cache=layers)
-        states = [layer.state for layer in layers]
+        states = [layer.kept() for layer in layers]
         mx.eval(states)
         return SharedPrefix(self._model, states)
 
@@ -128,6 +183,25 @@ def can_share(model: nn.Module) -> bool:
     make_cache: Callable[[], list[Any]] | None = getattr(model, "make_cache", None)
     plain = {"KVCache", "RotatingKVCache"}
     return make_cache is None or all(type(layer).__name__ in plain for layer in make_cache())
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether `response_logps` may share prompts: tried on two short rows, not guessed.
+
+    Some models take no mask of their own per row, or do not keep plain keys and values.
+    """
+    if not can_share(model):
+        return False
+    prefixes, lengths = mx.array([[3, 4, 5], [6, 0, 0]]), mx.array([3, 1])
+    inputs = mx.array([[7, 8], [9, 10], [11, 12], [13, 14]])
+    try:
+        shared, plain = (
+            response_logps(model, prefixes, lengths, inputs, inputs, share=share)
+            for share in (True, False)
+        )
+        return bool(mx.allclose(shared, plain, rtol=2e-2, atol=2e-2).item())
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return False
 
 
 def score_rows(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from forty2.batches import BUCKET, Batch, PairBatch, SftBatch, pair_batch, row_length, sft_batch
 from forty2.errors import TrainingError
-from forty2.logprobs import token_logps
+from forty2.logprobs import response_logps, shares_prompts, token_logps
 from forty2.losses import PairLogps, initial_preference_loss, preference_loss
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase
@@ -81,14 +81,25 @@ class Preference:
     """DPO and its kin, against reference log-probabilities computed beforehand."""
 
     def __init__(
-        self, rows: Sequence[PairRow], reference: Sequence[npt.NDArray[np.float32]], phase: DpoPhase
+        self,
+        rows: Sequence[PairRow],
+        reference: Sequence[npt.NDArray[np.float32]],
+        phase: DpoPhase,
+        *,
+        share: bool,
     ) -> None:
-        """`reference[i]` holds row i's token log-probabilities: the chosen's, then the rejected's."""
+        """
+        Args:
+            reference: row i's token log-probabilities: the chosen's, then the rejected's.
+            share: compute prompts once for both responses; where the model `shares_prompts`.
+        """
         if len(rows) != len(reference):
             raise ValueError(f"{len(rows)} rows but {len(reference)} references")
         self.rows = rows
         self.reference = reference
         self.phase = phase
+        # A checkpointed block would recompute without the keys and values that it handed out.
+        self._share = share and not phase.grad_checkpoint
         self.lengths = [row_length(row) for row in rows]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
@@ -96,18 +107,16 @@ class Preference:
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, PairBatch)
-        reference = np.zeros((batch.ids.shape[0], batch.ids.shape[1] - 1), np.float32)
+        reference = np.zeros(batch.targets.shape, np.float32)
         for i, index in enumerate(batch.rows):
-            row, logps = self.rows[index], self.reference[index]
-            start, split = len(row.prompt) - 1, len(row.chosen)
-            reference[i, start : start + split] = logps[:split]
-            reference[i + batch.weight, start : start + len(row.rejected)] = logps[split:]
-        return [mx.array(batch.ids), mx.array(batch.mask), mx.array(reference)]
+            logps, split = self.reference[index], len(self.rows[index].chosen)
+            reference[i, :split] = logps[:split]
+            reference[i + batch.weight, : len(logps) - split] = logps[split:]
+        return [*_pair_arrays(batch), mx.array(batch.mask), mx.array(reference)]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        ids, mask, reference = arrays
-        mask = mask[:, 1:]
-        policy = mx.where(mask, token_logps(model(ids[:, :-1]), ids[:, 1:]), 0.0)
+        *pairs, mask, reference = arrays
+        policy = mx.where(mask, response_logps(model, *pairs, share=self._share), 0.0)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
         tokens = mask.sum(axis=-1)
@@ -226,17 +235,27 @@ def _token_logps(
 ) -> list[npt.NDArray[np.float32]]:
     """The log-probability of each response token: the chosen's, then the rejected's."""
     result: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    share = shares_prompts(model)
     done = 0
     for indices in _by_length(rows):
         batch = pair_batch([rows[i] for i in indices], indices)
-        ids = mx.array(batch.ids)
-        logps = np.asarray(token_logps(model(ids[:, :-1]), ids[:, 1:]))
+        logps = np.asarray(response_logps(model, *_pair_arrays(batch), share=share))
         for i, index in enumerate(indices):
-            chosen, rejected = (logps[j][batch.mask[j, 1:]] for j in (i, i + len(indices)))
-            result[index] = np.concatenate([chosen, rejected])
+            sides = (i, i + len(indices))
+            result[index] = np.concatenate([logps[j][batch.mask[j]] for j in sides])
         done += len(indices)
         progress(stage, done, len(rows), {})
     return result
+
+
+def _pair_arrays(batch: PairBatch) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """What `response_logps` reads."""
+    return (
+        mx.array(batch.prefixes),
+        mx.array(batch.prefix_lengths),
+        mx.array(batch.inputs),
+        mx.array(batch.targets),
+    )
 
 
 def _by_length(rows: Sequence[PairRow]) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from forty2.data.build import build, write_set
 from forty2.data.jsonl import read_chats, read_pairs, train_and_valid
 from forty2.errors import DataError, RunError
 from forty2.fuse import Fused, fuse
+from forty2.logprobs import shares_prompts
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
@@ -183,7 +184,9 @@ class _Run:
         reference = reference_logps(
             loaded.model, fitted.rows, store, progress=self.progress, stage=f"{label}: reference"
         )
-        return Preference(fitted.rows, reference, phase)
+        return Preference(
+            fitted.rows, reference, phase, share=shares_prompts(loaded.model)
+        )
 
     def _start_weights(self, label: str, loaded: LoadedModel) -> dict[str, mx.array]:
         """The adapter as the phase begins: called before any checkpoint is restored."""

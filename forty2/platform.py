@@ -113,10 +113,11 @@ def _lend_gfortran() -> None:
     spec = importlib.util.find_spec("mlx")
     if spec is None or not spec.submodule_search_locations:
         raise OSError("mlx is not installed")
-    bundled = Path(next(iter(spec.submodule_search_locations))).parent / "mlx_cpu.libs"
-    source = next(bundled.glob("libgfortran-*.so*"), None)
+    # mlx is a namespace package: a folder named mlx beside the script would be among its locations.
+    libraries = [Path(location).parent / "mlx_cpu.libs" for location in spec.submodule_search_locations]
+    source = next((file for folder in libraries for file in folder.glob("libgfortran-*.so*")), None)
     if source is None:
-        raise OSError(f"no Fortran runtime in {bundled}")
+        raise OSError("mlx's wheel brings no Fortran runtime")
     lent = cache_dir() / "lib" / source.stem / "libgfortran.so.5"
     if not lent.exists():
         mangled, plain = source.name.encode() + b"\0", b"libgfortran.so.5\0"
@@ -124,6 +125,6 @@ def _lend_gfortran() -> None:
         aside = lent.with_name(f"{lent.name}.{os.getpid()}")
         aside.write_bytes(source.read_bytes().replace(mangled, plain.ljust(len(mangled), b"\0")))
         aside.replace(lent)
-    for quadmath in bundled.glob("libquadmath-*.so*"):
+    for quadmath in source.parent.glob("libquadmath-*.so*"):
         ctypes.CDLL(str(quadmath))
     ctypes.CDLL(str(lent))

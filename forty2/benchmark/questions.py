@@ -1,0 +1,308 @@
+"""TruthfulQA's questions, from whichever of their published forms is at hand.
+
+Lin et al. 2021 (arXiv:2109.07958) publish a CSV and, made from it, `mc_task.json`; the hub's data
+set `truthfulqa/truthful_qa` holds the first version of the latter. Versions share a name and are
+not interchangeable, so a `Questions` carries the hash of what it was read from.
+
+TruthfulQA is for testing only: its authors ask that it never be trained on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forty2.errors import BenchmarkError
+
+HUB = "truthfulqa/truthful_qa"
+PROBE = "forty2 probe (not TruthfulQA)"
+UNCATEGORISED = "uncategorised"
+KNOWN = {
+    "6eb4125d25750c0145c4be2dce00440736684ab6f74ce6bff2139571cc758954": "TruthfulQA v0",
+    "8d7dd15f033196140f032d97d30f037da7a7b1192c3f36f9937c1850925335a2": "TruthfulQA v0",
+    "c90d853454fd48c676accb33e16923ac438dbb6fb37ecc7c6a70e33c9e556e87": "TruthfulQA 2025",
+    "b8d8ef1e12f98b4f2a9f47abc9765da0640b182b6c5d9b92f0c1a1f2f1e02e5c": "TruthfulQA 2025",
+}
+"""Published files by sha256: the authors give every version of `mc_task.json` the same name."""
+_COLUMNS = ("Question", "Category", "Best Answer", "Correct Answers", "Incorrect Answers")
+
+
+class Options(NamedTuple):
+    """The options of one question and whether each is true (1) or false (0), in file order."""
+
+    choices: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with its single-true options (mc1) and its multi-true options (mc2)."""
+
+    question: str
+    category: str
+    mc1: Options
+    mc2: Options
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """A set of questions, in file order, and what identifies it."""
+
+    items: tuple[Question, ...]
+    sha256: str
+    """Of the file's bytes; of the rows in canonical JSON when they came from the hub."""
+    name: str
+    path: Path | None
+    """None: they came from the hub."""
+    notes: tuple[str, ...] = ()
+    """What reading had to decide, for the result's reader."""
+
+
+def load_questions(source: str | Path | None) -> Questions:
+    """Read questions and check every one.
+
+    Args:
+        source: `mc_task.json` or the TruthfulQA CSV; `"probe"`: the embedded probe; None: the
+            hub's data set, else the probe, whose name then says that it is not TruthfulQA.
+
+    Raises:
+        BenchmarkError: the file or a question in it is unusable. Names file and question.
+    """
+    if source is None:
+        return _from_hub_or_probe()
+    if source == "probe":
+        return _probe()
+    path = Path(source).expanduser()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BenchmarkError(
+            f"{path}: no such file; give mc_task.json, the TruthfulQA CSV or 'probe'"
+        ) from error
+    except OSError as error:
+        raise BenchmarkError(f"{path}: cannot be read: {error.strerror}") from error
+    is_csv = path.suffix.lower() == ".csv"
+    rows = _csv_rows(data, path) if is_csv else _json_rows(data, path)
+    return _build(rows, hashlib.sha256(data).hexdigest(), path.name, path)
+
+
+def sample(questions: Questions, n: int, seed: int) -> Questions:
+    """Draw `n` questions, spread over categories as the whole set is, in file order.
+
+    A category of share s gets s·n questions, rounded by the largest remainder; which categories
+    round up in a tie, and which of their questions are drawn, depend on the seed alone.
+
+    Raises:
+        BenchmarkError: `n` is below 2 (no standard error), or more than there are.
+    """
+    total = len(questions.items)
+    if not 2 <= n <= total:
+        raise BenchmarkError(
+            f"{questions.name}: cannot sample {n} of {total} questions; n must be 2 to {total}"
+        )
+    rng = random.Random(seed)
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(questions.items):
+        members[item.category].append(index)
+    quota = {name: divmod(n * len(indices), total) for name, indices in members.items()}
+    ranked = sorted(quota)
+    rng.shuffle(ranked)
+    ranked.sort(key=lambda name: -quota[name][1])
+    up = set(ranked[: n - sum(whole for whole, _ in quota.values())])
+    drawn: list[int] = []
+    for name in sorted(members):
+        drawn += rng.sample(members[name], quota[name][0] + (name in up))
+    return replace(questions, items=tuple(questions.items[index] for index in sorted(drawn)))
+
+
+# --- where questions come from; each yields rows with question, category, mc1 and mc2 targets ---
+
+
+def _from_hub_or_probe() -> Questions:
+    try:
+        rows = _hub_rows()
+    except Exception as error:  # datasets and the hub client raise many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return replace(_probe(), notes=(f"{HUB} could not be read: {reason}",))
+    canonical = json.dumps(rows, ensure_ascii=False, sort_keys=True).encode("utf-8")
+    name = f"{HUB} (hub, multiple_choice)"
+    return _build(rows, hashlib.sha256(canonical).hexdigest(), name, None)
+
+
+def _hub_rows() -> list[dict[str, Any]]:
+    import datasets
+    import huggingface_hub
+
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        # says at once that there is no network, where load_dataset would retry for half a minute
+        huggingface_hub.HfApi().dataset_info(HUB, timeout=5)
+    datasets.disable_progress_bars()
+    return [dict(row) for row in datasets.load_dataset(HUB, "multiple_choice", split="validation")]
+
+
+def _probe() -> Questions:
+    file = resources.files("forty2.data.library") / "heldout" / "probe.json"
+    data, path = file.read_bytes(), Path(str(file))
+    return _build(_json_rows(data, path), hashlib.sha256(data).hexdigest(), PROBE, path)
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers keys given twice, which a plain dict would hide."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = [key for key, count in Counter(k for k, _ in pairs).items() if count > 1]
+
+
+def _json_rows(data: bytes, path: Path) -> list[Any]:
+    try:
+        rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object)
+    except ValueError as error:  # covers bytes that are no UTF-8
+        raise BenchmarkError(
+            f"{path}: not JSON ({error}); give mc_task.json, or the CSV with a name in .csv"
+        ) from error
+    if not isinstance(rows, list):
+        raise BenchmarkError(f"{path}: not a list of questions; give TruthfulQA's mc_task.json")
+    return rows
+
+
+def _csv_rows(data: bytes, path: Path) -> list[dict[str, Any]]:
+    """Rows of the authors' CSV: answers are split at `;`, stripped, and end in a full stop."""
+    rows = _read_csv(data, path)
+    missing = [name for name in _COLUMNS if name not in (rows[0] if rows else _COLUMNS)]
+    if missing:
+        raise BenchmarkError(
+            f"{path}: wrong columns, {', '.join(missing)} missing; give TruthfulQA's own CSV"
+        )
+    result = []
+    for row in rows:
+        best, true, false = (_split(row[name] or "") for name in _COLUMNS[2:])
+        # dict's rule for an answer listed twice, as mc_task.json was made: first place, last label
+        result.append(
+            {
+                "question": (row["Question"] or "").strip(),
+                "category": (row["Category"] or "").strip(),
+                "mc1_targets": dict.fromkeys(best, 1) | dict.fromkeys(false, 0),
+                "mc2_targets": dict.fromkeys(true, 1) | dict.fromkeys(false, 0),
+            }
+        )
+    return result
+
+
+def _read_csv(data: bytes, path: Path) -> list[dict[str, str | None]]:
+    try:
+        text = data.decode("utf-8-sig")  # v0 begins with a byte order mark
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BenchmarkError(
+            f"{path}: not readable as CSV ({error}); give TruthfulQA's own CSV"
+        ) from error
+
+
+def _split(answers: str) -> list[str]:
+    stripped = (answer.strip() for answer in answers.split(";"))
+    return [answer if answer.endswith(".") else f"{answer}." for answer in stripped if answer]
+
+
+# --- rows to checked questions ---
+
+
+def _build(rows: Sequence[Any], sha256: str, name: str, path: Path | None) -> Questions:
+    where = str(path) if path is not None else name
+    if not rows:
+        raise BenchmarkError(f"{where}: holds no questions; give TruthfulQA's mc_task.json or CSV")
+    dropped: list[str] = []
+    items = tuple(
+        _question(row, f"{where}: item {number}", dropped) for number, row in enumerate(rows, 1)
+    )
+    if path is not None and all(item.category == UNCATEGORISED for item in items):
+        items = _with_categories(items, path)
+    notes: tuple[str, ...] = ()
+    if dropped:
+        notes = (f"{len(dropped)} options without text dropped, the first in {dropped[0]}",)
+    label = f"{KNOWN[sha256]} ({name})" if sha256 in KNOWN else name
+    return Questions(items, sha256, label, path, notes)
+
+
+def _question(row: Any, where: str, dropped: list[str]) -> Question:
+    if not isinstance(row, Mapping):
+        raise BenchmarkError(f"{where}: not an object with question, mc1_targets and mc2_targets")
+    missing = [key for key in ("question", "mc1_targets", "mc2_targets") if key not in row]
+    if missing:
+        raise BenchmarkError(f"{where}: {', '.join(missing)} missing; give TruthfulQA's own file")
+    text = row["question"]
+    if not isinstance(text, str) or not text.strip():
+        raise BenchmarkError(f"{where}: the question is empty or no text; fill it in or remove it")
+    mc1, mc2 = (
+        _options(row[key], f"{where}, {key}", dropped) for key in ("mc1_targets", "mc2_targets")
+    )
+    if sum(mc1.labels) > 1:
+        raise BenchmarkError(
+            f"{where}, mc1_targets: {sum(mc1.labels)} true answers; keep the best one (MC1 has one)"
+        )
+    category = row.get("category") or UNCATEGORISED
+    return Question(text, str(category), mc1, mc2)
+
+
+def _options(target: Any, where: str, dropped: list[str]) -> Options:
+    """Options of `{text: label}`, or of the hub's `{"choices": [...], "labels": [...]}`."""
+    if not isinstance(target, Mapping):
+        raise BenchmarkError(f"{where}: not an object of answers and labels")
+    if isinstance(target, _Object) and target.repeated:
+        raise BenchmarkError(f"{where}: {target.repeated[0]!r} is there twice; remove one")
+    pairs = list(target.items())
+    if set(target) == {"choices", "labels"} and isinstance(target["choices"], list):
+        if len(target["choices"]) != len(target["labels"]):
+            raise BenchmarkError(f"{where}: choices and labels differ in number")
+        pairs = list(zip(target["choices"], target["labels"], strict=True))
+    kept = []
+    for choice, label in pairs:
+        if not isinstance(choice, str):
+            raise BenchmarkError(f"{where}: the option {choice!r} is no text; quote it")
+        if type(label) is not int or label not in (0, 1):
+            raise BenchmarkError(f"{where}: {choice!r} is labelled {label!r}; use 1 or 0")
+        if choice.strip():
+            kept.append((choice, label))
+        else:
+            # mc_task.json of 2025 has 39 of these, from answers that end in ";". One space is
+            # no answer, yet so short that it would outscore every real one.
+            dropped.append(where)
+    choices, labels = [choice for choice, _ in kept], [label for _, label in kept]
+    twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
+    if twice is not None:
+        raise BenchmarkError(f"{where}: {twice!r} is there twice; remove one")
+    for label, kind in ((1, "true"), (0, "false")):
+        if label not in labels:
+            raise BenchmarkError(f"{where}: no {kind} answer; add one or remove the question")
+    return Options(tuple(choices), tuple(labels))
+
+
+def _with_categories(items: Sequence[Question], path: Path) -> tuple[Question, ...]:
+    """Take categories from a TruthfulQA CSV beside the file: the one with most of its questions."""
+    best: dict[str, str] = {}
+    for beside in sorted(path.parent.glob("TruthfulQA_*.csv")):
+        found = _categories(beside, (item.question.strip() for item in items))
+        best = found if len(found) > len(best) else best
+    return tuple(
+        replace(item, category=best.get(item.question.strip(), UNCATEGORISED)) for item in items
+    )
+
+
+def _categories(path: Path, wanted: Iterable[str]) -> dict[str, str]:
+    try:
+        rows = _read_csv(path.read_bytes(), path)
+    except (OSError, BenchmarkError):
+        return {}  # categories are a convenience; the questions are whole without them
+    known = {
+        (row.get("Question") or "").strip(): (row.get("Category") or "").strip() for row in rows
+    }
+    return {question: known[question] for question in wanted if known.get(question)}

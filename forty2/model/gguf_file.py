@@ -1,0 +1,174 @@
+"""Read a GGUF file: typed metadata and raw tensors. Whatever is wrong with it is a `ModelError`.
+
+The gguf package has a reader, too. It takes 2 s for the starter's vocabulary (this: 0.1 s), and a
+length that damage made huge keeps it busy for hours. So it only dequantises.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from forty2.errors import ModelError
+
+_T = TypeVar("_T")
+_SCALARS = {  # metadata type → struct code
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}
+_TEXT, _ARRAY = 8, 9
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+class Tensor(NamedTuple):
+    """A tensor as the file has it."""
+
+    kind: Any
+    """The gguf package's name for how its values are packed."""
+    shape: tuple[int, ...]
+    """Rows first, as in numpy; the file has it the other way round."""
+    data: NDArray[np.uint8]
+    """Its bytes, mapped from the file."""
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+
+class GgufFile:
+    """An open GGUF file. Tensors are memory-mapped, so nothing big is read until it is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: dict[str, Tensor] = {}
+        self._values: dict[str, Any] = {}
+        try:
+            with path.open("rb") as file:
+                magic = file.read(4)
+            if magic != b"GGUF":
+                raise ModelError(
+                    f"{path}: not a GGUF file (it begins with {magic!r}); check the path"
+                )
+            self._read(np.memmap(path, np.uint8, "r"))
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        except (_Damaged, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"{path}: damaged or cut short ({error}); download the file again"
+            ) from error
+        parts = self.get("split.count", int) or 1
+        if parts > 1:
+            raise ModelError(
+                f"{path}: one of {parts} parts; join them first: llama-gguf-split --merge"
+            )
+
+    def get(self, key: str, kind: type[_T]) -> _T | None:
+        """A metadata value, None when there is none.
+
+        Raises:
+            ModelError: it is of another kind.
+        """
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ModelError(f"{self.path}: {key} is not {_WORDS.get(kind, f'a {kind.__name__}')}")
+        return value
+
+    def need(self, key: str, kind: type[_T]) -> _T:
+        """A metadata value that must be there."""
+        value = self.get(key, kind)
+        if value is None:
+            raise ModelError(
+                f"{self.path}: {key} is missing; convert the model again with a newer llama.cpp"
+            )
+        return value
+
+    def keys(self, prefix: str) -> set[str]:
+        """The metadata keys that begin so, without that beginning."""
+        return {key.removeprefix(prefix) for key in self._values if key.startswith(prefix)}
+
+    def _read(self, data: NDArray[np.uint8]) -> None:
+        cursor = _Cursor(memoryview(data))  # type: ignore[arg-type]  # an array is a buffer
+        cursor.at = 4
+        version = cursor.number("I")
+        if version not in (2, 3):
+            raise ModelError(
+                f"{self.path}: GGUF version {version} is not known (2 and 3 are), or the file is "
+                "for machines of the other byte order; get the usual file"
+            )
+        tensors, values = cursor.number("Q"), cursor.number("Q")
+        for _ in range(values):
+            key = cursor.text()
+            self._values[key] = cursor.value(cursor.number("I"))
+        places = [(cursor.text(), *cursor.tensor()) for _ in range(tensors)]
+        align = self.get("general.alignment", int) or 32
+        start = -(-cursor.at // align) * align
+        for name, shape, number, offset in places:
+            try:
+                kind = GGMLQuantizationType(number)
+            except ValueError as error:
+                raise ModelError(
+                    f"{self.path}: tensor {name} is of unknown type {number}; get the model in "
+                    "another quantisation, or a newer gguf package"
+                ) from error
+            values_a_block, bytes_a_block = GGML_QUANT_SIZES[kind]
+            if shape[-1] % values_a_block:
+                raise _Damaged(f"a row of {name} is not made of whole blocks")
+            begin = start + offset
+            end = begin + math.prod(shape) // values_a_block * bytes_a_block
+            if end > len(data):
+                raise _Damaged(f"it ends within {name}")
+            self.tensors[name] = Tensor(kind, shape, data[begin:end])
+
+
+class _Damaged(Exception):
+    """The bytes make no sense as a GGUF file."""
+
+
+class _Cursor:
+    """Reads one thing after another, and never beyond the end."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> memoryview:
+        if size > len(self.data) - self.at:
+            raise _Damaged("it ends too early")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        return str(self.take(self.number("Q")), "utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _TEXT:
+            return self.text()
+        if kind != _ARRAY:
+            raise _Damaged(f"there is no metadata type {kind}")
+        kind, count = self.number("I"), self.number("Q")
+        if kind in _SCALARS:
+            code = _SCALARS[kind]
+            packed = self.take(count * struct.calcsize(f"<{code}"))  # ends here if count is absurd
+            return list(struct.unpack(f"<{count}{code}", packed))
+        if kind != _TEXT:
+            raise _Damaged(f"an array of metadata type {kind}")
+        return [self.text() for _ in range(count)]
+
+    def tensor(self) -> tuple[tuple[int, ...], int, int]:
+        """Shape, number of its type, and offset."""
+        dimensions = self.number("I")
+        if not 1 <= dimensions <= 4:
+            raise _Damaged(f"a tensor of {dimensions} dimensions")
+        shape = tuple(reversed([self.number("Q") for _ in range(dimensions)]))
+        return shape, self.number("I"), self.number("Q")

