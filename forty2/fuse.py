@@ -96,7 +96,7 @@ def fuse(
     got = _log_probabilities(adapted.model, probes)
     progress("fuse", 2, 4, {})
     adapter_kl, parity_kl = _kl(wanted, before), _kl(wanted, got)
-    difference = max(float(mx.abs(a - b).max().item()) for a, b in zip(wanted, got, strict=True))
+    difference = max(float(mx.abs(a - b).max()) for a, b in zip(wanted, got, strict=True))
     if not parity_kl <= 1e-7 + CHANGE_LOST * adapter_kl:
         raise ModelError(
             f"{folder}: fused, the model differs from base + adapter by KL {parity_kl:.2e} a token, "
@@ -185,9 +185,9 @@ def _quantise(
         original = mx.quantize(weights[name] - delta, group_size=64, bits=bits)
         grid = mx.dequantize(*original, group_size=64, bits=bits)
         change = _dense(layer)[0].astype(mx.float32) - grid
-        dot += float((change * delta).sum().item())
-        intended += float(mx.square(delta).sum().item())
-        applied += float(mx.square(change).sum().item())
+        dot += float((change * delta).sum())
+        intended += float(mx.square(delta).sum())
+        applied += float(mx.square(change).sum())
     target = out.with_name(f"{out.name}-{bits}bit")
     _check_target(target)
     with staged(target) as aside:
@@ -228,5 +228,5 @@ def _log_probabilities(model: nn.Module, probes: Sequence[mx.array]) -> list[mx.
 
 def _kl(p: Sequence[mx.array], q: Sequence[mx.array]) -> float:
     """Mean KL(p ‖ q) over all positions, nats."""
-    sums = [float((mx.exp(a) * (a - b)).sum().item()) for a, b in zip(p, q, strict=True)]
+    sums = [float((mx.exp(a) * (a - b)).sum()) for a, b in zip(p, q, strict=True)]
     return max(0.0, sum(sums)) / sum(a.shape[1] for a in p)

@@ -69,7 +69,7 @@ def preference_loss(
         # Pal et al. 2024, Smaug (arXiv:2402.13228), eq. 3: the penalty sits inside log σ,
         # and acts only where the chosen response has become less likely than it was.
         penalty = mx.maximum(0.0, -chosen_ratio)
-        return -nn.log_sigmoid(beta * (h - dpop_lambda * penalty))
+        return mx.negative(nn.log_sigmoid(beta * (h - dpop_lambda * penalty)))
     raise ValueError(f"unknown preference loss {loss!r}; one of {', '.join(PREFERENCE_LOSSES)}")
 
 

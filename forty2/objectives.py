@@ -68,6 +68,7 @@ class Sft:
         return sft_batch([self.rows[i] for i in indices])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
+        assert isinstance(batch, SftBatch)
         return [mx.array(batch.ids), mx.array(batch.mask)]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
@@ -155,7 +156,7 @@ class Preference:
         Raises:
             TrainingError: the loss is another (for sigmoid: not ln 2).
         """
-        loss = float(self.loss(model, self.arrays(batch)).total.item()) / batch.weight
+        loss = float(self.loss(model, self.arrays(batch)).total) / batch.weight
         expected = initial_preference_loss(self.phase.loss, self.phase.beta)
         # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
         slack = tolerance * (1 + self.phase.dpop_lambda * (self.phase.loss == "dpop"))

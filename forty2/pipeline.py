@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.benchmark.stats import compare
-from forty2.benchmark.suite import measure, questions_of, table
+from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_set
 from forty2.data.jsonl import read_chats, read_pairs, train_and_valid
 from forty2.errors import DataError, RunError
@@ -25,7 +26,7 @@ from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
 from forty2.report import write_report
 from forty2.rundir import RunDir, read_json, staged, write_json
-from forty2.tokens import Encoder, Fitted, PairRow, Row, fit
+from forty2.tokens import Encoder, Fitted, fit
 from forty2.train import Trained, train
 
 
@@ -179,18 +180,13 @@ class _Run:
         if isinstance(phase, SftPhase):
             return Sft(fitted.rows)
         loaded.model.eval()
-        key = reference_key(fingerprint, self._start_weights(label, loaded), fitted.rows)
+        # The policy as the phase begins: no checkpoint has been restored yet.
+        key = reference_key(fingerprint, weights(loaded.model), fitted.rows)
         store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
         reference = reference_logps(
             loaded.model, fitted.rows, store, progress=self.progress, stage=f"{label}: reference"
         )
-        return Preference(
-            fitted.rows, reference, phase, share=shares_prompts(loaded.model)
-        )
-
-    def _start_weights(self, label: str, loaded: LoadedModel) -> dict[str, mx.array]:
-        """The adapter as the phase begins: called before any checkpoint is restored."""
-        return weights(loaded.model)
+        return Preference(fitted.rows, reference, phase, share=shares_prompts(loaded.model))
 
     def _measure(
         self, stage: str, loaded: LoadedModel, adapter: str | None
@@ -224,24 +220,34 @@ class _Run:
 
     def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
         verdict = ""
-        if len(stages) > 1:
-            assert self.recipe.benchmark is not None
-            comparison = compare(
-                stages[0]["truthfulqa"],
-                stages[-1]["truthfulqa"],
-                margin=self.recipe.benchmark.margin,
-            )
-            verdict = comparison.verdict
+        if self.recipe.benchmark is not None:
+            margin = self.recipe.benchmark.margin
+            base = stages[0]["truthfulqa"]
+            comparisons = [(s, compare(base, s["truthfulqa"], margin=margin)) for s in stages[1:]]
+            verdict = comparisons[-1][1].verdict if comparisons else ""
+            summary = {
+                "verdict": verdict,
+                "margin": margin,
+                "questions": base["questions"],
+                "questions_sha256": base["questions_sha256"],
+                "n": base["n"],
+                "stages": [
+                    {**line(s)._asdict(), "stderr": s["truthfulqa"]["stderr"]} for s in stages
+                ],
+                "comparisons": [
+                    {
+                        "stage": s["stage"],
+                        "verdict": c.verdict,
+                        "metrics": {name: change._asdict() for name, change in c.metrics.items()},
+                        "categories": c.categories,
+                    }
+                    for s, c in comparisons
+                ],
+            }
+            write_json(self.rundir.path / "summary.json", summary)
         report = write_report(self.rundir.path)
-        return RunResult(
-            self.rundir.path,
-            adapter,
-            fused,
-            stages,
-            table(stages) if stages else "",
-            verdict,
-            report,
-        )
+        shown = table(stages) if stages else ""
+        return RunResult(self.rundir.path, adapter, fused, stages, shown, verdict, report)
 
 
 def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[Path, Path | None]:
@@ -263,12 +269,10 @@ def tokenise(phase: AnyPhase, path: Path, encoder: Encoder, max_length: int) -> 
     Raises:
         DataError: a row is bad, or none fits.
     """
-    rows: list[Row] | list[PairRow]
     if isinstance(phase, DpoPhase):
-        rows = [encoder.pair(pair) for pair in read_pairs(path)]
+        fitted = fit([encoder.pair(pair) for pair in read_pairs(path)], max_length)
     else:
-        rows = [encoder.chat(chat) for chat in read_chats(path)]
-    fitted = fit(rows, max_length)
+        fitted = fit([encoder.chat(chat) for chat in read_chats(path)], max_length)
     if not fitted.rows:
         raise DataError(f"{path}: no row's response fits into max_length {max_length}")
     return fitted
@@ -292,8 +296,6 @@ def fused_record(fused: Fused) -> dict[str, Any]:
 
 
 def _floats(loaded: LoadedModel) -> list[mx.array]:
-    from mlx.utils import tree_flatten
-
     return [
         v for _, v in tree_flatten(loaded.model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
     ]

@@ -16,8 +16,6 @@ import platform
 import sys
 from pathlib import Path
 
-from forty2.errors import Forty2Error
-
 _blas = "Accelerate" if sys.platform == "darwin" else "reference BLAS of mlx (slow)"
 
 
@@ -73,10 +71,7 @@ def facts() -> dict[str, str]:
 
 def memory_bytes() -> int:
     """Physical memory, in bytes."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError) as error:  # pragma: no cover - no such system is supported
-        raise Forty2Error(f"cannot tell how much memory this machine has: {error}") from error
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _version(package: str) -> str:
@@ -114,7 +109,9 @@ def _lend_gfortran() -> None:
     if spec is None or not spec.submodule_search_locations:
         raise OSError("mlx is not installed")
     # mlx is a namespace package: a folder named mlx beside the script would be among its locations.
-    libraries = [Path(location).parent / "mlx_cpu.libs" for location in spec.submodule_search_locations]
+    libraries = [
+        Path(location).parent / "mlx_cpu.libs" for location in spec.submodule_search_locations
+    ]
     source = next((file for folder in libraries for file in folder.glob("libgfortran-*.so*")), None)
     if source is None:
         raise OSError("mlx's wheel brings no Fortran runtime")

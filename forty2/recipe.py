@@ -381,14 +381,12 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
     yield _problem(at, message, lines, place)
 
 
-def _locate(loc: Sequence[str | int], tree: Any) -> Key:
+def _locate(loc: Sequence[Any], tree: Any) -> Key:
     """pydantic's location without the tags that it adds for unions."""
-    at: list[str | int] = []
+    at: list[Any] = []
     here = tree
     for i, key in enumerate(loc):
-        if (isinstance(here, dict) and key in here) or (
-            isinstance(here, list) and isinstance(key, int) and key < len(here)
-        ):
+        if (isinstance(here, dict) and key in here) or isinstance(here, list):
             here = here[key]
         elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo"):
             continue

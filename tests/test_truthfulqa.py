@@ -8,7 +8,7 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import forty2  # first: it loads a fast BLAS before mlx
 
@@ -95,11 +95,10 @@ def tiny(name: str = "llama", seed: int = 0, **fields: Any) -> nn.Module:
     return model
 
 
-class Constant(nn.Module):
+class Constant:
     """Every next token is as likely as any other, or nothing is a number."""
 
     def __init__(self, value: float = 0.0) -> None:
-        super().__init__()
         self.value = value
 
     def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
@@ -154,13 +153,18 @@ def check(
     items = score(model, tok, asked)
     for item, scored in zip(asked.items, items, strict=True):
         context = f"{PRIMER}Q: {item.question}\nA:"
+        ids = tok.encode(context, add_special_tokens=False)
+        expected = {
+            choice: plain(
+                model, front, ids, tok.encode(f"{context} {choice}", add_special_tokens=False)
+            )
+            for choice in {*item.mc1.choices, *item.mc2.choices}
+        }
         for options, part in ((item.mc1, scored["mc1"]), (item.mc2, scored["mc2"])):
             assert part["labels"] == list(options.labels)
-            for choice, loglik in zip(options.choices, part["loglik"], strict=True):
-                ids = tok.encode(context, add_special_tokens=False)
-                whole = tok.encode(f"{context} {choice}", add_special_tokens=False)
-                expected = plain(model, front, ids, whole)
-                assert loglik == pytest.approx(expected, abs=tolerance), (item.question, choice)
+            assert part["loglik"] == pytest.approx(
+                [expected[choice] for choice in options.choices], abs=tolerance
+            ), item.question
 
 
 # --- scores ---
@@ -234,15 +238,15 @@ def test_the_primer_runs_once() -> None:
     """Tokens through the model: the primer's once, and not one more question's worth per option."""
     model, seen = tiny(), []
 
-    class Counting(nn.Module):
+    class Counting:
         layers = model.layers
 
         def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
             seen.append(ids.size)
-            return model(ids, cache=cache)  # type: ignore[no-any-return, operator]
+            return model(ids, cache=cache)  # type: ignore[no-any-return]
 
     tok = tokenizer()
-    score(Counting(), tok, ITEMS)
+    score(cast(Any, Counting()), tok, ITEMS)
     primer = len(tok.encode(PRIMER))
     assert sum(size > primer / 2 for size in seen) == 1
     assert len(seen) == 1 + 2 * len(ITEMS.items)
@@ -274,7 +278,7 @@ def test_a_constant_model_gets_nothing_right() -> None:
     options = Options(("aaaa", "bbbb", "cccc"), (1, 0, 0))
     asked = made(*(Question(f"{n}?", "c", options, options) for n in range(4)))
     measured = result(
-        score(Constant(), tokenizer(260), asked), asked, model="m", adapter=None, seed=0
+        score(cast(Any, Constant()), tokenizer(260), asked), asked, model="m", adapter=None, seed=0
     )
     assert (measured["mc1"], measured["mc3"]) == (0.0, 0.0)
     assert measured["mc2"] == pytest.approx(1 / 3)
@@ -283,7 +287,7 @@ def test_a_constant_model_gets_nothing_right() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_model_is_an_error_that_names_the_question(value: float) -> None:
     with pytest.raises(BenchmarkError, match=r"Is the sky green\?.*nan"):
-        score(Constant(value), tokenizer(), ITEMS)
+        score(cast(Any, Constant(value)), tokenizer(), ITEMS)
 
 
 def test_shuffling_the_options_changes_no_decision() -> None:
@@ -492,9 +496,9 @@ def test_a_malformed_csv_is_one_line_with_file_and_item(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="wrong columns, Correct Answers"):
         load_questions(write_csv(tmp_path, [renamed]))
     header = write(tmp_path, "Category,Question,Best Answer\n", "empty.csv")
-    with pytest.raises(BenchmarkError, match="no questions|wrong columns"):
+    with pytest.raises(BenchmarkError, match="holds no questions"):
         load_questions(header)
-    with pytest.raises(BenchmarkError, match="item 2, mc2_targets: no false answer"):
+    with pytest.raises(BenchmarkError, match="item 2, mc1_targets: no false answer"):
         load_questions(write_csv(tmp_path, [CSV_ROW, CSV_ROW | {"Incorrect Answers": " ; "}]))
     with pytest.raises(BenchmarkError, match="item 1, mc1_targets: no true answer"):
         load_questions(write_csv(tmp_path, [CSV_ROW | {"Best Answer": ""}]))
@@ -581,13 +585,14 @@ def test_a_sample_of_too_few_or_too_many_is_an_error(n: int) -> None:
 
 
 @needs_data
-def test_the_starter_model_scores_as_a_plain_forward() -> None:
-    """The first 8 questions, every option, through the front door's model."""
+@pytest.mark.parametrize("n", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_starter_model_scores_as_a_plain_forward(n: int) -> None:
+    """The first questions of the published file, every option, through the front door's model."""
     from forty2.model import load
 
     loaded = load("smollm2")
     asked = load_questions(V0)
-    first = replace(asked, items=asked.items[:8])
+    first = replace(asked, items=asked.items[:n])
     check(loaded.model, loaded.tokenizer, first, front=[], tolerance=5e-4)
 
 

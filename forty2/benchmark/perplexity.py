@@ -27,7 +27,7 @@ def perplexity(loaded: LoadedModel, texts: Mapping[str, str] | None = None) -> d
         for start in range(0, len(ids) - 1, WINDOW):
             window = mx.array([ids[start : start + WINDOW + 1]])
             logps = token_logps(loaded.model(window[:, :-1]), window[:, 1:])
-            total += float(logps.sum().item())
+            total += float(logps.sum())
             count += window.shape[1] - 1
         items[title] = {"logp": total, "tokens": count}
     tokens = sum(item["tokens"] for item in items.values())

@@ -83,7 +83,7 @@ def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path) -> None:
 
 def restore(model: nn.Module, folder: Path) -> None:
     """Load saved weights into adapter layers that are already attached."""
-    model.load_weights(list(_read_weights(folder).items()), strict=False)
+    model.load_weights(list(load_arrays(folder / WEIGHTS).items()), strict=False)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
@@ -134,10 +134,15 @@ def adapter_dir(path: str | Path) -> Path:
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
 
 
-def _read_weights(folder: Path) -> dict[str, mx.array]:
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, by name.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
     try:
-        loaded = mx.load(str(folder / WEIGHTS))
+        loaded = mx.load(str(path))
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+        raise ModelError(f"{path}: cannot be read: {error}") from error
     assert isinstance(loaded, dict)
     return loaded

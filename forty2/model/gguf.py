@@ -91,10 +91,14 @@ def _architecture(file: GgufFile) -> dict[str, Any]:
     hidden = file.need(f"{kind}.embedding_length", int)
     heads = file.need(f"{kind}.attention.head_count", int)
     head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
+    if heads < 1 or head_dim < 2 or head_dim % 2:
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} make no model; {_AGAIN}")
     for key in ("attention.value_length", "rope.dimension_count"):
         if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
-            raise ModelError(f"{file.path}: {kind}.{key} is not the head size {head_dim}, "
-                             "which no importable model has")
+            raise ModelError(
+                f"{file.path}: {kind}.{key} is not the head size {head_dim}, "
+                "which no importable model has"
+            )
     if kind == "qwen2" and head_dim * heads != hidden:
         raise ModelError(f"{file.path}: {heads} heads of {head_dim} do not make up {hidden}")
     theta = _shortest(file.get(f"{kind}.rope.freq_base", float) or 10000.0)
@@ -123,9 +127,7 @@ def _architecture(file: GgufFile) -> dict[str, Any]:
     return config | ({"rope_scaling": scaling} if scaling else {})
 
 
-def _rope_scaling(
-    file: GgufFile, kind: str, theta: float, head_dim: int
-) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> dict[str, Any] | None:
     if "rope_freqs.weight" in file.tensors:
         return _llama3_scaling(file, theta, head_dim)
     prefix = f"{kind}.rope.scaling."
@@ -155,17 +157,21 @@ def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, An
     divisors = dequantize(tensor.data, tensor.kind).ravel()
     low, high, original = 1.0, 4.0, 8192
     factor = float(divisors.max())
-    turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
+    with np.errstate(all="ignore"):  # what damage makes of it equals nothing
+        turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        expected = 1 / ((1 - smooth) / np.float64(factor) + smooth)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise ModelError(
             f"{file.path}: rope_freqs.weight is not Llama 3's scaling, so it cannot be imported; "
             "use the model's safetensors"
         )
     return {
-        "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
-        "high_freq_factor": high, "original_max_position_embeddings": original,
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
     }
 
 
@@ -177,7 +183,7 @@ def _targets(file: GgufFile, config: dict[str, Any]) -> dict[str, _Target]:
     """
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim", hidden // heads)
+    head_dim = config.get("head_dim") or hidden // heads
     permuted = config["model_type"] == "llama"
     attention, mlp = config.get("attention_bias", False), config.get("mlp_bias", False)
     qkv = attention or config["model_type"] == "qwen2"
@@ -190,31 +196,27 @@ def _targets(file: GgufFile, config: dict[str, Any]) -> dict[str, _Target]:
         ("ffn_up", "mlp.up_proj", wide, hidden, 0, mlp),
         ("ffn_down", "mlp.down_proj", hidden, wide, 0, mlp),
     ]
-    vocabulary = (config["vocab_size"], hidden)
-    targets = {
-        "token_embd.weight": _Target("model.embed_tokens.weight", vocabulary),
-        "output_norm.weight": _Target("model.norm.weight", (hidden,)),
-    }
+    targets: dict[str, _Target] = {}
+
+    def place(own: str, name: str, shape: tuple[int, ...], interleaved: int = 0) -> None:
+        if own not in file.tensors:
+            raise ModelError(f"{file.path}: tensor {own} is missing; {_AGAIN}")
+        if (found := file.tensors[own].shape) != shape:
+            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_AGAIN}")
+        targets[own] = _Target(name, shape, interleaved)
+
+    place("token_embd.weight", "model.embed_tokens.weight", (config["vocab_size"], hidden))
+    place("output_norm.weight", "model.norm.weight", (hidden,))
     if not config["tie_word_embeddings"]:
-        targets["output.weight"] = _Target("lm_head.weight", vocabulary)
+        place("output.weight", "lm_head.weight", (config["vocab_size"], hidden))
     for n in range(config["num_hidden_layers"]):
         own, theirs = f"blk.{n}", f"model.layers.{n}"
-        for name, norm in (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
-            targets[f"{own}.{name}.weight"] = _Target(f"{theirs}.{norm}.weight", (hidden,))
+        place(f"{own}.attn_norm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
+        place(f"{own}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
         for name, layer, rows, columns, interleaved, bias in layers:
-            weight = _Target(f"{theirs}.{layer}.weight", (rows, columns), interleaved)
-            targets[f"{own}.{name}.weight"] = weight
+            place(f"{own}.{name}.weight", f"{theirs}.{layer}.weight", (rows, columns), interleaved)
             if bias:
-                biased = _Target(f"{theirs}.{layer}.bias", (rows,), interleaved)
-                targets[f"{own}.{name}.bias"] = biased
-    for name, target in targets.items():
-        if name not in file.tensors:
-            raise ModelError(f"{file.path}: tensor {name} is missing; {_AGAIN}")
-        if file.tensors[name].shape != target.shape:
-            raise ModelError(
-                f"{file.path}: tensor {name} is {file.tensors[name].shape}, not {target.shape}; "
-                + _AGAIN
-            )
+                place(f"{own}.{name}.bias", f"{theirs}.{layer}.bias", (rows,), interleaved)
     if more := sorted(file.tensors.keys() - targets.keys() - {"rope_freqs.weight"}):
         raise ModelError(
             f"{file.path}: tensor {more[0]} is unknown in architecture {config['model_type']}, "
@@ -246,7 +248,9 @@ def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtyp
     for target in targets.values():
         start, end = end, end + int(np.prod(target.shape)) * (4 if dtype == Type.F32 else 2)
         header[target.name] = {
-            "dtype": dtype.name, "shape": target.shape, "data_offsets": [start, end],
+            "dtype": dtype.name,
+            "shape": target.shape,
+            "data_offsets": [start, end],
         }
     packed = json.dumps(header).encode()
     packed += b" " * (-len(packed) % 8)

