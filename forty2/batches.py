@@ -16,7 +16,7 @@ from forty2.tokens import PairRow, Row
 
 BUCKET = 8
 """Sequences are padded to a multiple of this: few shapes to compile, little padding."""
-POOL = 16
+POOL = 64
 """Batches formed together from rows of like length; larger pads less and shuffles less."""
 
 
@@ -88,6 +88,12 @@ class Order:
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._form(epoch))
         return self._epoch[1][position]
+
+    def rows_seen(self, batches: int) -> list[int]:
+        """Indices of the rows in the first so many batches, each once, in file order."""
+        if batches >= self.batches_per_epoch:
+            return list(range(len(self._lengths)))
+        return sorted(row for index in range(batches) for row in self.batch(index))
 
     def _form(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, epoch])

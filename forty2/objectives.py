@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -84,18 +85,17 @@ class Preference:
     def __init__(
         self,
         rows: Sequence[PairRow],
-        reference: Sequence[npt.NDArray[np.float32]],
+        reference: Mapping[int, npt.NDArray[np.float32]],
         phase: DpoPhase,
         *,
         share: bool,
     ) -> None:
         """
         Args:
-            reference: row i's token log-probabilities: the chosen's, then the rejected's.
+            reference: by row index, token log-probabilities: the chosen's, then the rejected's.
+                Needed for rows that come in a batch.
             share: compute prompts once for both responses; where the model `shares_prompts`.
         """
-        if len(rows) != len(reference):
-            raise ValueError(f"{len(rows)} rows but {len(reference)} references")
         self.rows = rows
         self.reference = reference
         self.phase = phase
@@ -272,10 +272,10 @@ def _by_length(rows: Sequence[PairRow]) -> Iterator[list[int]]:
 
 def _read_store(store: Path, size: int) -> npt.NDArray[np.float32] | None:
     try:
-        with np.load(store, allow_pickle=False) as saved:
+        with np.load(io.BytesIO(store.read_bytes()), allow_pickle=False) as saved:
             logps: Any = saved["logps"]
             intact = hashlib.sha256(logps.tobytes()).hexdigest() == str(saved["sha256"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or damaged: computed anew
     return logps if intact and logps.shape == (size,) else None
 

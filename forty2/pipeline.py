@@ -12,6 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
+from forty2.batches import Order, row_length
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_set
@@ -27,7 +28,7 @@ from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
 from forty2.report import write_report
 from forty2.rundir import RunDir, read_json, staged, write_json
 from forty2.tokens import Encoder, Fitted, fit
-from forty2.train import Trained, train
+from forty2.train import Trained, total_steps, train
 
 
 class PhaseData(NamedTuple):
@@ -149,10 +150,9 @@ class _Run:
         label = folder.name
         seed = self.recipe.seed + 1000 * number
         work = self.rundir.path / "work" / label
-        fingerprint = fingerprint_of(loaded.path)
-        objective = self._objective(phase, loaded, data.train, fingerprint, label)
+        objective = self._objective(phase, loaded, data.train, label, seed)
         valid = (
-            self._objective(phase, loaded, data.valid, fingerprint, f"{label} valid")
+            self._objective(phase, loaded, data.valid, f"{label} valid", None)
             if data.valid is not None
             else None
         )
@@ -160,7 +160,7 @@ class _Run:
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
                 loaded.model,
-                objective.batch(range(min(len(objective.rows), phase.batch_size))),
+                objective.batch(list(objective.reference)[: phase.batch_size]),
                 tolerance=2e-3 if exact and not loaded.quantised else 5e-2,
             )
         trained = train(
@@ -175,17 +175,29 @@ class _Run:
             write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
 
     def _objective(
-        self, phase: AnyPhase, loaded: LoadedModel, fitted: Fitted, fingerprint: str, label: str
+        self, phase: AnyPhase, loaded: LoadedModel, fitted: Fitted, label: str, seed: int | None
     ) -> Objective:
+        """The phase's objective over these rows.
+
+        Args:
+            seed: of the order of training; None: all rows are evaluated, none is trained on.
+        """
         if isinstance(phase, SftPhase):
             return Sft(fitted.rows)
+        lengths = [row_length(row) for row in fitted.rows]
+        seen = list(range(len(lengths)))
+        if seed is not None:  # a short phase over a long file needs no reference for all of it
+            batches = total_steps(phase, len(lengths)) * phase.accumulate
+            seen = Order(lengths, phase.batch_size, seed).rows_seen(batches)
+        rows = [fitted.rows[i] for i in seen]
         loaded.model.eval()
         # The policy as the phase begins: no checkpoint has been restored yet.
-        key = reference_key(fingerprint, weights(loaded.model), fitted.rows)
+        key = reference_key(fingerprint_of(loaded.path), weights(loaded.model), rows)
         store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
-        reference = reference_logps(
-            loaded.model, fitted.rows, store, progress=self.progress, stage=f"{label}: reference"
+        logps = reference_logps(
+            loaded.model, rows, store, progress=self.progress, stage=f"{label}: reference"
         )
+        reference = dict(zip(seen, logps, strict=True))
         return Preference(fitted.rows, reference, phase, share=shares_prompts(loaded.model))
 
     def _measure(
