@@ -269,8 +269,8 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str, place: str) -> tuple[dict[str, Any], dict[Key, int]]:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{place}: a recipe is a mapping of keys to values")
@@ -284,8 +284,6 @@ def _parse(text: str, place: str) -> tuple[dict[str, Any], dict[Key, int]]:
         raise RecipeError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise RecipeError(f"{place}: nested too deeply") from error
-    finally:
-        loader.dispose()
     if problems:
         raise RecipeError("\n".join(problems))
     return tree, lines

@@ -26,9 +26,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0) -> mx.array:
     mx.random.seed(seed)
     if architecture == "sliding":
         kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-        arguments = llama.ModelArgs(
-            model_type="llama", sliding_window=6, layer_types=kinds, **TINY
-        )
+        arguments = llama.ModelArgs(model_type="llama", sliding_window=6, layer_types=kinds, **TINY)
         model = llama.Model(arguments)
     else:
         module = {"llama": llama, "qwen2": qwen2, "phi3": phi3, "gemma2": gemma2}[architecture]

@@ -24,9 +24,7 @@ CASES: list[tuple[PreferenceLoss, float]] = [
 ]  # fmt: skip
 
 
-def numpy_loss(
-    values: list[np.ndarray], loss: str, beta: float, smoothing: float
-) -> np.ndarray:
+def numpy_loss(values: list[np.ndarray], loss: str, beta: float, smoothing: float) -> np.ndarray:
     """The papers' formulas, written out again in float64."""
     chosen, rejected = values[0] - values[2], values[1] - values[3]
     z = beta * (chosen - rejected)

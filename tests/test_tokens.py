@@ -73,7 +73,14 @@ def test_one_turn(chatml: Any, brackets: Any) -> None:
 
 
 def test_every_assistant_turn_of_many(chatml: Any, brackets: Any) -> None:
-    talk = [user("a"), assistant("One."), user("b"), assistant("Two."), user("c"), assistant("Three.")]
+    talk = [
+        user("a"),
+        assistant("One."),
+        user("b"),
+        assistant("Two."),
+        user("c"),
+        assistant("Three."),
+    ]
     assert supervised(chatml, *talk) == [f"{n}.<|im_end|>" for n in ("One", "Two", "Three")]
     assert supervised(brackets, *talk) == [f" {n}.<|endoftext|>" for n in ("One", "Two", "Three")]
 
@@ -102,7 +109,9 @@ def test_supervised_ids_spell_exactly_the_response(chatml: Any, text: str) -> No
     assert prompt == Encoder(chatml).prompt([user("Say it")])
 
 
-def test_a_response_that_merges_across_the_border_keeps_the_prompt_of_generation(chatml: Any) -> None:
+def test_a_response_that_merges_across_the_border_keeps_the_prompt_of_generation(
+    chatml: Any,
+) -> None:
     """Tokenised together, the header's newline and the response's merge into one token."""
     encoder = Encoder(chatml)
     together = chatml.encode("<|im_start|>assistant\n\n\nHi<|im_end|>", add_special_tokens=False)
@@ -149,12 +158,16 @@ def test_pair_prompts_may_hold_earlier_assistant_turns(chatml: Any) -> None:
 def test_a_template_that_rewrites_history_is_refused(starter: LoadedModel) -> None:
     talk = (user("a"), assistant("<think>hm</think>b"), user("c"), assistant("d"))
     encoder = Encoder(with_template(starter, FORGETS))
-    with pytest.raises(DataError, match=r"test:7: messages\[1\]: the chat template (rewrites|alters)"):
+    with pytest.raises(
+        DataError, match=r"test:7: messages\[1\]: the chat template (rewrites|alters)"
+    ):
         encoder.chat(Chat(messages=talk, origin="test:7"))
 
 
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
-    upper = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
+    upper = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(DataError, match="alters the content"):
         Encoder(with_template(starter, upper)).response([user("a")], "quiet", "test:1")
 

@@ -162,7 +162,9 @@ def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_
     objective.check_start(model, batch, tolerance=1e-4)
     assert evaluate(model, objective, 4)["loss"] == pytest.approx(np.log(2), abs=1e-5)
     model.model.layers[1].self_attn.q_proj.lora_b += 0.3
-    with pytest.raises(TrainingError, match="not 0.693147: the stored reference is not this policy"):
+    with pytest.raises(
+        TrainingError, match="not 0.693147: the stored reference is not this policy"
+    ):
         objective.check_start(model, batch, tolerance=1e-4)
 
 
@@ -243,7 +245,10 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
     for name, value in weights(model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted[name]))
     timeless = [
-        [{k: v for k, v in r.items() if k not in ("tokens_per_s", "peak_memory_gb")} for r in records]
+        [
+            {k: v for k, v in r.items() if k not in ("tokens_per_s", "peak_memory_gb")}
+            for r in records
+        ]
         for records in (whole, log)
     ]
     assert timeless[0] == timeless[1]
@@ -253,7 +258,9 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(tmp_p
     model = adapted()
     run(model, Sft(ROWS), sft(steps=3), tmp_path, [])
     model.model.embed_tokens.weight[ROWS[4].ids[5]] = float("nan")
-    with pytest.raises(TrainingError, match=r"p, step \d+: the loss is not finite on rows .*sft.jsonl") as error:
+    with pytest.raises(
+        TrainingError, match=r"p, step \d+: the loss is not finite on rows .*sft.jsonl"
+    ) as error:
         run(model, Sft(ROWS), sft(steps=9), tmp_path, [])
     assert str(tmp_path) in str(error.value)
     assert json.loads((tmp_path / "last" / "state.json").read_text())["step"] >= 3
@@ -290,16 +297,22 @@ def test_clipping_bounds_the_step() -> None:
     for norm in (None, 1e-3):
         phase = sft(optimizer="sgd", clip_norm=norm, lr=0.5)
         before = {k: np.asarray(v) for k, v in weights(model).items()}
-        Stepper(model, make_optimizer(phase), objective, phase).step([objective.batch(range(12))], 0.5)
+        Stepper(model, make_optimizer(phase), objective, phase).step(
+            [objective.batch(range(12))], 0.5
+        )
         moved.append(
-            np.sqrt(sum(((np.asarray(v) - before[k]) ** 2).sum() for k, v in weights(model).items()))
+            np.sqrt(
+                sum(((np.asarray(v) - before[k]) ** 2).sum() for k, v in weights(model).items())
+            )
         )
     assert moved[1] == pytest.approx(0.5 * 1e-3, rel=1e-2)
     assert moved[0] > 10 * moved[1]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 64])
-def test_every_row_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_step(size: int) -> None:
+def test_every_row_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_step(
+    size: int,
+) -> None:
     lengths = [int(n) for n in RNG.integers(3, 400, 57)]
     order, other = Order(lengths, size, seed=4), Order(lengths, size, seed=4)
     for epoch in range(3):

@@ -109,6 +109,20 @@ def load(
     return LoadedModel(model, tokenizer, config, path, name)
 
 
+def load_tokenizer(name: str) -> Any:
+    """Only the tokenizer of a model."""
+    path = resolve(name)
+    return _load_tokenizer(path, read_config(path), trust_remote_code=False)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model folder's config.json."""
+    try:
+        return dict(mlx_lm_utils.load_config(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'}: not readable: {_first_line(error)}") from error
+
+
 def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
     if not any(
         (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -1,0 +1,198 @@
+"""Reading rows, and the built-in sets: honest counts, no leaks into validation or from benchmarks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forty2.benchmark.behaviour import leaks
+from forty2.data.build import NAMES, build, write_set
+from forty2.data.jsonl import parse, read_chats, read_pairs
+from forty2.data.library import isotopes, neutral_texts, rows
+from forty2.data.records import Chat, Pair, Rated
+from forty2.errors import DataError
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_bytes(
+        b"".join(
+            (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n"
+            for line in lines
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        (b'{"prompt": "q", "chosen', "not a JSON object"),
+        (b"\xff\xfe", "not UTF-8 (byte 1 of the line)"),
+        ({"prompt": "q", "chosen": "a"}, "rejected is missing"),
+        ({**PAIR, "chosen": "  "}, "chosen is empty"),
+        ({**PAIR, "chosen": "b"}, "chosen and rejected are equal"),
+        ({**PAIR, "chosen": 7}, "chosen must be text, not 7"),
+        ({**PAIR, "prompt": []}, "prompt must be a list of messages"),
+        ({**PAIR, "prompt": [{"role": "assistant", "content": "x"}]}, "ends with an assistant turn"),
+        ({**PAIR, "prompt": [{"role": "robot", "content": "x"}]}, "prompt[0].role must be one of"),
+        ({**PAIR, "prompt": [{"role": "user", "content": None}]}, "prompt[0].content must be text"),
+        ({**PAIR, "chosen": "\ud800"}, "surrogate"),
+        ([1, 2], "not a JSON object but list"),
+        (b"[" * 100_000, "not a JSON object"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, bad: Any, complaint: str) -> None:
+    path = write(tmp_path, PAIR, bad)
+    with pytest.raises(DataError) as error:
+        read_pairs(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_cut_off_in_its_last_line_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    path.write_bytes(json.dumps(PAIR).encode() + b"\n" + json.dumps(PAIR).encode()[:-9])
+    with pytest.raises(DataError, match=r"cut.jsonl:2: .*the last line is cut off"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [{"role": "user", "content": "q"}], [{"role": "assistant", "content": ""}], "text", [7]],
+)
+def test_chats_without_anything_to_learn_are_refused(tmp_path: Path, messages: Any) -> None:
+    with pytest.raises(DataError, match="rows.jsonl:1"):
+        read_chats(write(tmp_path, {"messages": messages}))
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_pairs(tmp_path / "nothing.jsonl")
+    with pytest.raises(DataError, match="holds no rows"):
+        read_pairs(write(tmp_path))
+
+
+def test_rows_are_recognised_by_their_keys() -> None:
+    assert isinstance(parse(CHAT, "f:1"), Chat)
+    assert isinstance(parse({"prompt": "q", "completion": "a"}, "f:1"), Chat)
+    assert isinstance(parse(PAIR, "f:1"), Pair)
+    assert isinstance(parse({"prompt": "q", "completion": "a", "label": True}, "f:1"), Rated)
+    pair = parse({**PAIR, "pair_type": "myth"}, "f:9")
+    assert pair.origin == "f:9" and pair.meta == {"pair_type": "myth"}
+
+
+# --- the built-in sets ----------------------------------------------------------------------------
+
+
+def prompt_of(row: dict[str, Any]) -> str:
+    text = row["prompt"] if "prompt" in row else row["messages"][-2]["content"]
+    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_set_is_the_same_every_time_and_its_manifest_is_true(name: str, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_set(build(name), tmp_path / folder)
+    files = {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()}
+    assert files == {p.name: p.read_bytes() for p in (tmp_path / "two").iterdir()}
+    manifest = json.loads(files["manifest.json"])
+    lines = files["train.jsonl"].decode().splitlines()
+    assert manifest["written"]["train"] == len(lines) == len(set(lines))
+    assert build(name, seed=7).train != build(name).train
+    read = read_chats if name.startswith("spark-sft") else read_pairs
+    assert len(read(tmp_path / "one" / "train.jsonl")) == len(lines)
+
+
+def test_the_published_counts() -> None:
+    assert [len(build(n).train) for n in ("spark-sft", "spark-dpo", "spark-boost")] == [
+        377,
+        126,
+        95,
+    ]
+    with pytest.raises(DataError, match="asked for 999999 rows, the library composes"):
+        build("spark-dpo", size=999_999)
+
+
+def test_there_is_enough_of_everything() -> None:
+    assert len(isotopes()) >= 420 and len({row["element"] for row in isotopes()}) >= 34
+    assert len(build("spark-dpo-full").train) >= 150
+    assert len(build("spark-boost-full").train) >= 120
+    assert len(rows("heldout/behaviour")) >= 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_is_in_training_and_validation_both(name: str) -> None:
+    data = build(name)
+    assert data.valid
+    train = {prompt_of(dict(row)) for row in data.train}
+    assert not train & {prompt_of(dict(row)) for row in data.valid}
+
+
+def every_text(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield key if " " in key else ""
+            yield from every_text(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from every_text(part)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def grams(texts: Iterator[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(w[i : i + n]) for t in texts for w in [words(t)] for i in range(len(w) - n + 1)}
+
+
+def training_texts() -> Iterator[str]:
+    for name in NAMES:
+        if name.endswith("-full"):
+            data = build(name)
+            yield from every_text([dict(row) for row in (*data.train, *data.valid)])
+
+
+def test_held_out_prompts_share_nothing_with_training() -> None:
+    trained = {" ".join(words(text)) for text in training_texts()}
+    sequences = grams(training_texts(), 8)
+    held = [row["prompt"] for row in rows("heldout/behaviour")]
+    assert not [prompt for prompt in held if " ".join(words(prompt)) in trained]
+    assert not [p for p in held if grams(iter([p]), 8) & sequences]
+
+
+def test_nothing_of_truthfulqa_is_in_any_of_it(bench_data: Path) -> None:
+    path = bench_data / "truthfulqa" / "mc_task_v0_817.json"
+    benchmark = list(every_text(json.loads(path.read_text("utf-8"))))
+    ours = [*training_texts(), *every_text(list(rows("heldout/behaviour")))]
+    assert not grams(iter(benchmark), 7) & grams(iter(ours), 7)
+    exact = {" ".join(words(text)) for text in benchmark if len(words(text)) >= 5}
+    assert not [text for text in ours if " ".join(words(text)) in exact]
+
+
+def test_neutral_texts_are_prose_enough() -> None:
+    assert len(neutral_texts()) >= 6
+    assert all(len(text.split()) >= 300 for text in neutral_texts().values())
+
+
+def test_the_leak_detector_on_labelled_answers() -> None:
+    """Measured, not assumed: what the leak rate is worth."""
+    labelled = rows("heldout/leak_labels")
+    found = [(leaks(row["answer"]), row["leak"]) for row in labelled]
+    hits = sum(got and wanted for got, wanted in found)
+    precision = hits / sum(got for got, _ in found)
+    recall = hits / sum(wanted for _, wanted in found)
+    assert precision >= 0.9, f"precision {precision:.2f}"
+    assert recall >= 0.7, f"recall {recall:.2f}"
