@@ -373,9 +373,10 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
             key, _, reason = line.partition(": ")
             yield _problem((*at, key), reason, lines, place)
         return
-    elif not isinstance(item["input"], dict | list):
-        message = f"{message[0].lower()}{message[1:].replace('Input', 'it')}, not {item['input']!r}"
-        message = message.replace("input should", "should")
+    else:
+        message = f"{message[0].lower()}{message[1:]}".replace("input should", "should")
+        if not isinstance(item["input"], dict | list):
+            message += f", not {item['input']!r}"
     yield _problem(at, message, lines, place)
 
 

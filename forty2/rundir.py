@@ -127,11 +127,15 @@ class RunDir:
         lock.write(f"process {os.getpid()} since {now()}")
         lock.flush()
         run = cls(path, lock)
-        if existing:
-            run._check_recipe(recipe_yaml)
-        else:
-            write_text(path / "recipe.yaml", recipe_yaml)
-            write_json(path / "run.json", {"version": VERSION, "started": now(), **provenance})
+        try:
+            if existing:
+                run._check_recipe(recipe_yaml)
+            else:
+                write_text(path / "recipe.yaml", recipe_yaml)
+                write_json(path / "run.json", {"version": VERSION, "started": now(), **provenance})
+        except BaseException:
+            lock.close()
+            raise
         return run
 
     def __enter__(self) -> RunDir:

@@ -71,14 +71,14 @@ def test_a_file_cut_off_in_its_last_line_says_so(tmp_path: Path) -> None:
     [[], [{"role": "user", "content": "q"}], [{"role": "assistant", "content": ""}], "text", [7]],
 )
 def test_chats_without_anything_to_learn_are_refused(tmp_path: Path, messages: Any) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:1"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1"):
         read_chats(write(tmp_path, {"messages": messages}))
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read"):
         read_pairs(tmp_path / "nothing.jsonl")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match=r"holds no rows"):
         read_pairs(write(tmp_path))
 
 
@@ -119,7 +119,7 @@ def test_the_published_counts() -> None:
         126,
         95,
     ]
-    with pytest.raises(DataError, match="asked for 999999 rows, the library composes"):
+    with pytest.raises(DataError, match=r"asked for 999999 rows, the library composes"):
         build("spark-dpo", size=999_999)
 
 

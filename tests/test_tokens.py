@@ -173,7 +173,10 @@ def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None
 
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedModel) -> None:
-    bare = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    bare = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     tokenizer = with_template(starter, bare)
     _, response = Encoder(tokenizer).response([user("a")], "Yes", "test:1")
     assert response[-1] == tokenizer.eos_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_
     assert evaluate(model, objective, 4)["loss"] == pytest.approx(np.log(2), abs=1e-5)
     model.model.layers[1].self_attn.q_proj.lora_b += 0.3
     with pytest.raises(
-        TrainingError, match="not 0.693147: the stored reference is not this policy"
+        TrainingError, match=r"not 0.693147: the stored reference is not this policy"
     ):
         objective.check_start(model, batch, tolerance=1e-4)
 
@@ -285,7 +286,7 @@ def test_the_learning_rate_rises_then_falls() -> None:
     rates = [learning_rate(phase, step, 10) for step in range(1, 11)]
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert rates[4] == pytest.approx(1e-3)
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert 0 < rates[-1] < 0.2e-3
     assert learning_rate(sft(lr=1e-3), 6, 6) == 1e-3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -58,7 +59,7 @@ def show_command(file: Path, model: str, count: int, max_length: int) -> None:
 
     def paint(ids: list[int], supervised: bool) -> str:
         text = tokenizer.decode(ids)
-        if not click.get_text_stream("stdout").isatty():
+        if not sys.stdout.isatty():
             return f"«{text}»" if supervised else text
         return click.style(text, fg="green") if supervised else click.style(text, dim=True)
 
