@@ -188,7 +188,7 @@ def _quantise(
         dot += float((change * delta).sum())
         intended += float(mx.square(delta).sum())
         applied += float(mx.square(change).sum())
-    target = out.with_name(f"{out.name}-{bits}bit")
+    target = quantised_path(out, bits)
     _check_target(target)
     with staged(target) as aside:
         save(fused, aside)
@@ -198,6 +198,11 @@ def _quantise(
             aside / "fused.json", {"fused": str(out), "bits": bits, "cosine": cosine, "kl": kl}
         )
     return Quantised(target, bits, cosine, kl)
+
+
+def quantised_path(out: Path, bits: int) -> Path:
+    """Where the quantised copy of a fused model goes."""
+    return out.with_name(f"{out.name}-{bits}bit")
 
 
 def _check_target(out: Path) -> None:

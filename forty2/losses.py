@@ -52,9 +52,8 @@ def preference_loss(
     if loss == "sigmoid":
         # DPO, Rafailov et al. 2023 (arXiv:2305.18290), eq. 7: -log σ(β h).
         # cDPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3) mixes in the flip.
-        return -(1 - label_smoothing) * nn.log_sigmoid(beta * h) - label_smoothing * nn.log_sigmoid(
-            -beta * h
-        )
+        right, flipped = nn.log_sigmoid(beta * h), nn.log_sigmoid(-beta * h)
+        return mx.negative((1 - label_smoothing) * right + label_smoothing * flipped)
     if loss == "hinge":
         # SLiC's hinge on the implicit reward: Liu et al. 2023, RSO (arXiv:2309.06657), eq. 8.
         return mx.maximum(0.0, 1 - beta * h)

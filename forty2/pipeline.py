@@ -18,7 +18,7 @@ from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_set
 from forty2.data.jsonl import read_chats, read_pairs, train_and_valid
 from forty2.errors import DataError, RunError
-from forty2.fuse import Fused, fuse
+from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import shares_prompts
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, resolve
@@ -130,10 +130,11 @@ class _Run:
                 break
         fused = None
         if recipe.fuse is not None and only is None:
-            fused = self._fuse(folder)
-            if self.questions is not None:
-                del loaded
-                stages.append(self._measure("fused", load(str(fused)), None))
+            del loaded
+            fused, quantised = self._fuse(folder)
+            for path in filter(None, (fused, quantised)):
+                stage = "fused" if path == fused else f"fused {recipe.fuse.quantize}-bit"
+                stages.append(self._measure(stage, None, None, path))
         return self._finish(folder, fused, [stage for stage in stages if stage is not None])
 
     def _data(self, phase: AnyPhase, encoder: Encoder) -> PhaseData:
@@ -201,34 +202,38 @@ class _Run:
         return Preference(fitted.rows, reference, phase, share=shares_prompts(loaded.model))
 
     def _measure(
-        self, stage: str, loaded: LoadedModel, adapter: str | None
+        self, stage: str, loaded: LoadedModel | None, adapter: str | None, path: Path | None = None
     ) -> dict[str, Any] | None:
+        """Measure a model, or the one in a folder; what was measured before is read back."""
         if self.questions is None:
             return None
-        path = self.rundir.path / "benchmarks" / f"{stage}.json"
-        if path.exists():
-            measured: dict[str, Any] = read_json(path)
+        file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
+        if file.exists():
+            measured: dict[str, Any] = read_json(file)
             return measured
+        loaded = loaded or load(str(path))
         loaded.model.eval()
+        assert self.recipe.benchmark is not None
         measured = measure(
-            loaded, self.questions, adapter=adapter, seed=self.recipe.seed, stage=stage,
-            progress=self.progress,
+            loaded, self.questions, self.recipe.benchmark.n, adapter=adapter,
+            seed=self.recipe.seed, stage=stage, progress=self.progress,
         )  # fmt: skip
-        write_json(path, measured)
+        write_json(file, measured)
         return measured
 
-    def _fuse(self, adapter: Path) -> Path:
+    def _fuse(self, adapter: Path) -> tuple[Path, Path | None]:
+        """The fused model and, if asked for, its quantised copy."""
         assert self.recipe.fuse is not None
         out = Path(self.recipe.fuse.out or Path("fused_models") / self.recipe.name)
+        bits = self.recipe.fuse.quantize
         record = self.rundir.path / "fused.json"
-        if record.exists() and (out / "fused.json").exists():
-            return out
-        fused = fuse(
-            self.recipe.model, adapter, out, quantize=self.recipe.fuse.quantize,
-            trust_remote_code=self.trust_remote_code, progress=self.progress,
-        )  # fmt: skip
-        write_json(record, fused_record(fused))
-        return out
+        if not (record.exists() and (out / "fused.json").exists()):
+            fused = fuse(
+                self.recipe.model, adapter, out, quantize=bits,
+                trust_remote_code=self.trust_remote_code, progress=self.progress,
+            )  # fmt: skip
+            write_json(record, fused_record(fused))
+        return out, quantised_path(out, bits) if bits is not None else None
 
     def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
         verdict = ""

@@ -142,7 +142,7 @@ class Benchmark:
     questions: str | None = None
     """TruthfulQA questions: mc_task.json or CSV; `probe`: our own; absent: the hub's, else ours."""
     n: Positive | None = None
-    """Questions to sample, stratified by category; absent: all."""
+    """At most so many questions (stratified by category), held-out prompts and neutral windows."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import forty2  # isort: skip  # noqa: F401
 
@@ -21,13 +22,13 @@ TINY = {
 ARCHITECTURES = ["llama", "sliding", "qwen2", "phi3", "gemma2"]
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0) -> mx.array:
+def tiny_model(architecture: str = "llama", seed: int = 0) -> Any:
     """A random model of a few thousand weights."""
     mx.random.seed(seed)
     if architecture == "sliding":
         kinds = ["sliding_attention", "full_attention", "sliding_attention"]
         arguments = llama.ModelArgs(model_type="llama", sliding_window=6, layer_types=kinds, **TINY)
-        model = llama.Model(arguments)
+        model: Any = llama.Model(arguments)
     else:
         module = {"llama": llama, "qwen2": qwen2, "phi3": phi3, "gemma2": gemma2}[architecture]
         extra = {"head_dim": 8} if architecture == "gemma2" else {}

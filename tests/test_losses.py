@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,11 +25,14 @@ CASES: list[tuple[PreferenceLoss, float]] = [
 ]  # fmt: skip
 
 
-def numpy_loss(values: list[np.ndarray], loss: str, beta: float, smoothing: float) -> np.ndarray:
+def softplus(x: Any) -> Any:
+    return np.logaddexp(0.0, x)
+
+
+def numpy_loss(values: list[Any], loss: str, beta: float, smoothing: float) -> Any:
     """The papers' formulas, written out again in float64."""
     chosen, rejected = values[0] - values[2], values[1] - values[3]
     z = beta * (chosen - rejected)
-    softplus = lambda x: np.logaddexp(0.0, x)  # noqa: E731
     if loss == "sigmoid":
         return (1 - smoothing) * softplus(-z) + smoothing * softplus(z)
     if loss == "hinge":

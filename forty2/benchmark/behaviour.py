@@ -10,6 +10,7 @@ Judged two ways, reported side by side:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from forty2.progress import Progress, silent
 from forty2.tokens import Encoder
 
 MAX_TOKENS = 64
+Row = Mapping[str, Any]
 
 _HEDGES = re.compile(
     "|".join(
@@ -58,26 +60,31 @@ def leaks(answer: str) -> bool:
 
 
 def behaviour(
-    loaded: LoadedModel, *, progress: Progress = silent, stage: str = "behaviour"
+    loaded: LoadedModel,
+    n: int | None = None,
+    *,
+    progress: Progress = silent,
+    stage: str = "behaviour",
 ) -> dict[str, Any]:
-    """Measure all gates.
+    """Measure all gates, on `n` held-out prompts spread evenly over them, or on all.
 
     Returns:
         `leak_rate` and `right_rate` over generated answers; `preference`, the share of prompts on
         which the good answer is the likelier one, and `margin`, the mean difference of their
         log-probabilities a token, both by gate and over all; `items`.
     """
-    prompts = rows("heldout/behaviour")
+    prompts = _spread(rows("heldout/behaviour"), n)
     encoder = Encoder(loaded.tokenizer)
-    items = []
+    scorer = _Scorer(loaded, encoder, prompts)
+    items: list[dict[str, Any]] = []
     for done, row in enumerate(prompts, 1):
-        good, bad = _score(loaded, encoder, row)
+        good, bad = scorer(row)
         items.append({"id": row["id"], "gate": row["gate"], "good": good, "bad": bad})
         progress(stage, done, len(prompts) + 1, {})
     leak_rows = [row for row in prompts if row["gate"] == "leak"]
     answers = generate(
         loaded,
-        [encoder.prompt([{"role": "user", "content": row["prompt"]}]) for row in leak_rows],
+        [encoder.prompt([_turn(row)]) for row in leak_rows],
         max_tokens=MAX_TOKENS,
     )
     progress(stage, len(prompts) + 1, len(prompts) + 1, {})
@@ -98,19 +105,54 @@ def behaviour(
     }
 
 
-def _score(loaded: LoadedModel, encoder: Encoder, row: Mapping[str, Any]) -> tuple[float, float]:
-    """Log-probability a token of the good and of the bad answer."""
-    message = ({"role": "user", "content": row["prompt"]},)
-    (prompt, good), (_, bad) = (encoder.response(message, row[side]) for side in ("good", "bad"))
-    if can_share(loaded.model):
-        prefix = SharedPrefix(loaded.model).extend(prompt[:-1])
-        scored = prefix.score([(prompt[-1:], good), (prompt[-1:], bad)])
-    else:
-        scored = score_rows(loaded.model, [(prompt, good), (prompt, bad)])
-    values = [s.logp / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
-    if not np.isfinite(values).all():
-        raise BenchmarkError(f"behaviour {row['id']}: the score is not finite; the model is broken")
-    return values[0], values[1]
+def _spread(prompts: Sequence[dict[str, Any]], n: int | None) -> list[dict[str, Any]]:
+    """The first prompts of each gate, as many of each, at least `n` in all; None: all."""
+    if n is None or n >= len(prompts):
+        return list(prompts)
+    each = -(-n // len({row["gate"] for row in prompts}))
+    taken: Counter[str] = Counter()
+    result = []
+    for row in prompts:
+        taken[row["gate"]] += 1
+        if taken[row["gate"]] <= each:
+            result.append(row)
+    return result
+
+
+class _Scorer:
+    """Log-probability a token of a prompt's good and of its bad answer."""
+
+    def __init__(self, loaded: LoadedModel, encoder: Encoder, prompts: Sequence[Row]) -> None:
+        self._model, self._encoder = loaded.model, encoder
+        self._share = can_share(loaded.model)
+        # The template's header is the same for all prompts: it runs once.
+        first, *others = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
+        length = len(first)
+        for ids in others:
+            same = (n for n, (a, b) in enumerate(zip(first, ids, strict=False)) if a != b)
+            length = min(next(same, len(ids)), length)
+        self._header = length
+        self._prefix = SharedPrefix(self._model).extend(first[:length]) if self._share else None
+
+    def __call__(self, row: Row) -> tuple[float, float]:
+        (prompt, good), (_, bad) = (
+            self._encoder.response([_turn(row)], row[side]) for side in ("good", "bad")
+        )
+        if self._prefix is not None:
+            prefix = self._prefix.extend(prompt[self._header : -1])
+            scored = prefix.score([(prompt[-1:], good), (prompt[-1:], bad)])
+        else:
+            scored = score_rows(self._model, [(prompt, good), (prompt, bad)])
+        values = [s.logp / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
+        if not np.isfinite(values).all():
+            raise BenchmarkError(
+                f"behaviour {row['id']}: the score is not finite; the model is broken"
+            )
+        return values[0], values[1]
+
+
+def _turn(row: Row) -> dict[str, str]:
+    return {"role": "user", "content": row["prompt"]}
 
 
 def _of(items: Sequence[Mapping[str, Any]], gate: str | None) -> Sequence[Mapping[str, Any]]:

@@ -12,24 +12,35 @@ from forty2.data.library import neutral_texts
 from forty2.logprobs import token_logps
 from forty2.model.door import LoadedModel
 
-WINDOW = 512
+WINDOW = 256
 
 
-def perplexity(loaded: LoadedModel, texts: Mapping[str, str] | None = None) -> dict[str, Any]:
+def perplexity(
+    loaded: LoadedModel, texts: Mapping[str, str] | None = None, n: int | None = None
+) -> dict[str, Any]:
     """exp of the mean negative log-likelihood a token, over all texts together.
 
     Each text is cut into windows of `WINDOW` tokens; a window's first token is given, not scored.
+
+    Args:
+        texts: by title; default the project's neutral prose.
+        n: windows to use at most.
     """
-    items = {}
+    items: dict[str, dict[str, Any]] = {}
+    left = n if n is not None else math.inf
     for title, text in (texts or neutral_texts()).items():
         ids = loaded.tokenizer.encode(text)
         total, count = 0.0, 0
         for start in range(0, len(ids) - 1, WINDOW):
+            if left <= 0:
+                break
+            left -= 1
             window = mx.array([ids[start : start + WINDOW + 1]])
             logps = token_logps(loaded.model(window[:, :-1]), window[:, 1:])
             total += float(logps.sum())
             count += window.shape[1] - 1
-        items[title] = {"logp": total, "tokens": count}
+        if count:
+            items[title] = {"logp": total, "tokens": count}
     tokens = sum(item["tokens"] for item in items.values())
     mean = -sum(item["logp"] for item in items.values()) / tokens
     return {"perplexity": math.exp(mean), "tokens": tokens, "items": items}

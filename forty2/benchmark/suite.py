@@ -25,6 +25,7 @@ def questions_of(benchmark: Benchmark, seed: int) -> Questions:
 def measure(
     loaded: LoadedModel,
     questions: Questions,
+    n: int | None,
     *,
     adapter: str | None,
     seed: int,
@@ -40,8 +41,8 @@ def measure(
     return {
         "stage": stage,
         "truthfulqa": result(items, questions, model=loaded.name, adapter=adapter, seed=seed),
-        "behaviour": behaviour(loaded, progress=progress, stage=f"{stage}: behaviour"),
-        "perplexity": perplexity(loaded),
+        "behaviour": behaviour(loaded, n, progress=progress, stage=f"{stage}: behaviour"),
+        "perplexity": perplexity(loaded, n=n),
     }
 
 

@@ -49,7 +49,8 @@ class _Checkpointed(nn.Module):
     """Mixed in before a block's own class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        dropouts = [m for m in self.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
+        module: Any = self  # mlx leaves these untyped
+        dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
         plain = super().__call__
 
         def run(parameters: Any, keys: mx.array, *args: Any, **kwargs: Any) -> Any:
@@ -63,4 +64,4 @@ class _Checkpointed(nn.Module):
                     dropout.use(None)
 
         keys = mx.random.randint(0, 2**31 - 1, (len(dropouts), 2)).astype(mx.uint32)
-        return mx.checkpoint(run)(self.trainable_parameters(), keys, *args, **kwargs)
+        return mx.checkpoint(run)(module.trainable_parameters(), keys, *args, **kwargs)

@@ -101,6 +101,8 @@ def load(
     if adapter is not None:
         load_adapter(model, adapter_dir(adapter))
     model.eval()
+    if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     if not lazy:
         try:
             mx.eval(model.parameters())

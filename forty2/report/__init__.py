@@ -74,7 +74,9 @@ def _leaks(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     first, last = (
         {
             item["id"]: item
-            for item in read_json(run / "benchmarks" / f"{name}.json")["behaviour"]["items"]
+            for item in read_json(run / "benchmarks" / f"{name.replace(' ', '-')}.json")[
+                "behaviour"
+            ]["items"]
         }
         for name in (names[0], names[-1])
     )
