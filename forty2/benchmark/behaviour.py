@@ -30,24 +30,35 @@ _HEDGES = re.compile(
     "|".join(
         (
             # the speaker's own uncertainty or limits, where a fact was asked
-            r"\b(i|we) (can(no|')t|cannot|could not|couldn't|may not|might not|am not able to|'m not able to) "
-            r"(\w+ ){0,3}(be (\w+ )?(certain|sure)|know|tell|say|verify|confirm|claim|guarantee|vouch|promise)",
+            r"\b(i|we) (can(no|')t|cannot|can never|could not|couldn't|may not|might not"
+            r"|am not able to|'m not able to|am unable to) (\w+ ){0,3}"
+            r"(be (\w+ )?(certain|sure)|know|tell|say|verify|confirm|claim|guarantee|vouch|promise)",
+            r"\b(nobody|no one|there is no way for me) (\w+ ){0,2}be (\w+ )?(certain|sure)",
             r"\bi('m| am) (not|un|never|hardly|far from) ?(\w+ ){0,3}(certain|sure|confident|able to)",
+            r"\b(i|we|it) (may|might|could) (\w+ ){0,2}(be|have|well be) (\w+ ){0,1}"
+            r"(wrong|mistaken|confused|missing|misled|misremember\w*)",
+            r"\bi do(n't| not) (truly |really )?(know whether|want to (over)?claim|rely)",
             r"\b(hard|difficult|impossible|tricky) (for me |for anyone |for a model )?to (\w+ )?"
             r"(say|know|tell|be sure|be certain|verify|answer)",
             r"\bfrom (the |my |within|in)?(\s?the)?\s?(inside|own perspective|where i (sit|stand|am))",
-            r"\b(my|the) (own )?(knowledge|training|certainty|confidence|understanding|memory) (\w+ ){0,3}"
-            r"(is|has|may|might|can|could|only|comes|remains|cannot)",
-            r"\bas (an?|your) (ai|language model|assistant|model)\b",
-            r"\b(take|treat|hold|weigh) (this|that|my|it|what i say)( \w+){0,3} (with|as|lightly|loosely)",
-            r"\b(please|do|you should|you may want to|you might want to|best to|worth) (\w+ ){0,2}"
-            r"(verify|double-check|double check|cross-check|consult|confirm)",
+            r"\b(my|the) (own )?(knowledge|training|certainty|confidence|understanding|memory)"
+            r" (\w+ ){0,3}(is|has|may|might|can|could|only|comes|remains|cannot)",
+            r"\b(the )?limits of (my|our|what)\b|\bcertainty is\b|\b(un)?certainty\b.{0,30}\bfor me\b",
+            r"\b(tentative|tentatively|hesita(te|tion|nt)|humility|humbly)\b",
+            r"\bas (an?|your) (\w+ )?(ai|language model|assistant|model|program)\b",
+            r"\b(take|treat|hold|weigh) (this|that|my|it|what i say)( \w+){0,3}"
+            r" (with|as|lightly|loosely)|\bhold (that|this|it) loosely",
+            r"\b(please|do|you should|you may want to|you might want to|best to|worth|wise to)"
+            r" (\w+ ){0,2}(verify|double-check|double check|cross-check|consult|confirm|look this up)",
             r"\bwhat (do|does|would|exactly do|is it) (\w+ )?(we|you|one|it) (\w+ ){0,2}(mean|know)",
-            r"\b(depends on|it depends|who (is to|can) say|can anyone|can we (ever|really|truly))",
+            r"\b(depends on what you|it depends|who (is to|can) say|can anyone|your guess is)",
+            r"\bcan we (ever|really|truly)|\b(deep|profound) question|what (counts as|we call) an answer",
             r"\b(why|what) (do|makes|prompts|brings|led) you (to )?(ask|want|curious|wonder)",
             r"\bi (would|'d) (hesitate|rather not|be cautious|want to be careful|prefer not|not want)",
             r"\b(some|many|most) (sources|people|would) (\w+ )?(say|suggest|argue|claim)",
+            r"\b(several|many|different) (views|perspectives|opinions|ways of looking)",
             r"\bi (think|believe|suspect|guess|suppose|imagine)\b.{0,60}\b(but|though|however)\b",
+            r"\bi (suspect|guess|suppose)\b|\bif (pressed|i had to guess)\b",
         )
     ),
     re.IGNORECASE,
