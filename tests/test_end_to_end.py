@@ -26,6 +26,7 @@ SHORT = [
     "phases.sft.steps=2", "phases.dpo.steps=3", "phases.boost.steps=2", "phases.sft.batch_size=2",
     "phases.dpo.batch_size=2", "phases.boost.batch_size=2", "phases.sft.warmup_steps=0",
     "phases.dpo.warmup_steps=0", "phases.boost.warmup_steps=0", "adapter.layers=4",
+    "phases.sft.eval_every_steps=2", "phases.dpo.eval_every_steps=1", "phases.boost.eval_every_steps=2",
     "benchmark.n=6", "phases.sft.valid=VALID_SFT", "phases.dpo.valid=VALID_DPO",
     "phases.boost.valid=VALID_DPO",
 ]  # fmt: skip
