@@ -1,8 +1,8 @@
 """Built-in data sets: seeded, split before anything is weighted, and honest about their counts.
 
-    spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
-    spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
-    spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
+spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
+spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
+spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _lengths(rows: Rows) -> dict[str, Any]:
                 for side in ("chosen", "rejected")
             }
         else:
-            answers = [m["content"] for row in own for m in row["messages"] if m["role"] == "assistant"]
+            answers = [
+                m["content"] for row in own for m in row["messages"] if m["role"] == "assistant"
+            ]
             result[kind] = round(fmean(len(answer.split()) for answer in answers), 1)
     return result

@@ -37,7 +37,10 @@ def sft(seed: int, size: int | None) -> Split:
     plain_rows = round(wanted * BALANCE)
     train = _spread(shaped.train, wanted - plain_rows, seed, lambda row: str(row["element"]))
     train += [{**row, "element": "plain"} for row in plain.train[:plain_rows]]
-    valid = [*shaped.valid, *({**row, "element": "plain"} for row in plain.valid[: len(plain.valid) // 4])]
+    valid = [
+        *shaped.valid,
+        *({**row, "element": "plain"} for row in plain.valid[: len(plain.valid) // 4]),
+    ]
     return Split(_shuffled(map(_chat, train), seed), _shuffled(map(_chat, valid), seed))
 
 
@@ -113,7 +116,9 @@ def _pairs(
         split = _split(source, seed, lambda row: str(row.get("category") or row.get("kind")))
         generator = random.Random(f"{seed}-{kind}")
         # First every row's first pair, then every second one: a small set repeats no prompt.
-        composed = [[{"pair_type": kind, **pair} for pair in compose(row, generator)] for row in split.train]
+        composed = [
+            [{"pair_type": kind, **pair} for pair in compose(row, generator)] for row in split.train
+        ]
         train[kind] = [pair for turn in _turns(composed) for pair in turn]
         valid += [{"pair_type": kind, **next(compose(row, generator))} for row in split.valid]
     if size is not None:
@@ -128,7 +133,9 @@ def _turns(groups: Sequence[Sequence[Row]]) -> Iterator[list[Row]]:
         yield [group[n] for group in groups if n < len(group)]
 
 
-def _apportion(shares: Mapping[str, int], size: int, available: Mapping[str, int]) -> dict[str, int]:
+def _apportion(
+    shares: Mapping[str, int], size: int, available: Mapping[str, int]
+) -> dict[str, int]:
     """Whole numbers in the ratio of `shares` that add up to `size`, none above what is available."""
     counts = dict.fromkeys(shares, 0)
     left = min(size, sum(available.values()))
@@ -168,7 +175,9 @@ def _spread(
     groups: dict[str, list[Row]] = {}
     for row in source:
         groups.setdefault(stratum(row), []).append(row)
-    return [row for turn in _turns([groups[name] for name in sorted(groups)]) for row in turn][:size]
+    return [row for turn in _turns([groups[name] for name in sorted(groups)]) for row in turn][
+        :size
+    ]
 
 
 def _shuffled(source: Iterable[Row], seed: int | str) -> list[Row]:
