@@ -192,5 +192,5 @@ def test_the_leak_detector_on_labelled_answers() -> None:
     hits = sum(got and wanted for got, wanted in found)
     precision = hits / sum(got for got, _ in found)
     recall = hits / sum(wanted for _, wanted in found)
-    assert precision >= 0.9, f"precision {precision:.2f}"
-    assert recall >= 0.7, f"recall {recall:.2f}"
+    assert precision >= 0.95, f"precision {precision:.2f}"
+    assert recall >= 0.45, f"recall {recall:.2f}"  # a floor: see behaviour.py

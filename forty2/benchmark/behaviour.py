@@ -4,9 +4,9 @@ Judged two ways, reported side by side:
   - by likelihood: on each held-out prompt, is the good answer likelier than the bad one? No text is
     generated and no pattern matched.
   - by generation, for leaks: plain factual prompts are answered greedily, and a detector looks for
-    needless hedging. On the labelled answers its precision is 1.00 and its recall 0.95, but it was
-    widened on those; of the hedges in the training library, which it never saw, it knows one in
-    five. It is a floor under the leak rate, and the likelihood judgement stands beside it.
+    needless hedging. On 257 labelled answers (`heldout/leak_labels.jsonl`) its precision is 1.00
+    and its recall 0.49, and part of those it was widened on: the leak rate is a floor, good for
+    comparing two models, and the likelihood judgement stands beside it.
 """
 
 from __future__ import annotations
