@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -141,13 +141,6 @@ def _blocks(model: nn.Module) -> Sequence[nn.Module]:
     return cast(Sequence[nn.Module], cast(Any, model).layers)
 
 
-class Scored(NamedTuple):
-    """What a continuation scored: its summed log-probability and whether it is the greedy one."""
-
-    logp: float
-    greedy: bool
-
-
 class SharedPrefix:
     """A token prefix run through the model once, to be followed by many continuations.
 
@@ -172,7 +165,7 @@ class SharedPrefix:
         mx.eval(states)
         return SharedPrefix(self._model, states)
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Score each `(given, scored)` row after this prefix; `given` holds at least one id."""
         caches = [_Layer(state) for state in self._states]
         return score_rows(lambda ids: self._model(ids, cache=caches), rows)
@@ -206,7 +199,7 @@ def shares_prompts(model: nn.Module) -> bool:
 
 def score_rows(
     forward: Callable[[mx.array], mx.array], rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[Scored]:
+) -> list[float]:
     """Score `(given, scored)` rows of ids in one right-padded batch.
 
     Args:
@@ -222,11 +215,10 @@ def score_rows(
     )
     logits, targets = forward(padded[:, :-1]), padded[:, 1:]
     logps = token_logps(logits, targets)
-    best = mx.argmax(logits, axis=-1) == targets
-    mx.eval(logps, best)
+    mx.eval(logps)
     result = []
     for row, (given, scored) in enumerate(rows):
         span = slice(len(given) - 1, len(given) + len(scored) - 1)
         values = cast(list[float], logps[row, span].tolist())
-        result.append(Scored(math.fsum(values), bool(best[row, span].all().item())))
+        result.append(math.fsum(values))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ def run(
         recipe: from `load_recipe`.
         run_dir: default `adapters/NAME`.
         resume: go on with a run that stopped.
-        only: stop after the phase of this name (those before it must be done).
+        only: stop after the phase of this name; earlier ones that are not done run first.
         progress: is told what goes on.
 
     Raises:
@@ -100,11 +101,7 @@ class _Run:
     ) -> None:
         self.recipe, self.rundir, self.progress = recipe, rundir, progress
         self.trust_remote_code = trust_remote_code
-        adapter = recipe.adapter
-        self.spec = AdapterSpec(
-            adapter.rank, adapter.scale, adapter.dropout, adapter.layers,
-            tuple(adapter.keys) if adapter.keys is not None else None,
-        )  # fmt: skip
+        self.spec = spec_of(recipe)
         self.questions = (
             questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
         )
@@ -174,6 +171,7 @@ class _Run:
         with staged(folder) as aside:
             save_adapter(loaded.model, self.spec, aside)
             write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
+        shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
 
     def _objective(
         self, phase: AnyPhase, loaded: LoadedModel, fitted: Fitted, label: str, seed: int | None
@@ -251,20 +249,19 @@ class _Run:
                 "stages": [
                     {**line(s)._asdict(), "stderr": s["truthfulqa"]["stderr"]} for s in stages
                 ],
-                "comparisons": [
-                    {
-                        "stage": s["stage"],
-                        "verdict": c.verdict,
-                        "metrics": {name: change._asdict() for name, change in c.metrics.items()},
-                        "categories": c.categories,
-                    }
-                    for s, c in comparisons
-                ],
+                "comparisons": [{"stage": s["stage"], **c.record()} for s, c in comparisons],
             }
             write_json(self.rundir.path / "summary.json", summary)
         report = write_report(self.rundir.path)
         shown = table(stages) if stages else ""
         return RunResult(self.rundir.path, adapter, fused, stages, shown, verdict, report)
+
+
+def spec_of(recipe: Recipe) -> AdapterSpec:
+    """The shape of a recipe's adapter."""
+    adapter = recipe.adapter
+    keys = tuple(adapter.keys) if adapter.keys is not None else None
+    return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
 
 
 def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[Path, Path | None]:
@@ -296,7 +293,7 @@ def tokenise(phase: AnyPhase, path: Path, encoder: Encoder, max_length: int) -> 
 
 
 def fingerprint_of(model: Path) -> str:
-    """sha256 over a model folder's weights and tokenizer."""
+    """sha256 over a model folder's weights and config."""
     digest = hashlib.sha256()
     for file in sorted([*model.glob("model*.safetensors"), model / "config.json"]):
         with file.open("rb") as stream:

@@ -12,9 +12,9 @@ from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import row_length
-from forty2.model.adapter import AdapterSpec, attach, weights
+from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
-from forty2.pipeline import materialise, tokenise
+from forty2.pipeline import materialise, spec_of, tokenise
 from forty2.recipe import AnyPhase, DpoPhase, Recipe
 from forty2.tokens import Encoder
 from forty2.train import due, total_steps
@@ -57,10 +57,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     total = parameters(loaded.model)
-    adapter = recipe.adapter
-    keys = tuple(adapter.keys) if adapter.keys is not None else None
-    spec = AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
-    attach(loaded.model, spec, seed=0)
+    attach(loaded.model, spec_of(recipe), seed=0)
     trainable = sum(v.size for v in weights(loaded.model).values())
     encoder = Encoder(loaded.tokenizer)
     phases, warnings = [], []

@@ -156,7 +156,7 @@ class _Scorer:
             scored = prefix.score([(prompt[-1:], good), (prompt[-1:], bad)])
         else:
             scored = score_rows(self._model, [(prompt, good), (prompt, bad)])
-        values = [s.logp / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
+        values = [s / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
         if not np.isfinite(values).all():
             raise BenchmarkError(
                 f"behaviour {row['id']}: the score is not finite; the model is broken"

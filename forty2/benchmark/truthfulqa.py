@@ -252,7 +252,7 @@ class _Whole:
         self._model = model
 
     def __call__(self, rows: Sequence[_Row]) -> list[float]:
-        return [s.logp for batch in _batches(rows) for s in score_rows(self._model, batch)]
+        return [s for batch in _batches(rows) for s in score_rows(self._model, batch)]
 
 
 class _Shared:
@@ -276,7 +276,7 @@ class _Shared:
             start, prefix = len(self._primer), self._after_primer
         prefix = prefix.extend(begin[start:])
         rest = [_Row(row.given[shared:], row.scored) for row in rows]
-        return [s.logp for batch in _batches(rest) for s in prefix.score(batch)]
+        return [s for batch in _batches(rest) for s in prefix.score(batch)]
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:

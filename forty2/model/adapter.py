@@ -104,23 +104,6 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         ) from error
 
 
-def read_spec(folder: Path) -> AdapterSpec:
-    """The shape of a saved adapter."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        lora = config["lora_parameters"]
-        keys = lora.get("keys")
-        return AdapterSpec(
-            rank=int(lora["rank"]),
-            scale=float(lora["scale"]),
-            dropout=float(lora.get("dropout", 0.0)),
-            layers=int(config["num_layers"]),
-            keys=tuple(keys) if keys is not None else None,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder / CONFIG}: not a LoRA adapter's config: {error!r}") from error
-
-
 def adapter_dir(path: str | Path) -> Path:
     """The folder that holds an adapter: the one named, or a run's last finished phase."""
     folder = Path(path).expanduser()

@@ -37,7 +37,7 @@ class LoadedModel:
         return "quantization" in self.config
 
 
-def resolve(name: str, *, revision: str | None = None) -> Path:
+def resolve(name: str) -> Path:
     """The folder of a model: itself, the starter's, or a snapshot from the hub."""
     if name == STARTER:
         return fetch_starter()
@@ -53,7 +53,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
             f"{name}: no such model; give a model folder, a hub name (owner/name) or {STARTER!r}"
         )
     try:
-        return Path(mlx_lm_utils._download(name, revision=revision))
+        return Path(mlx_lm_utils._download(name))
     except Exception as error:  # the hub client's errors have no common base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

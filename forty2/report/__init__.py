@@ -6,7 +6,6 @@ Whatever a model or a data row said is text here: the HTML is made by an escapin
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -215,5 +214,5 @@ def _html(facts: Mapping[str, Any]) -> str:
         comparisons=[(c["stage"], _comparison_lines(c)) for c in facts["comparisons"]],
         phases=[_phase_line(phase) for phase in facts["phases"]],
         fused=_fused_lines(facts["fused"]) if facts["fused"] else [],
-        charts=_charts(facts), leaks=facts["leaks"], finite=math.isfinite,
+        charts=_charts(facts), leaks=facts["leaks"],
     )  # fmt: skip
