@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from forty2.data.library import isotopes, rows
 
 VALID_SHARE = 0.1
+FULL_PER_ROW = 3
+"""A set of no given size composes at most so many pairs from one row of the library."""
 BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
@@ -70,19 +73,28 @@ Compose = Callable[[Mapping[str, Any], random.Random], Iterator[Row]]
 
 
 def _leak_pairs(fact: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """The bare answer over the same answer wrapped in hedging.
+    """The plain answer over a hedge of about its length, one for each style of hedging.
 
-    One hedge a fact: hedges are long, so these pairs are told apart by length, and with several a
-    fact they led the whole phase (perplexity +25% on the starter model).
+    Hedges run long. Paired with short answers they taught the starter model to be short, not to be
+    direct (perplexity +25%), so each answer meets the hedges nearest to it in length.
     """
-    style = generator.choice(rows("hedges"))
-    variant = generator.choice(style["variants"])
-    hedged = variant.replace("{answer}", fact["answer"]).replace("{short}", fact["short"])
-    yield {
-        "id": f"{fact['id']}-{style['id']}", "prompt": fact["question"],
-        "chosen": fact["answer"], "rejected": hedged,
-        "category": fact["category"], "difficulty": "easy", "style": style["style"],
-    }  # fmt: skip
+    for style in _shuffled(rows("hedges"), generator.random()):
+        detailed = "detail" in fact and generator.random() < 0.5
+        chosen = f"{fact['answer']} {fact['detail']}" if detailed else str(fact["answer"])
+        hedges = [
+            _sentence(hedge.replace("{answer}", fact["answer"]).replace("{short}", fact["short"]))
+            for hedge in style["variants"] + style["brief"]
+        ]
+        hedges.sort(key=lambda hedge: abs(len(hedge) - len(chosen)))
+        yield {
+            "id": f"{fact['id']}-{style['id']}", "prompt": fact["question"],
+            "chosen": chosen, "rejected": generator.choice(hedges[:2]),
+            "category": fact["category"], "difficulty": "easy", "style": style["style"],
+        }  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
@@ -109,7 +121,8 @@ def _pairs(
     sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], Compose]],
     shares: Mapping[str, int], seed: int, size: int | None,
 ) -> Split:  # fmt: skip
-    """Compose each type's pairs; `size` keeps the types' shares as far as each has rows."""
+    """Compose each type's pairs; `size` keeps the types' shares as far as each has pairs."""
+    most = FULL_PER_ROW if size is None else None
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
     for kind, (source, compose) in sources.items():
@@ -117,7 +130,8 @@ def _pairs(
         generator = random.Random(f"{seed}-{kind}")
         # First every row's first pair, then every second one: a small set repeats no prompt.
         composed = [
-            [{"pair_type": kind, **pair} for pair in compose(row, generator)] for row in split.train
+            [{"pair_type": kind, **pair} for pair in islice(compose(row, generator), most)]
+            for row in split.train
         ]
         train[kind] = [pair for turn in _turns(composed) for pair in turn]
         valid += [{"pair_type": kind, **next(compose(row, generator))} for row in split.valid]
@@ -180,7 +194,7 @@ def _spread(
     ]
 
 
-def _shuffled(source: Iterable[Row], seed: int | str) -> list[Row]:
+def _shuffled(source: Iterable[Row], seed: float | str) -> list[Row]:
     result = list(source)
     random.Random(str(seed)).shuffle(result)
     return result
