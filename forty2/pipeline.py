@@ -17,7 +17,8 @@ from forty2.batches import Order, row_length
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_set
-from forty2.data.jsonl import read_chats, read_pairs, train_and_valid
+from forty2.data.formats import read_chats, read_pairs
+from forty2.data.sources import valid_beside
 from forty2.errors import DataError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import shares_prompts
@@ -264,31 +265,30 @@ def spec_of(recipe: Recipe) -> AdapterSpec:
     return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
 
 
-def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[Path, Path | None]:
-    """The files of a phase's training and validation rows; a built-in set is written first."""
+def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[str, str | None]:
+    """Where a phase's training and validation rows are; a built-in set is written first."""
     if phase.data.startswith(BUILTIN):
         name = phase.data.removeprefix(BUILTIN)
-        source: Path = folder / name
-        if not (source / "manifest.json").exists():
-            write_set(build(name, seed=seed), source)
+        source = str(folder / name)
+        if not Path(source, "manifest.json").exists():
+            write_set(build(name, seed=seed), Path(source))
     else:
-        source = Path(phase.data).expanduser()
-    train_file, valid_file = train_and_valid(source)
-    return train_file, Path(phase.valid).expanduser() if phase.valid is not None else valid_file
+        source = phase.data
+    return source, phase.valid or valid_beside(source)
 
 
-def tokenise(phase: AnyPhase, path: Path, encoder: Encoder, max_length: int) -> Fitted:
-    """Read and tokenise the rows of a phase's file.
+def tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
+    """Read and tokenise the rows of a phase.
 
     Raises:
         DataError: a row is bad, or none fits.
     """
     if isinstance(phase, DpoPhase):
-        fitted = fit([encoder.pair(pair) for pair in read_pairs(path)], max_length)
+        fitted = fit([encoder.pair(pair) for pair in read_pairs(source)], max_length)
     else:
-        fitted = fit([encoder.chat(chat) for chat in read_chats(path)], max_length)
+        fitted = fit([encoder.imitated(record) for record in read_chats(source)], max_length)
     if not fitted.rows:
-        raise DataError(f"{path}: no row's response fits into max_length {max_length}")
+        raise DataError(f"{source}: no row's response fits into max_length {max_length}")
     return fitted
 
 

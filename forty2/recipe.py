@@ -30,6 +30,7 @@ from pydantic.dataclasses import dataclass
 from forty2.errors import RecipeError
 
 BUILTIN = "builtin:"
+HUB = "hub:"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _MAX_BYTES = 1_000_000
 
@@ -64,7 +65,7 @@ class Phase:
     """What every phase has, whatever its objective."""
 
     data: str
-    """A .jsonl file, a folder with train.jsonl (and valid.jsonl), or builtin:NAME."""
+    """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
     valid: str | None = None
     """Validation rows; absent: the data folder's valid.jsonl, if it has one."""
     steps: Positive | None = None
@@ -413,16 +414,14 @@ def _missing_files(tree: dict[str, Any], lines: dict[Key, int], place: str) -> I
     for name, phase in phases.items() if isinstance(phases, dict) else ():
         for key in ("data", "valid"):
             value = phase.get(key) if isinstance(phase, dict) else None
-            if isinstance(value, str) and not value.startswith(BUILTIN):
+            if isinstance(value, str) and not value.startswith((BUILTIN, HUB)):
                 path = Path(value).expanduser()
                 if not path.exists():
                     yield _problem(
                         ("phases", name, key), f"{value}: no such file or folder", lines, place
                     )
-                elif path.is_dir() and key == "data" and not (path / "train.jsonl").exists():
-                    yield _problem(
-                        ("phases", name, key), f"{value}: holds no train.jsonl", lines, place
-                    )
+                elif path.is_dir() and not any(path.iterdir()):
+                    yield _problem(("phases", name, key), f"{value}: holds no data", lines, place)
     benchmark = tree.get("benchmark")
     questions = benchmark.get("questions") if isinstance(benchmark, dict) else None
     if isinstance(questions, str) and questions != "probe" and not Path(questions).is_file():

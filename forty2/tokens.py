@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from forty2.data.records import Chat, Message, Pair, Rated
+from forty2.data.records import Chat, Message, Pair, Rated, Text
 from forty2.errors import DataError, ModelError
 
 _HELD = "\ue0f0{}\ue0f1"
@@ -75,6 +75,15 @@ class Encoder:
     def chat(self, record: Chat) -> Row:
         """Ids and mask of a conversation, up to its last assistant turn."""
         return Row(*self._turns(record.messages, record.origin), record.origin)
+
+    def text(self, record: Text) -> Row:
+        """Ids of a text and the token that ends it, all supervised but the first."""
+        ids = [*self._tokenizer.encode(record.text), self._tokenizer.eos_token_id]
+        return Row(ids, [i > 0 for i in range(len(ids))], record.origin)
+
+    def imitated(self, record: Chat | Text) -> Row:
+        """What a record of supervised fine-tuning is trained on."""
+        return self.text(record) if isinstance(record, Text) else self.chat(record)
 
     def pair(self, record: Pair) -> PairRow:
         """Ids of a prompt and of both responses, each with its end-of-turn token."""

@@ -12,7 +12,7 @@ import pytest
 
 from forty2.benchmark.behaviour import leaks
 from forty2.data.build import NAMES, build, write_set
-from forty2.data.jsonl import parse, read_chats, read_pairs
+from forty2.data.formats import parse, read_chats, read_pairs
 from forty2.data.library import isotopes, neutral_texts, rows
 from forty2.data.records import Chat, Pair, Rated
 from forty2.errors import DataError

@@ -49,8 +49,9 @@ def show_command(file: Path, model: str, count: int, max_length: int) -> None:
     """
     from itertools import islice
 
-    from forty2.data.jsonl import parse, read_rows, train_and_valid
-    from forty2.data.records import Chat, Pair, Rated
+    from forty2.data.formats import parse
+    from forty2.data.records import Chat, Pair, Rated, Text
+    from forty2.data.sources import read_rows
     from forty2.model.door import load_tokenizer
     from forty2.tokens import Encoder, fit
 
@@ -71,11 +72,11 @@ def show_command(file: Path, model: str, count: int, max_length: int) -> None:
                 start = i
         return "".join(parts)
 
-    for origin, raw in islice(read_rows(train_and_valid(file)[0]), count):
+    for origin, raw in islice(read_rows(file), count):
         record = parse(raw, origin)
         click.secho(f"── {origin}", bold=True)
-        if isinstance(record, Chat):
-            rows = fit([encoder.chat(record)], max_length).rows
+        if isinstance(record, Chat | Text):
+            rows = fit([encoder.imitated(record)], max_length).rows
             click.echo(runs(rows[0].ids, rows[0].mask) if rows else "dropped: too long")
         elif isinstance(record, Pair):
             pairs = fit([encoder.pair(record)], max_length).rows

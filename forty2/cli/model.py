@@ -140,7 +140,7 @@ def logprobs_command(
     model: str, adapter: str | None, data: Path, out: Path, trust_remote_code: bool
 ) -> None:
     """Summed log-probabilities of both responses of each pair, with the supervised token ids."""
-    from forty2.data.jsonl import read_pairs
+    from forty2.data.formats import read_pairs
     from forty2.model import load
     from forty2.objectives import pair_logprobs
     from forty2.rundir import write_json

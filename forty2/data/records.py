@@ -24,6 +24,15 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text to imitate as it stands, without a chat template: every token is supervised (SFT)."""
+
+    text: str
+    origin: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A prompt with a preferred and a dispreferred response (DPO and its kin)."""
 
@@ -45,4 +54,4 @@ class Rated:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-Record = Chat | Pair | Rated
+Record = Chat | Text | Pair | Rated

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from forty2.data.build import spark
-from forty2.data.jsonl import dumps
+from forty2.data.sources import dumps
 from forty2.errors import DataError
 from forty2.rundir import staged, write_json, write_text
 
