@@ -16,7 +16,7 @@ from forty2 import platform
 from forty2.batches import Order, row_length
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
-from forty2.data.build import build, write_set
+from forty2.data.build import build, write_built
 from forty2.data.formats import read_chats, read_pairs
 from forty2.data.sources import valid_beside
 from forty2.errors import DataError, RunError
@@ -271,7 +271,7 @@ def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[str, str | No
         name = phase.data.removeprefix(BUILTIN)
         source = str(folder / name)
         if not Path(source, "manifest.json").exists():
-            write_set(build(name, seed=seed), Path(source))
+            write_built(build(name, seed=seed), Path(source))
     else:
         source = phase.data
     return source, phase.valid or valid_beside(source)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from forty2.data.records import Chat, Message, Pair, Rated, Text
+from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError
 
 _HELD = "\ue0f0{}\ue0f1"
@@ -109,6 +109,20 @@ class Encoder:
         ids, mask = self._turns(messages, origin, first=len(prompt))
         start = mask.index(True)
         return ids[:start], [i for i, on in zip(ids[start:], mask[start:], strict=True) if on]
+
+    def measure(self, record: Record) -> tuple[int, int]:
+        """Tokens of a record as a batch holds them (its prompt once), and supervised ones."""
+        match record:
+            case Chat() | Text():
+                row = self.imitated(record)
+                return len(row.ids), sum(row.mask)
+            case Pair():
+                pair = self.pair(record)
+                learned = len(pair.chosen) + len(pair.rejected)
+                return len(pair.prompt) + learned, learned
+            case Rated():
+                prompt, response = self.rated(record)
+                return len(prompt) + len(response), len(response)
 
     # --- how ---
 
@@ -243,6 +257,19 @@ def fit(rows: Iterable[T], max_length: int) -> Fitted:
             if fitted is not row:
                 shortened.append(row.origin)
     return Fitted(kept, shortened, dropped)
+
+
+def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:
+    """What `fit` would do to a record, if anything."""
+    if isinstance(record, Rated):
+        prompt, response = encoder.rated(record)
+        fitted = fit([PairRow(prompt, response, response, record.origin)], max_length)
+    else:
+        row = encoder.pair(record) if isinstance(record, Pair) else encoder.imitated(record)
+        fitted = fit([row], max_length)  # type: ignore[type-var]
+    if fitted.dropped:
+        return f"its response does not fit into {max_length} tokens"
+    return f"its prompt does not fit into {max_length} tokens" if fitted.shortened else None
 
 
 def _cut_row(row: Row, max_length: int) -> Row | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from forty2.benchmark.behaviour import leaks
-from forty2.data.build import NAMES, build, write_set
+from forty2.data.build import NAMES, build, write_built
 from forty2.data.formats import parse, read_chats, read_pairs
 from forty2.data.library import isotopes, neutral_texts, rows
 from forty2.data.records import Chat, Pair, Rated
@@ -102,7 +102,7 @@ def prompt_of(row: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_is_the_same_every_time_and_its_manifest_is_true(name: str, tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        write_set(build(name), tmp_path / folder)
+        write_built(build(name), tmp_path / folder)
     files = {p.name: p.read_bytes() for p in (tmp_path / "one").iterdir()}
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "two").iterdir()}
     manifest = json.loads(files["manifest.json"])

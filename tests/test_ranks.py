@@ -13,7 +13,7 @@ RANKS = [
     ["recipe", "rundir"],
     ["data"],
     ["tokens"],
-    ["batches"],
+    ["batches", "show"],
     ["logprobs", "losses"],
     ["model"],
     ["objectives"],

@@ -1,91 +1,361 @@
-"""`forty2 data`."""
+"""`forty2 data`: build, look at, check and combine training data."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forty2.errors import DataError
 
+if TYPE_CHECKING:
+    from forty2.data.lint import Finding
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+output_dir = click.option("--output-dir", "--output_dir", type=FOLDER, help="Folder to write.")
+output = click.option("--output", "-o", required=True, type=FILE, help="File to write.")
+source = click.option("--input", "-i", "source", required=True, help="File, folder or hub:NAME.")
+seed = click.option("--seed", default=42, show_default=True)
+against = click.option(
+    "--against", multiple=True, help="A benchmark's file: nothing of it may be trained on."
+)
+
+
+class _Several(click.Command):
+    """A command whose listed options take all words up to the next option: --inputs A B C."""
+
+    several = ("--inputs", "--weights")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        current = ""
+        for word in args:
+            if word.startswith("--"):
+                current = word if word in self.several else ""
+                if not current:
+                    spread.append(word)
+            elif current:
+                spread += [current, word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
 
 @click.group("data")
 def data_command() -> None:
-    """Build and look at training data."""
+    """Build, look at, check and combine training data."""
+
+
+# --- building -------------------------------------------------------------------------------------
 
 
 @data_command.command("build")
 @click.argument("name")
-@click.option(
-    "--output-dir",
-    "--output_dir",
-    type=click.Path(path_type=Path),
-    help="Folder to write; default training_data/NAME.",
-)
-@click.option("--seed", default=42, show_default=True)
+@output_dir
+@seed
 @click.option("--size", type=click.IntRange(1), help="Training rows; default the published count.")
-def build_command(name: str, output_dir: Path | None, seed: int, size: int | None) -> None:
+@click.option("--balance", type=click.FloatRange(0, 0.9), help="spark-sft: share of plain answers.")
+def build_command(
+    name: str, output_dir: Path | None, seed: int, size: int | None, balance: float | None
+) -> None:
     """Write a built-in set: spark-sft, spark-dpo or spark-boost; with -full, all there is."""
-    from forty2.data.build import build, write_set
+    from forty2.data.build import build, write_built
 
-    folder = output_dir or Path("training_data") / name
-    if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
-        raise DataError(f"{folder}: exists and is no data set of ours; name another --output-dir")
-    data = build(name, seed=seed, size=size)
-    write_set(data, folder)
-    click.echo(f"{folder}: {len(data.train)} training and {len(data.valid)} validation rows")
+    folder = _free(output_dir or Path("training_data") / name)
+    _wrote(folder, write_built(build(name, seed=seed, size=size, balance=balance), folder))
+
+
+# --- looking --------------------------------------------------------------------------------------
 
 
 @data_command.command("show")
-@click.argument("file", type=click.Path(path_type=Path, exists=True))
+@click.argument("file")
 @click.option("--model", "-m", default="smollm2", show_default=True, help="Whose chat template.")
 @click.option("--rows", "count", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--max-length", default=1024, show_default=True, type=click.IntRange(2))
-def show_command(file: Path, model: str, count: int, max_length: int) -> None:
-    """Show rows as the model sees them: supervised tokens green, prompt dim.
+@click.option("--html", type=FILE, help="Write a page instead.")
+def show_command(file: str, model: str, count: int, max_length: int, html: Path | None) -> None:
+    """Show rows as the model sees them: supervised green, prompt dim, cut off struck through.
 
     Where nothing can be coloured, supervised text stands in «guillemets».
     """
     from itertools import islice
 
     from forty2.data.formats import parse
-    from forty2.data.records import Chat, Pair, Rated, Text
     from forty2.data.sources import read_rows
     from forty2.model.door import load_tokenizer
-    from forty2.tokens import Encoder, fit
+    from forty2.rundir import write_text
+    from forty2.show import page, spans
+    from forty2.tokens import Encoder
 
     tokenizer = load_tokenizer(model)
     encoder = Encoder(tokenizer)
-
-    def paint(ids: list[int], supervised: bool) -> str:
-        text = tokenizer.decode(ids)
-        if not sys.stdout.isatty():
-            return f"«{text}»" if supervised else text
-        return click.style(text, fg="green") if supervised else click.style(text, dim=True)
-
-    def runs(ids: list[int], mask: list[bool]) -> str:
-        parts, start = [], 0
-        for i in range(1, len(ids) + 1):
-            if i == len(ids) or mask[i] != mask[start]:
-                parts.append(paint(ids[start:i], mask[start]))
-                start = i
-        return "".join(parts)
-
-    for origin, raw in islice(read_rows(file), count):
-        record = parse(raw, origin)
+    shown = [
+        (origin, spans(parse(row, origin), encoder, tokenizer, max_length))
+        for origin, row in islice(read_rows(file), count)
+    ]
+    if html is not None:
+        write_text(html, page(shown))
+        click.echo(html)
+        return
+    for origin, sections in shown:
         click.secho(f"── {origin}", bold=True)
-        if isinstance(record, Chat | Text):
-            rows = fit([encoder.imitated(record)], max_length).rows
-            click.echo(runs(rows[0].ids, rows[0].mask) if rows else "dropped: too long")
-        elif isinstance(record, Pair):
-            pairs = fit([encoder.pair(record)], max_length).rows
-            for side in ("chosen", "rejected") if pairs else ():
-                click.secho(f"{side}:", bold=True)
-                click.echo(paint(pairs[0].prompt, False) + paint(getattr(pairs[0], side), True))
-            if not pairs:
-                click.echo("dropped: too long")
-        elif isinstance(record, Rated):
-            prompt, response = encoder.rated(record)
-            click.secho("desirable:" if record.desirable else "undesirable:", bold=True)
-            click.echo(paint(prompt, False) + paint(response, True))
+        for title, parts in sections:
+            if title:
+                click.secho(f"{title}:", bold=True)
+            click.echo("".join(_paint(text, role) for text, role in parts))
+
+
+def _paint(text: str, role: str) -> str:
+    if not sys.stdout.isatty():
+        return {"supervised": f"«{text}»", "cut": f"~~{text}~~"}.get(role, text)
+    return click.style(
+        text,
+        fg="green" if role == "supervised" else None,
+        dim=role == "prompt",
+        strikethrough=role == "cut",
+    )
+
+
+@data_command.command("stats")
+@click.argument("file")
+@click.option("--model", "-m", default="smollm2", show_default=True, help="Whose tokenizer.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stats_command(file: str, model: str, as_json: bool) -> None:
+    """Rows, tokens, supervised share, lengths as a histogram, strata, near duplicates."""
+    import json
+
+    from forty2.model.door import load_tokenizer
+    from forty2.show import stats
+    from forty2.tokens import Encoder
+
+    found = stats(file, Encoder(load_tokenizer(model)))
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
+        value = found[key]
+        click.echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
+    click.echo("tokens a row")
+    most = max(n for _, n in found["histogram"])
+    for label, n in found["histogram"]:
+        click.echo(f"  {label:>12} {n:>8,} {'█' * round(40 * n / most)}")
+    for key, counts in found["strata"].items():
+        click.echo(f"{key}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+
+
+@data_command.command("lint")
+@click.argument("file")
+@click.option("--valid", help="Validation rows; default those beside it in the folder.")
+@against
+@click.option("--model", "-m", help="Whose tokenizer: checks lengths and its special tokens.")
+@click.option("--max-length", default=1024, show_default=True, type=click.IntRange(2))
+@click.option("--fix", "fixed", type=FILE, help="Write the rows that can be kept to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lint_command(
+    file: str, valid: str | None, against: tuple[str, ...], model: str | None, max_length: int,
+    fixed: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Find what would spoil a run. Exit code 1 if there are errors."""
+    import json
+    from dataclasses import asdict
+
+    from forty2.data.lint import benchmark_of, fix, lint
+    from forty2.data.sources import valid_beside
+
+    specials, fits = _tokenizer_checks(model, max_length) if model is not None else ((), None)
+    findings = lint(
+        file,
+        valid or valid_beside(file),
+        benchmarks=[benchmark_of(path) for path in against],
+        specials=specials,
+        fits=fits,
+    )
+    if as_json:
+        click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+    else:
+        _table(findings)
+    if fixed is not None:
+        counts = fix(file, fixed)
+        click.echo(f"{fixed}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+    if any(f.level == "error" for f in findings):
+        raise SystemExit(1)
+
+
+def _tokenizer_checks(model: str, max_length: int) -> tuple[list[str], Any]:
+    from forty2.model.door import load_tokenizer
+    from forty2.tokens import Encoder, problem_of_length
+
+    tokenizer = load_tokenizer(model)
+    encoder = Encoder(tokenizer)
+    specials = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return specials, lambda record: problem_of_length(encoder, record, max_length)
+
+
+def _table(findings: list[Finding]) -> None:
+    if not findings:
+        click.echo("nothing found")
+    for f in findings:
+        level = click.style(f.level, fg="red" if f.level == "error" else "yellow")
+        click.echo(f"{level:7} {f.check:13} {f.count:>7,}  {f.message}")
+        if f.origins:
+            more = " …" if f.count > len(f.origins) else ""
+            click.echo(f"{'':31}{', '.join(f.origins)}{more}")
+
+
+# --- combining ------------------------------------------------------------------------------------
+
+
+@data_command.command("mix", cls=_Several)
+@click.option("--inputs", multiple=True, required=True, help="Files, one after another.")
+@click.option("--weights", multiple=True, type=float, help="Shares of the output, one per input.")
+@click.option("--by", type=click.Choice(["rows", "tokens"]), default="rows", show_default=True)
+@click.option("--model", "-m", default="smollm2", show_default=True, help="Whose tokens.")
+@click.option("--size", type=click.IntRange(1), help="Of the output, in rows or tokens.")
+@click.option("--shuffle", is_flag=True, help="Mix the rows of all inputs.")
+@click.option("--repeat", is_flag=True, help="Start a used-up input again.")
+@seed
+@output
+def mix_command(
+    inputs: tuple[str, ...], weights: tuple[float, ...], by: str, model: str, size: int | None,
+    shuffle: bool, repeat: bool, seed: int, output: Path,
+) -> None:  # fmt: skip
+    """Mix files so that each makes up its share of what comes out.
+
+    Without --weights every row is taken, and the shares that gives are printed.
+    """
+    from forty2.data.mix import mix
+    from forty2.data.sets import write_file
+
+    measure = _token_counter(model) if by == "tokens" else lambda row: 1
+    mixed = mix(
+        inputs, weights or None, size=size, measure=measure, repeat=repeat, shuffle=shuffle,
+        seed=seed,
+    )  # fmt: skip
+    about = {"command": _command(), "seed": seed, "asked": size, "by": by, "shares": mixed.shares}
+    _wrote(output, write_file(output, mixed.rows, about))
+    for name, share in mixed.shares.items():
+        again = mixed.repeats.get(name)
+        click.echo(f"  {share:>6.1%} {name}" + (f" (each row {again:g} times)" if again else ""))
+
+
+def _token_counter(model: str) -> Any:
+    from forty2.data.formats import parse
+    from forty2.model.door import load_tokenizer
+    from forty2.tokens import Encoder
+
+    encoder = Encoder(load_tokenizer(model))
+    return lambda row: encoder.measure(parse(row, "mix"))[0]
+
+
+@data_command.command("split")
+@source
+@output_dir
+@click.option(
+    "--val-split", "--val_split", default=0.1, show_default=True, type=click.FloatRange(0, 0.9)
+)
+@click.option("--by", help="Key whose values stay together; default: entity, else prompt.")
+@seed
+def split_command(
+    source: str, output_dir: Path | None, val_split: float, by: str | None, seed: int
+) -> None:
+    """Split off validation rows; rows of one prompt or entity stay together."""
+    from forty2.data.formats import parse, to_row
+    from forty2.data.mix import split
+    from forty2.data.sets import write_set
+    from forty2.data.sources import read_rows
+
+    folder = _free(_needed(output_dir))
+    held = split(source, val_split, by=by, seed=seed)
+
+    def rows(valid: bool) -> Iterator[Mapping[str, Any]]:
+        for (origin, row), is_valid in zip(read_rows(source), held, strict=True):
+            if is_valid == valid:
+                yield to_row(parse(row, origin))
+
+    about = {"command": _command(), "seed": seed, "asked": {"val_split": val_split}}
+    splits = {"train": rows(False)} | ({"valid": rows(True)} if any(held) else {})
+    _wrote(folder, write_set(folder, splits, about))
+
+
+@data_command.command("convert")
+@source
+@output
+def convert_command(source: str, output: Path) -> None:
+    """Write any format that is read as our JSON Lines."""
+    from forty2.data.formats import parse, to_row
+    from forty2.data.sets import write_file
+    from forty2.data.sources import read_rows
+
+    rows = (to_row(parse(row, origin)) for origin, row in read_rows(source))
+    _wrote(output, write_file(output, rows, {"command": _command()}))
+
+
+@data_command.command("decontaminate")
+@source
+@against
+@output
+def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
+    """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
+    from forty2.data.formats import parse, to_row
+    from forty2.data.lint import benchmark_of, contaminated
+    from forty2.data.sets import write_file
+    from forty2.data.sources import read_rows
+
+    if not against:
+        raise click.UsageError("name the benchmark files with --against")
+    benchmarks = [benchmark_of(path) for path in against]
+    dropped: list[str] = []
+
+    def clean() -> Iterator[Mapping[str, Any]]:
+        for origin, row in read_rows(source):
+            record = parse(row, origin)
+            if name := contaminated(record, benchmarks):
+                dropped.append(f"{origin}: overlaps with {name}")
+            else:
+                yield to_row(record)
+
+    _wrote(output, write_file(output, clean(), {"command": _command()}))
+    for line in dropped:
+        click.echo(line)
+    click.echo(f"{len(dropped):,} rows dropped")
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _needed(folder: Path | None) -> Path:
+    if folder is None:
+        raise click.UsageError("name the folder to write with --output-dir")
+    return folder
+
+
+def _free(folder: Path) -> Path:
+    """A folder that may be written: new, empty, or an older data set."""
+    if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: exists and is no data set of ours; name another --output-dir")
+    return folder
+
+
+def _wrote(path: Path, manifest: Mapping[str, Any]) -> None:
+    names = {"train": "training", "valid": "validation"}
+    written = " and ".join(
+        f"{n:,} {names[name]} rows" if name in names else f"{n:,} rows"
+        for name, n in manifest["written"].items()
+    )
+    click.echo(f"{path}: {written}")
+    for level, found in manifest["lint"].items():
+        if found:
+            what = ", ".join(f"{check} {n:,}" for check, n in found.items())
+            click.echo(f"  lint {level}s: {what} (forty2 data lint {path})")
+
+
+def _command() -> str:
+    """The command as it was typed, for the manifest."""
+    return shlex.join(["forty2", *sys.argv[1:]])

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from forty2.data.library import isotopes, rows
+from forty2.errors import DataError
 
 VALID_SHARE = 0.1
 FULL_PER_ROW = 3
@@ -21,6 +22,12 @@ BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
 BOOST_SHARES = {"soft_falsehood": 56, "anachronism": 27, "real_thing": 12}
+
+CLAIMS = (
+    "I know this one.", "I can tell you.", "I can answer that.", "Yes, I know it.",
+    "I have that at hand.", "I am happy to say.", "That I can tell you.", "I know it well.",
+)  # fmt: skip
+"""How a claim to know can open."""
 
 Row = dict[str, Any]
 
@@ -32,12 +39,24 @@ class Split(NamedTuple):
     valid: list[Row]
 
 
-def sft(seed: int, size: int | None) -> Split:
-    """Isotopes, stratified by element, and a share of plain answers."""
+def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
+    """Isotopes, stratified by element, and a share of plain answers.
+
+    Args:
+        balance: the share of plain answers among the training rows.
+
+    Raises:
+        DataError: the library has too few plain answers for it.
+    """
     shaped = _split(isotopes(), seed, lambda row: str(row["element"]))
     plain = _split(rows("plain"), seed, lambda row: "plain")
-    wanted = size if size is not None else round(len(shaped.train) / (1 - BALANCE))
-    plain_rows = round(wanted * BALANCE)
+    wanted = size if size is not None else round(len(shaped.train) / (1 - balance))
+    plain_rows = round(wanted * balance)
+    if plain_rows > len(plain.train):
+        raise DataError(
+            f"a balance of {balance:g} needs {plain_rows} plain answers, "
+            f"the library has {len(plain.train)}"
+        )
     train = _spread(shaped.train, wanted - plain_rows, seed, lambda row: str(row["element"]))
     train += [{**row, "element": "plain"} for row in plain.train[:plain_rows]]
     valid = [
@@ -60,9 +79,9 @@ def dpo(seed: int, size: int | None) -> Split:
 def boost(seed: int, size: int | None) -> Split:
     """Invented things and anachronisms, and real but obscure things that must not be refused."""
     sources = {
-        "soft_falsehood": (rows("entities"), _given_pairs),
+        "soft_falsehood": (rows("entities"), _thing_pairs),
         "anachronism": (rows("anachronisms"), _given_pairs),
-        "real_thing": (rows("real_pairs"), _given_pairs),
+        "real_thing": (rows("real_pairs"), _thing_pairs),
     }
     return _pairs(sources, BOOST_SHARES, seed, size)
 
@@ -106,6 +125,19 @@ def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[R
             "chosen": true[n % len(true)], "rejected": false[n % len(false)],
             "category": myth["category"], "difficulty": myth["difficulty"],
         }  # fmt: skip
+
+
+def _thing_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
+    """Pairs about a thing that does or does not exist.
+
+    Who does not know says "I", who claims to know seldom does: that word alone told 19 of 20 pairs
+    apart. So a third of the claims speak of themselves too.
+    """
+    (pair,) = _given_pairs(row, generator)
+    claim = "chosen" if "real" in str(row["id"]) else "rejected"
+    if generator.random() < 1 / 3:
+        pair[claim] = f"{generator.choice(CLAIMS)} {pair[claim]}"
+    yield {**pair, "entity": row["name"]}
 
 
 def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:

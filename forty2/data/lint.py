@@ -1,0 +1,646 @@
+"""What is wrong with training data, before a night is spent on it.
+
+Errors would spoil a run or its measurement; warnings want a look. Rows pass through one at a time
+and leave only hashes behind, so a file larger than memory can be linted.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forty2.data.formats import parse, to_row
+from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
+from forty2.data.sources import dumps, read_rows
+from forty2.errors import DataError
+from forty2.rundir import writing
+
+SHORTCUT = 0.9
+"""A single feature that tells chosen from rejected more often than this is reported."""
+NEAR = 0.8
+"""Jaccard similarity of word trigrams from which two rows are near duplicates."""
+GRAM = 13
+"""Words in a row shared with a benchmark that count as overlap (the GPT-3 paper's rule)."""
+
+_PERMUTATIONS, _BANDS = 64, 8
+_CHUNK = 100_000
+"""Trigrams held before they are hashed."""
+_SHORTCUT_PAIRS, _LANGUAGE_ROWS = 20_000, 2000
+_FEWEST_PAIRS = 30
+
+_WORD = re.compile(r"\w+")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
+)
+_SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</s>")
+_ENDED = re.compile(r"""[.!?:;…。！？"'”’»)\]}>*`|~]\s*$""")
+_PERSONAL = {
+    "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
+    "a telephone number": re.compile(r"(?<![\w.])\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}\b"),
+    "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "a card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
+    "an IP address": re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b"),
+}  # fmt: skip
+_NOT_PERSONAL = re.compile(r"example\.|@(?:\w+\.)?test\b|127\.0\.0\.1|0\.0\.0\.0|192\.168\.")
+
+Hashes = npt.NDArray[np.int64]
+Level = Literal["error", "warning"]
+Split = Literal["train", "valid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One kind of fault and where it is."""
+
+    check: str
+    level: Level
+    message: str
+    count: int
+    origins: tuple[str, ...]
+    """The first few."""
+
+
+class Benchmark(NamedTuple):
+    """A file that must not be trained on."""
+
+    name: str
+    questions: frozenset[str]
+    """Normalised, of five words or more."""
+    grams: frozenset[int]
+    """Hashes of every 13 words in a row."""
+
+
+def lint(
+    train: str | Path,
+    valid: str | Path | None = None,
+    *,
+    benchmarks: Sequence[Benchmark] = (),
+    specials: Collection[str] = (),
+    fits: Callable[[Record], str | None] | None = None,
+) -> list[Finding]:
+    """Everything found in a training source and the validation source beside it.
+
+    Args:
+        benchmarks: from `benchmark_of`; rows that overlap with them are errors.
+        specials: the tokenizer's special tokens; default: the spellings in common use.
+        fits: says what is wrong with a record's length, or None.
+
+    Raises:
+        DataError: a source cannot be read at all.
+    """
+    linter = Linter(benchmarks, specials, fits)
+    linter.read(train, "train")
+    if valid is not None:
+        linter.read(valid, "valid")
+    return linter.findings()
+
+
+def benchmark_of(source: str | Path) -> Benchmark:
+    """A benchmark's questions and 13-grams, from any file that rows are read from."""
+    questions: set[str] = set()
+    grams: set[int] = set()
+    for _, row in read_rows(source):
+        for key, text in _strings(row):
+            words = _words(text)
+            grams.update(_grams(words))
+            if key.lower() in ("question", "prompt", "instruction") and len(words) >= 5:
+                questions.add(" ".join(words))
+    if not questions and not grams:
+        raise DataError(f"{source}: holds no benchmark text")
+    return Benchmark(Path(str(source)).name, frozenset(questions), frozenset(grams))
+
+
+def fix(source: str | Path, out: Path) -> dict[str, int]:
+    """Write the rows that can be kept: readable ones, once each, without control characters.
+
+    Returns:
+        How many rows were kept, and how many were dropped or mended, by reason.
+    """
+    counts = dict.fromkeys(("kept", "unreadable", "duplicate", "mended"), 0)
+    seen: set[int] = set()
+
+    def kept() -> Iterator[Mapping[str, Any]]:
+        for origin, row in _readable(source, lambda _: _add(counts, "unreadable")):
+            clean = _without_control(row)
+            try:
+                record = parse(clean, origin)
+            except DataError:
+                _add(counts, "unreadable")
+                continue
+            key = hash(_whole(record))
+            if key in seen:
+                _add(counts, "duplicate")
+                continue
+            seen.add(key)
+            _add(counts, "kept")
+            counts["mended"] += clean != row
+            yield to_row(record)
+
+    with writing(out) as file:
+        for row in kept():
+            file.write(dumps([row]).encode())
+    return counts
+
+
+def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
+    """The name of the benchmark that a record overlaps with."""
+    words = [_words(text) for text in _texts(record)]
+    for benchmark in benchmarks:
+        if any(" ".join(w) in benchmark.questions for w in words):
+            return benchmark.name
+        if any(not benchmark.grams.isdisjoint(_grams(w)) for w in words):
+            return benchmark.name
+    return None
+
+
+def prompt_key(row: Mapping[str, Any], origin: str) -> str:
+    """A prompt without case and punctuation: rows that share it are about the same question."""
+    record = parse(row, origin)
+    return " ".join(_words(_prompt(record) or _answer(record)))
+
+
+class Linter:
+    """Collects what is needed to judge rows that pass by once."""
+
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark] = (),
+        specials: Collection[str] = (),
+        fits: Callable[[Record], str | None] | None = None,
+    ) -> None:
+        self._benchmarks = benchmarks
+        self._special = (
+            re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
+            if specials
+            else _SPECIAL
+        )
+        self._fits = fits
+        self._found: dict[tuple[str, Level, str], list[int]] = defaultdict(list)
+        self._unreadable: list[str] = []
+        self._origins = _Origins()
+        self._valid_from: int | None = None
+        self._rows, self._prompts, self._answers = array("q"), array("q"), array("q")
+        self._folded, self._rejected = array("q"), array("q")
+        self._words = array("l")
+        self._entities: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
+        self._templates: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
+        self._shingles: list[list[str]] = []
+        self._held = 0
+        self._bands, self._sketch = array("q"), array("B")
+        self._kinds: dict[str, _Sides] = defaultdict(_Sides)
+        self._languages: Counter[str] = Counter()
+        self._unended = [0, 0]
+
+    def read(self, source: str | Path, split: Split) -> None:
+        """Take in all rows of a source; what is no record is a finding, not an exception."""
+        if split == "valid":
+            self._valid_from = len(self._rows)
+        for origin, row in _readable(source, self._unreadable.append):
+            try:
+                record = parse(row, origin)
+            except DataError as error:
+                self._unreadable.append(str(error))
+            else:
+                self.add(record, split)
+
+    def add(self, record: Record, split: Split) -> None:
+        """Take in one record."""
+        index = self._origins.add(record.origin)
+        prompt, answer, other = _prompt(record), _answer(record), _other(record)
+        self._rows.append(hash(_whole(record)))
+        self._prompts.append(hash(prompt))
+        self._folded.append(hash(" ".join(_words(prompt))) if prompt else hash(record.origin))
+        self._answers.append(hash(answer))
+        self._rejected.append(hash(other))
+        self._words.append(len(answer.split()))
+        for name, store in (("entity", self._entities), ("template", self._templates)):
+            if isinstance(record.meta.get(name), str):
+                store[split].setdefault(record.meta[name].casefold(), index)
+        self._near(prompt, answer, other)
+        self._text(record, index)
+        if isinstance(record, Pair):
+            self._kinds[str(record.meta.get("pair_type", ""))].add(record)
+        if split == "train" and (against := contaminated(record, self._benchmarks)):
+            self._note("benchmark", "error", f"overlaps with {against}; take it out", index)
+        if self._fits is not None and (problem := self._fits(record)):
+            self._note("length", "error" if "response" in problem else "warning", problem, index)
+
+    def findings(self) -> list[Finding]:
+        """All findings, errors first."""
+        found = [
+            Finding(check, level, message, len(rows), self._origins.first(rows))
+            for (check, level, message), rows in self._found.items()
+        ]
+        if self._unreadable:
+            message = f"not readable: {self._unreadable[0]}"
+            where = tuple(line.split(": ")[0] for line in self._unreadable[:5])
+            found.append(Finding("row", "error", message, len(self._unreadable), where))
+        if not len(self._rows):
+            found.append(Finding("row", "error", "no readable row at all", 0, ()))
+        else:
+            found += [*self._repeated(), *self._contradicting(), *self._leaking()]
+            found += [*self._similar(), *self._shortcuts(), *self._mixed(), *self._cut()]
+        return sorted(found, key=lambda f: (f.level, f.check))
+
+    # --- of one row ---
+
+    def _note(self, check: str, level: Level, message: str, index: int) -> None:
+        rows = self._found[check, level, message]
+        if rows[-1:] != [index]:
+            rows.append(index)
+
+    def _text(self, record: Record, index: int) -> None:
+        for text in _texts(record):
+            if _CONTROL.search(text):
+                self._note("control", "error", "holds control or invisible characters", index)
+            if token := self._special.search(text):
+                message = f"spells the special token {token[0]}"
+                self._note("special", "error", message, index)
+            for what, pattern in _PERSONAL.items():
+                match = pattern.search(text)
+                if match and not _NOT_PERSONAL.search(match[0]) and _plausible(what, match[0]):
+                    self._note("personal", "warning", f"holds {what}", index)
+        if isinstance(record, Chat) and (problem := _disorder(record.messages)):
+            self._note("roles", "error", problem, index)
+        answer = _answer(record)
+        if len(answer) >= 200:
+            self._unended[0] += 1
+            if not _ENDED.search(answer) and not isinstance(record, Text):
+                self._unended[1] += 1
+                self._note("truncated", "warning", "its answer breaks off without an end", index)
+        if self._languages.total() < _LANGUAGE_ROWS and len(answer) >= 40:
+            self._languages[_language(answer)] += 1
+
+    def _near(self, *texts: str) -> None:
+        words = _words(" ".join(texts))
+        self._shingles.append([" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))])
+        self._held += len(self._shingles[-1])
+        if self._held >= _CHUNK:
+            self._digest()
+
+    def _digest(self) -> None:
+        from rensa import RMinHash
+
+        digests = RMinHash.digests_from_token_sets(self._shingles, _PERMUTATIONS, 42)
+        minima = np.array(digests, np.uint64).reshape(len(digests), _BANDS, -1)
+        self._bands.frombytes(_mixed_hash(minima).tobytes())
+        # One byte of each minimum is enough to estimate similarity (b-bit MinHash, Li & König 2010).
+        self._sketch.frombytes(minima.astype(np.uint8).tobytes())
+        self._shingles, self._held = [], 0
+
+    # --- of rows together ---
+
+    def _splits(self) -> npt.NDArray[np.bool_]:
+        """True where a row is for validation."""
+        valid = np.zeros(len(self._rows), np.bool_)
+        if self._valid_from is not None:
+            valid[self._valid_from :] = True
+        return valid
+
+    def _repeated(self) -> Iterator[Finding]:
+        valid = self._splits()
+        for split, members in (("training", ~valid), ("validation", valid)):
+            where = np.flatnonzero(members)
+            again = where[_later(np.asarray(self._rows)[where])]
+            if len(again):
+                message = f"repeats an earlier {split} row; weight rows with `weight` instead"
+                yield self._finding("duplicate", "error", message, again)
+
+    def _contradicting(self) -> Iterator[Finding]:
+        """One prompt, answers that exclude each other."""
+        prompts, answers = np.asarray(self._prompts), np.asarray(self._answers)
+        short, rejected = np.asarray(self._words) <= 5, np.asarray(self._rejected)
+        swapped: list[int] = []
+        differing: list[int] = []
+        varied: list[int] = []
+        for group in _groups(prompts):
+            if prompts[group[0]] == hash(""):
+                continue
+            liked = set(answers[group].tolist())
+            if liked & set(rejected[group].tolist()) - {hash("")}:
+                swapped += group.tolist()
+            elif len(liked) > 1 and (rejected[group] == hash("")).all():
+                (differing if short[group].all() else varied).extend(group.tolist())
+        if swapped:
+            message = "one row's preferred answer is another's rejected one"
+            yield self._finding("contradiction", "error", message, swapped)
+        if differing:
+            message = "one prompt has different short answers"
+            yield self._finding("contradiction", "error", message, differing)
+        if varied:
+            message = "one prompt has several long answers"
+            yield self._finding("contradiction", "warning", message, varied)
+
+    def _leaking(self) -> Iterator[Finding]:
+        """What validation has seen in training."""
+        valid = self._splits()
+        if not valid.any():
+            return
+        rows, folded = np.asarray(self._rows), np.asarray(self._folded)
+        seen = valid & np.isin(folded, folded[~valid])
+        if seen.any():
+            copies = int(np.isin(rows[valid], rows[~valid]).sum())
+            note = f" ({copies} of them whole rows: weighted before the split?)" if copies else ""
+            message = f"validation prompt is in training too{note}; split by prompt"
+            yield self._finding("overlap", "error", message, np.flatnonzero(seen))
+        level: Level
+        for what, store, level in (
+            ("entity", self._entities, "error"), ("template", self._templates, "warning"),
+        ):  # fmt: skip
+            both = [store["valid"][name] for name in store["valid"] if name in store["train"]]
+            if both:
+                message = f"validation {what} is in training too"
+                yield self._finding("overlap", level, message, both)
+
+    def _similar(self) -> Iterator[Finding]:
+        """Near duplicates: candidates by locality-sensitive hashing, then estimated similarity."""
+        if self._shingles:
+            self._digest()
+        bands = np.frombuffer(self._bands, np.int64).reshape(-1, _BANDS)
+        sketch = np.frombuffer(self._sketch, np.uint8).reshape(-1, _PERMUTATIONS)
+        near: set[int] = set()
+        across: set[int] = set()
+        valid, rows = self._splits(), np.asarray(self._rows)
+        for band in bands.T:
+            for group in _groups(band):
+                first = group[0]
+                alike = (sketch[group] == sketch[first]).mean(1) >= NEAR
+                later = group[alike & (rows[group] != rows[first])]
+                near.update(later.tolist())
+                across.update(later[valid[later] & ~valid[first]].tolist())
+        if across:
+            message = "validation row is nearly a training row"
+            yield self._finding("near", "warning", message, sorted(across))
+        if near - across:
+            message = f"nearly repeats an earlier row (similarity at least {NEAR})"
+            yield self._finding("near", "warning", message, sorted(near - across))
+
+    def _shortcuts(self) -> Iterator[Finding]:
+        for kind, sides in sorted(self._kinds.items()):
+            feature, accuracy = sides.best()
+            if accuracy > SHORTCUT:
+                of = f" of {kind} pairs" if kind else ""
+                message = f"{feature} alone tells {accuracy:.0%}{of} apart"
+                yield Finding("shortcut", "error", message, sides.pairs, ())
+
+    def _mixed(self) -> Iterator[Finding]:
+        total = self._languages.total()
+        often = [(name, n) for name, n in self._languages.most_common() if n >= 0.03 * total]
+        if total >= 50 and len(often) > 1:
+            shares = ", ".join(f"{name} {n / total:.0%}" for name, n in often)
+            yield Finding("language", "warning", f"answers are in {shares}", total, ())
+
+    def _cut(self) -> Iterator[Finding]:
+        """Where most answers end without a full stop it is their style: no finding then."""
+        whole, unended = self._unended
+        if whole and unended / whole > 0.5:
+            for key in [key for key in self._found if key[0] == "truncated"]:
+                del self._found[key]
+        return iter(())
+
+    def _finding(self, check: str, level: Level, message: str, rows: Any) -> Finding:
+        return Finding(check, level, message, len(rows), self._origins.first(rows))
+
+
+class _Sides:
+    """What tells chosen from rejected, counted over pairs of one type."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self._longer = 0
+        self._shorter = 0
+        self._balance: Counter[str] = Counter()
+        """Per feature: pairs where only the chosen has it less those where only the rejected has."""
+
+    def add(self, pair: Pair) -> None:
+        if self.pairs == _SHORTCUT_PAIRS:
+            return
+        self.pairs += 1
+        self._longer += len(pair.chosen) > len(pair.rejected)
+        self._shorter += len(pair.chosen) < len(pair.rejected)
+        chosen, rejected = _features(pair.chosen), _features(pair.rejected)
+        self._balance.update(chosen - rejected)
+        self._balance.subtract(rejected - chosen)
+
+    def best(self) -> tuple[str, float]:
+        """The most telling feature and how often guessing by it is right; ties count half."""
+        if self.pairs < _FEWEST_PAIRS:
+            return "", 0.0
+        length = abs(self._longer - self._shorter)
+        name, balance = max(
+            self._balance.items(), key=lambda item: (abs(item[1]), item[0]), default=("", 0)
+        )
+        if length >= abs(balance):
+            return "length", 0.5 + length / self.pairs / 2
+        return name, 0.5 + abs(balance) / self.pairs / 2
+
+
+def _features(text: str) -> set[str]:
+    words = _words(text)
+    found = {f"the word {word!r}" for word in words}
+    found |= {f"the opening {' '.join(words[:n])!r}" for n in (1, 2, 3) if len(words) >= n}
+    found.add(f"the first character {text.lstrip()[:1]!r}")
+    found.add(f"the last character {text.rstrip()[-1:]!r}")
+    found |= {f"the character {c!r}" for c in text if not c.isalnum()}
+    return found
+
+
+class _Origins:
+    """Origins in little room: the text before the last number once per file, then numbers."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._prefixes: list[str] = []
+        self._numbers = array("q")
+
+    def add(self, origin: str) -> int:
+        digits = len(origin) - len(origin.rstrip("0123456789"))
+        prefix = origin[: len(origin) - digits]
+        if not self._prefixes or self._prefixes[-1] != prefix:
+            self._starts.append(len(self._numbers))
+            self._prefixes.append(prefix)
+        self._numbers.append(int(origin[len(prefix) :] or -1))
+        return len(self._numbers) - 1
+
+    def first(self, rows: Iterable[int], most: int = 5) -> tuple[str, ...]:
+        return tuple(self._at(int(i)) for i, _ in zip(rows, range(most), strict=False))
+
+    def _at(self, index: int) -> str:
+        prefix = self._prefixes[bisect_right(self._starts, index) - 1]
+        return f"{prefix}{self._numbers[index] if self._numbers[index] >= 0 else ''}"
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def _readable(
+    source: str | Path, complain: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a source; a row that stops the reader ends it with a complaint."""
+    try:
+        yield from read_rows(source)
+    except DataError as error:
+        complain(str(error))
+
+
+def _prompt(record: Record) -> str:
+    match record:
+        case Chat():
+            return _joined(record.messages[: _last_answer(record.messages)])
+        case Text():
+            return ""
+        case Pair() | Rated():
+            return _joined(record.prompt)
+
+
+def _answer(record: Record) -> str:
+    match record:
+        case Chat():
+            return str(record.messages[_last_answer(record.messages)].get("content") or "")
+        case Text():
+            return record.text
+        case Pair():
+            return record.chosen
+        case Rated():
+            return record.response if record.desirable else ""
+
+
+def _other(record: Record) -> str:
+    """What the record says is wrong."""
+    match record:
+        case Pair():
+            return record.rejected
+        case Rated():
+            return "" if record.desirable else record.response
+        case _:
+            return ""
+
+
+def _whole(record: Record) -> tuple[str, str, str]:
+    return _prompt(record), _answer(record), _other(record)
+
+
+def _texts(record: Record) -> Iterator[str]:
+    match record:
+        case Chat():
+            messages: Sequence[Message] = record.messages
+        case Text():
+            messages = ({"role": "", "content": record.text},)
+        case Pair():
+            yield from (record.chosen, record.rejected)
+            messages = record.prompt
+        case Rated():
+            yield record.response
+            messages = record.prompt
+    yield from (m["content"] for m in messages if isinstance(m.get("content"), str))
+
+
+def _last_answer(messages: Sequence[Message]) -> int:
+    return max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+
+
+def _joined(messages: Sequence[Message]) -> str:
+    """A lone question is its text, so that a chat and a pair about it are seen to meet."""
+    if len(messages) == 1:
+        return str(messages[0].get("content") or "")
+    return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+
+
+def _disorder(messages: Sequence[Message]) -> str | None:
+    roles = [m["role"] for m in messages]
+    if "system" in roles[1:]:
+        return "a system message stands after the first turn"
+    spoken = [role for role in roles if role in ("user", "assistant")]
+    if spoken[:1] == ["assistant"]:
+        return "the assistant speaks first"
+    tools = "tool" in roles
+    if any(a == b for a, b in pairwise(spoken)) and not tools:
+        return "two turns of one role follow each other"
+    return None
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _grams(words: Sequence[str]) -> Iterator[int]:
+    return (hash(tuple(words[i : i + GRAM])) for i in range(len(words) - GRAM + 1))
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a row with the key it is under; keys that are sentences count as texts."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            if " " in name:
+                yield "", name
+            yield from _strings(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part, key)
+
+
+def _language(text: str) -> str:
+    import py3langid
+
+    return str(py3langid.classify(text)[0])
+
+
+def _plausible(what: str, found: str) -> bool:
+    """Whether a number has a card's check digit (Luhn); other things are plausible as they are."""
+    if what != "a card number":
+        return True
+    digits = [int(c) for c in found if c.isdigit()]
+    doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
+    return len(digits) >= 13 and (sum(digits[::-2]) + sum(doubled)) % 10 == 0
+
+
+def _without_control(value: Any) -> Any:
+    if isinstance(value, str):
+        return _CONTROL.sub("", value)
+    if isinstance(value, dict):
+        return {key: _without_control(part) for key, part in value.items()}
+    return [_without_control(part) for part in value] if isinstance(value, list) else value
+
+
+def _add(counts: dict[str, int], key: str) -> None:
+    counts[key] += 1
+
+
+# --- groups of equal hashes -----------------------------------------------------------------------
+
+
+def _groups(hashes: Hashes) -> Iterator[npt.NDArray[np.intp]]:
+    """Indices of each hash that occurs more than once, ascending."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    bounds = np.flatnonzero(np.diff(ordered)) + 1
+    starts = np.concatenate([[0], bounds])
+    ends = np.concatenate([bounds, [len(ordered)]])
+    for i in np.flatnonzero(ends - starts > 1):
+        yield order[starts[i] : ends[i]]
+
+
+def _later(hashes: Hashes) -> npt.NDArray[np.intp]:
+    """Indices of what occurred before."""
+    first = np.unique(hashes, return_index=True)[1]
+    return np.setdiff1d(np.arange(len(hashes)), first)
+
+
+def _mixed_hash(minima: npt.NDArray[np.uint64]) -> Hashes:
+    """(N, bands, rows) to one number for each band, (N, bands)."""
+    odd = np.array([2 * i + 0x9E3779B97F4A7C15 for i in range(minima.shape[2])], np.uint64)
+    powers = np.multiply.accumulate(odd)
+    hashes: Hashes = (minima * powers).sum(2, dtype=np.uint64).view(np.int64)
+    return hashes

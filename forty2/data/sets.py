@@ -1,0 +1,119 @@
+"""Written data sets: rows in files, and a manifest that says what they really hold."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from forty2.data.lint import Finding, lint
+from forty2.data.sources import MANIFEST, dumps
+from forty2.rundir import staged, write_json, writing
+
+Row = Mapping[str, Any]
+
+STRATA = (
+    "pair_type", "element", "operator", "kind", "category", "difficulty", "language", "domain",
+    "complexity", "subtlety", "source",
+)  # fmt: skip
+"""Keys of a row by which a manifest counts it."""
+_MOST_STRATA = 60
+
+
+def write_set(
+    folder: Path, splits: Mapping[str, Iterable[Row]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write NAME.jsonl for each split and manifest.json, all or nothing.
+
+    Args:
+        splits: "train", and "valid" if there is one.
+        about: command, seed and whatever else tells where the rows come from.
+
+    Returns:
+        The manifest.
+    """
+    with staged(folder) as aside:
+        tallies = {name: _write(aside / f"{name}.jsonl", rows) for name, rows in splits.items()}
+        valid = aside / "valid.jsonl"
+        findings = lint(aside / "train.jsonl", valid if valid.exists() else None)
+        manifest = _manifest(tallies, about, findings)
+        write_json(aside / MANIFEST, manifest)
+    return manifest
+
+
+def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one file of rows and NAME.manifest.json beside it."""
+    tally = _write(path, rows)
+    manifest = _manifest({path.stem: tally}, about, lint(path))
+    write_json(path.with_suffix(".manifest.json"), manifest)
+    return manifest
+
+
+class _Tally:
+    """What passed by on its way into a file."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.digest = hashlib.sha256()
+        self.strata: dict[str, Counter[str]] = defaultdict(Counter)
+        self.words: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, row: Row, line: bytes) -> None:
+        self.rows += 1
+        self.digest.update(line)
+        for key in STRATA:
+            if isinstance(row.get(key), str | int):
+                self.strata[key][str(row[key])] += 1
+        kind = str(row.get("pair_type") or row.get("element") or "all")
+        self.words[kind]["rows"] += 1
+        for side, text in _learned(row):
+            self.words[kind][side] += len(text.split())
+
+
+def _write(path: Path, rows: Iterable[Row]) -> _Tally:
+    tally = _Tally()
+    with writing(path) as file:
+        for row in rows:
+            line = dumps([row]).encode()
+            tally.add(row, line)
+            file.write(line)
+    return tally
+
+
+def _manifest(
+    tallies: Mapping[str, _Tally], about: Mapping[str, Any], findings: Iterable[Finding]
+) -> dict[str, Any]:
+    first = next(iter(tallies.values()))
+    counts: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
+    for finding in findings:
+        counts[finding.level][finding.check] += finding.count
+    return {
+        **about,
+        "forty2": importlib.metadata.version("forty2"),
+        "written": {name: tally.rows for name, tally in tallies.items()},
+        "strata": {
+            key: dict(sorted(counter.items()))
+            for key, counter in first.strata.items()
+            if len(counter) <= _MOST_STRATA
+        },
+        # Both sides of pairs, for length to be no shortcut.
+        "mean_words": {
+            kind: {s: round(n / words["rows"], 1) for s, n in sorted(words.items()) if s != "rows"}
+            for kind, words in sorted(first.words.items())
+        },
+        "lint": {level: dict(sorted(found.items())) for level, found in counts.items()},
+        "sha256": {f"{name}.jsonl": t.digest.hexdigest() for name, t in tallies.items()},
+    }
+
+
+def _learned(row: Row) -> Iterable[tuple[str, str]]:
+    """Texts of a row of ours that are imitated, preferred or rejected."""
+    for side in ("chosen", "rejected", "completion", "text"):
+        if isinstance(row.get(side), str):
+            yield side, row[side]
+    for message in row.get("messages", ()):
+        if message["role"] == "assistant":
+            yield "answer", str(message.get("content") or "")

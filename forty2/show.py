@@ -1,0 +1,116 @@
+"""Training data as the model sees it: what is supervised, what is cut off, and how much there is."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from forty2.data.formats import parse
+from forty2.data.lint import Linter
+from forty2.data.records import Chat, Pair, Rated, Record, Text
+from forty2.data.sets import STRATA
+from forty2.data.sources import read_rows
+from forty2.errors import DataError
+from forty2.tokens import Encoder
+
+Role = Literal["prompt", "supervised", "cut"]
+Span = tuple[str, Role]
+Section = tuple[str, list[Span]]
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>forty2 data</title>
+<style>body{{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}}
+pre{{white-space:pre-wrap;background:#8881;padding:1em;border-radius:6px}}
+.prompt{{opacity:.55}}.supervised{{color:#0a7a3c;font-weight:600}}
+.cut{{text-decoration:line-through;opacity:.6}}</style>
+<p><span class="supervised">supervised</span>, <span class="prompt">prompt</span>,
+<span class="cut">cut off</span></p>
+{rows}"""
+
+
+def spans(record: Record, encoder: Encoder, tokenizer: Any, max_length: int) -> list[Section]:
+    """A record's text in runs of one role, under a title for each response."""
+    match record:
+        case Chat() | Text():
+            row = encoder.imitated(record)
+            sections = [("", row.ids, row.mask)]
+        case Pair():
+            pair = encoder.pair(record)
+            sections = [
+                (name, pair.prompt + ids, [False] * len(pair.prompt) + [True] * len(ids))
+                for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
+            ]
+        case Rated():
+            prompt, response = encoder.rated(record)
+            mask = [False] * len(prompt) + [True] * len(response)
+            sections = [
+                ("desirable" if record.desirable else "undesirable", prompt + response, mask)
+            ]
+    longest = max(len(ids) for _, ids, _ in sections)
+    start = min(mask.index(True) for _, _, mask in sections)
+    excess = max(0, longest - max_length)
+    if excess >= start:  # the response would not fit: the whole row is dropped
+        excess = longest
+    return [(title, list(_runs(ids, mask, excess, tokenizer))) for title, ids, mask in sections]
+
+
+def _runs(ids: Sequence[int], mask: Sequence[bool], cut: int, tokenizer: Any) -> Iterator[Span]:
+    roles: list[Role] = [
+        "cut" if i < cut else "supervised" if on else "prompt" for i, on in enumerate(mask)
+    ]
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or roles[i] != roles[start]:
+            yield tokenizer.decode(list(ids[start:i])), roles[start]
+            start = i
+
+
+def page(rows: Sequence[tuple[str, Sequence[Section]]]) -> str:
+    """One HTML page of rows."""
+    parts = []
+    for origin, sections in rows:
+        parts.append(f"<h3>{html.escape(origin)}</h3>")
+        for title, runs in sections:
+            text = "".join(f'<span class="{role}">{html.escape(t)}</span>' for t, role in runs)
+            parts.append(f"<h4>{html.escape(title)}</h4><pre>{text}</pre>")
+    return _PAGE.format(rows="\n".join(parts))
+
+
+def stats(source: str | Path, encoder: Encoder) -> dict[str, Any]:
+    """Counts over a source: rows, tokens, supervised share, lengths, strata, near duplicates."""
+    linter = Linter()
+    lengths: Counter[int] = Counter()
+    strata: dict[str, Counter[str]] = {}
+    tokens = supervised = rows = unreadable = 0
+    for origin, raw in read_rows(source):
+        try:
+            record = parse(raw, origin)
+            length, learned = encoder.measure(record)
+        except DataError:
+            unreadable += 1
+            continue
+        rows += 1
+        tokens += length
+        supervised += learned
+        lengths[length.bit_length()] += 1
+        linter.add(record, "train")
+        for key in STRATA:
+            if isinstance(raw.get(key), str | int):
+                strata.setdefault(key, Counter())[str(raw[key])] += 1
+    if not rows:
+        raise DataError(f"{source}: holds no readable rows")
+    near = sum(f.count for f in linter.findings() if f.check in ("near", "duplicate"))
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "supervised": supervised / tokens,
+        "unreadable": unreadable,
+        "near_duplicates": near / rows,
+        "histogram": [
+            (f"{1 << (b - 1)}–{(1 << b) - 1}", lengths[b])
+            for b in range(min(lengths), max(lengths) + 1)
+        ],
+        "strata": {key: dict(counts.most_common(40)) for key, counts in strata.items()},
+    }

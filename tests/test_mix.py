@@ -1,0 +1,152 @@
+"""Mixtures have the shares asked for, splits keep together what belongs together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forty2.cli import main
+from forty2.data.mix import mix, split
+from forty2.data.sources import dumps, read_rows
+from forty2.errors import DataError
+
+
+def write(path: Path, prefix: str, n: int, words: int = 4) -> Path:
+    rows = [
+        {"prompt": f"{prefix} {i}?", "completion": " ".join([prefix] * words)} for i in range(n)
+    ]
+    path.write_text(dumps(rows))
+    return path
+
+
+def length(row: Any) -> int:
+    return len(str(row["messages"][1]["content"]).split())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 99), st.integers(20, 200), st.integers(20, 200), st.integers(0, 5))
+def test_weights_are_shares_of_the_output(
+    tmp_path_factory: pytest.TempPathFactory, percent: int, a: int, b: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("mix")
+    inputs = [write(folder / "a.jsonl", "a", a), write(folder / "b.jsonl", "b", b)]
+    mixed = mix(inputs, [percent, 100 - percent], seed=seed)
+    share = sum(row["source"] == "a.jsonl" for row in mixed.rows) / len(mixed.rows)
+    assert abs(share - percent / 100) <= 1 / len(mixed.rows)
+    assert mixed.shares[str(inputs[0])] == pytest.approx(share, abs=1e-4)
+    assert len({json.dumps(row) for row in mixed.rows}) == len(mixed.rows)  # none twice
+    assert mix(inputs, [percent, 100 - percent], seed=seed) == mixed
+
+
+def test_shares_by_length_are_not_shares_by_rows(tmp_path: Path) -> None:
+    inputs = [
+        write(tmp_path / "a.jsonl", "a", 400),
+        write(tmp_path / "b.jsonl", "b", 400, words=40),
+    ]
+    mixed = mix(inputs, [1, 1], measure=length)
+    words = Counter[str]()
+    for row in mixed.rows:
+        words[row["source"]] += length(row)
+    assert words["a.jsonl"] == words["b.jsonl"] == 1600
+    assert Counter(row["source"] for row in mixed.rows)["b.jsonl"] == 40
+
+
+def test_too_little_is_an_error_that_says_what_would_do(tmp_path: Path) -> None:
+    inputs = [write(tmp_path / "a.jsonl", "a", 30), write(tmp_path / "b.jsonl", "b", 300)]
+    with pytest.raises(DataError, match=r"a.jsonl: holds 30, but 50% of 100 .* --size 60 or less"):
+        mix(inputs, [1, 1], size=100)
+    mixed = mix(inputs, [1, 1], size=100, repeat=True)
+    assert len(mixed.rows) == 100 and mixed.repeats == {str(inputs[0]): 1.67}
+    assert mix(inputs).shares == {str(inputs[0]): 0.0909, str(inputs[1]): 0.9091}
+    with pytest.raises(DataError, match="2 inputs but 3 weights"):
+        mix(inputs, [1, 1, 1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 60), st.floats(0.05, 0.5), st.integers(0, 9))
+def test_a_split_never_parts_a_prompt(
+    tmp_path_factory: pytest.TempPathFactory, prompts: int, share: float, seed: int
+) -> None:
+    path = tmp_path_factory.mktemp("split") / "rows.jsonl"
+    rows = [
+        {"prompt": f"Question {i}{mark}", "chosen": f"a{j}", "rejected": "b"}
+        for i in range(prompts)
+        for j, mark in enumerate(["?", " ?", "!"])
+    ]
+    path.write_text(dumps(rows))
+    if round(share * prompts) == 0:
+        return
+    held = split(path, share, seed=seed)
+    by_prompt = Counter((i // 3, valid) for i, valid in enumerate(held))
+    assert set(by_prompt.values()) == {3}
+    assert abs(sum(held) - share * len(rows)) <= 3
+    assert split(path, share, seed=seed) == held
+
+
+def test_entities_and_named_keys_stay_together(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": f"q{i}", "completion": "a", "entity": f"E{i % 7}", "topic": str(i % 3)}
+        for i in range(60)
+    ]
+    path.write_text(dumps(rows))
+    for by, key in ((None, "entity"), ("topic", "topic")):
+        held = split(path, 0.3, by=by)
+        sides = {(row[key], valid) for row, valid in zip(rows, held, strict=True)}
+        assert len(sides) == len({row[key] for row in rows}) and 0 < sum(held) < 60
+    with pytest.raises(DataError, match=r"rows.jsonl:1: has no colour to split by"):
+        split(path, 0.3, by="colour")
+    path.write_text(dumps(rows[:1]))
+    with pytest.raises(DataError, match="cannot be split"):
+        split(path, 0.3)
+
+
+def test_the_seed_documents_spelling_works(tmp_path: Path) -> None:
+    """Flags as the curriculum's own commands write them, several files after --inputs."""
+    a, b = write(tmp_path / "a.jsonl", "a", 200), write(tmp_path / "b.jsonl", "b", 200)
+    out = tmp_path / "mixed.jsonl"
+    args = ["data", "mix", "--inputs", str(a), str(b), "--weights", "85", "15", "--shuffle"]
+    result = CliRunner().invoke(main, [*args, "--seed", "7", "--output", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "85.1% " in result.output and "14.9% " in result.output
+    manifest = json.loads((tmp_path / "mixed.manifest.json").read_text())
+    assert manifest["written"] == {"mixed": len(list(read_rows(out)))} == {"mixed": 235}
+    assert manifest["seed"] == 7 and manifest["strata"]["source"] == {"a.jsonl": 200, "b.jsonl": 35}
+    folder = tmp_path / "ready"
+    args = ["data", "split", "--input", str(out), "--output_dir", str(folder)]
+    result = CliRunner().invoke(main, [*args, "--val_split", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "manifest.json").read_text())["written"] == {
+        "train": 211,
+        "valid": 24,
+    }
+
+
+def test_other_formats_become_ours(tmp_path: Path, bench_data: Path) -> None:
+    source = bench_data / "preference" / "llamafactory_dpo_en_demo.json"
+    out = tmp_path / "out.jsonl"
+    result = CliRunner().invoke(main, ["data", "convert", "-i", str(source), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = [row for _, row in read_rows(out)]
+    assert len(rows) == 300 and all({"prompt", "chosen", "rejected"} <= set(row) for row in rows)
+
+
+def test_decontaminating_drops_and_names_rows(tmp_path: Path, bench_data: Path) -> None:
+    benchmark = bench_data / "truthfulqa" / "mc_task_v0_817.json"
+    asked = json.loads(benchmark.read_text("utf-8"))[7]["question"]
+    source = write(tmp_path / "a.jsonl", "a", 20)
+    rows = [row for _, row in read_rows(source)]
+    source.write_text(dumps([*rows, {"prompt": asked, "completion": "Well."}]))
+    out = tmp_path / "out.jsonl"
+    args = ["data", "decontaminate", "-i", str(source), "--against", str(benchmark)]
+    result = CliRunner().invoke(main, [*args, "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert f"{source}:21: overlaps with {benchmark.name}" in result.output
+    assert len(list(read_rows(out))) == 20
