@@ -1,0 +1,114 @@
+"""Copy, wrap and extract, with nothing shared between training and validation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from forty2.data.build.curriculum._echo import (
+    codes,
+    gibberish_phrases,
+    gibberish_words,
+    payloads_of,
+)
+from forty2.data.build.curriculum._rows import (
+    LANGUAGES,
+    Row,
+    chat,
+    material,
+    numbered,
+    shuffled,
+)
+from forty2.data.build.spark import Split
+
+OPERATORS = ("copy", "wrap", "extract")
+TRAIN = 300
+"""Rows of each operator in each language."""
+VALID = 33
+VALID_TEMPLATES = 2
+
+
+class _Part(NamedTuple):
+    """What one side of the split composes from."""
+
+    templates: dict[str, list[tuple[str, str]]]
+    carriers: list[str]
+    payloads: list[str]
+
+
+def operators(seed: int) -> Split:
+    """1,800 rows to train on and 198 to validate on, a third of each operator.
+
+    No payload is used twice. Templates, payloads and the sentences that something is extracted from
+    are divided before rows are composed, so validation asks in words, and of texts, never trained on.
+    """
+    generator = random.Random(f"operators-{seed}")
+    train: list[Row] = []
+    valid: list[Row] = []
+    payloads = _payloads(generator)
+    for language in LANGUAGES:
+        first, second = _divided(language, payloads[language], generator)
+        train += _composed(language, first, generator)
+        valid += _composed(language, second, generator)
+    return Split(
+        numbered(train, "operators-train", generator), numbered(valid, "operators-valid", generator)
+    )
+
+
+def _payloads(generator: random.Random) -> dict[str, list[str]]:
+    """Phrases, codes and pseudo-words for each language, none in both."""
+    made = codes(700, generator)
+    pseudo = gibberish_phrases(gibberish_words(generator), 400, generator)
+    seen: set[str] = set()
+    result = {}
+    for n, language in enumerate(LANGUAGES):
+        own = payloads_of("phrase", language, generator)
+        pool = [*own, *made[n :: len(LANGUAGES)], *pseudo[n :: len(LANGUAGES)]]
+        result[language] = shuffled((text for text in pool if text not in seen), generator)
+        seen.update(pool)
+    return result
+
+
+def _divided(
+    language: str, payloads: Sequence[str], generator: random.Random
+) -> tuple[_Part, _Part]:
+    own = material("operators")[language]
+    named = {
+        operator: shuffled(
+            [(f"{operator}-{language}-{n:02d}", text) for n, text in enumerate(own[operator], 1)],
+            generator,
+        )
+        for operator in OPERATORS
+    }
+    carriers = shuffled(own["carriers"], generator)
+    cut, edge = VALID_TEMPLATES, VALID * len(OPERATORS)
+    trained = {operator: texts[cut:] for operator, texts in named.items()}
+    held = {operator: texts[:cut] for operator, texts in named.items()}
+    rest = list(payloads[edge : edge + TRAIN * len(OPERATORS)])
+    return _Part(trained, carriers[cut:], rest), _Part(held, carriers[:cut], list(payloads[:edge]))
+
+
+def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]:
+    marks = material("operators")[language]["marks"]
+    rows = []
+    for n, payload in enumerate(part.payloads):
+        operator = OPERATORS[n % len(OPERATORS)]
+        templates = part.templates[operator]
+        name, template = templates[n // len(OPERATORS) % len(templates)]
+        mark = generator.choice(list(marks))
+        opening, closing = marks[mark].split(" ")
+        marked = f"{opening}{payload}{closing}"
+        slots = {
+            "x": payload, "m": mark, "d": _dative(language, mark),
+            "t": generator.choice(part.carriers).format(x=marked),
+        }  # fmt: skip
+        answer = marked if operator == "wrap" else payload
+        extra: dict[str, Any] = {"operator": operator, "template": name, "payload": payload}
+        rows.append(chat(language, operator, template.format(**slots), answer, **extra))
+    return rows
+
+
+def _dative(language: str, mark: str) -> str:
+    """German says "in eckige Klammern" where to, and "in eckigen Klammern" where."""
+    return str(material("operators")[language].get("dative", {}).get(mark, mark))
