@@ -27,6 +27,8 @@ class SftBatch(NamedTuple):
     """(B, T)"""
     mask: npt.NDArray[np.bool_]
     """(B, T), true where supervised."""
+    segments: npt.NDArray[np.int32] | None
+    """(B, T), which of the rows packed together a token belongs to; None where none are."""
     weight: int
     """Supervised tokens: what the summed loss is divided by."""
     tokens: int
@@ -115,7 +117,10 @@ def sft_batch(rows: Sequence[Row]) -> SftBatch:
     mask = _pad([row.mask for row in rows], width).astype(np.bool_)
     origins = tuple(row.origin for row in rows)
     tokens = sum(len(row.ids) for row in rows)
-    return SftBatch(ids, mask, int(mask[:, 1:].sum()), tokens, origins)
+    segments = None
+    if any(row.segments for row in rows):
+        segments = _pad([row.segments or [0] * len(row.ids) for row in rows], width)
+    return SftBatch(ids, mask, segments, int(mask[:, 1:].sum()), tokens, origins)
 
 
 def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:

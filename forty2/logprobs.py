@@ -137,6 +137,41 @@ class _Layer:
         return mask & (place > query - window_size) if window_size is not None else mask
 
 
+class _Segments:
+    """One layer's attention within the segments of packed rows, in the same protocol.
+
+    Positions run on through a row. Attention with rotary positions sees only their differences,
+    so each segment's log-probabilities are those it has alone.
+    """
+
+    offset = 0
+
+    def __init__(self, segments: mx.array) -> None:
+        self._segments = segments
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        place = mx.arange(length)
+        query, key = place[:, None], place[None]
+        mask = key <= query
+        if window_size is not None:
+            mask = mask & (key > query - window_size)
+        return mask[None] & (self._segments[:, :, None] == self._segments[:, None, :])[:, None]
+
+
+def segment_cache(model: nn.Module, segments: mx.array) -> list[Any]:
+    """What keeps packed rows from seeing each other: pass it to the model as its cache.
+
+    Args:
+        segments: (B, T), equal where tokens belong to one row.
+    """
+    return [_Segments(segments) for _ in _blocks(model)]
+
+
 def _blocks(model: nn.Module) -> Sequence[nn.Module]:
     return cast(Sequence[nn.Module], cast(Any, model).layers)
 
@@ -193,6 +228,21 @@ def shares_prompts(model: nn.Module) -> bool:
             for share in (True, False)
         )
         return bool(mx.allclose(shared, plain, rtol=2e-2, atol=2e-2).item())
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return False
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether `segment_cache` keeps packed rows apart: tried on short rows, not guessed."""
+    if not can_share(model):
+        return False
+    rows = mx.array([[3, 4, 5, 6, 7, 8]] * 2)
+    segments = mx.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    try:
+        packed = model(rows, cache=segment_cache(model, segments))
+        halves = mx.concatenate([model(rows[:1, :3]), model(rows[:1, 3:])], axis=1)
+        alone = mx.concatenate([halves, model(rows[1:])])
+        return bool(mx.allclose(packed, alone, rtol=2e-2, atol=2e-2).item())
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from forty2.batches import BUCKET, Batch, PairBatch, SftBatch, pair_batch, row_length, sft_batch
 from forty2.errors import TrainingError
-from forty2.logprobs import response_logps, shares_prompts, token_logps
+from forty2.logprobs import response_logps, segment_cache, shares_prompts, token_logps
 from forty2.losses import PairLogps, initial_preference_loss, preference_loss
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase
@@ -63,18 +63,20 @@ class Sft:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.lengths = [row_length(row) for row in rows]
+        self.lengths = getattr(rows, "lengths", None) or [row_length(row) for row in rows]
 
     def batch(self, indices: Sequence[int]) -> SftBatch:
         return sft_batch([self.rows[i] for i in indices])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, SftBatch)
-        return [mx.array(batch.ids), mx.array(batch.mask)]
+        packed = [mx.array(batch.segments)] if batch.segments is not None else []
+        return [mx.array(batch.ids), mx.array(batch.mask), *packed]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        ids, mask = arrays
-        logps = token_logps(model(ids[:, :-1]), ids[:, 1:])
+        ids, mask, *packed = arrays
+        cache = segment_cache(model, packed[0][:, :-1]) if packed else None
+        logps = token_logps(model(ids[:, :-1], cache=cache), ids[:, 1:])
         total = -mx.where(mask[:, 1:], logps, 0.0).sum()
         return Loss(total, {"loss": total})
 

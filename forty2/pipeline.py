@@ -18,13 +18,15 @@ from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_built
 from forty2.data.formats import read_chats, read_pairs
+from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
-from forty2.errors import DataError, RunError
+from forty2.errors import DataError, ModelError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
-from forty2.logprobs import shares_prompts
+from forty2.logprobs import can_pack, shares_prompts
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
+from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
 from forty2.report import write_report
@@ -114,6 +116,10 @@ class _Run:
         # All data is read and tokenised before anything is trained: a bad row at the end of the
         # last phase's file must not cost a night.
         data = {name: self._data(phase, encoder) for name, phase in recipe.phases.items()}
+        if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
+            raise ModelError(
+                f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
+            )
         stages = [self._measure("base", loaded, None)]
         attach(loaded.model, self.spec, seed=recipe.seed)
         folder = self.rundir.path
@@ -137,10 +143,21 @@ class _Run:
 
     def _data(self, phase: AnyPhase, encoder: Encoder) -> PhaseData:
         source, valid = materialise(phase, self.rundir.path / "data", self.recipe.seed)
+        if is_prepared(source):
+            return self._prepared(phase, source, encoder)
+        if phase.lint:
+            refuse_faults(source, valid, encoder.specials)
         return PhaseData(
             tokenise(phase, source, encoder, self.recipe.max_length),
             tokenise(phase, valid, encoder, self.recipe.max_length) if valid is not None else None,
         )
+
+    def _prepared(self, phase: AnyPhase, source: str, encoder: Encoder) -> PhaseData:
+        if isinstance(phase, DpoPhase):
+            raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
+        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), self.recipe.max_length)
+        fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
+        return PhaseData(fitted["train"], fitted.get("valid"))
 
     def _train(
         self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,

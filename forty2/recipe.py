@@ -68,6 +68,8 @@ class Phase:
     """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
     valid: str | None = None
     """Validation rows; absent: the data folder's valid.jsonl, if it has one."""
+    lint: bool = True
+    """Refuse data in which `forty2 data lint` finds errors."""
     steps: Positive | None = None
     """Optimizer steps. Give steps or epochs."""
     epochs: Annotated[float, Field(gt=0)] | None = None

@@ -28,6 +28,8 @@ class Row(NamedTuple):
     mask: list[bool]
     """True where the token is supervised; as long as `ids`."""
     origin: str
+    segments: list[int] | None = None
+    """Which of the rows packed into this one a token belongs to; None: there is one."""
 
 
 class PairRow(NamedTuple):
@@ -42,7 +44,7 @@ class PairRow(NamedTuple):
 class Fitted(NamedTuple):
     """Rows that fit the length, and what became of the others."""
 
-    rows: list[Any]
+    rows: Sequence[Any]
     shortened: list[str]
     """Origins of rows whose prompt lost its left end."""
     dropped: list[str]
@@ -58,7 +60,7 @@ class Encoder:
                 "the tokenizer has no chat template: use an instruct model, or put a "
                 "chat_template into its tokenizer_config.json"
             )
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self._specials = {str(token.content): i for i, token in added.items() if token.special}
         for i in tokenizer.eos_token_ids:
@@ -66,6 +68,11 @@ class Encoder:
         self._special_ids = set(self._specials.values())
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @property
+    def specials(self) -> list[str]:
+        """How the tokenizer's control tokens are spelled."""
+        return list(self._specials)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids that a model is given to answer `messages`."""
@@ -78,7 +85,7 @@ class Encoder:
 
     def text(self, record: Text) -> Row:
         """Ids of a text and the token that ends it, all supervised but the first."""
-        ids = [*self._tokenizer.encode(record.text), self._tokenizer.eos_token_id]
+        ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
         return Row(ids, [i > 0 for i in range(len(ids))], record.origin)
 
     def imitated(self, record: Chat | Text) -> Row:
@@ -154,7 +161,7 @@ class Encoder:
                     f"{origin}: the chat template does not mark where messages[{turn}] ends"
                 )
             if stop is None:
-                tail, stop = [*tail, self._tokenizer.eos_token_id], len(tail)
+                tail, stop = [*tail, self.tokenizer.eos_token_id], len(tail)
             if last:
                 tail = tail[
                     : stop + 1
@@ -188,7 +195,7 @@ class Encoder:
     def _render(self, messages: Sequence[Message], generation_prompt: bool, origin: str) -> str:
         try:
             return str(
-                self._tokenizer.apply_chat_template(
+                self.tokenizer.apply_chat_template(
                     [dict(m) for m in messages],
                     tokenize=False,
                     add_generation_prompt=generation_prompt,
@@ -204,15 +211,13 @@ class Encoder:
 
     def _encode(self, text: str, literals: Sequence[str]) -> list[int]:
         if not literals:
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
         ids: list[int] = []
         position = 0
         for match in [*self._special_pattern.finditer(text), None]:
             between = text[position : match.start() if match else len(text)]
             plain = _HELD_PATTERN.sub(lambda m: literals[int(m[1])], between)
-            ids += self._tokenizer.encode(
-                plain, add_special_tokens=False, split_special_tokens=True
-            )
+            ids += self.tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)
             if match:
                 ids.append(self._specials[match[0]])
                 position = match.end()

@@ -16,7 +16,7 @@ RANKS = [
     ["batches", "show"],
     ["logprobs", "losses"],
     ["model"],
-    ["objectives"],
+    ["objectives", "prepare"],
     ["train", "fuse"],
     ["benchmark", "failures", "report"],
     ["pipeline"],

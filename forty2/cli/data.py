@@ -71,6 +71,64 @@ def build_command(
     _wrote(folder, write_built(build(name, seed=seed, size=size, balance=balance), folder))
 
 
+@data_command.command("format-lock")
+@click.option("--mode", type=click.Choice(["full", "minimal"]), default="full", show_default=True)
+@click.option(
+    "--math",
+    type=click.Choice(["include", "exclude", "only", "minimal"]),
+    default="include",
+    show_default=True,
+)
+@output_dir
+@seed
+def format_lock_command(mode: Any, math: Any, output_dir: Path | None, seed: int) -> None:
+    """Write short questions with one short answer, in English and German."""
+    from forty2.data.build.curriculum import format_lock
+
+    _wrote_curriculum(output_dir, {"train": format_lock(mode, math, seed)}, seed)
+
+
+@data_command.command("echo")
+@click.option(
+    "--gibberish",
+    type=click.Choice(["include", "exclude", "only"]),
+    default="exclude",
+    show_default=True,
+)
+@click.option("--max-examples", "--max_examples", type=click.IntRange(1), help="At most so many.")
+@output_dir
+@seed
+def echo_command(
+    gibberish: Any, max_examples: int | None, output_dir: Path | None, seed: int
+) -> None:
+    """Write instructions to copy, and ones that only look like it."""
+    from forty2.data.build.curriculum import echo
+
+    rows = echo(gibberish, max_examples, seed)
+    _wrote_curriculum(output_dir, {"train": rows}, seed, asked=max_examples)
+
+
+@data_command.command("operators")
+@output_dir
+@seed
+def operators_command(output_dir: Path | None, seed: int) -> None:
+    """Write copying, wrapping and extracting; validation shares no template and no payload."""
+    from forty2.data.build.curriculum import operators
+
+    made = operators(seed)
+    _wrote_curriculum(output_dir, {"train": made.train, "valid": made.valid}, seed)
+
+
+def _wrote_curriculum(
+    output_dir: Path | None, splits: Mapping[str, Any], seed: int, asked: int | None = None
+) -> None:
+    from forty2.data.sets import write_set
+
+    folder = _free(_needed(output_dir))
+    about = {"command": _command(), "seed": seed, "asked": asked}
+    _wrote(folder, write_set(folder, splits, about))
+
+
 # --- looking --------------------------------------------------------------------------------------
 
 
@@ -192,10 +250,8 @@ def _tokenizer_checks(model: str, max_length: int) -> tuple[list[str], Any]:
     from forty2.model.door import load_tokenizer
     from forty2.tokens import Encoder, problem_of_length
 
-    tokenizer = load_tokenizer(model)
-    encoder = Encoder(tokenizer)
-    specials = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return specials, lambda record: problem_of_length(encoder, record, max_length)
+    encoder = Encoder(load_tokenizer(model))
+    return encoder.specials, lambda record: problem_of_length(encoder, record, max_length)
 
 
 def _table(findings: list[Finding]) -> None:
@@ -282,6 +338,42 @@ def split_command(
     about = {"command": _command(), "seed": seed, "asked": {"val_split": val_split}}
     splits = {"train": rows(False)} | ({"valid": rows(True)} if any(held) else {})
     _wrote(folder, write_set(folder, splits, about))
+
+
+@data_command.command("prepare")
+@source
+@output_dir
+@click.option(
+    "--val-split", "--val_split", default=0.1, show_default=True, type=click.FloatRange(0, 0.9)
+)
+@click.option("--model", "-m", default="smollm2", show_default=True, help="Whose tokens.")
+@click.option("--max-length", default=1024, show_default=True, type=click.IntRange(2))
+@click.option("--pack", type=click.IntRange(2), help="Fill sequences of so many tokens with rows.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default one a core.")
+@seed
+def prepare_command(
+    source: str, output_dir: Path | None, val_split: float, model: str, max_length: int,
+    pack: int | None, workers: int | None, seed: int,
+) -> None:  # fmt: skip
+    """Tokenise conversations once, into a folder that a recipe can name as `data`."""
+    from forty2.cli.bars import Bars
+    from forty2.prepare import prepare
+
+    folder = _free(_needed(output_dir))
+    with Bars() as bars:
+        manifest = prepare(
+            source, folder, model, valid_share=val_split, max_length=pack or max_length,
+            pack=pack is not None, seed=seed, workers=workers, about={"command": _command()},
+            progress=bars,
+        )  # fmt: skip
+    _wrote(folder, manifest)
+    for name, tokens in manifest["tokens"].items():
+        share = manifest["supervised"][name] / tokens if tokens else 0.0
+        packs = f", {manifest['packs'][name]:,} packs" if manifest["packs"] else ""
+        click.echo(f"  {name}: {tokens:,} tokens, {share:.0%} supervised{packs}")
+    if manifest["dropped"]:
+        some = ", ".join(manifest["dropped"][:3])
+        click.echo(f"  {len(manifest['dropped']):,} rows dropped, too long: {some} …")
 
 
 @data_command.command("convert")

@@ -37,6 +37,7 @@ _CHUNK = 100_000
 """Trigrams held before they are hashed."""
 _SHORTCUT_PAIRS, _LANGUAGE_ROWS = 20_000, 2000
 _FEWEST_PAIRS = 30
+_UNREADABLE = "not readable: "
 
 _WORD = re.compile(r"\w+")
 _CONTROL = re.compile(
@@ -103,6 +104,28 @@ def lint(
     if valid is not None:
         linter.read(valid, "valid")
     return linter.findings()
+
+
+def refuse_faults(train: str, valid: str | None, specials: Collection[str]) -> None:
+    """Stop at data with errors.
+
+    Raises:
+        DataError: names the first faults, how to see them all, and how to train all the same.
+    """
+    errors = [f for f in lint(train, valid, specials=specials) if f.level == "error"]
+    if not errors:
+        return
+    if errors[0].check == "row" and errors[0].count == 1:
+        raise DataError(errors[0].message.removeprefix(_UNREADABLE))
+    told = "; ".join(
+        f"{f.count:,} × {f.message}" + (f" ({f.origins[0]})" if f.origins else "")
+        for f in errors[:3]
+    )
+    more = f"; and {len(errors) - 3} more kinds" if len(errors) > 3 else ""
+    raise DataError(
+        f"{told}{more}. See `forty2 data lint {train}`; to train on it as it is, set the phase's "
+        "`lint: false`"
+    )
 
 
 def benchmark_of(source: str | Path) -> Benchmark:
@@ -226,7 +249,7 @@ class Linter:
         for name, store in (("entity", self._entities), ("template", self._templates)):
             if isinstance(record.meta.get(name), str):
                 store[split].setdefault(record.meta[name].casefold(), index)
-        self._near(prompt, answer, other)
+        self._near(*_spoken(record), answer, other)
         self._text(record, index)
         if isinstance(record, Pair):
             self._kinds[str(record.meta.get("pair_type", ""))].add(record)
@@ -242,7 +265,7 @@ class Linter:
             for (check, level, message), rows in self._found.items()
         ]
         if self._unreadable:
-            message = f"not readable: {self._unreadable[0]}"
+            message = f"{_UNREADABLE}{self._unreadable[0]}"
             where = tuple(line.split(": ")[0] for line in self._unreadable[:5])
             found.append(Finding("row", "error", message, len(self._unreadable), where))
         if not len(self._rows):
@@ -250,7 +273,7 @@ class Linter:
         else:
             found += [*self._repeated(), *self._contradicting(), *self._leaking()]
             found += [*self._similar(), *self._shortcuts(), *self._mixed(), *self._cut()]
-        return sorted(found, key=lambda f: (f.level, f.check))
+        return sorted(found, key=lambda f: (f.level, f.check != "row", f.check))
 
     # --- of one row ---
 
@@ -501,6 +524,16 @@ def _prompt(record: Record) -> str:
             return ""
         case Pair() | Rated():
             return _joined(record.prompt)
+
+
+def _spoken(record: Record) -> list[str]:
+    """What the prompt says, without the system message that many rows share."""
+    messages = (
+        record.messages[: _last_answer(record.messages)]
+        if isinstance(record, Chat)
+        else getattr(record, "prompt", ())
+    )
+    return [str(m.get("content") or "") for m in messages if m["role"] != "system"]
 
 
 def _answer(record: Record) -> str:

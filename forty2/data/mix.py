@@ -97,10 +97,11 @@ def split(source: str | Path, share: float, *, by: str | None = None, seed: int 
     Raises:
         DataError: there are too few groups to split.
     """
-    keys = [_group(row, at, by) for at, row in read_rows(source)]
+    # Digests, for the prompts of a large file would not fit into memory.
+    keys = [_digest(_group(row, at, by)) for at, row in read_rows(source)]
     sizes = Counter(keys)
-    order = sorted(sizes, key=lambda key: hashlib.sha256(f"{seed}-{key}".encode()).digest())
-    chosen: set[str] = set()
+    order = sorted(sizes, key=lambda key: _digest(f"{seed}-{key}"))
+    chosen: set[int] = set()
     rows = 0
     for key in order:
         if rows + sizes[key] / 2 > share * len(keys):
@@ -151,6 +152,10 @@ def _draw(
             yield n
         if not sum(sizes):
             return
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _group(row: Row, origin: str, by: str | None) -> str:
