@@ -69,20 +69,29 @@ class Order:
     """Which rows make up the batches of each epoch.
 
     Rows are shuffled, sorted by length within pools of `POOL` batches, cut into batches, and the
-    batches shuffled: neighbours in length share a batch, and every row comes once an epoch.
+    batches shuffled: neighbours in length share a batch, and every row comes once an epoch, or as
+    often as its weight says: 2.5 is twice or three times, evenly over the epochs.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         if not lengths:
             raise ValueError("no rows")
         self._lengths = np.asarray(lengths)
+        self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
+        self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
         self._seed = seed
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     @property
     def batches_per_epoch(self) -> int:
-        return -(-len(self._lengths) // self._size)
+        return -(-self._rows // self._size)
 
     def batch(self, index: int) -> list[int]:
         """Row indices of the index-th batch since the beginning."""
@@ -97,9 +106,19 @@ class Order:
             return list(range(len(self._lengths)))
         return sorted(row for index in range(batches) for row in self.batch(index))
 
+    def _sampled(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Row indices in random order, each as often as its weight: systematic sampling."""
+        order = random.permutation(len(self._lengths))
+        if (self._weights == 1).all():
+            return order
+        upto = np.cumsum(self._weights[order]) * self._rows / self._weights.sum()
+        upto[-1] = self._rows
+        counts = np.diff(np.floor(upto + random.random()), prepend=0.0).astype(int)
+        return random.permutation(np.repeat(order, counts))
+
     def _form(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, epoch])
-        order = random.permutation(len(self._lengths))
+        order = self._sampled(random)
         pool = self._size * POOL
         batches: list[list[int]] = []
         for start in range(0, len(order), pool):
@@ -107,6 +126,11 @@ class Order:
             part = part[np.argsort(self._lengths[part], kind="stable")]
             batches += [part[i : i + self._size].tolist() for i in range(0, len(part), self._size)]
         return [batches[i] for i in random.permutation(len(batches))]
+
+
+def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
+    """How many rows an epoch has, counting each as often as it comes."""
+    return max(1, round(float(np.sum(weights))))
 
 
 def sft_batch(rows: Sequence[Row]) -> SftBatch:
@@ -140,6 +164,16 @@ def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
         tokens=sum(map(len, prefixes)) + sum(map(len, responses)),
         origins=tuple(row.origin for row in rows),
     )
+
+
+def lengths_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[int]:
+    """Tokens of each row; rows on disk know theirs without being read."""
+    return getattr(rows, "lengths", None) or [row_length(row) for row in rows]
+
+
+def weights_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[float]:
+    """How often an epoch has each row, on average."""
+    return getattr(rows, "weights", None) or [row.weight for row in rows]
 
 
 def row_length(row: Row | PairRow) -> int:

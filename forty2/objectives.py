@@ -20,7 +20,17 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from forty2.batches import BUCKET, Batch, PairBatch, SftBatch, pair_batch, row_length, sft_batch
+from forty2.batches import (
+    BUCKET,
+    Batch,
+    PairBatch,
+    SftBatch,
+    lengths_of,
+    pair_batch,
+    row_length,
+    sft_batch,
+    weights_of,
+)
 from forty2.errors import TrainingError
 from forty2.logprobs import response_logps, segment_cache, shares_prompts, token_logps
 from forty2.losses import PairLogps, initial_preference_loss, preference_loss
@@ -47,6 +57,8 @@ class Objective(Protocol):
 
     lengths: list[int]
     """Tokens of each row, for bucketing."""
+    weights: list[float]
+    """How often an epoch has each row, on average."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The batch of these rows."""
@@ -63,7 +75,7 @@ class Sft:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.lengths = getattr(rows, "lengths", None) or [row_length(row) for row in rows]
+        self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> SftBatch:
         return sft_batch([self.rows[i] for i in indices])
@@ -103,7 +115,7 @@ class Preference:
         self.phase = phase
         # A checkpointed block would recompute without the keys and values that it handed out.
         self._share = share and not phase.grad_checkpoint
-        self.lengths = [row_length(row) for row in rows]
+        self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         return pair_batch([self.rows[i] for i in indices], indices)

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import Order, row_length
+from forty2.batches import Order, lengths_of, rows_of_epoch, weights_of
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_built
@@ -23,7 +23,7 @@ from forty2.data.sources import valid_beside
 from forty2.errors import DataError, ModelError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import can_pack, shares_prompts
-from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
+from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter
 from forty2.model.door import LoadedModel, load, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
 from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
@@ -115,7 +115,11 @@ class _Run:
         encoder = Encoder(loaded.tokenizer)
         # All data is read and tokenised before anything is trained: a bad row at the end of the
         # last phase's file must not cost a night.
-        data = {name: self._data(phase, encoder) for name, phase in recipe.phases.items()}
+        folder = self.rundir.path / "data"
+        data = {
+            name: phase_data(phase, recipe, encoder, folder)
+            for name, phase in recipe.phases.items()
+        }
         if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
             raise ModelError(
                 f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
@@ -140,24 +144,6 @@ class _Run:
                 stage = "fused" if path == fused else f"fused {recipe.fuse.quantize}-bit"
                 stages.append(self._measure(stage, None, None, path))
         return self._finish(folder, fused, [stage for stage in stages if stage is not None])
-
-    def _data(self, phase: AnyPhase, encoder: Encoder) -> PhaseData:
-        source, valid = materialise(phase, self.rundir.path / "data", self.recipe.seed)
-        if is_prepared(source):
-            return self._prepared(phase, source, encoder)
-        if phase.lint:
-            refuse_faults(source, valid, encoder.specials)
-        return PhaseData(
-            tokenise(phase, source, encoder, self.recipe.max_length),
-            tokenise(phase, valid, encoder, self.recipe.max_length) if valid is not None else None,
-        )
-
-    def _prepared(self, phase: AnyPhase, source: str, encoder: Encoder) -> PhaseData:
-        if isinstance(phase, DpoPhase):
-            raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
-        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), self.recipe.max_length)
-        fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
-        return PhaseData(fitted["train"], fitted.get("valid"))
 
     def _train(
         self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,
@@ -201,11 +187,11 @@ class _Run:
         """
         if isinstance(phase, SftPhase):
             return Sft(fitted.rows)
-        lengths = [row_length(row) for row in fitted.rows]
+        lengths, weights = lengths_of(fitted.rows), weights_of(fitted.rows)
         seen = list(range(len(lengths)))
         if seed is not None:  # a short phase over a long file needs no reference for all of it
-            batches = total_steps(phase, len(lengths)) * phase.accumulate
-            seen = Order(lengths, phase.batch_size, seed).rows_seen(batches)
+            batches = total_steps(phase, rows_of_epoch(weights)) * phase.accumulate
+            seen = Order(lengths, phase.batch_size, seed, weights).rows_seen(batches)
         rows = [fitted.rows[i] for i in seen]
         loaded.model.eval()
         # The policy as the phase begins: no checkpoint has been restored yet.
@@ -282,28 +268,41 @@ def spec_of(recipe: Recipe) -> AdapterSpec:
     return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
 
 
-def materialise(phase: AnyPhase, folder: Path, seed: int) -> tuple[str, str | None]:
-    """Where a phase's training and validation rows are; a built-in set is written first."""
+def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) -> PhaseData:
+    """A phase's rows, read, checked and tokenised; a built-in set is written to `folder` first.
+
+    Raises:
+        DataError: a row is bad, the lint finds errors, or no row fits.
+    """
     if phase.data.startswith(BUILTIN):
         name = phase.data.removeprefix(BUILTIN)
         source = str(folder / name)
         if not Path(source, "manifest.json").exists():
-            write_built(build(name, seed=seed), Path(source))
+            write_built(build(name, seed=recipe.seed), Path(source))
     else:
         source = phase.data
-    return source, phase.valid or valid_beside(source)
+    if is_prepared(source):
+        if isinstance(phase, DpoPhase):
+            raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
+        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
+        fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
+        return PhaseData(fitted["train"], fitted.get("valid"))
+    valid = phase.valid or valid_beside(source)
+    if phase.lint:
+        refuse_faults(source, valid, encoder.specials)
+    train, held = (
+        _tokenise(phase, rows, encoder, recipe.max_length) if rows is not None else None
+        for rows in (source, valid)
+    )
+    assert train is not None
+    return PhaseData(train, held)
 
 
-def tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
-    """Read and tokenise the rows of a phase.
-
-    Raises:
-        DataError: a row is bad, or none fits.
-    """
+def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
     if isinstance(phase, DpoPhase):
         fitted = fit([encoder.pair(pair) for pair in read_pairs(source)], max_length)
     else:
-        fitted = fit([encoder.imitated(record) for record in read_chats(source)], max_length)
+        fitted = fit(encoder.imitated_all(read_chats(source)), max_length)
     if not fitted.rows:
         raise DataError(f"{source}: no row's response fits into max_length {max_length}")
     return fitted

@@ -11,10 +11,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import row_length
+from forty2.batches import lengths_of, rows_of_epoch, weights_of
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
-from forty2.pipeline import materialise, spec_of, tokenise
+from forty2.pipeline import phase_data, spec_of
 from forty2.recipe import AnyPhase, DpoPhase, Recipe
 from forty2.tokens import Encoder
 from forty2.train import due, total_steps
@@ -88,11 +88,11 @@ def _phase(
     name: str, phase: AnyPhase, recipe: Recipe, loaded: LoadedModel, encoder: Encoder, scratch: Path,
     weight_bytes: int, trainable: int,
 ) -> PhasePlan:  # fmt: skip
-    source, valid = materialise(phase, scratch, recipe.seed)
-    fitted = tokenise(phase, source, encoder, recipe.max_length)
-    valid_rows = len(tokenise(phase, valid, encoder, recipe.max_length).rows) if valid else 0
-    lengths = [row_length(row) for row in fitted.rows]
-    steps = total_steps(phase, len(lengths))
+    data = phase_data(phase, recipe, encoder, scratch)
+    valid_rows = len(data.valid.rows) if data.valid is not None else 0
+    lengths = lengths_of(data.train.rows)
+    per_epoch = rows_of_epoch(weights_of(data.train.rows))
+    steps = total_steps(phase, per_epoch)
     numbers = range(1, steps + 1)
     sides = 2 if isinstance(phase, DpoPhase) else 1
     memory = (
@@ -102,9 +102,9 @@ def _phase(
                             checkpointed=phase.grad_checkpoint)
     )  # fmt: skip
     return PhasePlan(
-        name, phase.objective, len(lengths), valid_rows, len(fitted.dropped),
+        name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
         int(np.median(lengths)), max(lengths), steps,
-        steps * phase.batch_size * phase.accumulate / len(lengths),
+        steps * phase.batch_size * phase.accumulate / per_epoch,
         sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1 if valid_rows else 0,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
         memory / 1e9,

@@ -65,6 +65,7 @@ class Prepared(Sequence[Row]):
         first, count = self._packs.T
         self.lengths: list[int] = (ends[first + count] - ends[first]).tolist()
         self.packed = bool((count > 1).any())
+        self.weights = [1.0] * len(self._packs)
         self._folder = folder
 
     def __len__(self) -> int:
@@ -342,21 +343,21 @@ def _tokenizer(model: str) -> Any:
 
 
 def _work(task: _Task) -> _Done:
-    encoder = _encoders[_current]
-    empty = (np.empty(0, np.uint32), np.empty(0, np.uint8), "")
+    records = [(origin, parse(raw, origin)) for origin, raw in task.rows]
+    for origin, record in records:
+        if not isinstance(record, Chat | Text):
+            raise DataError(f"{origin}: only conversations and texts are prepared")
     rows = []
     shortened = 0
     dropped: list[str] = []
-    for origin, raw in task.rows:
-        record = parse(raw, origin)
-        if not isinstance(record, Chat | Text):
-            raise DataError(f"{origin}: only conversations and texts are prepared")
-        fitted = fit([encoder.imitated(record)], task.max_length)
+    imitated = [record for _, record in records if isinstance(record, Chat | Text)]
+    for row in _encoders[_current].imitated_all(imitated):
+        if row.weight != 1:
+            raise DataError(f"{row.origin}: has a weight, which prepared data cannot keep")
+        fitted = fit([row], task.max_length)
         shortened += len(fitted.shortened)
         dropped += fitted.dropped
-        if fitted.rows:
-            ids, mask = np.array(fitted.rows[0].ids, np.uint32), np.array(fitted.rows[0].mask)
-            rows.append((ids, mask.astype(np.uint8), origin))
-        else:
-            rows.append(empty)
+        ids = fitted.rows[0].ids if fitted.rows else ()
+        mask = fitted.rows[0].mask if fitted.rows else ()
+        rows.append((np.array(ids, np.uint32), np.array(mask, np.uint8), row.origin))
     return _Done(rows, shortened, dropped)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError
+from forty2.skeletons import Skeletons
 
 _HELD = "\ue0f0{}\ue0f1"
 _HELD_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
@@ -30,6 +31,8 @@ class Row(NamedTuple):
     origin: str
     segments: list[int] | None = None
     """Which of the rows packed into this one a token belongs to; None: there is one."""
+    weight: float = 1.0
+    """How often an epoch has the row, on average."""
 
 
 class PairRow(NamedTuple):
@@ -39,6 +42,8 @@ class PairRow(NamedTuple):
     chosen: list[int]
     rejected: list[int]
     origin: str
+    weight: float = 1.0
+    """How often an epoch has the pair, on average."""
 
 
 class Fitted(NamedTuple):
@@ -69,6 +74,13 @@ class Encoder:
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
+        self._skeletons = Skeletons(
+            tokenizer,
+            self._specials,
+            lambda messages, prompt: self._render(messages, prompt, ""),
+            lambda text: self._encode(text, ()),
+        )
+
     @property
     def specials(self) -> list[str]:
         """How the tokenizer's control tokens are spelled."""
@@ -81,12 +93,27 @@ class Encoder:
 
     def chat(self, record: Chat) -> Row:
         """Ids and mask of a conversation, up to its last assistant turn."""
-        return Row(*self._turns(record.messages, record.origin), record.origin)
+        ids, mask = self._turns(record.messages, record.origin)
+        return Row(ids, mask, record.origin, weight=_weight(record))
+
+    def imitated_all(self, records: Sequence[Chat | Text]) -> list[Row]:
+        """`imitated` of each record, many times faster where only their texts differ."""
+        chats = [record for record in records if isinstance(record, Chat)]
+        rows: list[Row] = []
+        filled = iter(self._skeletons.encode([_answered(chat.messages) for chat in chats]))
+        for record in records:
+            done = next(filled) if isinstance(record, Chat) else None
+            if done is None:
+                rows.append(self.imitated(record))
+            else:
+                rows.append(Row(*done, record.origin, weight=_weight(record)))
+        return rows
 
     def text(self, record: Text) -> Row:
         """Ids of a text and the token that ends it, all supervised but the first."""
         ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
-        return Row(ids, [i > 0 for i in range(len(ids))], record.origin)
+        mask = [i > 0 for i in range(len(ids))]
+        return Row(ids, mask, record.origin, weight=_weight(record))
 
     def imitated(self, record: Chat | Text) -> Row:
         """What a record of supervised fine-tuning is trained on."""
@@ -102,7 +129,7 @@ class Encoder:
             raise DataError(
                 f"{record.origin}: the chat template changes the prompt with the response"
             )
-        return PairRow(prompt, chosen, rejected, record.origin)
+        return PairRow(prompt, chosen, rejected, record.origin, _weight(record))
 
     def rated(self, record: Rated) -> tuple[list[int], list[int]]:
         """Ids of a prompt and its response."""
@@ -241,6 +268,19 @@ class Encoder:
             for m in messages
         ]
         return held, literals
+
+
+def _answered(messages: Sequence[Message]) -> Sequence[Message]:
+    """Up to the last assistant turn."""
+    last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    return messages[: last + 1]
+
+
+def _weight(record: Record) -> float:
+    weight = record.meta.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
+        raise DataError(f"{record.origin}: weight must be a number above 0, at most 100")
+    return float(weight)
 
 
 T = TypeVar("T", Row, PairRow)

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from forty2.batches import Batch, Order
+from forty2.batches import Batch, Order, rows_of_epoch
 from forty2.errors import ModelError, RunError, TrainingError
 from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
 from forty2.model.checkpointing import checkpoint_gradients
@@ -179,9 +179,9 @@ def train(
     Raises:
         TrainingError: the loss or gradient is not finite. The last checkpoint stays.
     """
-    rows = len(objective.lengths)
+    rows = rows_of_epoch(objective.weights)
     steps = total_steps(phase, rows)
-    order = Order(objective.lengths, phase.batch_size, seed)
+    order = Order(objective.lengths, phase.batch_size, seed, objective.weights)
     optimizer = make_optimizer(phase)
     optimizer.init(model.trainable_parameters())
     keeper = _Keeper(model, optimizer, spec, work)

@@ -12,6 +12,7 @@ RANKS = [
     ["errors", "platform", "progress"],
     ["recipe", "rundir"],
     ["data"],
+    ["skeletons"],
     ["tokens"],
     ["batches", "show"],
     ["logprobs", "losses"],

@@ -30,7 +30,7 @@ against = click.option(
 class _Several(click.Command):
     """A command whose listed options take all words up to the next option: --inputs A B C."""
 
-    several = ("--inputs", "--weights")
+    several = ("--inputs", "--weights", "--by-keys")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -308,6 +308,31 @@ def _token_counter(model: str) -> Any:
 
     encoder = Encoder(load_tokenizer(model))
     return lambda row: encoder.measure(parse(row, "mix"))[0]
+
+
+@data_command.command("stratify", cls=_Several)
+@source
+@click.option("--by-keys", "keys", multiple=True, required=True, help="domain complexity …")
+@click.option("--size", type=click.IntRange(1), help="Rows; default all strata can give evenly.")
+@seed
+@output
+def stratify_command(
+    source: str, keys: tuple[str, ...], size: int | None, seed: int, output: Path
+) -> None:
+    """Draw rows evenly over strata, the easiest first, each with its `order`."""
+    from forty2.data.formats import parse, to_row
+    from forty2.data.sets import write_file
+    from forty2.data.sources import read_rows
+    from forty2.data.strata import stratify
+
+    rows = [to_row(parse(row, origin)) for origin, row in read_rows(source)]
+    found = stratify(rows, keys, size, seed)
+    about = {"command": _command(), "seed": seed, "asked": size}
+    _wrote(output, write_file(output, found.rows, about))
+    least, most = min(found.drawn.values()), max(found.drawn.values())
+    click.echo(f"  {len(found.drawn)} strata of {least} to {most} rows")
+    if found.empty:
+        click.echo(f"  {len(found.empty)} strata are empty: {' '.join(found.empty[0])} …")
 
 
 @data_command.command("split")

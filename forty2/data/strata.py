@@ -1,0 +1,81 @@
+"""Even samples over strata, and an order from easy to hard."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from forty2.errors import DataError
+
+LEVELS = {
+    "difficulty": ("easy", "medium", "hard"),
+    "complexity": ("simple", "moderate", "nuanced"),
+    "subtlety": ("explicit", "mixed", "implicit"),
+}
+"""Keys whose values have an order, the easiest first."""
+
+Row = Mapping[str, Any]
+Cell = tuple[str, ...]
+
+
+class Stratified(NamedTuple):
+    """Rows drawn evenly, the easiest first, and what the strata hold."""
+
+    rows: list[Row]
+    drawn: dict[Cell, int]
+    empty: list[Cell]
+    """Combinations of values that no row has."""
+
+
+def stratify(
+    rows: Sequence[Row], keys: Sequence[str], size: int | None = None, seed: int = 42
+) -> Stratified:
+    """Draw the same number of rows from every stratum, as far as each has them.
+
+    Each row drawn gets `order`, from 0 (easiest) to 1: the mean place of its values in `LEVELS`.
+
+    Args:
+        keys: of the rows; a stratum is one combination of their values.
+        size: rows in all; default: what the smallest stratum allows all of them.
+
+    Raises:
+        DataError: a row lacks a key, or there are too few rows.
+    """
+    cells: dict[Cell, list[Row]] = {}
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise DataError(f"row {number}: has no {missing[0]} to stratify by")
+        cells.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
+    if not cells:
+        raise DataError("no rows to stratify")
+    if size is None:
+        size = min(map(len, cells.values())) * len(cells)
+    if size > len(rows):
+        raise DataError(f"asked for {size:,} rows, there are {len(rows):,}")
+    generator = random.Random(str(seed))
+    order = sorted(cells)
+    for cell in order:
+        generator.shuffle(cells[cell])
+    generator.shuffle(order)  # whom the remainder falls to
+    turns = itertools.zip_longest(*(cells[cell] for cell in order))
+    drawn = [row for row in itertools.chain.from_iterable(turns) if row is not None][:size]
+    values = [sorted({cell[i] for cell in cells}) for i in range(len(keys))]
+    return Stratified(
+        sorted(({**row, "order": hardness(row)} for row in drawn), key=lambda row: row["order"]),
+        dict(sorted(Counter(tuple(str(row[key]) for key in keys) for row in drawn).items())),
+        [cell for cell in itertools.product(*values) if cell not in cells],
+    )
+
+
+def hardness(row: Row) -> float:
+    """How hard a row is, from 0 to 1, by those of its keys that have an order."""
+    places = [
+        levels.index(row[key]) / (len(levels) - 1)
+        for key, levels in LEVELS.items()
+        if row.get(key) in levels
+    ]
+    return round(sum(places) / len(places), 4) if places else 0.0

@@ -1,0 +1,69 @@
+"""Every row comes as often as it should, in batches of rows of like length."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forty2.batches import Order, rows_of_epoch
+from forty2.data.records import Chat
+from forty2.errors import DataError
+from forty2.model.door import LoadedModel
+from forty2.tokens import Encoder
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
+
+
+def epoch(order: Order, number: int) -> list[int]:
+    first = number * order.batches_per_epoch
+    return [i for n in range(order.batches_per_epoch) for i in order.batch(first + n)]
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_has_every_row_once(lengths: list[int], size: int, seed: int) -> None:
+    order = Order(lengths, size, seed)
+    for number in (0, 1):
+        assert sorted(epoch(order, number)) == list(range(len(lengths)))
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=2, max_size=60), st.integers(0, 3))
+def test_an_epoch_has_each_row_as_often_as_its_weight(weights: list[float], seed: int) -> None:
+    order = Order([10] * len(weights), 4, seed, weights)
+    scale = rows_of_epoch(weights) / sum(weights)
+    for number in range(3):
+        counts = Counter(epoch(order, number))
+        assert sum(counts.values()) == rows_of_epoch(weights)
+        for row, weight in enumerate(weights):
+            assert abs(counts[row] - weight * scale) < 1 + 1e-6
+
+
+def test_over_many_epochs_a_weight_is_met_on_average() -> None:
+    weights = [0.25, 1.0, 1.0, 2.5, 1.0, 0.25]
+    order = Order([10] * 6, 2, 1, weights)
+    counts = Counter(row for number in range(400) for row in epoch(order, number))
+    for row, weight in enumerate(weights):
+        assert counts[row] / 400 == pytest.approx(weight, abs=0.08)
+
+
+def test_a_weight_comes_from_the_row(starter: LoadedModel) -> None:
+    encoder = Encoder(starter.tokenizer)
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    assert encoder.chat(Chat(messages=turns, meta={"weight": 2.5})).weight == 2.5
+    assert encoder.chat(Chat(messages=turns)).weight == 1
+    for bad in (0, -1, "2", True, 1e9):
+        with pytest.raises(DataError, match="f:1: weight must be a number above 0"):
+            encoder.chat(Chat(messages=turns, origin="f:1", meta={"weight": bad}))
+
+
+def test_rows_of_like_length_share_a_batch() -> None:
+    """A long-tailed set pads under 5%."""
+    lengths = [int(20 + 400 * (i / 2000) ** 4) for i in range(2000)]
+    order = Order(lengths, 8, 0)
+    padded = sum(
+        len(b) * max(lengths[i] for i in b)
+        for b in (order.batch(n) for n in range(order.batches_per_epoch))
+    )
+    assert padded / sum(lengths) < 1.05
