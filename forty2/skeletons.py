@@ -71,6 +71,10 @@ class Skeletons:
                 texts.append("".join([*filled, skeleton.parts[-1]]))
                 where.append((n, skeleton))
         if texts and self._backend is not None:
+            # transformers leaves what its last call asked for set in the backend.
+            self._backend.encode_special_tokens = False
+            self._backend.no_truncation()
+            self._backend.no_padding()
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
             for (n, skeleton), encoding in zip(where, encodings, strict=True):
                 result[n] = self._masked(encoding.ids, skeleton)
