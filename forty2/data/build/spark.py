@@ -10,14 +10,14 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from forty2.data.library import isotopes, rows
+from forty2.data.library import isotopes, material, rows
 from forty2.errors import DataError
 
 VALID_SHARE = 0.1
-FULL_PER_ROW = 3
-"""A set of no given size composes at most so many pairs from one row of the library."""
+FULL_PER_ROW = {"anti_leakage": 3, "myth_rejection": 3}
+"""Pairs from one row of the library in a set of no given size; of other types one."""
 BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
@@ -30,6 +30,7 @@ CLAIMS = (
 """How a claim to know can open."""
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Split(NamedTuple):
@@ -79,9 +80,9 @@ def dpo(seed: int, size: int | None) -> Split:
 def boost(seed: int, size: int | None) -> Split:
     """Invented things and anachronisms, and real but obscure things that must not be refused."""
     sources = {
-        "soft_falsehood": (rows("entities"), _thing_pairs),
+        "soft_falsehood": (rows("entities"), _invented_pairs),
         "anachronism": (rows("anachronisms"), _given_pairs),
-        "real_thing": (rows("real_pairs"), _thing_pairs),
+        "real_thing": (rows("real_pairs"), _real_pairs),
     }
     return _pairs(sources, BOOST_SHARES, seed, size)
 
@@ -127,17 +128,43 @@ def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[R
         }  # fmt: skip
 
 
-def _thing_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """Pairs about a thing that does or does not exist.
+def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
+    """A real but obscure thing: the answer over not knowing it, in the words of invented ones."""
+    (pair,) = _given_pairs(row, generator)
+    own = material("entity_questions")
+    if generator.random() < 0.5:
+        noun = own["kinds"][row["kind"]]["noun"]
+        refusal = generator.choice(own["refusals"])
+        pair["rejected"] = refusal.format(name=row["name"], noun=noun)
+    yield {**pair, "entity": row["name"]}
+
+
+def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
+    """The pair written about an invented thing, then ones composed for its kind.
 
     Who does not know says "I", who claims to know seldom does: that word alone told 19 of 20 pairs
     apart. So a third of the claims speak of themselves too.
     """
+
+    def claimed(claim: str) -> str:
+        opening = generator.random() < 1 / 3
+        return f"{generator.choice(CLAIMS)} {claim}" if opening else claim
+
     (pair,) = _given_pairs(row, generator)
-    claim = "chosen" if "real" in str(row["id"]) else "rejected"
-    if generator.random() < 1 / 3:
-        pair[claim] = f"{generator.choice(CLAIMS)} {pair[claim]}"
-    yield {**pair, "entity": row["name"]}
+    yield {**pair, "rejected": claimed(pair["rejected"]), "entity": row["name"]}
+    own = material("entity_questions")
+    kind = own["kinds"][row["kind"]]
+    refusals = _shuffled(own["refusals"], generator.random())
+    for n, asked in enumerate(_shuffled(kind["questions"], generator.random())):
+        given = {
+            "name": row["name"], "noun": kind["noun"], "town": generator.choice(own["towns"]),
+            "number": generator.randint(3, 90), "year": generator.randint(1710, 1990),
+        }  # fmt: skip
+        yield {
+            "id": f"{row['id']}-{n + 2}", "prompt": asked["question"].format(**given),
+            "chosen": refusals[n].format(**given), "rejected": claimed(asked["claim"].format(**given)),
+            "category": row["kind"], "difficulty": "medium", "entity": row["name"],
+        }  # fmt: skip
 
 
 def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
@@ -154,12 +181,13 @@ def _pairs(
     shares: Mapping[str, int], seed: int, size: int | None,
 ) -> Split:  # fmt: skip
     """Compose each type's pairs; `size` keeps the types' shares as far as each has pairs."""
-    most = FULL_PER_ROW if size is None else None
+
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
     for kind, (source, compose) in sources.items():
         split = _split(source, seed, lambda row: str(row.get("category") or row.get("kind")))
         generator = random.Random(f"{seed}-{kind}")
+        most = FULL_PER_ROW.get(kind, 1) if size is None else None
         # First every row's first pair, then every second one: a small set repeats no prompt.
         composed = [
             [{"pair_type": kind, **pair} for pair in islice(compose(row, generator), most)]
@@ -226,7 +254,7 @@ def _spread(
     ]
 
 
-def _shuffled(source: Iterable[Row], seed: float | str) -> list[Row]:
+def _shuffled(source: Iterable[T], seed: float | str) -> list[T]:
     result = list(source)
     random.Random(str(seed)).shuffle(result)
     return result

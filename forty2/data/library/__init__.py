@@ -19,6 +19,13 @@ def rows(name: str) -> tuple[dict[str, Any], ...]:
 
 
 @cache
+def material(name: str) -> Any:
+    """What `NAME.json` in the library holds."""
+    file = resources.files(__package__).joinpath(*f"{name}.json".split("/"))
+    return json.loads(file.read_text("utf-8"))
+
+
+@cache
 def isotopes() -> tuple[dict[str, Any], ...]:
     """Every isotope, by element and id."""
     folder = resources.files(__package__) / "isotopes"
