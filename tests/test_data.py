@@ -121,6 +121,35 @@ def test_the_published_counts() -> None:
         build("spark-dpo", size=999_999)
 
 
+def test_larger_sets_and_other_balances() -> None:
+    assert len(build("spark-dpo", size=3000).train) == 3000
+    assert len(build("spark-boost", size=1000).train) == 1000
+    for balance in (0.02, 0.05, 0.12):
+        train = build("spark-sft", balance=balance).train
+        assert sum(row["element"] == "plain" for row in train) == round(377 * balance)
+        assert len(train) == 377
+    with pytest.raises(DataError, match=r"a balance of 0\.5 needs 188 plain answers"):
+        build("spark-sft", balance=0.5)
+    with pytest.raises(DataError, match="no plain answers to balance"):
+        build("spark-dpo", balance=0.1)
+
+
+@pytest.mark.parametrize(("name", "size"), [("spark-dpo", 3000), ("spark-boost", 1000)])
+def test_length_does_not_tell_chosen_from_rejected(name: str, size: int) -> None:
+    by_type: dict[str, list[int]] = {}
+    for row in build(name, size=size).train:
+        by_type.setdefault(row["pair_type"], []).append(len(row["chosen"]) - len(row["rejected"]))
+    for kind, differences in by_type.items():
+        longer = sum(d > 0 for d in differences) / len(differences)
+        assert 0.25 < longer < 0.75, f"{kind}: chosen is longer in {longer:.0%}"
+
+
+def test_no_entity_is_in_training_and_validation_both() -> None:
+    data = build("spark-boost", size=1000)
+    train = {row["entity"] for row in data.train if "entity" in row}
+    assert train and not train & {row.get("entity") for row in data.valid}
+
+
 def test_there_is_enough_of_everything() -> None:
     assert len(isotopes()) >= 420 and len({row["element"] for row in isotopes()}) >= 34
     assert len(build("spark-dpo-full").train) >= 150

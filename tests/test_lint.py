@@ -17,8 +17,9 @@ from forty2.cli import main
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.formats import parse, read_records
 from forty2.data.library import rows as library
-from forty2.data.lint import Finding, Linter, benchmark_of, fix, lint
+from forty2.data.lint import Finding, Linter, benchmark_of, fix, lint, refuse_faults
 from forty2.data.sources import dumps, read_rows
+from forty2.errors import DataError
 
 WORDS = sorted({w for row in library("myths_a") for t in row["true"] for w in t.lower().split()})
 Row = dict[str, Any]
@@ -275,10 +276,27 @@ def test_the_command_fails_on_errors_and_says_where(tmp_path: Path) -> None:
     source.write_text(dumps(chats(30)))
     result = CliRunner().invoke(main, ["data", "lint", str(source)])
     assert result.exit_code == 0 and "nothing found" in result.output
-    source.write_text(dumps([*chats(30), chats(30)[2]]) + "{broken\n")
+    rows = dumps([*chats(30), chats(30)[2]])
+    source.write_text(rows.replace("\n", "\n{broken\n", 1) + "[1]\n" + dumps(chats(2, seed=9)))
     result = CliRunner().invoke(main, ["data", "lint", str(source)])
     assert result.exit_code == 1
-    assert f"{source}:32" in result.output and "duplicate" in result.output
+    assert f"{source}:2, {source}:33" in result.output  # every bad line, not the first alone
+    assert "duplicate" in result.output and f"{source}:32" in result.output
+
+
+def test_a_run_refuses_faults_and_says_how_to_go_on(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(dumps(chats(30)))
+    refuse_faults(str(source), None, ())
+    source.write_text(dumps([*chats(30), chats(30)[2], chat("What?", "A \x07 bell.")]))
+    with pytest.raises(DataError) as error:
+        refuse_faults(str(source), None, ())
+    told = str(error.value)
+    assert f"{source}:31" in told and f"{source}:32" in told and "\n" not in told
+    assert "lint: false" in told
+    source.write_text('{"broken')
+    with pytest.raises(DataError, match=r"rows.jsonl:1: not a JSON object"):
+        refuse_faults(str(source), None, ())
 
 
 @pytest.mark.slow

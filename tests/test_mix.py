@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from forty2.cli import main
 from forty2.data.mix import mix, split
 from forty2.data.sources import dumps, read_rows
+from forty2.data.strata import stratify
 from forty2.errors import DataError
 
 
@@ -127,6 +128,55 @@ def test_the_seed_documents_spelling_works(tmp_path: Path) -> None:
         "train": 211,
         "valid": 24,
     }
+
+
+def test_a_stage_of_the_curriculum_by_command(tmp_path: Path) -> None:
+    """Generate, mix in 15% replay, prepare: the counts that the manifests state are the files'."""
+
+    def run(*args: str) -> str:
+        result = CliRunner().invoke(main, ["data", *args])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    alpha, beta = tmp_path / "alpha", tmp_path / "beta"
+    run("format-lock", "--mode", "minimal", "--math", "exclude", "--output_dir", str(alpha))
+    run("echo", "--gibberish", "exclude", "--max_examples", "850", "--output_dir", str(beta))
+    mixed = tmp_path / "mixed.jsonl"
+    files = ["--inputs", str(beta / "train.jsonl"), str(alpha / "train.jsonl")]
+    said = run("mix", *files, "--weights", "85", "15", "--shuffle", "--output", str(mixed))
+    assert "85.0%" in said and "15.0%" in said
+    ready = tmp_path / "ready"
+    args = ["--input", str(mixed), "--output_dir", str(ready), "--val_split", "0.1"]
+    run("prepare", *args, "--pack", "256")
+    manifest = json.loads((ready / "manifest.json").read_text())
+    assert sum(manifest["written"].values()) == len(list(read_rows(mixed))) == 1000
+    for folder, rows in ((alpha, 1000), (beta, 850)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["written"]["train"] == rows and not manifest["lint"]["error"]
+        assert {"en", "de"} == set(manifest["strata"]["language"])
+
+
+def test_strata_are_drawn_evenly_and_from_easy_to_hard(tmp_path: Path) -> None:
+    levels = ["simple", "moderate", "nuanced"]
+    rows = [
+        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "domain": "xy"[i % 2],
+         "complexity": levels[i % 3]}
+        for i in range(90) if i % 6 != 5
+    ]  # fmt: skip
+    rows += [{**rows[0], "prompt": f"more {i}"} for i in range(200)]
+    found = stratify(rows, ["domain", "complexity"], 25, seed=3)
+    assert found.empty == [("y", "nuanced")] and set(found.drawn.values()) == {5}
+    order = [row["order"] for row in found.rows]
+    assert order == sorted(order) and set(order) == {0.0, 0.5, 1.0}
+    assert stratify(rows, ["domain", "complexity"], 25, seed=3) == found
+    with pytest.raises(DataError, match="row 1: has no colour"):
+        stratify(rows, ["colour"])
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text(dumps(rows))
+    args = ["data", "stratify", "-i", str(source), "--by-keys", "domain", "complexity"]
+    result = CliRunner().invoke(main, [*args, "--size", "25", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "5 strata of 5 to 5 rows" in result.output and "y nuanced" in result.output
 
 
 def test_other_formats_become_ours(tmp_path: Path, bench_data: Path) -> None:

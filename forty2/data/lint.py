@@ -509,9 +509,9 @@ class _Origins:
 def _readable(
     source: str | Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a source; a row that stops the reader ends it with a complaint."""
+    """Rows of a source; complaints where there should be one."""
     try:
-        yield from read_rows(source)
+        yield from read_rows(source, complain)
     except DataError as error:
         complain(str(error))
 

@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,10 +27,17 @@ MANIFEST = "manifest.json"
 
 Row = dict[str, Any]
 Origin = str
+Reader = Callable[[Path], Iterator[tuple[Origin, Row]]]
 
 
-def read_rows(source: str | Path) -> Iterator[tuple[Origin, Row]]:
+def read_rows(
+    source: str | Path, complain: Callable[[str], None] | None = None
+) -> Iterator[tuple[Origin, Row]]:
     """(origin, row) of everything in a file, a folder or a hub data set.
+
+    Args:
+        complain: told of each line of JSON Lines that is no row, which is then passed over;
+            None: the first one raises.
 
     Raises:
         DataError: it cannot be read, or holds something that is no row; names file and line.
@@ -41,7 +48,7 @@ def read_rows(source: str | Path) -> Iterator[tuple[Origin, Row]]:
     path = Path(source).expanduser()
     if path.is_dir():
         for file in _files(path):
-            yield from read_rows(file)
+            yield from read_rows(file, complain)
         return
     kind = _kind(path)
     reader = _READERS.get(kind)
@@ -50,7 +57,7 @@ def read_rows(source: str | Path) -> Iterator[tuple[Origin, Row]]:
             f"{path}: rows of kind {kind or 'no suffix'} are not read; use {', '.join(KINDS)}"
         )
     try:
-        yield from reader(path)
+        yield from reader(path) if complain is None else _passing_over(reader, path, complain)
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
 
@@ -74,10 +81,32 @@ def dumps(rows: Iterable[Mapping[str, Any]]) -> str:
 def _json_lines(path: Path) -> Iterator[tuple[Origin, Row]]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                origin = f"{path}:{number}"
-                text = _text(line, origin, first=number == 1)
-                yield origin, _row(_parsed(text, origin, whole=line.endswith(b"\n")), origin)
+            yield from _json_line(line, number, path)
+
+
+def _json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[Origin, Row]]:
+    if line.strip():
+        origin = f"{path}:{number}"
+        text = _text(line, origin, first=number == 1)
+        yield origin, _row(_parsed(text, origin, whole=line.endswith(b"\n")), origin)
+
+
+def _passing_over(
+    reader: Reader, path: Path, complain: Callable[[str], None]
+) -> Iterator[tuple[Origin, Row]]:
+    """The rows of a file without those that cannot be read."""
+    if reader is not _json_lines:
+        try:
+            yield from reader(path)
+        except DataError as error:
+            complain(str(error))
+        return
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield from _json_line(line, number, path)
+            except DataError as error:
+                complain(str(error))
 
 
 def _json(path: Path) -> Iterator[tuple[Origin, Row]]:
@@ -156,7 +185,7 @@ def _plain(path: Path) -> Iterator[tuple[Origin, Row]]:
             yield f"{path}:{number + 1 - len(paragraph)}", {"text": "".join(paragraph).strip()}
 
 
-_READERS = {
+_READERS: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
