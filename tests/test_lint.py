@@ -15,9 +15,10 @@ from click.testing import CliRunner
 
 from forty2.cli import main
 from forty2.data.build import NAMES, build, write_built
+from forty2.data.contamination import benchmark_of
 from forty2.data.formats import parse, read_records
 from forty2.data.library import rows as library
-from forty2.data.lint import Finding, Linter, benchmark_of, fix, lint, refuse_faults
+from forty2.data.lint import Finding, Linter, fix, lint, refuse_faults
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
 

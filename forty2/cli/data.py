@@ -224,7 +224,8 @@ def lint_command(
     import json
     from dataclasses import asdict
 
-    from forty2.data.lint import benchmark_of, fix, lint
+    from forty2.data.contamination import benchmark_of
+    from forty2.data.lint import fix, lint
     from forty2.data.sources import valid_beside
 
     specials, fits = _tokenizer_checks(model, max_length) if model is not None else ((), None)
@@ -420,8 +421,8 @@ def convert_command(source: str, output: Path) -> None:
 @output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
     """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
+    from forty2.data.contamination import benchmark_of, contaminated
     from forty2.data.formats import parse, to_row
-    from forty2.data.lint import benchmark_of, contaminated
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 

@@ -14,32 +14,34 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from forty2.data.contamination import Benchmark, contaminated
 from forty2.data.formats import parse, to_row
-from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
+from forty2.data.near import NEAR, NearDuplicates, equal
+from forty2.data.records import Chat, Message, Pair, Record, Text
+from forty2.data.shortcut import Sides
 from forty2.data.sources import dumps, read_rows
+from forty2.data.views import (
+    answer_of,
+    other_of,
+    prompt_of,
+    spoken_of,
+    texts_of,
+    whole_of,
+    words_of,
+)
 from forty2.errors import DataError
 from forty2.rundir import writing
 
 SHORTCUT = 0.9
 """A single feature that tells chosen from rejected more often than this is reported."""
-NEAR = 0.8
-"""Jaccard similarity of word trigrams from which two rows are near duplicates."""
-GRAM = 13
-"""Words in a row shared with a benchmark that count as overlap (the GPT-3 paper's rule)."""
-
-_PERMUTATIONS, _BANDS = 64, 8
-_CHUNK = 100_000
-"""Trigrams held before they are hashed."""
-_SHORTCUT_PAIRS, _LANGUAGE_ROWS = 20_000, 2000
-_FEWEST_PAIRS = 30
+_LANGUAGE_ROWS = 2000
 _UNREADABLE = "not readable: "
 
-_WORD = re.compile(r"\w+")
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
 )
@@ -54,7 +56,6 @@ _PERSONAL = {
 }  # fmt: skip
 _NOT_PERSONAL = re.compile(r"example\.|@(?:\w+\.)?test\b|127\.0\.0\.1|0\.0\.0\.0|192\.168\.")
 
-Hashes = npt.NDArray[np.int64]
 Level = Literal["error", "warning"]
 Split = Literal["train", "valid"]
 
@@ -69,16 +70,6 @@ class Finding:
     count: int
     origins: tuple[str, ...]
     """The first few."""
-
-
-class Benchmark(NamedTuple):
-    """A file that must not be trained on."""
-
-    name: str
-    questions: frozenset[str]
-    """Normalised, of five words or more."""
-    grams: frozenset[int]
-    """Hashes of every 13 words in a row."""
 
 
 def lint(
@@ -128,21 +119,6 @@ def refuse_faults(train: str, valid: str | None, specials: Collection[str]) -> N
     )
 
 
-def benchmark_of(source: str | Path) -> Benchmark:
-    """A benchmark's questions and 13-grams, from any file that rows are read from."""
-    questions: set[str] = set()
-    grams: set[int] = set()
-    for _, row in read_rows(source):
-        for key, text in _strings(row):
-            words = _words(text)
-            grams.update(_grams(words))
-            if key.lower() in ("question", "prompt", "instruction") and len(words) >= 5:
-                questions.add(" ".join(words))
-    if not questions and not grams:
-        raise DataError(f"{source}: holds no benchmark text")
-    return Benchmark(Path(str(source)).name, frozenset(questions), frozenset(grams))
-
-
 def fix(source: str | Path, out: Path) -> dict[str, int]:
     """Write the rows that can be kept: readable ones, once each, without control characters.
 
@@ -160,7 +136,7 @@ def fix(source: str | Path, out: Path) -> dict[str, int]:
             except DataError:
                 _add(counts, "unreadable")
                 continue
-            key = hash(_whole(record))
+            key = hash(whole_of(record))
             if key in seen:
                 _add(counts, "duplicate")
                 continue
@@ -173,23 +149,6 @@ def fix(source: str | Path, out: Path) -> dict[str, int]:
         for row in kept():
             file.write(dumps([row]).encode())
     return counts
-
-
-def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
-    """The name of the benchmark that a record overlaps with."""
-    words = [_words(text) for text in _texts(record)]
-    for benchmark in benchmarks:
-        if any(" ".join(w) in benchmark.questions for w in words):
-            return benchmark.name
-        if any(not benchmark.grams.isdisjoint(_grams(w)) for w in words):
-            return benchmark.name
-    return None
-
-
-def prompt_key(row: Mapping[str, Any], origin: str) -> str:
-    """A prompt without case and punctuation: rows that share it are about the same question."""
-    record = parse(row, origin)
-    return " ".join(_words(_prompt(record) or _answer(record)))
 
 
 class Linter:
@@ -217,10 +176,8 @@ class Linter:
         self._words = array("l")
         self._entities: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
         self._templates: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
-        self._shingles: list[list[str]] = []
-        self._held = 0
-        self._bands, self._sketch = array("q"), array("B")
-        self._kinds: dict[str, _Sides] = defaultdict(_Sides)
+        self._near = NearDuplicates()
+        self._kinds: dict[str, Sides] = defaultdict(Sides)
         self._languages: Counter[str] = Counter()
         self._unended = [0, 0]
 
@@ -239,17 +196,17 @@ class Linter:
     def add(self, record: Record, split: Split) -> None:
         """Take in one record."""
         index = self._origins.add(record.origin)
-        prompt, answer, other = _prompt(record), _answer(record), _other(record)
-        self._rows.append(hash(_whole(record)))
+        prompt, answer, other = prompt_of(record), answer_of(record), other_of(record)
+        self._rows.append(hash(whole_of(record)))
         self._prompts.append(hash(prompt))
-        self._folded.append(hash(" ".join(_words(prompt))) if prompt else hash(record.origin))
+        self._folded.append(hash(" ".join(words_of(prompt))) if prompt else hash(record.origin))
         self._answers.append(hash(answer))
         self._rejected.append(hash(other))
         self._words.append(len(answer.split()))
         for name, store in (("entity", self._entities), ("template", self._templates)):
             if isinstance(record.meta.get(name), str):
                 store[split].setdefault(record.meta[name].casefold(), index)
-        self._near(*_spoken(record), answer, other)
+        self._near.add(" ".join([*spoken_of(record), answer, other]))
         self._text(record, index)
         if isinstance(record, Pair):
             self._kinds[str(record.meta.get("pair_type", ""))].add(record)
@@ -283,7 +240,7 @@ class Linter:
             rows.append(index)
 
     def _text(self, record: Record, index: int) -> None:
-        for text in _texts(record):
+        for text in texts_of(record):
             if _CONTROL.search(text):
                 self._note("control", "error", "holds control or invisible characters", index)
             if token := self._special.search(text):
@@ -295,7 +252,7 @@ class Linter:
                     self._note("personal", "warning", f"holds {what}", index)
         if isinstance(record, Chat) and (problem := _disorder(record.messages)):
             self._note("roles", "error", problem, index)
-        answer = _answer(record)
+        answer = answer_of(record)
         if len(answer) >= 200:
             self._unended[0] += 1
             if not _ENDED.search(answer) and not isinstance(record, Text):
@@ -303,23 +260,6 @@ class Linter:
                 self._note("truncated", "warning", "its answer breaks off without an end", index)
         if self._languages.total() < _LANGUAGE_ROWS and len(answer) >= 40:
             self._languages[_language(answer)] += 1
-
-    def _near(self, *texts: str) -> None:
-        words = _words(" ".join(texts))
-        self._shingles.append([" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))])
-        self._held += len(self._shingles[-1])
-        if self._held >= _CHUNK:
-            self._digest()
-
-    def _digest(self) -> None:
-        from rensa import RMinHash
-
-        digests = RMinHash.digests_from_token_sets(self._shingles, _PERMUTATIONS, 42)
-        minima = np.array(digests, np.uint64).reshape(len(digests), _BANDS, -1)
-        self._bands.frombytes(_mixed_hash(minima).tobytes())
-        # One byte of each minimum is enough to estimate similarity (b-bit MinHash, Li & König 2010).
-        self._sketch.frombytes(minima.astype(np.uint8).tobytes())
-        self._shingles, self._held = [], 0
 
     # --- of rows together ---
 
@@ -334,8 +274,9 @@ class Linter:
         valid = self._splits()
         for split, members in (("training", ~valid), ("validation", valid)):
             where = np.flatnonzero(members)
-            again = where[_later(np.asarray(self._rows)[where])]
-            if len(again):
+            groups = list(equal(np.asarray(self._rows)[where]))
+            if groups:
+                again = np.sort(where[np.concatenate([group[1:] for group in groups])])
                 message = f"repeats an earlier {split} row; weight rows with `weight` instead"
                 yield self._finding("duplicate", "error", message, again)
 
@@ -346,7 +287,7 @@ class Linter:
         swapped: list[int] = []
         differing: list[int] = []
         varied: list[int] = []
-        for group in _groups(prompts):
+        for group in equal(prompts):
             if prompts[group[0]] == hash(""):
                 continue
             liked = set(answers[group].tolist())
@@ -386,21 +327,16 @@ class Linter:
                 yield self._finding("overlap", level, message, both)
 
     def _similar(self) -> Iterator[Finding]:
-        """Near duplicates: candidates by locality-sensitive hashing, then estimated similarity."""
-        if self._shingles:
-            self._digest()
-        bands = np.frombuffer(self._bands, np.int64).reshape(-1, _BANDS)
-        sketch = np.frombuffer(self._sketch, np.uint8).reshape(-1, _PERMUTATIONS)
+        """Near duplicates, in training and across the split."""
         near: set[int] = set()
         across: set[int] = set()
         valid, rows = self._splits(), np.asarray(self._rows)
-        for band in bands.T:
-            for group in _groups(band):
-                first = group[0]
-                alike = (sketch[group] == sketch[first]).mean(1) >= NEAR
-                later = group[alike & (rows[group] != rows[first])]
-                near.update(later.tolist())
-                across.update(later[valid[later] & ~valid[first]].tolist())
+        for group in self._near.groups():
+            first, others = group[0], group[1:]
+            others = others[rows[others] != rows[first]]
+            near.update(others.tolist())
+            if not valid[first]:
+                across.update(others[valid[others]].tolist())
         if across:
             message = "validation row is nearly a training row"
             yield self._finding("near", "warning", message, sorted(across))
@@ -433,49 +369,6 @@ class Linter:
 
     def _finding(self, check: str, level: Level, message: str, rows: Any) -> Finding:
         return Finding(check, level, message, len(rows), self._origins.first(rows))
-
-
-class _Sides:
-    """What tells chosen from rejected, counted over pairs of one type."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self._longer = 0
-        self._shorter = 0
-        self._balance: Counter[str] = Counter()
-        """Per feature: pairs where only the chosen has it less those where only the rejected has."""
-
-    def add(self, pair: Pair) -> None:
-        if self.pairs == _SHORTCUT_PAIRS:
-            return
-        self.pairs += 1
-        self._longer += len(pair.chosen) > len(pair.rejected)
-        self._shorter += len(pair.chosen) < len(pair.rejected)
-        chosen, rejected = _features(pair.chosen), _features(pair.rejected)
-        self._balance.update(chosen - rejected)
-        self._balance.subtract(rejected - chosen)
-
-    def best(self) -> tuple[str, float]:
-        """The most telling feature and how often guessing by it is right; ties count half."""
-        if self.pairs < _FEWEST_PAIRS:
-            return "", 0.0
-        length = abs(self._longer - self._shorter)
-        name, balance = max(
-            self._balance.items(), key=lambda item: (abs(item[1]), item[0]), default=("", 0)
-        )
-        if length >= abs(balance):
-            return "length", 0.5 + length / self.pairs / 2
-        return name, 0.5 + abs(balance) / self.pairs / 2
-
-
-def _features(text: str) -> set[str]:
-    words = _words(text)
-    found = {f"the word {word!r}" for word in words}
-    found |= {f"the opening {' '.join(words[:n])!r}" for n in (1, 2, 3) if len(words) >= n}
-    found.add(f"the first character {text.lstrip()[:1]!r}")
-    found.add(f"the last character {text.rstrip()[-1:]!r}")
-    found |= {f"the character {c!r}" for c in text if not c.isalnum()}
-    return found
 
 
 class _Origins:
@@ -516,79 +409,6 @@ def _readable(
         complain(str(error))
 
 
-def _prompt(record: Record) -> str:
-    match record:
-        case Chat():
-            return _joined(record.messages[: _last_answer(record.messages)])
-        case Text():
-            return ""
-        case Pair() | Rated():
-            return _joined(record.prompt)
-
-
-def _spoken(record: Record) -> list[str]:
-    """What the prompt says, without the system message that many rows share."""
-    messages = (
-        record.messages[: _last_answer(record.messages)]
-        if isinstance(record, Chat)
-        else getattr(record, "prompt", ())
-    )
-    return [str(m.get("content") or "") for m in messages if m["role"] != "system"]
-
-
-def _answer(record: Record) -> str:
-    match record:
-        case Chat():
-            return str(record.messages[_last_answer(record.messages)].get("content") or "")
-        case Text():
-            return record.text
-        case Pair():
-            return record.chosen
-        case Rated():
-            return record.response if record.desirable else ""
-
-
-def _other(record: Record) -> str:
-    """What the record says is wrong."""
-    match record:
-        case Pair():
-            return record.rejected
-        case Rated():
-            return "" if record.desirable else record.response
-        case _:
-            return ""
-
-
-def _whole(record: Record) -> tuple[str, str, str]:
-    return _prompt(record), _answer(record), _other(record)
-
-
-def _texts(record: Record) -> Iterator[str]:
-    match record:
-        case Chat():
-            messages: Sequence[Message] = record.messages
-        case Text():
-            messages = ({"role": "", "content": record.text},)
-        case Pair():
-            yield from (record.chosen, record.rejected)
-            messages = record.prompt
-        case Rated():
-            yield record.response
-            messages = record.prompt
-    yield from (m["content"] for m in messages if isinstance(m.get("content"), str))
-
-
-def _last_answer(messages: Sequence[Message]) -> int:
-    return max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-
-
-def _joined(messages: Sequence[Message]) -> str:
-    """A lone question is its text, so that a chat and a pair about it are seen to meet."""
-    if len(messages) == 1:
-        return str(messages[0].get("content") or "")
-    return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
-
-
 def _disorder(messages: Sequence[Message]) -> str | None:
     roles = [m["role"] for m in messages]
     if "system" in roles[1:]:
@@ -600,28 +420,6 @@ def _disorder(messages: Sequence[Message]) -> str | None:
     if any(a == b for a, b in pairwise(spoken)) and not tools:
         return "two turns of one role follow each other"
     return None
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
-
-
-def _grams(words: Sequence[str]) -> Iterator[int]:
-    return (hash(tuple(words[i : i + GRAM])) for i in range(len(words) - GRAM + 1))
-
-
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a row with the key it is under; keys that are sentences count as texts."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, part in value.items():
-            if " " in name:
-                yield "", name
-            yield from _strings(part, name)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _strings(part, key)
 
 
 def _language(text: str) -> str:
@@ -649,31 +447,3 @@ def _without_control(value: Any) -> Any:
 
 def _add(counts: dict[str, int], key: str) -> None:
     counts[key] += 1
-
-
-# --- groups of equal hashes -----------------------------------------------------------------------
-
-
-def _groups(hashes: Hashes) -> Iterator[npt.NDArray[np.intp]]:
-    """Indices of each hash that occurs more than once, ascending."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    bounds = np.flatnonzero(np.diff(ordered)) + 1
-    starts = np.concatenate([[0], bounds])
-    ends = np.concatenate([bounds, [len(ordered)]])
-    for i in np.flatnonzero(ends - starts > 1):
-        yield order[starts[i] : ends[i]]
-
-
-def _later(hashes: Hashes) -> npt.NDArray[np.intp]:
-    """Indices of what occurred before."""
-    first = np.unique(hashes, return_index=True)[1]
-    return np.setdiff1d(np.arange(len(hashes)), first)
-
-
-def _mixed_hash(minima: npt.NDArray[np.uint64]) -> Hashes:
-    """(N, bands, rows) to one number for each band, (N, bands)."""
-    odd = np.array([2 * i + 0x9E3779B97F4A7C15 for i in range(minima.shape[2])], np.uint64)
-    powers = np.multiply.accumulate(odd)
-    hashes: Hashes = (minima * powers).sum(2, dtype=np.uint64).view(np.int64)
-    return hashes

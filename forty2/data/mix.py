@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forty2.data.formats import parse, to_row
-from forty2.data.lint import prompt_key
 from forty2.data.sources import read_rows
+from forty2.data.views import prompt_key
 from forty2.errors import DataError
 
 Row = Mapping[str, Any]
