@@ -187,11 +187,11 @@ class _Run:
         """
         if isinstance(phase, SftPhase):
             return Sft(fitted.rows)
-        lengths, weights = lengths_of(fitted.rows), weights_of(fitted.rows)
+        lengths, often = lengths_of(fitted.rows), weights_of(fitted.rows)
         seen = list(range(len(lengths)))
         if seed is not None:  # a short phase over a long file needs no reference for all of it
-            batches = total_steps(phase, rows_of_epoch(weights)) * phase.accumulate
-            seen = Order(lengths, phase.batch_size, seed, weights).rows_seen(batches)
+            batches = total_steps(phase, rows_of_epoch(often)) * phase.accumulate
+            seen = Order(lengths, phase.batch_size, seed, often).rows_seen(batches)
         rows = [fitted.rows[i] for i in seen]
         loaded.model.eval()
         # The policy as the phase begins: no checkpoint has been restored yet.
