@@ -23,7 +23,7 @@ from forty2.data.sources import valid_beside
 from forty2.errors import DataError, ModelError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import can_pack, shares_prompts
-from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter
+from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
 from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
