@@ -81,5 +81,10 @@ def test_order_and_kinds_are_kept(encoders: dict[str, Encoder]) -> None:
     encoder = encoders["own"]
     turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
     odd = (turns[0], {"role": "assistant", "content": "\na"})
-    records = [Chat(messages=turns), Text(text="prose"), Chat(messages=odd), Chat(messages=turns)]
+    records: list[Chat | Text] = [
+        Chat(messages=turns),
+        Text(text="prose"),
+        Chat(messages=odd),
+        Chat(messages=turns),
+    ]
     assert encoder.imitated_all(records) == [encoder.imitated(record) for record in records]
