@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all parity lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -14,6 +14,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+parity: $(STAMP)
+	$(BIN)/python -m pip install -q --group parity
+	$(BIN)/python -m pytest tests/test_parity.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ import pytest
 from forty2.data.build.curriculum import echo, format_lock, operators
 from forty2.data.build.curriculum._echo import gibberish_words, known_words
 from forty2.data.build.curriculum._format_lock import number_word
-from forty2.data.build.curriculum._rows import answer, material, unambiguous, user
+from forty2.data.build.curriculum._rows import answer, unambiguous, user
+from forty2.data.library import material
 from forty2.model.door import LoadedModel, load_tokenizer
 
 Row = dict[str, Any]
@@ -113,7 +114,7 @@ def test_say_keeps_the_case_asked_for() -> None:
     rows = [row for row in format_lock("minimal", "exclude", 42) if row["category"] == "say"]
     assert all(answer(row).removesuffix(".") in user(row) for row in rows)
     for language in ("en", "de"):
-        own = material("small_talk")[language]
+        own = material("curriculum/small_talk")[language]
         assert len(set(own["say_templates"])) >= 10
         said = [answer(row) for row in rows if row["language"] == language]
         shapes = {(text.islower(), text.isupper()) for text in said}
@@ -161,7 +162,7 @@ def test_number_words() -> None:
 
 
 def test_tables_never_give_one_question_two_answers() -> None:
-    tables = material("facts")
+    tables = material("curriculum/facts")
     for name in ("extensions", "http", "translations"):
         lines = [line.split(" | ") for line in tables["shared"][name]]
         for column in zip(*lines, strict=True):
@@ -187,7 +188,7 @@ def test_echo_counts(seed: int) -> None:
 
 def test_echo_templates() -> None:
     for language, least in (("en", 43), ("de", 30)):
-        templates = material("echo")[language]["templates"]
+        templates = material("curriculum/echo")[language]["templates"]
         assert len(set(templates)) == len(templates) >= least
         for gibberish in ("exclude", "only"):
             rows = echo(gibberish, 2_500, 42)

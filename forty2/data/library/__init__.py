@@ -19,10 +19,10 @@ def rows(name: str) -> tuple[dict[str, Any], ...]:
 
 
 @cache
-def material(name: str) -> Any:
+def material(name: str) -> dict[str, Any]:
     """What `NAME.json` in the library holds."""
     file = resources.files(__package__).joinpath(*f"{name}.json".split("/"))
-    return json.loads(file.read_text("utf-8"))
+    return dict(json.loads(file.read_text("utf-8")))
 
 
 @cache

@@ -12,12 +12,12 @@ from forty2.data.build.curriculum._rows import (
     Row,
     by_language,
     chat,
-    material,
     numbered,
     paired,
     shuffled,
     unambiguous,
 )
+from forty2.data.library import material
 
 REAL = 5_000
 GIBBERISH = 3_500
@@ -55,7 +55,7 @@ def _real(generator: random.Random) -> list[Group]:
             payloads = payloads_of(kind, language, generator)
             groups += _echoes(kind, language, payloads, size, generator)
     for language in LANGUAGES:
-        words = material("echo")[language]["words"]
+        words = material("curriculum/echo")[language]["words"]
         phrases = payloads_of("phrase", language, generator)
         groups += _anti(language, words, phrases, REAL, generator)
         groups += _contrast(language, phrases, REAL, generator)
@@ -83,7 +83,7 @@ def _plain(total: int) -> int:
 
 def payloads_of(kind: str, language: str, generator: random.Random) -> list[str]:
     """Words, phrases, codes or sentences of a language, in seeded order."""
-    own = material("echo")[language]
+    own = material("curriculum/echo")[language]
     if kind == "word":
         result = list(own["words"])
     elif kind == "phrase":
@@ -137,7 +137,7 @@ def gibberish_words(generator: random.Random) -> list[str]:
 
     Their letters are common neighbours, so that a byte-pair vocabulary needs at most four tokens.
     """
-    parts = material("echo")["syllables"]
+    parts = material("curriculum/echo")["syllables"]
     real = known_words()
     words = [
         f"{onset}{vowel}{rest}"
@@ -150,7 +150,11 @@ def gibberish_words(generator: random.Random) -> list[str]:
 
 def known_words() -> frozenset[str]:
     """Every word of the curriculum's lists, in small letters."""
-    echoed, talk, facts = material("echo"), material("small_talk"), material("facts")
+    echoed, talk, facts = (
+        material("curriculum/echo"),
+        material("curriculum/small_talk"),
+        material("curriculum/facts"),
+    )
     lists = [echoed["real_words"]]
     for language in LANGUAGES:
         own = echoed[language]
@@ -176,7 +180,7 @@ def gibberish_phrases(words: Sequence[str], count: int, generator: random.Random
 def _echoes(
     kind: str, language: str, payloads: Sequence[str], size: int, generator: random.Random
 ) -> Iterator[Group]:
-    templates = list(enumerate(material("echo")[language]["templates"], 1))
+    templates = list(enumerate(material("curriculum/echo")[language]["templates"], 1))
     for payload, (n, template) in islice(paired(payloads, templates, generator), size):
         yield [_row(language, kind, f"echo-{language}-{n:02d}", template, payload, payload)]
 
@@ -185,7 +189,7 @@ def _anti(
     language: str, words: Sequence[str], phrases: Sequence[str], total: int,
     generator: random.Random,
 ) -> Iterator[Group]:  # fmt: skip
-    templates = list(enumerate(material("echo")[language]["anti_templates"], 1))
+    templates = list(enumerate(material("curriculum/echo")[language]["anti_templates"], 1))
     done: set[str] = set()
     size = by_language(round(total * ANTI))[language]
     while len(done) < size:
@@ -204,7 +208,7 @@ def _anti(
 def _contrast(
     language: str, phrases: Sequence[str], total: int, generator: random.Random
 ) -> Iterator[Group]:
-    templates = material("echo")[language]["contrast_templates"]
+    templates = material("curriculum/echo")[language]["contrast_templates"]
     # "ß" has no capital that everyone agrees on.
     fit = [phrase for phrase in phrases if "ß" not in phrase and _turned(phrase) != phrase]
     size = by_language(round(total * CONTRAST / len(templates)))[language]

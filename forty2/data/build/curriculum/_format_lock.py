@@ -13,12 +13,12 @@ from forty2.data.build.curriculum._rows import (
     by_language,
     chat,
     fields,
-    material,
     numbered,
     paired,
     shuffled,
     unambiguous,
 )
+from forty2.data.library import material
 
 SMALL = 1_000
 """Rows without arithmetic in minimal mode."""
@@ -64,7 +64,7 @@ def format_lock(
 def _small(generator: random.Random) -> list[Row]:
     rows = []
     for language, size in by_language(SMALL).items():
-        own = material("small_talk")[language]
+        own = material("curriculum/small_talk")[language]
         asked = [*_told(own, language), *_calendar(own["calendar"], language)]
         asked += islice(_say(own, language, generator), size - len(asked))
         rows += asked
@@ -114,7 +114,7 @@ def _capital(text: str) -> str:
 
 
 def _facts(generator: random.Random) -> Iterator[Row]:
-    tables = material("facts")
+    tables = material("curriculum/facts")
     for category, family in tables.items():
         if category in ("shared", "spelling", "generated"):
             continue
@@ -158,7 +158,7 @@ def _checked(
 
 def _generated(generator: random.Random) -> Iterator[Row]:
     for language in LANGUAGES:
-        own = material("facts")["generated"][language]
+        own = material("curriculum/facts")["generated"][language]
         yield from _letters(own, language)
         yield from _numbers(own, language)
         yield from _spelling(language)
@@ -187,7 +187,7 @@ def _numbers(own: dict[str, Any], language: str) -> Iterator[Row]:
 
 def number_word(n: int, language: str) -> str:
     """0 to 100 in words."""
-    own = material("facts")["generated"][language]
+    own = material("curriculum/facts")["generated"][language]
     small: list[str] = own["small"]
     if n == 100:
         return str(own["hundred"])
@@ -202,7 +202,7 @@ def number_word(n: int, language: str) -> str:
 
 
 def _spelling(language: str) -> Iterator[Row]:
-    own = material("facts")["spelling"][language]
+    own = material("curriculum/facts")["spelling"][language]
     for word in own["words"]:
         letters = word.upper()
         answers = {
@@ -235,7 +235,7 @@ def _arithmetic(count: int, generator: random.Random) -> Iterator[Row]:
     seen: set[str] = set()
     while len(seen) < count:
         language = LANGUAGES[len(seen) % 2]
-        own = material("facts")["generated"][language]
+        own = material("curriculum/facts")["generated"][language]
         a, sign, b, result = _sum(generator)
         template = generator.choice(own["arithmetic"])
         # "3 plus 4 = ?" is neither a formula nor a sentence.

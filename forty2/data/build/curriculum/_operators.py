@@ -16,11 +16,11 @@ from forty2.data.build.curriculum._rows import (
     LANGUAGES,
     Row,
     chat,
-    material,
     numbered,
     shuffled,
 )
 from forty2.data.build.spark import Split
+from forty2.data.library import material
 
 OPERATORS = ("copy", "wrap", "extract")
 TRAIN = 300
@@ -73,7 +73,7 @@ def _payloads(generator: random.Random) -> dict[str, list[str]]:
 def _divided(
     language: str, payloads: Sequence[str], generator: random.Random
 ) -> tuple[_Part, _Part]:
-    own = material("operators")[language]
+    own = material("curriculum/operators")[language]
     named = {
         operator: shuffled(
             [(f"{operator}-{language}-{n:02d}", text) for n, text in enumerate(own[operator], 1)],
@@ -90,7 +90,7 @@ def _divided(
 
 
 def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]:
-    marks = material("operators")[language]["marks"]
+    marks = material("curriculum/operators")[language]["marks"]
     rows = []
     for n, payload in enumerate(part.payloads):
         operator = OPERATORS[n % len(OPERATORS)]
@@ -111,4 +111,4 @@ def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]
 
 def _dative(language: str, mark: str) -> str:
     """German says "in eckige Klammern" where to, and "in eckigen Klammern" where."""
-    return str(material("operators")[language].get("dative", {}).get(mark, mark))
+    return str(material("curriculum/operators")[language].get("dative", {}).get(mark, mark))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any, TypeVar
 
 Row = dict[str, Any]
@@ -20,13 +17,6 @@ SYSTEM = {
     "en": "Keep it brief and do exactly what is asked.",
     "de": "Fasse dich kurz und tu genau, was verlangt wird.",
 }
-
-
-@cache
-def material(name: str) -> dict[str, Any]:
-    """A file of `library/curriculum/`; do not change what it returns."""
-    file = resources.files("forty2.data.library") / "curriculum" / f"{name}.json"
-    return dict(json.loads(file.read_text("utf-8")))
 
 
 def fields(line: str) -> list[str]:
