@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from forty2.data.formats import parse
 from forty2.data.lint import Linter
@@ -19,6 +20,9 @@ from forty2.tokens import Encoder
 Role = Literal["prompt", "supervised", "cut"]
 Span = tuple[str, Role]
 Section = tuple[str, list[Span]]
+T = TypeVar("T")
+
+_CHUNK = 256
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>forty2 data</title>
 <style>body{{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}}
@@ -78,27 +82,52 @@ def page(rows: Sequence[tuple[str, Sequence[Section]]]) -> str:
     return _PAGE.format(rows="\n".join(parts))
 
 
+def _measured(
+    chunk: Sequence[tuple[str, dict[str, Any]]], encoder: Encoder
+) -> Iterator[tuple[Record | None, tuple[int, int] | None]]:
+    """Records of a chunk with their tokens and supervised tokens; None where one cannot be read."""
+    records = [_attempt(lambda raw=raw, at=at: parse(raw, at)) for at, raw in chunk]  # type: ignore[misc]
+    chats = [record for record in records if isinstance(record, Chat | Text)]
+    together = _attempt(lambda: encoder.imitated_all(chats))
+    rows = iter(together or ())
+    for record in records:
+        if record is None:
+            yield None, None
+        elif isinstance(record, Chat | Text) and together is not None:
+            row = next(rows)
+            yield record, (len(row.ids), sum(row.mask))
+        else:
+            yield record, _attempt(lambda record=record: encoder.measure(record))  # type: ignore[misc]
+
+
+def _attempt(action: Callable[[], T]) -> T | None:
+    try:
+        return action()
+    except DataError:
+        return None
+
+
 def stats(source: str | Path, encoder: Encoder) -> dict[str, Any]:
     """Counts over a source: rows, tokens, supervised share, lengths, strata, near duplicates."""
     linter = Linter()
     lengths: Counter[int] = Counter()
     strata: dict[str, Counter[str]] = {}
     tokens = supervised = rows = unreadable = 0
-    for origin, raw in read_rows(source):
-        try:
-            record = parse(raw, origin)
-            length, learned = encoder.measure(record)
-        except DataError:
-            unreadable += 1
-            continue
-        rows += 1
-        tokens += length
-        supervised += learned
-        lengths[length.bit_length()] += 1
-        linter.add(record, "train")
-        for key in STRATA:
-            if isinstance(raw.get(key), str | int):
-                strata.setdefault(key, Counter())[str(raw[key])] += 1
+    stream = read_rows(source)
+    while chunk := list(islice(stream, _CHUNK)):
+        for record, measured in _measured(chunk, encoder):
+            if record is None or measured is None:
+                unreadable += 1
+                continue
+            length, learned = measured
+            rows += 1
+            tokens += length
+            supervised += learned
+            lengths[length.bit_length()] += 1
+            linter.add(record, "train")
+            for key in STRATA:
+                if isinstance(record.meta.get(key), str | int):
+                    strata.setdefault(key, Counter())[str(record.meta[key])] += 1
     if not rows:
         raise DataError(f"{source}: holds no readable rows")
     near = sum(f.count for f in linter.findings() if f.check in ("near", "duplicate"))
