@@ -27,6 +27,7 @@ stats({path!r}, Encoder(load_tokenizer("smollm2")))"""
 TOKENISE = """from pathlib import Path
 from forty2.prepare import prepare
 prepare({path!r}, Path({out!r}), "smollm2", valid_share=0)"""
+MANY = 300_000
 START = """from pathlib import Path
 from forty2.batches import Order, sft_batch
 from forty2.prepare import Prepared
@@ -61,6 +62,12 @@ def main() -> None:
                 "rows_per_s": round(1e5 / seconds),
             }
             print(name, figures[name], flush=True)
+        # The rate is that of the rows after the first 100,000, so that starting up is not in it.
+        compose(path, MANY, words=48)
+        seconds, peak = measured(TOKENISE.format(path=str(path), out=f"{folder}/more"))
+        rate = round((MANY - 1e5) / (seconds - figures["tokenise"]["seconds"]))
+        figures["tokenise_more"] = {"seconds": seconds, "peak_mb": peak, "rows_per_s": rate}
+        print("tokenise_more", figures["tokenise_more"], flush=True)
         manifest = json.loads((Path(folder) / "tokenise" / "manifest.json").read_text())
         figures["tokens_per_row"] = round(manifest["tokens"]["train"] / 100_000, 1)
         repeat(Path(folder) / "tokenise" / "train", Path(folder) / "many", times=6)

@@ -17,9 +17,9 @@ import hashlib
 import importlib.metadata
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from forty2.rundir import read_json, staged, write_json
 from forty2.tokens import Encoder, Row, fit
 
 VERSION = 1
-_CHUNK = 256
+_CHUNK = 512
 _ENOUGH_FOR_WORKERS = 20_000
 _PACK_POOL = 4096
 """Rows that packs are chosen from together."""
@@ -89,11 +89,23 @@ class _Task(NamedTuple):
     """Rows of one chunk on their way to a worker."""
 
     rows: list[tuple[str, dict[str, Any]]]
+    splits: list[str]
+    """Which split each belongs to."""
     max_length: int
 
 
+class _Part(NamedTuple):
+    """A chunk's rows of one split, one after the other."""
+
+    tokens: npt.NDArray[np.uint32]
+    mask: npt.NDArray[np.uint8]
+    lengths: list[int]
+    origins: list[str]
+
+
 class _Done(NamedTuple):
-    rows: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], str]]
+    rows: int
+    parts: dict[str, _Part]
     shortened: int
     dropped: list[str]
 
@@ -175,14 +187,12 @@ def prepare(
             writers["valid"] = stack.enter_context(_Writer(aside / "valid"))
         dropped: list[str] = []
         shortened = at = 0
-        for size, done in _tokenised(source, model, max_length, workers):
-            names = ["valid" if v else "train" for v in held[at : at + size]] or ["train"] * size
-            for name, (ids, mask, origin) in zip(names, done.rows, strict=True):
-                if len(ids):
-                    writers[name].add(ids, mask, origin)
+        for done in _tokenised(source, held, model, max_length, workers):
+            for name, part in done.parts.items():
+                writers[name].add(part)
             dropped += done.dropped
             shortened += done.shortened
-            at += size
+            at += done.rows
             progress("prepare", at, total, {})
         if not writers["train"].rows:
             raise DataError(f"{source}: no row's response fits into {max_length} tokens")
@@ -235,15 +245,15 @@ class _Writer:
         for file in self._files.values():
             file.close()
 
-    def add(self, ids: npt.NDArray[np.uint32], mask: npt.NDArray[np.uint8], origin: str) -> None:
-        data = ids.astype("<u4").tobytes()
-        self._files["tokens.bin"].write(data)
-        self._files["mask.bin"].write(mask.tobytes())
-        self._files["origins.txt"].write(f"{origin}\n".encode())
-        self.digest.update(data + mask.tobytes())
-        self._lengths.append(len(ids))
-        self.tokens += len(ids)
-        self.supervised += int(mask.sum())
+    def add(self, part: _Part) -> None:
+        tokens, mask = part.tokens.astype("<u4").tobytes(), part.mask.tobytes()
+        self._files["tokens.bin"].write(tokens)
+        self._files["mask.bin"].write(mask)
+        self._files["origins.txt"].writelines(f"{origin}\n".encode() for origin in part.origins)
+        self.digest.update(tokens + mask)
+        self._lengths += part.lengths
+        self.tokens += len(part.tokens)
+        self.supervised += int(part.mask.sum())
 
     def finish(self, pack_length: int | None) -> None:
         """Write the index; packed, the rows are put into the order of their packs."""
@@ -304,26 +314,26 @@ def packed(lengths: Sequence[int], capacity: int) -> Iterator[list[int]]:
 
 
 def _tokenised(
-    source: str | Path, model: str, max_length: int, workers: int
-) -> Iterator[tuple[int, _Done]]:
-    """Chunks in the order of the source; a dropped row leaves an empty one in its place."""
-    tasks = (_Task(rows, max_length) for rows in _chunks(read_rows(source)))
+    source: str | Path, held: Sequence[bool], model: str, max_length: int, workers: int
+) -> Iterator[_Done]:
+    """Chunks in the order of the source."""
+    tasks = _tasks(source, held, max_length)
     if workers == 1:
         _start(model)
-        for task in tasks:
-            yield len(task.rows), _work(task)
+        yield from map(_work, tasks)
         return
     # spawn, for mlx and the tokenizer's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _start, (model,)) as pool:
-        for done in pool.imap(_work, tasks, chunksize=4):
-            yield len(done.rows), done
+        yield from pool.imap(_work, tasks)
 
 
-def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield chunk
+def _tasks(source: str | Path, held: Sequence[bool], max_length: int) -> Iterator[_Task]:
+    rows, at = iter(read_rows(source)), 0
+    while chunk := list(islice(rows, _CHUNK)):
+        names = ["valid" if v else "train" for v in held[at : at + len(chunk)]]
+        yield _Task(chunk, names or ["train"] * len(chunk), max_length)
+        at += len(chunk)
 
 
 _encoders: dict[str, Encoder] = {}
@@ -347,17 +357,25 @@ def _work(task: _Task) -> _Done:
     for origin, record in records:
         if not isinstance(record, Chat | Text):
             raise DataError(f"{origin}: only conversations and texts are prepared")
-    rows = []
+    imitated = [record for _, record in records if isinstance(record, Chat | Text)]
+    kept: dict[str, list[Row]] = {}
     shortened = 0
     dropped: list[str] = []
-    imitated = [record for _, record in records if isinstance(record, Chat | Text)]
-    for row in _encoders[_current].imitated_all(imitated):
+    rows = _encoders[_current].imitated_all(imitated)
+    for row, name in zip(rows, task.splits, strict=True):
         if row.weight != 1:
             raise DataError(f"{row.origin}: has a weight, which prepared data cannot keep")
         fitted = fit([row], task.max_length)
         shortened += len(fitted.shortened)
         dropped += fitted.dropped
-        ids = fitted.rows[0].ids if fitted.rows else ()
-        mask = fitted.rows[0].mask if fitted.rows else ()
-        rows.append((np.array(ids, np.uint32), np.array(mask, np.uint8), row.origin))
-    return _Done(rows, shortened, dropped)
+        kept.setdefault(name, []).extend(fitted.rows)
+    return _Done(len(rows), {n: _part(part) for n, part in kept.items()}, shortened, dropped)
+
+
+def _part(rows: Sequence[Row]) -> _Part:
+    return _Part(
+        np.fromiter(chain.from_iterable(row.ids for row in rows), np.uint32),
+        np.fromiter(chain.from_iterable(row.mask for row in rows), np.uint8),
+        [len(row.ids) for row in rows],
+        [row.origin for row in rows],
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import compress, count
 from typing import Any, NamedTuple
 
 import jinja2
@@ -16,6 +17,7 @@ from jinja2 import nodes
 
 from forty2.data.records import Message
 from forty2.errors import DataError
+from forty2.words import Words
 
 _PLACE = "\ue0f2{}\ue0f3"
 _PLACES = re.compile("\ue0f2(\\d+)\ue0f3")
@@ -47,7 +49,8 @@ class Skeletons:
     def __init__(
         self, tokenizer: Any, specials: dict[str, int], render: Render, encode: Encode
     ) -> None:
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._words = None if backend is None else Words(backend)
         self._specials = frozenset(specials.values())
         self._special_pattern = re.compile(
             "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)"
@@ -70,14 +73,9 @@ class Skeletons:
                 filled = [t for pair in zip(skeleton.parts, contents, strict=False) for t in pair]
                 texts.append("".join([*filled, skeleton.parts[-1]]))
                 where.append((n, skeleton))
-        if texts and self._backend is not None:
-            # transformers leaves what its last call asked for set in the backend.
-            self._backend.encode_special_tokens = False
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            for (n, skeleton), encoding in zip(where, encodings, strict=True):
-                result[n] = self._masked(encoding.ids, skeleton)
+        if texts and self._words is not None:
+            for (n, skeleton), ids in zip(where, self._words.encode_batch(texts), strict=True):
+                result[n] = self._masked(ids, skeleton)
         return result
 
     def _of(self, messages: Sequence[Message]) -> _Skeleton | None:
@@ -127,7 +125,7 @@ class Skeletons:
         return _Skeleton(_PLACES.split(whole)[::2], places)
 
     def _masked(self, ids: list[int], skeleton: _Skeleton) -> tuple[list[int], list[bool]] | None:
-        at = [i for i, token in enumerate(ids) if token in self._specials]
+        at = list(compress(count(), map(self._specials.__contains__, ids)))
         mask = [False] * len(ids)
         end = 0
         for turn in skeleton.turns:

@@ -12,6 +12,7 @@ RANKS = [
     ["errors", "platform", "progress"],
     ["recipe", "rundir"],
     ["data"],
+    ["words"],
     ["skeletons"],
     ["tokens"],
     ["batches", "show"],
