@@ -75,7 +75,7 @@ def main() -> None:
         figures["start_600k"] = {"seconds": seconds, "peak_mb": peak}
         print("start_600k", figures["start_600k"], flush=True)
         if arguments.large:
-            compose(path, 1_000_000, words=300)
+            compose(path, 1_000_000, words=340)
             seconds, peak = measured(LINT.format(path=str(path)))
             size = round(path.stat().st_size / 1e6)
             figures["lint_large"] = {"seconds": seconds, "peak_mb": peak, "file_mb": size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,22 @@ def test_there_is_enough_of_everything() -> None:
     assert len(build("spark-dpo-full").train) >= 150
     assert len(build("spark-boost-full").train) >= 120
     assert len(rows("heldout/behaviour")) >= 60
+
+
+def test_the_stratified_set_is_even_and_goes_from_easy_to_hard() -> None:
+    data = build("dialectic-full")
+    cells = [tuple(row[key] for key in ("domain", "complexity", "subtlety")) for row in data.train]
+    assert len(set(cells)) == 36 and set(Counter(cells).values()) == {3}
+    assert {tuple(row[k] for k in ("domain", "complexity", "subtlety")) for row in data.valid} == {
+        *cells
+    }
+    orders = [row["order"] for row in build("dialectic").train]
+    assert len(orders) == 100 and orders == sorted(orders) and {0.0, 1.0} <= set(orders)
+    for kind in ("chosen", "rejected", "prompt"):
+        texts = [row[kind] for row in rows("dialectic")]
+        assert len(set(texts)) == len(texts) == 144
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows("dialectic"))
+    assert 0.4 < longer / 144 < 0.6
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
 spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
 spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
+dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from forty2.data.build import spark
+from forty2.data.build.dialectic import dialectic
+from forty2.data.build.splitting import Split
 from forty2.data.sets import write_set
 from forty2.errors import DataError
 
@@ -31,10 +34,11 @@ class DataSet(NamedTuple):
     valid: Rows
 
 
-_BUILDERS: dict[str, tuple[Callable[[int, int | None], spark.Split], int]] = {
+_BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "spark-sft": (spark.sft, 377),
     "spark-dpo": (spark.dpo, 126),
     "spark-boost": (spark.boost, 95),
+    "dialectic": (dialectic, 100),
 }
 NAMES = [name for base in _BUILDERS for name in (base, f"{base}-full")]
 

@@ -6,16 +6,15 @@ pairs are composed from it, so no validation prompt or entity is ever trained on
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
+from forty2.data.build.splitting import Row, Split, shuffled, split_by
 from forty2.data.library import isotopes, material, rows
 from forty2.errors import DataError
 
-VALID_SHARE = 0.1
 FULL_PER_ROW = {"anti_leakage": 3, "myth_rejection": 3}
 """Pairs from one row of the library in a set of no given size; of other types one."""
 BALANCE = 0.05
@@ -29,16 +28,6 @@ CLAIMS = (
 )  # fmt: skip
 """How a claim to know can open."""
 
-Row = dict[str, Any]
-T = TypeVar("T")
-
-
-class Split(NamedTuple):
-    """Training and validation rows."""
-
-    train: list[Row]
-    valid: list[Row]
-
 
 def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
     """Isotopes, stratified by element, and a share of plain answers.
@@ -49,8 +38,8 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
     Raises:
         DataError: the library has too few plain answers for it.
     """
-    shaped = _split(isotopes(), seed, lambda row: str(row["element"]))
-    plain = _split(rows("plain"), seed, lambda row: "plain")
+    shaped = split_by(isotopes(), seed, lambda row: str(row["element"]))
+    plain = split_by(rows("plain"), seed, lambda row: "plain")
     wanted = size if size is not None else round(len(shaped.train) / (1 - balance))
     plain_rows = round(wanted * balance)
     if plain_rows > len(plain.train):
@@ -64,7 +53,7 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
         *shaped.valid,
         *({**row, "element": "plain"} for row in plain.valid[: len(plain.valid) // 4]),
     ]
-    return Split(_shuffled(map(_chat, train), seed), _shuffled(map(_chat, valid), seed))
+    return Split(shuffled(map(_chat, train), seed), shuffled(map(_chat, valid), seed))
 
 
 def dpo(seed: int, size: int | None) -> Split:
@@ -98,7 +87,7 @@ def _leak_pairs(fact: Mapping[str, Any], generator: random.Random) -> Iterator[R
     Hedges run long. Paired with short answers they taught the starter model to be short, not to be
     direct (perplexity +25%), so each answer meets the hedges nearest to it in length.
     """
-    for style in _shuffled(rows("hedges"), generator.random()):
+    for style in shuffled(rows("hedges"), generator.random()):
         detailed = "detail" in fact and generator.random() < 0.5
         chosen = f"{fact['answer']} {fact['detail']}" if detailed else str(fact["answer"])
         hedges = [
@@ -154,8 +143,8 @@ def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterato
     yield {**pair, "rejected": claimed(pair["rejected"]), "entity": row["name"]}
     own = material("entity_questions")
     kind = own["kinds"][row["kind"]]
-    refusals = _shuffled(own["refusals"], generator.random())
-    for n, asked in enumerate(_shuffled(kind["questions"], generator.random())):
+    refusals = shuffled(own["refusals"], generator.random())
+    for n, asked in enumerate(shuffled(kind["questions"], generator.random())):
         given = {
             "name": row["name"], "noun": kind["noun"], "town": generator.choice(own["towns"]),
             "number": generator.randint(3, 90), "year": generator.randint(1710, 1990),
@@ -185,7 +174,7 @@ def _pairs(
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
     for kind, (source, compose) in sources.items():
-        split = _split(source, seed, lambda row: str(row.get("category") or row.get("kind")))
+        split = split_by(source, seed, lambda row: str(row.get("category") or row.get("kind")))
         generator = random.Random(f"{seed}-{kind}")
         most = FULL_PER_ROW.get(kind, 1) if size is None else None
         # First every row's first pair, then every second one: a small set repeats no prompt.
@@ -199,7 +188,7 @@ def _pairs(
         counts = _apportion(shares, size, {kind: len(pairs) for kind, pairs in train.items()})
         train = {kind: pairs[: counts[kind]] for kind, pairs in train.items()}
     chosen = [pair for pairs in train.values() for pair in pairs]
-    return Split(_shuffled(chosen, seed), _shuffled(valid, seed))
+    return Split(shuffled(chosen, seed), shuffled(valid, seed))
 
 
 def _turns(groups: Sequence[Sequence[Row]]) -> Iterator[list[Row]]:
@@ -222,26 +211,6 @@ def _apportion(
     return counts
 
 
-# --- splitting and order --------------------------------------------------------------------------
-
-
-def _split(
-    source: Sequence[Mapping[str, Any]], seed: int, stratum: Callable[[Mapping[str, Any]], str]
-) -> Split:
-    """A tenth of each stratum for validation, the rest for training."""
-    groups: dict[str, list[Row]] = {}
-    for row in source:
-        groups.setdefault(stratum(row), []).append(dict(row))
-    train: list[Row] = []
-    valid: list[Row] = []
-    for name in sorted(groups):
-        group = _shuffled(groups[name], f"{seed}-{name}")
-        cut = math.ceil(VALID_SHARE * len(group)) if len(group) > 1 else 0
-        valid += group[:cut]
-        train += group[cut:]
-    return Split(_shuffled(train, seed), valid)
-
-
 def _spread(
     source: Sequence[Row], size: int, seed: int, stratum: Callable[[Row], str]
 ) -> list[Row]:
@@ -252,12 +221,6 @@ def _spread(
     return [row for turn in _turns([groups[name] for name in sorted(groups)]) for row in turn][
         :size
     ]
-
-
-def _shuffled(source: Iterable[T], seed: float | str) -> list[T]:
-    result = list(source)
-    random.Random(str(seed)).shuffle(result)
-    return result
 
 
 def _chat(row: Row) -> Row:

@@ -19,7 +19,7 @@ from forty2.data.build.curriculum._rows import (
     numbered,
     shuffled,
 )
-from forty2.data.build.spark import Split
+from forty2.data.build.splitting import Split
 from forty2.data.library import material
 
 OPERATORS = ("copy", "wrap", "extract")
