@@ -183,6 +183,14 @@ def row_length(row: Row | PairRow) -> int:
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
+def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Where a mask is true, in the flattened array; -1 pads to one of few lengths."""
+    found = np.flatnonzero(mask).astype(np.int32)
+    padded = np.full(_round_up(len(found)), -1, np.int32)
+    padded[: len(found)] = found
+    return padded
+
+
 def _round_up(length: int) -> int:
     return max(1, -(-length // BUCKET)) * BUCKET
 

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from forty2.parts import Entry, blocks, body, comes_apart, head
+
+HEAD_ELEMENTS = 1 << 24
+"""Logits held at once where the backward pass needs them: 64 MB in fp32, and a few times that."""
 ROW = 256  # one level of the log-sum-exp; two levels of 256 span a 65k vocabulary
 
 
@@ -21,12 +26,7 @@ def logsumexp(logits: mx.array) -> mx.array:
     One fp32 sum over a large vocabulary drifts on the CPU: 1e-4 a token at 49k entries, which a
     500-token answer turns into 0.05. Summing rows of 256 first is right to 6e-7.
     """
-    logits = logits.astype(mx.float32)
-    vocabulary = logits.shape[-1]
-    if vocabulary % ROW:
-        padding = [(0, 0)] * (logits.ndim - 1) + [(0, -vocabulary % ROW)]
-        logits = mx.pad(logits, padding, constant_values=-mx.inf)
-    rows = logits.reshape(*logits.shape[:-1], -1, ROW)
+    rows = _in_rows(logits.astype(mx.float32), -mx.inf)
     return mx.logsumexp(mx.logsumexp(rows, axis=-1), axis=-1)
 
 
@@ -36,70 +36,210 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     return picked.astype(mx.float32) - logsumexp(logits)
 
 
+class Ways(NamedTuple):
+    """What may be spared in computing a model's log-probabilities; the numbers stay the same."""
+
+    share: bool = False
+    """A prompt may be computed once for all its responses."""
+    apart: bool = False
+    """The head may be given supervised positions alone, the upper blocks stored states."""
+
+
+PLAIN = Ways()
+
+
+def ways(model: nn.Module) -> Ways:
+    """What this model allows: tried on short rows, not guessed from its name."""
+    return Ways(shares_prompts(model), comes_apart(model))
+
+
+def supervised_logps(
+    model: nn.Module, states: mx.array, targets: mx.array, where: mx.array
+) -> mx.array:
+    """log p of the targets at some positions, from the body's states: logits exist nowhere else.
+
+    The head works on chunks of positions. A log-probability depends on its own state alone, so its
+    slope is computed while the chunk's logits are there, and the backward pass only scales it:
+    neither all logits nor their gradient are ever held. The head must be frozen.
+
+    Args:
+        states: (B, T, D), of `body`.
+        targets: (B, T)
+        where: (N,) positions in the flattened (B, T); -1 is padding.
+
+    Returns:
+        (N,) fp32, 0 on padding.
+    """
+    real = where >= 0
+    index = mx.maximum(where, 0)
+    rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
+    vocabulary = head(model, rows[:1]).shape[-1]
+    chunk = max(1, HEAD_ELEMENTS // vocabulary)
+    learns = model.training
+    scored = _sloped(lambda part: head(model, part))
+    result: list[mx.array] = []
+    for start in range(0, rows.shape[0], chunk):
+        part = rows[start : start + chunk]
+        if result:  # one chunk after the other, or their logits would be held at once
+            part = mx.depends(part, result[-1])
+        logps, slopes = scored(part, wanted[start : start + chunk])
+        result.append(mx.depends(logps, slopes) if learns else logps)
+    return mx.where(real, mx.concatenate(result), 0.0)
+
+
+def _sloped(
+    head: Callable[[mx.array], mx.array],
+) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
+    """States (N, D) and targets (N,) to log-probabilities (N,) and their slopes (N, D)."""
+
+    @mx.custom_function
+    def scored(states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        states = mx.stop_gradient(states)
+        logits = head(states)
+        wide = logits.astype(mx.float32)
+        picked = mx.take_along_axis(wide, targets[:, None], axis=-1)
+        shares, log_total = _softmax(wide)
+        chosen = mx.arange(logits.shape[-1])[None] == targets[:, None]
+        pull = (mx.where(chosen, 1.0, 0.0) - shares).astype(logits.dtype)
+        _, (slopes,) = mx.vjp(head, [states], [pull])
+        return (picked - log_total).squeeze(-1), slopes
+
+    @scored.vjp
+    def pulled(_: Any, cotangents: Any, outputs: Any) -> Any:
+        slopes = outputs[1]
+        return (cotangents[0][:, None] * slopes).astype(slopes.dtype), mx.zeros(slopes.shape[:1])
+
+    return cast(Callable[[mx.array, mx.array], tuple[mx.array, mx.array]], scored)
+
+
+def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """Softmax (N, V) and log Σ exp (N, 1) of fp32 logits, with a sum in two levels."""
+    top = logits.max(axis=-1, keepdims=True)
+    powers = mx.exp(logits - top)
+    rows = _in_rows(powers, 0.0)
+    total = rows.sum(axis=-1).sum(axis=-1, keepdims=True)
+    return powers / total, top + mx.log(total)
+
+
+def _in_rows(values: mx.array, padding: float) -> mx.array:
+    """(..., V) -> (..., rows, 256)"""
+    missing = -values.shape[-1] % ROW
+    if missing:
+        widths = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
+        values = mx.pad(values, widths, constant_values=padding)
+    return values.reshape(*values.shape[:-1], -1, ROW)
+
+
+class PairArrays(NamedTuple):
+    """A batch of B prompts with k responses each; row r of the kB responses is prompt r mod B's."""
+
+    prefixes: mx.array
+    """(B, P) prompts without their last token, padded on the right."""
+    prefix_lengths: mx.array
+    """(B,)"""
+    inputs: mx.array
+    """(kB, T) last prompt token and response but its last."""
+    targets: mx.array
+    """(kB, T) response tokens."""
+    where: mx.array
+    """(N,) positions in the flattened (kB, T) that hold a response; -1 is padding."""
+
+
+class PairEntry(NamedTuple):
+    """Stored states to go on from: those of the prefixes (B, P, D) and of the inputs (kB, T, D)."""
+
+    prefixes: mx.array
+    inputs: mx.array
+    depth: int
+
+
 def response_logps(
-    model: nn.Module,
-    prefixes: mx.array,
-    prefix_lengths: mx.array,
-    inputs: mx.array,
-    targets: mx.array,
-    *,
-    share: bool,
+    model: nn.Module, pairs: PairArrays, ways: Ways, entry: PairEntry | None = None
 ) -> mx.array:
     """log p of each response token; differentiable through the responses and their prompts.
 
-    Shared, a prompt is computed once and its keys and values are attended by all its responses;
-    the head sees response tokens only. Otherwise whole rows are computed: the same numbers.
+    Shared, a prompt is computed once and its keys and values are attended by all its responses.
+    Otherwise whole rows are computed: the same numbers.
 
     Args:
-        prefixes: (B, P) prompts without their last token, padded on the right.
-        prefix_lengths: (B,)
-        inputs: (kB, T) last prompt token and response but its last; row r belongs to prompt r mod B.
-        targets: (kB, T) response tokens.
-        share: compute prompts once; only for models that `can_share`.
+        entry: for models whose prompts are shared and that come apart.
 
     Returns:
-        (kB, T) fp32; entries on padding mean nothing.
+        (kB, T) fp32, 0 on padding.
     """
-    copies = inputs.shape[0] // prefixes.shape[0]
-    lengths = mx.concatenate([prefix_lengths] * copies)
-    if share:
-        prompts = [_Layer() for _ in _blocks(model)]
-        model(prefixes, cache=prompts)
-        follow = [_Layer(prompt.kept(copies), lengths) for prompt in prompts]
-        return token_logps(model(inputs, cache=follow), targets)
-    # Whole rows: column j is the prefix's where it reaches, then the inputs'.
-    columns = mx.arange(prefixes.shape[1] + inputs.shape[1])[None]
-    within = columns - lengths[:, None]
-    rows = mx.where(
-        within < 0,
-        mx.pad(mx.concatenate([prefixes] * copies), [(0, 0), (0, inputs.shape[1])]),
-        mx.take_along_axis(inputs, mx.clip(within, 0, inputs.shape[1] - 1), axis=1),
-    )
-    positions = lengths[:, None] + mx.arange(inputs.shape[1])[None]
-    logits = mx.take_along_axis(model(rows), positions[..., None], axis=1)
-    return token_logps(logits, targets)
+    copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
+    lengths = mx.concatenate([pairs.prefix_lengths] * copies)
+    if ways.share:
+        begin = end = None
+        if entry is not None:
+            begin, end = (Entry(states, entry.depth) for states in entry[:2])
+        prompts = [_Layer() for _ in blocks(model)]
+        run(model, pairs.prefixes, ways, cache=prompts, entry=begin)
+        width = pairs.prefixes.shape[1]
+        follow = [_Layer(prompt.kept(copies), lengths, width) for prompt in prompts]
+        output = run(model, pairs.inputs, ways, cache=follow, entry=end)
+    else:
+        # Whole rows: column j is the prefix's where it reaches, then the inputs'.
+        columns = mx.arange(pairs.prefixes.shape[1] + pairs.inputs.shape[1])[None]
+        within = columns - lengths[:, None]
+        rows = mx.where(
+            within < 0,
+            mx.pad(mx.concatenate([pairs.prefixes] * copies), [(0, 0), (0, pairs.inputs.shape[1])]),
+            mx.take_along_axis(pairs.inputs, mx.clip(within, 0, pairs.inputs.shape[1] - 1), axis=1),
+        )
+        positions = lengths[:, None] + mx.arange(pairs.inputs.shape[1])[None]
+        output = mx.take_along_axis(run(model, rows, ways), positions[..., None], axis=1)
+    logps = target_logps(model, output, pairs.targets, pairs.where, ways)
+    flat = mx.zeros(pairs.targets.size).at[mx.maximum(pairs.where, 0)].add(logps)
+    return flat.reshape(pairs.targets.shape)
+
+
+def target_logps(
+    model: nn.Module, output: mx.array, targets: mx.array, where: mx.array, ways: Ways
+) -> mx.array:
+    """log p at the positions `where` (N,), 0 where it is -1, from what `run` returned."""
+    if ways.apart:
+        return supervised_logps(model, output, targets, where)
+    logps = token_logps(output, targets).reshape(-1)
+    return mx.where(where >= 0, logps[mx.maximum(where, 0)], 0.0)
+
+
+def run(
+    model: nn.Module, ids: mx.array, ways: Ways, *, cache: Any = None, entry: Entry | None = None
+) -> mx.array:
+    """What `target_logps` takes: the body's states, or logits where a model does not come apart."""
+    return body(model, ids, cache=cache, entry=entry) if ways.apart else model(ids, cache=cache)
 
 
 class _Layer:
     """One layer's keys and values, spoken to through the cache protocol of mlx-lm's models.
 
     Nothing is overwritten, so any number of batches may follow the same prefix, and gradients flow
-    through it. `prefix` is (keys, values), each (B, H, P, D); `lengths`, (B,), says how much of
-    each row of it is real, when not all is.
+    through it.
     """
 
     def __init__(
-        self, prefix: tuple[mx.array, mx.array] | None = None, lengths: mx.array | None = None
+        self,
+        prefix: tuple[mx.array, mx.array] | None = None,
+        lengths: mx.array | None = None,
+        width: int | None = None,
     ) -> None:
+        """
+        Args:
+            prefix: keys and values, each (B, H, P, D); None where the block is not run.
+            lengths: (B,), how much of each row of the prefix is real; None: all of it.
+            width: P, where there is no prefix to tell it.
+        """
         self._prefix = prefix
         self._lengths = lengths
-        self._width = 0 if prefix is None else prefix[0].shape[2]
+        self._width = width or (0 if prefix is None else prefix[0].shape[2])
         self.offset: int | mx.array = self._width if lengths is None else lengths
         self._state = prefix
 
-    def kept(self, copies: int = 1) -> tuple[mx.array, mx.array]:
+    def kept(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
         """Keys and values after a forward pass, the rows repeated as a whole so many times."""
-        assert self._state is not None
+        if self._state is None:
+            return None
         keys, values = self._state
         if copies == 1:
             return keys, values
@@ -169,11 +309,7 @@ def segment_cache(model: nn.Module, segments: mx.array) -> list[Any]:
     Args:
         segments: (B, T), equal where tokens belong to one row.
     """
-    return [_Segments(segments) for _ in _blocks(model)]
-
-
-def _blocks(model: nn.Module) -> Sequence[nn.Module]:
-    return cast(Sequence[nn.Module], cast(Any, model).layers)
+    return [_Segments(segments) for _ in blocks(model)]
 
 
 class SharedPrefix:
@@ -185,10 +321,14 @@ class SharedPrefix:
     """
 
     def __init__(
-        self, model: nn.Module, states: Sequence[tuple[mx.array, mx.array] | None] | None = None
+        self,
+        model: nn.Module,
+        states: Sequence[tuple[mx.array, mx.array] | None] | None = None,
+        apart: bool | None = None,
     ) -> None:
         self._model = model
-        self._states = states if states is not None else [None] * len(_blocks(model))
+        self._states = states if states is not None else [None] * len(blocks(model))
+        self._apart = comes_apart(model) if apart is None else apart
 
     def extend(self, ids: Sequence[int]) -> SharedPrefix:
         """This prefix with `ids` after it."""
@@ -198,12 +338,13 @@ class SharedPrefix:
         _ = self._model(mx.array([list(ids)]), cache=layers)
         states = [layer.kept() for layer in layers]
         mx.eval(states)
-        return SharedPrefix(self._model, states)
+        return SharedPrefix(self._model, states, self._apart)
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Score each `(given, scored)` row after this prefix; `given` holds at least one id."""
-        caches = [_Layer(state) for state in self._states]
-        return score_rows(lambda ids: self._model(ids, cache=caches), rows)
+        return score_rows(
+            self._model, rows, cache=[_Layer(s) for s in self._states], apart=self._apart
+        )
 
 
 def can_share(model: nn.Module) -> bool:
@@ -222,11 +363,9 @@ def shares_prompts(model: nn.Module) -> bool:
         return False
     prefixes, lengths = mx.array([[3, 4, 5], [6, 0, 0]]), mx.array([3, 1])
     inputs = mx.array([[7, 8], [9, 10], [11, 12], [13, 14]])
+    pairs = PairArrays(prefixes, lengths, inputs, inputs, mx.arange(inputs.size))
     try:
-        shared, plain = (
-            response_logps(model, prefixes, lengths, inputs, inputs, share=share)
-            for share in (True, False)
-        )
+        shared, plain = (response_logps(model, pairs, Ways(share=s)) for s in (True, False))
         return bool(mx.allclose(shared, plain, rtol=2e-2, atol=2e-2).item())
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
@@ -248,27 +387,29 @@ def can_pack(model: nn.Module) -> bool:
 
 
 def score_rows(
-    forward: Callable[[mx.array], mx.array], rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    model: nn.Module,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    cache: Sequence[Any] | None = None,
+    apart: bool = False,
 ) -> list[float]:
     """Score `(given, scored)` rows of ids in one right-padded batch.
 
     Args:
-        forward: token ids (B, T) to logits (B, T, V): a model, or one behind a prefix.
         rows: the log-probabilities of the ids in `scored` after `given` are summed, in float64.
+        cache: of what goes before every row.
+        apart: whether the model `comes_apart`.
     """
     lengths = [len(given) + len(scored) for given, scored in rows]
-    padded = mx.array(
-        [
-            [*given, *scored] + [0] * (max(lengths) - length)
-            for (given, scored), length in zip(rows, lengths, strict=True)
-        ]
-    )
-    logits, targets = forward(padded[:, :-1]), padded[:, 1:]
-    logps = token_logps(logits, targets)
-    mx.eval(logps)
-    result = []
-    for row, (given, scored) in enumerate(rows):
-        span = slice(len(given) - 1, len(given) + len(scored) - 1)
-        values = cast(list[float], logps[row, span].tolist())
-        result.append(math.fsum(values))
-    return result
+    width = max(lengths)
+    padded = np.zeros((len(rows), width), np.int32)
+    where: list[int] = []
+    for n, (given, scored) in enumerate(rows):
+        padded[n, : lengths[n]] = [*given, *scored]
+        where += range(n * (width - 1) + len(given) - 1, n * (width - 1) + lengths[n] - 1)
+    inputs, targets = mx.array(padded[:, :-1]), mx.array(padded[:, 1:])
+    ways = Ways(apart=apart)
+    output = run(model, inputs, ways, cache=cache)
+    logps = target_logps(model, output, targets, mx.array(where), ways)
+    ends = np.cumsum([len(scored) for _, scored in rows])[:-1]
+    return [math.fsum(part.tolist()) for part in np.split(np.asarray(logps), ends)]

@@ -27,12 +27,22 @@ from forty2.batches import (
     SftBatch,
     lengths_of,
     pair_batch,
+    positions,
     row_length,
     sft_batch,
     weights_of,
 )
 from forty2.errors import TrainingError
-from forty2.logprobs import response_logps, segment_cache, shares_prompts, token_logps
+from forty2.logprobs import (
+    PLAIN,
+    PairArrays,
+    Ways,
+    response_logps,
+    run,
+    segment_cache,
+    target_logps,
+    ways,
+)
 from forty2.losses import PairLogps, initial_preference_loss, preference_loss
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase
@@ -73,8 +83,9 @@ class Objective(Protocol):
 class Sft:
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], ways: Ways = PLAIN) -> None:
         self.rows = rows
+        self._ways = ways
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> SftBatch:
@@ -83,13 +94,13 @@ class Sft:
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, SftBatch)
         packed = [mx.array(batch.segments)] if batch.segments is not None else []
-        return [mx.array(batch.ids), mx.array(batch.mask), *packed]
+        return [mx.array(batch.ids), mx.array(positions(batch.mask[:, 1:])), *packed]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        ids, mask, *packed = arrays
+        ids, where, *packed = arrays
         cache = segment_cache(model, packed[0][:, :-1]) if packed else None
-        logps = token_logps(model(ids[:, :-1], cache=cache), ids[:, 1:])
-        total = -mx.where(mask[:, 1:], logps, 0.0).sum()
+        output = run(model, ids[:, :-1], self._ways, cache=cache)
+        total = -target_logps(model, output, ids[:, 1:], where, self._ways).sum()
         return Loss(total, {"loss": total})
 
 
@@ -101,20 +112,18 @@ class Preference:
         rows: Sequence[PairRow],
         reference: Mapping[int, npt.NDArray[np.float32]],
         phase: DpoPhase,
-        *,
-        share: bool,
+        ways: Ways = PLAIN,
     ) -> None:
         """
         Args:
             reference: by row index, token log-probabilities: the chosen's, then the rejected's.
                 Needed for rows that come in a batch.
-            share: compute prompts once for both responses; where the model `shares_prompts`.
         """
         self.rows = rows
         self.reference = reference
         self.phase = phase
         # A checkpointed block would recompute without the keys and values that it handed out.
-        self._share = share and not phase.grad_checkpoint
+        self._ways = ways._replace(share=ways.share and not phase.grad_checkpoint)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
@@ -131,7 +140,7 @@ class Preference:
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         *pairs, mask, reference = arrays
-        policy = mx.where(mask, response_logps(model, *pairs, share=self._share), 0.0)
+        policy = response_logps(model, PairArrays(*pairs), self._ways)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
         tokens = mask.sum(axis=-1)
@@ -250,11 +259,11 @@ def _token_logps(
 ) -> list[npt.NDArray[np.float32]]:
     """The log-probability of each response token: the chosen's, then the rejected's."""
     result: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-    share = shares_prompts(model)
+    allowed = ways(model)
     done = 0
     for indices in _by_length(rows):
         batch = pair_batch([rows[i] for i in indices], indices)
-        logps = np.asarray(response_logps(model, *_pair_arrays(batch), share=share))
+        logps = np.asarray(response_logps(model, _pair_arrays(batch), allowed))
         for i, index in enumerate(indices):
             sides = (i, i + len(indices))
             result[index] = np.concatenate([logps[j][batch.mask[j]] for j in sides])
@@ -263,13 +272,14 @@ def _token_logps(
     return result
 
 
-def _pair_arrays(batch: PairBatch) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+def _pair_arrays(batch: PairBatch) -> PairArrays:
     """What `response_logps` reads."""
-    return (
+    return PairArrays(
         mx.array(batch.prefixes),
         mx.array(batch.prefix_lengths),
         mx.array(batch.inputs),
         mx.array(batch.targets),
+        mx.array(positions(batch.mask)),
     )
 
 

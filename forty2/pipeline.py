@@ -22,7 +22,7 @@ from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
 from forty2.errors import DataError, ModelError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
-from forty2.logprobs import can_pack, shares_prompts
+from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
@@ -186,7 +186,7 @@ class _Run:
             seed: of the order of training; None: all rows are evaluated, none is trained on.
         """
         if isinstance(phase, SftPhase):
-            return Sft(fitted.rows)
+            return Sft(fitted.rows, ways(loaded.model))
         lengths, often = lengths_of(fitted.rows), weights_of(fitted.rows)
         seen = list(range(len(lengths)))
         if seed is not None:  # a short phase over a long file needs no reference for all of it
@@ -201,7 +201,7 @@ class _Run:
             loaded.model, rows, store, progress=self.progress, stage=f"{label}: reference"
         )
         reference = dict(zip(seen, logps, strict=True))
-        return Preference(fitted.rows, reference, phase, share=shares_prompts(loaded.model))
+        return Preference(fitted.rows, reference, phase, ways(loaded.model))
 
     def _measure(
         self, stage: str, loaded: LoadedModel | None, adapter: str | None, path: Path | None = None

@@ -22,7 +22,7 @@ from forty2.data.formats import parse
 from forty2.data.library import isotopes
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
-from forty2.logprobs import can_pack
+from forty2.logprobs import can_pack, ways
 from forty2.model.door import LoadedModel
 from forty2.objectives import Sft
 from forty2.prepare import Prepared, open_prepared, packed, prepare, tokenizer_key
@@ -110,7 +110,7 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
     )  # fmt: skip
 
     def gradients(rows: list[Row]) -> tuple[float, dict[str, np.ndarray]]:
-        objective = Sft(rows)
+        objective = Sft(rows, ways(model))
         arrays = objective.arrays(sft_batch(rows))
         total, grads = mx.value_and_grad(
             lambda parameters: _loss(model, parameters, objective, arrays)

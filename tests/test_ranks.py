@@ -16,6 +16,7 @@ RANKS = [
     ["skeletons"],
     ["tokens"],
     ["batches", "show"],
+    ["parts"],
     ["logprobs", "losses"],
     ["model"],
     ["objectives", "prepare"],

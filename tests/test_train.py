@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from forty2.batches import Order, pair_batch
 from forty2.errors import TrainingError
+from forty2.logprobs import Ways, ways
 from forty2.model.adapter import AdapterSpec, attach, weights
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Preference, Sft, reference_key, reference_logps
@@ -59,7 +60,7 @@ def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
 
 def preference(model: Any, phase: DpoPhase, tmp_path: Path) -> Preference:
     logps = reference_logps(model, PAIRS, tmp_path / "reference.npz")
-    return Preference(PAIRS, dict(enumerate(logps)), phase, share=True)
+    return Preference(PAIRS, dict(enumerate(logps)), phase, ways(model))
 
 
 def gradients(model: Any, objective: Any, batches: list[Any]) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ def gradients(model: Any, objective: Any, batches: list[Any]) -> dict[str, np.nd
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) -> None:
     model = adapted()
-    objective = Sft(ROWS) if kind == "sft" else preference(model, dpo(), tmp_path)
+    objective = Sft(ROWS, Ways(apart=True)) if kind == "sft" else preference(model, dpo(), tmp_path)
     if kind == "dpo":  # away from its reference, so that losses differ by row
         model.model.layers[1].self_attn.q_proj.lora_b += 0.2
     whole = gradients(model, objective, [objective.batch(range(12))])
@@ -116,7 +117,7 @@ def test_gradients_agree_with_finite_differences(tmp_path: Path) -> None:
 def test_checkpointing_changes_no_gradient_even_switched_on_twice(dropout: float) -> None:
     model = adapted(dropout)
     model.train()
-    objective = Sft(ROWS)
+    objective = Sft(ROWS, Ways(apart=True))
     batch = [objective.batch(range(12))]
     results = []
     for times in (0, 1, 2):
@@ -137,7 +138,7 @@ def test_checkpointed_dropout_draws_the_same_mask_both_times() -> None:
     model = adapted(0.3)
     model.train()
     checkpoint_gradients(model, True)
-    objective = Sft(ROWS)
+    objective = Sft(ROWS, Ways(apart=True))
     batch = objective.batch(range(12))
     mx.random.seed(7)
     got = gradients(model, objective, [batch])["model.layers.2.self_attn.q_proj.lora_b"]
@@ -200,7 +201,7 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "lion", "sgd", "adafactor"])
 def test_every_optimizer_lowers_the_loss(optimizer: str, tmp_path: Path) -> None:
     model = adapted(moved=False)
-    objective = Sft(ROWS)
+    objective = Sft(ROWS, Ways(apart=True))
     before = evaluate(model, objective, 4)["loss"]
     rate = {"sgd": 0.5, "lion": 3e-3}.get(optimizer, 2e-2)
     phase = sft(optimizer=optimizer, steps=20, lr=rate)
@@ -219,7 +220,11 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
     def fresh() -> tuple[Any, Any, Any]:
         model = adapted(0.2)
         if kind == "sft":
-            return model, Sft(ROWS), sft(steps=8, save_every_steps=3, schedule="cosine")
+            return (
+                model,
+                Sft(ROWS, Ways(apart=True)),
+                sft(steps=8, save_every_steps=3, schedule="cosine"),
+            )
         phase = dpo(steps=8, save_every_steps=3, best=Best(metric="margin", direction="max"))
         return model, preference(model, phase, tmp_path), phase
 
@@ -258,19 +263,19 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
 
 def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     model = adapted()
-    run(model, Sft(ROWS), sft(steps=3), tmp_path, [])
+    run(model, Sft(ROWS, Ways(apart=True)), sft(steps=3), tmp_path, [])
     model.model.embed_tokens.weight[ROWS[4].ids[5]] = float("nan")
     with pytest.raises(
         TrainingError, match=r"p, step \d+: the loss is not finite on rows .*sft.jsonl"
     ) as error:
-        run(model, Sft(ROWS), sft(steps=9), tmp_path, [])
+        run(model, Sft(ROWS, Ways(apart=True)), sft(steps=9), tmp_path, [])
     assert str(tmp_path) in str(error.value)
     assert json.loads((tmp_path / "last" / "state.json").read_text())["step"] >= 3
 
 
 def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     model = adapted(moved=False)
-    objective = Sft(ROWS)
+    objective = Sft(ROWS, Ways(apart=True))
     phase = sft(
         steps=12, lr=0.3, eval_every_steps=1, clip_norm=None, optimizer="sgd",
         best=Best(metric="loss", direction="min"),
@@ -294,7 +299,7 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 def test_clipping_bounds_the_step() -> None:
     model = adapted()
-    objective = Sft(ROWS)
+    objective = Sft(ROWS, Ways(apart=True))
     moved = []
     for norm in (None, 1e-3):
         phase = sft(optimizer="sgd", clip_norm=norm, lr=0.5)

@@ -247,6 +247,7 @@ def test_the_primer_runs_once() -> None:
 
     tok = tokenizer()
     score(cast(Any, Counting()), tok, ITEMS)
+    assert seen.pop(0) == 6  # whether the model comes apart is tried; this one does not
     primer = len(tok.encode(PRIMER))
     assert sum(size > primer / 2 for size in seen) == 1
     assert len(seen) == 1 + 2 * len(ITEMS.items)

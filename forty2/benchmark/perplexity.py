@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
-
 from forty2.data.library import neutral_texts
-from forty2.logprobs import token_logps
+from forty2.logprobs import score_rows
 from forty2.model.door import LoadedModel
+from forty2.parts import comes_apart
 
 WINDOW = 256
 
@@ -27,6 +26,7 @@ def perplexity(
         n: windows to use at most.
     """
     items: dict[str, dict[str, Any]] = {}
+    apart = comes_apart(loaded.model)
     left = n if n is not None else math.inf
     for title, text in (texts or neutral_texts()).items():
         ids = loaded.tokenizer.encode(text)
@@ -35,10 +35,9 @@ def perplexity(
             if left <= 0:
                 break
             left -= 1
-            window = mx.array([ids[start : start + WINDOW + 1]])
-            logps = token_logps(loaded.model(window[:, :-1]), window[:, 1:])
-            total += float(logps.sum())
-            count += window.shape[1] - 1
+            window = ids[start : start + WINDOW + 1]
+            total += score_rows(loaded.model, [(window[:1], window[1:])], apart=apart)[0]
+            count += len(window) - 1
         if count:
             items[title] = {"logp": total, "tokens": count}
     tokens = sum(item["tokens"] for item in items.values())
