@@ -34,7 +34,7 @@ from forty2.prepare import Prepared
 rows = Prepared(Path({path!r}))
 order = Order(rows.lengths, 8, 42, rows.weights)
 for step in range(50):
-    sft_batch([rows[i] for i in order.batch(step)])"""
+    sft_batch([rows[i] for i in order.batch(step)], order.batch(step))"""
 MEASURE = """
 import resource, sys, time
 began = time.perf_counter()

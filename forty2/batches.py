@@ -6,7 +6,7 @@ without replaying what came before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ class SftBatch(NamedTuple):
     """Supervised tokens: what the summed loss is divided by."""
     tokens: int
     """Without padding."""
+    rows: npt.NDArray[np.int64]
+    """(B,) index of each row in the data."""
     origins: tuple[str, ...]
 
 
@@ -133,7 +135,7 @@ def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
     return max(1, round(float(np.sum(weights))))
 
 
-def sft_batch(rows: Sequence[Row]) -> SftBatch:
+def sft_batch(rows: Sequence[Row], indices: Sequence[int]) -> SftBatch:
     """Pad conversations into one batch."""
     # One more than a multiple: the model sees all tokens but the last.
     width = _round_up(max(len(row.ids) for row in rows) - 1) + 1
@@ -144,7 +146,8 @@ def sft_batch(rows: Sequence[Row]) -> SftBatch:
     segments = None
     if any(row.segments for row in rows):
         segments = _pad([row.segments or [0] * len(row.ids) for row in rows], width)
-    return SftBatch(ids, mask, segments, int(mask[:, 1:].sum()), tokens, origins)
+    weight = int(mask[:, 1:].sum())
+    return SftBatch(ids, mask, segments, weight, tokens, np.asarray(indices, np.int64), origins)
 
 
 def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
@@ -181,6 +184,16 @@ def row_length(row: Row | PairRow) -> int:
     if isinstance(row, Row):
         return len(row.ids)
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
+
+
+def by_length(lengths: Sequence[int], tokens: int = 4096) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first, each of at most so many padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // (lengths[order[start]] + BUCKET))
+        yield order[start : start + size]
+        start += size
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

@@ -5,15 +5,17 @@ Axes: B sequences, T tokens, V vocabulary, H heads, D head size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from forty2.parts import Entry, blocks, body, comes_apart, head
+from forty2.batches import PairBatch, positions
+from forty2.parts import Entry, blocks, body, comes_apart, entry_states, head
 
 HEAD_ELEMENTS = 1 << 24
 """Logits held at once where the backward pass needs them: 64 MB in fp32, and a few times that."""
@@ -75,33 +77,33 @@ def supervised_logps(
     rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
     vocabulary = head(model, rows[:1]).shape[-1]
     chunk = max(1, HEAD_ELEMENTS // vocabulary)
-    learns = model.training
-    scored = _sloped(lambda part: head(model, part))
+    scored = _sloped(model) if model.training else functools.partial(_scored, model)
     result: list[mx.array] = []
     for start in range(0, rows.shape[0], chunk):
         part = rows[start : start + chunk]
         if result:  # one chunk after the other, or their logits would be held at once
             part = mx.depends(part, result[-1])
-        logps, slopes = scored(part, wanted[start : start + chunk])
-        result.append(mx.depends(logps, slopes) if learns else logps)
+        result.append(scored(part, wanted[start : start + chunk]))
     return mx.where(real, mx.concatenate(result), 0.0)
 
 
-def _sloped(
-    head: Callable[[mx.array], mx.array],
-) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
-    """States (N, D) and targets (N,) to log-probabilities (N,) and their slopes (N, D)."""
+def _scored(model: nn.Module, states: mx.array, targets: mx.array) -> mx.array:
+    """States (N, D) and targets (N,) to log-probabilities (N,)."""
+    return token_logps(head(model, states), targets)
+
+
+def _sloped(model: nn.Module) -> Callable[[mx.array, mx.array], mx.array]:
+    """`_scored`, its slope (N, D) computed at once."""
 
     @mx.custom_function
     def scored(states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         states = mx.stop_gradient(states)
-        logits = head(states)
-        wide = logits.astype(mx.float32)
-        picked = mx.take_along_axis(wide, targets[:, None], axis=-1)
-        shares, log_total = _softmax(wide)
+        logits = head(model, states)
+        shares, log_total = _softmax(logits.astype(mx.float32))
+        picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
         chosen = mx.arange(logits.shape[-1])[None] == targets[:, None]
         pull = (mx.where(chosen, 1.0, 0.0) - shares).astype(logits.dtype)
-        _, (slopes,) = mx.vjp(head, [states], [pull])
+        _, (slopes,) = mx.vjp(functools.partial(head, model), [states], [pull])
         return (picked - log_total).squeeze(-1), slopes
 
     @scored.vjp
@@ -109,7 +111,7 @@ def _sloped(
         slopes = outputs[1]
         return (cotangents[0][:, None] * slopes).astype(slopes.dtype), mx.zeros(slopes.shape[:1])
 
-    return cast(Callable[[mx.array, mx.array], tuple[mx.array, mx.array]], scored)
+    return lambda states, targets: scored(states, targets)[0]  # type: ignore[index]
 
 
 def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -153,6 +155,33 @@ class PairEntry(NamedTuple):
     depth: int
 
 
+def pair_arrays(batch: PairBatch) -> PairArrays:
+    """What `response_logps` reads of a batch."""
+    return PairArrays(
+        mx.array(batch.prefixes),
+        mx.array(batch.prefix_lengths),
+        mx.array(batch.inputs),
+        mx.array(batch.targets),
+        mx.array(positions(batch.mask)),
+    )
+
+
+def pair_entry(model: nn.Module, pairs: PairArrays, depth: int) -> PairEntry:
+    """The states at the door of block `depth`, prompts computed once."""
+    prompts = [CacheLayer() for _ in blocks(model)]
+    prefixes = entry_states(model, pairs.prefixes, depth, prompts)
+    return PairEntry(
+        prefixes, entry_states(model, pairs.inputs, depth, _follow(pairs, prompts)), depth
+    )
+
+
+def _follow(pairs: PairArrays, prompts: Sequence[CacheLayer]) -> list[CacheLayer]:
+    """What responses attend, once their prompts have been run."""
+    copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
+    lengths = mx.concatenate([pairs.prefix_lengths] * copies)
+    return [CacheLayer(p.kept(copies), lengths, pairs.prefixes.shape[1]) for p in prompts]
+
+
 def response_logps(
     model: nn.Module, pairs: PairArrays, ways: Ways, entry: PairEntry | None = None
 ) -> mx.array:
@@ -167,18 +196,16 @@ def response_logps(
     Returns:
         (kB, T) fp32, 0 on padding.
     """
-    copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
-    lengths = mx.concatenate([pairs.prefix_lengths] * copies)
     if ways.share:
         begin = end = None
         if entry is not None:
             begin, end = (Entry(states, entry.depth) for states in entry[:2])
-        prompts = [_Layer() for _ in blocks(model)]
+        prompts = [CacheLayer() for _ in blocks(model)]
         run(model, pairs.prefixes, ways, cache=prompts, entry=begin)
-        width = pairs.prefixes.shape[1]
-        follow = [_Layer(prompt.kept(copies), lengths, width) for prompt in prompts]
-        output = run(model, pairs.inputs, ways, cache=follow, entry=end)
+        output = run(model, pairs.inputs, ways, cache=_follow(pairs, prompts), entry=end)
     else:
+        copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
+        lengths = mx.concatenate([pairs.prefix_lengths] * copies)
         # Whole rows: column j is the prefix's where it reaches, then the inputs'.
         columns = mx.arange(pairs.prefixes.shape[1] + pairs.inputs.shape[1])[None]
         within = columns - lengths[:, None]
@@ -211,7 +238,7 @@ def run(
     return body(model, ids, cache=cache, entry=entry) if ways.apart else model(ids, cache=cache)
 
 
-class _Layer:
+class CacheLayer:
     """One layer's keys and values, spoken to through the cache protocol of mlx-lm's models.
 
     Nothing is overwritten, so any number of batches may follow the same prefix, and gradients flow
@@ -230,29 +257,33 @@ class _Layer:
             lengths: (B,), how much of each row of the prefix is real; None: all of it.
             width: P, where there is no prefix to tell it.
         """
-        self._prefix = prefix
+        self.prefix = prefix
         self._lengths = lengths
         self._width = width or (0 if prefix is None else prefix[0].shape[2])
         self.offset: int | mx.array = self._width if lengths is None else lengths
-        self._state = prefix
+        self.state = prefix
+
+    def behind(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
+        """A fresh layer like this one, with these keys and values before it."""
+        return CacheLayer(prefix, self._lengths, self._width)
 
     def kept(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
         """Keys and values after a forward pass, the rows repeated as a whole so many times."""
-        if self._state is None:
+        if self.state is None:
             return None
-        keys, values = self._state
+        keys, values = self.state
         if copies == 1:
             return keys, values
         return mx.concatenate([keys] * copies), mx.concatenate([values] * copies)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if self._prefix is not None:
+        if self.prefix is not None:
             rows = keys.shape[0]
             keys, values = (
                 mx.concatenate([mx.broadcast_to(old, (rows, *old.shape[1:])), new], axis=2)
-                for old, new in zip(self._prefix, (keys, values), strict=True)
+                for old, new in zip(self.prefix, (keys, values), strict=True)
             )
-        self._state = (keys, values)
+        self.state = (keys, values)
         return keys, values
 
     def make_mask(
@@ -334,7 +365,7 @@ class SharedPrefix:
         """This prefix with `ids` after it."""
         if not ids:
             return self
-        layers = [_Layer(state) for state in self._states]
+        layers = [CacheLayer(state) for state in self._states]
         _ = self._model(mx.array([list(ids)]), cache=layers)
         states = [layer.kept() for layer in layers]
         mx.eval(states)
@@ -343,7 +374,7 @@ class SharedPrefix:
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Score each `(given, scored)` row after this prefix; `given` holds at least one id."""
         return score_rows(
-            self._model, rows, cache=[_Layer(s) for s in self._states], apart=self._apart
+            self._model, rows, cache=[CacheLayer(s) for s in self._states], apart=self._apart
         )
 
 

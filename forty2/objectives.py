@@ -11,7 +11,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,14 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.batches import (
-    BUCKET,
     Batch,
     PairBatch,
     SftBatch,
+    by_length,
     lengths_of,
     pair_batch,
     positions,
-    row_length,
     sft_batch,
     weights_of,
 )
@@ -36,7 +35,9 @@ from forty2.errors import TrainingError
 from forty2.logprobs import (
     PLAIN,
     PairArrays,
+    PairEntry,
     Ways,
+    pair_arrays,
     response_logps,
     run,
     segment_cache,
@@ -44,13 +45,12 @@ from forty2.logprobs import (
     ways,
 )
 from forty2.losses import PairLogps, initial_preference_loss, preference_loss
+from forty2.parts import Entry
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase
+from forty2.replay import Replay, state_count
 from forty2.rundir import write_bytes
 from forty2.tokens import PairRow, Row
-
-REFERENCE_TOKENS = 4096
-"""Tokens in one forward pass of the reference."""
 
 
 class Loss(NamedTuple):
@@ -69,6 +69,8 @@ class Objective(Protocol):
     """Tokens of each row, for bucketing."""
     weights: list[float]
     """How often an epoch has each row, on average."""
+    spared: dict[str, Any]
+    """What work is spared, for the record."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The batch of these rows."""
@@ -83,23 +85,28 @@ class Objective(Protocol):
 class Sft:
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
-    def __init__(self, rows: Sequence[Row], ways: Ways = PLAIN) -> None:
+    def __init__(
+        self, rows: Sequence[Row], ways: Ways = PLAIN, replay: Replay | None = None
+    ) -> None:
         self.rows = rows
-        self._ways = ways
+        self._ways, self._replay = ways, replay
+        self.spared = _spared(ways, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> SftBatch:
-        return sft_batch([self.rows[i] for i in indices])
+        return sft_batch([self.rows[i] for i in indices], indices)
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, SftBatch)
+        stored = self._replay.of_rows(batch) if self._replay is not None else []
         packed = [mx.array(batch.segments)] if batch.segments is not None else []
-        return [mx.array(batch.ids), mx.array(positions(batch.mask[:, 1:])), *packed]
+        return [mx.array(batch.ids), mx.array(positions(batch.mask[:, 1:])), *stored, *packed]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        ids, where, *packed = arrays
-        cache = segment_cache(model, packed[0][:, :-1]) if packed else None
-        output = run(model, ids[:, :-1], self._ways, cache=cache)
+        ids, where, *rest = arrays
+        entry = Entry(rest.pop(0), self._replay.depth) if self._replay is not None else None
+        cache = segment_cache(model, rest[0][:, :-1]) if rest else None
+        output = run(model, ids[:, :-1], self._ways, cache=cache, entry=entry)
         total = -target_logps(model, output, ids[:, 1:], where, self._ways).sum()
         return Loss(total, {"loss": total})
 
@@ -113,6 +120,7 @@ class Preference:
         reference: Mapping[int, npt.NDArray[np.float32]],
         phase: DpoPhase,
         ways: Ways = PLAIN,
+        replay: Replay | None = None,
     ) -> None:
         """
         Args:
@@ -122,8 +130,8 @@ class Preference:
         self.rows = rows
         self.reference = reference
         self.phase = phase
-        # A checkpointed block would recompute without the keys and values that it handed out.
-        self._ways = ways._replace(share=ways.share and not phase.grad_checkpoint)
+        self._ways, self._replay = ways, replay
+        self.spared = _spared(ways, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
@@ -136,11 +144,17 @@ class Preference:
             logps, split = self.reference[index], len(self.rows[index].chosen)
             reference[i, :split] = logps[:split]
             reference[i + batch.weight, : len(logps) - split] = logps[split:]
-        return [*_pair_arrays(batch), mx.array(batch.mask), mx.array(reference)]
+        stored = self._replay.of_pairs(batch) if self._replay is not None else []
+        return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *stored]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        *pairs, mask, reference = arrays
-        policy = response_logps(model, PairArrays(*pairs), self._ways)
+        pairs, (mask, reference), stored = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
+        entry = (
+            PairEntry(stored[0], stored[1], self._replay.depth)
+            if self._replay is not None
+            else None
+        )
+        policy = response_logps(model, pairs, self._ways, entry)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
         tokens = mask.sum(axis=-1)
@@ -191,6 +205,15 @@ class Preference:
             )
 
 
+def _spared(ways: Ways, replay: Replay | None) -> dict[str, Any]:
+    return {
+        "prompts_shared": ways.share,
+        "head_where_supervised": ways.apart,
+        "blocks_replayed": replay.depth if replay is not None else 0,
+        "replayed_gb": round(replay.bytes / 1e9, 3) if replay is not None else 0.0,
+    }
+
+
 # --- the reference --------------------------------------------------------------------------------
 
 
@@ -208,33 +231,35 @@ def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence
 def reference_logps(
     model: nn.Module,
     rows: Sequence[PairRow],
+    which: Sequence[int],
     store: Path,
     *,
+    replay: Replay | None = None,
     progress: Progress = silent,
     stage: str = "reference",
-) -> list[npt.NDArray[np.float32]]:
-    """Each row's token log-probabilities under the model as it stands; read from `store` if there.
+) -> dict[int, npt.NDArray[np.float32]]:
+    """Token log-probabilities of some rows under the model as it stands; from `store` if there.
 
     Args:
+        which: indices of the rows.
         store: an .npz file whose name carries `reference_key`; written whole or not at all.
+        replay: stored states of these rows.
 
     Returns:
-        For each row, (chosen + rejected tokens,) fp32.
+        By index, (chosen + rejected tokens,) fp32.
     """
-    sizes = [len(row.chosen) + len(row.rejected) for row in rows]
-    flat = _read_store(store, sum(sizes))
+    sizes = [len(rows[i].chosen) + len(rows[i].rejected) for i in which]
+    flat = read_store(store, sum(sizes))
     if flat is None:
-        result = list(_token_logps(model, rows, progress, stage))
-        flat = np.concatenate(result)
-        if not np.isfinite(flat).all():
-            bad = next(
-                r.origin for r, v in zip(rows, result, strict=True) if not np.isfinite(v).all()
-            )
-            raise TrainingError(
-                f"{bad}: the model gives this row a log-probability that is not finite"
-            )
+        result = _token_logps(model, rows, which, replay, progress, stage)
+        for i in which:
+            if not np.isfinite(result[i]).all():
+                raise TrainingError(
+                    f"{rows[i].origin}: the model gives this row a log-probability that is not finite"
+                )
+        flat = np.concatenate([result[i] for i in which])
         _write_store(store, flat)
-    return np.split(flat, np.cumsum(sizes)[:-1])
+    return dict(zip(which, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
 
 
 def pair_logprobs(
@@ -242,8 +267,9 @@ def pair_logprobs(
 ) -> list[dict[str, Any]]:
     """What `forty2 logprobs` writes for each row: supervised ids and their summed log-probability."""
     result = []
-    for row, logps in zip(rows, _token_logps(model, rows, progress, "logprobs"), strict=True):
-        split = len(row.chosen)
+    scored = _token_logps(model, rows, range(len(rows)), None, progress, "logprobs")
+    for i, row in enumerate(rows):
+        logps, split = scored[i], len(row.chosen)
         result.append(
             {
                 "prompt_tokens": len(row.prompt),
@@ -255,52 +281,35 @@ def pair_logprobs(
 
 
 def _token_logps(
-    model: nn.Module, rows: Sequence[PairRow], progress: Progress, stage: str
-) -> list[npt.NDArray[np.float32]]:
-    """The log-probability of each response token: the chosen's, then the rejected's."""
-    result: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    model: nn.Module, rows: Sequence[PairRow], which: Sequence[int], replay: Replay | None,
+    progress: Progress, stage: str,
+) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
+    """By index, the log-probability of each response token: the chosen's, then the rejected's."""
+    result: dict[int, npt.NDArray[np.float32]] = {}
     allowed = ways(model)
-    done = 0
-    for indices in _by_length(rows):
+    for places in by_length([state_count(rows[i]) for i in which]):
+        indices = [which[n] for n in places]
         batch = pair_batch([rows[i] for i in indices], indices)
-        logps = np.asarray(response_logps(model, _pair_arrays(batch), allowed))
-        for i, index in enumerate(indices):
-            sides = (i, i + len(indices))
-            result[index] = np.concatenate([logps[j][batch.mask[j]] for j in sides])
-        done += len(indices)
-        progress(stage, done, len(rows), {})
+        entry = None
+        if replay is not None:
+            prefixes, inputs = replay.of_pairs(batch)
+            entry = PairEntry(prefixes, inputs, replay.depth)
+        logps = np.asarray(response_logps(model, pair_arrays(batch), allowed, entry))
+        for n, index in enumerate(indices):
+            sides = (n, n + len(indices))
+            result[index] = np.concatenate([logps[side][batch.mask[side]] for side in sides])
+        progress(stage, len(result), len(which), {})
     return result
 
 
-def _pair_arrays(batch: PairBatch) -> PairArrays:
-    """What `response_logps` reads."""
-    return PairArrays(
-        mx.array(batch.prefixes),
-        mx.array(batch.prefix_lengths),
-        mx.array(batch.inputs),
-        mx.array(batch.targets),
-        mx.array(positions(batch.mask)),
-    )
-
-
-def _by_length(rows: Sequence[PairRow]) -> Iterator[list[int]]:
-    """Indices in batches of like length and about `REFERENCE_TOKENS` tokens."""
-    order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i]))
-    start = 0
-    while start < len(order):
-        width = row_length(rows[order[start]]) + BUCKET
-        size = max(1, REFERENCE_TOKENS // (2 * width))
-        yield order[start : start + size]
-        start += size
-
-
-def _read_store(store: Path, size: int) -> npt.NDArray[np.float32] | None:
+def read_store(store: Path, size: int) -> npt.NDArray[np.float32] | None:
+    """The stored log-probabilities, so many; None where the file is absent or damaged."""
     try:
         with np.load(io.BytesIO(store.read_bytes()), allow_pickle=False) as saved:
             logps: Any = saved["logps"]
             intact = hashlib.sha256(logps.tobytes()).hexdigest() == str(saved["sha256"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: computed anew
+        return None
     return logps if intact and logps.shape == (size,) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,10 +30,11 @@ from forty2.objectives import Objective, Preference, Sft, reference_key, referen
 from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
+from forty2.replay import Replay, fits, replay_size, store_states
 from forty2.report import write_report
 from forty2.rundir import RunDir, read_json, staged, write_json
 from forty2.tokens import Encoder, Fitted, fit
-from forty2.train import Trained, total_steps, train
+from forty2.train import Trained, due, total_steps, train
 
 
 class PhaseData(NamedTuple):
@@ -152,12 +154,23 @@ class _Run:
         label = folder.name
         seed = self.recipe.seed + 1000 * number
         work = self.rundir.path / "work" / label
-        objective = self._objective(phase, loaded, data.train, label, seed)
-        valid = (
-            self._objective(phase, loaded, data.valid, f"{label} valid", None)
-            if data.valid is not None
-            else None
+        steps = total_steps(phase, rows_of_epoch(weights_of(data.train.rows)))
+        order = Order(
+            lengths_of(data.train.rows), phase.batch_size, seed, weights_of(data.train.rows)
         )
+        # A short phase over a long file needs no reference for all of it.
+        seen = order.rows_seen(steps * phase.accumulate)
+        passes = steps * phase.accumulate / order.batches_per_epoch
+        objective = self._objective(phase, loaded, data.train.rows, seen, passes, label, work)
+        valid = None
+        if data.valid is not None:
+            rows = data.valid.rows
+            evaluations = 1 + sum(
+                due(phase.eval_every_steps, n, steps) for n in range(1, steps + 1)
+            )
+            valid = self._objective(
+                phase, loaded, rows, range(len(rows)), evaluations, f"{label} valid", work
+            )
         if isinstance(objective, Preference) and not (work / "last").exists():
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
@@ -178,30 +191,48 @@ class _Run:
         shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
 
     def _objective(
-        self, phase: AnyPhase, loaded: LoadedModel, fitted: Fitted, label: str, seed: int | None
-    ) -> Objective:
+        self, phase: AnyPhase, loaded: LoadedModel, rows: Sequence[Any], which: Sequence[int],
+        passes: float, label: str, work: Path,
+    ) -> Objective:  # fmt: skip
         """The phase's objective over these rows.
 
         Args:
-            seed: of the order of training; None: all rows are evaluated, none is trained on.
+            which: indices of the rows that come in a batch.
+            passes: how often each of them does.
         """
+        model = loaded.model
+        model.eval()
+        allowed = ways(model)
         if isinstance(phase, SftPhase):
-            return Sft(fitted.rows, ways(loaded.model))
-        lengths, often = lengths_of(fitted.rows), weights_of(fitted.rows)
-        seen = list(range(len(lengths)))
-        if seed is not None:  # a short phase over a long file needs no reference for all of it
-            batches = total_steps(phase, rows_of_epoch(often)) * phase.accumulate
-            seen = Order(lengths, phase.batch_size, seed, often).rows_seen(batches)
-        rows = [fitted.rows[i] for i in seen]
-        loaded.model.eval()
+            replay = self._replay(phase, model, rows, which, passes, allowed.apart, label, work)
+            return Sft(rows, allowed, replay)
         # The policy as the phase begins: no checkpoint has been restored yet.
-        key = reference_key(fingerprint_of(loaded.path), weights(loaded.model), rows)
+        chosen = [rows[i] for i in which]
+        key = reference_key(fingerprint_of(loaded.path), weights(model), chosen)
         store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
-        logps = reference_logps(
-            loaded.model, rows, store, progress=self.progress, stage=f"{label}: reference"
-        )
-        reference = dict(zip(seen, logps, strict=True))
-        return Preference(fitted.rows, reference, phase, ways(loaded.model))
+        both = allowed.share and allowed.apart
+        passes += not store.exists()
+        replay = self._replay(phase, model, rows, which, passes, both, label, work)
+        reference = reference_logps(
+            model, rows, which, store,
+            replay=replay, progress=self.progress, stage=f"{label}: reference",
+        )  # fmt: skip
+        return Preference(rows, reference, phase, allowed, replay)
+
+    def _replay(
+        self, phase: AnyPhase, model: Any, rows: Sequence[Any], which: Sequence[int],
+        passes: float, possible: bool, label: str, work: Path,
+    ) -> Replay | None:  # fmt: skip
+        """The frozen blocks' states, where keeping them pays and there is room for them."""
+        if not possible or passes < 1.5 or not phase.replay_gb:
+            return None
+        size = replay_size(model, rows, which)
+        if not size.depth or not fits(size, phase.replay_gb, work):
+            return None
+        return store_states(
+            model, rows, which, size, work / f"{label.replace(' ', '-')}.states",
+            progress=self.progress, stage=f"{label}: frozen blocks",
+        )  # fmt: skip
 
     def _measure(
         self, stage: str, loaded: LoadedModel | None, adapter: str | None, path: Path | None = None
@@ -354,6 +385,7 @@ def _phase_record(
         "steps": trained.steps,
         "exposures": round(trained.steps * per_step / rows, 3),
         "kept_step": trained.kept_step,
+        "spared": objective.spared,
         "shortened": data.train.shortened,
         "dropped": data.train.dropped,
         "metrics": trained.metrics,

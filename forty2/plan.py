@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import lengths_of, rows_of_epoch, weights_of
+from forty2.logprobs import HEAD_ELEMENTS
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
 from forty2.pipeline import phase_data, spec_of
@@ -99,7 +100,7 @@ def _phase(
         weight_bytes
         + 4 * 4 * trainable  # weight, gradient, two moments
         + _activation_bytes(loaded, recipe.adapter.layers, sides * phase.batch_size * max(lengths),
-                            checkpointed=phase.grad_checkpoint)
+                            phase.grad_checkpoint)
     )  # fmt: skip
     return PhasePlan(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
@@ -112,13 +113,13 @@ def _phase(
 
 
 def _activation_bytes(
-    loaded: LoadedModel, layers: int | None, tokens: int, *, checkpointed: bool
+    loaded: LoadedModel, layers: int | None, tokens: int, checkpointed: bool | int
 ) -> int:
-    """What a forward and backward pass over `tokens` keeps: logits, and each adapted block's values.
+    """What a forward and backward pass over `tokens` keeps: each adapted block's values, and logits.
 
     A block keeps about ten vectors of the hidden size and four of the feed-forward size a token
-    (inputs of each product and non-linearity); checkpointed, only its input. The logits are held
-    about four times over (themselves, the two levels of the log-sum-exp, their gradient).
+    (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
+    chunk at a time, about five times over (themselves, their softmax, what pulls them).
     """
     config: dict[str, Any] = loaded.config
     hidden = int(config.get("hidden_size", 0))
@@ -126,9 +127,10 @@ def _activation_bytes(
     vocabulary = int(config.get("vocab_size", 0))
     blocks = len(loaded.model.layers)
     adapted = min(layers or blocks, blocks)
-    kept = hidden if checkpointed else 10 * hidden + 4 * wide
+    recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
+    kept = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
     width = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
-    return tokens * (adapted * kept * width + 4 * vocabulary * 4)
+    return tokens * kept * width + 5 * 4 * min(tokens * vocabulary, HEAD_ELEMENTS)
 
 
 def format_plan(plan: Plan) -> str:

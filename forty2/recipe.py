@@ -85,7 +85,10 @@ class Phase:
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
-    grad_checkpoint: bool = False
+    grad_checkpoint: bool | Positive = False
+    """Recompute blocks in the backward pass: all trained ones, or so many from the lowest."""
+    replay_gb: Annotated[float, Field(ge=0)] = 4.0
+    """Disk for what frozen blocks make of each row, computed once and replayed; 0: never."""
     eval_every_steps: Positive | None = None
     """Validate every so many steps, and always at the first and last; absent: a fifth."""
     save_every_steps: Positive | None = None

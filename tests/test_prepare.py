@@ -111,7 +111,7 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
 
     def gradients(rows: list[Row]) -> tuple[float, dict[str, np.ndarray]]:
         objective = Sft(rows, ways(model))
-        arrays = objective.arrays(sft_batch(rows))
+        arrays = objective.arrays(sft_batch(rows, range(len(rows))))
         total, grads = mx.value_and_grad(
             lambda parameters: _loss(model, parameters, objective, arrays)
         )(model.trainable_parameters())

@@ -19,6 +19,7 @@ RANKS = [
     ["parts"],
     ["logprobs", "losses"],
     ["model"],
+    ["replay"],
     ["objectives", "prepare"],
     ["train", "fuse"],
     ["benchmark", "failures", "report"],

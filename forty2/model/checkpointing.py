@@ -12,6 +12,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from forty2.logprobs import CacheLayer
+from forty2.parts import blocks, frozen_depth
+
 
 class KeyedDropout(nn.Dropout):
     """Dropout that can be told which random key to use."""
@@ -35,13 +38,18 @@ def keyed_dropout(model: nn.Module) -> None:
             module.__class__ = KeyedDropout
 
 
-def checkpoint_gradients(model: nn.Module, on: bool) -> None:
-    """Switch checkpointing of every block on or off. Twice is the same as once."""
-    for block in model.layers:
+def checkpoint_gradients(model: nn.Module, on: bool | int) -> None:
+    """Switch checkpointing on for all trained blocks or the first so many of them, or off.
+
+    Twice is the same as once.
+    """
+    trained = blocks(model)[frozen_depth(model) :]
+    for n, block in enumerate(trained):
         kind = type(block)
-        if on and not issubclass(kind, _Checkpointed):
+        wanted = on is True or n < int(on)
+        if wanted and not issubclass(kind, _Checkpointed):
             block.__class__ = type(kind.__name__, (_Checkpointed, kind), {})
-        elif not on and issubclass(kind, _Checkpointed):
+        elif not wanted and issubclass(kind, _Checkpointed):
             block.__class__ = kind.__mro__[2]
 
 
@@ -52,16 +60,29 @@ class _Checkpointed(nn.Module):
         module: Any = self  # mlx leaves these untyped
         dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
         plain = super().__call__
+        # Keys and values leave a block through its cache and enter it there. A checkpoint knows
+        # only of what is passed and returned, so they are.
+        kept = next((a for a in (*args, *kwargs.values()) if isinstance(a, CacheLayer)), None)
 
-        def run(parameters: Any, keys: mx.array, *args: Any, **kwargs: Any) -> Any:
+        def run(parameters: Any, keys: mx.array, prefix: Any, *args: Any, **kwargs: Any) -> Any:
             self.update(parameters)
+            cache = kept.behind(prefix) if kept is not None else None
+            args = tuple(cache if a is kept else a for a in args)
+            kwargs = {name: cache if a is kept else a for name, a in kwargs.items()}
             for n, dropout in enumerate(dropouts):
                 dropout.use(mx.stop_gradient(keys[n]))
             try:
-                return plain(*args, **kwargs)
+                output = plain(*args, **kwargs)
             finally:
                 for dropout in dropouts:
                     dropout.use(None)
+            # only a prompt's are read again
+            return output, cache.state if cache is not None and prefix is None else None
 
         keys = mx.random.randint(0, 2**31 - 1, (len(dropouts), 2)).astype(mx.uint32)
-        return mx.checkpoint(run)(module.trainable_parameters(), keys, *args, **kwargs)
+        prefix = kept.prefix if kept is not None else None
+        parameters = module.trainable_parameters()
+        output, state = mx.checkpoint(run)(parameters, keys, prefix, *args, **kwargs)
+        if kept is not None:
+            kept.state = state
+        return output
