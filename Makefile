@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all parity lint clean
+.PHONY: demo test test-all parity bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -18,6 +18,9 @@ test-all: lint
 parity: $(STAMP)
 	$(BIN)/python -m pip install -q --group parity
 	$(BIN)/python -m pytest tests/test_parity.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/peers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

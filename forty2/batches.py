@@ -7,7 +7,7 @@ without replaying what came before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,21 +70,24 @@ Batch = SftBatch | PairBatch
 class Order:
     """Which rows make up the batches of each epoch.
 
-    Rows are shuffled, sorted by length within pools of `POOL` batches, cut into batches, and the
-    batches shuffled: neighbours in length share a batch, and every row comes once an epoch, or as
-    often as its weight says: 2.5 is twice or three times, evenly over the epochs.
+    Rows are shuffled, cut into batches of like length within pools of `POOL` batches, and the
+    batches shuffled. Every row comes once an epoch, or as often as its weight says: 2.5 is twice or
+    three times, evenly over the epochs.
+
+    Args:
+        lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | npt.NDArray[np.int64],
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        if not lengths:
+        if not len(lengths):
             raise ValueError("no rows")
-        self._lengths = np.asarray(lengths)
+        self._lengths = np.asarray(lengths).reshape(len(lengths), -1)
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
         self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
@@ -124,10 +127,35 @@ class Order:
         pool = self._size * POOL
         batches: list[list[int]] = []
         for start in range(0, len(order), pool):
-            part = order[start : start + pool]
-            part = part[np.argsort(self._lengths[part], kind="stable")]
-            batches += [part[i : i + self._size].tolist() for i in range(0, len(part), self._size)]
+            batches += self._cut(order[start : start + pool])
         return [batches[i] for i in random.permutation(len(batches))]
+
+    def _cut(self, rows: npt.NDArray[np.int64]) -> list[list[int]]:
+        """Batches of rows of like length.
+
+        Where rows have two parts, no one order makes neighbours alike in both. So they are sorted by
+        the second, cut into groups, and sorted within each by the first; of all numbers of groups
+        the one that pads least is taken.
+        """
+        size, batches = self._size, -(-len(rows) // self._size)
+        most = 1 if self._lengths.shape[1] == 1 else batches
+        ways = []
+        for groups in range(1, most + 1):
+            part = rows[np.argsort(self._lengths[rows, -1], kind="stable")]
+            step = -(-batches // groups) * size
+            for start in range(0, len(part), step) if most > 1 else ():
+                group = part[start : start + step]
+                part[start : start + step] = group[
+                    np.argsort(self._lengths[group, 0], kind="stable")
+                ]
+            ways.append([part[i : i + size] for i in range(0, len(part), size)])
+        return [batch.tolist() for batch in min(ways, key=self._padded)]
+
+    def _padded(self, batches: Sequence[npt.NDArray[np.int64]]) -> int:
+        """Tokens, padding included."""
+        widths = np.stack([self._lengths[batch].max(axis=0) for batch in batches])
+        counts = np.array([len(batch) for batch in batches])
+        return int((counts[:, None] * (-(-widths // BUCKET) * BUCKET)).sum())
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
@@ -177,6 +205,14 @@ def lengths_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[int]:
 def weights_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[float]:
     """How often an epoch has each row, on average."""
     return getattr(rows, "weights", None) or [row.weight for row in rows]
+
+
+def parts_of(rows: Sequence[Row] | Sequence[PairRow]) -> npt.NDArray[np.int64]:
+    """Lengths by part, as a batch pads them: of a pair its prompt, and its responses together."""
+    if len(rows) and isinstance(rows[0], PairRow):
+        pairs: Any = rows
+        return np.array([(len(r.prompt), 2 * max(len(r.chosen), len(r.rejected))) for r in pairs])
+    return np.array(lengths_of(rows))[:, None]
 
 
 def row_length(row: Row | PairRow) -> int:

@@ -27,6 +27,7 @@ from forty2.batches import (
     by_length,
     lengths_of,
     pair_batch,
+    parts_of,
     positions,
     sft_batch,
     weights_of,
@@ -66,7 +67,9 @@ class Objective(Protocol):
     """What the training loop needs to know of an objective."""
 
     lengths: list[int]
-    """Tokens of each row, for bucketing."""
+    """Tokens of each row."""
+    parts: npt.NDArray[np.int64]
+    """Lengths by part, for batches of like length."""
     weights: list[float]
     """How often an epoch has each row, on average."""
     spared: dict[str, Any]
@@ -92,6 +95,7 @@ class Sft:
         self._ways, self._replay = ways, replay
         self.spared = _spared(ways, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
+        self.parts = parts_of(rows)
 
     def batch(self, indices: Sequence[int]) -> SftBatch:
         return sft_batch([self.rows[i] for i in indices], indices)
@@ -133,6 +137,7 @@ class Preference:
         self._ways, self._replay = ways, replay
         self.spared = _spared(ways, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
+        self.parts = parts_of(rows)
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         return pair_batch([self.rows[i] for i in indices], indices)

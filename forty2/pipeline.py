@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import Order, lengths_of, rows_of_epoch, weights_of
+from forty2.batches import Order, parts_of, rows_of_epoch, weights_of
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_built
@@ -156,7 +156,7 @@ class _Run:
         work = self.rundir.path / "work" / label
         steps = total_steps(phase, rows_of_epoch(weights_of(data.train.rows)))
         order = Order(
-            lengths_of(data.train.rows), phase.batch_size, seed, weights_of(data.train.rows)
+            parts_of(data.train.rows), phase.batch_size, seed, weights_of(data.train.rows)
         )
         # A short phase over a long file needs no reference for all of it.
         seen = order.rows_seen(steps * phase.accumulate)

@@ -181,7 +181,7 @@ def train(
     """
     rows = rows_of_epoch(objective.weights)
     steps = total_steps(phase, rows)
-    order = Order(objective.lengths, phase.batch_size, seed, objective.weights)
+    order = Order(objective.parts, phase.batch_size, seed, objective.weights)
     optimizer = make_optimizer(phase)
     optimizer.init(model.trainable_parameters())
     keeper = _Keeper(model, optimizer, spec, work)
