@@ -20,6 +20,7 @@ import mlx.nn as nn
 
 from forty2 import platform
 from forty2.benchmark.metrics import METRICS, item_metrics
+from forty2.benchmark.prompts import front_of
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
 from forty2.benchmark.stats import stderr
 from forty2.errors import BenchmarkError
@@ -210,7 +211,7 @@ class _Prompts:
     def __init__(self, tokenizer: Any, chat_template: bool) -> None:
         self._tokenizer = tokenizer
         self._chat = chat_template
-        self._front = [] if chat_template else _front(tokenizer)
+        self._front = [] if chat_template else front_of(tokenizer)
 
     def ids(self, text: str) -> list[int]:
         return [*self._front, *self._tokenizer.encode(text, add_special_tokens=False)]
@@ -292,16 +293,6 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         longest = length
     if batch:
         yield batch
-
-
-def _front(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts in front of a text by default."""
-    full = list(tokenizer.encode(PRIMER))
-    bare = list(tokenizer.encode(PRIMER, add_special_tokens=False))
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start]
-    raise BenchmarkError("the tokenizer splits text otherwise when it adds special tokens")
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +23,46 @@ _MODEL = options(
         help="Let the model run architecture code that it brings along.",
     ),
 )
+_DATA = options(
+    click.option(
+        "--data", "-d", required=True, type=click.Path(path_type=Path), help="File or folder."
+    ),
+    click.option("--n", type=click.IntRange(1), help="Questions to sample; absent: all."),
+    click.option(
+        "--limit", type=click.IntRange(1), help="Only the first ones, as lm-eval's --limit."
+    ),
+    click.option("--seed", default=42, show_default=True, help="Of what is sampled."),
+    click.option("--chat", is_flag=True, help="Put prompts through the chat template."),
+    click.option("--resume", is_flag=True, help="Go on with what stopped before --out was whole."),
+)
+_SHOTS = options(
+    click.option(
+        "--shots", default=5, show_default=True, type=click.IntRange(0), help="Examples before."
+    ),
+    click.option(
+        "--one-turn", is_flag=True, help="With --chat: examples in the user's turn, not as turns."
+    ),
+)
+
+
+def _answers(max_tokens: int) -> Callable[[Any], Any]:
+    """Options of benchmarks that generate."""
+    return options(
+        click.option(
+            "--max-tokens",
+            default=max_tokens,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Longest answer.",
+        ),
+        click.option(
+            "--batch-size",
+            default=16,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Answers at a time; the answers stay the same.",
+        ),
+    )
 
 
 @click.group("benchmark")
@@ -59,6 +101,102 @@ def truthfulqa_command(
     click.echo(f"{result['questions']}, {result['n']} questions")
     for name in ("mc1", "mc2", "mc3"):
         click.echo(f"{name.upper()}  {result[name]:.4f} ± {result['stderr'][name]:.4f}")
+
+
+@benchmark_command.command("mmlu")
+@_MODEL
+@_DATA
+@_SHOTS
+@click.option(
+    "--subjects",
+    "-s",
+    multiple=True,
+    help="A subject, or stem, humanities, social_sciences, other; again for more. Absent: all.",
+)
+def mmlu_command(
+    chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
+) -> None:
+    """MMLU by log-likelihood of four letters, by subject, group and in all."""
+    from forty2.benchmark.mmlu import mmlu
+
+    _check_resume(out, resume)
+    with Bars() as bars:
+        result = mmlu(
+            **arguments, chat_template=chat, multiturn=not one_turn, out=out, resume=resume,
+            progress=bars,
+        )  # fmt: skip
+    for name, part in {**result["subjects"], **result["groups"], "MMLU": result}.items():
+        click.echo(f"{name:<36}{_figure(part['acc'], part['stderr'])}  {part['n']:>6} questions")
+
+
+@benchmark_command.command("gsm8k")
+@_MODEL
+@_DATA
+@_SHOTS
+@_answers(256)
+def gsm8k_command(
+    chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
+) -> None:
+    """GSM8K: sums answered at length, strict match and flexible extract."""
+    from forty2.benchmark.gsm8k import METRICS, gsm8k
+
+    _check_resume(out, resume)
+    with Bars() as bars:
+        result = gsm8k(
+            **arguments, chat_template=chat, multiturn=not one_turn, out=out, resume=resume,
+            progress=bars,
+        )  # fmt: skip
+    _echo_answers(result, METRICS)
+
+
+@benchmark_command.command("humaneval")
+@_MODEL
+@_DATA
+@_answers(1024)
+@click.option("--instruct", is_flag=True, help="Ask for the function, as humaneval_instruct does.")
+@click.option(
+    "--samples", default=1, show_default=True, type=click.IntRange(1), help="Answers to a problem."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    help="Absent: 0 (greedy) for one sample, 0.2 for more.",
+)
+@click.option(
+    "--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True)
+)
+@click.option(
+    "--run-untrusted-code",
+    is_flag=True,
+    help="Required: the programs that the model writes are run, in a sandbox.",
+)
+def humaneval_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
+    """HumanEval: pass@k of functions that the model writes; runs them."""
+    from forty2.benchmark import sandbox
+    from forty2.benchmark.humaneval import humaneval
+
+    _check_resume(out, resume)
+    if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
+        click.echo(f"warning: the sandbox cannot see to it here that {'; '.join(gaps)}", err=True)
+    with Bars() as bars:
+        result = humaneval(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
+    _echo_answers(result, [name for name in result if name.startswith("pass@")])
+
+
+def _check_resume(out: Path | None, resume: bool) -> None:
+    if resume and out is None:
+        raise click.UsageError("--resume needs the --out that was being written")
+
+
+def _echo_answers(result: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    click.echo(f"{result['n']} questions")
+    for name in metrics:
+        click.echo(f"{name:<18}{_figure(result[name], result['stderr'][name])}")
+    click.echo(f"{'stopped':<18}{result['stop_rate']:.1%} of answers, the others cut at the limit")
+
+
+def _figure(value: float, stderr: float | None) -> str:
+    return f"{value:.4f} ± {stderr:.4f}" if stderr is not None else f"{value:.4f}         "
 
 
 @benchmark_command.command("behaviour")

@@ -1,0 +1,158 @@
+"""Contexts of the benchmarks that follow lm-evaluation-harness 0.4.13: put together and tokenised.
+
+As the harness does it, with and without a chat template.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
+from forty2.errors import BenchmarkError
+from forty2.model.door import LoadedModel
+
+DEFAULT_CONTEXT = 2048  # the harness's, for a model that does not tell
+
+
+def pick(total: int, *, n: int | None, limit: int | None, seed: int) -> list[int]:
+    """Places of the questions to ask, in the file's order.
+
+    Args:
+        n: how many to draw, seeded; None: all.
+        limit: only the first so many, as the harness's `--limit`; `n` are drawn from these.
+
+    Raises:
+        BenchmarkError: fewer than two (no standard error), or more than there are.
+    """
+    total = min(total, limit) if limit is not None else total
+    n = n if n is not None else total
+    if not 2 <= n <= total:
+        raise BenchmarkError(f"cannot ask {n} of {total} questions; it must be 2 to {total}")
+    return sorted(random.Random(seed).sample(range(total), n))
+
+
+class Shot(NamedTuple):
+    """An example with its answer, before the question that is asked."""
+
+    text: str
+    answer: str
+
+
+class Row(NamedTuple):
+    """A context and a continuation of it as token ids: what is given, and what is scored."""
+
+    given: list[int]
+    scored: list[int]
+
+
+class Prompts:
+    """Contexts as text and as token ids, for one model.
+
+    Args:
+        chat: use the chat template: a description becomes the system turn, and a continuation
+            follows the assistant's header without a space.
+        multiturn: examples become turns of their own, as the harness has it unless told otherwise;
+            else they stand in the one user turn.
+
+    Raises:
+        BenchmarkError: there is no chat template.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, chat: bool = False, multiturn: bool = True) -> None:
+        self._tokenizer = loaded.tokenizer
+        self._chat = chat
+        self._multiturn = multiturn
+        self._front = front_of(loaded.tokenizer)
+        self.length = context_length(loaded)
+        if chat and not loaded.tokenizer.has_chat_template:
+            raise BenchmarkError(f"{loaded.name}: the tokenizer has no chat template; run without")
+
+    def context(
+        self, text: str, shots: Sequence[Shot] = (), *, description: str = "", begun: str = ""
+    ) -> str:
+        """Everything before what is generated or scored.
+
+        Args:
+            text: the question.
+            shots: examples before it.
+            description: goes before everything.
+            begun: the answer's beginning, for the model to go on from.
+        """
+        examples = "".join(f"{shot.text} {shot.answer}\n\n" for shot in shots)
+        if not self._chat:
+            apart = begun and not (text[-1:].isspace() or begun[0].isspace())
+            return f"{description}{examples}{text}{' ' if apart else ''}{begun}"
+        turns = [_turn("user", examples + text)]
+        if self._multiturn:
+            pairs = [(_turn("user", s.text), _turn("assistant", s.answer)) for s in shots]
+            turns = [*(turn for pair in pairs for turn in pair), _turn("user", text)]
+        if begun:
+            turns.append(_turn("assistant", begun))
+        system = [_turn("system", description)] if description else []
+        try:
+            return self._templated([*system, *turns], bool(begun))
+        except jinja2.TemplateError:
+            pass  # it may know no system turn
+        try:
+            return self._templated(turns, bool(begun))
+        except jinja2.TemplateError as error:
+            raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids, with a BOS in front where the tokenizer puts one and the text has none."""
+        bos = self._tokenizer.bos_token
+        front = [] if bos and text.startswith(bos) else self._front
+        return [*front, *self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def prompt(self, context: str, max_tokens: int) -> list[int]:
+        """Ids to generate from; the left end goes where the answer would not fit."""
+        room = self.length - max_tokens
+        if room < 1:
+            raise BenchmarkError(
+                f"{max_tokens} tokens of answer do not fit into a context of {self.length}"
+            )
+        return self.ids(context)[-room:]
+
+    def rows(self, context: str, continuations: Sequence[str]) -> list[Row]:
+        """Continuations to score: of each, the ids that the whole has beyond the context's."""
+        # white space that ends a context belongs to the continuation: only a template has any
+        border = len(self.ids(context.rstrip()))
+        rows = []
+        for continuation in continuations:
+            whole = self.ids(f"{context}{'' if self._chat else ' '}{continuation}")
+            if not 0 < border < len(whole):
+                raise BenchmarkError(f"the tokenizer leaves no token to score for {continuation!r}")
+            rows.append(Row(whole[:border], whole[border:]))
+        return rows
+
+    def _templated(self, turns: list[dict[str, str]], begun: bool) -> str:
+        templated = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
+        return str(templated)
+
+
+def context_length(loaded: LoadedModel) -> int:
+    """How many tokens the model can see, from its configuration."""
+    config = loaded.config.get("text_config") or loaded.config
+    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if config.get(key):
+            return int(config[key])
+    return DEFAULT_CONTEXT
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def front_of(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text by default."""
+    full = list(tokenizer.encode("1"))
+    bare = list(tokenizer.encode("1", add_special_tokens=False))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
+    raise BenchmarkError("the tokenizer splits text otherwise when it adds special tokens")
