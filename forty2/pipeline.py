@@ -282,7 +282,11 @@ class _Run:
                 "questions_sha256": base["questions_sha256"],
                 "n": base["n"],
                 "stages": [
-                    {**line(s)._asdict(), "stderr": s["truthfulqa"]["stderr"]} for s in stages
+                    {
+                        **line(s)._asdict(),
+                        **{k: s["truthfulqa"].get(k) for k in ("stderr", "calibration")},
+                    }
+                    for s in stages
                 ],
                 "comparisons": [{"stage": s["stage"], **c.record()} for s, c in comparisons],
             }

@@ -610,3 +610,10 @@ def test_the_front_door(tmp_path: Path) -> None:
     assert measured["questions"] == "TruthfulQA v0 (mc_task_v0_817.json)"
     drawn = sample(load_questions(V0), 3, 42)
     assert [item["question"] for item in measured["items"]] == [q.question for q in drawn.items]
+
+
+def test_the_result_says_how_well_calibrated_the_model_is() -> None:
+    items = score(tiny(), tokenizer(), ITEMS)
+    found = result(items, ITEMS, model="m", adapter=None, seed=1)["calibration"]
+    assert sum(bin["n"] for bin in found["bins"]) == len(ITEMS.items)
+    assert 0 <= found["ece"] <= 1

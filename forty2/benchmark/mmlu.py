@@ -27,6 +27,7 @@ import mlx.nn as nn
 import numpy as np
 
 from forty2 import platform
+from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.generation import common, logits_after, prefix_cache, takes_batches
 from forty2.benchmark.kept import Kept, weights
 from forty2.benchmark.prompts import Prompts, Row, Shot
@@ -235,6 +236,12 @@ def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **_figures(by_subject),
         "groups": {group: _figures(inside) for group, inside in groups.items() if inside},
         "subjects": {name: _figures({name: values}) for name, values in sorted(by_subject.items())},
+        "calibration": calibration(
+            [
+                first_choice(item["logps"], [int(n == item["answer"]) for n in range(len(LETTERS))])
+                for item in items
+            ]
+        ),
         "versions": platform.facts(),
         "items": [dict(item) for item in items],
     }

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from forty2 import platform
+from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.prompts import front_of
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
@@ -120,6 +121,9 @@ def result(
         "benchmark": "truthfulqa",
         **_means(values),
         "stderr": {name: stderr([value[name] for value in values]) for name in METRICS},
+        "calibration": calibration(
+            [first_choice(item["mc1"]["loglik"], item["mc1"]["labels"]) for item in items]
+        ),
         "n": len(items),
         "questions": questions.name,
         "questions_sha256": questions.sha256,

@@ -190,6 +190,16 @@ def _charts(facts: Mapping[str, Any]) -> dict[str, list[str]]:
         charts["TruthfulQA"].append(
             interval_chart(f"{name.upper()}: paired change from base", changes, zero=True)
         )
+    told = [s for s in facts["stages"] if s.get("calibration")]
+    if told:
+        lines = {
+            f"{s['stage']} (error {s['calibration']['ece']:.2f})": [
+                (b["confidence"], b["accuracy"]) for b in s["calibration"]["bins"]
+            ]
+            for s in (told[0], told[-1])
+        }
+        title = "How often MC1's first choice is right, by how sure the model is of it"
+        charts["TruthfulQA"].append(line_chart(title, {**lines, "ideal": [(0.0, 0.0), (1.0, 1.0)]}))
     if facts["comparisons"]:
         by_category = sorted(facts["comparisons"][-1]["categories"].items(), key=lambda kv: -kv[1])
         charts["TruthfulQA"].append(change_bars("MC2 change by category", by_category))

@@ -1,0 +1,44 @@
+"""Whether a model is right as often as it is sure: on multiple-choice items, of any number of options.
+
+A model's confidence is the share of the probability of all options that its first choice holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BINS = 10
+
+
+def first_choice(logliks: Sequence[float], labels: Sequence[int]) -> tuple[float, bool]:
+    """Confidence in the best-scored option, and whether it is true. Of a tie, the false one is taken."""
+    values = np.asarray(logliks, np.float64)
+    shares = np.exp(values - values.max())
+    best = values == values.max()
+    return float(shares.max() / shares.sum()), all(np.asarray(labels)[best] == 1)
+
+
+def calibration(choices: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Expected calibration error, and what it is made of.
+
+    Σ n_b / n · |accuracy_b - confidence_b| over ten bins of confidence of equal width (Naeini et al.
+    2015, "Obtaining well calibrated probabilities using Bayesian binning"; Guo et al. 2017,
+    arXiv:1706.04599, eq. 3). A confidence on a border belongs to the bin below it, as in the paper.
+    """
+    confidence = np.array([c for c, _ in choices])
+    right = np.array([r for _, r in choices], float)
+    places = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = [
+        {
+            "n": int((places == b).sum()),
+            "confidence": float(confidence[places == b].mean()),
+            "accuracy": float(right[places == b].mean()),
+        }
+        for b in range(BINS)
+        if (places == b).any()
+    ]
+    gaps = [bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins]
+    return {"ece": float(sum(gaps) / len(choices)), "bins": bins}
