@@ -72,7 +72,8 @@ def compose(name: str, count: int, model: Path) -> list[Any]:
     from forty2.model.door import load_tokenizer
 
     texts = [*neutral_texts().values(), *(t for row in library("myths_a") for t in row["true"])]
-    stream = load_tokenizer(str(model)).encode(" ".join(texts))
+    tokenizer = load_tokenizer(str(model))
+    stream = [i for text in texts for i in tokenizer.encode(f" {text}")]
     generator = random.Random(name)
 
     def some(length: float) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,12 @@ from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import Order, parts_of, rows_of_epoch, weights_of
+from forty2.benchmark.metrics import means_of
 from forty2.benchmark.stats import compare
 from forty2.benchmark.suite import line, measure, questions_of, table
 from forty2.data.build import build, write_built
-from forty2.data.formats import read_chats, read_pairs
+from forty2.data.contamination import hits
+from forty2.data.formats import read_chats, read_pairs, read_records
 from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
 from forty2.errors import DataError, ModelError, RunError
@@ -36,12 +38,16 @@ from forty2.rundir import RunDir, read_json, staged, write_json
 from forty2.tokens import Encoder, Fitted, fit
 from forty2.train import Trained, due, total_steps, train
 
+CONTAMINATION = "contamination.json"
+
 
 class PhaseData(NamedTuple):
     """A phase's rows, tokenised."""
 
     train: Fitted
     valid: Fitted | None
+    source: str | None
+    """Where the training rows' texts are; None for a prepared folder, which holds ids alone."""
 
 
 @dataclass(slots=True)
@@ -126,6 +132,7 @@ class _Run:
             raise ModelError(
                 f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
             )
+        self._check_contamination(data)
         stages = [self._measure("base", loaded, None)]
         attach(loaded.model, self.spec, seed=recipe.seed)
         folder = self.rundir.path
@@ -234,6 +241,21 @@ class _Run:
             progress=self.progress, stage=f"{label}: frozen blocks",
         )  # fmt: skip
 
+    def _check_contamination(self, data: Mapping[str, PhaseData]) -> None:
+        """Write down which training rows hold which of the benchmark's questions."""
+        if self.questions is None:
+            return
+        items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in self.questions.items]
+        found = [
+            {"phase": name, "row": hit.row, "item": hit.item, "how": hit.how}
+            for name, part in data.items()
+            if part.source is not None
+            for hit in hits(read_records(part.source), items)
+        ]
+        unread = [name for name, part in data.items() if part.source is None]
+        record = {"hits": found, "unread_phases": unread, "questions": self.questions.name}
+        write_json(self.rundir.path / CONTAMINATION, record)
+
     def _measure(
         self, stage: str, loaded: LoadedModel | None, adapter: str | None, path: Path | None = None
     ) -> dict[str, Any] | None:
@@ -289,11 +311,41 @@ class _Run:
                     for s in stages
                 ],
                 "comparisons": [{"stage": s["stage"], **c.record()} for s, c in comparisons],
+                "contamination": without_contaminated(
+                    read_json(self.rundir.path / CONTAMINATION)["hits"], stages, margin
+                ),
             }
             write_json(self.rundir.path / "summary.json", summary)
         report = write_report(self.rundir.path)
         shown = table(stages) if stages else ""
         return RunResult(self.rundir.path, adapter, fused, stages, shown, verdict, report)
+
+
+def without_contaminated(
+    found: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], margin: float
+) -> dict[str, Any]:
+    """How much of the benchmark was trained on, and the comparisons once more without it.
+
+    Args:
+        found: training rows and the places of the questions they hold.
+        stages: measurements, the base's first.
+    """
+    held = {hit["item"] for hit in found}
+    clean = []
+    for stage in stages:
+        items = [i for n, i in enumerate(stage["truthfulqa"]["items"]) if n not in held]
+        clean.append({**stage["truthfulqa"], **means_of(items), "items": items, "n": len(items)})
+    again = []
+    if held and len(clean[0]["items"]) > 1:
+        again = [
+            {"stage": stage["stage"], **compare(clean[0], one, margin=margin).record()}
+            for stage, one in zip(stages[1:], clean[1:], strict=True)
+        ]
+    return {
+        "rows": len({hit["row"] for hit in found}),
+        "questions": len(held),
+        "comparisons": again,
+    }
 
 
 def spec_of(recipe: Recipe) -> AdapterSpec:
@@ -321,7 +373,7 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
             raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
         splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
         fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
-        return PhaseData(fitted["train"], fitted.get("valid"))
+        return PhaseData(fitted["train"], fitted.get("valid"), None)
     valid = phase.valid or valid_beside(source)
     if phase.lint:
         refuse_faults(source, valid, encoder.specials)
@@ -330,7 +382,7 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
         for rows in (source, valid)
     )
     assert train is not None
-    return PhaseData(train, held)
+    return PhaseData(train, held, source)
 
 
 def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:

@@ -6,6 +6,7 @@ option is true, never its place: in the published files the true one always come
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,12 @@ def item_metrics(item: Mapping[str, Any]) -> dict[str, float]:
         "mc2": mc2(multiple["loglik"], multiple["labels"]),
         "mc3": mc3(multiple["loglik"], multiple["labels"]),
     }
+
+
+def means_of(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each metric's mean over a result's items; 0 over none."""
+    values = [item_metrics(item) for item in items]
+    return {name: math.fsum(v[name] for v in values) / max(1, len(values)) for name in METRICS}
 
 
 def _split(logliks: Sequence[float], labels: Sequence[int]) -> tuple[Any, Any]:

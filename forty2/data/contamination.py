@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ from forty2.errors import DataError
 
 GRAM = 13
 """Words in a row shared with a benchmark that count as overlap (Brown et al. 2020, appendix C)."""
+_TELLING = 8
+"""Words from which a text almost alike is no accident."""
+_ALIKE = 0.6
+"""Jaccard similarity of word trigrams."""
 
 
 class Benchmark(NamedTuple):
@@ -51,8 +56,56 @@ def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
     return None
 
 
-def _grams(words: Sequence[str]) -> Iterator[int]:
-    return (hash(tuple(words[i : i + GRAM])) for i in range(len(words) - GRAM + 1))
+class Hit(NamedTuple):
+    """A training row that holds a benchmark item's text."""
+
+    row: str
+    """Where it came from."""
+    item: int
+    how: str
+    """The question itself, 13 words in a row, or a text almost alike."""
+
+
+def hits(records: Iterable[Record], items: Sequence[Sequence[str]]) -> list[Hit]:
+    """Which training rows hold which items, each pair once.
+
+    Args:
+        items: the texts of each, its question first. Answers under `_TELLING` words are no sign.
+    """
+    questions: dict[str, int] = {}
+    grams: dict[int, int] = {}
+    shingles: dict[int, list[int]] = {}
+    """Of the texts that are long enough, which hold a word trigram."""
+    sizes: list[int] = []
+    owners: list[int] = []
+    for number, texts in enumerate(items):
+        questions.setdefault(" ".join(words_of(texts[0])), number)
+        for text in texts:
+            words = words_of(text)
+            grams.update(dict.fromkeys(_grams(words), number))
+            if len(words) >= _TELLING:
+                for trigram in (own := set(_grams(words, 3))):
+                    shingles.setdefault(trigram, []).append(len(owners))
+                sizes.append(len(own))
+                owners.append(number)
+    found: dict[tuple[str, int], str] = {}
+    for record in records:
+        for words in map(words_of, texts_of(record)):
+            trigrams = set(_grams(words, 3))
+            shared = Counter(place for t in trigrams for place in shingles.get(t, ()))
+            for place, count in shared.items():
+                if count >= _ALIKE * (len(trigrams) + sizes[place] - count):
+                    found[record.origin, owners[place]] = "a text almost alike"
+            for gram in _grams(words):
+                if gram in grams:
+                    found[record.origin, grams[gram]] = f"{GRAM} words in a row"
+            if (asked := questions.get(" ".join(words))) is not None:
+                found[record.origin, asked] = "the question"
+    return [Hit(row, number, how) for (row, number), how in sorted(found.items())]
+
+
+def _grams(words: Sequence[str], n: int = GRAM) -> Iterator[int]:
+    return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

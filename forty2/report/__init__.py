@@ -100,6 +100,7 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         lines += [
             f"- base against {comparison['stage']}: {'; '.join(_comparison_lines(comparison))}"
         ]
+    lines += [f"- {line}" for line in _contamination_lines(facts["summary"])]
     lines += ["", "## Phases", ""]
     for phase in facts["phases"]:
         lines.append(f"- {_phase_line(phase)}")
@@ -136,6 +137,24 @@ def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     return [
         f"{name.upper()} {one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}), {one['verdict']}"
         for name, one in comparison["metrics"].items()
+    ]
+
+
+def _contamination_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What training rows share with the benchmark, and the last comparison without it."""
+    found = summary.get("contamination")
+    if not found:
+        return []
+    if not found["questions"]:
+        return ["no training row holds a question of the benchmark"]
+    said = (
+        f"{found['questions']} questions of the benchmark are in training rows (contamination.json)"
+    )
+    if not found["comparisons"]:
+        return [said]
+    last = found["comparisons"][-1]
+    return [
+        f"{said}; without them, base against {last['stage']}: {'; '.join(_comparison_lines(last))}"
     ]
 
 
@@ -222,6 +241,7 @@ def _html(facts: Mapping[str, Any]) -> str:
         run=facts["run"], recipe=facts["recipe"], summary=facts["summary"],
         head=_STAGE_HEAD, rows=[_stage_row(stage) for stage in facts["stages"]], note=_STAGE_NOTE,
         comparisons=[(c["stage"], _comparison_lines(c)) for c in facts["comparisons"]],
+        contamination=_contamination_lines(facts["summary"]),
         phases=[_phase_line(phase) for phase in facts["phases"]],
         fused=_fused_lines(facts["fused"]) if facts["fused"] else [],
         charts=_charts(facts), leaks=facts["leaks"],
