@@ -17,6 +17,7 @@ from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
 from forty2.pipeline import phase_data, spec_of
 from forty2.recipe import AnyPhase, DpoPhase, Recipe
+from forty2.replay import WORTH, replay_size
 from forty2.tokens import Encoder
 from forty2.train import due, total_steps
 
@@ -38,6 +39,8 @@ class PhasePlan(NamedTuple):
     saves: int
     peak_memory_gb: float
     """Estimated."""
+    replayed_gb: float
+    """On disk while the phase runs: what frozen blocks make of its training rows."""
 
 
 class Plan(NamedTuple):
@@ -102,13 +105,18 @@ def _phase(
         + _activation_bytes(loaded, recipe.adapter.layers, sides * phase.batch_size * max(lengths),
                             phase.grad_checkpoint)
     )  # fmt: skip
+    exposures = steps * phase.batch_size * phase.accumulate / per_epoch
+    # Rows that are seen at all; the reference pass of a preference phase is one more time.
+    size = replay_size(loaded.model, data.train.rows, range(len(lengths)))
+    stored = size.bytes / 1e9 * min(1.0, exposures)
+    replayed = max(1.0, exposures) + (sides > 1) >= WORTH and stored <= phase.replay_gb
     return PhasePlan(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
         int(np.median(lengths)), max(lengths), steps,
-        steps * phase.batch_size * phase.accumulate / per_epoch,
+        exposures,
         sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1 if valid_rows else 0,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
-        memory / 1e9,
+        memory / 1e9, stored if replayed else 0.0,
     )  # fmt: skip
 
 
@@ -141,13 +149,13 @@ def format_plan(plan: Plan) -> str:
         f"{plan.trainable:,} trained ({share:.2%})",
         "",
         f"{'phase':<12}{'objective':<11}{'rows':>6}{'valid':>7}{'tokens':>8}{'longest':>9}{'steps':>7}"
-        f"{'seen':>8}{'evals':>7}{'saves':>7}{'memory':>10}",
+        f"{'seen':>8}{'evals':>7}{'saves':>7}{'memory':>10}{'stored':>10}",
     ]
     for one in plan.phases:
         lines.append(
             f"{one.name:<12}{one.objective:<11}{one.rows:>6}{one.valid_rows:>7}{one.median_tokens:>8}"
             f"{one.longest_tokens:>9}{one.steps:>7}{one.exposures:>7.2f}x{one.evaluations:>7}"
-            f"{one.saves:>7}{one.peak_memory_gb:>7.2f} GB"
+            f"{one.saves:>7}{one.peak_memory_gb:>7.2f} GB{one.replayed_gb:>7.2f} GB"
         )
     lines += ["", f"memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f} GB"]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -31,10 +32,10 @@ from forty2.errors import RecipeError
 
 BUILTIN = "builtin:"
 HUB = "hub:"
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _MAX_BYTES = 1_000_000
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -72,7 +73,7 @@ class Phase:
     """Refuse data in which `forty2 data lint` finds errors."""
     steps: Positive | None = None
     """Optimizer steps. Give steps or epochs."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     batch_size: Positive = 4
     """Rows (for preferences: pairs) in one forward pass."""
     accumulate: Positive = 1
@@ -240,7 +241,7 @@ def _read(source: str) -> tuple[str, str]:
     if source in packaged_recipes():
         return (resources.files("forty2") / "recipes" / f"{source}.yaml").read_text("utf-8"), source
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # where Path's own raises for a name that is too long
         names = packaged_recipes()
         close = difflib.get_close_matches(source, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
@@ -313,8 +314,11 @@ def _build(
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
             where = f"{place}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.append(f"{where}: a key must be text")
+                continue
+            key = loader.construct_object(key_node)
             if not isinstance(key, str):
                 problems.append(f"{where}: key {key!r} must be text")
                 continue
@@ -337,10 +341,15 @@ def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         return f"--set {override}: write it as key.subkey=value"
+    problems: list[str] = []
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        return f"--set {override}: the value is not valid YAML"
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        value = _build(loader, node, (), {}, problems, "", set()) if node is not None else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return f"--set {override[:200]}: the value is not valid YAML"
+    if problems:
+        return f"--set {override[:200]}: {problems[0].lstrip(':0123456789 ')}"
     where = tree
     for key in keys[:-1]:
         if where.get(key) is None:
@@ -349,6 +358,8 @@ def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str
         if not isinstance(where, dict):
             return f"--set {override}: {key} is a value, it has no keys below it"
     where[keys[-1]] = value
+    for n in range(1, len(keys)):
+        lines.setdefault(tuple(keys[:n]), 0)
     lines[tuple(keys)] = 0  # 0: the command line
     return None
 
@@ -420,8 +431,8 @@ def _missing_files(tree: dict[str, Any], lines: dict[Key, int], place: str) -> I
         for key in ("data", "valid"):
             value = phase.get(key) if isinstance(phase, dict) else None
             if isinstance(value, str) and not value.startswith((BUILTIN, HUB)):
-                path = Path(value).expanduser()
-                if not path.exists():
+                path = Path(os.path.expanduser(value))
+                if not os.path.exists(path):
                     yield _problem(
                         ("phases", name, key), f"{value}: no such file or folder", lines, place
                     )
@@ -429,5 +440,5 @@ def _missing_files(tree: dict[str, Any], lines: dict[Key, int], place: str) -> I
                     yield _problem(("phases", name, key), f"{value}: holds no data", lines, place)
     benchmark = tree.get("benchmark")
     questions = benchmark.get("questions") if isinstance(benchmark, dict) else None
-    if isinstance(questions, str) and questions != "probe" and not Path(questions).is_file():
+    if isinstance(questions, str) and questions != "probe" and not os.path.isfile(questions):
         yield _problem(("benchmark", "questions"), f"{questions}: no such file", lines, place)

@@ -27,6 +27,9 @@ from forty2.progress import Progress, silent
 from forty2.rundir import writing
 from forty2.tokens import PairRow, Row
 
+WORTH = 1.5
+"""Times that a row must be seen for storing its states to pay."""
+
 Rows = Sequence[Row] | Sequence[PairRow]
 
 

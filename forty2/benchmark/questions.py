@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,8 +82,12 @@ def load_questions(source: str | Path | None) -> Questions:
         return _from_hub_or_probe()
     if source == "probe":
         return _probe()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BenchmarkError(
+                f"{path}: is no file but a pipe or a device; save it to a file first"
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise BenchmarkError(
@@ -166,9 +171,10 @@ class _Object(dict[str, Any]):
 def _json_rows(data: bytes, path: Path) -> list[Any]:
     try:
         rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object)
-    except ValueError as error:  # covers bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # covers bytes that are no UTF-8
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise BenchmarkError(
-            f"{path}: not JSON ({error}); give mc_task.json, or the CSV with a name in .csv"
+            f"{path}: not JSON ({reason}); give mc_task.json, or the CSV with a name in .csv"
         ) from error
     if not isinstance(rows, list):
         raise BenchmarkError(f"{path}: not a list of questions; give TruthfulQA's mc_task.json")
@@ -242,6 +248,7 @@ def _question(row: Any, where: str, dropped: list[str]) -> Question:
     text = row["question"]
     if not isinstance(text, str) or not text.strip():
         raise BenchmarkError(f"{where}: the question is empty or no text; fill it in or remove it")
+    _check_text(text, where)
     mc1, mc2 = (
         _options(row[key], f"{where}, {key}", dropped) for key in ("mc1_targets", "mc2_targets")
     )
@@ -260,7 +267,9 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
     if isinstance(target, _Object) and target.repeated:
         raise BenchmarkError(f"{where}: {target.repeated[0]!r} is there twice; remove one")
     pairs = list(target.items())
-    if set(target) == {"choices", "labels"} and isinstance(target["choices"], list):
+    if set(target) == {"choices", "labels"} and all(
+        isinstance(part, list) for part in target.values()
+    ):
         if len(target["choices"]) != len(target["labels"]):
             raise BenchmarkError(f"{where}: choices and labels differ in number")
         pairs = list(zip(target["choices"], target["labels"], strict=True))
@@ -268,6 +277,7 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
     for choice, label in pairs:
         if not isinstance(choice, str):
             raise BenchmarkError(f"{where}: the option {choice!r} is no text; quote it")
+        _check_text(choice, where)
         if type(label) is not int or label not in (0, 1):
             raise BenchmarkError(f"{where}: {choice!r} is labelled {label!r}; use 1 or 0")
         if choice.strip():
@@ -284,6 +294,15 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
         if label not in labels:
             raise BenchmarkError(f"{where}: no {kind} answer; add one or remove the question")
     return Options(tuple(choices), tuple(labels))
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BenchmarkError(
+            f"{where}: {text!a} holds half of a surrogate pair; write it out or remove it"
+        ) from error
 
 
 def _with_categories(items: Sequence[Question], path: Path) -> tuple[Question, ...]:

@@ -411,8 +411,14 @@ def convert_command(source: str, output: Path) -> None:
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
-    rows = (to_row(parse(row, origin)) for origin, row in read_rows(source))
-    _wrote(output, write_file(output, rows, {"command": _command()}))
+    def rows() -> Iterator[Mapping[str, Any]]:
+        origin = ""
+        for origin, row in read_rows(source):
+            yield to_row(parse(row, origin))
+        if not origin:
+            raise DataError(f"{source}: holds no rows")
+
+    _wrote(output, write_file(output, rows(), {"command": _command()}))
 
 
 @data_command.command("decontaminate")

@@ -38,7 +38,11 @@ def copy_command(name: str, target: Path | None) -> None:
     path = target or Path(f"{name}.yaml")
     if path.exists():
         raise RecipeError(f"{path}: exists already; name another file")
-    path.write_text(recipe_text(name), "utf-8")
+    text = recipe_text(name)
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror}") from error
     click.echo(path)
 
 

@@ -187,8 +187,11 @@ def _alpaca(row: Mapping[str, Any], key: str, origin: str) -> Messages:
     if row.get("input"):
         content = f"{content}\n{_text(row['input'], 'input', origin)}"
     before: list[Message] = []
-    for i, exchange in enumerate(row.get("history") or ()):
-        if not (isinstance(exchange, Sequence) and len(exchange) == 2):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"{origin}: history must be a list, not {_short(history)}")
+    for i, exchange in enumerate(history):
+        if not (isinstance(exchange, list) and len(exchange) == 2):
             raise DataError(f"{origin}: history[{i}] must be a question and its answer")
         before.append(_turn("user", _text(exchange[0], f"history[{i}][0]", origin)))
         before.append(_turn("assistant", _text(exchange[1], f"history[{i}][1]", origin)))

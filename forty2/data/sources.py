@@ -14,7 +14,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,8 @@ from forty2.recipe import HUB
 
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt")
 MANIFEST = "manifest.json"
+_LONGEST = 32_000_000
+"""Bytes of a line: no row is longer, and what unpacks to more must not fill the memory."""
 
 Row = dict[str, Any]
 Origin = str
@@ -45,8 +49,8 @@ def read_rows(
     if str(source).startswith(HUB):
         yield from _hub(str(source))
         return
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         for file in _files(path):
             yield from read_rows(file, complain)
         return
@@ -57,16 +61,18 @@ def read_rows(
             f"{path}: rows of kind {kind or 'no suffix'} are not read; use {', '.join(KINDS)}"
         )
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no file but a pipe or a device; save it to a file first")
         yield from reader(path) if complain is None else _passing_over(reader, path, complain)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
 def valid_beside(source: str | Path) -> str | None:
     """The validation file in a folder of training data, if there is one."""
-    if str(source).startswith(HUB) or not Path(source).expanduser().is_dir():
+    if str(source).startswith(HUB) or not Path(os.path.expanduser(source)).is_dir():
         return None
-    valid = [p for p in _listed(Path(source).expanduser()) if _stem(p) == "valid"]
+    valid = [p for p in _listed(Path(os.path.expanduser(source))) if _stem(p) == "valid"]
     return str(valid[0]) if valid else None
 
 
@@ -80,7 +86,7 @@ def dumps(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _json_lines(path: Path) -> Iterator[tuple[Origin, Row]]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in _lines(file, path):
             yield from _json_line(line, number, path)
 
 
@@ -88,7 +94,8 @@ def _json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[Origin, R
     if line.strip():
         origin = f"{path}:{number}"
         text = _text(line, origin, first=number == 1)
-        yield origin, _row(_parsed(text, origin, whole=line.endswith(b"\n")), origin)
+        value = _parsed(text, origin, whole=line.endswith(b"\n"))
+        yield origin, _row(value, origin, escaped="\\u" in text)
 
 
 def _passing_over(
@@ -102,7 +109,7 @@ def _passing_over(
             complain(str(error))
         return
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in _lines(file, path):
             try:
                 yield from _json_line(line, number, path)
             except DataError as error:
@@ -116,16 +123,15 @@ def _json(path: Path) -> Iterator[tuple[Origin, Row]]:
     start = re.match(r"\s*\[\s*", text)
     if start is None:
         raise DataError(f"{path}:1: not a JSON array of rows")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object)
     position, line = start.end(), 1 + text.count("\n", 0, start.end())
     while not text.startswith("]", position):
         origin = f"{path}:{line}"
         try:
             value, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise DataError(f"{origin}: not JSON: {reason}") from error
-        yield origin, _row(value, origin)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{origin}: not JSON: {_why(error)}") from error
+        yield origin, _row(value, origin, escaped="\\u" in text[position:end])
         separator = re.compile(r"\s*(,\s*|(?=\]))").match(text, end)
         if separator is None:
             raise DataError(f"{origin}: after this row there must come a comma or the end")
@@ -135,7 +141,11 @@ def _json(path: Path) -> Iterator[tuple[Origin, Row]]:
 
 def _csv(path: Path) -> Iterator[tuple[Origin, Row]]:
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, restkey="", strict=True)
+        rows = iter(lambda: text.readline(_LONGEST), "")
+        reader = csv.DictReader(rows, restkey="", strict=True)
+        header = _header(reader, path)
+        if twice := next((name for name in header if header.count(name) > 1), None):
+            raise DataError(f"{path}:1: column {twice!r} is there twice; rename one")
         while True:
             origin = f"{path}:{reader.line_num + 1}"
             try:
@@ -147,6 +157,13 @@ def _csv(path: Path) -> Iterator[tuple[Origin, Row]]:
             if "" in row or None in row.values():
                 raise DataError(f"{origin}: has another number of cells than the header")
             yield origin, {key: _cell(value, origin) for key, value in row.items()}
+
+
+def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
+    try:
+        return list(reader.fieldnames or ())
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}:1: not readable as CSV in UTF-8: {error}") from error
 
 
 def _cell(value: str, origin: Origin) -> Any:
@@ -174,7 +191,7 @@ def _plain(path: Path) -> Iterator[tuple[Origin, Row]]:
     paragraph: list[str] = []
     with _open(path) as file:
         number = 0
-        for number, line in enumerate(file, 1):
+        for number, line in _lines(file, path):
             text = _text(line, f"{path}:{number}", first=number == 1)
             if text.strip():
                 paragraph.append(text)
@@ -231,6 +248,15 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), 1):
+        if len(line) == _LONGEST:
+            raise DataError(
+                f"{path}:{number}: longer than {_LONGEST:,} bytes; put each row on its own line"
+            )
+        yield number, line
+
+
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
@@ -245,16 +271,42 @@ def _text(data: bytes, origin: Origin, *, first: bool = True) -> str:
 
 def _parsed(text: str, origin: Origin, *, whole: bool = True) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         cut = "" if whole else "; the last line is cut off"
-        raise DataError(f"{origin}: not a JSON object: {reason}{cut}") from error
+        raise DataError(f"{origin}: not a JSON object: {_why(error)}{cut}") from error
 
 
-def _row(value: Any, origin: Origin) -> Row:
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object; a key given twice would hide what is under the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} is there twice; remove one")
+    return found
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "msg", "") or error).split("; use sys.")[0]
+
+
+def _row(value: Any, origin: Origin, *, escaped: bool) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{origin}: not a JSON object but {type(value).__name__}")
+    if escaped:
+        try:
+            dumps([value]).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{origin}: holds half of a surrogate pair, which is not valid Unicode"
+            ) from error
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from mlx_lm import utils as mlx_lm_utils
 from forty2.errors import ModelError
 from forty2.model.adapter import adapter_dir, load_adapter
 from forty2.model.starter import STARTER, fetch_starter
+
+_MOST_LAYERS = 10_000
+"""A damaged count would have mlx-lm build layers until the memory is full."""
 
 
 @dataclass(slots=True)
@@ -41,14 +45,19 @@ def resolve(name: str) -> Path:
     """The folder of a model: itself, the starter's, or a snapshot from the hub."""
     if name == STARTER:
         return fetch_starter()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         if not (path / "config.json").exists():
             raise ModelError(f"{path}: no config.json, so this is no model folder")
         return path
     if path.suffix == ".gguf":
         raise ModelError(f"{path}: convert it first: forty2 model import {path} --out FOLDER")
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if (
+        os.path.exists(path)
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") != 1
+    ):
         raise ModelError(
             f"{name}: no such model; give a model folder, a hub name (owner/name) or {STARTER!r}"
         )
@@ -83,12 +92,18 @@ def load(
         ModelError: nothing there, or files missing, or the adapter does not fit.
     """
     path = resolve(name)
+    config = read_config(path)
+    if config.get("model_file") is not None and not trust_remote_code:
+        raise ModelError(
+            f"{path}: brings architecture code of its own ({config['model_file']}); read it, and "
+            "give --trust-remote-code if you trust it"
+        )
     try:
         model, config = mlx_lm_utils.load_model(
             path, lazy=True, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, TypeError, FileNotFoundError, RuntimeError, OSError) as error:
-        raise ModelError(f"{path}: cannot load the model: {_first_line(error)}") from error
+    except Exception as error:  # what a config makes of mlx-lm's architectures has many kinds
+        raise ModelError(f"{path}: cannot load the model: {_one_line(error)}") from error
     tokenizer = _load_tokenizer(path, config, trust_remote_code)
     if mx.default_device() == mx.Device(mx.cpu):
         halves = (mx.float16, mx.bfloat16)
@@ -107,7 +122,7 @@ def load(
         try:
             mx.eval(model.parameters())
         except RuntimeError as error:
-            raise ModelError(f"{path}: cannot read the weights: {_first_line(error)}") from error
+            raise ModelError(f"{path}: cannot read the weights: {_one_line(error)}") from error
     return LoadedModel(model, tokenizer, config, path, name)
 
 
@@ -119,10 +134,21 @@ def load_tokenizer(name: str) -> Any:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A model folder's config.json."""
+    file = path / "config.json"
     try:
+        config = json.loads(file.read_bytes())
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise ModelError(f"{file}: names no model_type, so it is no model's config.json")
+        layers = config.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise ModelError(f"{file}: {layers:,} layers make no model; copy it from the model")
         return dict(mlx_lm_utils.load_config(path))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path / 'config.json'}: not readable: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise ModelError(f"{file}: nested too deeply; copy it from the model") from error
+    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{file}: not readable: {_one_line(error)}") from error
 
 
 def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
@@ -139,7 +165,7 @@ def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool)
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # transformers raises many kinds
-        raise ModelError(f"{path}: cannot load the tokenizer: {_first_line(error)}") from error
+        raise ModelError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from error
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     return tokenizer
@@ -209,6 +235,5 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -59,6 +59,10 @@ class GgufFile:
         self.tensors: dict[str, Tensor] = {}
         self._values: dict[str, Any] = {}
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ModelError(
+                    f"{path}: is no file but a pipe or a device; save it to a file first"
+                )
             with path.open("rb") as file:
                 magic = file.read(4)
             if magic != b"GGUF":

@@ -34,12 +34,19 @@ def write_report(run: Path) -> Path:
         The HTML file.
 
     Raises:
-        RunError: this is no run directory.
+        RunError: this is no run directory, or a damaged one.
     """
-    facts = _gather(run)
-    write_text(run / "report.md", _markdown(facts))
+    try:
+        facts = _gather(run)
+        markdown, page = _markdown(facts), _html(facts)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run}: damaged, or written by another release ({error!r}); go on with --resume, "
+            "which reports again, or run anew"
+        ) from error
+    write_text(run / "report.md", markdown)
     html = run / "report.html"
-    write_text(html, _html(facts))
+    write_text(html, page)
     return html
 
 
