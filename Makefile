@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all parity bench lint clean
+.PHONY: demo test test-all parity bench chaos lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -21,6 +21,9 @@ parity: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/peers.py
+
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,5 +30,9 @@ class TrainingError(Forty2Error, RuntimeError):
     """Training cannot go on: the loss is not finite, or the reference does not match."""
 
 
+class Interrupted(Forty2Error):
+    """A signal asked a run to stop; what was done is saved, and the message says how to go on."""
+
+
 class RunError(Forty2Error, RuntimeError):
     """A run directory is in use, unreadable, or not what it should be."""

@@ -27,16 +27,16 @@ from forty2.errors import DataError, ModelError, RunError
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
-from forty2.model.door import LoadedModel, load, resolve
+from forty2.model.door import LoadedModel, load, parameters, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
 from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
-from forty2.replay import Replay, fits, replay_size, store_states
+from forty2.replay import WORTH, Replay, fits, replay_size, store_states
 from forty2.report import write_report
-from forty2.rundir import RunDir, read_json, staged, write_json
+from forty2.rundir import RunDir, check_room, read_json, staged, write_json
 from forty2.tokens import Encoder, Fitted, fit
-from forty2.train import Trained, due, total_steps, train
+from forty2.train import Trained, checkpoints, due, total_steps, train
 
 CONTAMINATION = "contamination.json"
 
@@ -140,6 +140,7 @@ class _Run:
             folder = self.rundir.path / f"phase{number}_{name}"
             if (folder / "phase.json").exists():
                 restore(loaded.model, folder)
+                shutil.rmtree(self.rundir.path / "work" / folder.name, ignore_errors=True)
             else:
                 self._train(name, number, phase, loaded, data[name], folder)
             stages.append(self._measure(folder.name, loaded, str(folder)))
@@ -161,13 +162,14 @@ class _Run:
         label = folder.name
         seed = self.recipe.seed + 1000 * number
         work = self.rundir.path / "work" / label
+        self._check_room(loaded, work)
         steps = total_steps(phase, rows_of_epoch(weights_of(data.train.rows)))
         order = Order(
             parts_of(data.train.rows), phase.batch_size, seed, weights_of(data.train.rows)
         )
         # A short phase over a long file needs no reference for all of it.
         seen = order.rows_seen(steps * phase.accumulate)
-        passes = steps * phase.accumulate / order.batches_per_epoch
+        passes = max(1.0, steps * phase.accumulate / order.batches_per_epoch)  # of those seen
         objective = self._objective(phase, loaded, data.train.rows, seen, passes, label, work)
         valid = None
         if data.valid is not None:
@@ -178,7 +180,7 @@ class _Run:
             valid = self._objective(
                 phase, loaded, rows, range(len(rows)), evaluations, f"{label} valid", work
             )
-        if isinstance(objective, Preference) and not (work / "last").exists():
+        if isinstance(objective, Preference) and not checkpoints(work):
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
                 loaded.model,
@@ -196,6 +198,22 @@ class _Run:
             save_adapter(loaded.model, self.spec, aside)
             write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
         shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
+
+    def _check_room(self, loaded: LoadedModel, work: Path) -> None:
+        """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
+        # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
+        needs = {work: 3 * 3 * sum(v.nbytes for v in weights(loaded.model).values())}
+        fuse = self.recipe.fuse
+        if fuse is not None:
+            width = (
+                max((v.dtype.size for v in _floats(loaded)), default=4) + (fuse.quantize or 0) / 8
+            )
+            needs[self._fused_path()] = int(parameters(loaded.model) * width)
+        check_room(needs)
+
+    def _fused_path(self) -> Path:
+        assert self.recipe.fuse is not None
+        return Path(self.recipe.fuse.out or Path("fused_models") / self.recipe.name)
 
     def _objective(
         self, phase: AnyPhase, loaded: LoadedModel, rows: Sequence[Any], which: Sequence[int],
@@ -231,7 +249,7 @@ class _Run:
         passes: float, possible: bool, label: str, work: Path,
     ) -> Replay | None:  # fmt: skip
         """The frozen blocks' states, where keeping them pays and there is room for them."""
-        if not possible or passes < 1.5 or not phase.replay_gb:
+        if not possible or passes < WORTH or not phase.replay_gb:
             return None
         size = replay_size(model, rows, which)
         if not size.depth or not fits(size, phase.replay_gb, work):
@@ -279,7 +297,7 @@ class _Run:
     def _fuse(self, adapter: Path) -> tuple[Path, Path | None]:
         """The fused model and, if asked for, its quantised copy."""
         assert self.recipe.fuse is not None
-        out = Path(self.recipe.fuse.out or Path("fused_models") / self.recipe.name)
+        out = self._fused_path()
         bits = self.recipe.fuse.quantize
         record = self.rundir.path / "fused.json"
         if not (record.exists() and (out / "fused.json").exists()):

@@ -5,7 +5,7 @@ RUN/run.json               provenance: versions, device, hashes, when and how it
 RUN/metrics.jsonl          one line per step and evaluation
 RUN/data/NAME/             built-in data sets as they were built for this run
 RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, and phase.json
-RUN/work/                  checkpoints and reference log-probabilities of unfinished work
+RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums
 RUN/benchmarks/            results after the base, each phase and fusing
 RUN/report.md, report.html
 """
@@ -13,9 +13,12 @@ RUN/report.md, report.html
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -25,24 +28,26 @@ from typing import IO, Any
 from forty2.errors import RunError
 
 VERSION = 1
+SUMS = "SHA256SUMS"
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(\.old)?")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file to fill that a reader sees whole or not at all: the old one until the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -77,22 +82,88 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes its name, replacing an older one, only when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """A folder to fill that takes its name, replacing an older one, only when it is whole.
+
+    An older one is never seen in part: it is there, or moved away whole.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    old = aside.with_name(f"{aside.name}.old")
+    with _refusals(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent, folder.name)
+        aside.mkdir()
+        try:
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                _sync(path)
+            if folder.exists():
+                folder.replace(old)
+            try:
+                aside.replace(folder)
+            except BaseException:
+                if old.exists():
+                    old.replace(folder)
+                raise
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what ended processes left half-written in a folder, for one name or for all."""
+    for path in folder.iterdir():
+        found = _ASIDE.fullmatch(path.name)
+        if not found or name not in (None, found["name"]) or _is_at_work(int(found["process"])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check_room(needs: Mapping[Path, int]) -> None:
+    """Refuse what would not fit: bytes to be written by the path that they go to.
+
+    Raises:
+        RunError: a disk has less than what all its paths need.
+    """
+    disks: dict[int, int] = {}
+    for path, size in needs.items():
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        device = there.stat().st_dev
+        disks[device] = disks.get(device, 0) + size
+        free = shutil.disk_usage(there).free
+        if disks[device] > free:
+            raise RunError(
+                f"{path}: about {disks[device] / 1e9:.2f} GB will be needed here and "
+                f"{free / 1e9:.2f} GB are free; make room, then go on with --resume"
+            )
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files into it, as `sha256sum --check` reads them."""
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    write_text(folder / SUMS, "".join(f"{_sha256(path)}  {path.name}\n" for path in files))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in a few words with its path; None if nothing is."""
     try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.replace(folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        *lines, end = (folder / SUMS).read_bytes().decode().split("\n")
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        present = {path.name for path in folder.iterdir()} - {SUMS}
+        for name in sorted(present | sums.keys()):
+            if name not in present:
+                return f"{folder / name} is missing"
+            if name not in sums or _sha256(folder / name) != sums[name]:
+                return f"{folder / name} is damaged"
+    except FileNotFoundError:
+        return f"{folder / SUMS} is missing"
+    except (OSError, ValueError):
+        return f"{folder / SUMS} is damaged"
+    return f"{folder / SUMS} is damaged" if end or not sums else None
 
 
 class RunDir:
@@ -117,13 +188,11 @@ class RunDir:
             raise RunError(
                 f"{path}: holds a run already; go on with --resume, or name another --run-dir"
             )
-        if not existing and path.is_dir() and any(p.name != "run.lock" for p in path.iterdir()):
+        if not existing and path.is_dir() and any(map(_is_foreign, path.iterdir())):
             raise RunError(f"{path}: is not empty and holds no run; name another --run-dir")
-        try:
+        with _refusals(path):
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / "run.lock").open("a+")
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -131,11 +200,13 @@ class RunDir:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise RunError(f"{path}: in use by {owner}") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} since {now()}")
-        lock.flush()
         run = cls(path, lock)
         try:
+            with _refusals(path):
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} since {now()}")
+                lock.flush()
+                sweep(path)
             if existing:
                 run._check_recipe(recipe_yaml)
             else:
@@ -177,10 +248,10 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one whole line to the metrics."""
+        """Append one whole line to the metrics, in one write."""
         line = json.dumps(record, allow_nan=False) + "\n"
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with _refusals(self.metrics_path), self.metrics_path.open("ab") as file:
+            file.write(line.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of the metrics so far."""
@@ -200,14 +271,51 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _is_foreign(path: Path) -> bool:
+    """Whether an entry of a folder without run.json is not what a run that was just begun left."""
+    return path.name not in ("run.lock", "recipe.yaml") and not _ASIDE.fullmatch(path.name)
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
+def _is_at_work(process: int) -> bool:
+    if process == os.getpid():
+        return False  # one writer a name: what is there is from an ended one of the same number
     try:
-        os.fsync(folder)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the system says while something is written into one line with what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"{path}: cannot be written: the disk is full; make room, then go on with --resume"
+            ) from error
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if not str(error).startswith(("[write]", "[save_safetensors]")):  # mlx's, without a reason
+            raise
+        raise RunError(
+            f"{path}: cannot be written: {error}; make room on the disk, then go on with --resume"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file or the entries of a folder on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

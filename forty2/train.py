@@ -6,8 +6,12 @@ of the step's number (batch, learning rate, random key), so a run can go on from
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,13 +23,13 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from forty2.batches import Batch, Order, rows_of_epoch
-from forty2.errors import ModelError, RunError, TrainingError
+from forty2.errors import Interrupted, RunError, TrainingError
 from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Objective
 from forty2.progress import Progress, silent
 from forty2.recipe import Phase
-from forty2.rundir import read_json, staged, write_json
+from forty2.rundir import damage, read_json, seal, staged, write_json
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -174,10 +178,12 @@ def train(
         work: folder for checkpoints; the caller deletes it when the phase is safely stored.
         valid: what to evaluate, with its own rows.
         log: takes one record per step and per evaluation.
-        rewind: told the step that a resumed phase goes on from, so that records beyond can go.
+        rewind: told the step that a phase goes on from (-1: anew), so that records beyond can go.
 
     Raises:
         TrainingError: the loss or gradient is not finite. The last checkpoint stays.
+        RunError: the checkpoints are damaged.
+        Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
     """
     rows = rows_of_epoch(objective.weights)
     steps = total_steps(phase, rows)
@@ -185,12 +191,17 @@ def train(
     optimizer = make_optimizer(phase)
     optimizer.init(model.trainable_parameters())
     keeper = _Keeper(model, optimizer, spec, work)
-    step = keeper.resume()
-    rewind(step)
+    state, wrong = keeper.resume()
+    step = state.step if state is not None else 0
+    rewind(step if state is not None else -1)  # -1: the evaluation at step 0 comes again, too
     checkpoint_gradients(model, phase.grad_checkpoint)
     stepper = Stepper(model, optimizer, objective, phase)
-    metrics: dict[str, float] = {}
-    last_valid: dict[str, float] = {}
+    metrics = state.metrics if state is not None else {}
+    last_valid = state.valid if state is not None else {}
+    if wrong:
+        warning = f"{'; '.join(wrong)}: went back to the checkpoint of step {step}"
+        log({"phase": name, "step": step, "warning": warning})
+        progress(name, step, steps, {"warning": warning})
 
     def validate() -> None:
         nonlocal last_valid
@@ -202,35 +213,42 @@ def train(
             keeper.offer(step, last_valid, phase.best.metric, phase.best.direction)
 
     try:
-        if step == 0:
-            validate()
-        model.train()
-        while step < steps:
-            step += 1
-            mx.random.seed((seed << 20) + step)
-            batches = list(
-                _batches(objective, order, (step - 1) * phase.accumulate, phase.accumulate)
-            )
-            rate = learning_rate(phase, step, steps)
-            started = time.perf_counter()
-            metrics, norm = stepper.step(batches, rate)
-            seconds = time.perf_counter() - started
-            _check_finite(name, step, metrics["loss"], norm, batches, work)
-            speed = sum(batch.tokens for batch in batches) / seconds
-            log(
-                {
-                    "phase": name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
-                    "tokens_per_s": round(speed, 1),
-                    "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
-                }
-            )  # fmt: skip
-            if due(phase.eval_every_steps, step, steps):
+        with _stop_asked() as asked:
+            if state is None:
                 validate()
-                model.train()
-            if due(phase.save_every_steps, step, steps):
-                keeper.save(step)
-            info = {"loss": f"{metrics['loss']:.4f}", "tokens/s": f"{speed:.0f}"}
-            progress(name, step, steps, info)
+            model.train()
+            while step < steps and not asked:
+                step += 1
+                mx.random.seed((seed << 20) + step)
+                batches = list(
+                    _batches(objective, order, (step - 1) * phase.accumulate, phase.accumulate)
+                )
+                rate = learning_rate(phase, step, steps)
+                started = time.perf_counter()
+                metrics, norm = stepper.step(batches, rate)
+                seconds = time.perf_counter() - started
+                _check_finite(name, step, metrics["loss"], norm, batches, work)
+                speed = sum(batch.tokens for batch in batches) / seconds
+                log(
+                    {
+                        "phase": name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
+                        "tokens_per_s": round(speed, 1),
+                        "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
+                    }
+                )  # fmt: skip
+                if due(phase.eval_every_steps, step, steps):
+                    validate()
+                    model.train()
+                if due(phase.save_every_steps, step, steps):
+                    keeper.save(step, metrics, last_valid)
+                info = {"loss": f"{metrics['loss']:.4f}", "tokens/s": f"{speed:.0f}"}
+                progress(name, step, steps, info)
+            if asked:
+                keeper.save(step, metrics, last_valid)
+                raise Interrupted(
+                    f"{name}: stopped by {asked[0].name} after step {step} of {steps}, which is "
+                    f"saved in {work}; go on with --resume"
+                )
     finally:
         checkpoint_gradients(model, False)
         model.eval()
@@ -240,8 +258,56 @@ def train(
     return Trained(steps, metrics, last_valid, steps)
 
 
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[list[signal.Signals]]:
+    """A list that takes the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
+
+    Python allows handlers in the main thread only: elsewhere signals do what they did before.
+    """
+    asked: list[signal.Signals] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signal.Signals(number))
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A signal that is ignored (nohup, a job in the background) stays so, and a handler
+            # that is not Python's (None) could not be put back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """The folders of a phase's checkpoints, newest first."""
+    found = [p for p in work.glob("step*") if p.name.removeprefix("step").isdecimal()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step"))
+
+
+class _State(NamedTuple):
+    """Where a checkpoint stands, beside its arrays."""
+
+    step: int
+    best: dict[str, Any] | None
+    metrics: dict[str, float]
+    """Of this step."""
+    valid: dict[str, float]
+    """Of the last evaluation."""
+
+
 class _Keeper:
-    """Checkpoints of a phase: the newest, and the best by a validation metric."""
+    """Checkpoints of a phase: the two newest, and the best by a validation metric."""
 
     def __init__(
         self, model: nn.Module, optimizer: optim.Optimizer, spec: AdapterSpec, work: Path
@@ -249,29 +315,44 @@ class _Keeper:
         self._model, self._optimizer, self._spec, self._work = model, optimizer, spec, work
         self._best: dict[str, Any] | None = None
 
-    def save(self, step: int) -> None:
-        with staged(self._work / "last") as folder:
+    def save(self, step: int, metrics: dict[str, float], valid: dict[str, float]) -> None:
+        with staged(self._work / f"step{step}") as folder:
             save_adapter(self._model, self._spec, folder)
             state = dict(tree_flatten(self._optimizer.state))
             mx.save_safetensors(str(folder / OPTIMIZER), state)
-            write_json(folder / "state.json", {"step": step, "best": self._best})
+            write_json(folder / "state.json", _State(step, self._best, metrics, valid)._asdict())
+            seal(folder)
+        # Beyond this step there can only be a damaged one that the phase went back from.
+        found = checkpoints(self._work)
+        kept = [old for old in found if _step_of(old) <= step][:2]
+        for old in found:
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
 
-    def resume(self) -> int:
-        """Restore the newest checkpoint. Returns its step, 0 if there is none."""
-        folder = self._work / "last"
-        if not (folder / "state.json").exists():
-            return 0
-        state = read_json(folder / "state.json")
-        restore(self._model, folder)
-        try:
+    def resume(self) -> tuple[_State | None, list[str]]:
+        """Restore the newest checkpoint that is whole; also what is wrong with newer ones.
+
+        Raises:
+            RunError: there are checkpoints and none is whole.
+        """
+        wrong: list[str] = []
+        for folder in checkpoints(self._work):
+            reason = damage(folder)
+            if reason is not None:
+                wrong.append(reason)
+                continue
+            state = _State(**read_json(folder / "state.json"))
+            restore(self._model, folder)
             saved = load_arrays(folder / OPTIMIZER)
-        except ModelError as error:
+            self._optimizer.state = tree_unflatten(list(saved.items()))
+            self._best = state.best
+            return state, wrong
+        if wrong:
             raise RunError(
-                f"{folder / OPTIMIZER}: damaged; delete {folder} to start the phase anew"
-            ) from error
-        self._optimizer.state = tree_unflatten(list(saved.items()))
-        self._best = state["best"]
-        return int(state["step"])
+                f"{'; '.join(wrong)}: no checkpoint is whole; delete {self._work}, then go on with "
+                "--resume: the phase starts anew"
+            )
+        return None, []
 
     def offer(self, step: int, valid: dict[str, float], metric: str, direction: str) -> None:
         """Keep the adapter aside if its metric is the best so far."""
@@ -284,11 +365,18 @@ class _Keeper:
             self._best = {"step": step, "valid": valid}
             with staged(self._work / "best") as folder:
                 save_adapter(self._model, self._spec, folder)
+                seal(folder)
 
     def take_best(self) -> tuple[int, dict[str, float]] | None:
         """Put the best adapter back into the model."""
         if self._best is None:
             return None
+        reason = damage(self._work / "best")
+        if reason is not None:
+            raise RunError(
+                f"{reason}: the best adapter is lost; delete {self._work}, then go on with "
+                "--resume: the phase starts anew"
+            )
         restore(self._model, self._work / "best")
         return int(self._best["step"]), self._best["valid"]
 
@@ -305,7 +393,7 @@ def _check_finite(
         return
     origins = [origin for batch in batches for origin in batch.origins]
     what = "loss" if not math.isfinite(loss) else "gradient"
-    kept = f"; the last good checkpoint is in {work}" if (work / "last").exists() else ""
+    kept = f"; the last good checkpoint is in {work}" if checkpoints(work) else ""
     raise TrainingError(
         f"{name}, step {step}: the {what} is not finite on rows {', '.join(origins)}{kept}; "
         "lower lr, or look at these rows"

@@ -22,7 +22,15 @@ from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Preference, Sft, reference_key, reference_logps
 from forty2.recipe import Best, DpoPhase, SftPhase
 from forty2.tokens import PairRow, Row
-from forty2.train import Stepper, evaluate, learning_rate, make_optimizer, total_steps, train
+from forty2.train import (
+    Stepper,
+    checkpoints,
+    evaluate,
+    learning_rate,
+    make_optimizer,
+    total_steps,
+    train,
+)
 
 SPEC = AdapterSpec(rank=4, scale=4.0, layers=2)
 RNG = np.random.default_rng(3)
@@ -271,7 +279,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(tmp_p
     ) as error:
         run(model, Sft(ROWS, Ways(apart=True)), sft(steps=9), tmp_path, [])
     assert str(tmp_path) in str(error.value)
-    assert json.loads((tmp_path / "last" / "state.json").read_text())["step"] >= 3
+    assert json.loads((checkpoints(tmp_path)[0] / "state.json").read_text())["step"] >= 3
 
 
 def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
