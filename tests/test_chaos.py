@@ -55,6 +55,8 @@ def interrupted(place: str) -> None:
     """One signal ends the step and saves it; two end the process at once."""
     from chaos import Killer, make_inputs_in_child, results, run_child
 
+    # Started in the background of a shell, this process ignores SIGINT, and so would a run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     inputs = make_inputs_in_child(Path(place, "inputs"))
     whole = run_child(inputs, Path(place, "whole"), Killer(None), resume=False)
     wanted = results(Path(place, "whole"))

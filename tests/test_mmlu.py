@@ -199,10 +199,13 @@ def test_the_starter_scores_as_a_plain_forward(
 def scored(**subjects: str) -> list[dict[str, Any]]:
     """Items by subject, + right and - wrong."""
     return [
-        {"subject": name, "right": mark == "+"}
+        {
+            "subject": name, "right": mark == "+", "answer": 0,
+            "logps": [0.0, -1.0, -2.0, -3.0] if mark == "+" else [-1.0, 0.0, -2.0, -3.0],
+        }
         for name, marks in subjects.items()
         for mark in marks
-    ]
+    ]  # fmt: skip
 
 
 def test_means_are_weighted_by_size_and_variances_pooled() -> None:
