@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forty2.errors import BenchmarkError
+from forty2.errors import BenchmarkError, redact
 
 HUB = "truthfulqa/truthful_qa"
 PROBE = "forty2 probe (not TruthfulQA)"
@@ -34,6 +34,8 @@ KNOWN = {
     "b8d8ef1e12f98b4f2a9f47abc9765da0640b182b6c5d9b92f0c1a1f2f1e02e5c": "TruthfulQA 2025",
 }
 """Published files by sha256: the authors give every version of `mc_task.json` the same name."""
+_MAX_BYTES = 10_000_000
+"""TruthfulQA has a tenth of it."""
 _COLUMNS = ("Question", "Category", "Best Answer", "Correct Answers", "Incorrect Answers")
 
 
@@ -83,21 +85,35 @@ def load_questions(source: str | Path | None) -> Questions:
     if source == "probe":
         return _probe()
     path = Path(os.path.expanduser(source))
+    if not path.exists():
+        raise BenchmarkError(
+            f"{path}: no such file; give mc_task.json, the TruthfulQA CSV or 'probe'"
+        )
+    data = small_file(path)
+    is_csv = path.suffix.lower() == ".csv"
+    rows = _csv_rows(data, path) if is_csv else _json_rows(data, path)
+    return _build(rows, hashlib.sha256(data).hexdigest(), path.name, path)
+
+
+def small_file(path: Path) -> bytes:
+    """All of a file of questions.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is too large to hold questions.
+    """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise BenchmarkError(
                 f"{path}: is no file but a pipe or a device; save it to a file first"
             )
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise BenchmarkError(
-            f"{path}: no such file; give mc_task.json, the TruthfulQA CSV or 'probe'"
-        ) from error
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise BenchmarkError(
+                f"{path}: {path.stat().st_size:,} bytes are no file of questions (limit "
+                f"{_MAX_BYTES:,}); give the benchmark's own"
+            )
+        return path.read_bytes()
     except OSError as error:
         raise BenchmarkError(f"{path}: cannot be read: {error.strerror}") from error
-    is_csv = path.suffix.lower() == ".csv"
-    rows = _csv_rows(data, path) if is_csv else _json_rows(data, path)
-    return _build(rows, hashlib.sha256(data).hexdigest(), path.name, path)
 
 
 def sample(questions: Questions, n: int, seed: int) -> Questions:
@@ -137,7 +153,7 @@ def _from_hub_or_probe() -> Questions:
         rows = _hub_rows()
     except Exception as error:  # datasets and the hub client raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return replace(_probe(), notes=(f"{HUB} could not be read: {reason}",))
+        return replace(_probe(), notes=(f"{HUB} could not be read: {redact(reason)}",))
     canonical = json.dumps(rows, ensure_ascii=False, sort_keys=True).encode("utf-8")
     name = f"{HUB} (hub, multiple_choice)"
     return _build(rows, hashlib.sha256(canonical).hexdigest(), name, None)
@@ -160,17 +176,22 @@ def _probe() -> Questions:
     return _build(_json_rows(data, path), hashlib.sha256(data).hexdigest(), PROBE, path)
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that remembers keys given twice, which a plain dict would hide."""
+class _Repeating(dict[str, Any]):
+    """A JSON object in which keys are given twice, which a plain dict would hide."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.repeated = [key for key, count in Counter(k for k, _ in pairs).items() if count > 1]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeating(pairs)
+
+
 def _json_rows(data: bytes, path: Path) -> list[Any]:
     try:
-        rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_Object)
+        rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # covers bytes that are no UTF-8
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise BenchmarkError(
@@ -264,7 +285,7 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
     """Options of `{text: label}`, or of the hub's `{"choices": [...], "labels": [...]}`."""
     if not isinstance(target, Mapping):
         raise BenchmarkError(f"{where}: not an object of answers and labels")
-    if isinstance(target, _Object) and target.repeated:
+    if isinstance(target, _Repeating):
         raise BenchmarkError(f"{where}: {target.repeated[0]!r} is there twice; remove one")
     pairs = list(target.items())
     if set(target) == {"choices", "labels"} and all(

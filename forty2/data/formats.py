@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -330,7 +331,9 @@ def _meta(row: Mapping[str, Any], *taken: str) -> dict[str, Any]:
 
 
 def _keys(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, row)) or "no keys"
+    """Of a row, as far as a message has room."""
+    names = (str(key) if str(key).isprintable() else ascii(key) for key in islice(row, 20))
+    return ", ".join(name[:40] for name in names) + ", ..." * (len(row) > 20) or "no keys"
 
 
 def _short(value: Any) -> str:

@@ -129,16 +129,16 @@ class GgufFile:
                 kind = GGMLQuantizationType(number)
             except ValueError as error:
                 raise ModelError(
-                    f"{self.path}: tensor {name} is of unknown type {number}; get the model in "
+                    f"{self.path}: tensor {name!r} is of unknown type {number}; get the model in "
                     "another quantisation, or a newer gguf package"
                 ) from error
             values_a_block, bytes_a_block = GGML_QUANT_SIZES[kind]
             if shape[-1] % values_a_block:
-                raise _Damaged(f"a row of {name} is not made of whole blocks")
+                raise _Damaged(f"a row of {name!r} is not made of whole blocks")
             begin = start + offset
             end = begin + math.prod(shape) // values_a_block * bytes_a_block
             if end > len(data):
-                raise _Damaged(f"it ends within {name}")
+                raise _Damaged(f"it ends within {name!r}")
             self.tensors[name] = Tensor(kind, shape, data[begin:end])
 
 

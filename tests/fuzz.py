@@ -1,0 +1,429 @@
+"""Feed the readers what nobody would write, guided by the code that it reaches.
+
+    python tests/fuzz.py [TARGET ...] [--seconds 60] [--findings DIR]
+
+An input is read, or refused by one of our errors, a line for each problem, each naming the file;
+in two seconds, in 300 MB, and nothing is left behind. Anything else is a finding: the file as it
+was read is kept in DIR, and the exit code is 1. Findings that are mended become cases in
+test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import gzip
+import hashlib
+import io
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import atheris
+except ImportError:
+    sys.exit("fuzzing needs atheris: python -m pip install --group fuzz")
+
+with (
+    contextlib.redirect_stderr(io.StringIO()),  # a line for each module
+    atheris.instrument_imports(include=["forty2", "yaml"]),
+):
+    import forty2  # isort: skip  # noqa: F401  # before mlx
+    import yaml
+    from conftest import tiny_model
+    from test_gguf import write_gguf
+
+    from forty2.benchmark import gsm8k, humaneval, mmlu
+    from forty2.benchmark.compare import compare
+    from forty2.benchmark.metrics import METRICS, item_metrics
+    from forty2.benchmark.questions import load_questions
+    from forty2.data.formats import read_chats, read_pairs, read_records, to_row
+    from forty2.data.records import Chat, Text
+    from forty2.data.sources import dumps, read_rows
+    from forty2.errors import Forty2Error
+    from forty2.model import adapter
+    from forty2.model.door import load
+    from forty2.model.gguf_file import GgufFile
+    from forty2.recipe import load_recipe, to_yaml
+    from forty2.rundir import damage, read_json, seal
+    from forty2.tokens import Encoder
+
+import test_bad_input as good
+
+SECONDS, BYTES = 2.0, 300_000_000
+MAXRSS = 1024 if sys.platform == "linux" else 1
+ODD: list[Any] = [
+    None, True, 0, -1, 2**63, 10**400, 1.5, 1e308, "", " ", "\0", "\ud800", "é\u0301", "x" * 3000, "{{ 1/0 }}",
+    "<|im_end|>", "\ue0f00\ue0f1", "../x", [], {}, [[]], {"a": {}}, [None], ["x"] * 50,
+    {"role": "user"}, {"role": "tool", "content": "x"}, {"role": "assistant", "content": None},
+]  # fmt: skip
+WORDS = [
+    "{", "}", "[", "]", ":", ",", '"', "\\", "\\ud800", "&a ", "*a", "~", "!!int ", "!!python/name:os.system",
+    "<<: ", "- ", "? ", "\n", "\t", "\r", "1e999", "-1", "NaN", "null", "true", "''", "|\n", ">\n", "%YAML 1.1\n",
+    "---\n", "...\n", "2026-01-01", "1:30", ".inf", "0x1f", "\u2028", "\ufeff", "\x85",
+]  # fmt: skip
+
+
+class Target(NamedTuple):
+    """A reader, the files that it may meet, and what they hold when all is well."""
+
+    read: Callable[[Path], object]
+    seeds: dict[str, list[bytes]]
+    """By file name; a name in .gz is written zipped."""
+    beside: Callable[[Path], object] = lambda folder: None
+    """Lays out what stands beside the file."""
+    nameless: tuple[str, ...] = ()
+    """What a message may say in place of the file's name."""
+
+
+def text(*rows: Any) -> bytes:
+    return good.lines(*rows).encode()
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+def recipe(path: Path) -> None:
+    """A recipe, and behind each NUL an override."""
+    data, *overrides = path.read_bytes().split(b"\0")
+    path.write_bytes(data)
+    read = load_recipe(path, [override.decode(errors="replace") for override in overrides])
+    path.write_text(to_yaml(read), "utf-8")
+    assert load_recipe(path) == read, "what was written is not what was read"
+
+
+def data(path: Path) -> None:
+    """Rows; what they are written as reads as the same."""
+    for reader in (read_chats, read_pairs):
+        with contextlib.suppress(Forty2Error):
+            reader(path)
+    told: list[str] = []
+    for _ in read_rows(path, told.append):
+        pass
+    records = read_records(path)
+    again = path.with_name("again.jsonl")
+    again.write_bytes(dumps(map(to_row, records)).encode())
+    try:
+        found = [to_row(record) for record in read_records(again)]
+        assert found == [to_row(record) for record in records], "what was written reads otherwise"
+    except Forty2Error as error:
+        raise AssertionError(f"what was written is refused: {error}") from error
+    finally:
+        again.unlink()
+
+
+class Templates:
+    """Rows through a chat template: each alone, and all at once."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            good.write_tiny(Path(folder) / "tiny")
+            self.encoder = Encoder(load(str(Path(folder) / "tiny")).tokenizer)
+
+    def __call__(self, path: Path) -> None:
+        records = read_records(path)
+        for record in records:
+            self.encoder.measure(record)
+        chats = [record for record in records if isinstance(record, Chat | Text)]
+        alone = [self.encoder.imitated(record) for record in chats]
+        assert self.encoder.imitated_all(chats) == alone, "at once, another result"
+
+
+def damaged(path: Path) -> None:
+    reason = damage(path.parent)
+    assert reason is None or str(path.parent) in reason
+
+
+class Adapters:
+    def __init__(self) -> None:
+        self.model = tiny_model()
+        adapter.attach(self.model, SPEC, seed=1)
+
+    def beside(self, folder: Path) -> None:
+        adapter.save_adapter(self.model, SPEC, folder)
+
+    def __call__(self, path: Path) -> None:
+        adapter.load_adapter(tiny_model(), adapter.adapter_dir(path.parent))
+
+
+SPEC = adapter.AdapterSpec(rank=2, scale=1.0)
+
+
+def result() -> bytes:
+    """A TruthfulQA result of two questions."""
+    part = {"choices": ["Yes.", "No."], "labels": [1, 0], "loglik": [-1.0, -2.0]}
+    item = {"question": "Is it?", "category": "Law", "mc1": part, "mc2": part}
+    whole = {"benchmark": "truthfulqa", "questions": "q.json", "questions_sha256": "0", "model": "m",
+             "chat_template": False, "items": [item, {**item, "question": "Is it not?"}]}  # fmt: skip
+    return json.dumps({**whole, **{name: item_metrics(item)[name] for name in METRICS}}).encode()
+
+
+def written(write: Callable[[Path], object], name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        return (Path(folder) / name).read_bytes()
+
+
+def checkpoint(folder: Path) -> None:
+    for name in ("adapters.safetensors", "state.json"):
+        (folder / name).write_bytes(name.encode())
+
+
+def targets() -> dict[str, Callable[[], Target]]:
+    """Each made when it is wanted: some load a model."""
+    chats = text(good.CHAT, good.said(("system", "s"), ("user", "q"), ("assistant", "a")))
+    more = text({"instruction": "q", "input": "i", "output": "a", "history": [["a", "b"]]})
+    transcript = "\n\nHuman: q\n\nAssistant: "
+    pairs = text(good.PAIR, {"chosen": f"{transcript}a", "rejected": f"{transcript}b"})
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rated = text({**good.CHAT, "label": True}, {"conversations": turns})
+    rows = [chats, more, pairs, rated, text({"text": "One."})]
+    arrays = [json.dumps(list(map(json.loads, r.splitlines()))).encode() for r in rows]
+    table = b'prompt,completion,label\nq,a,\n"x\ny","[{""role"": ""assistant"", ""content"": ""a""}]",x\n'  # fmt: skip
+    kinds = {
+        "rows.jsonl": rows, "rows.json": arrays, "rows.csv": [table], "rows.txt": [b"one\n\ntwo\n"],
+        "rows.jsonl.gz": rows, "rows.json.gz": arrays, "rows.csv.gz": [table],
+    }  # fmt: skip
+    questions = [
+        json.dumps([good.QUESTION]).encode(),
+        good.options('{"choices": ["a", "b"], "labels": [1, 0]}').encode(),
+    ]
+    choices = b"question,choice0,choice1,choice2,choice3,answer\nIs it?,a,b,c,d,2\n"
+    problem = {"task_id": "T/0", "prompt": "def f():\n", "test": "x", "entry_point": "f"}
+    return {
+        "recipe": lambda: Target(recipe, {"recipe.yaml": [
+            good.RECIPE.encode(), good.RECIPE.encode() + b"\0adapter.rank=4\0phases.dpo.loss=ipo",
+            b'{"version": 1, "name": "a", "model": "m", "phases": {"a": {"objective": "sft"}}}',
+        ]}, good_data, nameless=("--set",)),
+        "data": lambda: Target(data, kinds),
+        "templates": lambda: Target(Templates(), {"rows.jsonl": rows}),
+        "questions": lambda: Target(load_questions, {"q.json": questions, "q.csv": [good.CSV.encode()]}),
+        "mmlu": lambda: Target(lambda p: mmlu.load_subjects(p, shots=0), {"law_test.csv": [choices]}),
+        "gsm8k": lambda: Target(lambda p: gsm8k.load_problems(p, shots=0),
+                                {"test.jsonl": [text({"question": "1+1?", "answer": "It is #### 2"})]}),
+        "humaneval": lambda: Target(humaneval.load_problems,
+                                    {"HumanEval.jsonl": [text(problem)], "HumanEval.jsonl.gz": [text(problem)]}),
+        "compare": lambda: Target(lambda p: compare(json.loads(result()), read_json(p), resamples=10),
+                                  {"after.json": [result()]}, nameless=("the result ", "not comparable: ")),
+        "adapter": adapters,
+        "gguf": lambda: Target(GgufFile, {"m.gguf": [small_gguf()]}),
+        "checkpoint": lambda: Target(damaged, {"SHA256SUMS": [sums()]}, checkpoint),
+    }  # fmt: skip
+
+
+def adapters() -> Target:
+    read = Adapters()
+    config = written(read.beside, adapter.CONFIG)
+    return Target(read, {adapter.CONFIG: [config]}, read.beside)
+
+
+def good_data(folder: Path) -> None:
+    for name in ("chats.jsonl", "pairs.jsonl"):
+        (folder / name).touch()
+
+
+def small_gguf() -> bytes:
+    """The head of a file: its names and values, and what there is of the tensors."""
+    return written(lambda folder: write_gguf(folder / "m.gguf"), "m.gguf")[:4096]
+
+
+def sums() -> bytes:
+    def make(folder: Path) -> None:
+        checkpoint(folder)
+        seal(folder)
+
+    return written(make, "SHA256SUMS")
+
+
+# --- mutation -------------------------------------------------------------------------------------
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container within a value with each of its keys."""
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield tree, key
+            yield from places(tree[key])
+
+
+def changed(tree: Any, rng: random.Random) -> Any:
+    """A value with one place in it taken out, put elsewhere or made odd."""
+    tree = [copy.deepcopy(tree)]
+    found = list(places(tree))
+    where, key = rng.choice(found)
+    other, other_key = rng.choice(found)
+    match rng.randrange(6):
+        case 0:
+            del where[key]
+        case 1:
+            where[key] = copy.deepcopy(other[other_key])
+        case 2:
+            where[key] = (
+                {rng.choice(list(where)): where[key]} if isinstance(where, dict) else [where[key]]
+            )
+        case 3 if isinstance(where, dict):
+            where[str(rng.choice(ODD))[:9]] = where.pop(key)
+        case 4 if isinstance(where, list):
+            where.insert(key, copy.deepcopy(other[other_key]))
+        case _:
+            where[key] = copy.deepcopy(rng.choice(ODD))
+    return tree[0] if tree else None
+
+
+def mutate(content: bytes, size: int, seed: int) -> bytes:
+    """Half of the time within the grammar, else the bytes."""
+    rng = random.Random(seed)
+    kind, body = content[:1], content[1:]
+    if rng.random() < 0.5:
+        with contextlib.suppress(ValueError, TypeError, yaml.YAMLError, RecursionError, IndexError):
+            return (kind + structured(body, rng))[:size]
+    return bytes(atheris.Mutate(content, size))
+
+
+def structured(body: bytes, rng: random.Random) -> bytes:
+    try:
+        return json.dumps(changed(json.loads(body), rng)).encode()
+    except ValueError:
+        lines = body.split(b"\n")
+        n = rng.randrange(len(lines))
+        try:
+            lines[n] = json.dumps(changed(json.loads(lines[n]), rng)).encode()
+            return b"\n".join(lines)
+        except ValueError:
+            tree, *rest = body.split(b"\0")
+            new = yaml.safe_dump(changed(yaml.safe_load(tree), rng), sort_keys=False)
+            return b"\0".join([new.encode(), *rest])
+
+
+# --- one target, in a process of its own ----------------------------------------------------------
+
+
+class Fuzz:
+    """What libFuzzer calls with each input: a byte that chooses the file's name, and the file."""
+
+    def __init__(self, name: str, target: Target, findings: Path, scratch: Path) -> None:
+        self.name, self.target, self.findings, self.scratch = name, target, findings, scratch
+        self.names = sorted(target.seeds)
+        self.known: set[str] = set()
+        target.beside(scratch)
+        self.around = set(scratch.rglob("*"))
+
+    def seeds(self) -> Iterator[bytes]:
+        for number, name in enumerate(self.names):
+            for seed in self.target.seeds[name]:
+                yield bytes([number]) + seed
+
+    def __call__(self, given: bytes) -> None:
+        path = self.scratch / self.names[(given or b"\0")[0] % len(self.names)]
+        content = gzip.compress(given[1:], 1) if path.suffix == ".gz" else given[1:]
+        path.write_bytes(content)
+        memory, start = peak(), time.process_time()
+        try:
+            self.target.read(path)
+        except Forty2Error as error:
+            names = (str(path), str(path.parent), *self.target.nameless)
+            for line in str(error).split("\n"):
+                if not any(name in line for name in names) or not line.isprintable():
+                    self.found(path, content, f"message from {_raised(error)}", line)
+        except Exception as error:
+            kind = f"{type(error).__name__} at {_raised(error)}"
+            self.found(path, content, kind, traceback.format_exc())
+        if time.process_time() - start > SECONDS:
+            self.found(path, content, "slow", f"{time.process_time() - start:.1f} s")
+        if peak() - memory > BYTES:
+            self.found(path, content, "large", f"{(peak() - memory) / 1e6:.0f} MB more")
+        if left := set(self.scratch.rglob("*")) - self.around - {path}:
+            self.found(path, content, "files", f"left behind: {left}")
+        path.unlink()
+        if path in self.around:
+            self.target.beside(self.scratch)
+
+    def found(self, path: Path, content: bytes, kind: str, reason: str) -> None:
+        if kind in self.known:
+            return
+        self.known.add(kind)
+        folder = self.findings / f"{self.name}-{hashlib.sha256(content).hexdigest()[:8]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(content)
+        (folder / "why.txt").write_text(f"{kind}\n{reason}\n", "utf-8", "backslashreplace")
+        print(f"FINDING {folder}: {kind}", flush=True)
+
+
+def _raised(error: BaseException) -> str:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(at.filename).name}:{at.lineno}"
+
+
+def peak() -> int:
+    """Bytes of memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS
+
+
+def fuzz(name: str, seconds: int, findings: Path) -> None:
+    """Does not return: libFuzzer ends the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, scratch = Path(folder) / "corpus", Path(folder) / "scratch"
+        findings.mkdir(parents=True, exist_ok=True)
+        corpus.mkdir()
+        scratch.mkdir()
+        one = Fuzz(name, targets()[name](), findings, scratch)
+        for number, seed in enumerate(one.seeds()):
+            one(seed)
+            (corpus / str(number)).write_bytes(seed)
+        escaped = ["".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS]
+        words = Path(folder) / "words"
+        words.write_text("".join(f'"{word}"\n' for word in escaped))
+        options = [f"-max_total_time={seconds}", f"-dict={words}", f"-artifact_prefix={findings}/",
+                   "-max_len=8192", "-len_control=0", "-timeout=20", "-rss_limit_mb=0"]  # fmt: skip
+        atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=mutate)
+        atheris.Fuzz()
+
+
+def run(name: str, seconds: int, findings: Path) -> int:
+    """Fuzz a target in a process of its own, and say how it went. Returns its findings."""
+    command = [sys.executable, __file__, name, "--here"]
+    command += ["--seconds", str(seconds), "--findings", str(findings)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lines = said.stdout.decode(errors="replace").splitlines()
+    found = [line for line in lines if line.startswith("FINDING ")]
+    runs, edges = (
+        next((int(m[1]) for line in reversed(lines) if (m := re.search(pattern, line))), 0)
+        for pattern in (r"Done (\d+) runs", r"cov: (\d+)")
+    )
+    print(f"{name:<12}{runs:>9,} executions{edges:>7,} edges{len(found):>4} findings", flush=True)
+    print("".join(f"  {line}\n" for line in found), end="")
+    if said.returncode or not runs:  # libFuzzer stopped: a crash, or an input that took 20 s
+        print("\n".join(f"  {line}" for line in lines[-12:]), flush=True)
+        return len(found) + 1
+    return len(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(targets()))
+    parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("--findings", type=Path, default=Path("findings"), help="folder")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = options.targets or list(targets())
+    if unknown := set(names) - set(targets()):
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(targets())}")
+    if options.here:
+        fuzz(names[0], options.seconds, options.findings)
+    return int(sum([run(name, options.seconds, options.findings) for name in names]) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
