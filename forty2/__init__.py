@@ -19,6 +19,7 @@ from forty2 import platform
 platform.load_fast_blas()  # before anything imports mlx
 
 if TYPE_CHECKING:
+    from forty2.ablate import ablate as ablate
     from forty2.benchmark.truthfulqa import truthfulqa as truthfulqa
     from forty2.fuse import fuse as fuse
     from forty2.pipeline import run as run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from forty2.recipe import load_recipe as load_recipe
 
 _HOME = {
+    "ablate": "forty2.ablate",
     "load_recipe": "forty2.recipe",
     "plan": "forty2.plan",
     "run": "forty2.pipeline",
@@ -34,7 +36,7 @@ _HOME = {
     "fuse": "forty2.fuse",
     "truthfulqa": "forty2.benchmark.truthfulqa",
 }
-__all__ = ["fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]
+__all__ = ["ablate", "fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,6 +74,8 @@ class Objective(Protocol):
     """How often an epoch has each row, on average."""
     spared: dict[str, Any]
     """What work is spared, for the record."""
+    ceiling: float
+    """A mean loss beyond which a model knows nothing."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The batch of these rows."""
@@ -87,6 +89,8 @@ class Objective(Protocol):
 
 class Sft:
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
+
+    ceiling = 10.0  # nats a token: a guess among 22,000
 
     def __init__(
         self, rows: Sequence[Row], ways: Ways = PLAIN, replay: Replay | None = None
@@ -117,6 +121,8 @@ class Sft:
 
 class Preference:
     """DPO and its kin, against reference log-probabilities computed beforehand."""
+
+    ceiling = math.inf  # some of these losses are large from the first step
 
     def __init__(
         self,

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import yaml
 from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import Order, parts_of, rows_of_epoch, weights_of
+from forty2.benchmark.compare import compare
+from forty2.benchmark.divergence import Base, base_of
+from forty2.benchmark.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
 from forty2.benchmark.metrics import means_of
-from forty2.benchmark.stats import compare
+from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.suite import line, measure, questions_of, table
+from forty2.checkpoints import checkpoints
 from forty2.data.build import build, write_built
 from forty2.data.contamination import hits
 from forty2.data.formats import read_chats, read_pairs, read_records
 from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
-from forty2.errors import DataError, ModelError, RunError
+from forty2.errors import (
+    DataError,
+    MemoryRanOut,
+    ModelError,
+    RecipeError,
+    RunError,
+    is_out_of_memory,
+)
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
@@ -31,12 +44,22 @@ from forty2.model.door import LoadedModel, load, parameters, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
 from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
-from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, to_yaml
+from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
 from forty2.report import write_report
-from forty2.rundir import RunDir, check_room, read_json, staged, write_json
-from forty2.tokens import Encoder, Fitted, fit
-from forty2.train import Trained, checkpoints, due, total_steps, train
+from forty2.rundir import (
+    RunDir,
+    check_room,
+    damage,
+    read_json,
+    read_sealed,
+    seal,
+    staged,
+    write_json,
+    write_sealed,
+)
+from forty2.tokens import Encoder, Fitted, fit, prompts_of
+from forty2.train import Answers, Trained, Training, due, total_steps
 
 CONTAMINATION = "contamination.json"
 
@@ -90,9 +113,22 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     model_path = resolve(recipe.model)
     with RunDir.open(
-        path, to_yaml(recipe), _provenance(recipe, model_path), resume=resume
-    ) as rundir:
-        return _Run(recipe, rundir, trust_remote_code, progress).go(only)
+        path, to_yaml(recipe), _provenance(recipe, model_path), resume=resume,
+        reread=lambda stored: _reread(stored, recipe),
+    ) as rundir:  # fmt: skip
+        under_way = _Run(recipe, rundir, trust_remote_code, progress)
+        try:
+            return under_way.go(only)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise MemoryRanOut(
+                f"{under_way.at}: memory ran out ({said}); finished phases and the last checkpoint "
+                f"are saved in {path}: make room, then go on with --resume, or in another "
+                "--run-dir lower batch_size (raise accumulate) or max_length, or set "
+                "grad_checkpoint: true"
+            ) from error
 
 
 def train_phase(
@@ -110,12 +146,21 @@ class _Run:
     def __init__(
         self, recipe: Recipe, rundir: RunDir, trust_remote_code: bool, progress: Progress
     ) -> None:
-        self.recipe, self.rundir, self.progress = recipe, rundir, progress
+        self.recipe, self.rundir = recipe, rundir
+        self.at = "loading the model"
+        """What is under way, for a message."""
+
+        def told(stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+            self.at = f"{stage}, after {done} of {total}"
+            progress(stage, done, total, info)
+
+        self.progress: Progress = told
         self.trust_remote_code = trust_remote_code
         self.spec = spec_of(recipe)
         self.questions = (
             questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
         )
+        self.base: Base | None = None
 
     def go(self, only: str | None) -> RunResult:
         recipe = self.recipe
@@ -132,17 +177,24 @@ class _Run:
             raise ModelError(
                 f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
             )
+        for name, phase in recipe.phases.items():
+            _check_measured(name, phase, data[name])
+        asked = {
+            name: self._ask(phase, loaded, data[name]) for name, phase in recipe.phases.items()
+        }
         self._check_contamination(data)
         stages = [self._measure("base", loaded, None)]
         attach(loaded.model, self.spec, seed=recipe.seed)
         folder = self.rundir.path
         for number, (name, phase) in enumerate(recipe.phases.items(), 1):
+            self.rundir.check_there()
             folder = self.rundir.path / f"phase{number}_{name}"
             if (folder / "phase.json").exists():
+                _refuse_damage(folder, "the phase is trained anew")
                 restore(loaded.model, folder)
                 shutil.rmtree(self.rundir.path / "work" / folder.name, ignore_errors=True)
             else:
-                self._train(name, number, phase, loaded, data[name], folder)
+                self._train(name, number, phase, loaded, data[name], asked[name], folder)
             stages.append(self._measure(folder.name, loaded, str(folder)))
             if name == only:
                 break
@@ -157,7 +209,7 @@ class _Run:
 
     def _train(
         self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,
-        folder: Path,
+        ask: Callable[[], Answers], folder: Path,
     ) -> None:  # fmt: skip
         label = folder.name
         seed = self.recipe.seed + 1000 * number
@@ -187,17 +239,33 @@ class _Run:
                 objective.batch(list(objective.reference)[: phase.batch_size]),
                 tolerance=2e-3 if exact and not loaded.quantised else 5e-2,
             )
-        trained = train(
-            loaded.model, objective, phase,
-            name=name, seed=seed, spec=self.spec, work=work, valid=valid,
+        self.at = label
+        trained = Training(
+            model=loaded.model, objective=objective, phase=phase,
+            name=name, seed=seed, spec=self.spec, work=work, valid=valid, ask=ask,
             log=self.rundir.log,
             rewind=lambda step: self.rundir.forget_metrics_after(name, step),
             progress=lambda _, done, total, info: self.progress(label, done, total, info),
-        )  # fmt: skip
+        ).run()  # fmt: skip
         with staged(folder) as aside:
             save_adapter(loaded.model, self.spec, aside)
             write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
+            seal(aside)
         shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
+
+    def _ask(self, phase: AnyPhase, loaded: LoadedModel, data: PhaseData) -> Callable[[], Answers]:
+        """Has the model reply to the phase's eval prompts, or else to a few of its rows' prompts."""
+        if phase.eval_prompts is not None:
+            prompts = load_eval_prompts(phase.eval_prompts)
+            Asked(loaded, prompts)  # what does not fit is refused before anything is trained
+
+            def ask() -> Answers:
+                replied = probe(loaded, prompts)
+                return Answers(metrics(replied), replied["faults"])
+
+            return ask
+        some = prompts_of((data.valid or data.train).rows, SEVERAL)
+        return lambda: Answers({}, spot_check(loaded, some))
 
     def _check_room(self, loaded: LoadedModel, work: Path) -> None:
         """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
@@ -280,18 +348,21 @@ class _Run:
         """Measure a model, or the one in a folder; what was measured before is read back."""
         if self.questions is None:
             return None
+        assert self.recipe.benchmark is not None
+        n = self.recipe.benchmark.n
+        if self.base is None:  # the first stage is the base, bare
+            assert loaded is not None and adapter is None
+            self.base = base_of(loaded, fingerprint_of(loaded.path), n)
         file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
-            measured: dict[str, Any] = read_json(file)
-            return measured
+            return read_sealed(file)
         loaded = loaded or load(str(path))
         loaded.model.eval()
-        assert self.recipe.benchmark is not None
-        measured = measure(
-            loaded, self.questions, self.recipe.benchmark.n, adapter=adapter,
+        measured: dict[str, Any] = measure(
+            loaded, self.questions, n, self.base, adapter=adapter,
             seed=self.recipe.seed, stage=stage, progress=self.progress,
         )  # fmt: skip
-        write_json(file, measured)
+        write_sealed(file, measured)
         return measured
 
     def _fuse(self, adapter: Path) -> tuple[Path, Path | None]:
@@ -299,21 +370,30 @@ class _Run:
         assert self.recipe.fuse is not None
         out = self._fused_path()
         bits = self.recipe.fuse.quantize
+        quantised = quantised_path(out, bits) if bits is not None else None
+        written = [path for path in (out, quantised) if path is not None]
         record = self.rundir.path / "fused.json"
-        if not (record.exists() and (out / "fused.json").exists()):
+        if record.exists() and all((path / "fused.json").exists() for path in written):
+            for path in written:
+                _refuse_damage(path, "the model is fused anew")
+        else:
             fused = fuse(
                 self.recipe.model, adapter, out, quantize=bits,
                 trust_remote_code=self.trust_remote_code, progress=self.progress,
             )  # fmt: skip
+            for path in written:
+                seal(path)
+            self.rundir.check_there()
             write_json(record, fused_record(fused))
-        return out, quantised_path(out, bits) if bits is not None else None
+        return out, quantised
 
     def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
+        self.rundir.check_there()
         verdict = ""
         if self.recipe.benchmark is not None:
             margin = self.recipe.benchmark.margin
             base = stages[0]["truthfulqa"]
-            comparisons = [(s, compare(base, s["truthfulqa"], margin=margin)) for s in stages[1:]]
+            comparisons = [(s, compare(stages[0], s, margin=margin)) for s in stages[1:]]
             verdict = comparisons[-1][1].verdict if comparisons else ""
             summary = {
                 "verdict": verdict,
@@ -352,9 +432,10 @@ def without_contaminated(
     clean = []
     for stage in stages:
         items = [i for n, i in enumerate(stage["truthfulqa"]["items"]) if n not in held]
-        clean.append({**stage["truthfulqa"], **means_of(items), "items": items, "n": len(items)})
+        kept = {**stage["truthfulqa"], **means_of(items), "items": items, "n": len(items)}
+        clean.append({**stage, "truthfulqa": kept})
     again = []
-    if held and len(clean[0]["items"]) > 1:
+    if held and len(clean[0]["truthfulqa"]["items"]) > 1:
         again = [
             {"stage": stage["stage"], **compare(clean[0], one, margin=margin).record()}
             for stage, one in zip(stages[1:], clean[1:], strict=True)
@@ -428,6 +509,48 @@ def fused_record(fused: Fused) -> dict[str, Any]:
     if fused.quantised is not None:
         record["quantised"] = {**fused.quantised._asdict(), "path": str(fused.quantised.path)}
     return record
+
+
+def _reread(path: Path, recipe: Recipe) -> str:
+    """The recipe that a run was started from, as this release would write it.
+
+    What it does not spell out was null, or is newer: null where `recipe` has that, else the default.
+    """
+    try:
+        load_recipe(path)
+        nulls = _nulls(dataclasses.asdict(recipe), yaml.safe_load(path.read_text("utf-8")))
+        return to_yaml(load_recipe(path, list(nulls)))
+    except RecipeError as error:
+        raise RunError(
+            f"{path.parent}: its recipe is none for this release ({str(error).splitlines()[0]}); "
+            "go on with the release that started it, or name another --run-dir"
+        ) from error
+
+
+def _nulls(now: Mapping[str, Any], stored: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Overrides that set to null what is null now and not spelled out in a stored recipe."""
+    for key, value in now.items():
+        if value is None and key not in stored:
+            yield f"{at}{key}=null"
+        elif isinstance(value, Mapping) and isinstance(stored.get(key), Mapping):
+            yield from _nulls(value, stored[key], f"{at}{key}.")
+
+
+def _check_measured(name: str, phase: AnyPhase, data: PhaseData) -> None:
+    """Refuse to choose by a metric that nothing measures."""
+    for key in ("best", "until"):
+        wish = getattr(phase, key)
+        if wish is not None and wish.metric != "passed" and data.valid is None:
+            raise RecipeError(
+                f"phases.{name}.{key}: {wish.metric} is measured on validation rows, and there are "
+                f"none; give phases.{name}.valid, or a data folder with valid.jsonl"
+            )
+
+
+def _refuse_damage(folder: Path, then: str) -> None:
+    reason = damage(folder)
+    if reason is not None:
+        raise RunError(f"{reason}; delete {folder}, then go on with --resume: {then}")
 
 
 def _floats(loaded: LoadedModel) -> list[mx.array]:

@@ -128,6 +128,8 @@ def open_prepared(source: str | Path, tokenizer_key: str, max_length: int) -> di
     """
     folder = Path(source)
     manifest = read_json(folder / MANIFEST)
+    if manifest.get("version") != VERSION:
+        raise DataError(f"{folder}: was prepared by another release; prepare it again")
     if manifest.get("tokenizer") != tokenizer_key:
         raise DataError(f"{folder}: was prepared with another tokenizer; prepare it again")
     if manifest["max_length"] > max_length:

@@ -19,7 +19,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,14 +28,18 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from forty2.errors import RecipeError
+from forty2.errors import RecipeError, redact
 
 BUILTIN = "builtin:"
 HUB = "hub:"
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 100_000
+_DEEPEST = 10
+"""Keys below keys: more than any field of a recipe has."""
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Metric = Literal["loss", "accuracy", "margin", "passed"]
+"""Of an evaluation; `passed` is the share of eval prompts answered as expected."""
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -57,8 +61,50 @@ class Adapter:
 class Best:
     """Keep the adapter of the evaluation at which a validation metric was best."""
 
-    metric: Literal["loss", "accuracy", "margin"]
+    metric: Metric
     direction: Literal["min", "max"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Goal:
+    """End a phase at the evaluation whose metric reaches a value."""
+
+    metric: Metric
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Goal:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("at_least: give at_least or at_most, one of the two")
+        return self
+
+    def reached(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these metrics are good enough."""
+        value = metrics[self.metric]
+        if self.at_least is not None:
+            return value >= self.at_least
+        return self.at_most is not None and value <= self.at_most
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RedLines:
+    """What to do when training goes wrong (`forty2/watch.py` says when it does).
+
+    warn: say so and go on. stop: end the phase, saved as it was before. skip: leave the step out.
+    back: go on from the last checkpoint at half the rate, three times at most.
+    """
+
+    not_finite: Literal["stop", "skip", "back"] = "stop"
+    """The loss or the gradient is not a number."""
+    spike: Literal["warn", "stop", "skip", "back"] = "warn"
+    """The loss leaps."""
+    stuck: Literal["warn", "stop"] = "warn"
+    """No gradient, or a loss as of a model that knows nothing, for many steps."""
+    validation: Literal["warn", "stop", "back"] = "warn"
+    """Validation loss rises twice in a row, or is five times the training loss."""
+    replies: Literal["warn", "stop", "back"] = "warn"
+    """The same reply to different prompts, or control tokens within replies."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -94,8 +140,13 @@ class Phase:
     """Validate every so many steps, and always at the first and last; absent: a fifth."""
     save_every_steps: Positive | None = None
     """Checkpoint every so many steps, and always at the last; absent: a fifth."""
+    eval_prompts: str | None = None
+    """Prompts with expected replies, answered and scored at each evaluation: a JSON file."""
     best: Best | None = None
     """Carry forward the best adapter rather than the last."""
+    until: Goal | None = None
+    """End before the last step, when an evaluation is good enough."""
+    red_lines: RedLines = Field(default_factory=RedLines)
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
@@ -112,6 +163,10 @@ class Phase:
                 every = getattr(self, key)
                 if every is not None and every > self.steps:
                     yield f"{key}: {every} is beyond the last step ({self.steps}): never reached"
+        for key in ("best", "until"):
+            wish = getattr(self, key)
+            if wish is not None and wish.metric == "passed" and self.eval_prompts is None:
+                yield f"{key}: passed is the share of eval_prompts, and there are none"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -119,6 +174,13 @@ class SftPhase(Phase):
     """Imitate conversations: cross-entropy on assistant turns."""
 
     objective: Literal["sft"]
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        for key in ("best", "until"):
+            wish = getattr(self, key)
+            if wish is not None and wish.metric in ("accuracy", "margin"):
+                yield f"{key}: {wish.metric} is of pairs; an sft phase has loss and passed"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -186,7 +248,7 @@ _RECIPE = TypeAdapter(Recipe)
 _FIELDS = sorted(
     {
         field.name
-        for kind in (Recipe, Adapter, SftPhase, DpoPhase, Fuse, Benchmark, Best)
+        for kind in (Recipe, Adapter, SftPhase, DpoPhase, Fuse, Benchmark, Best, Goal, RedLines)
         for field in dataclasses.fields(kind)
     }
 )
@@ -225,16 +287,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         problems += [line for item in error.errors() for line in _explain(item, tree, lines, place)]
     problems += _missing_files(tree, lines, place)
+    problems += _secrets(tree, (), lines, place)
     if problems or recipe is None:
-        raise RecipeError("\n".join(sorted(problems, key=_line_of)))
+        raise RecipeError(_listed(sorted(problems, key=_line_of)))
     return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every default spelled out; `load_recipe` reads it back."""
-    return yaml.safe_dump(
-        _RECIPE.dump_python(recipe, exclude_none=True), sort_keys=False, allow_unicode=True
-    )
+    return yaml.safe_dump(_RECIPE.dump_python(recipe), sort_keys=False, allow_unicode=True)
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -284,6 +345,8 @@ def _parse(text: str, place: str) -> tuple[dict[str, Any], dict[Key, int]]:
         lines: dict[Key, int] = {}
         problems: list[str] = []
         tree = _build(loader, node, (), lines, problems, place, set())
+    except RecipeError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{place}:{line}: not valid YAML: {error.problem}") from error
@@ -292,7 +355,7 @@ def _parse(text: str, place: str) -> tuple[dict[str, Any], dict[Key, int]]:
     except RecursionError as error:
         raise RecipeError(f"{place}: nested too deeply") from error
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(_listed(problems))
     return tree, lines
 
 
@@ -339,8 +402,8 @@ def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str
     """Apply one `a.b=value` in place; return the problem if it cannot be."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        return f"--set {override}: write it as key.subkey=value"
+    if not equals or not all(keys) or len(keys) > _DEEPEST:
+        return f"--set {override[:200]}: write it as key.subkey=value"
     problems: list[str] = []
     try:
         loader = _Loader(text)
@@ -356,7 +419,7 @@ def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str
             where[key] = {}
         where = where[key]
         if not isinstance(where, dict):
-            return f"--set {override}: {key} is a value, it has no keys below it"
+            return f"--set {override[:200]}: {key} is a value, it has no keys below it"
     where[keys[-1]] = value
     for n in range(1, len(keys)):
         lines.setdefault(tuple(keys[:n]), 0)
@@ -367,6 +430,13 @@ def _override(tree: dict[str, Any], lines: dict[Key, int], override: str) -> str
 _SYNONYMS = {"learning_rate": "lr", "iters": "steps", "max_iters": "steps", "num_layers": "layers"}
 
 # --- messages -------------------------------------------------------------------------------------
+
+
+def _listed(problems: Iterable[str]) -> str:
+    """Problems, one a line, whatever a key or a value in them holds."""
+    return "\n".join(
+        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem) for problem in problems
+    )
 
 
 def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str) -> Iterator[str]:
@@ -425,10 +495,20 @@ def _dotted(at: Key) -> str:
     return ".".join(map(str, at))
 
 
+def _secrets(value: Any, at: Key, lines: dict[Key, int], place: str) -> Iterator[str]:
+    """A recipe is copied into its run and reported: what is secret must not be in it."""
+    if isinstance(value, dict | list):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _secrets(held, (*at, key), lines, place)
+    elif isinstance(value, str) and redact(value) != value:
+        message = "holds a password or token; take it out, and log in with `hf auth login`"
+        yield _problem(at, message, lines, place)
+
+
 def _missing_files(tree: dict[str, Any], lines: dict[Key, int], place: str) -> Iterator[str]:
     phases = tree.get("phases")
     for name, phase in phases.items() if isinstance(phases, dict) else ():
-        for key in ("data", "valid"):
+        for key in ("data", "valid", "eval_prompts"):
             value = phase.get(key) if isinstance(phase, dict) else None
             if isinstance(value, str) and not value.startswith((BUILTIN, HUB)):
                 path = Path(os.path.expanduser(value))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
@@ -302,6 +303,16 @@ def fit(rows: Iterable[T], max_length: int) -> Fitted:
             if fitted is not row:
                 shortened.append(row.origin)
     return Fitted(kept, shortened, dropped)
+
+
+def prompts_of(rows: Sequence[Row | PairRow], count: int) -> list[list[int]]:
+    """Ids of the first different prompts: of a conversation, all before its first supervised token."""
+    found: dict[tuple[int, ...], None] = {}
+    for row in islice(rows, 16 * count):
+        prompt = row.prompt if isinstance(row, PairRow) else row.ids[: list(row.mask).index(True)]
+        if len(prompt) and len(found) < count:
+            found[tuple(map(int, prompt))] = None
+    return [list(prompt) for prompt in found]
 
 
 def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:

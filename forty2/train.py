@@ -7,31 +7,34 @@ of the step's number (batch, learning rate, random key), so a run can go on from
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from forty2.batches import Batch, Order, rows_of_epoch
-from forty2.errors import Interrupted, RunError, TrainingError
-from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
+from forty2.checkpoints import Keeper, State
+from forty2.errors import Interrupted, TrainingError
+from forty2.model.adapter import AdapterSpec
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Objective
 from forty2.progress import Progress, silent
 from forty2.recipe import Phase
-from forty2.rundir import damage, read_json, seal, staged, write_json
+from forty2.watch import IDLE, Red
 
-OPTIMIZER = "optimizer.safetensors"
+ROLLBACKS = 3
+"""How often a phase may go back: then its rate is an eighth."""
 
 
 class Trained(NamedTuple):
@@ -86,6 +89,17 @@ def due(every: int | None, step: int, steps: int) -> bool:
     return step == steps or step % (every or max(1, steps // 5)) == 0
 
 
+class Step(NamedTuple):
+    """What an optimizer step saw."""
+
+    metrics: dict[str, float]
+    """Averaged over all its batches."""
+    loss: float
+    """Their mean, in fp32: what a limit is held against."""
+    norm: float
+    """Of the gradient, all arrays together, before clipping."""
+
+
 class Stepper:
     """One optimizer step: gradients of one or more batches, summed, scaled, clipped, applied."""
 
@@ -95,6 +109,7 @@ class Stepper:
         loss_and_gradients = nn.value_and_grad(
             model, lambda model, arrays: tuple(objective.loss(model, arrays))
         )
+        optimizer.init(model.trainable_parameters())  # what a checkpoint brought stays
         state = [model.state, optimizer.state, mx.random.state]
 
         # On the CPU compiling saves nothing (products rule) and needs a C++ compiler at run time.
@@ -111,32 +126,57 @@ class Stepper:
             return total, metrics, gradients
 
         @compiled
-        def update(sums: Any, weight: mx.array) -> mx.array:
+        def update(sums: Any, weight: mx.array, loss: mx.array, limit: mx.array) -> mx.array:
             gradients = tree_map(lambda g: g / weight, sums)
             squares = [mx.square(g).sum() for _, g in tree_flatten(gradients)]
             norm = mx.sqrt(mx.stack(squares).sum())
+            good = mx.isfinite(norm) & (loss <= limit) & mx.isfinite(loss)
             if phase.clip_norm is not None:
                 factor = mx.minimum(1.0, phase.clip_norm / (norm + 1e-6))
                 gradients = tree_map(lambda g: g * factor, gradients)
+            states = (model.trainable_parameters(), optimizer.state)
+            before = tree_map(lambda value: value, states)
             optimizer.update(model, gradients)
+            after = (model.trainable_parameters(), optimizer.state)
+            model.update(_chosen(good, after[0], before[0]))
+            _fill(optimizer.state, _chosen(good, after[1], before[1]))
             return norm
 
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._add_gradients, self._update = add_gradients, update
 
-    def step(self, batches: list[Batch], rate: float) -> tuple[dict[str, float], float]:
-        """Take one step. Returns the metrics, averaged over all batches, and the gradient norm."""
+    def step(self, batches: list[Batch], rate: float, limit: float = math.inf) -> Step:
+        """Take one step.
+
+        A step whose loss or gradient is not finite, or whose mean loss is beyond `limit`, changes
+        neither the model nor the optimizer.
+        """
         self._optimizer.learning_rate = mx.array(rate)
         weight = sum(batch.weight for batch in batches)
-        sums, parts = None, []
+        sums, parts, total = None, [], mx.array(0.0)
         for batch in batches:
-            _, metrics, sums = self._add_gradients(self._objective.arrays(batch), sums)
+            loss, metrics, sums = self._add_gradients(self._objective.arrays(batch), sums)
             parts.append(metrics)
+            total = total + loss
             mx.async_eval(metrics, sums)
-        norm = self._update(sums, mx.array(float(weight)))
-        mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, parts)
+        loss = total / weight
+        norm = self._update(sums, mx.array(float(weight)), loss, mx.array(limit))
+        mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, loss, parts)
         means = {key: sum(float(part[key]) for part in parts) / weight for key in parts[0]}
-        return means, float(norm)
+        return Step(means, float(loss), float(norm))
+
+
+def _chosen(good: mx.array, after: Any, before: Any) -> Any:
+    return tree_map(lambda new, old: mx.where(good, new, old), after, before)
+
+
+def _fill(tree: Any, values: Any) -> None:
+    """Replace a tree's arrays in place: a compiled step knows the tree by its containers."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        if isinstance(tree[key], mx.array):
+            tree[key] = values[key]
+        else:
+            _fill(tree[key], values[key])
 
 
 def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[str, float]:
@@ -155,107 +195,195 @@ def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[st
     return {key: value / weight for key, value in sums.items()}
 
 
-def train(
-    model: nn.Module,
-    objective: Objective,
-    phase: Phase,
-    *,
-    name: str,
-    seed: int,
-    spec: AdapterSpec,
-    work: Path,
-    valid: Objective | None = None,
-    log: Callable[[Mapping[str, Any]], None] = lambda record: None,
-    rewind: Callable[[int], None] = lambda step: None,
-    progress: Progress = silent,
-) -> Trained:
-    """Run a phase to its end, from its last checkpoint if `work` holds one.
+class Answers(NamedTuple):
+    """What a model replied to a phase's prompts, in figures."""
 
-    Args:
-        model: with adapter layers attached; what is trainable is trained, in place.
-        name: of the phase, for records and progress.
-        seed: of batches and dropout.
-        work: folder for checkpoints; the caller deletes it when the phase is safely stored.
-        valid: what to evaluate, with its own rows.
-        log: takes one record per step and per evaluation.
-        rewind: told the step that a phase goes on from (-1: anew), so that records beyond can go.
+    metrics: dict[str, float]
+    faults: list[str]
+    """What is wrong with the replies, whatever was asked."""
 
-    Raises:
-        TrainingError: the loss or gradient is not finite. The last checkpoint stays.
-        RunError: the checkpoints are damaged.
-        Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
-    """
-    rows = rows_of_epoch(objective.weights)
-    steps = total_steps(phase, rows)
-    order = Order(objective.parts, phase.batch_size, seed, objective.weights)
-    optimizer = make_optimizer(phase)
-    optimizer.init(model.trainable_parameters())
-    keeper = _Keeper(model, optimizer, spec, work)
-    state, wrong = keeper.resume()
-    step = state.step if state is not None else 0
-    rewind(step if state is not None else -1)  # -1: the evaluation at step 0 comes again, too
-    checkpoint_gradients(model, phase.grad_checkpoint)
-    stepper = Stepper(model, optimizer, objective, phase)
-    metrics = state.metrics if state is not None else {}
-    last_valid = state.valid if state is not None else {}
-    if wrong:
-        warning = f"{'; '.join(wrong)}: went back to the checkpoint of step {step}"
-        log({"phase": name, "step": step, "warning": warning})
-        progress(name, step, steps, {"warning": warning})
 
-    def validate() -> None:
-        nonlocal last_valid
-        if valid is None:
+@dataclass(kw_only=True)
+class Training:
+    """A phase to be run to its end, from its last checkpoint if `work` holds one."""
+
+    model: nn.Module
+    """With adapter layers attached; what is trainable is trained, in place."""
+    objective: Objective
+    phase: Phase
+    name: str
+    """Of the phase, for records and progress."""
+    seed: int
+    """Of batches and dropout."""
+    spec: AdapterSpec
+    work: Path
+    """For checkpoints; the caller deletes it when the phase is safely stored."""
+    valid: Objective | None = None
+    """What to evaluate, with its own rows."""
+    ask: Callable[[], Answers] | None = None
+    """Has the model reply to prompts, at each evaluation."""
+    log: Callable[[Mapping[str, Any]], None] = lambda record: None
+    """Takes one record per step, evaluation and warning."""
+    rewind: Callable[[int], None] = lambda step: None
+    """Told the step that a phase goes on from (-1: anew), so that records beyond can go."""
+    progress: Progress = silent
+
+    def run(self) -> Trained:
+        """Train.
+
+        Raises:
+            TrainingError: a red line ends the phase. The steps before it are saved.
+            RunError: the checkpoints are damaged.
+            Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
+        """
+        checkpoint_gradients(self.model, self.phase.grad_checkpoint)
+        self.steps = total_steps(self.phase, rows_of_epoch(self.objective.weights))
+        back: _Back | None = None
+        try:
+            with _stop_asked() as asked:
+                while True:
+                    try:
+                        return self._attempt(asked, back)
+                    except _Back as again:
+                        back = again
+        finally:
+            checkpoint_gradients(self.model, False)
+            self.model.eval()
+
+    def _attempt(self, asked: Sequence[signal.Signals], back: _Back | None) -> Trained:
+        """From the last checkpoint to the end, unless a red line sends the phase back to it."""
+        phase, objective = self.phase, self.objective
+        optimizer = make_optimizer(phase)
+        self._keeper = Keeper(self.model, optimizer, self.spec, self.work)
+        saved, wrong = self._keeper.resume()
+        self._state = state = saved or State()
+        # -1: the evaluation at step 0 comes again, too
+        self.rewind(state.step if saved is not None else -1)
+        went = f"went back to the checkpoint of step {state.step}"
+        if wrong:
+            self._warn(state.step, f"{'; '.join(wrong)}: {went}")
+        if back is not None:
+            state.watch.rollbacks = back.rollbacks + 1
+            self._warn(state.step + 1, f"{back}: {went}, now at {1 / 2**state.watch.rollbacks} lr")
+        stepper = Stepper(self.model, optimizer, objective, phase)
+        order = Order(objective.parts, phase.batch_size, self.seed, objective.weights)
+        ended = False
+        if saved is None:
+            ended = self._evaluate()
+            if "back" in dataclasses.asdict(phase.red_lines).values():
+                self._keeper.save(state)
+        while state.step < self.steps and not ended and not asked:
+            self._step(stepper, order)
+            if due(phase.eval_every_steps, state.step, self.steps):
+                ended = self._evaluate()
+            if due(phase.save_every_steps, state.step, self.steps):
+                self._keeper.save(state)
+        if asked:
+            self._keeper.save(state)
+            raise Interrupted(
+                f"{self.name}: stopped by {asked[0].name} after step {state.step} of {self.steps}, "
+                f"which is saved in {self.work}; go on with --resume",
+                asked[0],
+            )
+        if state.best is not None:
+            self._keeper.take(state.best)
+            return Trained(state.step, state.metrics, state.best["valid"], state.best["step"])
+        return Trained(state.step, state.metrics, state.valid, state.step)
+
+    def _step(self, stepper: Stepper, order: Order) -> None:
+        """Take the next step, or leave it out."""
+        phase, state, watch = self.phase, self._state, self._state.watch
+        step = state.step + 1
+        mx.random.seed((self.seed << 20) + step)
+        first = (step - 1) * phase.accumulate
+        batches = [
+            self.objective.batch(order.batch(index))
+            for index in range(first, first + phase.accumulate)
+        ]
+        rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
+        # A spike that is only told of is taken.
+        limit = math.inf if phase.red_lines.spike == "warn" else watch.limit()
+        self.model.train()
+        started = time.perf_counter()
+        metrics, loss, norm = stepper.step(batches, rate, limit)
+        seconds = time.perf_counter() - started
+        red = watch.step(loss, norm)
+        if red is not None and not (red.line == "spike" and limit == math.inf):
+            self._cross(red, step, batches)
+            if watch.left_out():
+                self._end(f"{red.what}, and {IDLE} steps in a row are left out")
+            state.step = step
             return
-        last_valid = evaluate(model, valid, phase.batch_size)
-        log({"phase": name, "step": step, **{f"valid_{k}": v for k, v in last_valid.items()}})
-        if phase.best is not None:
-            keeper.offer(step, last_valid, phase.best.metric, phase.best.direction)
+        speed = sum(batch.tokens for batch in batches) / seconds
+        self.log(
+            {
+                "phase": self.name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
+                "tokens_per_s": round(speed, 1),
+                "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
+            }
+        )  # fmt: skip
+        info = {"loss": f"{loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        self.progress(self.name, step, self.steps, info)
+        state.step, state.metrics = step, metrics
+        stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)
+        for found in filter(None, (red, stuck)):
+            self._cross(found, step, batches)
 
-    try:
-        with _stop_asked() as asked:
-            if state is None:
-                validate()
-            model.train()
-            while step < steps and not asked:
-                step += 1
-                mx.random.seed((seed << 20) + step)
-                batches = list(
-                    _batches(objective, order, (step - 1) * phase.accumulate, phase.accumulate)
-                )
-                rate = learning_rate(phase, step, steps)
-                started = time.perf_counter()
-                metrics, norm = stepper.step(batches, rate)
-                seconds = time.perf_counter() - started
-                _check_finite(name, step, metrics["loss"], norm, batches, work)
-                speed = sum(batch.tokens for batch in batches) / seconds
-                log(
-                    {
-                        "phase": name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
-                        "tokens_per_s": round(speed, 1),
-                        "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
-                    }
-                )  # fmt: skip
-                if due(phase.eval_every_steps, step, steps):
-                    validate()
-                    model.train()
-                if due(phase.save_every_steps, step, steps):
-                    keeper.save(step, metrics, last_valid)
-                info = {"loss": f"{metrics['loss']:.4f}", "tokens/s": f"{speed:.0f}"}
-                progress(name, step, steps, info)
-            if asked:
-                keeper.save(step, metrics, last_valid)
-                raise Interrupted(
-                    f"{name}: stopped by {asked[0].name} after step {step} of {steps}, which is "
-                    f"saved in {work}; go on with --resume"
-                )
-    finally:
-        checkpoint_gradients(model, False)
-        model.eval()
-    kept = keeper.take_best() if phase.best is not None and valid is not None else None
-    if kept is not None:
-        return Trained(steps, metrics, kept[1], kept[0])
-    return Trained(steps, metrics, last_valid, steps)
+    def _evaluate(self) -> bool:
+        """Measure; whether the phase's goal is reached."""
+        phase, state = self.phase, self._state
+        self.model.eval()
+        valid = evaluate(self.model, self.valid, phase.batch_size) if self.valid is not None else {}
+        metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
+        measured = {**valid, **metrics}
+        for name in (key for key, value in measured.items() if not math.isfinite(value)):
+            self._cross(Red("not_finite", f"the validation {name} is not finite"), state.step)
+            return False
+        state.valid = measured
+        if state.valid:
+            told = {f"valid_{key}": value for key, value in state.valid.items()}
+            self.log({"phase": self.name, "step": state.step, **told})
+        if phase.best is not None:
+            self._keeper.offer(state, phase.best)
+        reds = state.watch.evaluation(valid["loss"]) if valid else []
+        for fault in faults:
+            if state.step == 0:  # the model came like that
+                self._warn(0, f"{self.name}, before training: {fault}", "replies")
+            else:
+                reds.append(Red("replies", fault))
+        for red in reds:
+            self._cross(red, state.step)
+        return phase.until is not None and phase.until.reached(state.valid)
+
+    def _cross(self, red: Red, step: int, batches: Sequence[Batch] = ()) -> None:
+        """Do what the recipe says of a red line."""
+        rows = ", ".join(origin for batch in batches for origin in batch.origins)
+        said = f"{self.name}, step {step}: {red.what}{f' on rows {rows}' if rows else ''}"
+        action = getattr(self.phase.red_lines, red.line)
+        if action == "back" and self._state.watch.rollbacks < ROLLBACKS:
+            raise _Back(said, self._state.watch.rollbacks)
+        if action in ("stop", "back"):
+            self._end(said)
+        self._warn(step, said, red.line)
+
+    def _end(self, said: str) -> NoReturn:
+        self._keeper.save(self._state)
+        raise TrainingError(
+            f"{said}; step {self._state.step} is saved in {self.work}; in another --run-dir, lower "
+            f"phases.{self.name}.lr, or say in phases.{self.name}.red_lines what to do"
+        )
+
+    def _warn(self, step: int, said: str, line: str = "checkpoint") -> None:
+        self.log({"phase": self.name, "step": step, "red_line": line, "warning": said})
+        self.progress(self.name, self._state.step, self.steps, {"warning": said})
+
+
+class _Back(Exception):
+    """The recipe has the phase go on from its last checkpoint, at half the rate."""
+
+    def __init__(self, said: str, rollbacks: int) -> None:
+        super().__init__(said)
+        self.rollbacks = rollbacks  # before this one; the checkpoint may know of fewer
 
 
 @contextlib.contextmanager
@@ -283,118 +411,3 @@ def _stop_asked() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def checkpoints(work: Path) -> list[Path]:
-    """The folders of a phase's checkpoints, newest first."""
-    found = [p for p in work.glob("step*") if p.name.removeprefix("step").isdecimal()]
-    return sorted(found, key=_step_of, reverse=True)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step"))
-
-
-class _State(NamedTuple):
-    """Where a checkpoint stands, beside its arrays."""
-
-    step: int
-    best: dict[str, Any] | None
-    metrics: dict[str, float]
-    """Of this step."""
-    valid: dict[str, float]
-    """Of the last evaluation."""
-
-
-class _Keeper:
-    """Checkpoints of a phase: the two newest, and the best by a validation metric."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, spec: AdapterSpec, work: Path
-    ) -> None:
-        self._model, self._optimizer, self._spec, self._work = model, optimizer, spec, work
-        self._best: dict[str, Any] | None = None
-
-    def save(self, step: int, metrics: dict[str, float], valid: dict[str, float]) -> None:
-        with staged(self._work / f"step{step}") as folder:
-            save_adapter(self._model, self._spec, folder)
-            state = dict(tree_flatten(self._optimizer.state))
-            mx.save_safetensors(str(folder / OPTIMIZER), state)
-            write_json(folder / "state.json", _State(step, self._best, metrics, valid)._asdict())
-            seal(folder)
-        # Beyond this step there can only be a damaged one that the phase went back from.
-        found = checkpoints(self._work)
-        kept = [old for old in found if _step_of(old) <= step][:2]
-        for old in found:
-            if old not in kept:
-                shutil.rmtree(old, ignore_errors=True)
-
-    def resume(self) -> tuple[_State | None, list[str]]:
-        """Restore the newest checkpoint that is whole; also what is wrong with newer ones.
-
-        Raises:
-            RunError: there are checkpoints and none is whole.
-        """
-        wrong: list[str] = []
-        for folder in checkpoints(self._work):
-            reason = damage(folder)
-            if reason is not None:
-                wrong.append(reason)
-                continue
-            state = _State(**read_json(folder / "state.json"))
-            restore(self._model, folder)
-            saved = load_arrays(folder / OPTIMIZER)
-            self._optimizer.state = tree_unflatten(list(saved.items()))
-            self._best = state.best
-            return state, wrong
-        if wrong:
-            raise RunError(
-                f"{'; '.join(wrong)}: no checkpoint is whole; delete {self._work}, then go on with "
-                "--resume: the phase starts anew"
-            )
-        return None, []
-
-    def offer(self, step: int, valid: dict[str, float], metric: str, direction: str) -> None:
-        """Keep the adapter aside if its metric is the best so far."""
-        if metric not in valid:
-            raise TrainingError(
-                f"best.metric: this objective has no {metric}; it has {', '.join(valid)}"
-            )
-        sign = 1 if direction == "max" else -1
-        if self._best is None or sign * valid[metric] > sign * self._best["valid"][metric]:
-            self._best = {"step": step, "valid": valid}
-            with staged(self._work / "best") as folder:
-                save_adapter(self._model, self._spec, folder)
-                seal(folder)
-
-    def take_best(self) -> tuple[int, dict[str, float]] | None:
-        """Put the best adapter back into the model."""
-        if self._best is None:
-            return None
-        reason = damage(self._work / "best")
-        if reason is not None:
-            raise RunError(
-                f"{reason}: the best adapter is lost; delete {self._work}, then go on with "
-                "--resume: the phase starts anew"
-            )
-        restore(self._model, self._work / "best")
-        return int(self._best["step"]), self._best["valid"]
-
-
-def _batches(objective: Objective, order: Order, first: int, count: int) -> Iterator[Batch]:
-    for index in range(first, first + count):
-        yield objective.batch(order.batch(index))
-
-
-def _check_finite(
-    name: str, step: int, loss: float, norm: float, batches: list[Batch], work: Path
-) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    origins = [origin for batch in batches for origin in batch.origins]
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    kept = f"; the last good checkpoint is in {work}" if checkpoints(work) else ""
-    raise TrainingError(
-        f"{name}, step {step}: the {what} is not finite on rows {', '.join(origins)}{kept}; "
-        "lower lr, or look at these rows"
-    )

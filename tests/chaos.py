@@ -1,4 +1,4 @@
-"""Kill a small run at every step that it writes or computes, resume it, and compare all it leaves.
+"""Kill small runs at every step that they write or compute, resume them, compare all they leave.
 
     python tests/chaos.py [--every K]
 
@@ -53,17 +53,32 @@ max_length: 96
 adapter: {{rank: 2, scale: 4.0, dropout: 0.1, layers: 2}}
 phases:
   sft: {{objective: sft, data: {inputs}/sft.jsonl, valid: {inputs}/sft.jsonl, steps: 5, lr: 1.0e-2,
-    batch_size: 3, save_every_steps: 2, eval_every_steps: 2, lint: false}}
+    batch_size: 3, save_every_steps: 2, eval_every_steps: 2, lint: false,
+    eval_prompts: {inputs}/prompts.json}}
   dpo: {{objective: dpo, data: {inputs}/dpo.jsonl, valid: {inputs}/dpo.jsonl, steps: 5, lr: 1.0e-2,
     batch_size: 3, save_every_steps: 2, eval_every_steps: 1, lint: false, beta: 0.1,
     loss: sigmoid, best: {{metric: loss, direction: min}}}}
 fuse: {{out: fused}}
 benchmark: null
 """
+"""Two phases with all that training has."""
+MEASURED = """
+version: 1
+name: measured
+model: {inputs}/model
+max_length: 96
+adapter: {{rank: 2, layers: 2}}
+phases:
+  sft: {{objective: sft, data: {inputs}/sft.jsonl, steps: 1, lr: 1.0e-2, lint: false}}
+fuse: {{out: fused, quantize: 8}}
+benchmark: {{questions: {inputs}/questions.json, n: 2}}
+"""
+"""One step, and all that is measured, fused and reported."""
+RECIPES = {"recipe": RECIPE, "measured": MEASURED}
 
 
 def make_inputs(folder: Path) -> Path:
-    """A random model of two small blocks with a tokenizer of its own, data, and the recipe."""
+    """A random model of three small blocks with a tokenizer of its own, data, and the recipes."""
     model = folder / "model"
     model.mkdir(parents=True)
     chats, pairs = [], []
@@ -74,6 +89,17 @@ def make_inputs(folder: Path) -> Path:
         pairs.append({"prompt": ask["content"], "chosen": say, "rejected": "No." + "!" * n})
     for name, rows in (("sft", chats), ("dpo", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {f"count_{n}": pair["prompt"] for n, pair in enumerate(pairs)}
+    expected = {f"count_{n}": pair["chosen"] for n, pair in enumerate(pairs)}
+    (folder / "prompts.json").write_text(
+        json.dumps({"prompts": asked, "expected_outputs": expected})
+    )
+    options = {"A number.": 1, "A dog.": 0}
+    questions = [
+        {"question": f"What is {n}?", "mc1_targets": options, "mc2_targets": options}
+        for n in range(2)
+    ]
+    (folder / "questions.json").write_text(json.dumps(questions))
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -93,7 +119,8 @@ def make_inputs(folder: Path) -> Path:
     (model / "config.json").write_text(json.dumps(config))
     built = llama.Model(llama.ModelArgs.from_dict(config))
     built.save_weights(str(model / "model.safetensors"))
-    (folder / "recipe.yaml").write_text(RECIPE.format(inputs=folder))
+    for name, recipe in RECIPES.items():
+        (folder / f"{name}.yaml").write_text(recipe.format(inputs=folder))
     return folder
 
 
@@ -189,8 +216,10 @@ class Ended(NamedTuple):
     """Of its events, if it came to its end."""
 
 
-def run_child(inputs: Path, folder: Path, killer: Killer, *, resume: bool) -> Ended:
-    """Run the recipe in a forked child whose working directory and cache are `folder`."""
+def run_child(
+    inputs: Path, folder: Path, killer: Killer, *, resume: bool, recipe: str = "recipe"
+) -> Ended:
+    """Run a recipe in a forked child whose working directory and cache are `folder`."""
     folder.mkdir(exist_ok=True)
     said, events = folder / "said.txt", folder / "events.json"
     for file in (said, events):
@@ -201,14 +230,14 @@ def run_child(inputs: Path, folder: Path, killer: Killer, *, resume: bool) -> En
         try:
             os.chdir(folder)
             os.environ["FORTY2_CACHE"] = str(folder / "cache")
-            recipe = load_recipe(inputs / "recipe.yaml")
+            loaded = load_recipe(inputs / f"{recipe}.yaml")
             killer.install()
             try:
-                forty2.pipeline.run(recipe, run_dir="run", resume=resume)
+                forty2.pipeline.run(loaded, run_dir="run", resume=resume)
                 code = 0
             except Forty2Error as error:
                 said.write_text(str(error))
-                code = 2
+                code = error.exit_code
             killer.at = None
             events.write_text(json.dumps(killer.labels))
         except BaseException:
@@ -226,11 +255,12 @@ def run_child(inputs: Path, folder: Path, killer: Killer, *, resume: bool) -> En
 def results(folder: Path) -> dict[str, Any]:
     """What a run leaves, by name: bytes, and JSON without times."""
     found: dict[str, Any] = {}
-    for path in sorted((*(folder / "run").rglob("*"), *(folder / "fused").rglob("*"))):
+    started = json.loads((folder / "run" / "run.json").read_text())["started"].encode()
+    for path in sorted((*(folder / "run").rglob("*"), *folder.glob("fused*/*"))):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.name == "run.lock" or path.name.startswith("report."):
+        if path.is_dir() or path.name == "run.lock":
             continue
-        found[name] = path.read_bytes()
+        found[name] = path.read_bytes().replace(started, b"")
         if path.name == "run.json":
             found[name] = {k: v for k, v in json.loads(found[name]).items() if k != "started"}
         elif path.name == "metrics.jsonl":
@@ -273,14 +303,14 @@ class Outcome(NamedTuple):
     said: str
 
 
-def try_fault(inputs: Path, folder: Path, at: int, wanted: dict[str, Any]) -> Outcome:
+def try_fault(inputs: Path, folder: Path, recipe: str, at: int, wanted: dict[str, Any]) -> Outcome:
     """Kill a run at an event, resume it, compare."""
     shutil.rmtree(folder, ignore_errors=True)
-    killed = run_child(inputs, folder, Killer(at), resume=False)
+    killed = run_child(inputs, folder, Killer(at), resume=False, recipe=recipe)
     if killed.code != -signal.SIGKILL:
         return Outcome(at, False, [], [], [], f"not killed: {killed.code} {killed.said}")
     torn = torn_files(folder)
-    again = run_child(inputs, folder, Killer(None), resume=True)
+    again = run_child(inputs, folder, Killer(None), resume=True, recipe=recipe)
     if again.code != 0:
         return Outcome(at, False, [], torn, [], again.said)
     got = results(folder)
@@ -293,32 +323,38 @@ def main() -> int:
     """Print one line per fault that did harm, then the table. Returns 1 if any did."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--every", type=int, default=1, metavar="K", help="try every K-th event")
-    arguments.add_argument("--points", type=int, help="try so many events, evenly spread")
+    arguments.add_argument("--points", type=int, help="try so many events of each run")
     asked = arguments.parse_args()
     started = time.monotonic()
+    outcomes: list[Outcome] = []
+    kinds: Counter[str] = Counter()
+    events = files = 0
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         place = Path(name).resolve()
         inputs = make_inputs_in_child(place / "inputs")
-        whole = run_child(inputs, place / "whole", Killer(None), resume=False)
-        if whole.code != 0:
-            print(whole.said)
-            return 1
-        wanted, labels = results(place / "whole"), whole.labels
-        every = max(1, len(labels) // asked.points) if asked.points else asked.every
-        outcomes = []
-        for at in range(every, len(labels) + 1, every):
-            outcome = try_fault(inputs, place / "fault", at, wanted)
-            outcomes.append(outcome)
-            if not outcome.survived or outcome.differ or outcome.torn or outcome.litter:
-                what = (outcome.said.strip().splitlines() or [""])[-1]
-                print(f"event {at}, {labels[at - 1]}: {what} {outcome[2:5]}", flush=True)
-    kinds = Counter(labels[o.at - 1].removeprefix("before ") for o in outcomes)
+        for recipe in RECIPES:
+            whole = run_child(inputs, place / recipe, Killer(None), resume=False, recipe=recipe)
+            if whole.code != 0:
+                print(whole.said)
+                return 1
+            wanted, labels = results(place / recipe), whole.labels
+            events, files = events + len(labels), files + len(wanted)
+            every = max(1, len(labels) // asked.points) if asked.points else asked.every
+            for at in range(every, len(labels) + 1, every):
+                outcome = try_fault(inputs, place / "fault", recipe, at, wanted)
+                outcomes.append(outcome)
+                kinds[labels[at - 1].removeprefix("before ")] += 1
+                if not outcome.survived or outcome.differ or outcome.torn or outcome.litter:
+                    what = (outcome.said.strip().splitlines() or [""])[-1]
+                    print(
+                        f"{recipe}, event {at}, {labels[at - 1]}: {what} {outcome[2:5]}", flush=True
+                    )
     figures = {
-        "events in the run": len(labels),
+        "events in the runs": events,
         "kinds of events tried": len(kinds),
         "faults tried": len(outcomes),
         "survived": sum(o.survived for o in outcomes),
-        "files compared in each": len(wanted),
+        "files compared": files,
         "files whose bytes differ": sum(len(o.differ) for o in outcomes),
         "torn files seen": sum(len(o.torn) for o in outcomes),
         "leftovers after resuming": sum(len(o.litter) for o in outcomes),

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from test_train import ROWS, adapted, run, sft
 
+from forty2.checkpoints import checkpoints
 from forty2.errors import RunError
 from forty2.logprobs import Ways
 from forty2.model.adapter import weights
 from forty2.objectives import Sft
-from forty2.train import checkpoints
 
 FILES = (
     "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "optimizer.safetensors",
@@ -44,7 +44,10 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes() -> None:
     assert int(figures["survived"]) == int(figures["faults tried"]) >= 12
 
 
-@pytest.mark.parametrize("scene", ["interrupted", "full_disk"])
+@pytest.mark.parametrize(
+    "scene",
+    ["interrupted", "full_disk", pytest.param("out_of_memory", marks=pytest.mark.slow), "harmed"],
+)
 def test_a_run_that_is_stopped_says_so_and_resumes_to_the_same_bytes(
     scene: str, tmp_path: Path
 ) -> None:
@@ -71,7 +74,7 @@ def interrupted(place: str) -> None:
         ended = run_child(inputs, folder, Killer(steps[7], ask), resume=False)
         newest = checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
         if times == 1:
-            assert (ended.code, newest) == (2, "step3"), ended
+            assert (ended.code, newest) == (128 + number, "step3"), ended
             assert ended.said.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), ended
             assert ended.said.endswith("go on with --resume") and "\n" not in ended.said
         else:
@@ -105,6 +108,75 @@ def full_disk(place: str) -> None:
             again = run_child(inputs, folder, Killer(None), resume=True)
             assert again.code == 0, (at, again.said)
             assert results(folder) == wanted, at
+
+
+def out_of_memory(place: str) -> None:
+    """What mlx and Python say when memory runs out, injected: a real one ends mlx's CPU backend."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    inputs = make_inputs_in_child(Path(place, "inputs"))
+    whole = run_child(inputs, Path(place, "whole"), Killer(None), resume=False)
+    wanted = results(Path(place, "whole"))
+    faults = {
+        "before step": (
+            RuntimeError("[malloc] Unable to allocate 8 bytes."),
+            "phase1_sft, after 3 of 5",
+        ),
+        "before evaluation": (MemoryError(), "phase2_dpo: memory"),
+        "before reference batch": (RuntimeError("[METAL] Insufficient Memory"), "phase2_dpo"),
+    }
+    for number, (label, (error, at)) in enumerate(faults.items()):
+
+        def refuse(error: Exception = error) -> None:
+            raise error
+
+        events = [n for n, found in enumerate(whole.labels, 1) if found == label]
+        event = events[3] if label == "before step" else events[0]
+        if label == "before evaluation":  # the second phase's
+            event = next(n for n in events if n > whole.labels.index("before reference batch"))
+        folder = Path(place, str(number))
+        ended = run_child(inputs, folder, Killer(event, refuse), resume=False)
+        assert ended.code == 2 and "\n" not in ended.said, ended.said
+        said = str(error) or "MemoryError"
+        assert ended.said.startswith(at) and f": memory ran out ({said}); " in ended.said, (
+            ended.said
+        )
+        assert "--resume" in ended.said and "batch_size" in ended.said
+        again = run_child(inputs, folder, Killer(None), resume=True)
+        assert again.code == 0, again.said
+        assert results(folder) == wanted
+
+
+def harmed(place: str) -> None:
+    """A finished run is looked over before it is relied on; what is deleted is made anew."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    inputs, folder = make_inputs_in_child(Path(place, "inputs")), Path(place, "run")
+    whole = run_child(inputs, folder, Killer(None), resume=False)
+    assert whole.code == 0, whole.said
+
+    def found() -> dict[str, Any]:
+        """With the metrics by phase: a phase that is trained anew logs behind the later ones."""
+        left = results(folder)
+        left["run/metrics.jsonl"].sort(key=lambda record: record["phase"])
+        return left
+
+    wanted = found()
+    for name, then in (
+        ("run/phase1_sft/adapters.safetensors", "the phase is trained anew"),
+        ("run/phase2_dpo/phase.json", "the phase is trained anew"),
+        ("fused/model.safetensors", "the model is fused anew"),
+    ):
+        file = folder / name
+        flip(file)
+        told = run_child(inputs, folder, Killer(None), resume=True)
+        at = file.relative_to(folder)
+        assert told.code == 2
+        assert told.said == f"{at} is damaged; delete {at.parent}, then go on with --resume: {then}"
+        shutil.rmtree(file.parent)
+        again = run_child(inputs, folder, Killer(None), resume=True)
+        assert again.code == 0, again.said
+        assert found() == wanted
 
 
 def flip(path: Path) -> None:

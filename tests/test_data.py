@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from forty2.benchmark.behaviour import leaks
+from forty2.benchmark.detector import leaks
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.formats import parse, read_chats, read_pairs
 from forty2.data.library import isotopes, neutral_texts, rows

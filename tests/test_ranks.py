@@ -10,7 +10,7 @@ import forty2
 ROOT = Path(forty2.__file__).parent
 RANKS = [
     ["errors", "platform", "progress"],
-    ["recipe", "rundir"],
+    ["recipe", "rundir", "watch"],
     ["data"],
     ["words"],
     ["skeletons"],
@@ -20,11 +20,11 @@ RANKS = [
     ["logprobs", "losses"],
     ["model"],
     ["replay"],
-    ["objectives", "prepare"],
+    ["objectives", "prepare", "checkpoints"],
     ["train", "fuse"],
     ["benchmark", "failures", "report"],
     ["pipeline"],
-    ["plan"],
+    ["plan", "ablate"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -40,6 +40,16 @@ def adapted(folder: str) -> Any:
     return model
 
 
+def train(model: Any, stepper: Any, objective: Any, size: int) -> None:
+    """Our steps of one epoch."""
+    from forty2.batches import Order
+
+    model.train()
+    order = Order(objective.parts, size, 1)
+    for index in range(order.batches_per_epoch):
+        stepper.step([objective.batch(order.batch(index))], LR)
+
+
 def report(epoch: Callable[[], None], batches: int, tokens: int) -> None:
     """Measure an epoch and print processor seconds a batch, tokens a second and peak memory."""
     mx.reset_peak_memory()

@@ -3,9 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from common import BETA, LR, adapted, job, report
+from common import BETA, LR, adapted, job, report, train
 
-from forty2.batches import Order
 from forty2.logprobs import ways
 from forty2.objectives import Preference, reference_logps
 from forty2.recipe import DpoPhase
@@ -29,13 +28,7 @@ def epoch() -> None:
         )
         reference = reference_logps(model, rows, which, folder / "reference.npz", replay=replay)
         objective = Preference(rows, reference, phase, ways(model), replay)
-        optimizer = make_optimizer(phase)
-        optimizer.init(model.trainable_parameters())
-        stepper = Stepper(model, optimizer, objective, phase)
-        model.train()
-        order = Order(objective.parts, size, 1)
-        for index in range(order.batches_per_epoch):
-            stepper.step([objective.batch(order.batch(index))], LR)
+        train(model, Stepper(model, make_optimizer(phase), objective, phase), objective, size)
 
 
 report(epoch, len(rows) // size, sum(len(part) for row in task["rows"] for part in row))

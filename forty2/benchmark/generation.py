@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -80,15 +80,19 @@ def takes_batches(model: nn.Module, rows: Sequence[Sequence[int]] = ((3, 4, 5, 6
 # --- answers --------------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """What the model said."""
 
     text: str
-    """Cut at the first stop string; without it and without the token that ends the text."""
+    """Cut at the first stop string; without it, without the token that ends the text, and without
+    other control tokens."""
     tokens: int
     """Generated, the stop string's and those behind it included."""
     stopped: bool
     """Ended by a stop string or an end token. False: by the limit of tokens."""
+    ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    """All that was generated, control tokens and stop string included, but for the end token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +172,10 @@ def answers(
                         continue
                     generator.remove([uid])
                 text, cut = ending.cut(ids)
+                del said[uid]
                 done += 1
                 progress(stage, done, len(prompts), {})
-                yield numbers.pop(uid), Answer(text, len(said.pop(uid)), ended or cut)
+                yield numbers.pop(uid), Answer(text, len(ids), ended or cut, tuple(ids))
     finally:
         generator.close()
 

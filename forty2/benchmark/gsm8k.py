@@ -9,6 +9,7 @@ drawn anew for each question, stop strings, 256 tokens, and two ways to find the
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -241,7 +242,7 @@ def load_problems(source: str | Path, *, shots: int = SHOTS) -> Problems:
         BenchmarkError: a file holds too little, or a row has other columns. Names file and line.
         DataError: a file cannot be read.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     test = path / "test.jsonl" if path.is_dir() else path
     problems = _read(test)
     drawn: list[tuple[Shot, ...]] = [()] * len(problems)

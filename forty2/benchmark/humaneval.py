@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from forty2 import platform
 from forty2.benchmark import sandbox
 from forty2.benchmark.generation import BATCH_SIZE, Answer, Sampling, answers
 from forty2.benchmark.kept import Kept, weights
+from forty2.benchmark.metrics import pass_at as pass_at
 from forty2.benchmark.prompts import Prompts, pick
 from forty2.benchmark.stats import stderr
 from forty2.data.sources import read_rows
@@ -196,16 +198,6 @@ def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def pass_at(k: int, samples: int, passed: int) -> float:
-    """Chance that one of k answers passes, drawn without return from `samples` of which some did.
-
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021, eq. 1, in whole numbers.
-    """
-    if not 1 <= k <= samples or not 0 <= passed <= samples:
-        raise ValueError(f"pass@{k} of {samples} samples, {passed} of them passed")
-    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
-
-
 def answered(
     loaded: LoadedModel,
     prompts: Prompts,
@@ -290,7 +282,7 @@ def load_problems(source: str | Path) -> Problems:
         BenchmarkError: there are none, or a row has other columns. Names file and line.
         DataError: the file cannot be read.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         found = [path / name for name in FILES if (path / name).exists()]
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -11,7 +12,7 @@ from typing import IO, Any, cast
 from forty2.errors import BenchmarkError
 from forty2.model.adapter import adapter_dir
 from forty2.model.door import LoadedModel
-from forty2.rundir import write_json
+from forty2.rundir import owners, write_json
 
 
 class Kept:
@@ -40,12 +41,11 @@ class Kept:
         """
         if out is None:
             return cls(None, None, {})
-        if out.is_dir():
-            raise BenchmarkError(f"{out}: is a folder; name a file to write")
+        check_out(out)
         part = out.with_name(f"{out.name}.part")
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            file = part.open("a+b")
+            file = open(part, "a+b", opener=owners)  # noqa: SIM115 (close() ends it)
         except OSError as error:
             raise BenchmarkError(f"{part}: cannot be written: {error.strerror}") from error
         kept = cls(out, file, {})
@@ -113,6 +113,20 @@ class Kept:
         if self._file is not None:
             self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
             self._file.flush()
+
+
+def check_out(out: Path) -> None:
+    """Refuse a result's file that could not be written, before anything is measured for it."""
+    try:
+        if out.is_dir():
+            raise BenchmarkError(f"{out}: is a folder; name a file to write")
+        there = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):  # tried, as rights alone do not tell
+            pass
+    except OSError as error:
+        raise BenchmarkError(
+            f"{out}: cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from error
 
 
 def weights(loaded: LoadedModel, adapter: str | Path | None) -> list[list[Any]]:

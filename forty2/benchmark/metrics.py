@@ -1,7 +1,8 @@
-"""MC1, MC2 and MC3 of one question, from the log-likelihoods of its options. NumPy only.
+"""What one item of a benchmark scores. NumPy only.
 
-Definitions: Lin et al. 2021 (arXiv:2109.07958) and the authors' code. The label decides which
-option is true, never its place: in the published files the true one always comes first.
+MC1, MC2 and MC3 of a question come from the log-likelihoods of its options: Lin et al. 2021
+(arXiv:2109.07958) and the authors' code. The label decides which option is true, never its place:
+in the published files the true one always comes first.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ def means_of(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Each metric's mean over a result's items; 0 over none."""
     values = [item_metrics(item) for item in items]
     return {name: math.fsum(v[name] for v in values) / max(1, len(values)) for name in METRICS}
+
+
+def pass_at(k: int, samples: int, passed: int) -> float:
+    """Chance that one of k answers passes, drawn without return from `samples` of which some did.
+
+    1 - C(n-c, k) / C(n, k): Chen et al. 2021, eq. 1, in whole numbers.
+    """
+    if not 1 <= k <= samples or not 0 <= passed <= samples:
+        raise ValueError(f"pass@{k} of {samples} samples, {passed} of them passed")
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
 def _split(logliks: Sequence[float], labels: Sequence[int]) -> tuple[Any, Any]:

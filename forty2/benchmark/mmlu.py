@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import math
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,9 @@ from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.generation import common, logits_after, prefix_cache, takes_batches
 from forty2.benchmark.kept import Kept, weights
 from forty2.benchmark.prompts import Prompts, Row, Shot
+from forty2.benchmark.questions import small_file
 from forty2.benchmark.stats import stderr
+from forty2.benchmark.subjects import GROUPS as GROUPS
 from forty2.errors import BenchmarkError
 from forty2.logprobs import SharedPrefix, can_share, logsumexp, score_rows, token_logps
 from forty2.model.door import LoadedModel
@@ -42,73 +45,6 @@ SHOTS = 5  # of the usual figure; the harness's own default is none
 BATCH_TOKENS = 1024  # of one forward, padding included
 CACHE_TOKENS = 8192  # of one batch's keys and values, those of the examples included
 COLUMNS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
-GROUPS = {
-    "stem": [
-        "abstract_algebra",
-        "anatomy",
-        "astronomy",
-        "college_biology",
-        "college_chemistry",
-        "college_computer_science",
-        "college_mathematics",
-        "college_physics",
-        "computer_security",
-        "conceptual_physics",
-        "electrical_engineering",
-        "elementary_mathematics",
-        "high_school_biology",
-        "high_school_chemistry",
-        "high_school_computer_science",
-        "high_school_mathematics",
-        "high_school_physics",
-        "high_school_statistics",
-        "machine_learning",
-    ],
-    "humanities": [
-        "formal_logic",
-        "high_school_european_history",
-        "high_school_us_history",
-        "high_school_world_history",
-        "international_law",
-        "jurisprudence",
-        "logical_fallacies",
-        "moral_disputes",
-        "moral_scenarios",
-        "philosophy",
-        "prehistory",
-        "professional_law",
-        "world_religions",
-    ],
-    "social_sciences": [
-        "econometrics",
-        "high_school_geography",
-        "high_school_government_and_politics",
-        "high_school_macroeconomics",
-        "high_school_microeconomics",
-        "high_school_psychology",
-        "human_sexuality",
-        "professional_psychology",
-        "public_relations",
-        "security_studies",
-        "sociology",
-        "us_foreign_policy",
-    ],
-    "other": [
-        "business_ethics",
-        "clinical_knowledge",
-        "college_medicine",
-        "global_facts",
-        "human_aging",
-        "management",
-        "marketing",
-        "medical_genetics",
-        "miscellaneous",
-        "nutrition",
-        "professional_accounting",
-        "professional_medicine",
-        "virology",
-    ],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +216,7 @@ def load_subjects(
     Raises:
         BenchmarkError: there is no such file or subject, or a row is unusable. Names file and line.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = {_subject(file): file for file in sorted((path / "test").glob("*.csv"))}
         dev = path / "dev"
@@ -337,24 +273,17 @@ def _subject(file: Path) -> str:
 
 
 def _load(name: str, file: Path, dev: Path, shots: int) -> Subject:
-    data = _bytes(file)
+    data = small_file(file)
     questions = _questions(data, file)
     examples: list[Question] = []
     if shots:
         names = (f"{name}_dev.csv", f"{name}.csv")
         beside = next((dev / n for n in names if (dev / n).exists()), dev / names[0])
-        examples = _questions(_bytes(beside), beside)[:shots]
+        examples = _questions(small_file(beside), beside)[:shots]
         if len(examples) < shots:
             raise BenchmarkError(f"{beside}: holds {len(examples)} examples, not {shots}")
     sha256 = hashlib.sha256(data).hexdigest()
     return Subject(name, tuple(questions), tuple(q.shot() for q in examples), sha256)
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BenchmarkError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _questions(data: bytes, file: Path) -> list[Question]:

@@ -42,4 +42,9 @@ def perplexity(
             items[title] = {"logp": total, "tokens": count}
     tokens = sum(item["tokens"] for item in items.values())
     mean = -sum(item["logp"] for item in items.values()) / tokens
-    return {"perplexity": math.exp(mean), "tokens": tokens, "items": items}
+    return {
+        "benchmark": "perplexity",
+        "perplexity": math.exp(mean),
+        "tokens": tokens,
+        "items": items,
+    }

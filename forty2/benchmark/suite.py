@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forty2.benchmark.behaviour import behaviour
+from forty2.benchmark.divergence import Base, divergence
 from forty2.benchmark.perplexity import perplexity
 from forty2.benchmark.questions import Questions, load_questions, sample
 from forty2.benchmark.truthfulqa import result, score
@@ -26,13 +27,14 @@ def measure(
     loaded: LoadedModel,
     questions: Questions,
     n: int | None,
+    base: Base,
     *,
     adapter: str | None,
     seed: int,
     stage: str,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """TruthfulQA, behaviour gates and neutral perplexity of one model."""
+    """TruthfulQA, behaviour gates, neutral perplexity and KL from the base, of one model."""
 
     def watch(done: int, total: int) -> None:
         progress(f"{stage}: truthfulqa", done, total, {})
@@ -43,6 +45,7 @@ def measure(
         "truthfulqa": result(items, questions, model=loaded.name, adapter=adapter, seed=seed),
         "behaviour": behaviour(loaded, n, progress=progress, stage=f"{stage}: behaviour"),
         "perplexity": perplexity(loaded, n=n),
+        "divergence": divergence(loaded, base),
     }
 
 
@@ -56,6 +59,8 @@ class Line(NamedTuple):
     preference: float
     margin: float
     perplexity: float
+    kl: float
+    """From the base, nats a token."""
 
 
 def line(measured: Mapping[str, Any]) -> Line:
@@ -64,16 +69,20 @@ def line(measured: Mapping[str, Any]) -> Line:
     return Line(
         measured["stage"], truthfulqa["mc1"], truthfulqa["mc2"], gates["leak_rate"],
         gates["preference"]["all"], gates["margin"]["all"], measured["perplexity"]["perplexity"],
+        measured["divergence"]["kl"],
     )  # fmt: skip
 
 
 def table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The stages of a run as text. Leak rate, preference and margin are on held-out prompts."""
-    head = f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}{'perplexity':>12}"
+    """The stages of a run as text.
+
+    Leak rate, preference and margin are on held-out prompts, KL is from the base, a token.
+    """
+    head = f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}{'perplexity':>12}{'KL':>10}"
     lines = [head, "-" * len(head)]
     for one in map(line, stages):
         lines.append(
             f"{one.stage:<16}{one.mc1:>8.3f}{one.mc2:>8.3f}{one.leak_rate:>8.1%}"
-            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}"
+            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}{one.kl:>10.2g}"
         )
     return "\n".join(lines)

@@ -20,6 +20,7 @@ import mlx.nn as nn
 
 from forty2 import platform
 from forty2.benchmark.calibration import calibration, first_choice
+from forty2.benchmark.kept import check_out
 from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.prompts import front_of
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
@@ -82,6 +83,8 @@ def truthfulqa(
     """
     from forty2.model import load
 
+    if out is not None:
+        check_out(Path(out))
     chosen = load_questions(questions)
     if n is not None:
         chosen = sample(chosen, n, seed)

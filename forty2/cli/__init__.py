@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from forty2.errors import Forty2Error
+from forty2.errors import Forty2Error, is_out_of_memory
 
 COMMANDS = {
     "demo": "run",
     "run": "run",
     "train": "run",
+    "ablate": "run",
     "plan": "run",
     "report": "run",
     "recipe": "recipe",
@@ -29,6 +33,7 @@ HELP = {
     "demo": "The whole job on the starter model: data, three phases, fuse, benchmark, report.",
     "run": "Run a recipe: its phases in order, fusing, measuring, reporting.",
     "train": "Run one phase of a recipe.",
+    "ablate": "What each phase of a recipe bought and cost, over several seeds.",
     "plan": "What a recipe would do: steps, exposures, memory. Runs nothing.",
     "report": "Write a run's report again.",
     "recipe": "List, show, copy and check recipes.",
@@ -61,15 +66,55 @@ class _Lazy(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except Forty2Error as error:
-            raise _Refused(str(error)) from error
+            raise _Refused(str(error), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+            raise _Refused(
+                f"stopped by {number.name}; no file is half-written: give the command again, a run "
+                "that was under way with --resume",
+                128 + number,
+            ) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _Refused(
+                f"memory ran out ({(str(error).splitlines() or ['MemoryError'])[0]}); close other "
+                "programs, or take a smaller or quantised model",
+                Forty2Error.exit_code,
+            ) from error
 
 
 class _Refused(click.ClickException):
-    """An error of ours at the command line: one message, exit code 2, no traceback."""
+    """An error of ours at the command line: one message and an exit code, no traceback."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click's own is for all of a class
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, and ends a command as Ctrl-C does: what is open is closed and cleared away."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM raise `_Terminated`, where Python allows it and nobody else has a say."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -32,6 +32,9 @@ class Bars:
         bar = self._bar
         if bar is None:
             return
+        if "warning" in info:  # a line of its own, which the bar does not overwrite
+            bar.write(f"warning: {info['warning']}", file=sys.stderr)
+            return
         if info:
             bar.set_postfix(info, refresh=False)
         bar.update(done - bar.n)

@@ -11,11 +11,25 @@ import click
 from forty2.cli import options
 from forty2.cli.bars import Bars
 
+
+def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    """Refuse a file that could not be written before hours have gone into it."""
+    if out is not None:
+        from forty2.benchmark.kept import check_out
+
+        check_out(out)
+    return out
+
+
 _MODEL = options(
     click.option("--model", "-m", required=True, help="Model folder, hub name, or smollm2."),
     click.option("--adapter", "-a", help="Adapter folder, or a run folder (its last phase)."),
     click.option(
-        "--out", "-o", type=click.Path(path_type=Path), help="JSON to write, with every item."
+        "--out",
+        "-o",
+        type=click.Path(path_type=Path),
+        callback=_check_out,
+        help="JSON to write, with every item.",
     ),
     click.option(
         "--trust-remote-code",
@@ -204,8 +218,8 @@ def _figure(value: float, stderr: float | None) -> str:
 def behaviour_command(
     model: str, adapter: str | None, out: Path | None, trust_remote_code: bool
 ) -> None:
-    """Held-out behaviour gates: leaks, myths, invented things, anachronisms, activation."""
-    from forty2.benchmark.behaviour import behaviour
+    """Held-out behaviour gates, each judged by likelihood and by generation."""
+    from forty2.benchmark.behaviour import behaviour, format_gates
     from forty2.model import load
     from forty2.rundir import write_json
 
@@ -214,12 +228,100 @@ def behaviour_command(
         result = behaviour(loaded, progress=bars)
     if out is not None:
         write_json(out, result)
-    click.echo(f"leaks     {result['leak_rate']:.1%} of plain factual prompts")
-    click.echo(f"right     {result['right_rate']:.1%} of them")
-    for gate, share in result["preference"].items():
-        click.echo(
-            f"{gate:<12} prefers the good answer {share:.1%}, margin {result['margin'][gate]:+.3f}"
+    click.echo(format_gates(result))
+    click.echo(f"\nplain factual prompts: right {result['right_rate']:.1%}")
+
+
+@benchmark_command.command("judge")
+@click.option(
+    "--before",
+    "-b",
+    type=click.Path(path_type=Path),
+    help="Behaviour result to compare with; absent: each reply is judged by itself.",
+)
+@click.option(
+    "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to be judged."
+)
+@click.option("--endpoint", "-e", required=True, help="OpenAI-compatible server, http://HOST/v1.")
+@click.option("--judge-model", "-m", required=True, help="The judge, as the server calls it.")
+@click.option("--api-key-env", help="Environment variable that holds the key.")
+@click.option(
+    "--criterion", help="What to look at; absent: true, direct, and open where it must be."
+)
+@click.option(
+    "--repeats", default=2, show_default=True, type=click.IntRange(1), help="Times each is asked."
+)
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0))
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--timeout",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds to wait for a reply.",
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=_check_out,
+    help="JSON to write, with every reply.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what stopped before --out was whole.")
+def judge_command(
+    before: Path | None,
+    after: Path,
+    endpoint: str,
+    judge_model: str,
+    api_key_env: str | None,
+    criterion: str | None,
+    timeout: float,
+    **arguments: Any,
+) -> None:
+    """A judge model's opinion of the replies in a result, asked in both orders, several times."""
+    from forty2.benchmark.judge import CRITERION, Endpoint, format_judged, judge
+    from forty2.rundir import read_json
+
+    server = Endpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
+    with Bars() as bars:
+        result = judge(
+            read_json(after),
+            server,
+            before=None if before is None else read_json(before),
+            criterion=criterion or CRITERION,
+            progress=bars,
+            **arguments,
         )
+    click.echo(format_judged(result))
+
+
+@benchmark_command.command("eval-prompts")
+@_MODEL
+@click.option(
+    "--prompts",
+    "-p",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSON of prompts and expected_outputs, by id.",
+)
+@_answers(64)
+def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
+    """Prompts of your own with expected outputs: exact, contained or by pattern."""
+    from forty2.benchmark.eval_prompts import eval_prompts
+
+    with Bars() as bars:
+        result = eval_prompts(**arguments, out=out, progress=bars)
+    click.echo(f"{result['n']} prompts, read as {result['form']}; {result['distinct']} replies")
+    click.echo(f"{'passed':<18}{_figure(result['passed'], result['stderr'])}")
+    for name, bucket in result["buckets"].items():
+        click.echo(f"  {name:<16}{bucket['passed']:.4f}  {bucket['n']:>6} prompts")
+    click.echo(f"{'stopped':<18}{result['stop_rate']:.1%} of replies, the others cut at the limit")
+    for name, gate in result["gates"].items():
+        verdict = "passed" if gate["passed"] else "FAILED"
+        click.echo(f"gate {name:<13}{gate['share']:.1%}, at least {gate['least']:.0%}: {verdict}")
+    for fault in result["faults"]:
+        click.echo(f"warning: {fault}", err=True)
 
 
 @benchmark_command.command("perplexity")
@@ -256,7 +358,7 @@ def perplexity_command(
 )
 def compare_command(before: Path, after: Path, margin: float) -> None:
     """Paired statistics and a verdict on two results of the same questions."""
-    from forty2.benchmark.stats import compare, format_comparison
+    from forty2.benchmark.compare import compare, format_comparison
     from forty2.rundir import read_json
 
     click.echo(format_comparison(compare(read_json(before), read_json(after), margin=margin)))

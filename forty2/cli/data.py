@@ -112,11 +112,18 @@ def echo_command(
 @output_dir
 @seed
 def operators_command(output_dir: Path | None, seed: int) -> None:
-    """Write copying, wrapping and extracting; validation shares no template and no payload."""
-    from forty2.data.build.curriculum import operators
+    """Write copying, wrapping and extracting; validation shares no template and no payload.
+
+    The validation rows are there as eval_prompts.json too, for `eval_prompts` in a recipe.
+    """
+    from forty2.data.build.curriculum import eval_prompts, operators
+    from forty2.rundir import write_json
 
     made = operators(seed)
     _wrote_curriculum(output_dir, {"train": made.train, "valid": made.valid}, seed)
+    file = _needed(output_dir) / "eval_prompts.json"
+    write_json(file, eval_prompts(made.valid))
+    click.echo(f"{file}: {len(made.valid):,} eval prompts")
 
 
 def _wrote_curriculum(

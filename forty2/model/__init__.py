@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forty2.model.adapter import AdapterSpec as AdapterSpec
     from forty2.model.door import LoadedModel as LoadedModel
-    from forty2.model.door import generate as generate
     from forty2.model.door import load as load
     from forty2.model.door import resolve as resolve
 
 _HOME = {
     "AdapterSpec": "adapter",
     "LoadedModel": "door",
-    "generate": "door",
     "load": "door",
     "resolve": "door",
 }

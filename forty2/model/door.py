@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -169,23 +167,6 @@ def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool)
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     return tokenizer
-
-
-def generate(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_tokens: int = 128
-) -> list[str]:
-    """Greedy answers to prompts of token ids, batched. End-of-text tokens are not included."""
-    from mlx_lm.generate import batch_generate
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        response = batch_generate(
-            loaded.model,
-            loaded.tokenizer,
-            prompts=[list(prompt) for prompt in prompts],
-            max_tokens=max_tokens,
-            verbose=False,
-        )
-    return list(response.texts)
 
 
 def stream(

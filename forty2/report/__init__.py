@@ -1,12 +1,15 @@
 """A run's report, from what its directory holds: Markdown, and one self-contained HTML file.
 
-Whatever a model or a data row said is text here: the HTML is made by an escaping template.
+Whatever a model, a data row or a file name says is text here. Characters that would hide or turn
+round what stands beside them are spelled out; the HTML is made by an escaping template and forbids
+itself scripts and requests; in Markdown, what could be markup is a code span.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from jinja2 import Environment
 
 from forty2.errors import RunError
 from forty2.report.charts import Point, change_bars, interval_chart, line_chart
-from forty2.rundir import read_json, write_text
+from forty2.rundir import read_json, refuse_links, write_text
 
 SERIES = (
     ("Loss", ("loss", "valid_loss")),
@@ -23,8 +26,16 @@ SERIES = (
     ("Rewards", ("chosen_rewards", "rejected_rewards")),
     ("Pair accuracy", ("accuracy", "valid_accuracy")),
     ("KL to the phase's start, a token", ("kl", "valid_kl")),
+    ("Eval prompts answered as expected", ("valid_passed",)),
     ("Gradient norm", ("grad_norm",)),
 )
+Quote = Callable[[Any], str]
+"""Text from a run, as it is put into a line of a report."""
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Controls, overrides of direction, lone surrogates and what has no width; lines and tabs stay."""
 
 
 def write_report(run: Path) -> Path:
@@ -34,12 +45,13 @@ def write_report(run: Path) -> Path:
         The HTML file.
 
     Raises:
-        RunError: this is no run directory, or a damaged one.
+        RunError: this is no run directory, a damaged one, or one with links that lead out of it.
     """
+    refuse_links(run)
     try:
-        facts = _gather(run)
+        facts = _seen(_gather(run))
         markdown, page = _markdown(facts), _html(facts)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             f"{run}: damaged, or written by another release ({error!r}); go on with --resume, "
             "which reports again, or run anew"
@@ -72,17 +84,26 @@ def _gather(run: Path) -> dict[str, Any]:
     }
 
 
+def _seen(value: Any) -> Any:
+    """The same JSON, in which every character of every text can be seen."""
+    if isinstance(value, str):
+        return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, Mapping):
+        return {_seen(key): _seen(held) for key, held in value.items()}
+    return [_seen(held) for held in value] if isinstance(value, list) else value
+
+
 def _leaks(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the base and the last stage answered to the held-out factual prompts."""
     names = [stage["stage"] for stage in summary.get("stages", [])]
     if len(names) < 2:
         return []
+    # Looked up among what is there: a name in a file must not lead to another folder.
+    results = {path.stem: path for path in (run / "benchmarks").glob("*.json")}
     first, last = (
         {
             item["id"]: item
-            for item in read_json(run / "benchmarks" / f"{name.replace(' ', '-')}.json")[
-                "behaviour"
-            ]["items"]
+            for item in read_json(results[name.replace(" ", "-")])["behaviour"]["items"]
         }
         for name in (names[0], names[-1])
     )
@@ -90,46 +111,70 @@ def _leaks(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"id": key, "before": item["answer"], "after": last[key]["answer"],
          "before_leak": item["leak"], "after_leak": last[key]["leak"]}
         for key, item in first.items()
-        if "answer" in item and key in last
+        if "leak" in item and key in last
     ]  # fmt: skip
 
 
 def _markdown(facts: Mapping[str, Any]) -> str:
-    run = facts["run"]
-    lines = [f"# {run['name']}", "", f"Model `{run['model']}`, started {run['started']}.", ""]
-    if facts["summary"].get("verdict"):
-        lines += [f"**{facts['summary']['verdict']}** ({facts['summary']['questions']})", ""]
+    run, summary = facts["run"], facts["summary"]
+    lines = [
+        f"# {_md(run['name'])}",
+        "",
+        f"Model {_md(run['model'])}, started {_md(run['started'])}.",
+        "",
+    ]
+    if summary.get("verdict"):
+        lines += [f"**{_md(summary['verdict'])}** ({_md(summary['questions'])})", ""]
     if facts["stages"]:
         lines += [_md_row(_STAGE_HEAD), _md_row(["---"] * len(_STAGE_HEAD))]
-        lines += [_md_row(_stage_row(stage)) for stage in facts["stages"]]
+        for stage in facts["stages"]:
+            name, *figures = _stage_row(stage)
+            lines.append(_md_row([_md(name), *figures]))
         lines += ["", _STAGE_NOTE, ""]
     for comparison in facts["comparisons"]:
-        lines += [
-            f"- base against {comparison['stage']}: {'; '.join(_comparison_lines(comparison))}"
-        ]
-    lines += [f"- {line}" for line in _contamination_lines(facts["summary"])]
+        against = "; ".join(_comparison_lines(comparison, _md))
+        lines += [f"- base against {_md(comparison['stage'])}: {against}"]
+    lines += [f"- {line}" for line in _contamination_lines(summary, _md)]
     lines += ["", "## Phases", ""]
     for phase in facts["phases"]:
-        lines.append(f"- {_phase_line(phase)}")
+        lines.append(f"- {_phase_line(phase, _md)}")
+    lines += [f"- warning: {line}" for line in _warnings(facts, _md)]
     if facts["fused"]:
-        lines += ["", "## Fused", "", *(f"- {line}" for line in _fused_lines(facts["fused"]))]
-    versions = ", ".join(f"{key} {value}" for key, value in run["versions"].items())
+        lines += ["", "## Fused", "", *(f"- {line}" for line in _fused_lines(facts["fused"], _md))]
+    versions = ", ".join(f"{_md(key)} {_md(value)}" for key, value in run["versions"].items())
     lines += [
         "",
         "## What it takes to believe it",
         "",
         f"- {versions}",
-        f"- model weights sha256 `{run['model_sha256']}`",
+        f"- model weights sha256 {_md(run['model_sha256'])}",
     ]
-    if facts["summary"].get("questions_sha256"):
-        lines.append(f"- questions sha256 `{facts['summary']['questions_sha256']}`")
-    return "\n".join([*lines, "", "```yaml", facts["recipe"].rstrip(), "```", ""])
+    if summary.get("questions_sha256"):
+        lines.append(f"- questions sha256 {_md(summary['questions_sha256'])}")
+    recipe = facts["recipe"].rstrip()
+    fence = _fence(recipe, 3)
+    return "\n".join([*lines, "", f"{fence}yaml", recipe, fence, ""])
 
 
-_STAGE_HEAD = ["stage", "MC1", "MC2", "leaks", "prefers", "margin", "perplexity"]
+def _md(value: Any) -> str:
+    """Text for a line of Markdown: a code span, if anything in it could be markup or a link."""
+    text = " ".join(str(value).split())
+    if re.fullmatch(r"[\w ()+-]*", text):
+        return text
+    fence = _fence(text, 1)
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """Backticks that no run of backticks in the text can end."""
+    return "`" * max(least, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+
+
+_STAGE_HEAD = ["stage", "MC1", "MC2", "leaks", "prefers", "margin", "perplexity", "KL"]
 _STAGE_NOTE = (
     "Leaks: share of plain factual prompts answered with needless hedging. Prefers: share of held-out "
-    "prompts whose good answer is likelier than the bad one; margin: by how much, in nats a token."
+    "prompts whose good answer is likelier than the bad one; margin: by how much, in nats a token. KL: from the base, "
+    "in nats a token."
 )
 
 
@@ -137,58 +182,64 @@ def _stage_row(stage: Mapping[str, Any]) -> list[str]:
     return [
         stage["stage"], f"{stage['mc1']:.3f}", f"{stage['mc2']:.3f}", f"{stage['leak_rate']:.1%}",
         f"{stage['preference']:.1%}", f"{stage['margin']:+.3f}", f"{stage['perplexity']:.2f}",
+        f"{stage['kl']:.2g}",
     ]  # fmt: skip
 
 
-def _comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+def _comparison_lines(comparison: Mapping[str, Any], quote: Quote = str) -> list[str]:
+    """What the verdict is over; the metrics beside it are in summary.json."""
     return [
-        f"{name.upper()} {one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}), {one['verdict']}"
+        f"{quote(name.upper())} {one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}; "
+        f"p {one['p_holm']:.2g}, corrected), {quote(one['verdict'])}"
         for name, one in comparison["metrics"].items()
+        if name in comparison["judged"]
     ]
 
 
-def _contamination_lines(summary: Mapping[str, Any]) -> list[str]:
+def _warnings(facts: Mapping[str, Any], quote: Quote = str) -> list[str]:
+    return [quote(record["warning"]) for record in facts["metrics"] if "warning" in record]
+
+
+def _contamination_lines(summary: Mapping[str, Any], quote: Quote = str) -> list[str]:
     """What training rows share with the benchmark, and the last comparison without it."""
     found = summary.get("contamination")
     if not found:
         return []
     if not found["questions"]:
         return ["no training row holds a question of the benchmark"]
-    said = (
-        f"{found['questions']} questions of the benchmark are in training rows (contamination.json)"
-    )
+    said = f"{found['questions']:d} questions of the benchmark are in training rows (contamination.json)"
     if not found["comparisons"]:
         return [said]
     last = found["comparisons"][-1]
-    return [
-        f"{said}; without them, base against {last['stage']}: {'; '.join(_comparison_lines(last))}"
-    ]
+    against = "; ".join(_comparison_lines(last, quote))
+    return [f"{said}; without them, base against {quote(last['stage'])}: {against}"]
 
 
-def _phase_line(phase: Mapping[str, Any]) -> str:
+def _phase_line(phase: Mapping[str, Any], quote: Quote = str) -> str:
     text = (
-        f"{phase['name']} ({phase['objective']}): {phase['steps']} steps over {phase['rows']} rows, each "
-        f"seen {phase['exposures']:.2f} times; adapter of step {phase['kept_step']}"
+        f"{quote(phase['name'])} ({quote(phase['objective'])}): {phase['steps']:d} steps over "
+        f"{phase['rows']:d} rows, each seen {phase['exposures']:.2f} times; adapter of step "
+        f"{phase['kept_step']:d}"
     )
     if phase["dropped"]:
-        text += f"; dropped as too long: {', '.join(phase['dropped'])}"
+        text += f"; dropped as too long: {', '.join(map(quote, phase['dropped']))}"
     if phase["shortened"]:
         text += f"; prompts shortened: {len(phase['shortened'])}"
     return text
 
 
-def _fused_lines(fused: Mapping[str, Any]) -> list[str]:
+def _fused_lines(fused: Mapping[str, Any], quote: Quote = str) -> list[str]:
     lines = [
-        f"{fused['path']}: KL {fused['parity_kl']:.1e} a token from base + adapter, which is "
+        f"{quote(fused['path'])}: KL {fused['parity_kl']:.1e} a token from base + adapter, which is "
         f"{fused['adapter_kl']:.1e} from base",
     ]
     if fused["quantised"]:
         quantised = fused["quantised"]
         lines.append(
-            f"{quantised['path']} ({quantised['bits']} bits): cosine {quantised['cosine']:.3f} of the "
-            f"intended change kept, KL {quantised['kl']:.1e} a token from the fused model"
+            f"{quote(quantised['path'])} ({quantised['bits']:d} bits): cosine {quantised['cosine']:.3f} of "
+            f"the intended change kept, KL {quantised['kl']:.1e} a token from the fused model"
         )
-    return lines + [f"warning: {warning}" for warning in fused["warnings"]]
+    return lines + [f"warning: {quote(warning)}" for warning in fused["warnings"]]
 
 
 def _md_row(cells: Sequence[str]) -> str:
@@ -249,7 +300,7 @@ def _html(facts: Mapping[str, Any]) -> str:
         head=_STAGE_HEAD, rows=[_stage_row(stage) for stage in facts["stages"]], note=_STAGE_NOTE,
         comparisons=[(c["stage"], _comparison_lines(c)) for c in facts["comparisons"]],
         contamination=_contamination_lines(facts["summary"]),
-        phases=[_phase_line(phase) for phase in facts["phases"]],
+        phases=[_phase_line(phase) for phase in facts["phases"]], warnings=_warnings(facts),
         fused=_fused_lines(facts["fused"]) if facts["fused"] else [],
         charts=_charts(facts), leaks=facts["leaks"],
     )  # fmt: skip

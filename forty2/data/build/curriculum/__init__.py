@@ -9,6 +9,6 @@ twice. What they are composed from lies in `library/curriculum/`.
 
 from forty2.data.build.curriculum._echo import echo
 from forty2.data.build.curriculum._format_lock import format_lock
-from forty2.data.build.curriculum._operators import operators
+from forty2.data.build.curriculum._operators import eval_prompts, operators
 
-__all__ = ["echo", "format_lock", "operators"]
+__all__ = ["echo", "eval_prompts", "format_lock", "operators"]

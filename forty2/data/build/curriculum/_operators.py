@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from forty2.data.build.curriculum._echo import (
@@ -15,9 +16,11 @@ from forty2.data.build.curriculum._echo import (
 from forty2.data.build.curriculum._rows import (
     LANGUAGES,
     Row,
+    answer,
     chat,
     numbered,
     shuffled,
+    user,
 )
 from forty2.data.build.splitting import Split
 from forty2.data.library import material
@@ -27,6 +30,8 @@ TRAIN = 300
 """Rows of each operator in each language."""
 VALID = 33
 VALID_TEMPLATES = 2
+GATES = {"copy": 0.8, "wrap": 0.8, "extract": 0.6, "all": 0.75}
+"""Least shares of replies that must be exact."""
 
 
 class _Part(NamedTuple):
@@ -54,6 +59,27 @@ def operators(seed: int) -> Split:
     return Split(
         numbered(train, "operators-train", generator), numbered(valid, "operators-valid", generator)
     )
+
+
+def eval_prompts(rows: Iterable[Row]) -> dict[str, Any]:
+    """Rows of operators as a file of eval prompts, as `forty2/benchmark/eval_prompts.py` reads it.
+
+    Ids are operator and number, copy_001 the first; the gates are `GATES`.
+    """
+    count: Counter[str] = Counter()
+    named: dict[str, Row] = {}
+    for row in rows:
+        count[row["operator"]] += 1
+        named[f"{row['operator']}_{count[row['operator']]:03d}"] = row
+    return {
+        "description": "Copy, wrap and extract, with templates and payloads not in training.",
+        "form": "user",
+        "match": "exact",
+        "system_prompt": {name: row["messages"][0]["content"] for name, row in named.items()},
+        "prompts": {name: user(row) for name, row in named.items()},
+        "expected_outputs": {name: answer(row) for name, row in named.items()},
+        "gates": GATES,
+    }
 
 
 def _payloads(generator: random.Random) -> dict[str, list[str]]:
@@ -103,9 +129,9 @@ def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]
             "x": payload, "m": mark, "d": _dative(language, mark),
             "t": generator.choice(part.carriers).format(x=marked),
         }  # fmt: skip
-        answer = marked if operator == "wrap" else payload
+        reply = marked if operator == "wrap" else payload
         extra: dict[str, Any] = {"operator": operator, "template": name, "payload": payload}
-        rows.append(chat(language, operator, template.format(**slots), answer, **extra))
+        rows.append(chat(language, operator, template.format(**slots), reply, **extra))
     return rows
 
 

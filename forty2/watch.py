@@ -1,0 +1,107 @@
+"""Red lines: when training has gone wrong, told from its own figures. What to do is the recipe's.
+
+A slow loss is not red, nor is an answer that has not learned to generalise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, pstdev
+from typing import Any, Literal, NamedTuple
+
+WINDOW = 64
+"""Steps that a loss is compared with; fewer than a quarter of them say nothing."""
+SIGMAS = 6.0
+"""A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
+LEAP = 1.0
+"""Nats that a leap has at least, however smooth the losses before it."""
+IDLE = 16
+"""Steps in a row that taught nothing."""
+RISE = 1.01
+"""Times the evaluation before: less is noise."""
+APART = 5.0
+"""Validation loss over training loss."""
+LEAST = 0.05
+"""Training losses below it count as this much: of almost nothing, anything is five times as much."""
+
+Line = Literal["not_finite", "spike", "stuck", "validation", "replies"]
+
+
+class Red(NamedTuple):
+    """A red line crossed."""
+
+    line: Line
+    what: str
+    """In a few words, without step and rows."""
+
+
+@dataclass
+class Watch:
+    """What a phase's red lines are judged by; part of a checkpoint."""
+
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last steps that were taken."""
+    idle: int = 0
+    """Steps in a row without a gradient, or left out."""
+    valid: list[float] = field(default_factory=list)
+    """Losses of all evaluations."""
+    rollbacks: int = 0
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Watch:
+        return cls(**record)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; `of` reads it."""
+        return asdict(self)
+
+    def limit(self) -> float:
+        """The loss beyond which the next step is a spike."""
+        if len(self.recent) < WINDOW // 4:
+            return math.inf
+        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), LEAP)
+
+    def step(self, loss: float, norm: float) -> Red | None:
+        """Judge a step's mean loss and its gradient's global norm, before the step counts."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "gradient" if math.isfinite(loss) else "loss"
+            return Red("not_finite", f"the {what} is not finite")
+        if loss > (limit := self.limit()):
+            return Red("spike", f"the loss leaps to {loss:.3g}, beyond {limit:.3g}")
+        return None
+
+    def taken(self, loss: float, norm: float, *, ceiling: float) -> Red | None:
+        """Count a step that was taken.
+
+        Args:
+            ceiling: a mean loss beyond which a model knows nothing.
+        """
+        before = self.recent
+        self.recent = [*before, loss][-WINDOW:]
+        self.idle = self.idle + 1 if norm == 0 and loss > LEAST else 0
+        if self.idle == IDLE:
+            return Red("stuck", f"no gradient for {IDLE} steps: nothing is learned")
+        above = len(self.recent) == WINDOW and fmean(self.recent) > ceiling
+        if above and not (len(before) == WINDOW and fmean(before) > ceiling):
+            return Red("stuck", f"the loss stays above {ceiling:g} over {WINDOW} steps")
+        return None
+
+    def left_out(self) -> bool:
+        """Count a step that was not taken; whether there are too many in a row."""
+        self.idle += 1
+        return self.idle >= IDLE
+
+    def evaluation(self, loss: float) -> list[Red]:
+        """Judge and count an evaluation."""
+        self.valid.append(loss)
+        found = []
+        if len(self.valid) > 2 and all(
+            b > RISE * a > 0 for a, b in zip(self.valid[-3:], self.valid[-2:], strict=False)
+        ):
+            *_, first, second, third = self.valid
+            found.append(f"validation loss rises twice: {first:.4g}, {second:.4g}, {third:.4g}")
+        if self.recent and loss > APART * max(mean := fmean(self.recent), LEAST):
+            found.append(f"validation loss is {loss:.4g}, training loss {mean:.4g}: it memorises")
+        return [Red("validation", what) for what in found]
