@@ -20,6 +20,7 @@ from forty2.batches import Order, parts_of, rows_of_epoch, weights_of
 from forty2.benchmark.compare import compare
 from forty2.benchmark.divergence import Base, base_of
 from forty2.benchmark.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
+from forty2.benchmark.kept import Kept, part_of
 from forty2.benchmark.metrics import means_of
 from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.suite import line, measure, questions_of, table
@@ -304,8 +305,8 @@ class _Run:
         key = reference_key(fingerprint_of(loaded.path), weights(model), chosen)
         store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
         both = allowed.share and allowed.apart
-        passes += not store.exists()
-        replay = self._replay(phase, model, rows, which, passes, both, label, work)
+        # The reference's pass counts even where it is stored: a resumed run must do the same.
+        replay = self._replay(phase, model, rows, which, passes + 1, both, label, work)
         reference = reference_logps(
             model, rows, which, store,
             replay=replay, progress=self.progress, stage=f"{label}: reference",
@@ -355,14 +356,16 @@ class _Run:
             self.base = base_of(loaded, fingerprint_of(loaded.path), n)
         file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
+            part_of(file).unlink(missing_ok=True)
             return read_sealed(file)
         loaded = loaded or load(str(path))
         loaded.model.eval()
-        measured: dict[str, Any] = measure(
-            loaded, self.questions, n, self.base, adapter=adapter,
-            seed=self.recipe.seed, stage=stage, progress=self.progress,
-        )  # fmt: skip
-        write_sealed(file, measured)
+        with Kept.open(file, {"stage": stage}, resume=True) as kept:
+            measured: dict[str, Any] = measure(
+                loaded, self.questions, n, self.base, adapter=adapter,
+                seed=self.recipe.seed, stage=stage, kept=kept, progress=self.progress,
+            )  # fmt: skip
+            kept.finish(measured, write_sealed)
         return measured
 
     def _fuse(self, adapter: Path) -> tuple[Path, Path | None]:

@@ -114,7 +114,7 @@ def _phase(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
         int(np.median(lengths)), max(lengths), steps,
         exposures,
-        sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1 if valid_rows else 0,
+        sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
         memory / 1e9, stored if replayed else 0.0,
     )  # fmt: skip

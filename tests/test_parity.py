@@ -51,8 +51,9 @@ metadata: {{version: 1.0}}
 """
 
 
+@pytest.mark.parametrize("chat, n", [(False, 16), (True, 6)])
 def test_the_harness_scores_every_option_as_we_do(
-    starter: LoadedModel, bench_data: Path, tmp_path: Path
+    chat: bool, n: int, starter: LoadedModel, bench_data: Path, tmp_path: Path
 ) -> None:
     """Its prompt comes from its own task file; our data goes through its local-task door."""
     lm_eval = pytest.importorskip("lm_eval", reason="make parity installs lm-evaluation-harness")
@@ -60,7 +61,7 @@ def test_the_harness_scores_every_option_as_we_do(
     from lm_eval.tasks import TaskManager
 
     source = bench_data / "truthfulqa" / "mc_task_v0_817.json"
-    questions = sample(load_questions(str(source)), 16, seed=7)
+    questions = sample(load_questions(str(source)), n, seed=7)
     asked = [item.question for item in questions.items]
     raw = {row["question"]: row for row in json.loads(source.read_text("utf-8"))}
     primer = _primer(Path(lm_eval.__file__).parent)
@@ -79,9 +80,10 @@ def test_the_harness_scores_every_option_as_we_do(
         model,
         tasks=["local_mc1", "local_mc2"],
         task_manager=TaskManager(include_path=str(tmp_path)),
+        apply_chat_template=chat,
         bootstrap_iters=0,
     )
-    ours = score(starter.model, starter.tokenizer, questions)
+    ours = score(starter.model, starter.tokenizer, questions, chat_template=chat)
     for kind in ("mc1", "mc2"):
         for sampled in result["samples"][f"local_{kind}"]:
             item = ours[asked.index(sampled["doc"]["question"])]

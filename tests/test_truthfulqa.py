@@ -37,6 +37,7 @@ from forty2.benchmark.questions import (
 from forty2.benchmark.truthfulqa import PRIMER, result, score
 from forty2.errors import BenchmarkError
 from forty2.logprobs import can_share
+from forty2.progress import silent
 
 DATA = Path(
     os.environ.get("FORTY2_BENCH_DATA") or Path(forty2.__file__).parents[2] / "shared" / "data"
@@ -617,3 +618,25 @@ def test_the_result_says_how_well_calibrated_the_model_is() -> None:
     found = result(items, ITEMS, model="m", adapter=None, seed=1)["calibration"]
     assert sum(bin["n"] for bin in found["bins"]) == len(ITEMS.items)
     assert 0 <= found["ece"] <= 1
+
+
+def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    def measured(name: str, progress: Any, **more: Any) -> dict[str, Any]:
+        return benchmark.truthfulqa(
+            "smollm2", questions="probe", n=3, out=tmp_path / name, progress=progress, **more
+        )
+
+    whole = measured("whole.json", silent)
+
+    def stop(stage: str, done: int, total: int, info: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("out.json", stop)
+    kept = (tmp_path / "out.json.part").read_bytes().count(b"\n")
+    assert kept == 3  # what is measured, and two questions
+    with pytest.raises(BenchmarkError, match="2 items of a measurement that stopped"):
+        measured("out.json", silent)
+    assert measured("out.json", silent, resume=True) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "whole.json"]

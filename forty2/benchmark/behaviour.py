@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forty2.benchmark.detector import ACTS, SOURCES, declines, does, leaks, quality, weighs
-from forty2.benchmark.generation import answers
+from forty2.benchmark.generation import answers, common
 from forty2.benchmark.stats import LEVEL, Interval
 from forty2.data.library import rows
 from forty2.errors import BenchmarkError
@@ -201,15 +201,12 @@ class _Scorer:
 
     def __init__(self, loaded: LoadedModel, encoder: Encoder, prompts: Sequence[Row]) -> None:
         self._model, self._encoder = loaded.model, encoder
-        self._share = can_share(loaded.model)
         # The template's header is the same for all prompts: it runs once.
-        first, *others = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
-        length = len(first)
-        for ids in others:
-            same = (n for n, (a, b) in enumerate(zip(first, ids, strict=False)) if a != b)
-            length = min(next(same, len(ids)), length)
-        self._header = length
-        self._prefix = SharedPrefix(self._model).extend(first[:length]) if self._share else None
+        asked = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
+        self._header = common(asked)
+        self._prefix = None
+        if can_share(loaded.model):
+            self._prefix = SharedPrefix(self._model).extend(asked[0][: self._header])
 
     def __call__(self, row: Row) -> tuple[float, float]:
         (prompt, good), (_, bad) = (

@@ -112,7 +112,7 @@ def compare(
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
-    old, new = _read(before, "the result before"), _read(after, "the result after")
+    old, new = read_scores(before, "the result before"), read_scores(after, "the result after")
     _check_same(old, new)
     pairs = {
         name: (_values(old.metrics[name]), _values(new.metrics[name]))
@@ -209,7 +209,7 @@ def _shown(name: str) -> str:
 # --- what two results are compared by -------------------------------------------------------------
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """A result, read item by item."""
 
     questions: str
@@ -226,7 +226,7 @@ class _Scores(NamedTuple):
     """The metric whose change is told by category; empty where there are none."""
 
 
-def _read(result: Any, what: str) -> _Scores:
+def read_scores(result: Any, what: str) -> Scores:
     """A result's scores, checked: the means that it tells must be those of its items."""
     kind = _kind(result)
     if kind is None:
@@ -267,7 +267,7 @@ def _kind(result: Any) -> str | None:
     return kind if isinstance(kind, str) and kind in _READERS else None
 
 
-_Read = tuple[_Scores, dict[str, float]]
+_Read = tuple[Scores, dict[str, float]]
 """Scores, and the means that a result tells, by metric."""
 
 
@@ -288,7 +288,7 @@ def _truthfulqa(result: Mapping[str, Any], what: str) -> _Read:
         asked.append((item["question"], [item["mc1"]["labels"], item["mc2"]["labels"]]))
         categories.setdefault(str(item["category"]), []).append(place)
     metrics = {name: {n: v[name] for n, v in enumerate(values)} for name in METRICS}
-    scores = _Scores(
+    scores = Scores(
         str(result["questions"]), _model(result), _settings(result), asked, metrics, METRICS,
         categories, "mc2",
     )  # fmt: skip
@@ -307,7 +307,7 @@ def _mmlu(result: Mapping[str, Any], what: str) -> _Read:
         categories.setdefault(item["subject"], []).append(place)
     ordered = {name: metrics[name] for name in ("mmlu", *GROUPS, "no group") if name in metrics}
     told = {"mmlu": result["acc"], **{g: part["acc"] for g, part in result["groups"].items()}}
-    scores = _Scores(
+    scores = Scores(
         "MMLU", _model(result), _settings(result), asked, ordered, ("mmlu",), categories, "mmlu"
     )
     return scores, told
@@ -318,7 +318,7 @@ def _gsm8k(result: Mapping[str, Any], what: str) -> _Read:
     items = list(enumerate(result["items"]))
     asked = [(item["question"], item["answer"]) for _, item in items]
     metrics = {name: {n: _truth(item[name]) for n, item in items} for name in names}
-    scores = _Scores(
+    scores = Scores(
         "GSM8K", _model(result), _settings(result), asked, metrics, names, {}, ""
     )  # fmt: skip
     return scores, {name: result[name] for name in names}
@@ -335,7 +335,7 @@ def _humaneval(result: Mapping[str, Any], what: str) -> _Read:
         }
         for name in names
     }
-    scores = _Scores("HumanEval", _model(result), _settings(result), asked, metrics, names, {}, "")
+    scores = Scores("HumanEval", _model(result), _settings(result), asked, metrics, names, {}, "")
     return scores, {name: result[name] for name in names}
 
 
@@ -357,7 +357,7 @@ def _behaviour(result: Mapping[str, Any], what: str) -> _Read:
     told = {f"prefers: {gate}": share for gate, share in result["preference"].items()}
     told["prefers"] = told.pop("prefers: all")
     told |= {"no leak": 1.0 - result["leak_rate"], "right": result["right_rate"]}
-    scores = _Scores(
+    scores = Scores(
         "held-out prompts", _model(result), _settings(result), asked, metrics,
         ("prefers", "no leak", "right"), {}, "",
     )  # fmt: skip
@@ -371,7 +371,7 @@ def _perplexity(result: Mapping[str, Any], what: str) -> _Read:
     tokens = sum(item["tokens"] for _, item in items) / len(items)
     values = {n: float(item["logp"]) / tokens for n, (_, item) in enumerate(items)}
     name = "log p of texts"
-    scores = _Scores(
+    scores = Scores(
         "texts", _model(result), _settings(result), asked, {name: values}, (name,), {}, ""
     )
     return scores, {name: -math.log(result["perplexity"])}
@@ -423,7 +423,7 @@ def _truth(value: Any) -> float:
 # --- the comparison -------------------------------------------------------------------------------
 
 
-def _check_same(old: _Scores, new: _Scores) -> None:
+def _check_same(old: Scores, new: Scores) -> None:
     """Refuse results that are not of the same questions, asked the same way."""
     for key, value in old.settings.items():
         if value != new.settings[key]:
@@ -466,7 +466,7 @@ def _p(old: Values, new: Values, resamples: int, seed: int) -> float:
     return sign_flips(new - old, resamples=resamples, seed=seed)
 
 
-def _changed(old: _Scores, new: _Scores) -> float:
+def _changed(old: Scores, new: Scores) -> float:
     judged, otherwise = set[int](), set[int]()
     for name, before in old.metrics.items():
         after = new.metrics[name]
@@ -483,7 +483,7 @@ def _kl(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
     return float(after["divergence"]["kl"])
 
 
-def _by_category(old: _Scores, new: _Scores) -> dict[str, float]:
+def _by_category(old: Scores, new: Scores) -> dict[str, float]:
     return {
         name: float(
             np.mean([new.metrics[old.by][n] - old.metrics[old.by][n] for n in old.categories[name]])

@@ -44,6 +44,7 @@ from forty2.benchmark.prompts import context_length
 from forty2.benchmark.questions import small_file
 from forty2.benchmark.replies import Tags, collapsed
 from forty2.benchmark.stats import stderr
+from forty2.data.sources import unique_keys
 from forty2.errors import BenchmarkError, DataError
 from forty2.model.door import LoadedModel
 from forty2.progress import Progress, silent
@@ -371,7 +372,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
     if not data.strip():
         raise BenchmarkError(f"{path}: is empty")
     try:
-        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_keys)
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
@@ -379,15 +380,6 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(found, dict):
         raise BenchmarkError(f"{path}: not a JSON object but {type(found).__name__}")
     return data, found
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:  # the second would hide the first
-            raise ValueError(f"{key!r} is there twice; remove one")
-        found[key] = value
-    return found
 
 
 def _texts(path: Path, found: Mapping[str, Any], key: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,6 +28,11 @@ class Kept:
         self._items = items
 
     @classmethod
+    def nothing(cls) -> Kept:
+        """Items that are kept in memory alone."""
+        return cls(None, None, {})
+
+    @classmethod
     def open(cls, out: Path | None, settings: Mapping[str, Any], *, resume: bool) -> Kept:
         """Start, or go on with what is there; to be used in a `with`.
 
@@ -40,9 +45,9 @@ class Kept:
                 they are of another measurement.
         """
         if out is None:
-            return cls(None, None, {})
+            return cls.nothing()
         check_out(out)
-        part = out.with_name(f"{out.name}.part")
+        part = part_of(out)
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             file = open(part, "a+b", opener=owners)  # noqa: SIM115 (close() ends it)
@@ -103,16 +108,23 @@ class Kept:
         self._items[key] = dict(item)
         self._write([key, item])
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(
+        self, result: dict[str, Any], write: Callable[[Path, dict[str, Any]], None] = write_json
+    ) -> None:
         """Write the result, which holds every item, and forget what was kept for it."""
         if self._out is not None and self._file is not None:
-            write_json(self._out, result)
-            Path(self._file.name).unlink(missing_ok=True)
+            write(self._out, result)
+            part_of(self._out).unlink(missing_ok=True)
 
     def _write(self, value: Any) -> None:
         if self._file is not None:
             self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
             self._file.flush()
+
+
+def part_of(out: Path) -> Path:
+    """Where the items of a result under way are."""
+    return out.with_name(f"{out.name}.part")
 
 
 def check_out(out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from forty2.benchmark.behaviour import behaviour
 from forty2.benchmark.divergence import Base, divergence
+from forty2.benchmark.kept import Kept
 from forty2.benchmark.perplexity import perplexity
 from forty2.benchmark.questions import Questions, load_questions, sample
 from forty2.benchmark.truthfulqa import result, score
@@ -32,14 +33,19 @@ def measure(
     adapter: str | None,
     seed: int,
     stage: str,
+    kept: Kept,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """TruthfulQA, behaviour gates, neutral perplexity and KL from the base, of one model."""
+    """TruthfulQA, behaviour gates, neutral perplexity and KL from the base, of one model.
+
+    Args:
+        kept: where TruthfulQA's items are as they come.
+    """
 
     def watch(done: int, total: int) -> None:
         progress(f"{stage}: truthfulqa", done, total, {})
 
-    items = score(loaded.model, loaded.tokenizer, questions, progress=watch)
+    items = score(loaded.model, loaded.tokenizer, questions, progress=watch, kept=kept)
     return {
         "stage": stage,
         "truthfulqa": result(items, questions, model=loaded.name, adapter=adapter, seed=seed),

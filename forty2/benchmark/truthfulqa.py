@@ -20,7 +20,7 @@ import mlx.nn as nn
 
 from forty2 import platform
 from forty2.benchmark.calibration import calibration, first_choice
-from forty2.benchmark.kept import check_out
+from forty2.benchmark.kept import Kept, weights
 from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.prompts import front_of
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
@@ -28,7 +28,6 @@ from forty2.benchmark.stats import stderr
 from forty2.errors import BenchmarkError
 from forty2.logprobs import SharedPrefix, can_share, score_rows
 from forty2.progress import Progress, silent
-from forty2.rundir import write_json
 
 PRIMER = """\
 Q: What is human life expectancy in the United States?
@@ -63,6 +62,7 @@ def truthfulqa(
     out: str | Path | None = None,
     *,
     chat_template: bool = False,
+    resume: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -74,8 +74,9 @@ def truthfulqa(
         questions: what `load_questions` takes.
         n: how many questions to sample, stratified by category; None: all.
         seed: of the sample.
-        out: JSON file to write; seen whole or not at all.
+        out: JSON file to write; until it is whole, items are kept beside it (`Kept`).
         chat_template: put the context into one user turn (not the published setting).
+        resume: go on with a measurement that stopped.
 
     Raises:
         BenchmarkError: questions are unusable, or a score is not finite.
@@ -83,25 +84,29 @@ def truthfulqa(
     """
     from forty2.model import load
 
-    if out is not None:
-        check_out(Path(out))
     chosen = load_questions(questions)
     if n is not None:
         chosen = sample(chosen, n, seed)
     _check_count(chosen)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    items = score(
-        loaded.model,
-        loaded.tokenizer,
-        chosen,
-        progress=lambda done, total: progress("truthfulqa", done, total, {}),
-        chat_template=chat_template,
-    )
-    measured = result(
-        items, chosen, model=model, adapter=adapter, seed=seed, chat_template=chat_template
-    )
-    if out is not None:
-        write_json(Path(out), measured)
+    settings = {
+        "benchmark": "truthfulqa", "model": model, "adapter": adapter, "chat_template": chat_template,
+        "questions_sha256": chosen.sha256, "n": len(chosen.items), "seed": seed,
+        "weights": weights(loaded, adapter),
+    }  # fmt: skip
+    with Kept.open(Path(out) if out is not None else None, settings, resume=resume) as kept:
+        items = score(
+            loaded.model,
+            loaded.tokenizer,
+            chosen,
+            progress=lambda done, total: progress("truthfulqa", done, total, {}),
+            chat_template=chat_template,
+            kept=kept,
+        )
+        measured = result(
+            items, chosen, model=model, adapter=adapter, seed=seed, chat_template=chat_template
+        )
+        kept.finish(measured)
     return measured
 
 
@@ -151,6 +156,7 @@ def score(
     *,
     progress: Callable[[int, int], None] | None = None,
     chat_template: bool = False,
+    kept: Kept | None = None,
 ) -> list[dict[str, Any]]:
     """Summed log-probability of every option, no length normalisation.
 
@@ -160,6 +166,7 @@ def score(
     Args:
         progress: called with questions done and in all.
         chat_template: context in one user turn, options right after the assistant's header.
+        kept: has questions that were scored before, and takes the others.
 
     Returns:
         Per question: question, category, and for mc1 and mc2 `loglik` and `labels` in file order.
@@ -169,28 +176,36 @@ def score(
     """
     prompts = _Prompts(tokenizer, chat_template)
     scorer: _Whole | _Shared = _Shared(model, prompts) if can_share(model) else _Whole(model)
+    kept = kept or Kept.nothing()
     items = []
     for done, item in enumerate(questions.items, 1):
-        # mc1's options are mostly among mc2's: score each text once
-        texts = list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
-        logliks = dict(zip(texts, scorer(prompts.rows(item, texts)), strict=True))
-        for text, loglik in logliks.items():
-            if not math.isfinite(loglik):
-                raise BenchmarkError(
-                    f"{questions.name}: {item.question!r}: option {text!r} scores {loglik}; "
-                    "the model is broken (weights, adapter or precision)"
-                )
-        items.append(
-            {
-                "question": item.question,
-                "category": item.category,
-                "mc1": _scored(item.mc1, logliks),
-                "mc2": _scored(item.mc2, logliks),
-            }
-        )
+        if str(done) not in kept:
+            kept.add(str(done), _item(item, questions.name, prompts, scorer))
+        items.append(kept[str(done)])
         if progress is not None:
             progress(done, len(questions.items))
     return items
+
+
+def _item(
+    item: Question, source: str, prompts: _Prompts, scorer: _Whole | _Shared
+) -> dict[str, Any]:
+    """A question with its options' scores."""
+    # mc1's options are mostly among mc2's: score each text once
+    texts = list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
+    logliks = dict(zip(texts, scorer(prompts.rows(item, texts)), strict=True))
+    for text, loglik in logliks.items():
+        if not math.isfinite(loglik):
+            raise BenchmarkError(
+                f"{source}: {item.question!r}: option {text!r} scores {loglik}; "
+                "the model is broken (weights, adapter or precision)"
+            )
+    return {
+        "question": item.question,
+        "category": item.category,
+        "mc1": _scored(item.mc1, logliks),
+        "mc2": _scored(item.mc2, logliks),
+    }
 
 
 def _scored(options: Options, logliks: Mapping[str, float]) -> dict[str, list[Any]]:

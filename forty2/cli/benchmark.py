@@ -46,6 +46,8 @@ _DATA = options(
         "--limit", type=click.IntRange(1), help="Only the first ones, as lm-eval's --limit."
     ),
     click.option("--seed", default=42, show_default=True, help="Of what is sampled."),
+)
+_HOW = options(
     click.option("--chat", is_flag=True, help="Put prompts through the chat template."),
     click.option("--resume", is_flag=True, help="Go on with what stopped before --out was whole."),
 )
@@ -89,29 +91,14 @@ def benchmark_command() -> None:
 @click.option("--questions", "-q", help="mc_task.json or CSV; `probe`: our own. Absent: the hub's.")
 @click.option("--n", type=click.IntRange(1), help="Questions to sample, stratified; absent: all.")
 @click.option("--seed", default=42, show_default=True, help="Of the sample.")
-def truthfulqa_command(
-    model: str,
-    adapter: str | None,
-    out: Path | None,
-    trust_remote_code: bool,
-    questions: str | None,
-    n: int | None,
-    seed: int,
-) -> None:
+@_HOW
+def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
     from forty2.benchmark.truthfulqa import truthfulqa
 
+    _check_resume(out, resume)
     with Bars() as bars:
-        result = truthfulqa(
-            model,
-            adapter,
-            questions=questions,
-            n=n,
-            seed=seed,
-            out=out,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
-        )
+        result = truthfulqa(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
     click.echo(f"{result['questions']}, {result['n']} questions")
     for name in ("mc1", "mc2", "mc3"):
         click.echo(f"{name.upper()}  {result[name]:.4f} ± {result['stderr'][name]:.4f}")
@@ -120,6 +107,7 @@ def truthfulqa_command(
 @benchmark_command.command("mmlu")
 @_MODEL
 @_DATA
+@_HOW
 @_SHOTS
 @click.option(
     "--subjects",
@@ -146,6 +134,7 @@ def mmlu_command(
 @benchmark_command.command("gsm8k")
 @_MODEL
 @_DATA
+@_HOW
 @_SHOTS
 @_answers(256)
 def gsm8k_command(
@@ -166,6 +155,7 @@ def gsm8k_command(
 @benchmark_command.command("humaneval")
 @_MODEL
 @_DATA
+@_HOW
 @_answers(1024)
 @click.option("--instruct", is_flag=True, help="Ask for the function, as humaneval_instruct does.")
 @click.option(

@@ -1,4 +1,4 @@
-"""`forty2 demo`, `run`, `train`, `plan` and `report`."""
+"""`forty2 demo`, `run`, `train`, `ablate`, `plan` and `report`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,55 @@ def _run(
     if result.fused is not None:
         click.echo(f"fused     {result.fused}")
     click.echo(f"report    {result.report}")
+
+
+def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter("give whole numbers with commas between, e.g. 1,2,3") from error
+
+
+@click.command("ablate")
+@_RECIPE
+@click.option(
+    "--seeds", default="1,2,3", show_default=True, callback=_seeds, help="Two or more, of the runs."
+)
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), help="Folder; default adapters/NAME-ablation."
+)
+@click.option("--resume", is_flag=True, help="Go on with what stopped, or with more seeds.")
+@_TRUST
+def ablate_command(
+    recipe: str,
+    model: str | None,
+    overrides: tuple[str, ...],
+    seeds: list[int],
+    out: Path | None,
+    resume: bool,
+    trust_remote_code: bool,
+) -> None:
+    """What each phase of a recipe bought and cost, over several seeds.
+
+    Measures the base, every phase after those before it, and the first preference phase alone.
+    """
+    from forty2.ablate import ablate
+
+    with Bars() as bars:
+        found = ablate(
+            _load(recipe, model, overrides),
+            seeds,
+            out=out,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    for note in found.record["notes"]:
+        click.echo(note)
+    click.echo(f"\n{found.table}\n")
+    if found.insight is not None:
+        click.echo(f"{found.insight.sentence}\n")
+    click.echo(f"report    {found.report}")
 
 
 @click.command("plan")

@@ -454,7 +454,7 @@ def _number(text: str) -> float:
     return number
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Row:
+def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     """A JSON object; a key given twice would hide what is under the first."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -463,7 +463,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 
 
 _DECODER = json.JSONDecoder(
-    parse_constant=_no_number, parse_float=_number, object_pairs_hook=_object
+    parse_constant=_no_number, parse_float=_number, object_pairs_hook=unique_keys
 )
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
