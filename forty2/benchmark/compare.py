@@ -382,6 +382,7 @@ def _stage(result: Mapping[str, Any], what: str) -> _Read:
     parts = [
         _READERS[name](result[name], f"{what}, {name}")
         for name in ("truthfulqa", "behaviour", "perplexity")
+        if name == "truthfulqa" or name in result
     ]
     first = parts[0][0]
     asked: list[tuple[str, Any]] = []

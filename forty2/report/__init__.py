@@ -70,6 +70,9 @@ def _gather(run: Path) -> dict[str, Any]:
         lines = (run / "metrics.jsonl").read_text("utf-8").split("\n")[:-1]
         metrics = [json.loads(line) for line in lines]
     phases = [read_json(path) for path in sorted(run.glob("phase*/phase.json"))]
+    # A phase that was trained anew logged behind the later ones.
+    order = [phase["name"] for phase in phases]
+    metrics.sort(key=lambda r: order.index(r["phase"]) if r["phase"] in order else len(order))
     summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
     return {
         "run": read_json(run / "run.json"),
