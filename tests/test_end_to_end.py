@@ -55,7 +55,7 @@ def test_every_phase_left_its_adapter_and_its_record(finished: RunResult) -> Non
     for name in ("phase1_sft", "phase2_dpo", "phase3_boost"):
         folder = finished.path / name
         assert sorted(p.name for p in folder.iterdir()) == [
-            "adapter_config.json", "adapters.safetensors", "phase.json",
+            "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "phase.json",
         ]  # fmt: skip
     first, second = (
         mx.load(str(finished.path / name / "adapters.safetensors"))
