@@ -27,7 +27,7 @@ SHORT = [
     "phases.dpo.batch_size=2", "phases.boost.batch_size=2", "phases.sft.warmup_steps=0",
     "phases.dpo.warmup_steps=0", "phases.boost.warmup_steps=0", "adapter.layers=4",
     "phases.sft.eval_every_steps=2", "phases.dpo.eval_every_steps=1", "phases.boost.eval_every_steps=2",
-    "benchmark.n=6", "phases.sft.valid=VALID_SFT", "phases.dpo.valid=VALID_DPO",
+    "benchmark.n=3", "phases.sft.valid=VALID_SFT", "phases.dpo.valid=VALID_DPO",
     "phases.boost.valid=VALID_DPO",
 ]  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_all_stages_are_measured_on_identical_items(finished: RunResult) -> None
     stages = [s["stage"] for s in finished.stages]
     assert stages == ["base", "phase1_sft", "phase2_dpo", "phase3_boost", "fused"]
     questions = [[i["question"] for i in s["truthfulqa"]["items"]] for s in finished.stages]
-    assert all(q == questions[0] for q in questions) and len(questions[0]) == 6
+    assert all(q == questions[0] for q in questions) and len(questions[0]) == 3
     boost, fused = (s["truthfulqa"]["items"] for s in finished.stages[-2:])
     for one, other in zip(boost, fused, strict=True):
         np.testing.assert_allclose(one["mc2"]["loglik"], other["mc2"]["loglik"], atol=2e-3)

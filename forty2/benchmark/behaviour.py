@@ -28,6 +28,7 @@ from forty2.progress import Progress, silent
 from forty2.tokens import Encoder
 
 MAX_TOKENS = 64
+BATCH_SIZE = 48  # short answers: a third faster than 16 on two cores, and 1 GB of cache at 4B
 Row = Mapping[str, Any]
 
 
@@ -91,7 +92,9 @@ def behaviour(
         items.append(item | {"good": good, "bad": bad})
         progress(stage, done, total, {})
     asked = [encoder.prompt([_turn(row)]) for row in prompts]
-    for done, (place, answer) in enumerate(answers(loaded, asked, max_tokens=MAX_TOKENS), 1):
+    for done, (place, answer) in enumerate(
+        answers(loaded, asked, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE), 1
+    ):
         items[place] |= _judged(prompts[place], answer.text)
         progress(stage, len(prompts) + done, total, {})
     generated = [item for item in items if item["gate"] == "leak"]

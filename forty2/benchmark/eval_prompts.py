@@ -55,7 +55,7 @@ Match = Literal["exact", "contains", "regex"]
 Form = Literal["user", "full"]
 
 MAX_TOKENS = 64
-SPOT_TOKENS = 24
+SPOT_TOKENS = 16
 ALL = "all"
 _KEYS = (
     "description", "system_prompt", "prompts", "expected_outputs", "match", "form", "gates",
