@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,32 @@ def test_a_step_beyond_the_limit_changes_nothing(value: float) -> None:
         np.testing.assert_array_equal(a, b)
     stepper.step(batch, 1e-2, limit=20.0)
     assert int(optimizer.state["step"]) == 2
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="mlx compiles for the CPU with a C++ compiler")
+def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Metal, where every step is compiled."""
+
+    def losses(device: mx.Device) -> list[Any]:
+        model, objective, phase = adapted(0.1), Sft(ROWS, Ways(apart=True)), sft()
+        model.train()
+        optimizer = make_optimizer(phase)
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "default_device", lambda: device)
+            stepper = Stepper(model, optimizer, objective, phase)
+        seen = []
+        for step, limit in enumerate((math.inf, math.inf, 0.1, math.inf)):
+            mx.random.seed(step)
+            taken = stepper.step([objective.batch(range(12))], 1e-2, limit)
+            seen.append((taken.loss, taken.norm, int(optimizer.state["step"])))
+        return [*seen, *values(model)]
+
+    plain, compiled = losses(mx.Device(mx.cpu)), losses(mx.Device(mx.gpu))
+    assert [step for _, _, step in plain[:4]] == [1, 2, 2, 3]
+    for one, other in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_stop_names_step_and_rows_and_saves_what_was_good(tmp_path: Path) -> None:
