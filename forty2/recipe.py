@@ -472,7 +472,9 @@ def _locate(loc: Sequence[Any], tree: Any) -> Key:
     at: list[Any] = []
     here = tree
     for i, key in enumerate(loc):
-        if (isinstance(here, dict) and key in here) or isinstance(here, list):
+        if (isinstance(here, dict) and key in here) or (
+            isinstance(here, list) and isinstance(key, int)
+        ):
             here = here[key]
         elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo"):
             continue

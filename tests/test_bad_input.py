@@ -253,6 +253,11 @@ recipe("a folder", empty_folder, "recipe.yaml: no such recipe")
 recipe("a pipe", pipe, "recipe.yaml: no such recipe")
 recipe("a device", link("/dev/zero"), "no such recipe")
 recipe("a link to itself", link("recipe.yaml"), "no such recipe")
+recipe(
+    "a phase that is a list, of a bad name",
+    "version: 1\nname: x\nmodel: tiny\nphases:\n  bad~:\n  - x\n",
+    "recipe.yaml:5: phases.bad~: ",
+)
 recipe("empty", "", "recipe.yaml: a recipe is a mapping")
 recipe("only a comment", "# nothing\n", "a recipe is a mapping")
 recipe("a list", "- a\n- b\n", "a recipe is a mapping")
