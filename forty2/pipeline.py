@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
 from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
-from forty2.prepare import is_packed, is_prepared, open_prepared, tokenizer_key
+from forty2.prepare import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
@@ -63,6 +64,7 @@ from forty2.tokens import Encoder, Fitted, fit, prompts_of
 from forty2.train import Answers, Trained, Training, due, total_steps
 
 CONTAMINATION = "contamination.json"
+DATA = "data.json"
 
 
 class PhaseData(NamedTuple):
@@ -178,6 +180,7 @@ class _Run:
             raise ModelError(
                 f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
             )
+        self._check_data(data)
         for name, phase in recipe.phases.items():
             _check_measured(name, phase, data[name])
         asked = {
@@ -327,6 +330,25 @@ class _Run:
             model, rows, which, size, work / f"{label.replace(' ', '-')}.states",
             progress=self.progress, stage=f"{label}: frozen blocks",
         )  # fmt: skip
+
+    def _check_data(self, data: Mapping[str, PhaseData]) -> None:
+        """Refuse to go on with other rows than the run began with."""
+        now = {
+            name: {"train": _digest(part.train), "valid": part.valid and _digest(part.valid)}
+            for name, part in data.items()
+        }
+        file = self.rundir.path / DATA
+        if not file.exists():
+            write_json(file, now)
+            return
+        began = read_json(file)
+        for name, parts in now.items():
+            for part, digest in parts.items():
+                if digest != began[name][part]:
+                    raise RunError(
+                        f"phases.{name}: its {part} rows are not those that {self.rundir.path} began "
+                        "with; put the data back, or name another --run-dir"
+                    )
 
     def _check_contamination(self, data: Mapping[str, PhaseData]) -> None:
         """Write down which training rows hold which of the benchmark's questions."""
@@ -537,6 +559,17 @@ def _nulls(now: Mapping[str, Any], stored: Mapping[str, Any], at: str = "") -> I
             yield f"{at}{key}=null"
         elif isinstance(value, Mapping) and isinstance(stored.get(key), Mapping):
             yield from _nulls(value, stored[key], f"{at}{key}.")
+
+
+def _digest(fitted: Fitted) -> str:
+    """A hash of all that rows are but for where they are from."""
+    if isinstance(fitted.rows, Prepared):
+        return fitted.rows.sha256()
+    digest = hashlib.sha256()
+    for row in fitted.rows:
+        what = {key: value for key, value in row._asdict().items() if key != "origin"}
+        digest.update(json.dumps(what).encode())
+    return digest.hexdigest()
 
 
 def _check_measured(name: str, phase: AnyPhase, data: PhaseData) -> None:

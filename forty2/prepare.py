@@ -71,6 +71,13 @@ class Prepared(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._packs)
 
+    def sha256(self) -> str:
+        """Of all that the rows are."""
+        digest = hashlib.sha256()
+        for part in (self._tokens, self._mask, self._rows, self._packs):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
     def __getitem__(self, index: Any) -> Any:
         first, count = (int(n) for n in self._packs[index])
         start, end = int(self._rows[first, 0]), int(self._rows[first + count - 1].sum())

@@ -3,6 +3,7 @@
 RUN/recipe.yaml            the resolved recipe, every default spelled out
 RUN/run.json               provenance: versions, device, hashes, when and how it was started
 RUN/metrics.jsonl          one line per step and evaluation
+RUN/data.json              hashes of the rows of each phase
 RUN/data/NAME/             built-in data sets as they were built for this run
 RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, phase.json, checksums
 RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums

@@ -177,6 +177,14 @@ def harmed(place: str) -> None:
         again = run_child(inputs, folder, Killer(None), resume=True)
         assert again.code == 0, again.said
         assert found() == wanted
+    rows = inputs / "dpo.jsonl"
+    rows.write_text(rows.read_text().replace("No.", "Yes.", 1))
+    told = run_child(inputs, folder, Killer(None), resume=True)
+    assert told.code == 2
+    assert told.said == (
+        "phases.dpo: its train rows are not those that run began with; put the data back, or name "
+        "another --run-dir"
+    )
 
 
 def flip(path: Path) -> None:
