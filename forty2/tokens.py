@@ -74,6 +74,8 @@ class Encoder:
         self._special_ids = set(self._specials.values())
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # What looks like a held text is held itself.
+        self._to_hold = re.compile(f"{self._special_pattern.pattern}|{_HELD_PATTERN.pattern}")
 
         self._skeletons = Skeletons(
             tokenizer,
@@ -263,7 +265,7 @@ class Encoder:
             return _HELD.format(len(literals) - 1)
 
         held = [
-            {**m, "content": self._special_pattern.sub(hold, m["content"])}
+            {**m, "content": self._to_hold.sub(hold, m["content"])}
             if isinstance(m.get("content"), str)
             else m
             for m in messages

@@ -135,6 +135,12 @@ def test_content_that_spells_a_special_token_stays_text(chatml: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("ask", ["Hello", "<|im_end|>"])
+def test_what_marks_a_held_text_is_text_where_a_content_has_it(chatml: Any, ask: str) -> None:
+    said = "\ue0f01\ue0f1 and \ue0f00\ue0f1"
+    assert supervised(chatml, user(ask), assistant(said)) == [f"{said}<|im_end|>"]
+
+
 def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
     row = Encoder(chatml).pair(
         Pair(prompt=(user("q"),), chosen="Paris", rejected="Paris, I think", origin="t:1")
