@@ -389,6 +389,36 @@ case(
 case("recipe: a copy into a file", {}, "recipe copy demo recipe.yaml/x", "recipe.yaml/x: cannot be")
 case("recipe: shown, but missing", {}, "recipe show nothing", "nothing: no such recipe")
 
+override(
+    "best of prompts that are not there",
+    "phases.sft.best={metric: passed, direction: max}",
+    "phases.sft.best: passed is the share of eval_prompts, and there are none",
+)
+override(
+    "best of pairs where there are none",
+    "phases.sft.best={metric: margin, direction: max}",
+    "phases.sft.best: margin is of pairs; an sft phase has loss and passed",
+)
+override(
+    "a goal on both sides",
+    "phases.dpo.until={metric: loss, at_least: 1, at_most: 2}",
+    "phases.dpo.until.at_least: give at_least or at_most, one of the two",
+)
+override("no such red line", "phases.dpo.red_lines.sipke=warn", "did you mean spike?")
+override("no such action", "phases.dpo.red_lines.stuck=skip", "should be 'warn' or 'stop'")
+override("eval prompts that are not there", "phases.sft.eval_prompts=no.json", "no such file")
+case(
+    "run: best of what nothing measures",
+    {},
+    "run recipe.yaml --run-dir run --set 'phases.sft.best={metric: loss, direction: min}'",
+    "phases.sft.best: loss is measured on validation rows, and there are none; give",
+)
+case(
+    "run: eval prompts without what is expected",
+    {"evals.json": '{"prompts": {"a": "b"}, "expected_outputs": {}}'},
+    "run recipe.yaml --run-dir run --set phases.sft.eval_prompts=evals.json",
+    "evals.json: expected_outputs: ",
+)
 override("no value", "phases.dpo.lr", "phases.dpo.lr: write it as key.subkey=value")
 override("no key", "=1", "write it as key.subkey=value")
 override("an empty key", "phases..lr=1", "write it as key.subkey=value")
