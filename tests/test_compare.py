@@ -63,6 +63,15 @@ def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:
     assert set(up.categories) == {"odd", "even"}
 
 
+def test_what_a_file_calls_itself_can_be_printed() -> None:
+    before = random_result(9, seed=3)
+    after = {**before, "model": "\ud800\x1b[31m"}
+    assert "\\ud800\\x1b[31m" in format_comparison(compare(before, after))
+    with pytest.raises(BenchmarkError) as error:
+        compare(before, {**after, "questions": "\ud800", "questions_sha256": "1"})
+    assert str(error.value).isprintable()
+
+
 def test_one_more_right_of_300_is_inconclusive() -> None:
     """The seed's "+1 on 300 questions": 58 and 59 in a hundred, most of them other questions."""
     right, wrong = ([0.0, -1.0], [0.0, 0.0, -1.0]), ([-1.0, 0.0], [0.0, 0.0, -1.0])

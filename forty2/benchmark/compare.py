@@ -255,7 +255,16 @@ def read_scores(result: Any, what: str) -> Scores:
                 f"{what}: {name} is stored as {stored:.6f}, but its items give {mean:.6f}; "
                 "the file was changed: measure again"
             )
-    return scores._replace(settings={"benchmark": kind, **scores.settings})
+    return scores._replace(
+        questions=_visible(scores.questions),
+        model=_visible(scores.model),
+        settings={"benchmark": kind, **scores.settings},
+    )
+
+
+def _visible(text: str) -> str:
+    """What a file says, fit to be printed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _kind(result: Any) -> str | None:
