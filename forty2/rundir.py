@@ -177,6 +177,8 @@ def damage(folder: Path) -> str | None:
     try:
         *lines, end = (folder / SUMS).read_bytes().decode().split("\n")
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        if any(not name or Path(name).name != name for name in sums):
+            raise ValueError
         present = _names(folder)
         for name in sorted(present | sums.keys()):
             if name not in present:

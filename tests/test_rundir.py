@@ -346,3 +346,10 @@ def test_what_was_moved_away_for_nothing_goes_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "other"]
     assert (tmp_path / "model" / "which").read_text() == ".model.999999999.old"
     assert (tmp_path / "other" / "which").read_text() == "other"
+
+
+def test_checksums_of_a_file_elsewhere_are_damaged_ones(tmp_path: Path) -> None:
+    seal(tmp_path)
+    for name in ("/etc/passwd", "../x", "a/b", ""):
+        (tmp_path / "SHA256SUMS").write_text(f"0  {name}\n")
+        assert damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"
