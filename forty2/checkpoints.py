@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from forty2.errors import RunError
 from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
 from forty2.recipe import Best
-from forty2.rundir import damage, read_json, seal, staged, write_json
+from forty2.rundir import damage, seal, staged, write_json
 from forty2.watch import Watch
 
 OPTIMIZER = "optimizer.safetensors"
@@ -121,9 +120,9 @@ class Keeper:
 
 
 def _read(checkpoint: Path) -> State:
-    record = read_json(checkpoint / "state.json")
+    record = (checkpoint / "state.json").read_bytes()
     try:
-        return _STATE.validate_json(json.dumps(record), strict=True, extra="forbid")
+        return _STATE.validate_json(record, strict=True, extra="forbid")
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise RunError(

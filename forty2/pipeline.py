@@ -382,7 +382,8 @@ class _Run:
             return read_sealed(file)
         loaded = loaded or load(str(path))
         loaded.model.eval()
-        with Kept.open(file, {"stage": stage}, resume=True) as kept:
+        settings = {"stage": stage, "questions_sha256": self.questions.sha256}
+        with Kept.open(file, settings, resume=True) as kept:
             measured: dict[str, Any] = measure(
                 loaded, self.questions, n, self.base, adapter=adapter,
                 seed=self.recipe.seed, stage=stage, kept=kept, progress=self.progress,

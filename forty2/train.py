@@ -267,15 +267,14 @@ class Training:
             self._warn(state.step + 1, f"{back}: {went}, now at {1 / 2**state.watch.rollbacks} lr")
         stepper = Stepper(self.model, optimizer, objective, phase)
         order = Order(objective.parts, phase.batch_size, self.seed, objective.weights)
-        ended = False
         if saved is None:
-            ended = self._evaluate()
+            self._evaluate()
             if "back" in dataclasses.asdict(phase.red_lines).values():
                 self._keeper.save(state)
-        while state.step < self.steps and not ended and not asked:
+        while state.step < self.steps and not self._reached() and not asked:
             self._step(stepper, order)
             if due(phase.eval_every_steps, state.step, self.steps):
-                ended = self._evaluate()
+                self._evaluate()
             if due(phase.save_every_steps, state.step, self.steps):
                 self._keeper.save(state)
         if asked:
@@ -329,16 +328,23 @@ class Training:
         for found in filter(None, (red, stuck)):
             self._cross(found, step, batches)
 
-    def _evaluate(self) -> bool:
-        """Measure; whether the phase's goal is reached."""
+    def _reached(self) -> bool:
+        """Whether the last evaluation is what the phase is trained for."""
+        goal, valid = self.phase.until, self._state.valid
+        return goal is not None and bool(valid) and goal.reached(valid)
+
+    def _evaluate(self) -> None:
+        """Measure, and judge what is measured."""
         phase, state = self.phase, self._state
         self.model.eval()
         valid = evaluate(self.model, self.valid, phase.batch_size) if self.valid is not None else {}
         metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
         measured = {**valid, **metrics}
-        for name in (key for key, value in measured.items() if not math.isfinite(value)):
-            self._cross(Red("not_finite", f"the validation {name} is not finite"), state.step)
-            return False
+        broken = [key for key, value in measured.items() if not math.isfinite(value)]
+        if broken:
+            what = f"validation {', '.join(broken)} is not finite"
+            self._cross(Red("not_finite", what), state.step)
+            return
         state.valid = measured
         if state.valid:
             told = {f"valid_{key}": value for key, value in state.valid.items()}
@@ -353,7 +359,6 @@ class Training:
                 reds.append(Red("replies", fault))
         for red in reds:
             self._cross(red, state.step)
-        return phase.until is not None and phase.until.reached(state.valid)
 
     def _cross(self, red: Red, step: int, batches: Sequence[Batch] = ()) -> None:
         """Do what the recipe says of a red line."""
@@ -363,14 +368,16 @@ class Training:
         if action == "back" and self._state.watch.rollbacks < ROLLBACKS:
             raise _Back(said, self._state.watch.rollbacks)
         if action in ("stop", "back"):
-            self._end(said)
+            # A step that was left out comes again, and stops again.
+            past = "--resume goes on all the same; " if step == self._state.step else ""
+            self._end(said, past)
         self._warn(step, said, red.line)
 
-    def _end(self, said: str) -> NoReturn:
+    def _end(self, said: str, past: str = "") -> NoReturn:
         self._keeper.save(self._state)
         raise TrainingError(
-            f"{said}; step {self._state.step} is saved in {self.work}; in another --run-dir, lower "
-            f"phases.{self.name}.lr, or say in phases.{self.name}.red_lines what to do"
+            f"{said}; step {self._state.step} is saved in {self.work}; {past}in another --run-dir, "
+            f"lower phases.{self.name}.lr, or say in phases.{self.name}.red_lines what to do"
         )
 
     def _warn(self, step: int, said: str, line: str = "checkpoint") -> None:

@@ -6,10 +6,9 @@ A slow loss is not red, nor is an answer that has not learned to generalise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 WINDOW = 64
 """Steps that a loss is compared with; fewer than a quarter of them say nothing."""
@@ -48,14 +47,6 @@ class Watch:
     valid: list[float] = field(default_factory=list)
     """Losses of all evaluations."""
     rollbacks: int = 0
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Watch:
-        return cls(**record)
-
-    def record(self) -> dict[str, Any]:
-        """As JSON; `of` reads it."""
-        return asdict(self)
 
     def limit(self) -> float:
         """The loss beyond which the next step is a spike."""

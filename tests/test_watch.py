@@ -317,7 +317,7 @@ def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
         steps=60, lr=1.0e-1, eval_every_steps=2, red_lines=red_lines(validation="stop"),
     )  # fmt: skip
     others = [row._replace(ids=row.ids[::-1]) for row in ROWS]
-    with pytest.raises(TrainingError, match=r"p, step \d+: validation loss"):
+    with pytest.raises(TrainingError, match=r"p, step \d+: validation loss.*; --resume goes on"):
         run(adapted(), objective, phase, tmp_path, [], valid=Sft(others, Ways(apart=True)))
     assert checkpoints(tmp_path)
 
@@ -347,6 +347,20 @@ def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
     losses = [(r["step"], r["valid_loss"]) for r in log if "valid_loss" in r]
     assert losses[0][1] > 5.0 and all(loss > 5.0 for _, loss in losses[:-1])
     assert losses[-1][1] <= 5.0 and trained.steps == losses[-1][0] < 60
+
+
+def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Path) -> None:
+    """Killed between the checkpoint of its last step and the phase's own folder."""
+    objective = Sft(ROWS, Ways(apart=True))
+    phase = sft(
+        steps=60, lr=3e-2, eval_every_steps=2, save_every_steps=2,
+        until=Goal(metric="loss", at_most=5.0),
+    )  # fmt: skip
+    whole, again = adapted(), adapted()
+    trained = run(whole, objective, phase, tmp_path, [], valid=objective)
+    assert run(again, objective, phase, tmp_path, [], valid=objective) == trained
+    for a, b in zip(values(whole), values(again), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
