@@ -6,16 +6,20 @@ without replaying what came before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from forty2.platform import on_gpu
 from forty2.tokens import PairRow, Row
 
 BUCKET = 8
-"""Sequences are padded to a multiple of this: few shapes to compile, little padding."""
+"""Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
+TOGETHER_GPU, TOGETHER_CPU = 4096, 320
+"""Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
+CPU more time, as what is passed on leaves the caches."""
 POOL = 64
 """Batches formed together from rows of like length; larger pads less and shuffles less."""
 
@@ -139,7 +143,7 @@ class Order:
         """
         size, batches = self._size, -(-len(rows) // self._size)
         most = 1 if self._lengths.shape[1] == 1 else batches
-        ways = []
+        ways: list[list[list[int]]] = []
         for groups in range(1, most + 1):
             part = rows[np.argsort(self._lengths[rows, -1], kind="stable")]
             step = -(-batches // groups) * size
@@ -148,14 +152,8 @@ class Order:
                 part[start : start + step] = group[
                     np.argsort(self._lengths[group, 0], kind="stable")
                 ]
-            ways.append([part[i : i + size] for i in range(0, len(part), size)])
-        return [batch.tolist() for batch in min(ways, key=self._padded)]
-
-    def _padded(self, batches: Sequence[npt.NDArray[np.int64]]) -> int:
-        """Tokens, padding included."""
-        widths = np.stack([self._lengths[batch].max(axis=0) for batch in batches])
-        counts = np.array([len(batch) for batch in batches])
-        return int((counts[:, None] * (-(-widths // BUCKET) * BUCKET)).sum())
+            ways.append([part[i : i + size].tolist() for i in range(0, len(part), size)])
+        return min(ways, key=lambda way: _padded(self._lengths, way))
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
@@ -222,14 +220,42 @@ def row_length(row: Row | PairRow) -> int:
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
-def by_length(lengths: Sequence[int], tokens: int = 4096) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first, each of at most so many padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // (lengths[order[start]] + BUCKET))
-        yield order[start : start + size]
-        start += size
+def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
+    """Indices in groups of like lengths, longest first, each of at most so many padded tokens.
+
+    Where rows have two parts, no one order makes neighbours alike in both. So they are sorted by the
+    second, more or less coarsely, and among equals by the first; what pads least is taken.
+
+    Args:
+        parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
+        tokens: absent, what this machine does best to compute at once.
+    """
+    lengths = np.asarray(parts).reshape(len(np.asarray(parts)), -1)
+    limit = tokens or (TOGETHER_GPU if on_gpu() else TOGETHER_CPU)
+    coarseness = [1] if lengths.shape[1] == 1 else [1 << n for n in range(12)]
+    orders = [np.lexsort((-lengths[:, 0], -(lengths[:, -1] // step))) for step in coarseness]
+    ways = [_filled(order.tolist(), lengths[order].tolist(), limit) for order in orders]
+    return min(ways, key=lambda way: _padded(lengths, way))
+
+
+def _filled(order: list[int], lengths: list[list[int]], limit: int) -> list[list[int]]:
+    """An order cut into groups, each as large as the limit allows."""
+    groups: list[list[int]] = []
+    widest = [0] * len(lengths[0])
+    for index, parts in zip(order, lengths, strict=True):
+        wider = [*map(max, widest, parts)]
+        if groups and sum(wider) * (len(groups[-1]) + 1) <= limit:
+            groups[-1].append(index)
+            widest = wider
+        else:
+            groups.append([index])
+            widest = parts
+    return groups
+
+
+def _padded(lengths: npt.NDArray[np.int64], groups: Iterable[Sequence[int]]) -> int:
+    """Tokens of these groups of rows, padding included."""
+    return sum(int(_rounded(lengths[group].max(axis=0)).sum()) * len(group) for group in groups)
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
@@ -241,7 +267,13 @@ def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
 
 
 def _round_up(length: int) -> int:
-    return max(1, -(-length // BUCKET)) * BUCKET
+    return max(1, int(_rounded(length)))
+
+
+def _rounded(lengths: Any) -> Any:
+    """As wide as sequences of such lengths are padded to."""
+    bucket = BUCKET if on_gpu() else 1
+    return -(-lengths // bucket) * bucket
 
 
 def _pad(sequences: Sequence[Sequence[int]], width: int) -> npt.NDArray[np.int32]:

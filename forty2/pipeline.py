@@ -43,7 +43,14 @@ from forty2.fuse import Fused, fuse, quantised_path
 from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
-from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
+from forty2.objectives import (
+    Objective,
+    Preference,
+    Sft,
+    micro_batches,
+    reference_key,
+    reference_logps,
+)
 from forty2.prepare import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
@@ -240,7 +247,7 @@ class _Run:
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
                 loaded.model,
-                objective.batch(list(objective.reference)[: phase.batch_size]),
+                next(micro_batches(objective, list(objective.reference)[: phase.batch_size])),
                 tolerance=2e-3 if exact and not loaded.quantised else 5e-2,
             )
         self.at = label

@@ -69,6 +69,13 @@ def facts() -> dict[str, str]:
     }
 
 
+def on_gpu() -> bool:
+    """Whether mlx computes on a GPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 def memory_bytes() -> int:
     """Physical memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -28,7 +28,8 @@ from forty2.checkpoints import Keeper, State
 from forty2.errors import Interrupted, TrainingError
 from forty2.model.adapter import AdapterSpec
 from forty2.model.checkpointing import checkpoint_gradients
-from forty2.objectives import Objective
+from forty2.objectives import Objective, micro_batches
+from forty2.platform import on_gpu
 from forty2.progress import Progress, silent
 from forty2.recipe import Phase
 from forty2.watch import IDLE, Red
@@ -114,7 +115,7 @@ class Stepper:
 
         # On the CPU compiling saves nothing (products rule) and needs a C++ compiler at run time.
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-            if mx.default_device() == mx.Device(mx.cpu):
+            if not on_gpu():
                 return function
             return functools.partial(mx.compile, inputs=state, outputs=state)(function)
 
@@ -179,14 +180,12 @@ def _fill(tree: Any, values: Any) -> None:
             _fill(tree[key], values[key])
 
 
-def evaluate(model: nn.Module, objective: Objective, batch_size: int) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: Objective) -> dict[str, float]:
     """Metrics over all rows of an objective, without dropout and without learning."""
     model.eval()
-    order = sorted(range(len(objective.lengths)), key=objective.lengths.__getitem__)
     sums: dict[str, float] = {}
     weight = 0
-    for start in range(0, len(order), batch_size):
-        batch = objective.batch(order[start : start + batch_size])
+    for batch in micro_batches(objective, range(len(objective.lengths))):
         metrics = objective.loss(model, objective.arrays(batch)).metrics
         mx.eval(metrics)
         for key, value in metrics.items():
@@ -295,25 +294,26 @@ class Training:
         step = state.step + 1
         mx.random.seed((self.seed << 20) + step)
         first = (step - 1) * phase.accumulate
-        batches = [
-            self.objective.batch(order.batch(index))
+        parts = [
+            batch
             for index in range(first, first + phase.accumulate)
+            for batch in micro_batches(self.objective, order.batch(index))
         ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.
         limit = math.inf if phase.red_lines.spike == "warn" else watch.limit()
         self.model.train()
         started = time.perf_counter()
-        metrics, loss, norm = stepper.step(batches, rate, limit)
+        metrics, loss, norm = stepper.step(parts, rate, limit)
         seconds = time.perf_counter() - started
         red = watch.step(loss, norm)
         if red is not None and not (red.line == "spike" and limit == math.inf):
-            self._cross(red, step, batches)
+            self._cross(red, step, parts)
             if watch.left_out():
                 self._end(f"{red.what}, and {IDLE} steps in a row are left out")
             state.step = step
             return
-        speed = sum(batch.tokens for batch in batches) / seconds
+        speed = sum(batch.tokens for batch in parts) / seconds
         self.log(
             {
                 "phase": self.name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
@@ -326,7 +326,7 @@ class Training:
         state.step, state.metrics = step, metrics
         stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)
         for found in filter(None, (red, stuck)):
-            self._cross(found, step, batches)
+            self._cross(found, step, parts)
 
     def _reached(self) -> bool:
         """Whether the last evaluation is what the phase is trained for."""
@@ -337,7 +337,7 @@ class Training:
         """Measure, and judge what is measured."""
         phase, state = self.phase, self._state
         self.model.eval()
-        valid = evaluate(self.model, self.valid, phase.batch_size) if self.valid is not None else {}
+        valid = evaluate(self.model, self.valid) if self.valid is not None else {}
         metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
         measured = {**valid, **metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]

@@ -169,7 +169,7 @@ def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_
     objective = preference(model, dpo(), tmp_path)
     batch = objective.batch(range(12))
     objective.check_start(model, batch, tolerance=1e-4)
-    assert evaluate(model, objective, 4)["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert evaluate(model, objective)["loss"] == pytest.approx(np.log(2), abs=1e-5)
     model.model.layers[1].self_attn.q_proj.lora_b += 0.3
     with pytest.raises(
         TrainingError, match=r"not 0.693147: the stored reference is not this policy"
@@ -209,11 +209,11 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
 def test_every_optimizer_lowers_the_loss(optimizer: str, tmp_path: Path) -> None:
     model = adapted(moved=False)
     objective = Sft(ROWS, Ways(apart=True))
-    before = evaluate(model, objective, 4)["loss"]
+    before = evaluate(model, objective)["loss"]
     rate = {"sgd": 0.5, "lion": 3e-3}.get(optimizer, 2e-2)
     phase = sft(optimizer=optimizer, steps=20, lr=rate)
     run(model, objective, phase, tmp_path, [])
-    assert evaluate(model, objective, 4)["loss"] < before - 0.1
+    assert evaluate(model, objective)["loss"] < before - 0.1
 
 
 def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **more: Any) -> Any:
@@ -280,7 +280,7 @@ def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     trained = run(model, objective, phase, tmp_path, log, valid=objective)
     losses = {r["step"]: r["valid_loss"] for r in log if "valid_loss" in r}
     assert trained.kept_step == min(losses, key=lambda step: losses[step])
-    assert evaluate(model, objective, 4)["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
+    assert evaluate(model, objective)["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
