@@ -17,7 +17,7 @@ from forty2.tokens import PairRow, Row
 
 BUCKET = 8
 """Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
-TOGETHER_GPU, TOGETHER_CPU = 4096, 320
+TOGETHER_GPU, TOGETHER_CPU = 4096, 512
 """Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
 CPU more time, as what is passed on leaves the caches."""
 POOL = 64
