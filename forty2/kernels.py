@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.models import activations
@@ -66,7 +66,9 @@ def _softmax_pulled(_: Any, cotangent: mx.array, output: mx.array) -> mx.array:
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) · x, as mlx-lm's."""
-    product: mx.array = gate * _sigmoid(gate) * x if _slow(gate) else _swiglu(gate, x)
+    product: mx.array = (
+        gate * cast(mx.array, _sigmoid(gate)) * x if _slow(gate) else _swiglu(gate, x)
+    )
     return product
 
 
