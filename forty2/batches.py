@@ -6,6 +6,7 @@ without replaying what came before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,8 @@ class Order:
 
     Args:
         lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
+        batch_size: rows in a batch.
+        tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Order:
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        tokens: int | None = None,
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows")
@@ -95,12 +99,16 @@ class Order:
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
         self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
+        self._tokens = tokens
         self._seed = seed
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        mean = np.average(self._lengths.sum(axis=1), weights=self._weights)
+        self.epoch_length = self._rows / (batch_size if tokens is None else max(1, tokens / mean))
+        """Batches in an epoch, the last one counted by how full it is."""
 
     @property
     def batches_per_epoch(self) -> int:
-        return -(-self._rows // self._size)
+        return math.ceil(self.epoch_length)
 
     def batch(self, index: int) -> list[int]:
         """Row indices of the index-th batch since the beginning."""
@@ -128,11 +136,30 @@ class Order:
     def _form(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, epoch])
         order = self._sampled(random)
-        pool = self._size * POOL
         batches: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            batches += self._cut(order[start : start + pool])
+        if self._tokens is None:
+            pool = self._size * POOL
+            for start in range(0, len(order), pool):
+                batches += self._cut(order[start : start + pool])
+        else:
+            pools = -(-self.batches_per_epoch // POOL)
+            counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
+            for rows, count in zip(self._evenly(order, counts), counts, strict=True):
+                total = self._lengths[rows].sum(axis=1)
+                alike = rows[np.argsort(total, kind="stable")]
+                batches += [b.tolist() for b in self._evenly(alike, np.ones(int(count)))]
         return [batches[i] for i in random.permutation(len(batches))]
+
+    def _evenly(
+        self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
+    ) -> list[npt.NDArray[np.int64]]:
+        """Rows cut, in order, into pieces with these shares of the tokens and no piece empty."""
+        upto = np.cumsum(self._lengths[rows].sum(axis=1))
+        wanted = np.cumsum(shares) / np.sum(shares) * upto[-1]
+        cuts = np.searchsorted(upto, wanted[:-1] - 1e-6 * upto[-1]) + 1
+        first, rest = np.arange(1, len(cuts) + 1), len(rows) - np.arange(len(cuts), 0, -1)
+        cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
+        return np.split(rows, cuts)
 
     def _cut(self, rows: npt.NDArray[np.int64]) -> list[list[int]]:
         """Batches of rows of like length.
@@ -220,6 +247,11 @@ def row_length(row: Row | PairRow) -> int:
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
+def together() -> int:
+    """Tokens, padding included, that this machine does best to compute at once."""
+    return TOGETHER_GPU if on_gpu() else TOGETHER_CPU
+
+
 def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
     """Indices in groups of like lengths, longest first, each of at most so many padded tokens.
 
@@ -228,10 +260,10 @@ def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
 
     Args:
         parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
-        tokens: absent, what this machine does best to compute at once.
+        tokens: absent, `together()`.
     """
     lengths = np.asarray(parts).reshape(len(np.asarray(parts)), -1)
-    limit = tokens or (TOGETHER_GPU if on_gpu() else TOGETHER_CPU)
+    limit = tokens or together()
     coarseness = [1] if lengths.shape[1] == 1 else [1 << n for n in range(12)]
     orders = [np.lexsort((-lengths[:, 0], -(lengths[:, -1] // step))) for step in coarseness]
     ways = [_filled(order.tolist(), lengths[order].tolist(), limit) for order in orders]

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple, NoReturn
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_map
 
-from forty2.batches import Batch, Order, rows_of_epoch
+from forty2.batches import Batch, Order
 from forty2.checkpoints import Keeper, State
 from forty2.errors import Interrupted, TrainingError
 from forty2.model.adapter import AdapterSpec
@@ -77,12 +79,22 @@ def learning_rate(phase: Phase, step: int, steps: int) -> float:
     return phase.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def total_steps(phase: Phase, rows: int) -> int:
-    """Optimizer steps of a phase over so many rows."""
+def order_of(
+    phase: Phase,
+    parts: npt.NDArray[np.int64],
+    weights: Sequence[float],
+    seed: int,
+) -> Order:
+    """The batches of a phase over rows with these lengths and weights."""
+    return Order(parts, phase.batch_size, seed, weights, phase.batch_tokens)
+
+
+def total_steps(phase: Phase, order: Order) -> int:
+    """Optimizer steps of a phase."""
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None
-    return max(1, round(phase.epochs * rows / (phase.batch_size * phase.accumulate)))
+    return max(1, round(phase.epochs * order.epoch_length / phase.accumulate))
 
 
 def due(every: int | None, step: int, steps: int) -> bool:
@@ -236,7 +248,8 @@ class Training:
             Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
         """
         checkpoint_gradients(self.model, self.phase.grad_checkpoint)
-        self.steps = total_steps(self.phase, rows_of_epoch(self.objective.weights))
+        self._order = order_of(self.phase, self.objective.parts, self.objective.weights, self.seed)
+        self.steps = total_steps(self.phase, self._order)
         back: _Back | None = None
         try:
             with _stop_asked() as asked:
@@ -265,13 +278,12 @@ class Training:
             state.watch.rollbacks = back.rollbacks + 1
             self._warn(state.step + 1, f"{back}: {went}, now at {1 / 2**state.watch.rollbacks} lr")
         stepper = Stepper(self.model, optimizer, objective, phase)
-        order = Order(objective.parts, phase.batch_size, self.seed, objective.weights)
         if saved is None:
             self._evaluate()
             if "back" in dataclasses.asdict(phase.red_lines).values():
                 self._keeper.save(state)
         while state.step < self.steps and not self._reached() and not asked:
-            self._step(stepper, order)
+            self._step(stepper)
             if due(phase.eval_every_steps, state.step, self.steps):
                 self._evaluate()
             if due(phase.save_every_steps, state.step, self.steps):
@@ -288,7 +300,7 @@ class Training:
             return Trained(state.step, state.metrics, state.best["valid"], state.best["step"])
         return Trained(state.step, state.metrics, state.valid, state.step)
 
-    def _step(self, stepper: Stepper, order: Order) -> None:
+    def _step(self, stepper: Stepper) -> None:
         """Take the next step, or leave it out."""
         phase, state, watch = self.phase, self._state, self._state.watch
         step = state.step + 1
@@ -297,7 +309,7 @@ class Training:
         parts = [
             batch
             for index in range(first, first + phase.accumulate)
-            for batch in micro_batches(self.objective, order.batch(index))
+            for batch in micro_batches(self.objective, self._order.batch(index))
         ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.

@@ -18,7 +18,7 @@ from forty2.errors import TrainingError
 from forty2.logprobs import Ways, ways
 from forty2.model.adapter import AdapterSpec, attach, weights
 from forty2.model.checkpointing import checkpoint_gradients
-from forty2.objectives import Preference, Sft, reference_key, reference_logps
+from forty2.objectives import Preference, Sft, micro_batches, reference_key, reference_logps
 from forty2.recipe import Best, DpoPhase, SftPhase
 from forty2.tokens import PairRow, Row
 from forty2.train import (
@@ -27,6 +27,7 @@ from forty2.train import (
     evaluate,
     learning_rate,
     make_optimizer,
+    order_of,
     total_steps,
 )
 
@@ -95,6 +96,20 @@ def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) ->
     assert whole
     for name, value in whole.items():
         np.testing.assert_allclose(accumulated[name], value, rtol=2e-4, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_batch() -> None:
+    rows = [Row(ids(100), [True] * 100, str(n)) for n in range(40)]
+    peaks = []
+    for count in (5, 40):
+        model = adapted()
+        objective = Sft(rows, Ways(apart=True))
+        stepper = Stepper(model, make_optimizer(sft()), objective, sft())
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        stepper.step(list(micro_batches(objective, range(count))), 1e-3)
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_gradients_agree_with_finite_differences(tmp_path: Path) -> None:
@@ -338,8 +353,14 @@ def test_buckets_waste_little() -> None:
 
 
 def test_epochs_and_steps() -> None:
-    assert total_steps(sft(steps=7), 100) == 7
-    assert total_steps(sft(steps=None, epochs=1.5, batch_size=4, accumulate=2), 100) == 19
+    lengths = np.array([[30]] * 100)
+
+    def steps(phase: SftPhase) -> int:
+        return total_steps(phase, order_of(phase, lengths, [1.0] * 100, seed=1))
+
+    assert steps(sft(steps=7)) == 7
+    assert steps(sft(steps=None, epochs=1.5, batch_size=4, accumulate=2)) == 19
+    assert steps(sft(steps=None, epochs=1.5, batch_tokens=120, accumulate=2)) == 19
 
 
 def test_pair_batches_line_up_inputs_and_targets() -> None:
