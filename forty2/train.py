@@ -155,6 +155,8 @@ class Stepper:
             _fill(optimizer.state, _chosen(good, after[1], before[1]))
             return norm
 
+        self.shapes: set[Any] = set()
+        """Of the batches seen: where steps are compiled, each has cost a compilation."""
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._add_gradients, self._update = add_gradients, update
 
@@ -168,7 +170,9 @@ class Stepper:
         weight = sum(batch.weight for batch in batches)
         sums, parts, total = None, [], mx.array(0.0)
         for batch in batches:
-            loss, metrics, sums = self._add_gradients(self._objective.arrays(batch), sums)
+            arrays = self._objective.arrays(batch)
+            self.shapes.add((sums is None, *(array.shape for array in arrays)))
+            loss, metrics, sums = self._add_gradients(arrays, sums)
             parts.append(metrics)
             total = total + loss
             mx.async_eval(metrics, sums)
@@ -334,6 +338,8 @@ class Training:
             }
         )  # fmt: skip
         info = {"loss": f"{loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        if on_gpu():
+            info["compiled"] = str(len(stepper.shapes))
         self.progress(self.name, step, self.steps, info)
         state.step, state.metrics = step, metrics
         stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)

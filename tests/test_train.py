@@ -98,6 +98,16 @@ def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) ->
         np.testing.assert_allclose(accumulated[name], value, rtol=2e-4, atol=1e-6)
 
 
+def test_shapes_that_would_be_compiled_are_counted() -> None:
+    model = adapted()
+    objective = Sft([Row(ids(n), [True] * n, str(n)) for n in (9, 9, 9, 20)], Ways(apart=True))
+    stepper = Stepper(model, make_optimizer(sft()), objective, sft())
+    one, same, wide = ([objective.batch([n])] for n in (0, 1, 3))
+    for batches, count in ((one, 1), (same, 1), (wide, 2), (one + same, 3), (same + one, 3)):
+        stepper.step(batches, 1e-3)
+        assert len(stepper.shapes) == count
+
+
 def test_memory_does_not_grow_with_the_batch() -> None:
     rows = [Row(ids(100), [True] * 100, str(n)) for n in range(40)]
     peaks = []
