@@ -104,7 +104,7 @@ def test_shapes_that_would_be_compiled_are_counted() -> None:
     stepper = Stepper(model, make_optimizer(sft()), objective, sft())
     one, same, wide = ([objective.batch([n])] for n in (0, 1, 3))
     for batches, count in ((one, 1), (same, 1), (wide, 2), (one + same, 3), (same + one, 3)):
-        stepper.step(batches, 1e-3)
+        stepper.step([*batches], 1e-3)
         assert len(stepper.shapes) == count
 
 
@@ -352,7 +352,7 @@ def test_every_row_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_s
 
 
 def test_buckets_waste_little() -> None:
-    lengths = [int(n) for n in RNG.exponential(80, 2000) + 4]
+    lengths = [int(n) for n in np.random.default_rng(5).exponential(80, 2000) + 4]
     order = Order(lengths, 8, seed=0)
     real = padded = 0
     for index in range(order.batches_per_epoch):
