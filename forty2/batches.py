@@ -7,7 +7,7 @@ without replaying what came before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,25 +162,15 @@ class Order:
         return np.split(rows, cuts)
 
     def _cut(self, rows: npt.NDArray[np.int64]) -> list[list[int]]:
-        """Batches of rows of like length.
+        """Batches of rows of like length."""
+        starts = np.arange(0, len(rows), self._size)
 
-        Where rows have two parts, no one order makes neighbours alike in both. So they are sorted by
-        the second, cut into groups, and sorted within each by the first; of all numbers of groups
-        the one that pads least is taken.
-        """
-        size, batches = self._size, -(-len(rows) // self._size)
-        most = 1 if self._lengths.shape[1] == 1 else batches
-        ways: list[list[list[int]]] = []
-        for groups in range(1, most + 1):
-            part = rows[np.argsort(self._lengths[rows, -1], kind="stable")]
-            step = -(-batches // groups) * size
-            for start in range(0, len(part), step) if most > 1 else ():
-                group = part[start : start + step]
-                part[start : start + step] = group[
-                    np.argsort(self._lengths[group, 0], kind="stable")
-                ]
-            ways.append([part[i : i + size].tolist() for i in range(0, len(part), size)])
-        return min(ways, key=lambda way: _padded(self._lengths, way))
+        def padded(order: npt.NDArray[np.int64]) -> int:
+            widths = np.maximum.reduceat(self._lengths[rows[order]], starts)
+            return int((_rounded(widths).sum(axis=1) * np.diff(starts, append=len(rows))).sum())
+
+        alike = rows[min(_orders(self._lengths[rows]), key=padded)]
+        return [alike[start : start + self._size].tolist() for start in starts]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
@@ -255,39 +245,43 @@ def together() -> int:
 def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
     """Indices in groups of like lengths, longest first, each of at most so many padded tokens.
 
-    Where rows have two parts, no one order makes neighbours alike in both. So they are sorted by the
-    second, more or less coarsely, and among equals by the first; what pads least is taken.
-
     Args:
         parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
         tokens: absent, `together()`.
     """
     lengths = np.asarray(parts).reshape(len(np.asarray(parts)), -1)
     limit = tokens or together()
-    coarseness = [1] if lengths.shape[1] == 1 else [1 << n for n in range(12)]
-    orders = [np.lexsort((-lengths[:, 0], -(lengths[:, -1] // step))) for step in coarseness]
-    ways = [_filled(order.tolist(), lengths[order].tolist(), limit) for order in orders]
-    return min(ways, key=lambda way: _padded(lengths, way))
+    ways = (_filled(order[::-1], lengths, limit) for order in _orders(lengths))
+    return min(ways, key=lambda way: way[0])[1]
 
 
-def _filled(order: list[int], lengths: list[list[int]], limit: int) -> list[list[int]]:
-    """An order cut into groups, each as large as the limit allows."""
+def _filled(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], limit: int
+) -> tuple[int, list[list[int]]]:
+    """An order cut into groups, each as large as the limit allows; and their padded tokens."""
     groups: list[list[int]] = []
-    widest = [0] * len(lengths[0])
-    for index, parts in zip(order, lengths, strict=True):
-        wider = [*map(max, widest, parts)]
+    padded, widest = 0, [0] * lengths.shape[1]
+    for index, widths in zip(order.tolist(), _rounded(lengths[order]).tolist(), strict=True):
+        wider = [*map(max, widest, widths)]
         if groups and sum(wider) * (len(groups[-1]) + 1) <= limit:
+            padded += sum(wider) + (sum(wider) - sum(widest)) * len(groups[-1])
             groups[-1].append(index)
             widest = wider
         else:
+            padded += sum(widths)
             groups.append([index])
-            widest = parts
-    return groups
+            widest = widths
+    return padded, groups
 
 
-def _padded(lengths: npt.NDArray[np.int64], groups: Iterable[Sequence[int]]) -> int:
-    """Tokens of these groups of rows, padding included."""
-    return sum(int(_rounded(lengths[group].max(axis=0)).sum()) * len(group) for group in groups)
+def _orders(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Orders in which neighbours are of like length, shortest first.
+
+    Where rows have two parts, no one order makes neighbours alike in both: they are sorted by the
+    second, more or less coarsely, and among equals by the first.
+    """
+    for power in (0,) if lengths.shape[1] == 1 else range(0, 12, 2):
+        yield np.lexsort((lengths[:, 0], lengths[:, -1] >> power))
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
