@@ -52,18 +52,6 @@ def _sigmoid_pulled(_: Any, cotangent: mx.array, output: mx.array) -> mx.array:
     return cotangent * output * (1 - output)
 
 
-@mx.custom_function
-def _softmax(x: mx.array) -> mx.array:
-    powers = exp(x - x.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-@_softmax.vjp
-def _softmax_pulled(_: Any, cotangent: mx.array, output: mx.array) -> mx.array:
-    weighed = cotangent * output
-    return weighed - output * weighed.sum(axis=-1, keepdims=True)
-
-
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) · x, as mlx-lm's."""
     product: mx.array = (
@@ -108,17 +96,44 @@ def attention(
 def _attended(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None
 ) -> mx.array:
-    rows, heads, length, size = queries.shape
-    few = keys.shape[1]
-    # A key head's queries are rows of one product.
-    grouped = (queries * scale).reshape(rows, few, -1, size)
-    scores = (grouped @ keys.swapaxes(-1, -2)).reshape(rows, heads, length, -1)
-    if mask is not None:
-        hidden = mx.array(mx.finfo(scores.dtype).min)
-        scores = mx.where(mask, scores, hidden) if mask.dtype == mx.bool_ else scores + mask
-    weights: Any = _softmax(scores)
-    output: mx.array = weights.reshape(rows, few, -1, keys.shape[2]) @ values
-    return output.reshape(rows, heads, length, -1)
+    rows, heads, length = queries.shape[:3]
+    few, total = keys.shape[1:3]
+
+    def grouped(array: mx.array) -> mx.array:
+        """One product's rows: the queries that share a key head."""
+        return array.reshape(rows, few, -1, array.shape[-1])
+
+    @mx.custom_function
+    def attended(
+        queries: mx.array, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        scores = grouped(queries * scale) @ keys.swapaxes(-1, -2)
+        scores = scores.reshape(rows, heads, length, total)
+        if mask is not None:
+            hidden = mx.array(mx.finfo(scores.dtype).min)
+            scores = mx.where(mask, scores, hidden) if mask.dtype == mx.bool_ else scores + mask
+        powers = exp(scores - scores.max(axis=-1, keepdims=True))
+        sums = powers.sum(axis=-1, keepdims=True)
+        output = (grouped(powers) @ values).reshape(rows, heads, length, -1) / sums
+        return output, powers, sums
+
+    # Softmax's own gradient, its division and its sum done on the few columns of the output
+    # (Dao et al. 2022, "FlashAttention", appendix B.2).
+    @attended.vjp
+    def pulled(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        (queries, keys, values), (output, powers, sums) = primals, outputs
+        pull = cotangents[0] / sums
+        shared = (pull * output).sum(axis=-1, keepdims=True)
+        weights, pull = grouped(powers), grouped(pull)
+        slopes = weights * (pull @ values.swapaxes(-1, -2) - grouped(shared))
+        return (
+            (slopes @ keys).reshape(queries.shape) * scale,
+            slopes.swapaxes(-1, -2) @ grouped(queries * scale),
+            weights.swapaxes(-1, -2) @ pull,
+        )
+
+    output: mx.array = attended(queries, keys, values)[0]  # type: ignore[index]
+    return output
 
 
 def _slow(x: mx.array) -> bool:
