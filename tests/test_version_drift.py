@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 from forty2.errors import RunError
@@ -99,8 +101,15 @@ def test_both_old_runs_end_alike(begun: Path) -> None:
     shutil.rmtree("unsealed/work/phase2_dpo")
     shutil.rmtree("fused")
     resume("unsealed")
-    for file in ("phase1_sft/SHA256SUMS", "phase2_dpo/SHA256SUMS"):
-        assert Path("sealed", file).read_bytes() == Path("unsealed", file).read_bytes()
+    # Not the same bytes: since then batches are formed otherwise, and the sealed run's first steps
+    # were taken by the old release.
+    for phase in ("phase1_sft", "phase2_dpo"):
+        one, other = (
+            mx.load(f"{run}/{phase}/adapters.safetensors") for run in ("sealed", "unsealed")
+        )
+        for name, value in one.items():
+            a, b = np.asarray(value).ravel(), np.asarray(other[name]).ravel()
+            assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b), name
 
 
 def test_what_a_newer_release_wrote_is_refused_with_what_to_do(begun: Path) -> None:
