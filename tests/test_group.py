@@ -15,16 +15,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from chaos import make_inputs
+from test_train import ROWS, adapted, sft
+from test_train import run as train
 
-from forty2.group import Group
+from forty2.ablate import ablate
+from forty2.batches import Order, SftBatch
+from forty2.errors import RunError
+from forty2.group import Group, joined
+from forty2.logprobs import Ways
+from forty2.objectives import Sft
 from forty2.pipeline import run
 from forty2.recipe import load_recipe
+from forty2.train import evaluate
 
 RECIPE = """
 version: 1
@@ -193,6 +202,52 @@ def test_shares_are_a_batch_cut_in_pieces_that_go_round(size: int) -> None:
     )
 
 
+def test_a_total_has_the_shape_and_types_of_what_is_summed() -> None:
+    """One process that takes itself for one of two meets nobody: the sum is its own part."""
+    one: dict[str, Any] = {
+        "a": [{}, {"b": mx.arange(6.0).reshape(2, 3)}],
+        "c": mx.array([1.5], mx.bfloat16),
+    }
+    two: Any = Group(0, 2).total([one, 7, mx.array(0.25)])
+    assert two[0]["a"][0] == {} and two[0]["c"].dtype == mx.bfloat16
+    assert two[0]["a"][1]["b"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (two[0]["c"].item(), two[1].item(), two[2].item()) == (1.5, 7, 0.25)
+
+
+def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> None:
+    """Again of two that meet nobody."""
+    seen: list[tuple[list[int], Any]] = []
+
+    class Seen(Sft):
+        def batch(self, indices: Sequence[int]) -> SftBatch:
+            seen.append((list(indices), mx.random.state[0].tolist()))
+            return super().batch(indices)
+
+    phase = sft(steps=5, batch_size=5, accumulate=2)
+    for rank in range(2):
+        objective = Seen(ROWS, Ways(apart=True))
+        train(adapted(), objective, phase, tmp_path / f"{rank}", [], group=Group(rank, 2))
+    first, second = seen[:10], seen[10:]
+    order = Order(objective.parts, 5, seed=5)
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert sorted(one[0] + other[0]) == sorted(order.batch(index))
+        assert one[1] != other[1]
+    seen.clear()
+    for rank in range(2):
+        evaluate(adapted(), objective, 5, Group(rank, 2))
+    assert sorted(row for rows, _ in seen for row in rows) == list(range(len(ROWS)))
+
+
+def test_what_cannot_be_met_and_what_one_process_does_are_refused(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_RANK", "1")
+    with pytest.raises(RunError, match=r"cannot meet the other processes: .*look at the hostfile"):
+        joined.__wrapped__()
+    with pytest.raises(RunError, match=r"start it without mlx\.launch"):
+        ablate(load_recipe(inputs / "measured.yaml"), out=tmp_path / "out")
+
+
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_together_measure_what_one_does_and_only_the_first_writes(
     count: int, inputs: Path, alone: list[dict[str, Any]], tmp_path: Path
@@ -203,7 +258,7 @@ def test_processes_together_measure_what_one_does_and_only_the_first_writes(
     codes, (said,) = machines.ended()
     assert codes == [0]
     assert "WARN" not in said and "[ring]" not in said, said  # each ended well, none too early
-    assert said.count("adapter   ") == said.count("phase2_dpo: 100%") == 1
+    assert said.count("adapter   ") == said.count("report    ") == 1
     same(measured(machines.run), alone)
     for number in range(1, count):
         left = machines.written(number) - given - {"pid"}
