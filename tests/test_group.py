@@ -44,7 +44,7 @@ adapter: {rank: 2, scale: 4.0, layers: 2}
 phases:
   sft: {objective: sft, data: sft.jsonl, valid: sft.jsonl, steps: 6, lr: 1.0e-2, batch_size: 5,
     clip_norm: 0.5, save_every_steps: 4, eval_every_steps: 3, lint: false,
-    eval_prompts: prompts.json}
+    eval_prompts: prompts.json, best: {metric: passed, direction: max}}
   dpo: {objective: dpo, data: dpo.jsonl, valid: dpo.jsonl, steps: 5, lr: 1.0e-2, batch_size: 1,
     accumulate: 3, clip_norm: 0.5, save_every_steps: 4, eval_every_steps: 3, lint: false,
     beta: 0.1, best: {metric: loss, direction: min}}
