@@ -6,16 +6,21 @@ without replaying what came before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from forty2.platform import on_gpu
 from forty2.tokens import PairRow, Row
 
 BUCKET = 8
-"""Sequences are padded to a multiple of this: few shapes to compile, little padding."""
+"""Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
+TOGETHER_GPU, TOGETHER_CPU = 4096, 512
+"""Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
+CPU more time, as what is passed on leaves the caches."""
 POOL = 64
 """Batches formed together from rows of like length; larger pads less and shuffles less."""
 
@@ -76,6 +81,8 @@ class Order:
 
     Args:
         lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
+        batch_size: rows in a batch.
+        tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Order:
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        tokens: int | None = None,
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows")
@@ -91,12 +99,16 @@ class Order:
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
         self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
+        self._tokens = tokens
         self._seed = seed
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        mean = np.average(self._lengths.sum(axis=1), weights=self._weights)
+        self.epoch_length = self._rows / (batch_size if tokens is None else max(1, tokens / mean))
+        """Batches in an epoch, the last one counted by how full it is."""
 
     @property
     def batches_per_epoch(self) -> int:
-        return -(-self._rows // self._size)
+        return math.ceil(self.epoch_length)
 
     def batch(self, index: int) -> list[int]:
         """Row indices of the index-th batch since the beginning."""
@@ -124,38 +136,41 @@ class Order:
     def _form(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, epoch])
         order = self._sampled(random)
-        pool = self._size * POOL
         batches: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            batches += self._cut(order[start : start + pool])
+        if self._tokens is None:
+            pool = self._size * POOL
+            for start in range(0, len(order), pool):
+                batches += self._cut(order[start : start + pool])
+        else:
+            pools = -(-self.batches_per_epoch // POOL)
+            counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
+            for rows, count in zip(self._evenly(order, counts), counts, strict=True):
+                total = self._lengths[rows].sum(axis=1)
+                alike = rows[np.argsort(total, kind="stable")]
+                batches += [b.tolist() for b in self._evenly(alike, np.ones(int(count)))]
         return [batches[i] for i in random.permutation(len(batches))]
 
+    def _evenly(
+        self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
+    ) -> list[npt.NDArray[np.int64]]:
+        """Rows cut, in order, into pieces with these shares of the tokens and no piece empty."""
+        upto = np.cumsum(self._lengths[rows].sum(axis=1))
+        wanted = np.cumsum(shares) / np.sum(shares) * upto[-1]
+        cuts = np.searchsorted(upto, wanted[:-1] - 1e-6 * upto[-1]) + 1
+        first, rest = np.arange(1, len(cuts) + 1), len(rows) - np.arange(len(cuts), 0, -1)
+        cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
+        return np.split(rows, cuts)
+
     def _cut(self, rows: npt.NDArray[np.int64]) -> list[list[int]]:
-        """Batches of rows of like length.
+        """Batches of rows of like length."""
+        starts = np.arange(0, len(rows), self._size)
 
-        Where rows have two parts, no one order makes neighbours alike in both. So they are sorted by
-        the second, cut into groups, and sorted within each by the first; of all numbers of groups
-        the one that pads least is taken.
-        """
-        size, batches = self._size, -(-len(rows) // self._size)
-        most = 1 if self._lengths.shape[1] == 1 else batches
-        ways = []
-        for groups in range(1, most + 1):
-            part = rows[np.argsort(self._lengths[rows, -1], kind="stable")]
-            step = -(-batches // groups) * size
-            for start in range(0, len(part), step) if most > 1 else ():
-                group = part[start : start + step]
-                part[start : start + step] = group[
-                    np.argsort(self._lengths[group, 0], kind="stable")
-                ]
-            ways.append([part[i : i + size] for i in range(0, len(part), size)])
-        return [batch.tolist() for batch in min(ways, key=self._padded)]
+        def padded(order: npt.NDArray[np.int64]) -> int:
+            widths = np.maximum.reduceat(self._lengths[rows[order]], starts)
+            return int((_rounded(widths).sum(axis=1) * np.diff(starts, append=len(rows))).sum())
 
-    def _padded(self, batches: Sequence[npt.NDArray[np.int64]]) -> int:
-        """Tokens, padding included."""
-        widths = np.stack([self._lengths[batch].max(axis=0) for batch in batches])
-        counts = np.array([len(batch) for batch in batches])
-        return int((counts[:, None] * (-(-widths // BUCKET) * BUCKET)).sum())
+        alike = rows[min(_orders(self._lengths[rows]), key=padded)]
+        return [alike[start : start + self._size].tolist() for start in starts]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
@@ -222,14 +237,53 @@ def row_length(row: Row | PairRow) -> int:
     return len(row.prompt) + max(len(row.chosen), len(row.rejected))
 
 
-def by_length(lengths: Sequence[int], tokens: int = 4096) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first, each of at most so many padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // (lengths[order[start]] + BUCKET))
-        yield order[start : start + size]
-        start += size
+def together() -> int:
+    """Tokens, padding included, that this machine does best to compute at once."""
+    return TOGETHER_GPU if on_gpu() else TOGETHER_CPU
+
+
+def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
+    """Indices in groups of like lengths, longest first, each of at most so many padded tokens.
+
+    Args:
+        parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
+        tokens: absent, `together()`.
+    """
+    if not len(np.asarray(parts)):
+        return []
+    lengths = np.asarray(parts).reshape(len(np.asarray(parts)), -1)
+    limit = tokens or together()
+    ways = (_filled(order[::-1], lengths, limit) for order in _orders(lengths))
+    return min(ways, key=lambda way: way[0])[1]
+
+
+def _filled(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], limit: int
+) -> tuple[int, list[list[int]]]:
+    """An order cut into groups, each as large as the limit allows; and their padded tokens."""
+    groups: list[list[int]] = []
+    padded, widest = 0, [0] * lengths.shape[1]
+    for index, widths in zip(order.tolist(), _rounded(lengths[order]).tolist(), strict=True):
+        wider = [*map(max, widest, widths)]
+        if groups and sum(wider) * (len(groups[-1]) + 1) <= limit:
+            padded += sum(wider) + (sum(wider) - sum(widest)) * len(groups[-1])
+            groups[-1].append(index)
+            widest = wider
+        else:
+            padded += sum(widths)
+            groups.append([index])
+            widest = widths
+    return padded, groups
+
+
+def _orders(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Orders in which neighbours are of like length, shortest first.
+
+    Where rows have two parts, no one order makes neighbours alike in both: they are sorted by the
+    second, more or less coarsely, and among equals by the first.
+    """
+    for power in (0,) if lengths.shape[1] == 1 else range(0, 12, 2):
+        yield np.lexsort((lengths[:, 0], lengths[:, -1] >> power))
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
@@ -241,7 +295,13 @@ def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
 
 
 def _round_up(length: int) -> int:
-    return max(1, -(-length // BUCKET)) * BUCKET
+    return max(1, int(_rounded(length)))
+
+
+def _rounded(lengths: Any) -> Any:
+    """As wide as sequences of such lengths are padded to."""
+    bucket = BUCKET if on_gpu() else 1
+    return -(-lengths // bucket) * bucket
 
 
 def _pad(sequences: Sequence[Sequence[int]], width: int) -> npt.NDArray[np.int32]:

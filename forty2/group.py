@@ -75,7 +75,7 @@ class Group:
         """The largest of the processes' values."""
         if self.size == 1:
             return value
-        largest: Any = _exchanged(mx.distributed.all_max, mx.array(value)).item()
+        largest: Any = _exchanged(mx.distributed.all_max, mx.array(value, mx.int32)).item()
         return int(largest)
 
     def from_first(self, make: Callable[[], Value]) -> Value:

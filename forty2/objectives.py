@@ -11,7 +11,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from forty2.batches import (
     Batch,
     PairBatch,
     SftBatch,
-    by_length,
+    grouped,
     lengths_of,
     pair_batch,
     parts_of,
@@ -50,7 +50,7 @@ from forty2.losses import PairLogps, initial_preference_loss, preference_loss
 from forty2.parts import Entry
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase
-from forty2.replay import Replay, state_count
+from forty2.replay import Replay
 from forty2.rundir import write_bytes
 from forty2.tokens import PairRow, Row
 
@@ -81,13 +81,19 @@ class Objective(Protocol):
     """What `loss` measures."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The batch of these rows."""
+        """These rows as one batch."""
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         """What `loss` reads, as arrays, so that the step can be compiled over them."""
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         """Differentiable with respect to the model."""
+
+
+def micro_batches(objective: Objective, indices: Sequence[int]) -> Iterator[Batch]:
+    """These rows in batches of what is best computed at once; their sums are those of one batch."""
+    for group in grouped(objective.parts[list(indices)]):
+        yield objective.batch([indices[n] for n in group])
 
 
 class Sft:
@@ -206,7 +212,7 @@ class Preference:
         }
         return Loss(total, metrics)
 
-    def check_start(self, model: nn.Module, batch: PairBatch, *, tolerance: float) -> None:
+    def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float) -> None:
         """Refuse a reference that is not the policy: the loss must be its value at zero margin.
 
         Raises:
@@ -273,7 +279,7 @@ def reference_logps(
     flat = read_store(store, sum(sizes))
     kept = not group.most(flat is None)
     if not kept:
-        own = _token_logps(model, rows, which, replay, progress, stage, group)
+        own = _token_logps(model, rows, group.share(which), replay, progress, stage)
         nothing = [np.zeros(size, np.float32) for size in sizes]
         parts = [own.get(i, zeros) for i, zeros in zip(which, nothing, strict=True)]
         flat = np.asarray(group.total([mx.array(np.concatenate(parts))])[0])
@@ -309,17 +315,12 @@ def pair_logprobs(
 
 def _token_logps(
     model: nn.Module, rows: Sequence[PairRow], which: Sequence[int], replay: Replay | None,
-    progress: Progress, stage: str, group: Group = ALONE,
+    progress: Progress, stage: str,
 ) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
-    """By index, the log-probability of each response token: the chosen's, then the rejected's.
-
-    Of a group each process has some of the batches that one alone would have.
-    """
+    """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
     allowed = ways(model)
-    batches = group.share(list(by_length([state_count(rows[i]) for i in which])))
-    total = sum(map(len, batches))
-    for places in batches:
+    for places in grouped(parts_of(rows)[list(which)]):
         indices = [which[n] for n in places]
         batch = pair_batch([rows[i] for i in indices], indices)
         entry = None
@@ -330,7 +331,7 @@ def _token_logps(
         for n, index in enumerate(indices):
             sides = (n, n + len(indices))
             result[index] = np.concatenate([logps[side][batch.mask[side]] for side in sides])
-        progress(stage, len(result), total, {})
+        progress(stage, len(result), len(which), {})
     return result
 
 

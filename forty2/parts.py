@@ -19,6 +19,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from forty2 import kernels
+
+kernels.install()
+
 
 class Entry(NamedTuple):
     """States (B, T, D) at the door of block `depth`: what the blocks below it made of the ids."""

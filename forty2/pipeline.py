@@ -20,7 +20,7 @@ import yaml
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import Order, parts_of, rows_of_epoch, weights_of
+from forty2.batches import parts_of, weights_of
 from forty2.benchmark.compare import compare
 from forty2.benchmark.divergence import Base, base_of
 from forty2.benchmark.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
@@ -49,7 +49,14 @@ from forty2.group import Group, joined
 from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
-from forty2.objectives import Objective, Preference, Sft, reference_key, reference_logps
+from forty2.objectives import (
+    Objective,
+    Preference,
+    Sft,
+    micro_batches,
+    reference_key,
+    reference_logps,
+)
 from forty2.prepare import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.progress import Progress, silent
 from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
@@ -69,7 +76,7 @@ from forty2.rundir import (
     write_sealed,
 )
 from forty2.tokens import Encoder, Fitted, fit, prompts_of
-from forty2.train import Answers, Trained, Training, due, total_steps
+from forty2.train import Answers, Trained, Training, due, order_of, total_steps
 
 CONTAMINATION = "contamination.json"
 DATA = "data.json"
@@ -159,8 +166,7 @@ def run(
             raise MemoryRanOut(
                 f"{under_way.at}: memory ran out ({said}); finished phases and the last checkpoint "
                 f"are saved in {path}: make room, then go on with --resume, or in another "
-                "--run-dir lower batch_size (raise accumulate) or max_length, or set "
-                "grad_checkpoint: true"
+                "--run-dir lower max_length or adapter.layers, or set grad_checkpoint: true"
             ) from error
 
 
@@ -277,28 +283,27 @@ class _Run:
         seed = self.recipe.seed + 1000 * number
         work = self.rundir.path / "work" / label
         self._check_room(loaded, work)
-        steps = total_steps(phase, rows_of_epoch(weights_of(data.train.rows)))
-        order = Order(
-            parts_of(data.train.rows), phase.batch_size, seed, weights_of(data.train.rows)
-        )
+        rows = data.train.rows
+        order = order_of(phase, parts_of(rows), weights_of(rows), seed)
+        steps = total_steps(phase, order)
         # A short phase over a long file needs no reference for all of it.
         seen = order.rows_seen(steps * phase.accumulate)
         passes = max(1.0, steps * phase.accumulate / order.batches_per_epoch)  # of those seen
-        objective = self._objective(phase, loaded, data.train.rows, seen, passes, label, work)
+        objective = self._objective(phase, loaded, rows, seen, passes, label, work)
         valid = None
         if data.valid is not None:
-            rows = data.valid.rows
+            held_out = data.valid.rows
             evaluations = 1 + sum(
                 due(phase.eval_every_steps, n, steps) for n in range(1, steps + 1)
             )
             valid = self._objective(
-                phase, loaded, rows, range(len(rows)), evaluations, f"{label} valid", work
+                phase, loaded, held_out, range(len(held_out)), evaluations, f"{label} valid", work
             )
         if isinstance(objective, Preference) and not checkpoints(work):
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
                 loaded.model,
-                objective.batch(list(objective.reference)[: phase.batch_size]),
+                next(micro_batches(objective, list(objective.reference)[: phase.batch_size])),
                 tolerance=2e-3 if exact and not loaded.quantised else 5e-2,
             )
         self.at = label
@@ -313,7 +318,9 @@ class _Run:
         ).run()  # fmt: skip
         with staged(folder) as aside:
             save_adapter(loaded.model, self.spec, aside)
-            write_json(aside / "phase.json", _phase_record(name, phase, data, trained, objective))
+            exposures = trained.steps * phase.accumulate / order.epoch_length
+            record = _phase_record(name, phase, data, trained, objective, exposures)
+            write_json(aside / "phase.json", record)
             seal(aside)
         shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
 
@@ -671,17 +678,16 @@ def _provenance(recipe: Recipe, model: Path) -> dict[str, Any]:
 
 
 def _phase_record(
-    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: Objective
-) -> dict[str, Any]:
-    per_step = phase.batch_size * phase.accumulate
-    rows = len(objective.lengths)
+    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: Objective,
+    exposures: float,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "name": name,
         "objective": phase.objective,
-        "rows": rows,
+        "rows": len(objective.lengths),
         "valid_rows": len(data.valid.rows) if data.valid is not None else 0,
         "steps": trained.steps,
-        "exposures": round(trained.steps * per_step / rows, 3),
+        "exposures": round(exposures, 3),
         "kept_step": trained.kept_step,
         "spared": objective.spared,
         "shortened": data.train.shortened,

@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import lengths_of, rows_of_epoch, weights_of
+from forty2.batches import lengths_of, parts_of, together, weights_of
 from forty2.logprobs import HEAD_ELEMENTS
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
@@ -19,7 +19,7 @@ from forty2.pipeline import phase_data, spec_of
 from forty2.recipe import AnyPhase, DpoPhase, Recipe
 from forty2.replay import WORTH, replay_size
 from forty2.tokens import Encoder
-from forty2.train import due, total_steps
+from forty2.train import due, order_of, total_steps
 
 
 class PhasePlan(NamedTuple):
@@ -82,7 +82,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
     peak = max(one.peak_memory_gb for one in phases)
     machine = platform.memory_bytes() / 1e9
     if peak > 0.75 * machine:
-        warnings.append("memory: set grad_checkpoint, or lower batch_size and raise accumulate")
+        warnings.append("memory: set grad_checkpoint, or lower max_length")
     return Plan(
         recipe.name, recipe.model, total, trainable, tuple(phases), peak, machine, tuple(warnings)
     )
@@ -95,17 +95,19 @@ def _phase(
     data = phase_data(phase, recipe, encoder, scratch)
     valid_rows = len(data.valid.rows) if data.valid is not None else 0
     lengths = lengths_of(data.train.rows)
-    per_epoch = rows_of_epoch(weights_of(data.train.rows))
-    steps = total_steps(phase, per_epoch)
+    order = order_of(phase, parts_of(data.train.rows), weights_of(data.train.rows), recipe.seed)
+    steps = total_steps(phase, order)
     numbers = range(1, steps + 1)
     sides = 2 if isinstance(phase, DpoPhase) else 1
     memory = (
         weight_bytes
         + 4 * 4 * trainable  # weight, gradient, two moments
-        + _activation_bytes(loaded, recipe.adapter.layers, sides * phase.batch_size * max(lengths),
-                            phase.grad_checkpoint)
+        + _activation_bytes(
+            loaded, recipe.adapter.layers, max(together(), sides * max(lengths)),
+            phase.grad_checkpoint,
+        )
     )  # fmt: skip
-    exposures = steps * phase.batch_size * phase.accumulate / per_epoch
+    exposures = steps * phase.accumulate / order.epoch_length
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
     size = replay_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)

@@ -32,7 +32,8 @@ def blas() -> str:
 def load_fast_blas() -> None:
     """Load OpenBLAS globally, before mlx binds its own. Does nothing off Linux.
 
-    Looks for the library of the `cmeel-openblas` package, then for the system's. Finding neither
+    Looks for the library of the `cmeel-openblas` package, then for the system's
+    (Debian: libopenblas0, which suits any processor). Finding neither
     is no error: everything works, slowly, and `forty2 model info` says so.
     """
     global _blas
@@ -69,6 +70,13 @@ def facts() -> dict[str, str]:
     }
 
 
+def on_gpu() -> bool:
+    """Whether mlx computes on a GPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 def memory_bytes() -> int:
     """Physical memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -82,6 +90,8 @@ def _version(package: str) -> str:
 
 
 def _packaged_openblas() -> str | None:
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        return None  # the package is built for processors that have it, and kills others
     spec = importlib.util.find_spec("cmeel")
     if spec is None or spec.origin is None:
         return None

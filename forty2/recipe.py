@@ -121,9 +121,11 @@ class Phase:
     """Optimizer steps. Give steps or epochs."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     batch_size: Positive = 4
-    """Rows (for preferences: pairs) in one forward pass."""
+    """Rows (for preferences: pairs) in a batch; how many are computed at once is the machine's."""
+    batch_tokens: Positive | None = None
+    """In place of `batch_size`: about so many tokens in a batch."""
     accumulate: Positive = 1
-    """Forward passes to one optimizer step; equals one batch of all their rows."""
+    """Batches to one optimizer step; equals one batch of all their rows."""
     lr: Annotated[float, Field(gt=0, lt=1)]
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

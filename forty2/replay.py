@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from forty2.batches import PairBatch, SftBatch, by_length, pair_batch, sft_batch
+from forty2.batches import PairBatch, SftBatch, grouped, pair_batch, parts_of, sft_batch
 from forty2.logprobs import pair_arrays, pair_entry, segment_cache
 from forty2.parts import entry_states, frozen_depth
 from forty2.progress import Progress, silent
@@ -148,7 +148,7 @@ def _fill(
     counts = np.array([state_count(rows[i]) for i in which])
     starts = np.cumsum(counts) - counts
     done = 0
-    for places in by_length(counts.tolist()):
+    for places in grouped(parts_of(rows)[list(which)]):
         indices = [which[n] for n in places]
         for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
             file.seek(int(starts[n]) * size.width * size.dtype.size)

@@ -21,15 +21,18 @@ from typing import Any, NamedTuple, NoReturn
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_map
 
-from forty2.batches import Batch, Order, rows_of_epoch
+from forty2.batches import Batch, Order
 from forty2.checkpoints import Keeper, State
 from forty2.errors import Interrupted, PeerLost, TrainingError
 from forty2.group import ALONE, Group
 from forty2.model.adapter import AdapterSpec
 from forty2.model.checkpointing import checkpoint_gradients
-from forty2.objectives import Objective
+from forty2.objectives import Objective, micro_batches
+from forty2.platform import on_gpu
 from forty2.progress import Progress, silent
 from forty2.recipe import Phase
 from forty2.watch import IDLE, Red
@@ -77,12 +80,22 @@ def learning_rate(phase: Phase, step: int, steps: int) -> float:
     return phase.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def total_steps(phase: Phase, rows: int) -> int:
-    """Optimizer steps of a phase over so many rows."""
+def order_of(
+    phase: Phase,
+    parts: npt.NDArray[np.int64],
+    weights: Sequence[float],
+    seed: int,
+) -> Order:
+    """The batches of a phase over rows with these lengths and weights."""
+    return Order(parts, phase.batch_size, seed, weights, phase.batch_tokens)
+
+
+def total_steps(phase: Phase, order: Order) -> int:
+    """Optimizer steps of a phase."""
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None
-    return max(1, round(phase.epochs * rows / (phase.batch_size * phase.accumulate)))
+    return max(1, round(phase.epochs * order.epoch_length / phase.accumulate))
 
 
 def due(every: int | None, step: int, steps: int) -> bool:
@@ -121,7 +134,7 @@ class Stepper:
 
         # On the CPU compiling saves nothing (products rule) and needs a C++ compiler at run time.
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-            if mx.default_device() == mx.Device(mx.cpu):
+            if not on_gpu():
                 return function
             return functools.partial(mx.compile, inputs=state, outputs=state)(function)
 
@@ -149,6 +162,8 @@ class Stepper:
             _fill(optimizer.state, _chosen(good, after[1], before[1]))
             return norm
 
+        self.shapes: set[Any] = set()
+        """Of the batches seen: where steps are compiled, each has cost a compilation."""
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._group = group
         self._add_gradients, self._update = add_gradients, update
@@ -164,7 +179,9 @@ class Stepper:
         tokens = sum(batch.tokens for batch in batches)
         sums, parts, total = None, [], mx.array(0.0)
         for batch in batches:
-            loss, metrics, sums = self._add_gradients(self._objective.arrays(batch), sums)
+            arrays = self._objective.arrays(batch)
+            self.shapes.add((sums is None, *(array.shape for array in arrays)))
+            loss, metrics, sums = self._add_gradients(arrays, sums)
             parts.append(metrics)
             total = total + loss
             mx.async_eval(metrics, sums)
@@ -196,16 +213,12 @@ def _fill(tree: Any, values: Any) -> None:
             _fill(tree[key], values[key])
 
 
-def evaluate(
-    model: nn.Module, objective: Objective, batch_size: int, group: Group = ALONE
-) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: Objective, group: Group = ALONE) -> dict[str, float]:
     """Metrics over all rows of an objective, without dropout and without learning."""
     model.eval()
-    order = sorted(range(len(objective.lengths)), key=objective.lengths.__getitem__)
     sums = dict.fromkeys(objective.metrics, 0.0)
     weight = 0
-    for start in group.share(range(0, len(order), batch_size)):
-        batch = objective.batch(order[start : start + batch_size])
+    for batch in micro_batches(objective, group.share(range(len(objective.lengths)))):
         metrics = objective.loss(model, objective.arrays(batch)).metrics
         mx.eval(metrics)
         for key, value in metrics.items():
@@ -260,7 +273,8 @@ class Training:
             PeerLost: another process of the group was lost. The steps before are saved.
         """
         checkpoint_gradients(self.model, self.phase.grad_checkpoint)
-        self.steps = total_steps(self.phase, rows_of_epoch(self.objective.weights))
+        self._order = order_of(self.phase, self.objective.parts, self.objective.weights, self.seed)
+        self.steps = total_steps(self.phase, self._order)
         back: _Back | None = None
         try:
             with _stop_asked() as asked:
@@ -289,13 +303,12 @@ class Training:
             state.watch.rollbacks = back.rollbacks + 1
             self._warn(state.step + 1, f"{back}: {went}, now at {1 / 2**state.watch.rollbacks} lr")
         stepper = Stepper(self.model, optimizer, objective, phase, self.group)
-        order = Order(objective.parts, phase.batch_size, self.seed, objective.weights)
         if saved is None:
             self._evaluate()
             if "back" in dataclasses.asdict(phase.red_lines).values():
                 self._keeper.save(state)
         while not (stop := self._stop(asked)) and state.step < self.steps and not self._reached():
-            self._step(stepper, order)
+            self._step(stepper)
             if due(phase.eval_every_steps, state.step, self.steps):
                 self._evaluate()
             if due(phase.save_every_steps, state.step, self.steps):
@@ -329,22 +342,25 @@ class Training:
             at = f"{self.name}, after step {self._state.step} of {self.steps}"
             raise PeerLost(f"{at}: {lost}") from lost
 
-    def _step(self, stepper: Stepper, order: Order) -> None:
+    def _step(self, stepper: Stepper) -> None:
         """Take the next step, or leave it out."""
         phase, state, watch = self.phase, self._state, self._state.watch
         step = state.step + 1
         mx.random.seed((self.group.rank << 56) + (self.seed << 20) + step)
         first = (step - 1) * phase.accumulate
-        rows = [order.batch(index) for index in range(first, first + phase.accumulate)]
-        shares = [self.group.share(some, turn) for turn, some in enumerate(rows)]
-        batches = [self.objective.batch(share) for share in shares if share]
+        rows = [self._order.batch(index) for index in range(first, first + phase.accumulate)]
+        parts = [
+            batch
+            for turn, some in enumerate(rows)
+            for batch in micro_batches(self.objective, self.group.share(some, turn))
+        ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.
         limit = math.inf if phase.red_lines.spike == "warn" else watch.limit()
         self.model.train()
         started = time.perf_counter()
         with self._saved_if_lost():
-            metrics, loss, norm, tokens = stepper.step(batches, rate, limit)
+            metrics, loss, norm, tokens = stepper.step(parts, rate, limit)
         seconds = time.perf_counter() - started
         red = watch.step(loss, norm)
         if red is not None and not (red.line == "spike" and limit == math.inf):
@@ -362,6 +378,8 @@ class Training:
             }
         )  # fmt: skip
         info = {"loss": f"{loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        if on_gpu():
+            info["compiled"] = str(len(stepper.shapes))
         self.progress(self.name, step, self.steps, info)
         state.step, state.metrics = step, metrics
         stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)
@@ -377,9 +395,7 @@ class Training:
         """Measure, and judge what is measured."""
         phase, state = self.phase, self._state
         self.model.eval()
-        valid = {}
-        if self.valid is not None:
-            valid = evaluate(self.model, self.valid, phase.batch_size, self.group)
+        valid = evaluate(self.model, self.valid, self.group) if self.valid is not None else {}
         metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
         measured = {**valid, **metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
@@ -404,7 +420,8 @@ class Training:
 
     def _cross(self, red: Red, step: int, batches: Sequence[Sequence[int]] = ()) -> None:
         """Do what the recipe says of a red line, crossed on these batches of rows."""
-        origins = [o for indices in batches for o in self.objective.batch(indices).origins]
+        parts = [part for rows in batches for part in micro_batches(self.objective, rows)]
+        origins = [origin for part in parts for origin in part.origins]
         on = f" on rows {', '.join(origins)}" if origins else ""
         said = f"{self.name}, step {step}: {red.what}{on}"
         action = getattr(self.phase.red_lines, red.line)

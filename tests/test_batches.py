@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forty2.batches import Order, rows_of_epoch
+from forty2.batches import Order, grouped, rows_of_epoch
 from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.door import LoadedModel
@@ -39,6 +39,48 @@ def test_an_epoch_has_each_row_as_often_as_its_weight(weights: list[float], seed
         assert sum(counts.values()) == rows_of_epoch(weights)
         for row, weight in enumerate(weights):
             assert abs(counts[row] - weight * scale) < 1 + 1e-6
+
+
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 3))
+def test_batches_by_tokens_have_every_row_once_and_are_never_empty(
+    lengths: list[int], tokens: int, seed: int
+) -> None:
+    order = Order(lengths, 1, seed, tokens=tokens)
+    for number in (0, 1):
+        assert sorted(epoch(order, number)) == list(range(len(lengths)))
+        first = number * order.batches_per_epoch
+        assert all(order.batch(first + n) for n in range(order.batches_per_epoch))
+
+
+def test_batches_by_tokens_hold_about_so_many() -> None:
+    lengths = [int(n) for n in np.random.default_rng(2).exponential(80, 3000) + 4]
+    order = Order(lengths, 1, 0, tokens=1000)
+    batches = [order.batch(n) for n in range(order.batches_per_epoch)]
+    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    assert 900 < np.mean(tokens) <= 1000 and np.std(tokens) < 150
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert 1 - sum(lengths) / padded < 0.05
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=80),
+    st.integers(1, 2000), st.integers(1, 2),
+)  # fmt: skip
+def test_groups_keep_to_their_tokens(
+    lengths: list[tuple[int, int]], tokens: int, parts: int
+) -> None:
+    cut = np.array(lengths)[:, :parts]
+    groups = grouped(cut, tokens)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert cut[group].max(axis=0).sum() * len(group) <= tokens or len(group) == 1
+
+
+def test_groups_of_pairs_waste_little() -> None:
+    """Prompts and responses of unlike lengths: no one order makes neighbours alike in both."""
+    lengths = np.random.default_rng(3).integers([20, 60], [400, 200], (400, 2))
+    padded = sum(lengths[g].max(axis=0).sum() * len(g) for g in grouped(lengths, 2000))
+    assert 1 - lengths.sum() / padded < 0.12
 
 
 def test_over_many_epochs_a_weight_is_met_on_average() -> None:

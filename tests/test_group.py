@@ -235,7 +235,7 @@ def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> N
         assert one[1] != other[1]
     seen.clear()
     for rank in range(2):
-        evaluate(adapted(), objective, 5, Group(rank, 2))
+        evaluate(adapted(), objective, Group(rank, 2))
     assert sorted(row for rows, _ in seen for row in rows) == list(range(len(ROWS)))
 
 

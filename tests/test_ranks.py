@@ -15,7 +15,7 @@ RANKS = [
     ["words"],
     ["skeletons"],
     ["tokens"],
-    ["batches", "show"],
+    ["batches", "kernels", "show"],
     ["parts"],
     ["logprobs", "losses"],
     ["model"],

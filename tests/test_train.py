@@ -18,7 +18,7 @@ from forty2.errors import TrainingError
 from forty2.logprobs import Ways, ways
 from forty2.model.adapter import AdapterSpec, attach, weights
 from forty2.model.checkpointing import checkpoint_gradients
-from forty2.objectives import Preference, Sft, reference_key, reference_logps
+from forty2.objectives import Preference, Sft, micro_batches, reference_key, reference_logps
 from forty2.recipe import Best, DpoPhase, SftPhase
 from forty2.tokens import PairRow, Row
 from forty2.train import (
@@ -27,6 +27,7 @@ from forty2.train import (
     evaluate,
     learning_rate,
     make_optimizer,
+    order_of,
     total_steps,
 )
 
@@ -95,6 +96,30 @@ def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) ->
     assert whole
     for name, value in whole.items():
         np.testing.assert_allclose(accumulated[name], value, rtol=2e-4, atol=1e-6)
+
+
+def test_shapes_that_would_be_compiled_are_counted() -> None:
+    model = adapted()
+    objective = Sft([Row(ids(n), [True] * n, str(n)) for n in (9, 9, 9, 20)], Ways(apart=True))
+    stepper = Stepper(model, make_optimizer(sft()), objective, sft())
+    one, same, wide = ([objective.batch([n])] for n in (0, 1, 3))
+    for batches, count in ((one, 1), (same, 1), (wide, 2), (one + same, 3), (same + one, 3)):
+        stepper.step([*batches], 1e-3)
+        assert len(stepper.shapes) == count
+
+
+def test_memory_does_not_grow_with_the_batch() -> None:
+    rows = [Row(ids(100), [True] * 100, str(n)) for n in range(40)]
+    peaks = []
+    for count in (5, 40):
+        model = adapted()
+        objective = Sft(rows, Ways(apart=True))
+        stepper = Stepper(model, make_optimizer(sft()), objective, sft())
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        stepper.step(list(micro_batches(objective, range(count))), 1e-3)
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_gradients_agree_with_finite_differences(tmp_path: Path) -> None:
@@ -169,7 +194,7 @@ def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_
     objective = preference(model, dpo(), tmp_path)
     batch = objective.batch(range(12))
     objective.check_start(model, batch, tolerance=1e-4)
-    assert evaluate(model, objective, 4)["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert evaluate(model, objective)["loss"] == pytest.approx(np.log(2), abs=1e-5)
     model.model.layers[1].self_attn.q_proj.lora_b += 0.3
     with pytest.raises(
         TrainingError, match=r"not 0.693147: the stored reference is not this policy"
@@ -209,11 +234,11 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
 def test_every_optimizer_lowers_the_loss(optimizer: str, tmp_path: Path) -> None:
     model = adapted(moved=False)
     objective = Sft(ROWS, Ways(apart=True))
-    before = evaluate(model, objective, 4)["loss"]
+    before = evaluate(model, objective)["loss"]
     rate = {"sgd": 0.5, "lion": 3e-3}.get(optimizer, 2e-2)
     phase = sft(optimizer=optimizer, steps=20, lr=rate)
     run(model, objective, phase, tmp_path, [])
-    assert evaluate(model, objective, 4)["loss"] < before - 0.1
+    assert evaluate(model, objective)["loss"] < before - 0.1
 
 
 def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **more: Any) -> Any:
@@ -280,7 +305,7 @@ def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     trained = run(model, objective, phase, tmp_path, log, valid=objective)
     losses = {r["step"]: r["valid_loss"] for r in log if "valid_loss" in r}
     assert trained.kept_step == min(losses, key=lambda step: losses[step])
-    assert evaluate(model, objective, 4)["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
+    assert evaluate(model, objective)["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
@@ -327,7 +352,7 @@ def test_every_row_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_s
 
 
 def test_buckets_waste_little() -> None:
-    lengths = [int(n) for n in RNG.exponential(80, 2000) + 4]
+    lengths = [int(n) for n in np.random.default_rng(5).exponential(80, 2000) + 4]
     order = Order(lengths, 8, seed=0)
     real = padded = 0
     for index in range(order.batches_per_epoch):
@@ -338,8 +363,14 @@ def test_buckets_waste_little() -> None:
 
 
 def test_epochs_and_steps() -> None:
-    assert total_steps(sft(steps=7), 100) == 7
-    assert total_steps(sft(steps=None, epochs=1.5, batch_size=4, accumulate=2), 100) == 19
+    lengths = np.array([[30]] * 100)
+
+    def steps(phase: SftPhase) -> int:
+        return total_steps(phase, order_of(phase, lengths, [1.0] * 100, seed=1))
+
+    assert steps(sft(steps=7)) == 7
+    assert steps(sft(steps=None, epochs=1.5, batch_size=4, accumulate=2)) == 19
+    assert steps(sft(steps=None, epochs=1.5, batch_tokens=120, accumulate=2)) == 19
 
 
 def test_pair_batches_line_up_inputs_and_targets() -> None:
