@@ -35,6 +35,7 @@ from forty2.benchmark.stats import (
 )
 from forty2.benchmark.suite import questions_of
 from forty2.errors import RecipeError, RunError
+from forty2.group import launched
 from forty2.pipeline import run
 from forty2.progress import Progress, silent
 from forty2.recipe import AnyPhase, DpoPhase, Recipe, to_yaml
@@ -112,6 +113,8 @@ def ablate(
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
     """
+    if launched():
+        raise RunError("an ablation is run by one process; start it without mlx.launch")
     out = Path(out) if out is not None else Path("adapters") / f"{recipe.name}-ablation"
     if len(set(seeds)) < max(2, len(seeds)) or not all(0 <= seed < 2**31 for seed in seeds):
         raise RunError(

@@ -62,6 +62,10 @@ class Interrupted(Forty2Error):
         self.exit_code = 128 + number
 
 
+class PeerLost(Forty2Error, ConnectionError):
+    """Another of the processes that train together ended, or cannot be reached."""
+
+
 class MemoryRanOut(Forty2Error, MemoryError):
     """There was not enough memory; the message says for what."""
 

@@ -33,6 +33,7 @@ from forty2.batches import (
     weights_of,
 )
 from forty2.errors import TrainingError
+from forty2.group import ALONE, Group
 from forty2.logprobs import (
     PLAIN,
     PairArrays,
@@ -76,6 +77,8 @@ class Objective(Protocol):
     """What work is spared, for the record."""
     ceiling: float
     """A mean loss beyond which a model knows nothing."""
+    metrics: tuple[str, ...]
+    """What `loss` measures."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """These rows as one batch."""
@@ -97,6 +100,7 @@ class Sft:
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
     ceiling = 10.0  # nats a token: a guess among 22,000
+    metrics: tuple[str, ...] = ("loss",)
 
     def __init__(
         self, rows: Sequence[Row], ways: Ways = PLAIN, replay: Replay | None = None
@@ -129,6 +133,10 @@ class Preference:
     """DPO and its kin, against reference log-probabilities computed beforehand."""
 
     ceiling = math.inf  # some of these losses are large from the first step
+    metrics: tuple[str, ...] = (
+        "loss", "chosen_logps", "rejected_logps", "chosen_rewards", "rejected_rewards", "margin",
+        "accuracy", "kl",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -254,6 +262,7 @@ def reference_logps(
     replay: Replay | None = None,
     progress: Progress = silent,
     stage: str = "reference",
+    group: Group = ALONE,
 ) -> dict[int, npt.NDArray[np.float32]]:
     """Token log-probabilities of some rows under the model as it stands; from `store` if there.
 
@@ -261,22 +270,29 @@ def reference_logps(
         which: indices of the rows.
         store: an .npz file whose name carries `reference_key`; written whole or not at all.
         replay: stored states of these rows.
+        group: computes them together; each process gets and stores all.
 
     Returns:
         By index, (chosen + rejected tokens,) fp32.
     """
     sizes = [len(rows[i].chosen) + len(rows[i].rejected) for i in which]
     flat = read_store(store, sum(sizes))
-    if flat is None:
-        result = _token_logps(model, rows, which, replay, progress, stage)
+    kept = not group.most(flat is None)
+    if not kept:
+        own = _token_logps(model, rows, group.share(which), replay, progress, stage)
+        nothing = [np.zeros(size, np.float32) for size in sizes]
+        parts = [own.get(i, zeros) for i, zeros in zip(which, nothing, strict=True)]
+        flat = np.asarray(group.total([mx.array(np.concatenate(parts))])[0])
+    assert flat is not None
+    result = dict(zip(which, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
+    if not kept:
         for i in which:
             if not np.isfinite(result[i]).all():
                 raise TrainingError(
                     f"{rows[i].origin}: the model gives this row a log-probability that is not finite"
                 )
-        flat = np.concatenate([result[i] for i in which])
         _write_store(store, flat)
-    return dict(zip(which, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
+    return result
 
 
 def pair_logprobs(

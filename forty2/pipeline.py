@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +36,16 @@ from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
 from forty2.errors import (
     DataError,
+    Interrupted,
     MemoryRanOut,
     ModelError,
     RecipeError,
     RunError,
+    TrainingError,
     is_out_of_memory,
 )
 from forty2.fuse import Fused, fuse, quantised_path
+from forty2.group import Group, joined
 from forty2.logprobs import can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
@@ -60,10 +66,12 @@ from forty2.rundir import (
     RunDir,
     check_room,
     damage,
+    make_folder,
     read_json,
     read_sealed,
     seal,
     staged,
+    sweep,
     write_json,
     write_sealed,
 )
@@ -72,6 +80,8 @@ from forty2.train import Answers, Trained, Training, due, order_of, total_steps
 
 CONTAMINATION = "contamination.json"
 DATA = "data.json"
+TRAINED = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
+"""What of a run the other processes of a group need, to go on with it."""
 
 
 class PhaseData(NamedTuple):
@@ -115,20 +125,40 @@ def run(
         only: stop after the phase of this name; earlier ones that are not done run first.
         progress: is told what goes on.
 
+    Of several processes started by `mlx.launch` all train. The first alone writes the run, measures,
+    fuses and returns; the others exit when the last phase is trained.
+
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
     """
+    group = joined()
     path = Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
-    model_path = resolve(recipe.model)
-    with RunDir.open(
-        path, to_yaml(recipe), _provenance(recipe, model_path), resume=resume,
-        reread=lambda stored: _reread(stored, recipe),
-    ) as rundir:  # fmt: skip
-        under_way = _Run(recipe, rundir, trust_remote_code, progress)
+    with contextlib.ExitStack() as opened:
+        with group.together() as alike:
+            provenance = _provenance(recipe, resolve(recipe.model))
+            versions = provenance["versions"]
+            alike.update(
+                {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
+                **{"the recipe": to_yaml(recipe), "the model": provenance["model_sha256"]},
+            )
+            if not group.first:
+                resume, progress = False, silent
+            rundir = opened.enter_context(
+                RunDir.open(
+                    path if group.first else opened.enter_context(_aside()), to_yaml(recipe),
+                    provenance, resume=resume, reread=lambda stored: _reread(stored, recipe),
+                )
+            )  # fmt: skip
+        group.mirror(rundir.path, TRAINED)
+        under_way = _Run(recipe, rundir, trust_remote_code, progress, group)
         try:
             return under_way.go(only)
+        except (Interrupted, TrainingError):
+            if not group.first:
+                sys.exit()  # all come here, and the first says why
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -149,13 +179,27 @@ def train_phase(
     return run(recipe, run_dir=path, resume=resume, only=phase, progress=progress)
 
 
+@contextlib.contextmanager
+def _aside() -> Iterator[Path]:
+    """A folder for what a process that is not the first of its group writes, removed at the end."""
+    folder = platform.cache_dir() / "group" / f".run.{os.getpid()}"
+    make_folder(folder.parent)
+    sweep(folder.parent)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class _Run:
     """One run under way."""
 
     def __init__(
-        self, recipe: Recipe, rundir: RunDir, trust_remote_code: bool, progress: Progress
-    ) -> None:
-        self.recipe, self.rundir = recipe, rundir
+        self, recipe: Recipe, rundir: RunDir, trust_remote_code: bool, progress: Progress,
+        group: Group,
+    ) -> None:  # fmt: skip
+        self.recipe, self.rundir, self.group = recipe, rundir, group
         self.at = "loading the model"
         """What is under way, for a message."""
 
@@ -167,11 +211,16 @@ class _Run:
         self.trust_remote_code = trust_remote_code
         self.spec = spec_of(recipe)
         self.questions = (
-            questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
+            questions_of(recipe.benchmark, recipe.seed)
+            if recipe.benchmark is not None and group.first
+            else None
         )
         self.base: Base | None = None
 
-    def go(self, only: str | None) -> RunResult:
+    def _read(
+        self, alike: dict[str, str]
+    ) -> tuple[LoadedModel, dict[str, PhaseData], dict[str, Callable[[], Answers]]]:
+        """The model, and by phase its data and what has the model reply; hashes go to `alike`."""
         recipe = self.recipe
         loaded = load(recipe.model, trust_remote_code=self.trust_remote_code)
         encoder = Encoder(loaded.tokenizer)
@@ -186,13 +235,19 @@ class _Run:
             raise ModelError(
                 f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
             )
-        self._check_data(data)
+        self._check_data(data, alike)
         for name, phase in recipe.phases.items():
             _check_measured(name, phase, data[name])
         asked = {
             name: self._ask(phase, loaded, data[name]) for name, phase in recipe.phases.items()
         }
         self._check_contamination(data)
+        return loaded, data, asked
+
+    def go(self, only: str | None) -> RunResult:
+        recipe = self.recipe
+        with self.group.together() as alike:
+            loaded, data, asked = self._read(alike)
         stages = [self._measure("base", loaded, None)]
         attach(loaded.model, self.spec, seed=recipe.seed)
         folder = self.rundir.path
@@ -200,14 +255,17 @@ class _Run:
             self.rundir.check_there()
             folder = self.rundir.path / f"phase{number}_{name}"
             if (folder / "phase.json").exists():
-                _refuse_damage(folder, "the phase is trained anew")
-                restore(loaded.model, folder)
+                with self.group.together():
+                    _refuse_damage(folder, "the phase is trained anew")
+                    restore(loaded.model, folder)
                 shutil.rmtree(self.rundir.path / "work" / folder.name, ignore_errors=True)
             else:
                 self._train(name, number, phase, loaded, data[name], asked[name], folder)
             stages.append(self._measure(folder.name, loaded, str(folder)))
             if name == only:
                 break
+        if not self.group.first:
+            sys.exit()
         fused = None
         if recipe.fuse is not None and only is None:
             del loaded
@@ -251,10 +309,12 @@ class _Run:
         self.at = label
         trained = Training(
             model=loaded.model, objective=objective, phase=phase,
-            name=name, seed=seed, spec=self.spec, work=work, valid=valid, ask=ask,
+            name=name, seed=seed, spec=self.spec, work=work, valid=valid,
+            ask=lambda: Answers(*self.group.from_first(ask)),
             log=self.rundir.log,
             rewind=lambda step: self.rundir.forget_metrics_after(name, step),
             progress=lambda _, done, total, info: self.progress(label, done, total, info),
+            group=self.group,
         ).run()  # fmt: skip
         with staged(folder) as aside:
             save_adapter(loaded.model, self.spec, aside)
@@ -266,7 +326,7 @@ class _Run:
 
     def _ask(self, phase: AnyPhase, loaded: LoadedModel, data: PhaseData) -> Callable[[], Answers]:
         """Has the model reply to the phase's eval prompts, or else to a few of its rows' prompts."""
-        if phase.eval_prompts is not None:
+        if phase.eval_prompts is not None and self.group.first:
             prompts = load_eval_prompts(phase.eval_prompts)
             Asked(loaded, prompts)  # what does not fit is refused before anything is trained
 
@@ -283,7 +343,7 @@ class _Run:
         # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
         needs = {work: 3 * 3 * sum(v.nbytes for v in weights(loaded.model).values())}
         fuse = self.recipe.fuse
-        if fuse is not None:
+        if fuse is not None and self.group.first:
             width = (
                 max((v.dtype.size for v in _floats(loaded)), default=4) + (fuse.quantize or 0) / 8
             )
@@ -319,7 +379,7 @@ class _Run:
         replay = self._replay(phase, model, rows, which, passes + 1, both, label, work)
         reference = reference_logps(
             model, rows, which, store,
-            replay=replay, progress=self.progress, stage=f"{label}: reference",
+            replay=replay, progress=self.progress, stage=f"{label}: reference", group=self.group,
         )  # fmt: skip
         return Preference(rows, reference, phase, allowed, replay)
 
@@ -328,7 +388,9 @@ class _Run:
         passes: float, possible: bool, label: str, work: Path,
     ) -> Replay | None:  # fmt: skip
         """The frozen blocks' states, where keeping them pays and there is room for them."""
-        if not possible or passes < WORTH or not phase.replay_gb:
+        # Each process of a group makes all states itself: they may be larger than what a network
+        # carries in that time, and in every epoch it sees other rows. It sees its share of them.
+        if not possible or passes / self.group.size < WORTH or not phase.replay_gb:
             return None
         size = replay_size(model, rows, which)
         if not size.depth or not fits(size, phase.replay_gb, work):
@@ -338,12 +400,14 @@ class _Run:
             progress=self.progress, stage=f"{label}: frozen blocks",
         )  # fmt: skip
 
-    def _check_data(self, data: Mapping[str, PhaseData]) -> None:
-        """Refuse to go on with other rows than the run began with."""
+    def _check_data(self, data: Mapping[str, PhaseData], alike: dict[str, str]) -> None:
+        """Refuse to go on with other rows than the run began with; their hashes go to `alike`."""
         now = {
             name: {"train": _digest(part.train), "valid": part.valid and _digest(part.valid)}
             for name, part in data.items()
         }
+        for name, parts in now.items():
+            alike.update({f"the {part} data of {name}": str(parts[part]) for part in parts})
         file = self.rundir.path / DATA
         if not file.exists():
             write_json(file, now)

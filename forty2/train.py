@@ -27,7 +27,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from forty2.batches import Batch, Order
 from forty2.checkpoints import Keeper, State
-from forty2.errors import Interrupted, TrainingError
+from forty2.errors import Interrupted, PeerLost, TrainingError
+from forty2.group import ALONE, Group
 from forty2.model.adapter import AdapterSpec
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Objective, micro_batches
@@ -111,14 +112,20 @@ class Step(NamedTuple):
     """Their mean, in fp32: what a limit is held against."""
     norm: float
     """Of the gradient, all arrays together, before clipping."""
+    tokens: int
+    """Of all its batches, without padding."""
 
 
 class Stepper:
-    """One optimizer step: gradients of one or more batches, summed, scaled, clipped, applied."""
+    """One optimizer step: gradients of one or more batches, summed, scaled, clipped, applied.
+
+    A group sums over the batches of all its processes, of which some may have none.
+    """
 
     def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, objective: Objective, phase: Phase
-    ) -> None:
+        self, model: nn.Module, optimizer: optim.Optimizer, objective: Objective, phase: Phase,
+        group: Group = ALONE,
+    ) -> None:  # fmt: skip
         loss_and_gradients = nn.value_and_grad(
             model, lambda model, arrays: tuple(objective.loss(model, arrays))
         )
@@ -158,6 +165,7 @@ class Stepper:
         self.shapes: set[Any] = set()
         """Of the batches seen: where steps are compiled, each has cost a compilation."""
         self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._group = group
         self._add_gradients, self._update = add_gradients, update
 
     def step(self, batches: list[Batch], rate: float, limit: float = math.inf) -> Step:
@@ -168,6 +176,7 @@ class Stepper:
         """
         self._optimizer.learning_rate = mx.array(rate)
         weight = sum(batch.weight for batch in batches)
+        tokens = sum(batch.tokens for batch in batches)
         sums, parts, total = None, [], mx.array(0.0)
         for batch in batches:
             arrays = self._objective.arrays(batch)
@@ -176,11 +185,19 @@ class Stepper:
             parts.append(metrics)
             total = total + loss
             mx.async_eval(metrics, sums)
+        if self._group.size > 1:
+            if sums is None:
+                sums = tree_map(mx.zeros_like, self._model.trainable_parameters())
+            zero = mx.array(0.0)
+            own = {key: sum((part[key] for part in parts), zero) for key in self._objective.metrics}
+            whole = self._group.total([sums, total, weight, tokens, own])
+            sums, total, parts = whole[0], whole[1], [whole[4]]
+            weight, tokens = int(whole[2]), int(whole[3])
         loss = total / weight
         norm = self._update(sums, mx.array(float(weight)), loss, mx.array(limit))
         mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, loss, parts)
         means = {key: sum(float(part[key]) for part in parts) / weight for key in parts[0]}
-        return Step(means, float(loss), float(norm))
+        return Step(means, float(loss), float(norm), tokens)
 
 
 def _chosen(good: mx.array, after: Any, before: Any) -> Any:
@@ -196,18 +213,19 @@ def _fill(tree: Any, values: Any) -> None:
             _fill(tree[key], values[key])
 
 
-def evaluate(model: nn.Module, objective: Objective) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: Objective, group: Group = ALONE) -> dict[str, float]:
     """Metrics over all rows of an objective, without dropout and without learning."""
     model.eval()
-    sums: dict[str, float] = {}
+    sums = dict.fromkeys(objective.metrics, 0.0)
     weight = 0
-    for batch in micro_batches(objective, range(len(objective.lengths))):
+    for batch in micro_batches(objective, group.share(range(len(objective.lengths)))):
         metrics = objective.loss(model, objective.arrays(batch)).metrics
         mx.eval(metrics)
         for key, value in metrics.items():
-            sums[key] = sums.get(key, 0.0) + float(value)
+            sums[key] += float(value)
         weight += batch.weight
-    return {key: value / weight for key, value in sums.items()}
+    sums, weight = group.total((sums, weight))
+    return {key: float(value) / int(weight) for key, value in sums.items()}
 
 
 class Answers(NamedTuple):
@@ -241,6 +259,8 @@ class Training:
     """Takes one record per step, evaluation and warning."""
     rewind: Callable[[int], None] = lambda step: None
     """Told the step that a phase goes on from (-1: anew), so that records beyond can go."""
+    group: Group = ALONE
+    """The processes that train this phase together, each with a model and `work` of its own."""
     progress: Progress = silent
 
     def run(self) -> Trained:
@@ -250,6 +270,7 @@ class Training:
             TrainingError: a red line ends the phase. The steps before it are saved.
             RunError: the checkpoints are damaged.
             Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
+            PeerLost: another process of the group was lost. The steps before are saved.
         """
         checkpoint_gradients(self.model, self.phase.grad_checkpoint)
         self._order = order_of(self.phase, self.objective.parts, self.objective.weights, self.seed)
@@ -281,55 +302,74 @@ class Training:
         if back is not None:
             state.watch.rollbacks = back.rollbacks + 1
             self._warn(state.step + 1, f"{back}: {went}, now at {1 / 2**state.watch.rollbacks} lr")
-        stepper = Stepper(self.model, optimizer, objective, phase)
+        stepper = Stepper(self.model, optimizer, objective, phase, self.group)
         if saved is None:
             self._evaluate()
             if "back" in dataclasses.asdict(phase.red_lines).values():
                 self._keeper.save(state)
-        while state.step < self.steps and not self._reached() and not asked:
+        while not (stop := self._stop(asked)) and state.step < self.steps and not self._reached():
             self._step(stepper)
             if due(phase.eval_every_steps, state.step, self.steps):
                 self._evaluate()
             if due(phase.save_every_steps, state.step, self.steps):
                 self._keeper.save(state)
-        if asked:
+        if stop:
             self._keeper.save(state)
+            name = signal.Signals(stop).name
             raise Interrupted(
-                f"{self.name}: stopped by {asked[0].name} after step {state.step} of {self.steps}, "
+                f"{self.name}: stopped by {name} after step {state.step} of {self.steps}, "
                 f"which is saved in {self.work}; go on with --resume",
-                asked[0],
+                stop,
             )
         if state.best is not None:
             self._keeper.take(state.best)
             return Trained(state.step, state.metrics, state.best["valid"], state.best["step"])
         return Trained(state.step, state.metrics, state.valid, state.step)
 
+    def _stop(self, asked: Sequence[signal.Signals]) -> int:
+        """The signal that asked this process, or another of the group, to stop; or 0."""
+        with self._saved_if_lost():
+            return self.group.most(max(asked, default=0))
+
+    @contextlib.contextmanager
+    def _saved_if_lost(self) -> Iterator[None]:
+        """Between steps and within them: if the group falls apart, what was done is saved."""
+        try:
+            yield
+        except PeerLost as lost:
+            if self.group.first:
+                self._keeper.save(self._state)
+            at = f"{self.name}, after step {self._state.step} of {self.steps}"
+            raise PeerLost(f"{at}: {lost}") from lost
+
     def _step(self, stepper: Stepper) -> None:
         """Take the next step, or leave it out."""
         phase, state, watch = self.phase, self._state, self._state.watch
         step = state.step + 1
-        mx.random.seed((self.seed << 20) + step)
+        mx.random.seed((self.group.rank << 56) + (self.seed << 20) + step)
         first = (step - 1) * phase.accumulate
+        rows = [self._order.batch(index) for index in range(first, first + phase.accumulate)]
         parts = [
             batch
-            for index in range(first, first + phase.accumulate)
-            for batch in micro_batches(self.objective, self._order.batch(index))
+            for turn, some in enumerate(rows)
+            for batch in micro_batches(self.objective, self.group.share(some, turn))
         ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.
         limit = math.inf if phase.red_lines.spike == "warn" else watch.limit()
         self.model.train()
         started = time.perf_counter()
-        metrics, loss, norm = stepper.step(parts, rate, limit)
+        with self._saved_if_lost():
+            metrics, loss, norm, tokens = stepper.step(parts, rate, limit)
         seconds = time.perf_counter() - started
         red = watch.step(loss, norm)
         if red is not None and not (red.line == "spike" and limit == math.inf):
-            self._cross(red, step, parts)
+            self._cross(red, step, rows)
             if watch.left_out():
                 self._end(f"{red.what}, and {IDLE} steps in a row are left out")
             state.step = step
             return
-        speed = sum(batch.tokens for batch in parts) / seconds
+        speed = tokens / seconds
         self.log(
             {
                 "phase": self.name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
@@ -344,7 +384,7 @@ class Training:
         state.step, state.metrics = step, metrics
         stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)
         for found in filter(None, (red, stuck)):
-            self._cross(found, step, parts)
+            self._cross(found, step, rows)
 
     def _reached(self) -> bool:
         """Whether the last evaluation is what the phase is trained for."""
@@ -355,7 +395,7 @@ class Training:
         """Measure, and judge what is measured."""
         phase, state = self.phase, self._state
         self.model.eval()
-        valid = evaluate(self.model, self.valid) if self.valid is not None else {}
+        valid = evaluate(self.model, self.valid, self.group) if self.valid is not None else {}
         metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
         measured = {**valid, **metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
@@ -378,10 +418,12 @@ class Training:
         for red in reds:
             self._cross(red, state.step)
 
-    def _cross(self, red: Red, step: int, batches: Sequence[Batch] = ()) -> None:
-        """Do what the recipe says of a red line."""
-        rows = ", ".join(origin for batch in batches for origin in batch.origins)
-        said = f"{self.name}, step {step}: {red.what}{f' on rows {rows}' if rows else ''}"
+    def _cross(self, red: Red, step: int, batches: Sequence[Sequence[int]] = ()) -> None:
+        """Do what the recipe says of a red line, crossed on these batches of rows."""
+        parts = [part for rows in batches for part in micro_batches(self.objective, rows)]
+        origins = [origin for part in parts for origin in part.origins]
+        on = f" on rows {', '.join(origins)}" if origins else ""
+        said = f"{self.name}, step {step}: {red.what}{on}"
         action = getattr(self.phase.red_lines, red.line)
         if action == "back" and self._state.watch.rollbacks < ROLLBACKS:
             raise _Back(said, self._state.watch.rollbacks)

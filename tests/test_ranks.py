@@ -10,7 +10,7 @@ import forty2
 ROOT = Path(forty2.__file__).parent
 RANKS = [
     ["errors", "platform", "progress"],
-    ["recipe", "rundir", "watch"],
+    ["recipe", "rundir", "watch", "group"],
     ["data"],
     ["words"],
     ["skeletons"],
