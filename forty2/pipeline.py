@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,17 +24,12 @@ from forty2.benchmark.compare import compare
 from forty2.benchmark.divergence import Base, base_of
 from forty2.benchmark.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
 from forty2.benchmark.kept import Kept, part_of
-from forty2.benchmark.metrics import means_of
 from forty2.benchmark.replies import SEVERAL
-from forty2.benchmark.suite import line, measure, questions_of, table
+from forty2.benchmark.suite import line, measure, questions_of, table, without_contaminated
 from forty2.checkpoints import checkpoints
-from forty2.data.build import build, write_built
 from forty2.data.contamination import hits
-from forty2.data.formats import read_chats, read_pairs, read_records
-from forty2.data.lint import refuse_faults
-from forty2.data.sources import valid_beside
+from forty2.data.formats import read_records
 from forty2.errors import (
-    DataError,
     Interrupted,
     MemoryRanOut,
     ModelError,
@@ -57,9 +51,10 @@ from forty2.objectives import (
     reference_key,
     reference_logps,
 )
-from forty2.prepare import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
+from forty2.phase_data import PhaseData, check_measured, phase_data
+from forty2.prepare import is_packed
 from forty2.progress import Progress, silent
-from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
+from forty2.recipe import AnyPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
 from forty2.report import write_report
 from forty2.rundir import (
@@ -75,22 +70,13 @@ from forty2.rundir import (
     write_json,
     write_sealed,
 )
-from forty2.tokens import Encoder, Fitted, fit, prompts_of
+from forty2.tokens import Encoder, prompts_of
 from forty2.train import Answers, Trained, Training, due, order_of, total_steps
 
 CONTAMINATION = "contamination.json"
 DATA = "data.json"
 TRAINED = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
 """What of a run the other processes of a group need, to go on with it."""
-
-
-class PhaseData(NamedTuple):
-    """A phase's rows, tokenised."""
-
-    train: Fitted
-    valid: Fitted | None
-    source: str | None
-    """Where the training rows' texts are; None for a prepared folder, which holds ids alone."""
 
 
 @dataclass(slots=True)
@@ -237,7 +223,7 @@ class _Run:
             )
         self._check_data(data, alike)
         for name, phase in recipe.phases.items():
-            _check_measured(name, phase, data[name])
+            check_measured(name, phase, data[name])
         asked = {
             name: self._ask(phase, loaded, data[name]) for name, phase in recipe.phases.items()
         }
@@ -402,10 +388,7 @@ class _Run:
 
     def _check_data(self, data: Mapping[str, PhaseData], alike: dict[str, str]) -> None:
         """Refuse to go on with other rows than the run began with; their hashes go to `alike`."""
-        now = {
-            name: {"train": _digest(part.train), "valid": part.valid and _digest(part.valid)}
-            for name, part in data.items()
-        }
+        now = {name: part.hashes() for name, part in data.items()}
         for name, parts in now.items():
             alike.update({f"the {part} data of {name}": str(parts[part]) for part in parts})
         file = self.rundir.path / DATA
@@ -516,79 +499,11 @@ class _Run:
         return RunResult(self.rundir.path, adapter, fused, stages, shown, verdict, report)
 
 
-def without_contaminated(
-    found: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], margin: float
-) -> dict[str, Any]:
-    """How much of the benchmark was trained on, and the comparisons once more without it.
-
-    Args:
-        found: training rows and the places of the questions they hold.
-        stages: measurements, the base's first.
-    """
-    held = {hit["item"] for hit in found}
-    clean = []
-    for stage in stages:
-        items = [i for n, i in enumerate(stage["truthfulqa"]["items"]) if n not in held]
-        kept = {**stage["truthfulqa"], **means_of(items), "items": items, "n": len(items)}
-        clean.append({**stage, "truthfulqa": kept})
-    again = []
-    if held and len(clean[0]["truthfulqa"]["items"]) > 1:
-        again = [
-            {"stage": stage["stage"], **compare(clean[0], one, margin=margin).record()}
-            for stage, one in zip(stages[1:], clean[1:], strict=True)
-        ]
-    return {
-        "rows": len({hit["row"] for hit in found}),
-        "questions": len(held),
-        "comparisons": again,
-    }
-
-
 def spec_of(recipe: Recipe) -> AdapterSpec:
     """The shape of a recipe's adapter."""
     adapter = recipe.adapter
     keys = tuple(adapter.keys) if adapter.keys is not None else None
     return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
-
-
-def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) -> PhaseData:
-    """A phase's rows, read, checked and tokenised; a built-in set is written to `folder` first.
-
-    Raises:
-        DataError: a row is bad, the lint finds errors, or no row fits.
-    """
-    if phase.data.startswith(BUILTIN):
-        name = phase.data.removeprefix(BUILTIN)
-        source = str(folder / name)
-        if not Path(source, "manifest.json").exists():
-            write_built(build(name, seed=recipe.seed), Path(source))
-    else:
-        source = phase.data
-    if is_prepared(source):
-        if isinstance(phase, DpoPhase):
-            raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
-        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
-        fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
-        return PhaseData(fitted["train"], fitted.get("valid"), None)
-    valid = phase.valid or valid_beside(source)
-    if phase.lint:
-        refuse_faults(source, valid, encoder.specials)
-    train, held = (
-        _tokenise(phase, rows, encoder, recipe.max_length) if rows is not None else None
-        for rows in (source, valid)
-    )
-    assert train is not None
-    return PhaseData(train, held, source)
-
-
-def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
-    if isinstance(phase, DpoPhase):
-        fitted = fit([encoder.pair(pair) for pair in read_pairs(source)], max_length)
-    else:
-        fitted = fit(encoder.imitated_all(read_chats(source)), max_length)
-    if not fitted.rows:
-        raise DataError(f"{source}: no row's response fits into max_length {max_length}")
-    return fitted
 
 
 def fingerprint_of(model: Path) -> str:
@@ -631,28 +546,6 @@ def _nulls(now: Mapping[str, Any], stored: Mapping[str, Any], at: str = "") -> I
             yield f"{at}{key}=null"
         elif isinstance(value, Mapping) and isinstance(stored.get(key), Mapping):
             yield from _nulls(value, stored[key], f"{at}{key}.")
-
-
-def _digest(fitted: Fitted) -> str:
-    """A hash of all that rows are but for where they are from."""
-    if isinstance(fitted.rows, Prepared):
-        return fitted.rows.sha256()
-    digest = hashlib.sha256()
-    for row in fitted.rows:
-        what = {key: value for key, value in row._asdict().items() if key != "origin"}
-        digest.update(json.dumps(what).encode())
-    return digest.hexdigest()
-
-
-def _check_measured(name: str, phase: AnyPhase, data: PhaseData) -> None:
-    """Refuse to choose by a metric that nothing measures."""
-    for key in ("best", "until"):
-        wish = getattr(phase, key)
-        if wish is not None and wish.metric != "passed" and data.valid is None:
-            raise RecipeError(
-                f"phases.{name}.{key}: {wish.metric} is measured on validation rows, and there are "
-                f"none; give phases.{name}.valid, or a data folder with valid.jsonl"
-            )
 
 
 def _refuse_damage(folder: Path, then: str) -> None:

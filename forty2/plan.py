@@ -15,7 +15,8 @@ from forty2.batches import lengths_of, parts_of, together, weights_of
 from forty2.logprobs import HEAD_ELEMENTS
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
-from forty2.pipeline import phase_data, spec_of
+from forty2.phase_data import phase_data
+from forty2.pipeline import spec_of
 from forty2.recipe import AnyPhase, DpoPhase, Recipe
 from forty2.replay import WORTH, replay_size
 from forty2.tokens import Encoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from forty2.benchmark.metrics import means_of
+from forty2.benchmark.suite import without_contaminated
 from forty2.data.contamination import hits
 from forty2.data.records import Chat, Pair, Record, Text
-from forty2.pipeline import without_contaminated
 
 LONG = (
     "A mayfly spends most of its life as a nymph in the mud of a stream before it ever takes wing, "

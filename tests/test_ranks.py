@@ -21,7 +21,7 @@ RANKS = [
     ["model"],
     ["replay"],
     ["objectives", "prepare", "checkpoints"],
-    ["train", "fuse"],
+    ["phase_data", "train", "fuse"],
     ["benchmark", "failures", "report"],
     ["pipeline"],
     ["plan", "ablate"],

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forty2.benchmark.behaviour import behaviour
+from forty2.benchmark.compare import compare
 from forty2.benchmark.divergence import Base, divergence
 from forty2.benchmark.kept import Kept
+from forty2.benchmark.metrics import means_of
 from forty2.benchmark.perplexity import perplexity
 from forty2.benchmark.questions import Questions, load_questions, sample
 from forty2.benchmark.truthfulqa import result, score
@@ -92,3 +94,31 @@ def table(stages: Sequence[Mapping[str, Any]]) -> str:
             f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}{one.kl:>10.2g}"
         )
     return "\n".join(lines)
+
+
+def without_contaminated(
+    found: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], margin: float
+) -> dict[str, Any]:
+    """How much of the benchmark was trained on, and the comparisons once more without it.
+
+    Args:
+        found: training rows and the places of the questions they hold.
+        stages: measurements, the base's first.
+    """
+    held = {hit["item"] for hit in found}
+    clean = []
+    for stage in stages:
+        items = [i for n, i in enumerate(stage["truthfulqa"]["items"]) if n not in held]
+        kept = {**stage["truthfulqa"], **means_of(items), "items": items, "n": len(items)}
+        clean.append({**stage, "truthfulqa": kept})
+    again = []
+    if held and len(clean[0]["truthfulqa"]["items"]) > 1:
+        again = [
+            {"stage": stage["stage"], **compare(clean[0], one, margin=margin).record()}
+            for stage, one in zip(stages[1:], clean[1:], strict=True)
+        ]
+    return {
+        "rows": len({hit["row"] for hit in found}),
+        "questions": len(held),
+        "comparisons": again,
+    }
