@@ -15,11 +15,13 @@ import mlx.nn as nn
 import numpy as np
 
 from forty2 import kernels
-from forty2.batches import PairBatch, positions
+from forty2.batches import PairBatch, grouped, positions, together
 from forty2.parts import Entry, blocks, body, comes_apart, entry_states, head
 
 HEAD_ELEMENTS = 1 << 24
 """Logits held at once where the backward pass needs them: 64 MB in fp32, and a few times that."""
+Scored = tuple[Sequence[int], Sequence[int]]
+"""A row of ids: what is given, at least one, and what is scored after it."""
 ROW = 256  # one level of the log-sum-exp; two levels of 256 span a 65k vocabulary
 
 
@@ -251,14 +253,17 @@ class CacheLayer:
         prefix: tuple[mx.array, mx.array] | None = None,
         lengths: mx.array | None = None,
         width: int | None = None,
+        rows: mx.array | None = None,
     ) -> None:
         """
         Args:
             prefix: keys and values, each (B, H, P, D); None where the block is not run.
             lengths: (B,), how much of each row of the prefix is real; None: all of it.
             width: P, where there is no prefix to tell it.
+            rows: (R,), the row of the prefix that each row follows; None: each its own, or the one.
         """
         self.prefix = prefix
+        self._rows = rows
         self._lengths = lengths
         self._width = width or (0 if prefix is None else prefix[0].shape[2])
         self.offset: int | mx.array = self._width if lengths is None else lengths
@@ -266,7 +271,7 @@ class CacheLayer:
 
     def behind(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
         """A fresh layer like this one, with these keys and values before it."""
-        return CacheLayer(prefix, self._lengths, self._width)
+        return CacheLayer(prefix, self._lengths, self._width, self._rows)
 
     def kept(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
         """Keys and values after a forward pass, the rows repeated as a whole so many times."""
@@ -280,9 +285,15 @@ class CacheLayer:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if self.prefix is not None:
             rows = keys.shape[0]
+            before = (
+                mx.broadcast_to(old, (rows, *old.shape[1:]))
+                if self._rows is None
+                else old[self._rows]
+                for old in self.prefix
+            )
             keys, values = (
-                mx.concatenate([mx.broadcast_to(old, (rows, *old.shape[1:])), new], axis=2)
-                for old, new in zip(self.prefix, (keys, values), strict=True)
+                mx.concatenate([old, new], axis=2)
+                for old, new in zip(before, (keys, values), strict=True)
             )
         self.state = (keys, values)
         return keys, values
@@ -347,20 +358,20 @@ def segment_cache(model: nn.Module, segments: mx.array) -> list[Any]:
 class SharedPrefix:
     """A token prefix run through the model once, to be followed by many continuations.
 
-    `prefix.extend(ids)` is a longer prefix; `prefix.score(rows)` scores rows that follow it. Any
-    attention model that keeps its keys and values through mlx-lm's cache protocol will do;
-    `can_share` tells.
+    `prefix.extend(ids)` is a longer prefix; `prefix.score(rows)` scores rows that follow it, and
+    `prefix.score_after(stems)` rows that follow one of several longer ones. Any attention model that
+    keeps its keys and values through mlx-lm's cache protocol will do; `can_share` tells.
     """
 
     def __init__(
         self,
         model: nn.Module,
         states: Sequence[tuple[mx.array, mx.array] | None] | None = None,
-        apart: bool | None = None,
+        allowed: Ways | None = None,
     ) -> None:
         self._model = model
         self._states = states if states is not None else [None] * len(blocks(model))
-        self._apart = comes_apart(model) if apart is None else apart
+        self._ways = ways(model) if allowed is None else allowed
 
     def extend(self, ids: Sequence[int]) -> SharedPrefix:
         """This prefix with `ids` after it."""
@@ -370,13 +381,45 @@ class SharedPrefix:
         _ = self._model(mx.array([list(ids)]), cache=layers)
         states = [layer.kept() for layer in layers]
         mx.eval(states)
-        return SharedPrefix(self._model, states, self._apart)
+        return SharedPrefix(self._model, states, self._ways)
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Score each `(given, scored)` row after this prefix; `given` holds at least one id."""
+    def score(self, rows: Sequence[Scored]) -> list[float]:
+        """Score rows after this prefix."""
         return score_rows(
-            self._model, rows, cache=[CacheLayer(s) for s in self._states], apart=self._apart
+            self._model, rows, cache=[CacheLayer(s) for s in self._states], apart=self._ways.apart
         )
+
+    def score_after(
+        self, stems: Sequence[tuple[Sequence[int], Sequence[Scored]]]
+    ) -> list[list[float]]:
+        """Score rows that follow stems that follow this prefix: all stems run at once.
+
+        Args:
+            stems: each its ids, and the rows after them.
+        """
+        rows = [row for _, after in stems for row in after]
+        if not (self._ways.share and all(ids for ids, _ in stems)):
+            return [self.extend(ids).score(after) for ids, after in stems]
+        lengths = [len(ids) for ids, _ in stems]
+        padded = np.zeros((len(stems), max(lengths)), np.int32)
+        for n, (ids, _) in enumerate(stems):
+            padded[n, : len(ids)] = ids
+        layers = [CacheLayer(state) for state in self._states]
+        run(self._model, mx.array(padded), self._ways, cache=layers)
+        states = [layer.kept() for layer in layers]
+        mx.eval(states)
+        before = 0 if self._states[0] is None else self._states[0][0].shape[2]
+        upto = np.array(lengths) + before
+        stem = np.repeat(np.arange(len(stems)), [len(after) for _, after in stems])
+        scores = np.zeros(len(rows))
+        # Fewer than `together()`: each row takes a copy of what it follows.
+        for group in grouped([len(given) + len(scored) for given, scored in rows], together() // 3):
+            which, real = mx.array(stem[group]), mx.array(upto[stem[group]])
+            cache = [CacheLayer(state, real, rows=which) for state in states]
+            some = [rows[n] for n in group]
+            scores[group] = score_rows(self._model, some, cache=cache, apart=self._ways.apart)
+        ends = np.cumsum([len(after) for _, after in stems])[:-1]
+        return [part.tolist() for part in np.split(scores, ends)]
 
 
 def can_share(model: nn.Module) -> bool:
@@ -420,15 +463,14 @@ def can_pack(model: nn.Module) -> bool:
 
 def score_rows(
     model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Sequence[Scored],
     *,
     cache: Sequence[Any] | None = None,
     apart: bool = False,
 ) -> list[float]:
-    """Score `(given, scored)` rows of ids in one right-padded batch.
+    """Score rows in one right-padded batch: log-probabilities summed in float64.
 
     Args:
-        rows: the log-probabilities of the ids in `scored` after `given` are summed, in float64.
         cache: of what goes before every row.
         apart: whether the model `comes_apart`.
     """
@@ -443,5 +485,7 @@ def score_rows(
     ways = Ways(apart=apart)
     output = run(model, inputs, ways, cache=cache)
     logps = target_logps(model, output, targets, mx.array(where), ways)
+    for layer in cache or ():
+        layer.state = None  # not read again: what each block kept may go as the next one runs
     ends = np.cumsum([len(scored) for _, scored in rows])[:-1]
     return [math.fsum(part.tolist()) for part in np.split(np.asarray(logps), ends)]

@@ -196,6 +196,21 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
     np.testing.assert_allclose(np.asarray(got)[0], wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3", "gemma2"])
+@pytest.mark.parametrize("primer", [0, 9])
+def test_rows_after_several_stems_score_as_whole_rows(architecture: str, primer: int) -> None:
+    model = tiny_model(architecture)
+    begin = ids(primer)
+    stems = [
+        (ids(length), [(ids(given), ids(scored)) for given, scored in rows])
+        for length, rows in ((5, [(1, 1), (1, 9)]), (14, [(2, 4)]), (1, [(1, 3), (3, 2), (1, 1)]))
+    ]
+    got = SharedPrefix(model).extend(begin).score_after(stems)
+    for (middle, rows), scores in zip(stems, got, strict=True):
+        whole = [score_rows(model, [(begin + middle + g, s)])[0] for g, s in rows]
+        np.testing.assert_allclose(scores, whole, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3"])
 def test_a_prefix_followed_many_times_scores_as_whole_rows(architecture: str) -> None:
     model = tiny_model(architecture)

@@ -28,6 +28,7 @@ from forty2.progress import Progress, silent
 from forty2.tokens import Encoder
 
 MAX_TOKENS = 64
+TOGETHER = 16  # prompts scored at once
 BATCH_SIZE = 48  # short answers: a third faster than 16 on two cores, and 1 GB of cache at 4B
 Row = Mapping[str, Any]
 
@@ -84,13 +85,14 @@ def behaviour(
     scorer = _Scorer(loaded, encoder, prompts)
     total = 2 * len(prompts)
     items: list[dict[str, Any]] = []
-    for done, row in enumerate(prompts, 1):
-        good, bad = scorer(row)
-        item: dict[str, Any] = {
-            key: row[key] for key in ("id", "gate", "pair", "prompt") if key in row
-        }
-        items.append(item | {"good": good, "bad": bad})
-        progress(stage, done, total, {})
+    for start in range(0, len(prompts), TOGETHER):
+        some = prompts[start : start + TOGETHER]
+        for row, (good, bad) in zip(some, scorer(some), strict=True):
+            item: dict[str, Any] = {
+                key: row[key] for key in ("id", "gate", "pair", "prompt") if key in row
+            }
+            items.append(item | {"good": good, "bad": bad})
+        progress(stage, len(items), total, {})
     asked = [encoder.prompt([_turn(row)]) for row in prompts]
     for done, (place, answer) in enumerate(
         answers(loaded, asked, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE), 1
@@ -211,21 +213,28 @@ class _Scorer:
         if can_share(loaded.model):
             self._prefix = SharedPrefix(self._model).extend(asked[0][: self._header])
 
-    def __call__(self, row: Row) -> tuple[float, float]:
-        (prompt, good), (_, bad) = (
-            self._encoder.response([_turn(row)], row[side]) for side in ("good", "bad")
-        )
+    def __call__(self, prompts: Sequence[Row]) -> list[tuple[float, float]]:
+        sides = [
+            [self._encoder.response([_turn(row)], row[side]) for side in ("good", "bad")]
+            for row in prompts
+        ]
         if self._prefix is not None:
-            prefix = self._prefix.extend(prompt[self._header : -1])
-            scored = prefix.score([(prompt[-1:], good), (prompt[-1:], bad)])
+            stems = [
+                (prompt[self._header : -1], [(prompt[-1:], good), (prompt[-1:], bad)])
+                for (prompt, good), (_, bad) in sides
+            ]
+            scored = self._prefix.score_after(stems)
         else:
-            scored = score_rows(self._model, [(prompt, good), (prompt, bad)])
-        values = [s / len(ids) for s, ids in zip(scored, (good, bad), strict=True)]
-        if not np.isfinite(values).all():
-            raise BenchmarkError(
-                f"behaviour {row['id']}: the score is not finite; the model is broken"
-            )
-        return values[0], values[1]
+            scored = [score_rows(self._model, pair) for pair in sides]
+        result = []
+        for row, scores, pair in zip(prompts, scored, sides, strict=True):
+            good, bad = (score / len(ids) for score, (_, ids) in zip(scores, pair, strict=True))
+            if not (math.isfinite(good) and math.isfinite(bad)):
+                raise BenchmarkError(
+                    f"behaviour {row['id']}: the score is not finite; the model is broken"
+                )
+            result.append((good, bad))
+        return result
 
 
 def _turn(row: Row) -> dict[str, str]:

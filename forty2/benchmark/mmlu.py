@@ -12,6 +12,7 @@ together.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import math
@@ -402,7 +403,14 @@ class _Scorer:
         self._model = model
         self._batched = batched
         self._beginning = list(beginning)
-        self._shared: SharedPrefix | None = None
+
+    @functools.cached_property
+    def _nothing(self) -> SharedPrefix:
+        return SharedPrefix(self._model)
+
+    @functools.cached_property
+    def _begun(self) -> SharedPrefix:
+        return self._nothing.extend(self._beginning)
 
     def __call__(
         self, questions: Sequence[Sequence[Row]]
@@ -442,9 +450,7 @@ class _Scorer:
         if not can_share(self._model):
             return score_rows(self._model, rows)
         skip = self._skipped(rows)
-        if skip and self._shared is None:
-            self._shared = SharedPrefix(self._model).extend(self._beginning)
-        prefix = self._shared if skip and self._shared else SharedPrefix(self._model)
+        prefix = self._begun if skip else self._nothing
         # the last token before the scored ones is fed again: its output predicts the first of them
         given = [row.given for row in rows]
         alike = min(common(given), min(map(len, given)) - 1)

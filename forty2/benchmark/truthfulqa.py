@@ -11,7 +11,7 @@ The primer runs through the model once for all questions, a question once for al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,8 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 
 """
 """The six pairs of the authors' "QA" prompt: part of every context, not few-shot examples."""
-BATCH_TOKENS = 1024  # of one forward, padding included: bounds the logits, (tokens, V)
+TOGETHER = 8
+"""Questions scored at once: what the primer's keys and values take is held for each."""
 
 
 def truthfulqa(
@@ -177,23 +178,30 @@ def score(
     prompts = _Prompts(tokenizer, chat_template)
     scorer: _Whole | _Shared = _Shared(model, prompts) if can_share(model) else _Whole(model)
     kept = kept or Kept.nothing()
-    items = []
-    for done, item in enumerate(questions.items, 1):
-        if str(done) not in kept:
-            kept.add(str(done), _item(item, questions.name, prompts, scorer))
-        items.append(kept[str(done)])
-        if progress is not None:
-            progress(done, len(questions.items))
-    return items
+    total = len(questions.items)
+    for start in range(0, total, TOGETHER):
+        places = range(start, min(start + TOGETHER, total))
+        # The same questions together whatever is kept, so that going on gives the same bits.
+        if not all(str(n + 1) in kept for n in places):
+            some = [questions.items[n] for n in places]
+            scored = scorer([prompts.rows(item, _texts(item)) for item in some])
+        for n in places:
+            if str(n + 1) not in kept:
+                item = questions.items[n]
+                kept.add(str(n + 1), _item(item, questions.name, scored[n - start]))
+            if progress is not None:
+                progress(n + 1, total)
+    return [kept[str(n + 1)] for n in range(total)]
 
 
-def _item(
-    item: Question, source: str, prompts: _Prompts, scorer: _Whole | _Shared
-) -> dict[str, Any]:
-    """A question with its options' scores."""
-    # mc1's options are mostly among mc2's: score each text once
-    texts = list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
-    logliks = dict(zip(texts, scorer(prompts.rows(item, texts)), strict=True))
+def _texts(item: Question) -> list[str]:
+    """Each option once: mc1's are mostly among mc2's."""
+    return list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
+
+
+def _item(item: Question, source: str, scores: Sequence[float]) -> dict[str, Any]:
+    """A question with the scores of its `_texts`."""
+    logliks = dict(zip(_texts(item), scores, strict=True))
     for text, loglik in logliks.items():
         if not math.isfinite(loglik):
             raise BenchmarkError(
@@ -274,12 +282,12 @@ class _Whole:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
-    def __call__(self, rows: Sequence[_Row]) -> list[float]:
-        return [s for batch in _batches(rows) for s in score_rows(self._model, batch)]
+    def __call__(self, questions: Sequence[Sequence[_Row]]) -> list[list[float]]:
+        return [[score_rows(self._model, [row])[0] for row in rows] for rows in questions]
 
 
 class _Shared:
-    """Scores options after prefixes that ran once: the primer's, then the question's."""
+    """Scores options after prefixes that ran once: the primer's, then each question's."""
 
     def __init__(self, model: nn.Module, prompts: _Prompts) -> None:
         # what all contexts begin with, as tokens: what two unlike questions have in common
@@ -288,33 +296,21 @@ class _Shared:
         self._nothing = SharedPrefix(model)
         self._after_primer = self._nothing.extend(self._primer)
 
-    def __call__(self, rows: Sequence[_Row]) -> list[float]:
-        # all rows agree up to the first one's border; the last token before it must be fed again,
-        # as its output predicts the first scored token
-        shared = min(len(row.given) for row in rows) - 1
-        begin = rows[0].given[:shared]
-        start = 0
-        prefix = self._nothing
-        if begin[: len(self._primer)] == self._primer:
-            start, prefix = len(self._primer), self._after_primer
-        prefix = prefix.extend(begin[start:])
-        rest = [_Row(row.given[shared:], row.scored) for row in rows]
-        return [s for batch in _batches(rest) for s in prefix.score(batch)]
-
-
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Consecutive rows, as many as fit into `BATCH_TOKENS` padded tokens; at least one."""
-    batch: list[_Row] = []
-    longest = 0
-    for row in rows:
-        length = max(longest, len(row.given) + len(row.scored))
-        if batch and length * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch, length = [], len(row.given) + len(row.scored)
-        batch.append(row)
-        longest = length
-    if batch:
-        yield batch
+    def __call__(self, questions: Sequence[Sequence[_Row]]) -> list[list[float]]:
+        begun = [
+            row.given[: len(self._primer)] == self._primer for rows in questions for row in rows
+        ]
+        prefix, start = self._nothing, 0
+        if all(begun):
+            prefix, start = self._after_primer, len(self._primer)
+        stems = []
+        for rows in questions:
+            # all rows agree up to the first one's border; the last token before it must be fed
+            # again, as its output predicts the first scored token
+            shared = min(len(row.given) for row in rows) - 1
+            rest = [_Row(row.given[shared:], row.scored) for row in rows]
+            stems.append((rows[0].given[start:shared], rest))
+        return prefix.score_after(stems)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
