@@ -238,7 +238,7 @@ def test_an_option_in_both_lists_is_scored_once_and_the_same() -> None:
 
 
 def test_the_primer_runs_once() -> None:
-    """Three runs of the model: the primer, then all questions, then all their options."""
+    """The primer, then all questions at once, then their options in fewer runs than questions."""
     model, seen = tiny(), []
 
     class Counting:
@@ -252,7 +252,8 @@ def test_the_primer_runs_once() -> None:
     score(cast(Any, Counting()), tok, ITEMS)
     primer = len(tok.encode(PRIMER))
     at = next(n for n, size in enumerate(seen) if size > primer / 2)
-    assert len(seen[at:]) == 3  # before it, what the model allows is tried
+    assert max(seen[at + 1 :]) < primer
+    assert len(seen[at:]) < 2 + len(ITEMS.items)  # before it, what the model allows is tried
 
 
 def test_a_chat_template_takes_the_context_as_one_user_turn() -> None:
