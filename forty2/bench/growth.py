@@ -60,7 +60,7 @@ def grow(model: Path, dtype: str, rounds: int, progress: Progress) -> dict[str, 
 
 
 def points(model: Path, dtype: str, folder: Path) -> Iterator[Point]:
-    """Everything to measure; data goes into a folder."""
+    """Everything to measure; files of data are written into a folder."""
     stream = prose(model)
     for what, sizes in (("prompt tokens", PROMPTS), ("batch size", BATCHES)):
         for size in sizes:
