@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +225,16 @@ def test_a_worker_that_fails_is_told_in_one_line() -> None:
 def test_every_peer_gets_the_mlx_that_runs_ours(
     system: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib.metadata import version
-
+    here = {each.metadata["Name"]: each.version for each in distributions()}
     monkeypatch.setattr(sys, "platform", system)
+    off_mac = system == "linux"
     for peer in PEERS.values():
         first, *more = environments._installs(peer)
-        assert first[0].endswith(f"=={version('mlx')}")
+        assert first[0].endswith(f"=={here['mlx']}")
         assert peer.package in (more[0] if more else first)
-        assert bool(more) == (system == "linux" and peer.off_mac is not None)
-        assert ("cmeel-openblas" in first) == (system == "linux")
+        assert bool(more) == (off_mac and peer.off_mac is not None)
+        blas = [wanted for wanted in first if wanted.startswith("cmeel-openblas==")]
+        assert bool(blas) == (off_mac and "cmeel-openblas" in here)
 
 
 def in_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,11 +252,14 @@ def test_ours_and_the_peer_run_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     in_our_own(monkeypatch)
     monkeypatch.setattr(beside, "measure", noted)
     result = bench(
-        ["sft-tail"], rows=4, rounds=3, model=str(MODEL), peers=["mlx-lm"], say=lambda _: None
+        ["sft-tail"], rows=8, rounds=3, model=str(MODEL), peers=["mlx-lm"], say=lambda _: None
     )
     assert order == ["ours_sft", "matmul_rate", "mlx_lm_sft"] * 3
-    medians = result["suites"]["sft-tail"]["medians"]
+    suite = result["suites"]["sft-tail"]
+    medians, floor = suite["medians"], suite["floor"]
     assert (medians["forty2"]["seconds"], medians["mlx-lm"]["seconds"]) == (4, 6)
+    assert suite["units"] == 2  # batches, of which the floor is that of one
+    assert floor["seconds"] == floor["operations"] / 2 / floor["operations_per_s"]
 
 
 def test_every_sample_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +280,6 @@ def test_every_sample_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ours, theirs = suite["medians"]["forty2"], suite["medians"]["mlx-lm"]
     assert suite["ratios"]["mlx-lm"]["seconds"] == ours["seconds"] / theirs["seconds"]
     floor = suite["floor"]
-    assert floor["seconds"] == pytest.approx(floor["operations"] / floor["operations_per_s"])
     assert floor["ratio"] == pytest.approx(ours["seconds"] / floor["seconds"])
     assert len(said) == 1 and "mlx-lm" in said[0]
 
@@ -315,7 +319,9 @@ def test_a_peer_that_is_not_to_be_had_is_left_out_and_ours_stays(
 
 
 def test_rows_that_make_no_whole_batches_are_refused() -> None:
-    done = CliRunner().invoke(main, ["bench", "--rows", "6"])
+    done = CliRunner().invoke(
+        main, ["bench", "-s", "sft-tail", "-p", "none", "-m", str(MODEL), "--rows", "6"]
+    )
     assert done.exit_code == 2
     assert done.output.splitlines()[-1].startswith("Error: 6 rows: give a multiple of 4")
 

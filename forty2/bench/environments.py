@@ -96,12 +96,12 @@ def _installs(peer: Peer) -> list[list[str]]:
 
 def _mlx() -> list[str]:
     """The mlx that is installed here, and the BLAS that it is given."""
-    version = importlib.metadata.version("mlx")
+    here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     if sys.platform == "darwin":
-        return [f"mlx=={version}"]
-    found = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
-    variant = next((v for v in ("cuda-13", "cuda-12") if f"mlx-{v}" in found), "cpu")
-    return [f"mlx[{variant.replace('-', '')}]=={version}", "cmeel-openblas"]
+        return [f"mlx=={here['mlx']}"]
+    cuda = [f"cuda{release}" for release in (13, 12) if f"mlx-cuda-{release}" in here]
+    blas = [f"{name}=={here[name]}" for name in here if name == "cmeel-openblas"]
+    return [f"mlx[{(cuda or ['cpu'])[0]}]=={here['mlx']}", *blas]
 
 
 def _make(folder: Path, python: Path, name: str, installs: Sequence[Sequence[str]]) -> None:

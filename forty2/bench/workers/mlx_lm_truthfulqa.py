@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], object]:
+    import mlx.core as mx
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from mlx_lm.evaluate import MLXLM
 
     model = MLXLM(job.model, use_chat_template=False)
-    model._model = job.loaded()
+    model._model.set_dtype(getattr(mx, job.dtype))
 
     def epoch() -> object:
         with tempfile.TemporaryDirectory() as name:
