@@ -20,7 +20,7 @@ parity: $(STAMP)
 	$(BIN)/python -m pytest tests/test_parity.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/forty2 bench
 
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py

@@ -23,7 +23,7 @@ RANKS = [
     ["objectives", "prepare", "checkpoints"],
     ["phase_data", "train", "fuse"],
     ["benchmark", "failures", "report"],
-    ["pipeline"],
+    ["pipeline", "bench"],
     ["plan", "ablate"],
     ["cli"],
 ]

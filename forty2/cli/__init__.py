@@ -28,6 +28,7 @@ COMMANDS = {
     "logprobs": "model",
     "benchmark": "benchmark",
     "compare": "benchmark",
+    "bench": "bench",
 }
 HELP = {
     "demo": "The whole job on the starter model: data, three phases, fuse, benchmark, report.",
@@ -44,6 +45,7 @@ HELP = {
     "logprobs": "Log-probabilities of both responses of preference pairs.",
     "benchmark": "Measure a model.",
     "compare": "Paired statistics and a verdict on two results.",
+    "bench": "Time and memory beside other trainers, on this machine.",
 }
 
 

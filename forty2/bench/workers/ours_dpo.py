@@ -1,0 +1,46 @@
+"""One epoch of our DPO: frozen blocks, reference and steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forty2.bench.workers.__main__ import Job
+
+
+def prepare(job: Job) -> Callable[[], None]:
+    from forty2.batches import Order
+    from forty2.logprobs import ways
+    from forty2.objectives import Preference, micro_batches, reference_logps
+    from forty2.recipe import DpoPhase
+    from forty2.replay import replay_size, store_states
+    from forty2.tokens import PairRow
+    from forty2.train import Stepper, make_optimizer
+
+    model = job.adapted()
+    rows = [PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.rows]
+    every = range(len(rows))
+    phase = DpoPhase(
+        objective="dpo", data="rows", steps=1, lr=job.lr, beta=job.beta, batch_size=job.batch_size
+    )
+
+    def epoch() -> None:
+        model.eval()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            replay = None
+            size = replay_size(model, rows, every)
+            if size.depth:
+                replay = store_states(model, rows, every, size, folder / "states")
+            reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
+            objective = Preference(rows, reference, phase, ways(model), replay)
+            stepper = Stepper(model, make_optimizer(phase), objective, phase)
+            order = Order(objective.parts, phase.batch_size, 1)
+            model.train()
+            for index in range(order.batches_per_epoch):
+                stepper.step([*micro_batches(objective, order.batch(index))], phase.lr)
+
+    return epoch
