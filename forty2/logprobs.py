@@ -17,9 +17,11 @@ import numpy as np
 from forty2 import kernels
 from forty2.batches import PairBatch, grouped, positions, together
 from forty2.parts import Entry, blocks, body, comes_apart, entry_states, head
+from forty2.platform import on_gpu
 
-HEAD_ELEMENTS = 1 << 24
-"""Logits held at once where the backward pass needs them: 64 MB in fp32, and a few times that."""
+HEAD_GPU, HEAD_CPU = 1 << 24, 1 << 22
+"""Logits held at once where the backward pass needs them, a few times over. For each such chunk the
+head's weights are read anew, which a GPU waits for."""
 Scored = tuple[Sequence[int], Sequence[int]]
 """A row of ids: what is given, at least one, and what is scored after it."""
 ROW = 256  # one level of the log-sum-exp; two levels of 256 span a 65k vocabulary
@@ -58,6 +60,11 @@ def ways(model: nn.Module) -> Ways:
     return Ways(shares_prompts(model), comes_apart(model))
 
 
+def head_elements() -> int:
+    """Logits held at once on this machine."""
+    return HEAD_GPU if on_gpu() else HEAD_CPU
+
+
 def supervised_logps(
     model: nn.Module, states: mx.array, targets: mx.array, where: mx.array
 ) -> mx.array:
@@ -79,7 +86,7 @@ def supervised_logps(
     index = mx.maximum(where, 0)
     rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
     vocabulary = head(model, rows[:1]).shape[-1]
-    chunk = max(1, HEAD_ELEMENTS // vocabulary)
+    chunk = max(1, head_elements() // vocabulary)
     scored = _sloped(model) if model.training else functools.partial(_scored, model)
     result: list[mx.array] = []
     for start in range(0, rows.shape[0], chunk):

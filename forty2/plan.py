@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import lengths_of, parts_of, together, weights_of
-from forty2.logprobs import HEAD_ELEMENTS
+from forty2.logprobs import head_elements
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
 from forty2.phase_data import phase_data
@@ -141,7 +141,7 @@ def _activation_bytes(
     recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
     kept = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
     width = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
-    return tokens * kept * width + 5 * 4 * min(tokens * vocabulary, HEAD_ELEMENTS)
+    return tokens * kept * width + 5 * 4 * min(tokens * vocabulary, head_elements())
 
 
 def format_plan(plan: Plan) -> str:

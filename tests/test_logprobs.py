@@ -133,7 +133,7 @@ def test_small_chunks_of_the_head_change_nothing(
 
     wanted, slope = mx.value_and_grad(plain)(states)
     for elements in (1, 1 << 10, 1 << 24):
-        monkeypatch.setattr(logprobs, "HEAD_ELEMENTS", elements)
+        monkeypatch.setattr(logprobs, "HEAD_CPU", elements)
         for function in (fused, mx.compile(fused)):
             got, gradient = mx.value_and_grad(function)(states)
             assert float(got) == pytest.approx(float(wanted), rel=1e-5)
@@ -142,7 +142,7 @@ def test_small_chunks_of_the_head_change_nothing(
 
 def test_the_head_s_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head over a large vocabulary never holds the logits of all rows, forwards or backwards."""
-    monkeypatch.setattr(logprobs, "HEAD_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(logprobs, "HEAD_CPU", 1 << 20)
     model = tiny_model(vocab_size=20_000)
     model.train()
     targets = mx.array(RNG.integers(0, 20_000, (1, 2000)))
