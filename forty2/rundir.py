@@ -98,8 +98,8 @@ def staged(folder: Path) -> Iterator[Path]:
         make_folder(folder.parent)
         sweep(folder.parent, folder.name)
         mode = _mode(folder, 0o700)
-        aside.mkdir(mode=0o700)
-        try:
+        try:  # from before the folder is there: a signal may come between any two lines
+            aside.mkdir(mode=0o700)
             yield aside
             for path in (*aside.rglob("*"), aside):
                 path.chmod(mode if path.is_dir() else mode & 0o666)

@@ -314,9 +314,11 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
     objective = Sft(ROWS, Ways(apart=True))
     phase = sft(
-        steps=60, lr=3.0e-2, eval_every_steps=2, red_lines=red_lines(validation="stop"),
+        steps=60, lr=1.0e-2, eval_every_steps=4, red_lines=red_lines(validation="stop"),
     )  # fmt: skip
-    others = [row._replace(ids=row.ids[::-1]) for row in ROWS]
+    others = [  # other answers to the same prompts
+        row._replace(ids=row.ids[:3] + [(7 * i + 5) % 300 for i in row.ids[3:]]) for row in ROWS
+    ]
     with pytest.raises(TrainingError, match=r"p, step \d+: validation loss.*; --resume goes on"):
         run(adapted(), objective, phase, tmp_path, [], valid=Sft(others, Ways(apart=True)))
     assert checkpoints(tmp_path)
