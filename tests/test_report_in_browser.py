@@ -236,13 +236,17 @@ def test_the_page_still_draws_under_its_policy(
         assert dom.elements.count(tag) >= plain.elements.count(tag) > 0, tag
     html = (finished / "report.html").read_text("utf-8")
     pages = {"guarded": html, "bare": without_policy(html), "plain": html.replace("<style>", "<p>")}
-    shots = {}
-    for name, text in pages.items():
+
+    def drawn(name: str) -> bytes:
         file = tmp_path / f"{name}.html"
-        file.write_text(text, "utf-8")
+        file.write_text(pages[name], "utf-8")
         browse(file, f"--screenshot={file.with_suffix('.png')}", "--window-size=1000,2400")
-        shots[name] = file.with_suffix(".png").read_bytes()
-    assert shots["guarded"] == shots["bare"] != shots["plain"]
+        return file.with_suffix(".png").read_bytes()
+
+    # On a busy machine one page is not always drawn alike to the last pixel.
+    guarded, bare = ({drawn(name) for _ in range(3)} for name in ("guarded", "bare"))
+    assert guarded & bare
+    assert drawn("plain") not in guarded
 
 
 def test_the_policy_alone_stops_what_would_act(
