@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import ARCHITECTURES, tiny_model
@@ -13,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+from forty2.data.library import rows as library
+from forty2.data.records import Pair
 from forty2.logprobs import Ways, ways
 from forty2.model.adapter import AdapterSpec, attach
 from forty2.model.checkpointing import checkpoint_gradients
+from forty2.model.door import load
 from forty2.objectives import Objective, Preference, Sft, reference_logps
 from forty2.parts import comes_apart, frozen_depth
 from forty2.recipe import DpoPhase
 from forty2.replay import Replay, replay_size, store_states
-from forty2.tokens import PairRow, Row
+from forty2.tokens import Encoder, PairRow, Row
 
 RNG = np.random.default_rng(11)
 PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)
@@ -136,6 +140,33 @@ def test_pairs_of_any_shape(
         replay = stored(model, pairs, which, tmp_path_factory.mktemp("states"))
     spared = pairs_objective(model, pairs, ways(model), replay)
     assert_same(learned(model, spared, which), plain)
+
+
+def test_pairs_of_a_quantised_model(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    nn.quantize(model, group_size=32, bits=8)  # the tied head, too
+    attach(model, AdapterSpec(rank=4, scale=4.0, layers=2), seed=1)
+    plain = learned(model, pairs_objective(model, PAIRS, Ways(), None), [0, 1, 2, 3])
+    allowed = ways(model)
+    assert allowed == Ways(share=True, apart=True)
+    replay = stored(model, PAIRS, range(4), tmp_path)
+    assert_same(learned(model, pairs_objective(model, PAIRS, allowed, replay), [0, 1, 2, 3]), plain)
+
+
+def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> None:
+    loaded = load(str(starter_path))
+    encoder = Encoder(loaded.tokenizer)
+    pairs = [
+        encoder.pair(Pair(prompt=({"role": "user", "content": row["question"]},),
+                          chosen=row["chosen"], rejected=row["rejected"]))
+        for row in library("entities")[:3]
+    ]  # fmt: skip
+    model = loaded.model
+    attach(model, AdapterSpec(rank=4, scale=4.0, layers=3), seed=1)
+    plain = learned(model, pairs_objective(model, pairs, Ways(), None), [0, 1, 2])
+    replay = stored(model, pairs, range(3), tmp_path)
+    spared = pairs_objective(model, pairs, ways(model), replay)
+    assert_same(learned(model, spared, [0, 1, 2]), plain)
 
 
 def test_a_replayed_reference_is_the_reference(tmp_path: Path) -> None:
