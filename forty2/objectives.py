@@ -259,6 +259,7 @@ def reference_logps(
     which: Sequence[int],
     store: Path,
     *,
+    allowed: Ways | None = None,
     replay: Replay | None = None,
     progress: Progress = silent,
     stage: str = "reference",
@@ -269,6 +270,7 @@ def reference_logps(
     Args:
         which: indices of the rows.
         store: an .npz file whose name carries `reference_key`; written whole or not at all.
+        allowed: by the model, where that is known; else it is tried.
         replay: stored states of these rows.
         group: computes them together; each process gets and stores all.
 
@@ -279,7 +281,8 @@ def reference_logps(
     flat = read_store(store, sum(sizes))
     kept = not group.most(flat is None)
     if not kept:
-        own = _token_logps(model, rows, group.share(which), replay, progress, stage)
+        by = allowed or ways(model)
+        own = _token_logps(model, rows, group.share(which), by, replay, progress, stage)
         nothing = [np.zeros(size, np.float32) for size in sizes]
         parts = [own.get(i, zeros) for i, zeros in zip(which, nothing, strict=True)]
         flat = np.asarray(group.total([mx.array(np.concatenate(parts))])[0])
@@ -300,7 +303,7 @@ def pair_logprobs(
 ) -> list[dict[str, Any]]:
     """What `forty2 logprobs` writes for each row: supervised ids and their summed log-probability."""
     result = []
-    scored = _token_logps(model, rows, range(len(rows)), None, progress, "logprobs")
+    scored = _token_logps(model, rows, range(len(rows)), ways(model), None, progress, "logprobs")
     for i, row in enumerate(rows):
         logps, split = scored[i], len(row.chosen)
         result.append(
@@ -314,12 +317,11 @@ def pair_logprobs(
 
 
 def _token_logps(
-    model: nn.Module, rows: Sequence[PairRow], which: Sequence[int], replay: Replay | None,
-    progress: Progress, stage: str,
+    model: nn.Module, rows: Sequence[PairRow], which: Sequence[int], allowed: Ways,
+    replay: Replay | None, progress: Progress, stage: str,
 ) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
-    allowed = ways(model)
     for places in grouped(parts_of(rows)[list(which)]):
         indices = [which[n] for n in places]
         batch = pair_batch([rows[i] for i in indices], indices)

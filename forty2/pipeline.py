@@ -40,7 +40,7 @@ from forty2.errors import (
 )
 from forty2.fuse import Fused, fuse, quantised_path
 from forty2.group import Group, joined
-from forty2.logprobs import can_pack, ways
+from forty2.logprobs import Ways, can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
 from forty2.objectives import (
@@ -138,7 +138,8 @@ def run(
                 )
             )  # fmt: skip
         group.mirror(rundir.path, TRAINED)
-        under_way = _Run(recipe, rundir, trust_remote_code, progress, group)
+        fingerprint = provenance["model_sha256"]
+        under_way = _Run(recipe, rundir, fingerprint, trust_remote_code, progress, group)
         try:
             return under_way.go(only)
         except (Interrupted, TrainingError):
@@ -182,10 +183,12 @@ class _Run:
     """One run under way."""
 
     def __init__(
-        self, recipe: Recipe, rundir: RunDir, trust_remote_code: bool, progress: Progress,
-        group: Group,
+        self, recipe: Recipe, rundir: RunDir, fingerprint: str, trust_remote_code: bool,
+        progress: Progress, group: Group,
     ) -> None:  # fmt: skip
         self.recipe, self.rundir, self.group = recipe, rundir, group
+        self.fingerprint = fingerprint
+        """Of the base model."""
         self.at = "loading the model"
         """What is under way, for a message."""
 
@@ -202,6 +205,8 @@ class _Run:
             else None
         )
         self.base: Base | None = None
+        self.allowed: Ways | None = None
+        """What the model allows, once that was tried."""
 
     def _read(
         self, alike: dict[str, str]
@@ -352,19 +357,19 @@ class _Run:
         """
         model = loaded.model
         model.eval()
-        allowed = ways(model)
+        self.allowed = allowed = self.allowed or ways(model)
         if isinstance(phase, SftPhase):
             replay = self._replay(phase, model, rows, which, passes, allowed.apart, label, work)
             return Sft(rows, allowed, replay)
         # The policy as the phase begins: no checkpoint has been restored yet.
         chosen = [rows[i] for i in which]
-        key = reference_key(fingerprint_of(loaded.path), weights(model), chosen)
+        key = reference_key(self.fingerprint, weights(model), chosen)
         store = platform.cache_dir() / "reference" / f"{key[:32]}.npz"
         both = allowed.share and allowed.apart
         # The reference's pass counts even where it is stored: a resumed run must do the same.
         replay = self._replay(phase, model, rows, which, passes + 1, both, label, work)
         reference = reference_logps(
-            model, rows, which, store,
+            model, rows, which, store, allowed=allowed,
             replay=replay, progress=self.progress, stage=f"{label}: reference", group=self.group,
         )  # fmt: skip
         return Preference(rows, reference, phase, allowed, replay)
@@ -429,7 +434,7 @@ class _Run:
         n = self.recipe.benchmark.n
         if self.base is None:  # the first stage is the base, bare
             assert loaded is not None and adapter is None
-            self.base = base_of(loaded, fingerprint_of(loaded.path), n)
+            self.base = base_of(loaded, self.fingerprint, n)
         file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
             part_of(file).unlink(missing_ok=True)
