@@ -249,9 +249,10 @@ def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
         parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
         tokens: absent, `together()`.
     """
-    if not len(np.asarray(parts)):
+    lengths = np.asarray(parts)
+    if not len(lengths):
         return []
-    lengths = np.asarray(parts).reshape(len(np.asarray(parts)), -1)
+    lengths = lengths.reshape(len(lengths), -1)
     limit = tokens or together()
     ways = (_filled(order[::-1], lengths, limit) for order in _orders(lengths))
     return min(ways, key=lambda way: way[0])[1]

@@ -2,8 +2,8 @@
 
 mlx's fp32 `exp` calls a library function for each fused multiply-add on x86-64: 11.5 ns an element
 where a matrix product has done 1,200 operations. `power` goes to powf and takes 4.3. And its
-attention scores the keys that a causal mask hides. So, when a model is run there, mlx-lm's models
-are given the attention and the gated activation of this module. The numbers are the same to
+attention scores the keys that a causal mask hides. So, on Linux on x86-64, mlx-lm's models are given
+the attention and the gated activation of this module, which on a GPU are mlx's again. The numbers are the same to
 rounding, gradients included.
 
 Axes: B sequences, H query heads, K key heads, L queries, S keys, D head size.
@@ -24,6 +24,8 @@ from forty2.platform import on_gpu
 QUERIES = 64
 """Queries that attend together: fewer score fewer hidden keys, and make more work for Python."""
 
+HERE = sys.platform == "linux" and platform.machine() == "x86_64"
+"""Whether mlx's CPU is slow at this."""
 _E = mx.array(math.e)
 _attention = mx.fast.scaled_dot_product_attention
 _swiglu = activations.swiglu
@@ -137,11 +139,13 @@ def _attended(
 
 
 def _slow(x: mx.array) -> bool:
-    return x.dtype == mx.float32 and platform.machine() == "x86_64" and not on_gpu()
+    return HERE and x.dtype == mx.float32 and not on_gpu()
 
 
 def install() -> None:
-    """Give mlx-lm's models this module's functions, those imported and those to come."""
+    """Where mlx is slow, give mlx-lm's models these functions, those imported and those to come."""
+    if not HERE:
+        return
     mx.fast.scaled_dot_product_attention = attention  # type: ignore[assignment]
     for name, module in list(sys.modules.items()):
         if name.startswith("mlx_lm.models.") and getattr(module, "swiglu", None) is _swiglu:

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -140,7 +139,7 @@ def _activation_bytes(
     adapted = min(layers or blocks, blocks)
     recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
     kept = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
-    width = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
+    width = 2 if platform.on_gpu() else 4
     return tokens * kept * width + 5 * 4 * min(tokens * vocabulary, head_elements())
 
 

@@ -420,8 +420,7 @@ class Training:
 
     def _cross(self, red: Red, step: int, batches: Sequence[Sequence[int]] = ()) -> None:
         """Do what the recipe says of a red line, crossed on these batches of rows."""
-        parts = [part for rows in batches for part in micro_batches(self.objective, rows)]
-        origins = [origin for part in parts for origin in part.origins]
+        origins = [origin for rows in batches for origin in self.objective.batch(rows).origins]
         on = f" on rows {', '.join(origins)}" if origins else ""
         said = f"{self.name}, step {step}: {red.what}{on}"
         action = getattr(self.phase.red_lines, red.line)

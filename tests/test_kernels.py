@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from forty2 import kernels, parts
 from forty2.platform import on_gpu
 
 here = pytest.mark.skipif(
-    platform.machine() != "x86_64" or on_gpu(), reason="elsewhere mlx's own functions are used"
+    not kernels.HERE or on_gpu(), reason="elsewhere mlx's own functions are used"
 )
 
 

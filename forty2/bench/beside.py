@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from mlx_lm.utils import load_model
 
 from forty2 import platform
@@ -96,7 +95,7 @@ def bench(
 
 def precision() -> str:
     """fp32 on the CPU, where 16-bit products are many times slower, bf16 on a GPU."""
-    return "float32" if mx.default_device() == mx.Device(mx.cpu) else "bfloat16"
+    return "bfloat16" if platform.on_gpu() else "float32"
 
 
 def beside(

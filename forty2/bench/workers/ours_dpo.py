@@ -12,13 +12,12 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    from forty2.batches import Order
+    from forty2.bench.workers.our_steps import take_steps
     from forty2.logprobs import ways
-    from forty2.objectives import Preference, micro_batches, reference_logps
+    from forty2.objectives import Preference, reference_logps
     from forty2.recipe import DpoPhase
     from forty2.replay import replay_size, store_states
     from forty2.tokens import PairRow
-    from forty2.train import Stepper, make_optimizer
 
     model = job.adapted()
     rows = [PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.rows]
@@ -37,10 +36,6 @@ def prepare(job: Job) -> Callable[[], None]:
                 replay = store_states(model, rows, every, size, folder / "states")
             reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
             objective = Preference(rows, reference, phase, ways(model), replay)
-            stepper = Stepper(model, make_optimizer(phase), objective, phase)
-            order = Order(objective.parts, phase.batch_size, 1)
-            model.train()
-            for index in range(order.batches_per_epoch):
-                stepper.step([*micro_batches(objective, order.batch(index))], phase.lr)
+            take_steps(model, objective, phase)
 
     return epoch
