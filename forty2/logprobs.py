@@ -261,19 +261,23 @@ class CacheLayer:
         lengths: mx.array | None = None,
         width: int | None = None,
         rows: mx.array | None = None,
+        front: tuple[mx.array, mx.array] | None = None,
     ) -> None:
         """
         Args:
             prefix: keys and values, each (B, H, P, D); None where the block is not run.
             lengths: (B,), how much of each row of the prefix is real; None: all of it.
             width: P, where there is no prefix to tell it.
-            rows: (R,), the row of the prefix that each row follows; None: each its own, or the one.
+            rows: (R,), the row of the prefix that each row follows; None: each its own.
+            front: keys and values (1, H, C, D) that all rows follow, before the prefix.
         """
         self.prefix = prefix
+        self._front = front
         self._rows = rows
-        self._lengths = lengths
-        self._width = width or (0 if prefix is None else prefix[0].shape[2])
-        self.offset: int | mx.array = self._width if lengths is None else lengths
+        before = 0 if front is None else front[0].shape[2]
+        self._lengths = lengths if lengths is None else lengths + before
+        self._width = before + (width or (0 if prefix is None else prefix[0].shape[2]))
+        self.offset: int | mx.array = self._width if lengths is None else self._lengths
         self.state = prefix
 
     def behind(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
@@ -291,19 +295,12 @@ class CacheLayer:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if self.prefix is not None:
-            rows = keys.shape[0]
-            before = (
-                mx.broadcast_to(old, (rows, *old.shape[1:]))
-                if self._rows is None
-                else old[self._rows]
-                for old in self.prefix
-            )
             keys, values = (
-                mx.concatenate([old, new], axis=2)
-                for old, new in zip(before, (keys, values), strict=True)
+                mx.concatenate([old if self._rows is None else old[self._rows], new], axis=2)
+                for old, new in zip(self.prefix, (keys, values), strict=True)
             )
         self.state = (keys, values)
-        return keys, values
+        return self.state if self._front is None else kernels.joined(self._front, self.state)
 
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None
@@ -393,8 +390,24 @@ class SharedPrefix:
     def score(self, rows: Sequence[Scored]) -> list[float]:
         """Score rows after this prefix."""
         return score_rows(
-            self._model, rows, cache=[CacheLayer(s) for s in self._states], apart=self._ways.apart
+            self._model, rows, cache=[CacheLayer(front=s) for s in self._states], apart=self._ways.apart
         )
+
+    def logits(self, rows: Sequence[Sequence[int]], last: int) -> mx.array:
+        """Of each row's last tokens after this prefix, rows of any lengths in one batch.
+
+        Args:
+            rows: B of them, at least `last` ids each.
+
+        Returns:
+            (B, last, V)
+        """
+        ends = mx.array([len(row) for row in rows])
+        layers = [CacheLayer(front=state) for state in self._states]
+        output = run(self._model, mx.array(padded(rows)), self._ways, cache=layers)
+        where = ends[:, None] - last + mx.arange(last)
+        output = mx.take_along_axis(output, where[..., None], axis=1)
+        return head(self._model, output) if self._ways.apart else output
 
     def score_after(
         self, stems: Sequence[tuple[Sequence[int], Sequence[Scored]]]
@@ -407,26 +420,31 @@ class SharedPrefix:
         rows = [row for _, after in stems for row in after]
         if not (self._ways.share and all(ids for ids, _ in stems)):
             return [self.extend(ids).score(after) for ids, after in stems]
-        lengths = [len(ids) for ids, _ in stems]
-        padded = np.zeros((len(stems), max(lengths)), np.int32)
-        for n, (ids, _) in enumerate(stems):
-            padded[n, : len(ids)] = ids
-        layers = [CacheLayer(state) for state in self._states]
-        run(self._model, mx.array(padded), self._ways, cache=layers)
+        upto = np.array([len(ids) for ids, _ in stems])
+        layers = [CacheLayer(front=state) for state in self._states]
+        run(self._model, mx.array(padded([ids for ids, _ in stems])), self._ways, cache=layers)
         states = [layer.kept() for layer in layers]
         mx.eval(states)
-        before = 0 if self._states[0] is None else self._states[0][0].shape[2]
-        upto = np.array(lengths) + before
         stem = np.repeat(np.arange(len(stems)), [len(after) for _, after in stems])
         scores = np.zeros(len(rows))
-        # Fewer than `together()`: each row takes a copy of what it follows.
-        for group in grouped([len(given) + len(scored) for given, scored in rows], together() // 3):
+        for group in grouped([len(given) + len(scored) for given, scored in rows], together()):
             which, real = mx.array(stem[group]), mx.array(upto[stem[group]])
-            cache = [CacheLayer(state, real, rows=which) for state in states]
+            cache = [
+                CacheLayer(state, real, rows=which, front=front)
+                for state, front in zip(states, self._states, strict=True)
+            ]
             some = [rows[n] for n in group]
             scores[group] = score_rows(self._model, some, cache=cache, apart=self._ways.apart)
         ends = np.cumsum([len(after) for _, after in stems])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
+
+
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Rows of ids as one array, zeros on the right."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = row
+    return ids
 
 
 def can_share(model: nn.Module) -> bool:
@@ -481,14 +499,13 @@ def score_rows(
         cache: of what goes before every row.
         apart: whether the model `comes_apart`.
     """
-    lengths = [len(given) + len(scored) for given, scored in rows]
-    width = max(lengths)
-    padded = np.zeros((len(rows), width), np.int32)
+    ids = padded([[*given, *scored] for given, scored in rows])
+    width = ids.shape[1] - 1
     where: list[int] = []
     for n, (given, scored) in enumerate(rows):
-        padded[n, : lengths[n]] = [*given, *scored]
-        where += range(n * (width - 1) + len(given) - 1, n * (width - 1) + lengths[n] - 1)
-    inputs, targets = mx.array(padded[:, :-1]), mx.array(padded[:, 1:])
+        first = n * width + len(given) - 1
+        where += range(first, first + len(scored))
+    inputs, targets = mx.array(ids[:, :-1]), mx.array(ids[:, 1:])
     ways = Ways(apart=apart)
     output = run(model, inputs, ways, cache=cache)
     logps = target_logps(model, output, targets, mx.array(where), ways)

@@ -19,7 +19,7 @@ import math
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -344,7 +344,8 @@ def score(
     """
     kept = kept if kept is not None else Kept(None, None, {})
     total = sum(len(subject.questions) for subject in subjects)
-    batched = takes_batches(loaded.model)
+    nothing = SharedPrefix(loaded.model) if can_share(loaded.model) else None
+    batched = nothing is not None or takes_batches(loaded.model)
     done = 0
     items = []
     for subject in subjects:
@@ -352,7 +353,7 @@ def score(
         left = [(key, question) for key, question in keys.items() if key not in kept]
         done += len(keys) - len(left)
         rows = [_rows(prompts, subject, question) for _, question in left]
-        scorer = _Scorer(loaded.model, _beginning(prompts, subject), batched)
+        scorer = _Scorer(loaded.model, nothing, _beginning(prompts, subject), batched)
         for places, scored in scorer(rows):
             for place, logps in zip(places, scored, strict=True):
                 key, question = left[place]
@@ -399,17 +400,27 @@ def _beginning(prompts: Prompts, subject: Subject) -> list[int]:
 class _Scorer:
     """Scores the letters after questions that begin alike; the beginning runs once."""
 
-    def __init__(self, model: nn.Module, beginning: Sequence[int], batched: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        nothing: SharedPrefix | None,
+        beginning: Sequence[int],
+        batched: bool,
+    ) -> None:
+        """
+        Args:
+            nothing: an empty prefix; None: the model's cache cannot be shared.
+            beginning: as tokens.
+            batched: whether rows of unequal length may run together.
+        """
         self._model = model
+        self._nothing = nothing
         self._batched = batched
         self._beginning = list(beginning)
 
     @functools.cached_property
-    def _nothing(self) -> SharedPrefix:
-        return SharedPrefix(self._model)
-
-    @functools.cached_property
     def _begun(self) -> SharedPrefix:
+        assert self._nothing is not None
         return self._nothing.extend(self._beginning)
 
     def __call__(
@@ -422,21 +433,32 @@ class _Scorer:
                 groups[self._skipped(rows), len(rows[0].scored)].append(place)
             else:
                 yield [place], [self._one_by_one(rows)]
-        for (skip, _), places in groups.items():
-            before = prefix_cache(self._model, self._beginning[:skip])
+        for (skip, last), places in groups.items():
+            logits = self._logits(skip, last)
             places.sort(key=lambda place: len(questions[place][0].given))
             lengths = [len(questions[place][0].given) for place in places]
             for batch in _batches(lengths, skip):
                 chosen = [places[n] for n in batch]
-                yield chosen, self._at_once([questions[place] for place in chosen], before, skip)
+                yield chosen, self._at_once([questions[place] for place in chosen], logits, skip)
+
+    def _logits(self, skip: int, last: int) -> Callable[[Sequence[Sequence[int]]], mx.array]:
+        """What gives the logits of the last tokens of rows, the first tokens of which are skipped."""
+        if self._nothing is not None:
+            prefix = self._begun if skip else self._nothing
+            return functools.partial(prefix.logits, last=last)
+        cache = prefix_cache(self._model, self._beginning[:skip])
+        return functools.partial(logits_after, self._model, cache, last=last)
 
     def _at_once(
-        self, questions: Sequence[Sequence[Row]], cache: list[Any], skip: int
+        self,
+        questions: Sequence[Sequence[Row]],
+        logits_of: Callable[[Sequence[Sequence[int]]], mx.array],
+        skip: int,
     ) -> list[list[float]]:
         """Of questions whose rows differ in their last token only: one forward pass of each."""
         scored = len(questions[0][0].scored)
         ids = [[*rows[0].given[skip:], *rows[0].scored[:-1]] for rows in questions]
-        logits = logits_after(self._model, cache, ids, scored)
+        logits = logits_of(ids)
         letters = mx.array([[row.scored[-1] for row in rows] for rows in questions])
         picked = mx.take_along_axis(logits[:, -1], letters, axis=-1).astype(mx.float32)
         logps = picked - logsumexp(logits[:, -1])[:, None]
@@ -447,7 +469,7 @@ class _Scorer:
 
     def _one_by_one(self, rows: Sequence[Row]) -> list[float]:
         """Of any rows: what they have alike runs once, the rest of each as a continuation."""
-        if not can_share(self._model):
+        if self._nothing is None:
             return score_rows(self._model, rows)
         skip = self._skipped(rows)
         prefix = self._begun if skip else self._nothing

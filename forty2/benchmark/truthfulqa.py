@@ -50,8 +50,8 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 
 """
 """The six pairs of the authors' "QA" prompt: part of every context, not few-shot examples."""
-TOGETHER = 8
-"""Questions scored at once: what the primer's keys and values take is held for each."""
+TOGETHER = 32
+"""Questions scored at once: among more options there are more of one length."""
 
 
 def truthfulqa(
