@@ -83,9 +83,9 @@ def attention(
     length, total = queries.shape[2], keys.shape[2]
     if not _slow(queries) or any(v is not None for v in others.values()):
         return _attention(queries, keys, values, scale=scale, mask=mask, **others)
-    if last is not None and last.whole[0] is keys and last.whole[1] is values:
-        if not isinstance(mask, mx.array) or mask.dtype == mx.bool_ and mask.shape[1] == 1:
-            return _attended_in_parts(queries, last, scale, mask)
+    alike = not isinstance(mask, mx.array) or (mask.dtype == mx.bool_ and mask.shape[1] == 1)
+    if alike and last is not None and last.whole[0] is keys and last.whole[1] is values:
+        return _attended_in_parts(queries, last, scale, mask)
     if length == 1:
         return _attention(queries, keys, values, scale=scale, mask=mask, **others)
     if not isinstance(mask, str):

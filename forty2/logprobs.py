@@ -5,6 +5,7 @@ Axes: B sequences, T tokens, V vocabulary, H heads, D head size.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -275,14 +276,16 @@ class CacheLayer:
         self._front = front
         self._rows = rows
         before = 0 if front is None else front[0].shape[2]
-        self._lengths = lengths if lengths is None else lengths + before
         self._width = before + (width or (0 if prefix is None else prefix[0].shape[2]))
-        self.offset: int | mx.array = self._width if lengths is None else self._lengths
+        self._lengths = None if lengths is None else before + lengths
+        self.offset: int | mx.array = self._width if self._lengths is None else self._lengths
         self.state = prefix
 
     def behind(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
         """A fresh layer like this one, with these keys and values before it."""
-        return CacheLayer(prefix, self._lengths, self._width, self._rows)
+        layer = copy.copy(self)
+        layer.prefix = layer.state = prefix
+        return layer
 
     def kept(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
         """Keys and values after a forward pass, the rows repeated as a whole so many times."""
@@ -390,7 +393,10 @@ class SharedPrefix:
     def score(self, rows: Sequence[Scored]) -> list[float]:
         """Score rows after this prefix."""
         return score_rows(
-            self._model, rows, cache=[CacheLayer(front=s) for s in self._states], apart=self._ways.apart
+            self._model,
+            rows,
+            cache=[CacheLayer(front=s) for s in self._states],
+            apart=self._ways.apart,
         )
 
     def logits(self, rows: Sequence[Sequence[int]], last: int) -> mx.array:

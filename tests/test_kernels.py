@@ -59,6 +59,47 @@ def test_attention_is_mlx_s(
 
 
 @here
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([(1, 1), (2, 1), (9, 3), (4, 2)]), st.integers(1, 150), st.integers(0, 20),
+    st.integers(1, 40), st.sampled_from(["causal", "none", "booleans"]), st.integers(0, 99),
+)  # fmt: skip
+def test_attention_to_a_front_that_rows_share_is_mlx_s_to_copies(
+    heads: tuple[int, int], length: int, between: int, front: int, kind: str, seed: int
+) -> None:
+    rows, size, own = 3, 8, length + between
+    queries = normal(rows, heads[0], length, size, seed=seed) * 3
+    first, after = (
+        (
+            normal(n, heads[1], width, size, seed=seed + 1),
+            normal(n, heads[1], width, size, seed=seed + 2),
+        )
+        for n, width in ((1, front), (rows, own))
+    )
+    mask: Any = {"causal": "causal", "none": None}.get(kind)
+    if kind == "booleans":
+        last = mx.arange(front + own) == front + own - 1
+        mask = (normal(rows, 1, length, front + own, seed=seed) > 0) | last
+    whole = kernels.joined(first, after)
+    ours = kernels.attention(queries, *whole, scale=0.3, mask=mask)
+    plain = kernels._attention(queries, *whole, scale=0.3, mask=mask)
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(plain), rtol=1e-5, atol=1e-5)
+
+
+@here
+def test_a_front_is_never_copied_for_its_rows() -> None:
+    rows, front, size = 64, 4096, 64
+    first = (normal(1, 1, front, size), normal(1, 1, front, size, seed=1))
+    after = (normal(rows, 1, 2, size, seed=2), normal(rows, 1, 2, size, seed=3))
+    queries = normal(rows, 1, 2, size, seed=4)
+    mx.eval(first, after, queries)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(kernels.attention(queries, *kernels.joined(first, after), scale=0.1, mask="causal"))
+    assert mx.get_peak_memory() - before < rows * front * size * 4
+
+
+@here
 def test_the_gated_activation_is_mlx_lm_s_far_out_too() -> None:
     inputs = [
         mx.array([-200.0, -90.0, -20.0, -1.0, 0.0, 1e-6, 1.0, 20.0, 200.0]),
