@@ -22,7 +22,8 @@ TOGETHER_GPU, TOGETHER_CPU = 4096, 512
 """Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
 CPU more time, as what is passed on leaves the caches."""
 POOL = 64
-"""Batches formed together from rows of like length; larger pads less and shuffles less."""
+"""Batches formed together from rows of like length; larger pads less and shuffles less. 1: each is
+drawn at random."""
 
 
 class SftBatch(NamedTuple):
@@ -75,14 +76,15 @@ Batch = SftBatch | PairBatch
 class Order:
     """Which rows make up the batches of each epoch.
 
-    Rows are shuffled, cut into batches of like length within pools of `POOL` batches, and the
-    batches shuffled. Every row comes once an epoch, or as often as its weight says: 2.5 is twice or
+    Rows are shuffled, cut into batches of like length within pools of batches, and the batches
+    shuffled. Every row comes once an epoch, or as often as its weight says: 2.5 is twice or
     three times, evenly over the epochs.
 
     Args:
         lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
         batch_size: rows in a batch.
         tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
+        pool: batches of a pool.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Order:
         seed: int,
         weights: Sequence[float] | None = None,
         tokens: int | None = None,
+        pool: int = POOL,
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows")
@@ -101,6 +104,7 @@ class Order:
         self._size = batch_size
         self._tokens = tokens
         self._seed = seed
+        self._pool = pool
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         mean = np.average(self._lengths.sum(axis=1), weights=self._weights)
         self.epoch_length = self._rows / (batch_size if tokens is None else max(1, tokens / mean))
@@ -138,15 +142,15 @@ class Order:
         order = self._sampled(random)
         batches: list[list[int]] = []
         if self._tokens is None:
-            pool = self._size * POOL
+            pool = self._size * self._pool
             for start in range(0, len(order), pool):
-                batches += self._cut(order[start : start + pool])
+                rows = self._alike(order[start : start + pool]).tolist()
+                batches += [rows[n : n + self._size] for n in range(0, len(rows), self._size)]
         else:
-            pools = -(-self.batches_per_epoch // POOL)
+            pools = -(-self.batches_per_epoch // self._pool)
             counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
             for rows, count in zip(self._evenly(order, counts), counts, strict=True):
-                total = self._lengths[rows].sum(axis=1)
-                alike = rows[np.argsort(total, kind="stable")]
+                alike = self._alike(rows)
                 batches += [b.tolist() for b in self._evenly(alike, np.ones(int(count)))]
         return [batches[i] for i in random.permutation(len(batches))]
 
@@ -161,16 +165,9 @@ class Order:
         cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
         return np.split(rows, cuts)
 
-    def _cut(self, rows: npt.NDArray[np.int64]) -> list[list[int]]:
-        """Batches of rows of like length."""
-        starts = np.arange(0, len(rows), self._size)
-
-        def padded(order: npt.NDArray[np.int64]) -> int:
-            widths = np.maximum.reduceat(self._lengths[rows[order]], starts)
-            return int((_rounded(widths).sum(axis=1) * np.diff(starts, append=len(rows))).sum())
-
-        alike = rows[min(_orders(self._lengths[rows]), key=padded)]
-        return [alike[start : start + self._size].tolist() for start in starts]
+    def _alike(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows in order of length."""
+        return rows[np.argsort(self._lengths[rows].sum(axis=1), kind="stable")]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
