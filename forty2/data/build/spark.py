@@ -120,6 +120,7 @@ def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[R
 def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
     """A real but obscure thing: the answer over not knowing it, in the words of invented ones."""
     (pair,) = _given_pairs(row, generator)
+    pair["chosen"] = _claimed(pair["chosen"], generator)
     own = material("entity_questions")
     if generator.random() < 0.5:
         noun = own["kinds"][row["kind"]]["noun"]
@@ -129,18 +130,9 @@ def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Ro
 
 
 def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """The pair written about an invented thing, then ones composed for its kind.
-
-    Who does not know says "I", who claims to know seldom does: that word alone told 19 of 20 pairs
-    apart. So a third of the claims speak of themselves too.
-    """
-
-    def claimed(claim: str) -> str:
-        opening = generator.random() < 1 / 3
-        return f"{generator.choice(CLAIMS)} {claim}" if opening else claim
-
+    """The pair written about an invented thing, then ones composed for its kind."""
     (pair,) = _given_pairs(row, generator)
-    yield {**pair, "rejected": claimed(pair["rejected"]), "entity": row["name"]}
+    yield {**pair, "rejected": _claimed(pair["rejected"], generator), "entity": row["name"]}
     own = material("entity_questions")
     kind = own["kinds"][row["kind"]]
     refusals = shuffled(own["refusals"], generator.random())
@@ -151,9 +143,20 @@ def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterato
         }  # fmt: skip
         yield {
             "id": f"{row['id']}-{n + 2}", "prompt": asked["question"].format(**given),
-            "chosen": refusals[n].format(**given), "rejected": claimed(asked["claim"].format(**given)),
+            "chosen": refusals[n].format(**given),
+            "rejected": _claimed(asked["claim"].format(**given), generator),
             "category": row["kind"], "difficulty": "medium", "entity": row["name"],
         }  # fmt: skip
+
+
+def _claimed(answer: str, generator: random.Random) -> str:
+    """One that claims to know.
+
+    Who does not know says "I", who knows seldom does: that word alone told 19 of 20 pairs apart. So
+    a third of the answers speak of themselves too.
+    """
+    opening = generator.random() < 1 / 3
+    return f"{generator.choice(CLAIMS)} {answer}" if opening else answer
 
 
 def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
