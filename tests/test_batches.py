@@ -1,8 +1,9 @@
-"""Every row comes as often as it should, in batches of rows of like length."""
+"""Every row comes as often as it should, and batches are what a phase wants of them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from forty2.batches import Order, grouped, rows_of_epoch
 from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.door import LoadedModel
+from forty2.recipe import DpoPhase, SftPhase
 from forty2.tokens import Encoder
+from forty2.train import order_of
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
@@ -112,16 +115,19 @@ def test_rows_of_like_length_share_a_batch() -> None:
     assert padded / sum(lengths) < 1.05
 
 
-@pytest.mark.parametrize(("prompt", "response"), [(64, 48), (384, 64)])
-def test_pairs_are_padded_little_in_both_parts(prompt: int, response: int) -> None:
-    """Sorted by their sum alone, prompts and responses of independent lengths pad by a fifth."""
-    random = np.random.default_rng(5)
-    sizes = random.uniform(0.75, 1.25, (256, 2)) * (prompt, 2 * response)
-    lengths = sizes.astype(int)
-    order = Order(lengths, 4, 0)
-    batches = [order.batch(n) for n in range(64)]
-    assert sorted(i for batch in batches for i in batch) == list(range(256))
-    padded = sum(len(b) * lengths[b].max(axis=0).sum() for b in batches) / lengths.sum()
-    by_sum = lengths[np.argsort(lengths.sum(axis=1))].reshape(64, 4, 2)
-    plain = 4 * by_sum.max(axis=1).sum() / lengths.sum()
-    assert padded - 1 < 0.6 * (plain - 1) and padded < 1.05
+@pytest.mark.parametrize("tokens", [None, 800])
+def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
+    tokens: int | None,
+) -> None:
+    """A batch of like lengths is one of like tasks, and a preference phase learned less from it."""
+    lengths = np.random.default_rng(5).integers(20, 180, (1600, 1))
+
+    def spread(phase: DpoPhase | SftPhase) -> float:
+        """Of the batches' mean lengths: 1 if each is a random draw, √8 if each is of one length."""
+        order = order_of(phase, lengths, [1.0] * 1600, seed=3)
+        means = [lengths[order.batch(n)].mean() for n in range(order.batches_per_epoch)]
+        return float(np.std(means) / lengths.std() * 8**0.5)
+
+    common: Any = {"data": "rows", "steps": 1, "lr": 1e-3, "batch_size": 8, "batch_tokens": tokens}
+    assert 0.85 < spread(DpoPhase(objective="dpo", beta=0.1, **common)) < 1.2
+    assert spread(SftPhase(objective="sft", **common)) > 2.5

@@ -15,6 +15,7 @@ from forty2.benchmark.detector import leaks
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.formats import parse, read_chats, read_pairs
 from forty2.data.library import isotopes, neutral_texts, rows
+from forty2.data.lint import lint
 from forty2.data.records import Chat, Pair, Rated
 from forty2.errors import DataError
 
@@ -143,6 +144,15 @@ def test_length_does_not_tell_chosen_from_rejected(name: str, size: int) -> None
     for kind, differences in by_type.items():
         longer = sum(d > 0 for d in differences) / len(differences)
         assert 0.25 < longer < 0.75, f"{kind}: chosen is longer in {longer:.0%}"
+
+
+@pytest.mark.parametrize("seed", [0, 7, 16, 43])
+@pytest.mark.parametrize("name", ["spark-sft", "spark-dpo-full", "spark-boost-full"])
+def test_a_set_of_any_seed_passes_the_lint(name: str, seed: int, tmp_path: Path) -> None:
+    """A run with another seed composes other pairs, and refuses faults in them like anyone's."""
+    write_built(build(name, seed=seed), tmp_path / name)
+    train, valid = (tmp_path / name / f"{part}.jsonl" for part in ("train", "valid"))
+    assert not [found.message for found in lint(train, valid) if found.level == "error"]
 
 
 def test_no_entity_is_in_training_and_validation_both() -> None:
