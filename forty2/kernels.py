@@ -198,10 +198,11 @@ def _attended_in_parts(
         keys, values = (part[:, :, :seen] for part in own)
         far = block.reshape(few, -1, size) @ first_keys[0].swapaxes(-1, -2)
         near = block.reshape(few, rows, -1, size) @ keys.swapaxes(-1, -2)
-        sums = _exp_in_place(far, near, block.shape[:-1], hidden)
-        output = (far @ first_values[0]).reshape(block.shape)
-        outputs.append((output + (near @ values).reshape(block.shape)) / sums)
-    return mx.concatenate(outputs, axis=3).swapaxes(0, 1).reshape(queries.shape)
+        shape = block.shape[:-1]
+        sums = _exp_in_place(far, near, shape, hidden)
+        output = (far @ first_values[0]).reshape(*shape, -1) + (near @ values).reshape(*shape, -1)
+        outputs.append(output / sums)
+    return mx.concatenate(outputs, axis=3).swapaxes(0, 1).reshape(rows, heads, length, -1)
 
 
 def _exp_in_place(

@@ -72,7 +72,7 @@ def test_attention_to_a_front_that_rows_share_is_mlx_s_to_copies(
     first, after = (
         (
             normal(n, heads[1], width, size, seed=seed + 1),
-            normal(n, heads[1], width, size, seed=seed + 2),
+            normal(n, heads[1], width, 5, seed=seed + 2),
         )
         for n, width in ((1, front), (rows, own))
     )
