@@ -22,8 +22,7 @@ TOGETHER_GPU, TOGETHER_CPU = 4096, 512
 """Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
 CPU more time, as what is passed on leaves the caches."""
 POOL = 64
-"""Batches formed together from rows of like length; larger pads less and shuffles less. 1: each is
-drawn at random."""
+"""Batches formed together from rows of like length; larger pads less and shuffles less."""
 
 
 class SftBatch(NamedTuple):
@@ -81,10 +80,10 @@ class Order:
     three times, evenly over the epochs.
 
     Args:
-        lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
+        lengths: (rows,), or (rows, parts), which are summed.
         batch_size: rows in a batch.
         tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
-        pool: batches of a pool.
+        pool: batches formed together. 1: each is drawn at random.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Order:
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows")
-        self._lengths = np.asarray(lengths).reshape(len(lengths), -1)
+        self._lengths = np.asarray(lengths).reshape(len(lengths), -1).sum(axis=1)
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
         self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
@@ -106,7 +105,7 @@ class Order:
         self._seed = seed
         self._pool = pool
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
-        mean = np.average(self._lengths.sum(axis=1), weights=self._weights)
+        mean = np.average(self._lengths, weights=self._weights)
         self.epoch_length = self._rows / (batch_size if tokens is None else max(1, tokens / mean))
         """Batches in an epoch, the last one counted by how full it is."""
 
@@ -158,7 +157,7 @@ class Order:
         self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
     ) -> list[npt.NDArray[np.int64]]:
         """Rows cut, in order, into pieces with these shares of the tokens and no piece empty."""
-        upto = np.cumsum(self._lengths[rows].sum(axis=1))
+        upto = np.cumsum(self._lengths[rows])
         wanted = np.cumsum(shares) / np.sum(shares) * upto[-1]
         cuts = np.searchsorted(upto, wanted[:-1] - 1e-6 * upto[-1]) + 1
         first, rest = np.arange(1, len(cuts) + 1), len(rows) - np.arange(len(cuts), 0, -1)
@@ -167,7 +166,7 @@ class Order:
 
     def _alike(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows in order of length."""
-        return rows[np.argsort(self._lengths[rows].sum(axis=1), kind="stable")]
+        return rows[np.argsort(self._lengths[rows], kind="stable")]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
@@ -179,13 +178,13 @@ def sft_batch(rows: Sequence[Row], indices: Sequence[int]) -> SftBatch:
     """Pad conversations into one batch."""
     # One more than a multiple: the model sees all tokens but the last.
     width = _round_up(max(len(row.ids) for row in rows) - 1) + 1
-    ids = _pad([row.ids for row in rows], width)
-    mask = _pad([row.mask for row in rows], width).astype(np.bool_)
+    ids = pad([row.ids for row in rows], width)
+    mask = pad([row.mask for row in rows], width).astype(np.bool_)
     origins = tuple(row.origin for row in rows)
     tokens = sum(len(row.ids) for row in rows)
     segments = None
     if any(row.segments for row in rows):
-        segments = _pad([row.segments or [0] * len(row.ids) for row in rows], width)
+        segments = pad([row.segments or [0] * len(row.ids) for row in rows], width)
     weight = int(mask[:, 1:].sum())
     return SftBatch(ids, mask, segments, weight, tokens, np.asarray(indices, np.int64), origins)
 
@@ -197,11 +196,11 @@ def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
     responses = [row.chosen for row in rows] + [row.rejected for row in rows]
     width = _round_up(max(map(len, responses)))
     return PairBatch(
-        prefixes=_pad(prefixes, _round_up(max(map(len, prefixes)))),
+        prefixes=pad(prefixes, _round_up(max(map(len, prefixes)))),
         prefix_lengths=np.array([len(prefix) for prefix in prefixes], np.int32),
-        inputs=_pad([[last, *ids[:-1]] for last, ids in zip(lasts, responses, strict=True)], width),
-        targets=_pad(responses, width),
-        mask=_pad([[1] * len(ids) for ids in responses], width).astype(np.bool_),
+        inputs=pad([[last, *ids[:-1]] for last, ids in zip(lasts, responses, strict=True)], width),
+        targets=pad(responses, width),
+        mask=pad([[1] * len(ids) for ids in responses], width).astype(np.bool_),
         rows=np.asarray(indices, np.int64),
         weight=len(rows),
         tokens=sum(map(len, prefixes)) + sum(map(len, responses)),
@@ -302,7 +301,9 @@ def _rounded(lengths: Any) -> Any:
     return -(-lengths // bucket) * bucket
 
 
-def _pad(sequences: Sequence[Sequence[int]], width: int) -> npt.NDArray[np.int32]:
+def pad(sequences: Sequence[Sequence[int]], width: int | None = None) -> npt.NDArray[np.int32]:
+    """Sequences as rows, zeros on the right up to a width; absent, that of the longest."""
+    width = max(map(len, sequences)) if width is None else width
     padded = np.zeros((len(sequences), width), np.int32)
     for i, sequence in enumerate(sequences):
         padded[i, : len(sequence)] = sequence

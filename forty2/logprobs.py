@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from forty2 import kernels
-from forty2.batches import PairBatch, grouped, positions, together
+from forty2.batches import PairBatch, grouped, pad, positions, together
 from forty2.parts import Entry, blocks, body, comes_apart, entry_states, head
 from forty2.platform import on_gpu
 
@@ -410,7 +410,7 @@ class SharedPrefix:
         """
         ends = mx.array([len(row) for row in rows])
         layers = [CacheLayer(front=state) for state in self._states]
-        output = run(self._model, mx.array(padded(rows)), self._ways, cache=layers)
+        output = run(self._model, mx.array(pad(rows)), self._ways, cache=layers)
         where = ends[:, None] - last + mx.arange(last)
         output = mx.take_along_axis(output, where[..., None], axis=1)
         return head(self._model, output) if self._ways.apart else output
@@ -428,7 +428,7 @@ class SharedPrefix:
             return [self.extend(ids).score(after) for ids, after in stems]
         upto = np.array([len(ids) for ids, _ in stems])
         layers = [CacheLayer(front=state) for state in self._states]
-        run(self._model, mx.array(padded([ids for ids, _ in stems])), self._ways, cache=layers)
+        run(self._model, mx.array(pad([ids for ids, _ in stems])), self._ways, cache=layers)
         states = [layer.kept() for layer in layers]
         mx.eval(states)
         stem = np.repeat(np.arange(len(stems)), [len(after) for _, after in stems])
@@ -443,14 +443,6 @@ class SharedPrefix:
             scores[group] = score_rows(self._model, some, cache=cache, apart=self._ways.apart)
         ends = np.cumsum([len(after) for _, after in stems])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
-
-
-def padded(rows: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Rows of ids as one array, zeros on the right."""
-    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for n, row in enumerate(rows):
-        ids[n, : len(row)] = row
-    return ids
 
 
 def can_share(model: nn.Module) -> bool:
@@ -505,7 +497,7 @@ def score_rows(
         cache: of what goes before every row.
         apart: whether the model `comes_apart`.
     """
-    ids = padded([[*given, *scored] for given, scored in rows])
+    ids = pad([[*given, *scored] for given, scored in rows])
     width = ids.shape[1] - 1
     where: list[int] = []
     for n, (given, scored) in enumerate(rows):

@@ -88,8 +88,8 @@ def order_of(
 ) -> Order:
     """The batches of a phase over rows with these lengths and weights.
 
-    Pairs are drawn at random. A batch of like lengths is one of like tasks, and costs preference
-    training what it learns: 0.45 to 0.48 nats of held-out loss, where 0.42 was reached so.
+    Pairs are drawn at random: with batches of like length DPO reached 0.45 to 0.48 nats of held-out
+    loss on the tuned recipe, at random 0.42. SFT reached the same with either.
     """
     pool = 1 if isinstance(phase, DpoPhase) else POOL
     return Order(parts, phase.batch_size, seed, weights, phase.batch_tokens, pool)

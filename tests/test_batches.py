@@ -119,7 +119,7 @@ def test_rows_of_like_length_share_a_batch() -> None:
 def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
     tokens: int | None,
 ) -> None:
-    """A batch of like lengths is one of like tasks, and a preference phase learned less from it."""
+    """A preference phase learned less from batches of like length."""
     lengths = np.random.default_rng(5).integers(20, 180, (1600, 1))
 
     def spread(phase: DpoPhase | SftPhase) -> float:

@@ -148,7 +148,7 @@ def test_length_does_not_tell_chosen_from_rejected(name: str, size: int) -> None
 
 @pytest.mark.parametrize("seed", [0, 7, 16, 43])
 @pytest.mark.parametrize("name", ["spark-sft", "spark-dpo-full", "spark-boost-full"])
-def test_a_set_of_any_seed_passes_the_lint(name: str, seed: int, tmp_path: Path) -> None:
+def test_sets_of_other_seeds_pass_the_lint(name: str, seed: int, tmp_path: Path) -> None:
     """A run with another seed composes other pairs, and refuses faults in them like anyone's."""
     write_built(build(name, seed=seed), tmp_path / name)
     train, valid = (tmp_path / name / f"{part}.jsonl" for part in ("train", "valid"))

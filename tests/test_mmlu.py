@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import ARCHITECTURES, tiny_model
+from mlx_lm.models import lfm2, mamba
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from forty2.benchmark import mmlu as benchmark
+from forty2.benchmark.generation import takes_batches
 from forty2.benchmark.mmlu import (
     COLUMNS,
     GROUPS,
@@ -36,6 +38,7 @@ from forty2.benchmark.mmlu import (
 from forty2.benchmark.prompts import Prompts
 from forty2.cli import main
 from forty2.errors import BenchmarkError
+from forty2.logprobs import can_share
 from forty2.model.door import LoadedModel
 
 ROLES = (
@@ -137,6 +140,41 @@ def test_scores_are_those_of_a_plain_forward(architecture: str, chat: bool) -> N
 def test_letters_of_one_token_or_more_are_scored_alike(merges: list[str]) -> None:
     """Without merges, and with all, one pass is enough; with some, letters are continuations."""
     check(loaded(merges=merges), SUBJECT, tolerance=1e-4)
+
+
+def recurrent() -> Any:
+    """Takes neither a shared beginning nor rows of unequal length."""
+    mx.random.seed(0)
+    return mamba.Model(
+        mamba.ModelArgs(
+            model_type="mamba", vocab_size=300, hidden_size=32, intermediate_size=64, state_size=8,
+            num_hidden_layers=2, conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=2,
+        )
+    )  # fmt: skip
+
+
+def hybrid() -> Any:
+    """Takes rows of unequal length, with mlx-lm's cache alone."""
+    mx.random.seed(0)
+    return lfm2.Model(
+        lfm2.ModelArgs(
+            model_type="lfm2", vocab_size=300, hidden_size=32, num_hidden_layers=3, block_dim=32,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+            norm_eps=1e-5, conv_bias=False, conv_L_cache=3, block_ff_dim=64, block_multiple_of=8,
+            block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=False, full_attn_idxs=[1],
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("merges", [[], ["Ġ A", "Ġ B", "Ġ C", "Ġ D"]])
+@pytest.mark.parametrize(("make", "batched"), [(recurrent, False), (hybrid, True)])
+def test_models_without_plain_keys_are_scored_too(
+    make: Callable[[], Any], batched: bool, merges: list[str]
+) -> None:
+    model = make()
+    model.eval()
+    assert not can_share(model) and takes_batches(model) == batched
+    check(loaded(model, merges=merges), SUBJECT, tolerance=1e-4)
 
 
 def test_a_long_prompt_loses_its_left_end() -> None:
