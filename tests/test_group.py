@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -271,14 +270,14 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(
     killed: int, inputs: Path, alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     machines = Machines(inputs, tmp_path)
-    machines.launch(*RUN)
+    # Not by `mlx.launch`: when one has ended it ends the others too, perhaps before they notice.
+    machines.start(*RUN)
     machines.signal(killed, signal.SIGKILL, after=2)
-    _, (said,) = machines.ended()
-    (line,) = errors(said)
+    codes, said = machines.ended()
+    assert (codes[killed], codes[1 - killed]) == (-signal.SIGKILL, 2)
+    (line,) = errors(said[1 - killed])
     assert line.startswith("Error: sft, after step ") and line.endswith("as you like"), said
     assert "another process ended" in line and "go on with --resume" in line
-    # The launcher ends the others too, when one has; that may come after what it says.
-    assert re.search(f"rank {1 - killed} exited with code (2|-15) ", said), said
     assert {record["phase"] for record in measured(machines.run)} == {"sft"}
     if killed == 1:
         steps = [record["step"] for record in measured(machines.run)]
