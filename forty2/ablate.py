@@ -38,7 +38,7 @@ from forty2.errors import RecipeError, RunError
 from forty2.group import launched
 from forty2.pipeline import run
 from forty2.progress import Progress, silent
-from forty2.recipe import AnyPhase, DpoPhase, Recipe, to_yaml
+from forty2.recipe import AnyPhase, Recipe, SftPhase, to_yaml
 from forty2.report.ablation import text_table, write_ablation
 from forty2.rundir import RunDir, read_json, read_sealed, write_json, write_sealed
 
@@ -206,7 +206,8 @@ def steps_of(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 def _first_preference(phases: Mapping[str, AnyPhase]) -> int | None:
     """The place of the first preference phase."""
-    return next((n for n, phase in enumerate(phases.values()) if isinstance(phase, DpoPhase)), None)
+    kinds = enumerate(phases.values())
+    return next((n for n, phase in kinds if not isinstance(phase, SftPhase)), None)
 
 
 def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.platform import on_gpu
-from forty2.tokens import PairRow, Row
+from forty2.tokens import AnyPair, RatedRow, Row
 
 BUCKET = 8
 """Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
 TOGETHER_GPU, TOGETHER_CPU = 4096, 512
 """Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
 CPU more time, as what is passed on leaves the caches."""
+BOTH = CHOSEN, REJECTED = 0, 1
+"""Sides of a pair."""
 POOL = 64
 """Batches formed together from rows of like length; larger pads less and shuffles less."""
 
@@ -44,7 +46,7 @@ class SftBatch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """B preference pairs: each prompt once, then 2B responses, the chosen first.
+    """B prompts, each once, then k responses to each: of pairs all chosen, then all rejected.
 
     A response is predicted from the prompt's last token on, so that token opens its inputs:
     prompt [a b c], response [x y]: prefix [a b], inputs [c x], targets [x y].
@@ -55,15 +57,15 @@ class PairBatch(NamedTuple):
     prefix_lengths: npt.NDArray[np.int32]
     """(B,)"""
     inputs: npt.NDArray[np.int32]
-    """(2B, T) last prompt token and response without its last, padded on the right."""
+    """(kB, T) last prompt token and response without its last, padded on the right."""
     targets: npt.NDArray[np.int32]
-    """(2B, T) the response: every token is supervised."""
+    """(kB, T) the response: every token is supervised."""
     mask: npt.NDArray[np.bool_]
-    """(2B, T), false on padding."""
+    """(kB, T), false on padding."""
     rows: npt.NDArray[np.int64]
-    """(B,) index of each pair in the data, to look up its reference log-probabilities."""
+    """(B,) index of each row in the data, to look up its reference log-probabilities."""
     weight: int
-    """Pairs."""
+    """Rows."""
     tokens: int
     """Without padding, each prompt once."""
     origins: tuple[str, ...]
@@ -189,11 +191,13 @@ def sft_batch(rows: Sequence[Row], indices: Sequence[int]) -> SftBatch:
     return SftBatch(ids, mask, segments, weight, tokens, np.asarray(indices, np.int64), origins)
 
 
-def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
-    """Pad pairs into one batch."""
+def pair_batch(
+    rows: Sequence[AnyPair], indices: Sequence[int], sides: Sequence[int] = BOTH
+) -> PairBatch:
+    """Pad pairs, or one side of them, into one batch."""
     prefixes = [row.prompt[:-1] for row in rows]
-    lasts = [row.prompt[-1] for row in rows] * 2
-    responses = [row.chosen for row in rows] + [row.rejected for row in rows]
+    lasts = [row.prompt[-1] for row in rows] * len(sides)
+    responses = [(row.chosen, row.rejected)[side] for side in sides for row in rows]
     width = _round_up(max(map(len, responses)))
     return PairBatch(
         prefixes=pad(prefixes, _round_up(max(map(len, prefixes)))),
@@ -208,25 +212,31 @@ def pair_batch(rows: Sequence[PairRow], indices: Sequence[int]) -> PairBatch:
     )
 
 
-def lengths_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[int]:
+def lengths_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[int]:
     """Tokens of each row; rows on disk know theirs without being read."""
     return getattr(rows, "lengths", None) or [row_length(row) for row in rows]
 
 
-def weights_of(rows: Sequence[Row] | Sequence[PairRow]) -> list[float]:
+def weights_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[float]:
     """How often an epoch has each row, on average."""
     return getattr(rows, "weights", None) or [row.weight for row in rows]
 
 
-def parts_of(rows: Sequence[Row] | Sequence[PairRow]) -> npt.NDArray[np.int64]:
-    """Lengths by part, as a batch pads them: of a pair its prompt, and its responses together."""
-    if len(rows) and isinstance(rows[0], PairRow):
+def parts_of(rows: Sequence[Row] | Sequence[AnyPair]) -> npt.NDArray[np.int64]:
+    """Lengths by part, as a batch pads them: of a pair its prompt, and its responses together.
+
+    The two responses of a rated row are learned from and measured apart.
+    """
+    if len(rows) and isinstance(rows[0], AnyPair):
         pairs: Any = rows
-        return np.array([(len(r.prompt), 2 * max(len(r.chosen), len(r.rejected))) for r in pairs])
+        sides = 1 if isinstance(rows[0], RatedRow) else 2
+        return np.array(
+            [(len(r.prompt), sides * max(len(r.chosen), len(r.rejected))) for r in pairs]
+        )
     return np.array(lengths_of(rows))[:, None]
 
 
-def row_length(row: Row | PairRow) -> int:
+def row_length(row: Row | AnyPair) -> int:
     """Tokens that a row takes up in a batch."""
     if isinstance(row, Row):
         return len(row.ids)

@@ -72,6 +72,31 @@ def preference_loss(
     raise ValueError(f"unknown preference loss {loss!r}; one of {', '.join(PREFERENCE_LOSSES)}")
 
 
+def kto_loss(
+    policy_logps: mx.array,
+    reference_logps: mx.array,
+    desirable: mx.array,
+    baseline: mx.array,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> mx.array:
+    """The loss of each rated response, (B,).
+
+    Args:
+        policy_logps, reference_logps: (B,) summed log-probabilities in nats.
+        desirable: (B,) bool, the verdicts.
+        baseline: scalar, how far the policy has drifted: KL(policy‖reference), not differentiated.
+        beta: β, how soon gains and losses saturate.
+        desirable_weight, undesirable_weight: λ_D and λ_U, the aversion to either loss.
+    """
+    # KTO, Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8: λ_y - v(x, y) = λ_y σ(∓β (r - z0)).
+    gain = beta * (policy_logps - reference_logps - baseline)
+    good, bad = mx.sigmoid(-gain), mx.sigmoid(gain)
+    return mx.where(desirable, desirable_weight * good, undesirable_weight * bad)
+
+
 def initial_preference_loss(loss: PreferenceLoss, beta: float) -> float:
     """What each pair's loss must be while policy and reference are the same: h = 0."""
     at_zero = {"sigmoid": 0.6931471805599453, "hinge": 1.0, "dpop": 0.6931471805599453}

@@ -6,6 +6,7 @@ preferences), so that accumulated batches weigh exactly as one large batch would
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -21,6 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.batches import (
+    BOTH,
+    CHOSEN,
+    REJECTED,
     Batch,
     PairBatch,
     SftBatch,
@@ -46,13 +50,13 @@ from forty2.logprobs import (
     target_logps,
     ways,
 )
-from forty2.losses import PairLogps, initial_preference_loss, preference_loss
+from forty2.losses import PairLogps, initial_preference_loss, kto_loss, preference_loss
 from forty2.parts import Entry
 from forty2.progress import Progress, silent
-from forty2.recipe import DpoPhase
+from forty2.recipe import DpoPhase, KtoPhase
 from forty2.replay import Replay
 from forty2.rundir import write_bytes
-from forty2.tokens import PairRow, Row
+from forty2.tokens import AnyPair, PairRow, RatedRow, Row
 
 
 class Loss(NamedTuple):
@@ -86,6 +90,14 @@ class Objective(Protocol):
     def arrays(self, batch: Batch) -> list[mx.array]:
         """What `loss` reads, as arrays, so that the step can be compiled over them."""
 
+    def shared(self, model: nn.Module, batches: Sequence[Batch], group: Group) -> list[mx.array]:
+        """What `loss` reads after each batch's arrays: measured on all of a step's rows at once.
+
+        Args:
+            batches: this process's part of them; what is measured is summed over the group.
+        """
+        return []
+
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         """Differentiable with respect to the model."""
 
@@ -96,7 +108,7 @@ def micro_batches(objective: Objective, indices: Sequence[int]) -> Iterator[Batc
         yield objective.batch([indices[n] for n in group])
 
 
-class Sft:
+class Sft(Objective):
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
     ceiling = 10.0  # nats a token: a guess among 22,000
@@ -129,10 +141,90 @@ class Sft:
         return Loss(total, {"loss": total})
 
 
-class Preference:
-    """DPO and its kin, against reference log-probabilities computed beforehand."""
+class Anchored(Objective):
+    """Against a reference's log-probabilities of each row's two responses, computed beforehand."""
 
     ceiling = math.inf  # some of these losses are large from the first step
+    name: str
+    """Of the loss."""
+    slack = 1.0
+    """How many times a rounding error counts in the loss at the start."""
+
+    def __init__(
+        self,
+        rows: Sequence[AnyPair],
+        reference: Mapping[int, npt.NDArray[np.float32]],
+        ways: Ways = PLAIN,
+        replay: Replay | None = None,
+    ) -> None:
+        """
+        Args:
+            reference: by row index, token log-probabilities: the chosen's, then the rejected's.
+                Needed for rows that come in a batch.
+        """
+        self.rows = rows
+        self.reference = reference
+        self._ways, self._replay = ways, replay
+        self.spared = _spared(ways, replay)
+        self.lengths, self.weights = lengths_of(rows), weights_of(rows)
+        self.parts = parts_of(rows)
+
+    def loss_at_start(self, batch: PairBatch) -> float:
+        """The mean loss while the policy is the reference."""
+        raise NotImplementedError
+
+    def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float) -> None:
+        """Refuse a reference that is not the policy: the loss must be its value at zero margin.
+
+        Raises:
+            TrainingError: the loss is another (for sigmoid: not ln 2).
+        """
+        assert isinstance(batch, PairBatch)
+        arrays = [*self.arrays(batch), *self.shared(model, [batch], ALONE)]
+        loss = float(self.loss(model, arrays).total) / batch.weight
+        expected = self.loss_at_start(batch)
+        if not abs(loss / expected - 1) <= tolerance * self.slack:
+            raise TrainingError(
+                f"before the first step the {self.name} loss is {loss:.6f}, not {expected:.6f}: the "
+                "stored reference is not this policy; delete the reference cache and start again"
+            )
+
+    def _batch(self, indices: Sequence[int], sides: Sequence[int]) -> PairBatch:
+        return pair_batch([self.rows[i] for i in indices], indices, sides)
+
+    def _arrays(self, batch: PairBatch, sides: Sequence[int]) -> list[mx.array]:
+        """For `_policy`: a batch of these sides, its mask, its reference, its stored states."""
+        reference = np.zeros(batch.targets.shape, np.float32)
+        for n, index in enumerate(batch.rows):
+            both = np.split(self.reference[index], [len(self.rows[index].chosen)])
+            for k, side in enumerate(sides):
+                reference[n + k * batch.weight, : len(both[side])] = both[side]
+        stored = self._replay.of_pairs(batch, sides) if self._replay is not None else []
+        return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *stored]
+
+    def _policy(self, model: nn.Module, arrays: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """Log-probabilities of each response's tokens (kB, T), the reference's, and the mask."""
+        pairs, (mask, reference), stored = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
+        entry = (
+            PairEntry(stored[0], stored[1], self._replay.depth)
+            if self._replay is not None
+            else None
+        )
+        return response_logps(model, pairs, self._ways, entry), reference, mask
+
+
+def _drift(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
+    """KL(policy‖start) a token, (kB,), on the data's tokens, to second order: ½ E[(log ratio)²].
+
+    Schulman 2020, "Approximating KL divergence", k2.
+    """
+    squares = mx.where(mask, mx.square(policy - reference), 0.0).sum(axis=-1)
+    return 0.5 * squares / mask.sum(axis=-1)
+
+
+class Preference(Anchored):
+    """DPO and its kin."""
+
     metrics: tuple[str, ...] = (
         "loss", "chosen_logps", "rejected_logps", "chosen_rewards", "rejected_rewards", "margin",
         "accuracy", "kl",
@@ -146,44 +238,26 @@ class Preference:
         ways: Ways = PLAIN,
         replay: Replay | None = None,
     ) -> None:
-        """
-        Args:
-            reference: by row index, token log-probabilities: the chosen's, then the rejected's.
-                Needed for rows that come in a batch.
-        """
-        self.rows = rows
-        self.reference = reference
-        self.phase = phase
-        self._ways, self._replay = ways, replay
-        self.spared = _spared(ways, replay)
-        self.lengths, self.weights = lengths_of(rows), weights_of(rows)
-        self.parts = parts_of(rows)
+        super().__init__(rows, reference, ways, replay)
+        self.phase, self.name = phase, phase.loss
+        # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
+        self.slack = 1 + phase.dpop_lambda * (phase.loss == "dpop")
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
-        return pair_batch([self.rows[i] for i in indices], indices)
+        return self._batch(indices, BOTH)
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, PairBatch)
-        reference = np.zeros(batch.targets.shape, np.float32)
-        for i, index in enumerate(batch.rows):
-            logps, split = self.reference[index], len(self.rows[index].chosen)
-            reference[i, :split] = logps[:split]
-            reference[i + batch.weight, : len(logps) - split] = logps[split:]
-        stored = self._replay.of_pairs(batch) if self._replay is not None else []
-        return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *stored]
+        return self._arrays(batch, BOTH)
+
+    def loss_at_start(self, batch: PairBatch) -> float:
+        return initial_preference_loss(self.phase.loss, self.phase.beta)
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        pairs, (mask, reference), stored = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
-        entry = (
-            PairEntry(stored[0], stored[1], self._replay.depth)
-            if self._replay is not None
-            else None
-        )
-        policy = response_logps(model, pairs, self._ways, entry)
+        policy, reference, mask = self._policy(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
-        tokens = mask.sum(axis=-1)
-        chosen_tokens, rejected_tokens = mx.split(tokens, 2)
+        chosen_tokens, rejected_tokens = mx.split(mask.sum(axis=-1), 2)
         losses = preference_loss(
             logps,
             loss=self.phase.loss,
@@ -197,9 +271,6 @@ class Preference:
         chosen = beta * (logps.policy_chosen_logps - logps.reference_chosen_logps)
         rejected = beta * (logps.policy_rejected_logps - logps.reference_rejected_logps)
         total = losses.sum()
-        # Second-order estimate of KL(policy‖start) a token, on the data's tokens: ½ E[(log ratio)²]
-        # (Schulman 2020, "Approximating KL divergence", k2).
-        squares = mx.where(mask, mx.square(policy - reference), 0.0).sum(axis=-1)
         metrics = {
             "loss": total,
             "chosen_logps": chosen_logps.sum(),
@@ -208,26 +279,95 @@ class Preference:
             "rejected_rewards": rejected.sum(),
             "margin": (chosen - rejected).sum(),
             "accuracy": (chosen > rejected).astype(mx.float32).sum(),
-            "kl": 0.25 * (squares / tokens).sum(),
+            "kl": 0.5 * _drift(policy, reference, mask).sum(),
         }
         return Loss(total, metrics)
 
-    def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float) -> None:
-        """Refuse a reference that is not the policy: the loss must be its value at zero margin.
 
-        Raises:
-            TrainingError: the loss is another (for sigmoid: not ln 2).
+class Kto(Anchored):
+    """KTO: desirable responses likelier than the policy's own drift, others less likely.
+
+    A step takes two passes: the drift, measured on responses to other prompts, enters every row's
+    loss, so it is known before the first gradient, and parts and processes sum to one batch.
+    """
+
+    metrics: tuple[str, ...] = ("loss", "logps", "margin", "accuracy", "baseline", "kl")
+    name = "kto"
+
+    def __init__(
+        self,
+        rows: Sequence[RatedRow],
+        reference: Mapping[int, npt.NDArray[np.float32]],
+        phase: KtoPhase,
+        ways: Ways = PLAIN,
+        replay: Replay | None = None,
+    ) -> None:
+        super().__init__(rows, reference, ways, replay)
+        self.phase = phase
+        self._desirable = np.array([row.desirable for row in rows])
+
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        return self._batch(indices, [CHOSEN])
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        assert isinstance(batch, PairBatch)
+        return [mx.array(self._desirable[batch.rows]), *self._arrays(batch, [CHOSEN])]
+
+    def shared(self, model: nn.Module, batches: Sequence[Batch], group: Group) -> list[mx.array]:
+        """z0: KL(policy‖reference) a response, as responses to other prompts show it; at least 0.
+
+        The mean log ratio, which no gradient passes: the estimate of Ethayarajh et al. 2024.
         """
-        loss = float(self.loss(model, self.arrays(batch)).total) / batch.weight
-        expected = initial_preference_loss(self.phase.loss, self.phase.beta)
-        # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
-        slack = tolerance * (1 + self.phase.dpop_lambda * (self.phase.loss == "dpop"))
-        if not abs(loss / expected - 1) <= slack:
-            raise TrainingError(
-                f"before the first step the {self.phase.loss} loss is {loss:.6f}, not "
-                f"{expected:.6f}: the stored reference is not this policy; delete the reference "
-                "cache and start again"
-            )
+        total, rows = mx.array(0.0), 0
+        with _without_dropout(model):
+            for batch in batches:
+                assert isinstance(batch, PairBatch)
+                others = self._batch(batch.rows.tolist(), [REJECTED])
+                policy, reference, _ = self._policy(model, self._arrays(others, [REJECTED]))
+                total = total + (policy - reference).sum()
+                rows += batch.weight
+                mx.async_eval(total)
+        total, whole = group.total((total, rows))
+        return [mx.maximum(0.0, total / whole)]
+
+    def loss_at_start(self, batch: PairBatch) -> float:
+        weights = (self.phase.undesirable_weight, self.phase.desirable_weight)
+        return float(np.mean(np.take(weights, self._desirable[batch.rows].astype(int)))) / 2
+
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
+        desirable, *arrays, baseline = arrays
+        policy, reference, mask = self._policy(model, arrays)
+        logps, reference_logps = policy.sum(axis=-1), reference.sum(axis=-1)
+        total = kto_loss(
+            logps,
+            reference_logps,
+            desirable,
+            baseline,
+            beta=self.phase.beta,
+            desirable_weight=self.phase.desirable_weight,
+            undesirable_weight=self.phase.undesirable_weight,
+        ).sum()
+        rewards = self.phase.beta * (logps - reference_logps)
+        above = rewards > self.phase.beta * baseline
+        metrics = {
+            "loss": total,
+            "logps": logps.sum(),
+            "margin": mx.where(desirable, rewards, -rewards).sum(),
+            "accuracy": (above == desirable).astype(mx.float32).sum(),
+            "baseline": baseline * desirable.size,
+            "kl": _drift(policy, reference, mask).sum(),
+        }
+        return Loss(total, metrics)
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _spared(ways: Ways, replay: Replay | None) -> dict[str, Any]:
@@ -242,7 +382,7 @@ def _spared(ways: Ways, replay: Replay | None) -> dict[str, Any]:
 # --- the reference --------------------------------------------------------------------------------
 
 
-def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence[PairRow]) -> str:
+def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence[AnyPair]) -> str:
     """What reference log-probabilities depend on: base weights, adapter, and the rows' ids."""
     digest = hashlib.sha256(fingerprint.encode())
     for name, value in sorted(adapter.items()):
@@ -255,7 +395,7 @@ def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence
 
 def reference_logps(
     model: nn.Module,
-    rows: Sequence[PairRow],
+    rows: Sequence[AnyPair],
     which: Sequence[int],
     store: Path,
     *,
@@ -317,7 +457,7 @@ def pair_logprobs(
 
 
 def _token_logps(
-    model: nn.Module, rows: Sequence[PairRow], which: Sequence[int], allowed: Ways,
+    model: nn.Module, rows: Sequence[AnyPair], which: Sequence[int], allowed: Ways,
     replay: Replay | None, progress: Progress, stage: str,
 ) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.build import build, write_built
-from forty2.data.formats import read_chats, read_pairs
+from forty2.data.formats import read_chats, read_pairs, read_rated
 from forty2.data.lint import refuse_faults
 from forty2.data.sources import valid_beside
 from forty2.errors import DataError, RecipeError
 from forty2.prepare import Prepared, is_prepared, open_prepared, tokenizer_key
-from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, Recipe
-from forty2.tokens import Encoder, Fitted, fit
+from forty2.recipe import BUILTIN, AnyPhase, DpoPhase, KtoPhase, Recipe, SftPhase
+from forty2.tokens import Encoder, Fitted, fit, with_others
 
 
 class PhaseData(NamedTuple):
@@ -44,8 +44,11 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
     else:
         source = phase.data
     if is_prepared(source):
-        if isinstance(phase, DpoPhase):
-            raise DataError(f"{source}: holds prepared conversations; a dpo phase needs pairs")
+        if not isinstance(phase, SftPhase):
+            raise DataError(
+                f"{source}: holds prepared conversations; a {phase.objective} phase needs "
+                f"{'pairs' if isinstance(phase, DpoPhase) else 'rated responses'}"
+            )
         splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
         fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None)
@@ -63,6 +66,10 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
 def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
     if isinstance(phase, DpoPhase):
         fitted = fit([encoder.pair(pair) for pair in read_pairs(source)], max_length)
+    elif isinstance(phase, KtoPhase):
+        fitted = fit([encoder.rated(rated) for rated in read_rated(source)], max_length)
+        if fitted.rows:
+            fitted = fitted._replace(rows=with_others(fitted.rows, max_length))
     else:
         fitted = fit(encoder.imitated_all(read_chats(source)), max_length)
     if not fitted.rows:

@@ -44,6 +44,8 @@ from forty2.logprobs import Ways, can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
 from forty2.model.door import LoadedModel, load, parameters, resolve
 from forty2.objectives import (
+    Anchored,
+    Kto,
     Objective,
     Preference,
     Sft,
@@ -54,7 +56,7 @@ from forty2.objectives import (
 from forty2.phase_data import PhaseData, check_measured, phase_data
 from forty2.prepare import is_packed
 from forty2.progress import Progress, silent
-from forty2.recipe import AnyPhase, Recipe, SftPhase, load_recipe, to_yaml
+from forty2.recipe import AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
 from forty2.report import write_report
 from forty2.rundir import (
@@ -290,7 +292,7 @@ class _Run:
             valid = self._objective(
                 phase, loaded, held_out, range(len(held_out)), evaluations, f"{label} valid", work
             )
-        if isinstance(objective, Preference) and not checkpoints(work):
+        if isinstance(objective, Anchored) and not checkpoints(work):
             exact = all(v.dtype == mx.float32 for v in _floats(loaded))
             objective.check_start(
                 loaded.model,
@@ -372,7 +374,9 @@ class _Run:
             model, rows, which, store, allowed=allowed,
             replay=replay, progress=self.progress, stage=f"{label}: reference", group=self.group,
         )  # fmt: skip
-        return Preference(rows, reference, phase, allowed, replay)
+        if isinstance(phase, DpoPhase):
+            return Preference(rows, reference, phase, allowed, replay)
+        return Kto(rows, reference, phase, allowed, replay)
 
     def _replay(
         self, phase: AnyPhase, model: Any, rows: Sequence[Any], which: Sequence[int],

@@ -16,7 +16,7 @@ from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
 from forty2.phase_data import phase_data
 from forty2.pipeline import spec_of
-from forty2.recipe import AnyPhase, DpoPhase, Recipe
+from forty2.recipe import AnyPhase, DpoPhase, Recipe, SftPhase
 from forty2.replay import WORTH, replay_size
 from forty2.tokens import Encoder
 from forty2.train import due, order_of, total_steps
@@ -111,7 +111,8 @@ def _phase(
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
     size = replay_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)
-    replayed = max(1.0, exposures) + (sides > 1) >= WORTH and stored <= phase.replay_gb
+    referred = not isinstance(phase, SftPhase)
+    replayed = max(1.0, exposures) + referred >= WORTH and stored <= phase.replay_gb
     return PhasePlan(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
         int(np.median(lengths)), max(lengths), steps,

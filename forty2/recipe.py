@@ -203,7 +203,19 @@ class DpoPhase(Phase):
             yield f"label_smoothing: only the sigmoid loss has it, not {self.loss}"
 
 
-AnyPhase = Annotated[SftPhase | DpoPhase, Field(discriminator="objective")]
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class KtoPhase(Phase):
+    """Make desirable responses likelier and others less so, each by itself, anchored likewise."""
+
+    objective: Literal["kto"]
+    beta: Annotated[float, Field(gt=0)]
+    """How soon gains and losses saturate. No default."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Where one verdict is rarer: of rows times weight, the paper wants a ratio of 1 to 4/3."""
+
+
+AnyPhase = Annotated[SftPhase | DpoPhase | KtoPhase, Field(discriminator="objective")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -250,7 +262,18 @@ _RECIPE = TypeAdapter(Recipe)
 _FIELDS = sorted(
     {
         field.name
-        for kind in (Recipe, Adapter, SftPhase, DpoPhase, Fuse, Benchmark, Best, Goal, RedLines)
+        for kind in (
+            Recipe,
+            Adapter,
+            SftPhase,
+            DpoPhase,
+            KtoPhase,
+            Fuse,
+            Benchmark,
+            Best,
+            Goal,
+            RedLines,
+        )
         for field in dataclasses.fields(kind)
     }
 )
@@ -452,9 +475,9 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
         )
         message = f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
     elif kind == "union_tag_invalid":
-        at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of sft, dpo"
+        at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of sft, dpo, kto"
     elif kind == "union_tag_not_found":
-        at, message = (*at, "objective"), "missing: say sft or dpo"
+        at, message = (*at, "objective"), "missing: say sft, dpo or kto"
     elif kind in ("missing", "missing_argument"):
         message = "missing"
     elif kind == "value_error":
@@ -478,7 +501,7 @@ def _locate(loc: Sequence[Any], tree: Any) -> Key:
             isinstance(here, list) and isinstance(key, int)
         ):
             here = here[key]
-        elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo"):
+        elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo", "kto"):
             continue
         at.append(key)
     return tuple(at)

@@ -20,17 +20,17 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from forty2.batches import PairBatch, SftBatch, grouped, pair_batch, parts_of, sft_batch
+from forty2.batches import BOTH, PairBatch, SftBatch, grouped, pair_batch, parts_of, sft_batch
 from forty2.logprobs import pair_arrays, pair_entry, segment_cache
 from forty2.parts import entry_states, frozen_depth
 from forty2.progress import Progress, silent
 from forty2.rundir import writing
-from forty2.tokens import PairRow, Row
+from forty2.tokens import AnyPair, Row
 
 WORTH = 1.5
 """Times that a row must be seen for storing its states to pay."""
 
-Rows = Sequence[Row] | Sequence[PairRow]
+Rows = Sequence[Row] | Sequence[AnyPair]
 
 
 class Size(NamedTuple):
@@ -61,18 +61,18 @@ class Replay:
         kind = np.uint32 if size.dtype.size == 4 else np.uint16
         self._stored = np.memmap(path, kind, "r").reshape(size.tokens, size.width)
 
-    def of_pairs(self, batch: PairBatch) -> list[mx.array]:
-        """States of a batch's prefixes (B, P, D) and of its inputs (2B, T, D)."""
+    def of_pairs(self, batch: PairBatch, sides: Sequence[int] = BOTH) -> list[mx.array]:
+        """States of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), k sides of pairs."""
         pairs = len(batch.rows)
         prefixes = self._zeros(pairs, batch.prefixes.shape[1])
         inputs = self._zeros(*batch.inputs.shape)
         for n, index in enumerate(batch.rows.tolist()):
             row: Any = self._rows[index]
-            states = self._states(index)
-            given, chosen = len(row.prompt) - 1, len(row.chosen)
-            prefixes[n, :given] = states[:given]
-            inputs[n, :chosen] = states[given : given + chosen]
-            inputs[n + pairs, : len(row.rejected)] = states[given + chosen :]
+            given = len(row.prompt) - 1
+            prefix, *responses = np.split(self._states(index), [given, given + len(row.chosen)])
+            prefixes[n, :given] = prefix
+            for k, side in enumerate(sides):
+                inputs[n + k * pairs, : len(responses[side])] = responses[side]
         return [self._array(prefixes), self._array(inputs)]
 
     def of_rows(self, batch: SftBatch) -> list[mx.array]:
@@ -104,9 +104,9 @@ class Replay:
         return mx.array(states).view(self._size.dtype)
 
 
-def state_count(row: Row | PairRow) -> int:
+def state_count(row: Row | AnyPair) -> int:
     """Tokens of a row that a batch feeds to the model."""
-    if isinstance(row, PairRow):
+    if isinstance(row, AnyPair):
         return len(row.prompt) - 1 + len(row.chosen) + len(row.rejected)
     return len(row.ids) - 1
 
@@ -162,7 +162,7 @@ def _computed(
 ) -> Iterable[npt.NDArray[Any]]:
     kind = mx.uint32 if size.dtype.size == 4 else mx.uint16
     chosen: Any = [rows[i] for i in indices]
-    if isinstance(chosen[0], PairRow):
+    if isinstance(chosen[0], AnyPair):
         batch = pair_batch(chosen, indices)
         entry = pair_entry(model, pair_arrays(batch), size.depth)
         prefixes, inputs = (np.asarray(part.view(kind)) for part in entry[:2])

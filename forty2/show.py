@@ -47,11 +47,10 @@ def spans(record: Record, encoder: Encoder, tokenizer: Any, max_length: int) -> 
                 for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
             ]
         case Rated():
-            prompt, response = encoder.rated(record)
-            mask = [False] * len(prompt) + [True] * len(response)
-            sections = [
-                ("desirable" if record.desirable else "undesirable", prompt + response, mask)
-            ]
+            rated = encoder.rated(record)
+            mask = [False] * len(rated.prompt) + [True] * len(rated.chosen)
+            verdict = "desirable" if record.desirable else "undesirable"
+            sections = [(verdict, rated.prompt + rated.chosen, mask)]
     longest = max(len(ids) for _, ids, _ in sections)
     start = min(mask.index(True) for _, _, mask in sections)
     excess = max(0, longest - max_length)

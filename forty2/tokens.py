@@ -11,9 +11,11 @@ tokenised on its own: its ids then still spell exactly the response.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError
@@ -45,6 +47,26 @@ class PairRow(NamedTuple):
     origin: str
     weight: float = 1.0
     """How often an epoch has the pair, on average."""
+
+
+class RatedRow(NamedTuple):
+    """A tokenised response with its verdict, and one to another prompt, to measure drift on.
+
+    Batched, stored and scored as a pair is.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    """The response, whatever its verdict."""
+    rejected: list[int]
+    """The response to another prompt."""
+    desirable: bool
+    origin: str
+    weight: float = 1.0
+    """How often an epoch has the response, on average."""
+
+
+AnyPair = PairRow | RatedRow
 
 
 class Fitted(NamedTuple):
@@ -134,9 +156,10 @@ class Encoder:
             )
         return PairRow(prompt, chosen, rejected, record.origin, _weight(record))
 
-    def rated(self, record: Rated) -> tuple[list[int], list[int]]:
-        """Ids of a prompt and its response."""
-        return self.response(record.prompt, record.response, record.origin)
+    def rated(self, record: Rated) -> RatedRow:
+        """Ids of a prompt and its response, still without one to another prompt."""
+        prompt, response = self.response(record.prompt, record.response, record.origin)
+        return RatedRow(prompt, response, [], record.desirable, record.origin, _weight(record))
 
     def response(
         self, prompt: Sequence[Message], text: str, origin: str = ""
@@ -158,8 +181,8 @@ class Encoder:
                 learned = len(pair.chosen) + len(pair.rejected)
                 return len(pair.prompt) + learned, learned
             case Rated():
-                prompt, response = self.rated(record)
-                return len(prompt) + len(response), len(response)
+                rated = self.rated(record)
+                return len(rated.prompt) + len(rated.chosen), len(rated.chosen)
 
     # --- how ---
 
@@ -286,7 +309,7 @@ def _weight(record: Record) -> float:
     return float(weight)
 
 
-T = TypeVar("T", Row, PairRow)
+T = TypeVar("T", Row, PairRow, RatedRow)
 
 
 def fit(rows: Iterable[T], max_length: int) -> Fitted:
@@ -294,10 +317,10 @@ def fit(rows: Iterable[T], max_length: int) -> Fitted:
     kept: list[T] = []
     shortened: list[str] = []
     dropped: list[str] = []
-    cut: Callable[[Any, int], Any]
     for row in rows:
-        cut = _cut_row if isinstance(row, Row) else _cut_pair
-        fitted = cut(row, max_length)
+        fitted: Any = (
+            _cut_row(row, max_length) if isinstance(row, Row) else _cut_pair(row, max_length)
+        )
         if fitted is None:
             dropped.append(row.origin)
         else:
@@ -307,11 +330,37 @@ def fit(rows: Iterable[T], max_length: int) -> Fitted:
     return Fitted(kept, shortened, dropped)
 
 
-def prompts_of(rows: Sequence[Row | PairRow], count: int) -> list[list[int]]:
+def with_others(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
+    """Beside each response one to another prompt: the next such row's, in an order drawn at random.
+
+    It is measured, not learned, so it is cut where it does not fit.
+
+    Raises:
+        DataError: all prompts are the same.
+    """
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    other = next((i for i in order if rows[i].prompt != rows[order[-1]].prompt), None)
+    if other is None:
+        raise DataError(
+            f"{rows[0].origin}: kto needs responses to two prompts at least: it measures drift by "
+            "responses to other prompts"
+        )
+    result = list(rows)
+    after = order[-1]
+    for at in reversed(order):
+        if rows[after].prompt != rows[at].prompt:
+            other = after
+        room = max_length - len(rows[at].prompt)
+        result[at] = rows[at]._replace(rejected=rows[other].chosen[:room])
+        after = at
+    return result
+
+
+def prompts_of(rows: Sequence[Row | AnyPair], count: int) -> list[list[int]]:
     """Ids of the first different prompts: of a conversation, all before its first supervised token."""
     found: dict[tuple[int, ...], None] = {}
     for row in islice(rows, 16 * count):
-        prompt = row.prompt if isinstance(row, PairRow) else row.ids[: list(row.mask).index(True)]
+        prompt = row.prompt if isinstance(row, AnyPair) else row.ids[: list(row.mask).index(True)]
         if len(prompt) and len(found) < count:
             found[tuple(map(int, prompt))] = None
     return [list(prompt) for prompt in found]
@@ -319,12 +368,15 @@ def prompts_of(rows: Sequence[Row | PairRow], count: int) -> list[list[int]]:
 
 def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:
     """What `fit` would do to a record, if anything."""
-    if isinstance(record, Rated):
-        prompt, response = encoder.rated(record)
-        fitted = fit([PairRow(prompt, response, response, record.origin)], max_length)
-    else:
-        row = encoder.pair(record) if isinstance(record, Pair) else encoder.imitated(record)
-        fitted = fit([row], max_length)  # type: ignore[type-var]
+    row: Any
+    match record:
+        case Pair():
+            row = encoder.pair(record)
+        case Rated():
+            row = encoder.rated(record)
+        case _:
+            row = encoder.imitated(record)
+    fitted = fit([row], max_length)
     if fitted.dropped:
         return f"its response does not fit into {max_length} tokens"
     return f"its prompt does not fit into {max_length} tokens" if fitted.shortened else None
@@ -340,7 +392,7 @@ def _cut_row(row: Row, max_length: int) -> Row | None:
     return row._replace(ids=row.ids[excess:], mask=row.mask[excess:])
 
 
-def _cut_pair(row: PairRow, max_length: int) -> PairRow | None:
+def _cut_pair(row: AnyPair, max_length: int) -> AnyPair | None:
     excess = len(row.prompt) + max(len(row.chosen), len(row.rejected)) - max_length
     if excess <= 0:
         return row

@@ -47,10 +47,13 @@ phases:
   dpo: {objective: dpo, data: dpo.jsonl, valid: dpo.jsonl, steps: 5, lr: 1.0e-2, batch_size: 1,
     accumulate: 3, clip_norm: 0.5, save_every_steps: 4, eval_every_steps: 3, lint: false,
     beta: 0.1, best: {metric: loss, direction: min}}
+  kto: {objective: kto, data: dpo.jsonl, valid: dpo.jsonl, steps: 5, lr: 1.0e-2, batch_size: 5,
+    eval_every_steps: 5, lint: false, beta: 0.1, undesirable_weight: 0.05}
 fuse: null
 benchmark: null
 """
-"""Six rows: every other batch of the first phase has one, and every one of the second."""
+"""Six rows: every other batch of the first phase has one, and every one of the second. In the third
+the policy drifts, which each process sees in its own rows."""
 MACHINE = """
 import os, signal, sys
 from pathlib import Path

@@ -66,7 +66,7 @@ phases:
     steps: 200
     learning_rate: 1e-6
     loss: sigmoidd
-  kto: {objective: kto, data: builtin:spark-dpo}
+  kto: {objective: ktoo, data: builtin:spark-dpo}
   boost: {objective: dpo, data: builtin:x, lr: 1e-6, beta: 0.1, steps: 10, save_every_steps: 20}
 """
     assert problems(tmp_path, bad) == [
@@ -79,7 +79,7 @@ phases:
         "recipe.yaml:8: phases.dpo.beta: missing",
         "recipe.yaml:12: phases.dpo.learning_rate: unknown key; did you mean lr?",
         "recipe.yaml:13: phases.dpo.loss: should be 'sigmoid', 'hinge', 'ipo' or 'dpop', not 'sigmoidd'",
-        "recipe.yaml:14: phases.kto.objective: 'kto' is none of sft, dpo",
+        "recipe.yaml:14: phases.kto.objective: 'ktoo' is none of sft, dpo, kto",
         "recipe.yaml:15: phases.boost.save_every_steps: 20 is beyond the last step (10): never reached",
     ]
 
@@ -103,7 +103,7 @@ phases:
         (("model: smollm2", "model: [a"), "not valid YAML"),
         (("model: smollm2", "model: !!python/object/apply:os.system [ls]"), "model: should be"),
         (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
-        (("objective: sft, ", ""), "phases.sft.objective: missing: say sft or dpo"),
+        (("objective: sft, ", ""), "phases.sft.objective: missing: say sft, dpo or kto"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:

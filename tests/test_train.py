@@ -18,9 +18,9 @@ from forty2.errors import TrainingError
 from forty2.logprobs import Ways, ways
 from forty2.model.adapter import AdapterSpec, attach, weights
 from forty2.model.checkpointing import checkpoint_gradients
-from forty2.objectives import Preference, Sft, micro_batches, reference_key, reference_logps
-from forty2.recipe import Best, DpoPhase, SftPhase
-from forty2.tokens import PairRow, Row
+from forty2.objectives import Kto, Preference, Sft, micro_batches, reference_key, reference_logps
+from forty2.recipe import Best, DpoPhase, KtoPhase, SftPhase
+from forty2.tokens import PairRow, RatedRow, Row
 from forty2.train import (
     Stepper,
     Training,
@@ -248,7 +248,7 @@ def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **mo
     ).run()  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Path) -> None:
     def fresh() -> tuple[Any, Any, Any]:
         model = adapted(0.2)
@@ -258,8 +258,18 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
                 Sft(ROWS, Ways(apart=True)),
                 sft(steps=8, save_every_steps=3, schedule="cosine"),
             )
-        phase = dpo(steps=8, save_every_steps=3, best=Best(metric="margin", direction="max"))
-        return model, preference(model, phase, tmp_path), phase
+        best: Any = {
+            "steps": 8,
+            "save_every_steps": 3,
+            "best": Best(metric="margin", direction="max"),
+        }
+        if kind == "dpo":
+            phase = dpo(**best)
+            return model, preference(model, phase, tmp_path), phase
+        rated = KtoPhase(objective="kto", data="x", lr=1e-2, beta=0.1, **best)
+        rows = [RatedRow(*pair[:3], n % 2 > 0, pair.origin) for n, pair in enumerate(PAIRS)]
+        logps = reference_logps(model, rows, ALL, tmp_path / "reference.npz")
+        return model, Kto(rows, logps, rated, ways(model)), rated
 
     model, objective, phase = fresh()
     whole: list[Any] = []

@@ -99,6 +99,11 @@ def read_pairs(source: str | Path) -> list[Pair]:
     return _read(source, parse_pair)
 
 
+def read_rated(source: str | Path) -> list[Rated]:
+    """All rated responses of a source; a preference pair is two of them."""
+    return [rated for several in _read(source, _rated) for rated in several]
+
+
 def read_records(source: str | Path) -> list[Record]:
     """All records of a source, of whatever kind."""
     return _read(source, parse)
@@ -135,6 +140,24 @@ def _imitated(row: Mapping[str, Any], origin: str) -> Chat | Text:
         return record
     what = "a preference pair" if isinstance(record, Pair) else "a rated response"
     raise DataError(f"{origin}: is {what}, but this phase imitates conversations")
+
+
+def _rated(row: Mapping[str, Any], origin: str) -> list[Rated]:
+    record = parse(row, origin)
+    match record:
+        case Rated():
+            return [record]
+        case Pair():
+            return [
+                Rated(
+                    prompt=record.prompt, response=response, desirable=desirable,
+                    origin=record.origin, meta=record.meta,
+                )
+                for response, desirable in ((record.chosen, True), (record.rejected, False))
+            ]  # fmt: skip
+    raise DataError(
+        f"{origin}: needs a label (true or false) or chosen and rejected; has {_keys(row)}"
+    )
 
 
 def _read(source: str | Path, parse_row: Callable[[Mapping[str, Any], str], R]) -> list[R]:
