@@ -16,6 +16,7 @@ from conftest import ARCHITECTURES, tiny_model
 from mlx.utils import tree_flatten
 
 from forty2.cli import main
+from forty2.data.build import build
 from forty2.data.formats import read_rated
 from forty2.errors import DataError, TrainingError
 from forty2.group import ALONE
@@ -350,3 +351,23 @@ def test_mistakes_are_told_by_line(inputs: Path) -> None:
     (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1, ", ""))
     with pytest.raises(Exception, match=r"phases\.kto\.beta: missing"):
         load_recipe("rated.yaml")
+
+
+def test_real_answers_on_the_starter_model(
+    starter_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [dict(row) for row in build("spark-dpo").valid[:4]]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phase = "steps: 3, lr: 1.0e-3, batch_size: 8, beta: 0.1, eval_every_steps: 3, lint: false"
+    Path("real.yaml").write_text(
+        f"version: 1\nname: real\nmodel: {starter_path}\nfuse: null\nbenchmark: null\n"
+        "adapter: {rank: 8, scale: 4.0, layers: 4}\nphases:\n"
+        f"  kto: {{objective: kto, data: pairs.jsonl, {phase}}}\n"
+    )
+    ran = forty2("run", "real.yaml", "--run-dir", "run")
+    assert ran.exit_code == 0, ran.output
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    first, _, last = (record for record in records if "grad_norm" in record)  # all rows each time
+    assert first["loss"] == pytest.approx(0.5, abs=1e-4) and abs(first["margin"]) < 1e-5
+    assert last["loss"] < 0.45 and last["margin"] > 0.3 and last["accuracy"] > 0.7
