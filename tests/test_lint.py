@@ -198,6 +198,12 @@ def test_a_shortcut_is_named(change: Callable[[Row], Row], feature: str) -> None
         assert finding.message.startswith("length")
     else:
         assert feature in finding.message
+    rated = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for side in ("chosen", "rejected")
+        for row in rows
+    ]
+    assert [f.message for f in found(rated) if f.check == "shortcut"] == [finding.message]
     generator = random.Random(1)
     for row in rows:
         if generator.random() < 0.5:

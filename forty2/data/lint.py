@@ -22,7 +22,7 @@ import numpy.typing as npt
 from forty2.data.contamination import Benchmark, contaminated
 from forty2.data.formats import parse, to_row
 from forty2.data.near import NEAR, NearDuplicates, equal
-from forty2.data.records import Chat, Message, Pair, Record, Text
+from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.shortcut import Sides
 from forty2.data.sources import dumps, read_rows
 from forty2.data.views import (
@@ -208,7 +208,7 @@ class Linter:
                 store[split].setdefault(record.meta[name].casefold(), index)
         self._near.add(" ".join([*spoken_of(record), answer, other]))
         self._text(record, index)
-        if isinstance(record, Pair):
+        if isinstance(record, Pair | Rated):
             self._kinds[str(record.meta.get("pair_type", ""))].add(record)
         if split == "train" and (against := contaminated(record, self._benchmarks)):
             self._note("benchmark", "error", f"overlaps with {against}; take it out", index)

@@ -1,10 +1,10 @@
-"""Whether one feature of the texts tells chosen from rejected."""
+"""Whether one feature of the texts tells chosen from rejected, or desirable from undesirable."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
-from forty2.data.records import Pair
+from forty2.data.records import Pair, Rated
 from forty2.data.views import words_of
 
 _MOST_PAIRS, _FEWEST_PAIRS = 20_000, 30
@@ -17,18 +17,30 @@ class Sides:
         self.pairs = 0
         self._longer = 0
         self._shorter = 0
+        self._unmet: deque[Rated] = deque(maxlen=_MOST_PAIRS)
         self._balance: Counter[str] = Counter()
         """Per feature: pairs where only the chosen has it less those where only the rejected has."""
 
-    def add(self, pair: Pair) -> None:
+    def add(self, record: Pair | Rated) -> None:
+        """Take in a pair, or a rated response, which makes a pair with one of the other verdict."""
+        if isinstance(record, Pair):
+            self._add(record.chosen, record.rejected)
+        elif not self._unmet or self._unmet[0].desirable == record.desirable:
+            self._unmet.append(record)
+        elif record.desirable:
+            self._add(record.response, self._unmet.popleft().response)
+        else:
+            self._add(self._unmet.popleft().response, record.response)
+
+    def _add(self, chosen: str, rejected: str) -> None:
         if self.pairs == _MOST_PAIRS:
             return
         self.pairs += 1
-        self._longer += len(pair.chosen) > len(pair.rejected)
-        self._shorter += len(pair.chosen) < len(pair.rejected)
-        chosen, rejected = _features(pair.chosen), _features(pair.rejected)
-        self._balance.update(chosen - rejected)
-        self._balance.subtract(rejected - chosen)
+        self._longer += len(chosen) > len(rejected)
+        self._shorter += len(chosen) < len(rejected)
+        has, lacks = _features(chosen), _features(rejected)
+        self._balance.update(has - lacks)
+        self._balance.subtract(lacks - has)
 
     def best(self) -> tuple[str, float]:
         """The most telling feature and how often guessing by it is right; ties count half."""
