@@ -6,13 +6,13 @@ preferences), so that accumulated batches weigh exactly as one large batch would
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -51,7 +51,7 @@ from forty2.logprobs import (
     ways,
 )
 from forty2.losses import PairLogps, initial_preference_loss, kto_loss, preference_loss
-from forty2.parts import Entry
+from forty2.parts import Entry, evaluating
 from forty2.progress import Progress, silent
 from forty2.recipe import DpoPhase, KtoPhase
 from forty2.replay import Replay
@@ -90,7 +90,7 @@ class Objective(Protocol):
     def arrays(self, batch: Batch) -> list[mx.array]:
         """What `loss` reads, as arrays, so that the step can be compiled over them."""
 
-    def shared(self, model: nn.Module, batches: Sequence[Batch], group: Group) -> list[mx.array]:
+    def shared(self, model: nn.Module, batches: Iterable[Batch], group: Group) -> list[mx.array]:
         """What `loss` reads after each batch's arrays: measured on all of a step's rows at once.
 
         Args:
@@ -169,9 +169,9 @@ class Anchored(Objective):
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
         self.parts = parts_of(rows)
 
+    @abstractmethod
     def loss_at_start(self, batch: PairBatch) -> float:
         """The mean loss while the policy is the reference."""
-        raise NotImplementedError
 
     def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float) -> None:
         """Refuse a reference that is not the policy: the loss must be its value at zero margin.
@@ -213,7 +213,7 @@ class Anchored(Objective):
         return response_logps(model, pairs, self._ways, entry), reference, mask
 
 
-def _drift(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
+def _kl(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
     """KL(policy‖start) a token, (kB,), on the data's tokens, to second order: ½ E[(log ratio)²].
 
     Schulman 2020, "Approximating KL divergence", k2.
@@ -279,7 +279,7 @@ class Preference(Anchored):
             "rejected_rewards": rejected.sum(),
             "margin": (chosen - rejected).sum(),
             "accuracy": (chosen > rejected).astype(mx.float32).sum(),
-            "kl": 0.5 * _drift(policy, reference, mask).sum(),
+            "kl": 0.5 * _kl(policy, reference, mask).sum(),
         }
         return Loss(total, metrics)
 
@@ -313,13 +313,13 @@ class Kto(Anchored):
         assert isinstance(batch, PairBatch)
         return [mx.array(self._desirable[batch.rows]), *self._arrays(batch, [CHOSEN])]
 
-    def shared(self, model: nn.Module, batches: Sequence[Batch], group: Group) -> list[mx.array]:
+    def shared(self, model: nn.Module, batches: Iterable[Batch], group: Group) -> list[mx.array]:
         """z0: KL(policy‖reference) a response, as responses to other prompts show it; at least 0.
 
         The mean log ratio, which no gradient passes: the estimate of Ethayarajh et al. 2024.
         """
         total, rows = mx.array(0.0), 0
-        with _without_dropout(model):
+        with evaluating(model):  # without dropout
             for batch in batches:
                 assert isinstance(batch, PairBatch)
                 others = self._batch(batch.rows.tolist(), [REJECTED])
@@ -355,19 +355,9 @@ class Kto(Anchored):
             "margin": mx.where(desirable, rewards, -rewards).sum(),
             "accuracy": (above == desirable).astype(mx.float32).sum(),
             "baseline": baseline * desirable.size,
-            "kl": _drift(policy, reference, mask).sum(),
+            "kl": _kl(policy, reference, mask).sum(),
         }
         return Loss(total, metrics)
-
-
-@contextlib.contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _spared(ways: Ways, replay: Replay | None) -> dict[str, Any]:

@@ -31,6 +31,17 @@ class Entry(NamedTuple):
     depth: int
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout for a while; then in training or not, as before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def body(
     model: nn.Module, ids: mx.array, *, cache: Any = None, entry: Entry | None = None
 ) -> mx.array:

@@ -216,6 +216,8 @@ class KtoPhase(Phase):
 
 
 AnyPhase = Annotated[SftPhase | DpoPhase | KtoPhase, Field(discriminator="objective")]
+_OBJECTIVES = ("sft", "dpo", "kto")
+_KINDS = ", ".join(_OBJECTIVES)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -259,24 +261,8 @@ class Recipe:
 
 
 _RECIPE = TypeAdapter(Recipe)
-_FIELDS = sorted(
-    {
-        field.name
-        for kind in (
-            Recipe,
-            Adapter,
-            SftPhase,
-            DpoPhase,
-            KtoPhase,
-            Fuse,
-            Benchmark,
-            Best,
-            Goal,
-            RedLines,
-        )
-        for field in dataclasses.fields(kind)
-    }
-)
+_SECTIONS = (Recipe, Adapter, SftPhase, DpoPhase, KtoPhase, Fuse, Benchmark, Best, Goal, RedLines)
+_FIELDS = sorted({field.name for kind in _SECTIONS for field in dataclasses.fields(kind)})
 
 
 def packaged_recipes() -> list[str]:
@@ -475,9 +461,9 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
         )
         message = f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
     elif kind == "union_tag_invalid":
-        at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of sft, dpo, kto"
+        at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of {_KINDS}"
     elif kind == "union_tag_not_found":
-        at, message = (*at, "objective"), "missing: say sft, dpo or kto"
+        at, message = (*at, "objective"), f"missing: say one of {_KINDS}"
     elif kind in ("missing", "missing_argument"):
         message = "missing"
     elif kind == "value_error":
@@ -501,7 +487,7 @@ def _locate(loc: Sequence[Any], tree: Any) -> Key:
             isinstance(here, list) and isinstance(key, int)
         ):
             here = here[key]
-        elif i < len(loc) - 1 or key == "[key]" or key in ("sft", "dpo", "kto"):
+        elif i < len(loc) - 1 or key == "[key]" or key in _OBJECTIVES:
             continue
         at.append(key)
     return tuple(at)

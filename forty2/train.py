@@ -224,9 +224,9 @@ def evaluate(model: nn.Module, objective: Objective, group: Group = ALONE) -> di
     model.eval()
     sums = dict.fromkeys(objective.metrics, 0.0)
     weight = 0
-    batches = [*micro_batches(objective, group.share(range(len(objective.lengths))))]
-    shared = objective.shared(model, batches, group)
-    for batch in batches:
+    own = group.share(range(len(objective.lengths)))
+    shared = objective.shared(model, micro_batches(objective, own), group)
+    for batch in micro_batches(objective, own):
         metrics = objective.loss(model, [*objective.arrays(batch), *shared]).metrics
         mx.eval(metrics)
         for key, value in metrics.items():

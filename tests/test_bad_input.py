@@ -326,7 +326,9 @@ recipe("phases a list", RECIPE.split("phases")[0] + "phases: [sft]\n", "recipe.y
 recipe("a phase null", RECIPE.split("  sft")[0] + "  sft:\n", "recipe.yaml:6: phases.sft")
 recipe("a phase text", RECIPE.split("  sft")[0] + "  sft: it\n", "recipe.yaml:6: phases.sft")
 spoilt("objective unknown", "objective: sft", "objective: ppo", ":6: phases.sft.objective: 'ppo'")
-spoilt("objective missing", "objective: sft, ", "", ":6: phases.sft.objective: missing: say sft")
+spoilt(
+    "objective missing", "objective: sft, ", "", ":6: phases.sft.objective: missing: say one of sft"
+)
 spoilt("objective a list", "objective: sft", "objective: [sft]", ":6: phases.sft.objective")
 spoilt(
     "steps and epochs", "steps: 2, ", "steps: 2, epochs: 1, ", ":6: phases.sft.steps: give steps"

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from forty2.cli import main
 from forty2.data.build import build
 from forty2.data.formats import read_rated
-from forty2.errors import DataError, TrainingError
+from forty2.errors import DataError, RecipeError, TrainingError
 from forty2.group import ALONE
 from forty2.logprobs import Ways, ways
 from forty2.losses import kto_loss
@@ -168,9 +168,6 @@ def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [(r.response, r.desirable, r.origin.rsplit(":")[-1]) for r in read_rated(file)]
     assert found == [("4", True, "1"), ("5", False, "1"), ("6", True, "2")]
-    file.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
-    with pytest.raises(DataError):
-        read_rated(file)
     file.write_text('{"prompt": "Hi", "completion": "Hello"}\n')
     with pytest.raises(DataError, match=r"mixed\.jsonl:1: needs a label .* has prompt, completion"):
         read_rated(file)
@@ -349,7 +346,7 @@ def test_mistakes_are_told_by_line(inputs: Path) -> None:
     found = forty2("plan", "rated.yaml")
     assert found.exit_code == 2 and "sft.jsonl:1: needs a label (true or false)" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1, ", ""))
-    with pytest.raises(Exception, match=r"phases\.kto\.beta: missing"):
+    with pytest.raises(RecipeError, match=r"phases\.kto\.beta: missing"):
         load_recipe("rated.yaml")
 
 

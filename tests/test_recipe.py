@@ -103,7 +103,7 @@ phases:
         (("model: smollm2", "model: [a"), "not valid YAML"),
         (("model: smollm2", "model: !!python/object/apply:os.system [ls]"), "model: should be"),
         (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
-        (("objective: sft, ", ""), "phases.sft.objective: missing: say sft, dpo or kto"),
+        (("objective: sft, ", ""), "phases.sft.objective: missing: say one of sft, dpo, kto"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:

@@ -47,6 +47,7 @@ from forty2.benchmark.stats import stderr
 from forty2.data.sources import unique_keys
 from forty2.errors import BenchmarkError, DataError
 from forty2.model.door import LoadedModel
+from forty2.parts import evaluating
 from forty2.progress import Progress, silent
 from forty2.rundir import write_json
 from forty2.tokens import Encoder
@@ -210,12 +211,11 @@ def spot_check(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave a model that is in training as it was."""
-    training, (high, low) = model.training, cast(Any, mx.random.state)[0].tolist()
-    model.eval()
+    high, low = cast(Any, mx.random.state)[0].tolist()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        model.train(training)
         mx.random.seed(high << 32 | low)  # blocks that checkpoint gradients have drawn from it
 
 
