@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.platform import on_gpu
-from forty2.tokens import AnyPair, RatedRow, Row
+from forty2.tokens import AnyPair, PairRow, RatedRow, Row
 
 BUCKET = 8
 """Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
@@ -82,7 +82,7 @@ class Order:
     three times, evenly over the epochs.
 
     Args:
-        lengths: (rows,), or (rows, parts), which are summed.
+        lengths: (rows,) tokens of each.
         batch_size: rows in a batch.
         tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
         pool: batches formed together. 1: each is drawn at random.
@@ -90,7 +90,7 @@ class Order:
 
     def __init__(
         self,
-        lengths: Sequence[int] | npt.NDArray[np.int64],
+        lengths: Sequence[int],
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
@@ -99,7 +99,7 @@ class Order:
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows")
-        self._lengths = np.asarray(lengths).reshape(len(lengths), -1).sum(axis=1)
+        self._lengths = np.asarray(lengths)
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
         self._rows = rows_of_epoch(self._weights)
         self._size = batch_size
@@ -222,14 +222,17 @@ def weights_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[float]:
     return getattr(rows, "weights", None) or [row.weight for row in rows]
 
 
-def parts_of(rows: Sequence[Row] | Sequence[AnyPair]) -> npt.NDArray[np.int64]:
+def parts_of(
+    rows: Sequence[Row] | Sequence[AnyPair], *, apart: bool = True
+) -> npt.NDArray[np.int64]:
     """Lengths by part, as a batch pads them: of a pair its prompt, and its responses together.
 
-    The two responses of a rated row are learned from and measured apart.
+    Args:
+        apart: of a rated row's two responses a batch has one, that to learn from or the other.
     """
     if len(rows) and isinstance(rows[0], AnyPair):
         pairs: Any = rows
-        sides = 1 if isinstance(rows[0], RatedRow) else 2
+        sides = 1 if apart and isinstance(rows[0], RatedRow) else 2
         return np.array(
             [(len(r.prompt), sides * max(len(r.chosen), len(r.rejected))) for r in pairs]
         )
@@ -237,10 +240,10 @@ def parts_of(rows: Sequence[Row] | Sequence[AnyPair]) -> npt.NDArray[np.int64]:
 
 
 def row_length(row: Row | AnyPair) -> int:
-    """Tokens that a row takes up in a batch."""
+    """Tokens to learn from, and those before them."""
     if isinstance(row, Row):
         return len(row.ids)
-    return len(row.prompt) + max(len(row.chosen), len(row.rejected))
+    return len(row.prompt) + len(row.chosen) + len(row.rejected) * isinstance(row, PairRow)
 
 
 def together() -> int:

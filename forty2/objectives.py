@@ -57,6 +57,7 @@ from forty2.recipe import DpoPhase, KtoPhase
 from forty2.replay import Replay
 from forty2.rundir import write_bytes
 from forty2.tokens import AnyPair, PairRow, RatedRow, Row
+from forty2.watch import LEAP
 
 
 class Loss(NamedTuple):
@@ -81,6 +82,8 @@ class Objective(Protocol):
     """What work is spared, for the record."""
     ceiling: float
     """A mean loss beyond which a model knows nothing."""
+    leap: float
+    """Least rise over the losses before that is a leap."""
     metrics: tuple[str, ...]
     """What `loss` measures."""
 
@@ -112,6 +115,7 @@ class Sft(Objective):
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
     ceiling = 10.0  # nats a token: a guess among 22,000
+    leap = LEAP
     metrics: tuple[str, ...] = ("loss",)
 
     def __init__(
@@ -145,6 +149,7 @@ class Anchored(Objective):
     """Against a reference's log-probabilities of each row's two responses, computed beforehand."""
 
     ceiling = math.inf  # some of these losses are large from the first step
+    leap = LEAP
     name: str
     """Of the loss."""
     slack = 1.0
@@ -304,6 +309,8 @@ class Kto(Anchored):
     ) -> None:
         super().__init__(rows, reference, ways, replay)
         self.phase = phase
+        # no loss is above the weight of its verdict
+        self.leap = max(phase.desirable_weight, phase.undesirable_weight) / 2
         self._desirable = np.array([row.desirable for row in rows])
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
@@ -347,13 +354,13 @@ class Kto(Anchored):
             desirable_weight=self.phase.desirable_weight,
             undesirable_weight=self.phase.undesirable_weight,
         ).sum()
-        rewards = self.phase.beta * (logps - reference_logps)
-        above = rewards > self.phase.beta * baseline
+        beyond = self.phase.beta * (logps - reference_logps - baseline)
+        margin = mx.where(desirable, beyond, -beyond)
         metrics = {
             "loss": total,
             "logps": logps.sum(),
-            "margin": mx.where(desirable, rewards, -rewards).sum(),
-            "accuracy": (above == desirable).astype(mx.float32).sum(),
+            "margin": margin.sum(),
+            "accuracy": (margin > 0).astype(mx.float32).sum(),
             "baseline": baseline * desirable.size,
             "kl": _kl(policy, reference, mask).sum(),
         }
@@ -452,7 +459,7 @@ def _token_logps(
 ) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
-    for places in grouped(parts_of(rows)[list(which)]):
+    for places in grouped(parts_of(rows, apart=False)[list(which)]):
         indices = [which[n] for n in places]
         batch = pair_batch([rows[i] for i in indices], indices)
         entry = None

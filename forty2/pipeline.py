@@ -19,7 +19,7 @@ import yaml
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import parts_of, weights_of
+from forty2.batches import lengths_of, weights_of
 from forty2.benchmark.compare import compare
 from forty2.benchmark.divergence import Base, base_of
 from forty2.benchmark.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
@@ -277,7 +277,7 @@ class _Run:
         work = self.rundir.path / "work" / label
         self._check_room(loaded, work)
         rows = data.train.rows
-        order = order_of(phase, parts_of(rows), weights_of(rows), seed)
+        order = order_of(phase, lengths_of(rows), weights_of(rows), seed)
         steps = total_steps(phase, order)
         # A short phase over a long file needs no reference for all of it.
         seen = order.rows_seen(steps * phase.accumulate)

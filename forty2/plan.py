@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +12,15 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import platform
-from forty2.batches import lengths_of, parts_of, together, weights_of
+from forty2.batches import lengths_of, together, weights_of
 from forty2.logprobs import head_elements
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
 from forty2.phase_data import phase_data
 from forty2.pipeline import spec_of
-from forty2.recipe import AnyPhase, DpoPhase, Recipe, SftPhase
+from forty2.recipe import AnyPhase, KtoPhase, Recipe, SftPhase
 from forty2.replay import WORTH, replay_size
-from forty2.tokens import Encoder
+from forty2.tokens import Encoder, RatedRow
 from forty2.train import due, order_of, total_steps
 
 
@@ -41,6 +43,8 @@ class PhasePlan(NamedTuple):
     """Estimated."""
     replayed_gb: float
     """On disk while the phase runs: what frozen blocks make of its training rows."""
+    balance: float
+    """Of a kto phase: desirable rows over undesirable ones, times their weights; else 1."""
 
 
 class Plan(NamedTuple):
@@ -77,6 +81,11 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
                 warnings.append(
                     f"{name}: each row is seen {one.exposures:.0f} times; expect it to be memorised"
                 )
+            if isinstance(phase, KtoPhase) and not 1 <= round(one.balance, 2) <= 1.34:
+                warnings.append(
+                    f"{name}: desirable rows weigh {one.balance:.2f} times what others do; 1 to 4/3 "
+                    "is best (desirable_weight, undesirable_weight)"
+                )
             if one.dropped:
                 warnings.append(f"{name}: {one.dropped} rows are dropped, longer than max_length")
     peak = max(one.peak_memory_gb for one in phases)
@@ -95,16 +104,14 @@ def _phase(
     data = phase_data(phase, recipe, encoder, scratch)
     valid_rows = len(data.valid.rows) if data.valid is not None else 0
     lengths = lengths_of(data.train.rows)
-    order = order_of(phase, parts_of(data.train.rows), weights_of(data.train.rows), recipe.seed)
+    order = order_of(phase, lengths, weights_of(data.train.rows), recipe.seed)
     steps = total_steps(phase, order)
     numbers = range(1, steps + 1)
-    sides = 2 if isinstance(phase, DpoPhase) else 1
     memory = (
         weight_bytes
         + 4 * 4 * trainable  # weight, gradient, two moments
         + _activation_bytes(
-            loaded, recipe.adapter.layers, max(together(), sides * max(lengths)),
-            phase.grad_checkpoint,
+            loaded, recipe.adapter.layers, max(together(), max(lengths)), phase.grad_checkpoint
         )
     )  # fmt: skip
     exposures = steps * phase.accumulate / order.epoch_length
@@ -120,7 +127,16 @@ def _phase(
         sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
         memory / 1e9, stored if replayed else 0.0,
+        _balance(phase, data.train.rows) if isinstance(phase, KtoPhase) else 1.0,
     )  # fmt: skip
+
+
+def _balance(phase: KtoPhase, rows: Sequence[RatedRow]) -> float:
+    sums = [
+        sum(row.weight for row in rows if row.desirable is verdict) for verdict in (True, False)
+    ]
+    desirable, others = sums[0] * phase.desirable_weight, sums[1] * phase.undesirable_weight
+    return desirable / others if others else math.inf
 
 
 def _activation_bytes(

@@ -130,7 +130,7 @@ class Phase:
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up: not at all, or to zero at the last step."""
+    """How the rate falls after warm-up: not at all, or towards zero, past the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
@@ -212,7 +212,7 @@ class KtoPhase(Phase):
     """How soon gains and losses saturate. No default."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Where one verdict is rarer: of rows times weight, the paper wants a ratio of 1 to 4/3."""
+    """Where one verdict is rarer. Desirable rows times weight should be 1 to 4/3 of the others'."""
 
 
 AnyPhase = Annotated[SftPhase | DpoPhase | KtoPhase, Field(discriminator="objective")]

@@ -339,21 +339,27 @@ def with_others(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
         DataError: all prompts are the same.
     """
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
-    other = next((i for i in order if rows[i].prompt != rows[order[-1]].prompt), None)
+    other = next((i for i in order if not _same_prompt(rows[i], rows[order[-1]])), None)
     if other is None:
         raise DataError(
-            f"{rows[0].origin}: kto needs responses to two prompts at least: it measures drift by "
-            "responses to other prompts"
+            f"{rows[0].origin}: all rows that fit have this one prompt, and kto needs two at least: "
+            "it measures drift by responses to other prompts"
         )
     result = list(rows)
     after = order[-1]
     for at in reversed(order):
-        if rows[after].prompt != rows[at].prompt:
+        if not _same_prompt(rows[after], rows[at]):
             other = after
         room = max_length - len(rows[at].prompt)
         result[at] = rows[at]._replace(rejected=rows[other].chosen[:room])
         after = at
     return result
+
+
+def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
+    """Whether two rows answer one prompt, which `fit` may have cut differently, on its left."""
+    length = min(len(one.prompt), len(other.prompt))
+    return one.prompt[-length:] == other.prompt[-length:]
 
 
 def prompts_of(rows: Sequence[Row | AnyPair], count: int) -> list[list[int]]:

@@ -21,8 +21,6 @@ from typing import Any, NamedTuple, NoReturn
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
-import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_map
 
 from forty2.batches import POOL, Batch, Order
@@ -82,7 +80,7 @@ def learning_rate(phase: Phase, step: int, steps: int) -> float:
 
 def order_of(
     phase: Phase,
-    parts: npt.NDArray[np.int64],
+    lengths: Sequence[int],
     weights: Sequence[float],
     seed: int,
 ) -> Order:
@@ -92,7 +90,7 @@ def order_of(
     loss on the tuned recipe, at random 0.42. SFT reached the same with either.
     """
     pool = POOL if isinstance(phase, SftPhase) else 1
-    return Order(parts, phase.batch_size, seed, weights, phase.batch_tokens, pool)
+    return Order(lengths, phase.batch_size, seed, weights, phase.batch_tokens, pool)
 
 
 def total_steps(phase: Phase, order: Order) -> int:
@@ -281,7 +279,9 @@ class Training:
             PeerLost: another process of the group was lost. The steps before are saved.
         """
         checkpoint_gradients(self.model, self.phase.grad_checkpoint)
-        self._order = order_of(self.phase, self.objective.parts, self.objective.weights, self.seed)
+        self._order = order_of(
+            self.phase, self.objective.lengths, self.objective.weights, self.seed
+        )
         self.steps = total_steps(self.phase, self._order)
         back: _Back | None = None
         try:
@@ -364,13 +364,14 @@ class Training:
         ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.
-        limit = math.inf if phase.red_lines.spike == "warn" else watch.limit()
+        leap = watch.limit(self.objective.leap)
+        limit = math.inf if phase.red_lines.spike == "warn" else leap
         self.model.train()
         started = time.perf_counter()
         with self._saved_if_lost():
             metrics, loss, norm, tokens = stepper.step(parts, rate, limit)
         seconds = time.perf_counter() - started
-        red = watch.step(loss, norm)
+        red = watch.step(loss, norm, leap)
         if red is not None and not (red.line == "spike" and limit == math.inf):
             self._cross(red, step, rows)
             if watch.left_out():

@@ -15,7 +15,7 @@ WINDOW = 64
 SIGMAS = 6.0
 """A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
 LEAP = 1.0
-"""Nats that a leap has at least, however smooth the losses before it."""
+"""Nats that a leap has at least, however smooth the losses before it; where a loss has no bound."""
 IDLE = 16
 """Steps in a row that taught nothing."""
 RISE = 1.01
@@ -43,23 +43,29 @@ class Watch:
     recent: list[float] = field(default_factory=list)
     """Losses of the last steps that were taken."""
     idle: int = 0
-    """Steps in a row without a gradient, or left out."""
+    """Steps in a row without a gradient."""
+    left: int = 0
+    """Steps in a row left out."""
     valid: list[float] = field(default_factory=list)
     """Losses of all evaluations."""
     rollbacks: int = 0
 
-    def limit(self) -> float:
-        """The loss beyond which the next step is a spike."""
+    def limit(self, leap: float = LEAP) -> float:
+        """The loss beyond which the next step is a spike: above those before by `leap` at least."""
         if len(self.recent) < WINDOW // 4:
             return math.inf
-        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), LEAP)
+        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), leap)
 
-    def step(self, loss: float, norm: float) -> Red | None:
-        """Judge a step's mean loss and its gradient's global norm, before the step counts."""
+    def step(self, loss: float, norm: float, limit: float) -> Red | None:
+        """Judge a step's mean loss and its gradient's global norm, before the step counts.
+
+        Args:
+            limit: as `limit` gave it.
+        """
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "gradient" if math.isfinite(loss) else "loss"
             return Red("not_finite", f"the {what} is not finite")
-        if loss > (limit := self.limit()):
+        if loss > limit:
             return Red("spike", f"the loss leaps to {loss:.3g}, beyond {limit:.3g}")
         return None
 
@@ -69,7 +75,7 @@ class Watch:
         Args:
             ceiling: a mean loss beyond which a model knows nothing.
         """
-        before = self.recent
+        before, self.left = self.recent, 0
         self.recent = [*before, loss][-WINDOW:]
         self.idle = self.idle + 1 if norm == 0 and loss > LEAST else 0
         if self.idle == IDLE:
@@ -81,8 +87,8 @@ class Watch:
 
     def left_out(self) -> bool:
         """Count a step that was not taken; whether there are too many in a row."""
-        self.idle += 1
-        return self.idle >= IDLE
+        self.left += 1
+        return self.left >= IDLE
 
     def evaluation(self, loss: float) -> list[Red]:
         """Judge and count an evaluation."""

@@ -120,11 +120,11 @@ def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
     tokens: int | None,
 ) -> None:
     """A preference phase learned less from batches of like length."""
-    lengths = np.random.default_rng(5).integers(20, 180, (1600, 1))
+    lengths = np.random.default_rng(5).integers(20, 180, 1600)
 
     def spread(phase: DpoPhase | SftPhase) -> float:
         """Of the batches' mean lengths: 1 if each is a random draw, √8 if each is of one length."""
-        order = order_of(phase, lengths, [1.0] * 1600, seed=3)
+        order = order_of(phase, lengths.tolist(), [1.0] * 1600, seed=3)
         means = [lengths[order.batch(n)].mean() for n in range(order.batches_per_epoch)]
         return float(np.std(means) / lengths.std() * 8**0.5)
 

@@ -21,6 +21,7 @@ from forty2.errors import DataError
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 OTHER = {"role": "assistant", "content": "b"}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
 SYSTEM = {"role": "system", "content": "s"}
 
 
@@ -100,6 +101,9 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"conversations": [{"from": "bot", "value": "x"}]}, "conversations[0].role"),
         ({"messages": [USER], "label": True}, "end with the assistant's turn"),
         ({"messages": [USER, ASSISTANT], "label": "yes"}, "label must be true or false"),
+        ({"messages": [USER, CALL], "label": True}, "messages ends with a tool call"),
+        ({"prompt": "q", "chosen": [CALL], "rejected": "b"}, "chosen ends with a tool call"),
+        ({"text": "a", "label": True}, "completion, or instruction and output; has text"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history[0]"),
         ({"text": ""}, "text is empty"),
         ({"note": 1}, "needs messages"),

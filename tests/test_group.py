@@ -231,7 +231,7 @@ def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> N
         objective = Seen(ROWS, Ways(apart=True))
         train(adapted(), objective, phase, tmp_path / f"{rank}", [], group=Group(rank, 2))
     first, second = seen[:10], seen[10:]
-    order = Order(objective.parts, 5, seed=5)
+    order = Order(objective.lengths, 5, seed=5)
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
         assert sorted(one[0] + other[0]) == sorted(order.batch(index))
         assert one[1] != other[1]

@@ -15,19 +15,21 @@ from click.testing import CliRunner
 from conftest import ARCHITECTURES, tiny_model
 from mlx.utils import tree_flatten
 
+from forty2.batches import BOTH, lengths_of, parts_of
 from forty2.cli import main
 from forty2.data.build import build
 from forty2.data.formats import read_rated
+from forty2.data.lint import lint
 from forty2.errors import DataError, RecipeError, TrainingError
 from forty2.group import ALONE
-from forty2.logprobs import Ways, ways
+from forty2.logprobs import PLAIN, Ways, pair_arrays, response_logps, ways
 from forty2.losses import kto_loss
 from forty2.model.adapter import AdapterSpec, attach
 from forty2.model.checkpointing import checkpoint_gradients
 from forty2.objectives import Kto, micro_batches, reference_logps
 from forty2.recipe import KtoPhase, load_recipe
 from forty2.replay import Replay, replay_size, store_states
-from forty2.tokens import RatedRow, with_others
+from forty2.tokens import PairRow, RatedRow, fit, with_others
 from forty2.train import Stepper, Training, evaluate, make_optimizer
 
 RNG = np.random.default_rng(7)
@@ -155,8 +157,31 @@ def test_each_response_has_one_to_another_prompt_beside_it() -> None:
         other = next(r for r in rows if r.chosen[0] == row.rejected[0])
         assert other.prompt != row.prompt
         assert row.rejected == other.chosen[: 5 - len(row.prompt)]
-    with pytest.raises(DataError, match=r"^a:1: kto needs responses to two prompts"):
+    with pytest.raises(DataError, match=r"^a:1: all rows that fit have this one prompt"):
         with_others([RatedRow([1], [2], [], True, "a:1"), RatedRow([1], [3], [], False, "a:2")], 9)
+
+
+def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
+    """Of two answers to a long prompt the longer one leaves it less room."""
+    long, short = list(range(100, 120)), [7, 8]
+    rows = [
+        RatedRow(long, [1] * 5, [], True, "a:1"), RatedRow(long, [2] * 12, [], False, "a:1"),
+        RatedRow(short, [3] * 6, [], True, "a:2"),
+    ]  # fmt: skip
+    fitted = fit(rows, 24).rows
+    assert [len(row.prompt) for row in fitted] == [19, 12, 2]
+    first, second, third = with_others(fitted, 24)
+    assert set(first.rejected) == set(second.rejected) == {3} and set(third.rejected) < {1, 2}
+    with pytest.raises(DataError, match="all rows that fit have this one prompt"):
+        with_others(fitted[:2], 24)
+
+
+def test_a_batch_counts_what_is_learned_from_and_groups_what_is_computed() -> None:
+    row = RatedRow([1] * 4, [2] * 6, [3] * 9, True, "a:1")
+    assert lengths_of([row]) == [10]
+    assert lengths_of([PairRow([1] * 4, [2] * 6, [3] * 9, "a:1")]) == [19]
+    assert parts_of([row]).tolist() == [[4, 9]]
+    assert parts_of([row], apart=False).tolist() == [[4, 18]]
 
 
 def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
@@ -193,9 +218,9 @@ def test_loss_and_drift_are_those_of_whole_rows_alone(architecture: str, tmp_pat
     measured = evaluate(model, objective)
     assert measured["loss"] == pytest.approx(expected.mean(), rel=1e-5)
     assert measured["baseline"] == pytest.approx(z0, abs=1e-5)
-    assert measured["accuracy"] == ((gain > 0) == desirable).mean()
-    signed = np.where(desirable, ratios, -ratios)
-    assert measured["margin"] == pytest.approx(PHASE.beta * signed.mean(), abs=1e-5)
+    signed = np.where(desirable, gain, -gain)
+    assert measured["accuracy"] == (signed > 0).mean()
+    assert measured["margin"] == pytest.approx(signed.mean(), abs=1e-5)
 
 
 def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
@@ -210,6 +235,26 @@ def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
         (z0,) = objective.shared(model, [objective.batch(ALL)], ALONE)
         assert float(z0) == pytest.approx(expected, abs=1e-4)
         objective = objective_of(model, tmp_path)
+
+
+@pytest.mark.parametrize("liked", [2, 8])
+def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: Path) -> None:
+    """However rare a verdict is: a phase may choose its adapter by these."""
+    model = adapted()
+    rows = [RatedRow([n], ids(5), [], n <= liked, f"r:{n}") for n in range(1, 11)]
+    rows = with_others(rows, 64)
+    logps = reference_logps(model, rows, range(10), tmp_path / "ref.npz")
+    objective = Kto(rows, logps, PHASE)
+    one, other = (
+        np.asarray(response_logps(model, pair_arrays(objective._batch(range(10), [side])), PLAIN))
+        for side in BOTH
+    )
+    objective.reference = dict(enumerate(np.concatenate([one, other], axis=1)))
+    tied = evaluate(model, objective)
+    assert tied["accuracy"] == tied["margin"] == tied["baseline"] == 0
+    moved = evaluate(model, drifted(objective))
+    assert moved["baseline"] == pytest.approx(5, abs=1e-4)
+    assert moved["margin"] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -329,10 +374,51 @@ def test_a_recipe_trains_on_rated_rows_and_on_pairs(inputs: Path) -> None:
     steps = [record for record in records if "grad_norm" in record]
     valid = [record for record in records if "valid_loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5]
-    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-5) and steps[0]["baseline"] == 0
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-5) and steps[0]["baseline"] < 1e-3
     assert valid[0]["valid_loss"] == pytest.approx(0.5, abs=1e-5)
     assert steps[-1]["loss"] < 0.499 and steps[-1]["margin"] > 0
     assert (inputs / "run" / "phase1_kto" / "adapters.safetensors").exists()
+
+
+def test_a_table_may_hold_verdicts_and_weights(tmp_path: Path) -> None:
+    file = tmp_path / "rated.csv"
+    file.write_text("prompt,completion,label,weight\nIs it?,true,TRUE,2\nWas it?,3,false,0.5\n")
+    first, second = read_rated(file)
+    assert (first.response, first.desirable, first.meta) == ("true", True, {"weight": 2})
+    assert (second.response, second.desirable, second.meta) == ("3", False, {"weight": 0.5})
+
+
+def test_rare_verdicts_are_told_and_missing_ones_refused(inputs: Path) -> None:
+    def planned(*shares: bool, more: str = "") -> Any:
+        rows = [
+            {"prompt": f"{n} + {n}?", "completion": f"{2 * n + k}, I say.", "label": label}
+            for n in range(8)
+            for k, label in enumerate(shares)
+        ]
+        (inputs / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1", f"beta: 0.1{more}"))
+        return forty2("plan", "rated.yaml")
+
+    assert "desirable rows weigh" not in planned(True, False).output
+    assert "desirable rows weigh 2.00 times" in planned(True, True, False).output
+    assert "weigh" not in planned(True, True, False, more=", undesirable_weight: 1.6").output
+    found = planned(True)
+    assert found.exit_code == 2
+    assert "8 × every training answer has the verdict true" in found.output
+
+
+def test_several_answers_to_a_prompt_may_be_liked(inputs: Path) -> None:
+    def levels(*labels: bool) -> list[str]:
+        answers = ("Hello.", "Hi there.", "Go away.")
+        rows = [
+            {"prompt": "Hi", "completion": answer, "label": label}
+            for answer, label in zip(answers, labels, strict=True)
+        ]
+        Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [finding.check for finding in lint("few.jsonl")]
+
+    assert levels(True, True, False) == []
+    assert levels(True, True, True) == ["verdicts"]
 
 
 def test_mistakes_are_told_by_line(inputs: Path) -> None:

@@ -373,7 +373,7 @@ def test_buckets_waste_little() -> None:
 
 
 def test_epochs_and_steps() -> None:
-    lengths = np.array([[30]] * 100)
+    lengths = [30] * 100
 
     def steps(phase: SftPhase) -> int:
         return total_steps(phase, order_of(phase, lengths, [1.0] * 100, seed=1))

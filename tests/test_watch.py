@@ -37,14 +37,19 @@ def watch(*losses: float) -> Watch:
 
 @pytest.mark.parametrize("loss, norm", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_figure_that_is_no_number_is_red(loss: float, norm: float) -> None:
-    red = Watch().step(loss, norm)
+    red = Watch().step(loss, norm, math.inf)
     assert red is not None and red.line == "not_finite"
 
 
 def test_a_leap_is_red_once_there_is_something_to_compare_with() -> None:
-    assert watch(2.0).step(50.0, 1.0) is None
-    red = watch(*RNG.normal(2.0, 0.2, WINDOW)).step(4.0, 1.0)
-    assert red is not None and red.line == "spike" and "leaps to 4," in red.what
+    assert watch(2.0).limit() == math.inf
+    smooth = watch(*RNG.normal(2.0, 0.01, WINDOW))
+    assert 2.9 < smooth.limit() < 3.1 and 2.4 < smooth.limit(0.5) < 2.6
+    rough = watch(*RNG.normal(2.0, 0.3, WINDOW)).limit()
+    assert 3.3 < rough < 4.5
+    red = smooth.step(rough + 0.1, 1.0, rough)
+    assert red is not None and red.line == "spike" and "beyond" in red.what
+    assert smooth.step(rough, 1.0, rough) is None
 
 
 def test_the_losses_of_healthy_runs_are_silent() -> None:
@@ -57,7 +62,7 @@ def test_the_losses_of_healthy_runs_are_silent() -> None:
     ):
         healthy = Watch()
         for loss in curve:
-            assert healthy.step(loss, 0.1) is None
+            assert healthy.step(loss, 0.1, healthy.limit()) is None
             assert healthy.taken(loss, 0.1, ceiling=10.0) is None
 
 

@@ -84,7 +84,7 @@ def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise DataError(f"{origin}: {taken[0]} must end with the assistant's turn that is rated")
     return Rated(
-        prompt=messages[:-1], response=str(messages[-1].get("content") or ""),
+        prompt=messages[:-1], response=_last(messages, taken[0], origin),
         desirable=row[key], origin=origin, meta=_meta(row, key, *taken),
     )  # fmt: skip
 
@@ -179,10 +179,10 @@ def _conversation(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[
         if question in row and answer in row:
             prompt, taken = _prompt(row, origin)
             return (*prompt, *_answer(row[answer], answer, origin)), (*taken, answer)
-    raise DataError(
-        f"{origin}: needs messages, prompt and completion, instruction and output, or text; "
-        f"has {_keys(row)}"
-    )
+    needed = ["messages", "prompt and completion", "instruction and output"]
+    if not any(key in row for key in _VERDICT):
+        needed.append("text")
+    raise DataError(f"{origin}: needs {', '.join(needed[:-1])}, or {needed[-1]}; has {_keys(row)}")
 
 
 def _prompt(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[str, ...]]:
@@ -274,6 +274,8 @@ def _spoken_text(text: str, key: str, origin: str) -> Messages:
 def _last(messages: Messages, key: str, origin: str) -> str:
     if messages[-1]["role"] != "assistant":
         raise DataError(f"{origin}: {key} must end with an assistant turn")
+    if messages[-1].get("tool_calls"):
+        raise DataError(f"{origin}: {key} ends with a tool call; only answers in text are compared")
     return _text(messages[-1].get("content"), key, origin)
 
 

@@ -1,7 +1,7 @@
 """What is wrong with training data, before a night is spent on it.
 
 Errors would spoil a run or its measurement; warnings want a look. Rows pass through one at a time
-and leave only hashes behind, so a file larger than memory can be linted.
+and leave little but hashes behind, so a file larger than memory can be linted.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ class Linter:
         self._rows, self._prompts, self._answers = array("q"), array("q"), array("q")
         self._folded, self._rejected = array("q"), array("q")
         self._words = array("l")
+        self._rated = array("b")
+        self._verdicts: dict[Split, Counter[bool]] = {"train": Counter(), "valid": Counter()}
         self._entities: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
         self._templates: dict[Split, dict[str, int]] = {"train": {}, "valid": {}}
         self._near = NearDuplicates()
@@ -203,6 +205,9 @@ class Linter:
         self._answers.append(hash(answer))
         self._rejected.append(hash(other))
         self._words.append(len(answer.split()))
+        self._rated.append(isinstance(record, Rated))
+        if isinstance(record, Rated):
+            self._verdicts[split][record.desirable] += 1
         for name, store in (("entity", self._entities), ("template", self._templates)):
             if isinstance(record.meta.get(name), str):
                 store[split].setdefault(record.meta[name].casefold(), index)
@@ -230,6 +235,7 @@ class Linter:
         else:
             found += [*self._repeated(), *self._contradicting(), *self._leaking()]
             found += [*self._similar(), *self._shortcuts(), *self._mixed(), *self._cut()]
+            found += self._one_sided()
         return sorted(found, key=lambda f: (f.level, f.check != "row", f.check))
 
     # --- of one row ---
@@ -284,6 +290,7 @@ class Linter:
         """One prompt, answers that exclude each other."""
         prompts, answers = np.asarray(self._prompts), np.asarray(self._answers)
         short, rejected = np.asarray(self._words) <= 5, np.asarray(self._rejected)
+        rated = np.asarray(self._rated, np.bool_)  # of those, several may be liked
         swapped: list[int] = []
         differing: list[int] = []
         varied: list[int] = []
@@ -293,7 +300,7 @@ class Linter:
             liked = set(answers[group].tolist())
             if liked & set(rejected[group].tolist()) - {hash("")}:
                 swapped += group.tolist()
-            elif len(liked) > 1 and (rejected[group] == hash("")).all():
+            elif len(liked) > 1 and (rejected[group] == hash("")).all() and not rated[group].any():
                 (differing if short[group].all() else varied).extend(group.tolist())
         if swapped:
             message = "one row's preferred answer is another's rejected one"
@@ -351,6 +358,15 @@ class Linter:
                 of = f" of {kind} pairs" if kind else ""
                 message = f"{feature} alone tells {accuracy:.0%}{of} apart"
                 yield Finding("shortcut", "error", message, sides.pairs, ())
+
+    def _one_sided(self) -> Iterator[Finding]:
+        """Verdicts that are all alike, with nothing to tell them from."""
+        for split, verdicts in self._verdicts.items():
+            if len(verdicts) == 1:
+                ((desirable, count),) = verdicts.items()
+                of = "training" if split == "train" else "validation"
+                message = f"every {of} answer has the verdict {str(desirable).lower()}"
+                yield Finding("verdicts", "error", message, count, ())
 
     def _mixed(self) -> Iterator[Finding]:
         total = self._languages.total()

@@ -17,7 +17,7 @@ class Sides:
         self.pairs = 0
         self._longer = 0
         self._shorter = 0
-        self._unmet: deque[Rated] = deque(maxlen=_MOST_PAIRS)
+        self._unmet: deque[tuple[bool, str]] = deque(maxlen=_MOST_PAIRS)
         self._balance: Counter[str] = Counter()
         """Per feature: pairs where only the chosen has it less those where only the rejected has."""
 
@@ -25,12 +25,12 @@ class Sides:
         """Take in a pair, or a rated response, which makes a pair with one of the other verdict."""
         if isinstance(record, Pair):
             self._add(record.chosen, record.rejected)
-        elif not self._unmet or self._unmet[0].desirable == record.desirable:
-            self._unmet.append(record)
-        elif record.desirable:
-            self._add(record.response, self._unmet.popleft().response)
+        elif not self._unmet or self._unmet[0][0] == record.desirable:
+            self._unmet.append((record.desirable, record.response))
         else:
-            self._add(self._unmet.popleft().response, record.response)
+            _, response = self._unmet.popleft()
+            sides = (record.response, response) if record.desirable else (response, record.response)
+            self._add(*sides)
 
     def _add(self, chosen: str, rejected: str) -> None:
         if self.pairs == _MOST_PAIRS:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt")
 MANIFEST = "manifest.json"
+_VALUES = ("label", "kto_tag", "weight")
+_VALUE = re.compile(r"true|false|(?:0|[1-9]\d{0,8})(?:\.\d{1,9})?", re.IGNORECASE)
+"""Columns of a table that hold no text, and what is then in them."""
 _LONGEST = 8_000_000
 """Bytes of a row: none is longer, and what unpacks to more must not fill the memory."""
 _OF_TEXT = 50
@@ -228,7 +231,7 @@ def _csv(path: Path) -> Iterator[tuple[Origin, Row]]:
                 raise DataError(f"{origin}: not readable as CSV in UTF-8: {error}") from error
             if "" in row or None in row.values():
                 raise DataError(f"{origin}: has another number of cells than the header")
-            yield origin, {key: _cell(value, origin) for key, value in row.items()}
+            yield origin, {key: _cell(key, value, origin) for key, value in row.items()}
 
 
 def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
@@ -238,8 +241,10 @@ def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
         raise DataError(f"{path}:1: not readable as CSV in UTF-8: {error}") from error
 
 
-def _cell(value: str, origin: Origin) -> Any:
-    """A cell's value: messages are written as JSON in it."""
+def _cell(key: str, value: str, origin: Origin) -> Any:
+    """A cell's value: messages are written as JSON in it; a verdict or weight is no text."""
+    if key in _VALUES and _VALUE.fullmatch(value.strip()):
+        return json.loads(value.lower())
     return _parsed(value, origin) if value.startswith(("[{", "{")) else value
 
 

@@ -12,7 +12,7 @@ from forty2.train import Stepper, make_optimizer, order_of
 def take_steps(model: nn.Module, objective: Objective, phase: Phase) -> None:
     """Train over every row once, as a phase does."""
     stepper = Stepper(model, make_optimizer(phase), objective, phase)
-    order = order_of(phase, objective.parts, objective.weights, seed=1)
+    order = order_of(phase, objective.lengths, objective.weights, seed=1)
     model.train()
     for index in range(order.batches_per_epoch):
         stepper.step([*micro_batches(objective, order.batch(index))], phase.lr)
