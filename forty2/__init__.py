@@ -19,21 +19,22 @@ from forty2 import platform
 platform.load_fast_blas()  # before anything imports mlx
 
 if TYPE_CHECKING:
-    from forty2.ablate import ablate as ablate
+    from forty2.ablation import ablate as ablate
     from forty2.benchmark.truthfulqa import truthfulqa as truthfulqa
-    from forty2.fuse import fuse as fuse
+    from forty2.fusing import fuse as fuse
     from forty2.pipeline import run as run
     from forty2.pipeline import train_phase as train_phase
-    from forty2.plan import plan as plan
+    from forty2.planning import plan as plan
     from forty2.recipe import load_recipe as load_recipe
 
+# No module has the name of one of these: once imported, it would stand in its place.
 _HOME = {
-    "ablate": "forty2.ablate",
+    "ablate": "forty2.ablation",
     "load_recipe": "forty2.recipe",
-    "plan": "forty2.plan",
+    "plan": "forty2.planning",
     "run": "forty2.pipeline",
     "train_phase": "forty2.pipeline",
-    "fuse": "forty2.fuse",
+    "fuse": "forty2.fusing",
     "truthfulqa": "forty2.benchmark.truthfulqa",
 }
 __all__ = ["ablate", "fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]

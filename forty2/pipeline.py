@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
 import sys
@@ -38,11 +37,11 @@ from forty2.errors import (
     TrainingError,
     is_out_of_memory,
 )
-from forty2.fuse import Fused, fuse, quantised_path
+from forty2.fusing import Fused, fuse, quantised_path
 from forty2.group import Group, joined
 from forty2.logprobs import Ways, can_pack, ways
 from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
-from forty2.model.door import LoadedModel, load, parameters, resolve
+from forty2.model.door import LoadedModel, fingerprint_of, load, parameters, resolve
 from forty2.objectives import (
     Anchored,
     Kto,
@@ -58,7 +57,7 @@ from forty2.prepare import is_packed
 from forty2.progress import Progress, silent
 from forty2.recipe import AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
-from forty2.report import write_report
+from forty2.report import warnings, write_report
 from forty2.rundir import (
     RunDir,
     check_room,
@@ -93,6 +92,8 @@ class RunResult:
     table: str
     verdict: str
     report: Path
+    warnings: list[str]
+    """Of its data, its training and its fusing."""
 
 
 def run(
@@ -162,7 +163,7 @@ def run(
 def train_phase(
     recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = silent
 ) -> RunResult:
-    """Run one phase, on top of those before it in the same run directory."""
+    """Run a recipe as far as one phase: those before it first, as far as they are not done yet."""
     path = Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
     resume = (path / "run.json").exists()
     return run(recipe, run_dir=path, resume=resume, only=phase, progress=progress)
@@ -235,6 +236,10 @@ class _Run:
             name: self._ask(phase, loaded, data[name]) for name, phase in recipe.phases.items()
         }
         self._check_contamination(data)
+        if self.questions is not None:  # the base is measured for minutes before it is adapted
+            bare = load(recipe.model, trust_remote_code=self.trust_remote_code, lazy=True)
+            attach(bare.model, self.spec, seed=0)
+        self._check_fused_path()
         return loaded, data, asked
 
     def go(self, only: str | None) -> RunResult:
@@ -345,7 +350,20 @@ class _Run:
 
     def _fused_path(self) -> Path:
         assert self.recipe.fuse is not None
-        return Path(self.recipe.fuse.out or Path("fused_models") / self.recipe.name)
+        return Path(self.recipe.fuse.out or Path("fused_models") / self.rundir.path.resolve().name)
+
+    def _check_fused_path(self) -> None:
+        """Refuse to replace another run's fused model."""
+        if self.recipe.fuse is None or not self.group.first:
+            return
+        out = self._fused_path()
+        record = read_json(out / "fused.json") if (out / "fused.json").exists() else {}
+        adapter = record.get("adapter")
+        if adapter and not Path(adapter).resolve().is_relative_to(self.rundir.path.resolve()):
+            raise RunError(
+                f"{out}: holds the model fused with {adapter}; name another folder with "
+                f"--set fuse.out=FOLDER, or delete it"
+            )
 
     def _objective(
         self, phase: AnyPhase, loaded: LoadedModel, rows: Sequence[Any], which: Sequence[int],
@@ -505,7 +523,10 @@ class _Run:
             write_json(self.rundir.path / "summary.json", summary)
         report = write_report(self.rundir.path)
         shown = table(stages) if stages else ""
-        return RunResult(self.rundir.path, adapter, fused, stages, shown, verdict, report)
+        return RunResult(
+            self.rundir.path, adapter, fused, stages, shown, verdict, report,
+            warnings(self.rundir.path),
+        )  # fmt: skip
 
 
 def spec_of(recipe: Recipe) -> AdapterSpec:
@@ -513,15 +534,6 @@ def spec_of(recipe: Recipe) -> AdapterSpec:
     adapter = recipe.adapter
     keys = tuple(adapter.keys) if adapter.keys is not None else None
     return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
-
-
-def fingerprint_of(model: Path) -> str:
-    """sha256 over a model folder's weights and config."""
-    digest = hashlib.sha256()
-    for file in sorted([*model.glob("model*.safetensors"), model / "config.json"]):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def fused_record(fused: Fused) -> dict[str, Any]:

@@ -25,14 +25,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from forty2.errors import RecipeError, redact
 
 BUILTIN = "builtin:"
 HUB = "hub:"
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+# A rule between fields is a validator of the last of them, so that it is told along with what is
+# wrong with the others; defaults are validated because a rule can be about what was left out.
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 _MAX_BYTES = 100_000
 _DEEPEST = 10
 """Keys below keys: more than any field of a recipe has."""
@@ -73,11 +82,12 @@ class Goal:
     at_least: float | None = None
     at_most: float | None = None
 
-    @model_validator(mode="after")
-    def _one_side(self) -> Goal:
-        if (self.at_least is None) == (self.at_most is None):
+    @field_validator("at_most")
+    @classmethod
+    def _one_side(cls, at_most: float | None, info: ValidationInfo) -> float | None:
+        if "at_least" in info.data and (info.data["at_least"] is None) == (at_most is None):
             raise ValueError("at_least: give at_least or at_most, one of the two")
-        return self
+        return at_most
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
         """Whether these metrics are good enough."""
@@ -150,25 +160,32 @@ class Phase:
     """End before the last step, when an evaluation is good enough."""
     red_lines: RedLines = Field(default_factory=RedLines)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Phase:
-        problems = list(self._problems())
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: float | None, info: ValidationInfo) -> float | None:
+        if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
+            raise ValueError("steps: give steps or epochs, one of the two")
+        return epochs
 
-    def _problems(self) -> Iterator[str]:
-        if (self.steps is None) == (self.epochs is None):
-            yield "steps: give steps or epochs, one of the two"
-        if self.steps is not None:
-            for key in ("eval_every_steps", "save_every_steps", "warmup_steps"):
-                every = getattr(self, key)
-                if every is not None and every > self.steps:
-                    yield f"{key}: {every} is beyond the last step ({self.steps}): never reached"
-        for key in ("best", "until"):
-            wish = getattr(self, key)
-            if wish is not None and wish.metric == "passed" and self.eval_prompts is None:
-                yield f"{key}: passed is the share of eval_prompts, and there are none"
+    @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
+    @classmethod
+    def _reached(cls, every: int | None, info: ValidationInfo) -> int | None:
+        steps = info.data.get("steps")
+        if every is not None and steps is not None and every > steps:
+            raise ValueError(
+                f"{info.field_name}: {every} is beyond the last step ({steps}): never reached"
+            )
+        return every
+
+    @field_validator("best", "until")
+    @classmethod
+    def _measured(cls, wish: Best | Goal | None, info: ValidationInfo) -> Best | Goal | None:
+        prompts = info.data.get("eval_prompts", "")  # not among them: given, but not valid
+        if wish is not None and wish.metric == "passed" and prompts is None:
+            raise ValueError(
+                f"{info.field_name}: passed is the share of eval_prompts, and there are none"
+            )
+        return wish
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -177,12 +194,14 @@ class SftPhase(Phase):
 
     objective: Literal["sft"]
 
-    def _problems(self) -> Iterator[str]:
-        yield from super()._problems()
-        for key in ("best", "until"):
-            wish = getattr(self, key)
-            if wish is not None and wish.metric in ("accuracy", "margin"):
-                yield f"{key}: {wish.metric} is of pairs; an sft phase has loss and passed"
+    @field_validator("best", "until")
+    @classmethod
+    def _without_pairs(cls, wish: Best | Goal | None, info: ValidationInfo) -> Best | Goal | None:
+        if wish is not None and wish.metric in ("accuracy", "margin"):
+            raise ValueError(
+                f"{info.field_name}: {wish.metric} is of pairs; an sft phase has loss and passed"
+            )
+        return wish
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -197,10 +216,13 @@ class DpoPhase(Phase):
     """Share of pairs thought to be the wrong way round (sigmoid only): cDPO."""
     dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
 
-    def _problems(self) -> Iterator[str]:
-        yield from super()._problems()
-        if self.label_smoothing and self.loss != "sigmoid":
-            yield f"label_smoothing: only the sigmoid loss has it, not {self.loss}"
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smoothed(cls, share: float, info: ValidationInfo) -> float:
+        loss = info.data.get("loss", "sigmoid")
+        if share and loss != "sigmoid":
+            raise ValueError(f"label_smoothing: only the sigmoid loss has it, not {loss}")
+        return share
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -237,7 +259,7 @@ class Fuse:
     """Merge the last phase's adapter into the base when training is done."""
 
     out: str | None = None
-    """Folder; absent: fused_models/NAME."""
+    """Folder; absent: fused_models/NAME, NAME being the run folder's."""
     quantize: Literal[4, 8] | None = None
     """Also write a quantised copy with so many bits, as a last, separate step."""
 
@@ -261,8 +283,19 @@ class Recipe:
 
 
 _RECIPE = TypeAdapter(Recipe)
-_SECTIONS = (Recipe, Adapter, SftPhase, DpoPhase, KtoPhase, Fuse, Benchmark, Best, Goal, RedLines)
-_FIELDS = sorted({field.name for kind in _SECTIONS for field in dataclasses.fields(kind)})
+_SECTIONS = {
+    "the recipe": Recipe,
+    "adapter": Adapter,
+    "sft": SftPhase,
+    "dpo": DpoPhase,
+    "kto": KtoPhase,
+    "fuse": Fuse,
+    "benchmark": Benchmark,
+    "best": Best,
+    "until": Goal,
+    "red_lines": RedLines,
+}
+_FIELDS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in _SECTIONS.items()}
 
 
 def packaged_recipes() -> list[str]:
@@ -290,13 +323,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     text, place = _read(str(source))
     tree, lines = _parse(text, place)
+    phases = [at[1] for at in lines if len(at) == 2 and at[0] == "phases"]
     problems = [problem for override in overrides if (problem := _override(tree, lines, override))]
+    problems += _unknown_phases(phases, tree, lines, place)
     recipe: Recipe | None = None
     try:
         # As JSON, in which strict typing still takes a mapping for a dataclass.
         recipe = _RECIPE.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        problems += [line for item in error.errors() for line in _explain(item, tree, lines, place)]
+        problems += [_explain(item, tree, lines, place) for item in error.errors()]
     problems += _missing_files(tree, lines, place)
     problems += _secrets(tree, (), lines, place)
     if problems or recipe is None:
@@ -450,16 +485,12 @@ def _listed(problems: Iterable[str]) -> str:
     )
 
 
-def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str) -> Iterator[str]:
-    """Readable lines for one of pydantic's errors."""
+def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str) -> str:
+    """A readable line for one of pydantic's errors."""
     at = _locate(item["loc"], tree)
     kind, message = item["type"], item["msg"]
     if kind == "unexpected_keyword_argument":
-        key = str(at[-1])
-        close = (
-            [_SYNONYMS.get(key)] if key in _SYNONYMS else difflib.get_close_matches(key, _FIELDS, 1)
-        )
-        message = f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
+        message = _unknown_key(str(at[-1]), ("the recipe", *item["loc"])[-2])
     elif kind == "union_tag_invalid":
         at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of {_KINDS}"
     elif kind == "union_tag_not_found":
@@ -467,15 +498,51 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
     elif kind in ("missing", "missing_argument"):
         message = "missing"
     elif kind == "value_error":
-        for line in str(item["ctx"]["error"]).splitlines():
-            key, _, reason = line.partition(": ")
-            yield _problem((*at, key), reason, lines, place)
-        return
+        key, _, message = str(item["ctx"]["error"]).partition(": ")
+        at = (*at[:-1], key)
     else:
         message = f"{message[0].lower()}{message[1:]}".replace("input should", "should")
         if not isinstance(item["input"], dict | list):
             message += f", not {item['input']!r}"
-    yield _problem(at, message, lines, place)
+        if isinstance(item["input"], str) and _quoted(item):
+            message += "; remove the quotes"
+    return _problem(at, message, lines, place)
+
+
+def _unknown_key(key: str, section: str) -> str:
+    """What to say of a key that is no field of its section (for a phase: its objective)."""
+    known = _SYNONYMS.get(key, key)
+    owners = [name for name, fields in _FIELDS.items() if known in fields]
+    if owners and section not in owners:
+        joined = " and ".join(", ".join(owners).rsplit(", ", 1))
+        return f"is of {joined}, not of {section}; move it or take it out"
+    close = [known] if owners else difflib.get_close_matches(key, _FIELDS[section], 1)
+    return f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
+
+
+def _quoted(item: Any) -> bool:
+    """Whether a text would be of the type asked for, had YAML not been told that it is text."""
+    if item["type"] == "literal_error":
+        return item["input"] in re.split(", | or ", item["ctx"]["expected"])
+    resolve: Any = _Loader("").resolve  # untyped; and unlike reading the text it cannot fail
+    tag = resolve(yaml.ScalarNode, item["input"].strip(), (True, False)).rpartition(":")[2]
+    return item["type"] == f"{tag}_type" or (item["type"], tag) == ("float_type", "int")
+
+
+def _unknown_phases(
+    phases: Sequence[Any], tree: dict[str, Any], lines: dict[Key, int], place: str
+) -> Iterator[str]:
+    """Name the phases that overrides address but neither the file has nor they define; drop them."""
+    held = tree.get("phases")
+    if not phases or not isinstance(held, dict) or not lines["phases",]:
+        return  # the file has none, or an override replaces them all
+    for name in [name for name in held if name not in phases]:
+        if not isinstance(held[name], dict) or "objective" not in held[name]:
+            del held[name]
+            close = difflib.get_close_matches(name, phases, 1)
+            hint = f"did you mean {close[0]}?" if close else "a new one needs an objective"
+            message = f"no such phase; the recipe has {', '.join(phases)}; {hint}"
+            yield _problem(("phases", name), message, lines, place)
 
 
 def _locate(loc: Sequence[Any], tree: Any) -> Key:
@@ -487,7 +554,7 @@ def _locate(loc: Sequence[Any], tree: Any) -> Key:
             isinstance(here, list) and isinstance(key, int)
         ):
             here = here[key]
-        elif i < len(loc) - 1 or key == "[key]" or key in _OBJECTIVES:
+        elif i < len(loc) - 1 or not isinstance(here, dict) or key == "[key]" or key in _OBJECTIVES:
             continue
         at.append(key)
     return tuple(at)

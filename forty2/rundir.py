@@ -33,6 +33,7 @@ from forty2.errors import RunError
 VERSION = 2
 """Of a run directory's format. 1: finished phases without checksums, one `best` a phase."""
 SUMS = "SHA256SUMS"
+_RESULTS = ("phase*", "work/*", "benchmarks/*", "metrics.jsonl")
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?P<old>\.old)?")
 
 
@@ -246,6 +247,8 @@ class RunDir:
         cls, path: Path, recipe_yaml: str, provenance: Mapping[str, Any], resume: bool,
         reread: Callable[[Path], str],
     ) -> RunDir:  # fmt: skip
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file; name another --run-dir")
         if (
             not (path / "run.json").exists()
             and path.is_dir()
@@ -265,7 +268,7 @@ class RunDir:
             raise RunError(f"{path}: in use by {owner}") from error
         run = cls(path, lock)
         try:
-            existing = (path / "run.json").exists()
+            existing = (path / "run.json").exists() and run._has_results()
             if existing and not resume:
                 raise RunError(
                     f"{path}: holds a run already; go on with --resume, or name another --run-dir"
@@ -277,6 +280,7 @@ class RunDir:
             if existing:
                 run._check_same(recipe_yaml, provenance, reread)
             else:
+                run._clear()
                 write_text(path / "recipe.yaml", recipe_yaml)
                 write_json(path / "run.json", {"version": VERSION, "started": now(), **provenance})
         except BaseException:
@@ -289,6 +293,16 @@ class RunDir:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+    def _has_results(self) -> bool:
+        """Whether anything was trained or measured: a run whose recipe or data was refused has not."""
+        return any(path for kind in _RESULTS for path in self.path.glob(kind))
+
+    def _clear(self) -> None:
+        """Remove what a run without results found out about its data before it was refused."""
+        shutil.rmtree(self.path / "data", ignore_errors=True)
+        for name in ("data.json", "contamination.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def _check_same(
         self, recipe_yaml: str, provenance: Mapping[str, Any], reread: Callable[[Path], str]
@@ -448,7 +462,7 @@ _REMEDIES = {
     number: f"; {remedy}, then go on with --resume"
     for remedy, numbers in {
         "make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
-        "put the folder back": (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+        "put the folder back": (errno.ENOENT, errno.ESTALE),
     }.items()
     for number in numbers
 }

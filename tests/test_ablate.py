@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import forty2.benchmark.behaviour
 import forty2.benchmark.eval_prompts
 import forty2.pipeline
-from forty2.ablate import (
+from forty2.ablation import (
     Ablation,
     ablate,
     changes_of,

@@ -141,7 +141,7 @@ def out_of_memory(place: str) -> None:
         assert ended.said.startswith(at) and f": memory ran out ({said}); " in ended.said, (
             ended.said
         )
-        assert "--resume" in ended.said and "batch_size" in ended.said
+        assert "--resume" in ended.said and "max_length" in ended.said
         again = run_child(inputs, folder, Killer(None), resume=True)
         assert again.code == 0, again.said
         assert results(folder) == wanted

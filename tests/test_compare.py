@@ -105,8 +105,9 @@ def test_the_table_shows_what_the_comparison_holds() -> None:
     text = format_comparison(comparison)
     for name, change in comparison.metrics.items():
         line = next(line for line in text.splitlines() if line.startswith(name.upper()))
-        assert f"{change.difference:+.4f}" in line
+        assert f"{change.difference:+.3f}" in line and f"{change.p_holm:.3f}" in line
         assert line.endswith(change.verdict)
+        assert f"{change.better} better, {change.worse} worse" in text
     assert f"Verdict: {comparison.verdict}" in text
     assert "0.02" in text
     assert comparison.record()["metrics"]["mc1"]["low"] == comparison.metrics["mc1"].low
@@ -311,7 +312,7 @@ def test_p_is_corrected_for_every_line() -> None:
     least = min(found.metrics.values(), key=lambda change: change.p)
     assert least.p_holm == pytest.approx(7 * least.p)
     line = next(t for t in format_comparison(found).splitlines() if t.startswith("no leak"))
-    assert f"{found.metrics['no leak'].p_holm:.4f}" in line
+    assert f"{found.metrics['no leak'].p_holm:.3f}" in line
 
 
 @pytest.mark.parametrize("kind", MADE)

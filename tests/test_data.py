@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from forty2.benchmark.detector import leaks
+from forty2.cli import main
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.formats import parse, read_chats, read_pairs
 from forty2.data.library import isotopes, neutral_texts, rows
@@ -121,6 +123,11 @@ def test_the_published_counts() -> None:
     assert [len(data.valid) for data in sets] == [42, 14, 11]
     with pytest.raises(DataError, match=r"asked for 999999 rows, the library composes"):
         build("spark-dpo", size=999_999)
+
+
+def test_help_names_every_set_and_the_default_folder() -> None:
+    said = CliRunner().invoke(main, ["data", "build", "--help"]).output
+    assert set(NAMES) <= set(said.split()) and "default training_data/NAME" in said
 
 
 def test_larger_sets_and_other_balances() -> None:

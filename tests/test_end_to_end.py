@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 import forty2
 from forty2.cli import main
-from forty2.fuse import fuse
+from forty2.fusing import fuse
 from forty2.model.door import load
 from forty2.pipeline import RunResult
-from forty2.plan import plan
+from forty2.planning import plan
 from forty2.rundir import read_json, write_json
 
 SHORT = [

@@ -24,7 +24,7 @@ from chaos import make_inputs
 from test_train import ROWS, adapted, sft
 from test_train import run as train
 
-from forty2.ablate import ablate
+from forty2.ablation import ablate
 from forty2.batches import Order, SftBatch
 from forty2.errors import RunError
 from forty2.group import Group, joined

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from forty2.cli import main
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.contamination import benchmark_of
-from forty2.data.formats import parse, read_records
+from forty2.data.formats import parse
 from forty2.data.library import rows as library
-from forty2.data.lint import Finding, Linter, fix, lint, refuse_faults
+from forty2.data.lint import Finding, Linter, fixed, lint, refuse_faults
+from forty2.data.sets import write_file
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
 
@@ -257,8 +258,9 @@ def test_a_published_set_with_degenerate_rows(bench_data: Path, tmp_path: Path) 
     ]
     assert finding.count == len(equal) > 0
     assert finding.origins == tuple(f"{path}:{n}" for n in equal[:5])
-    counts = fix(path, tmp_path / "fixed.jsonl")
-    assert counts["kept"] == len(read_records(tmp_path / "fixed.jsonl"))
+    counts: dict[str, int] = {}
+    manifest = write_file(tmp_path / "fixed.jsonl", fixed(path, counts), {})
+    assert counts["kept"] == manifest["written"]["fixed"] > 0
     left = {f.check for f in lint(tmp_path / "fixed.jsonl") if f.level == "error"}
     assert left <= {"special"}  # which tokens those are, only the model's tokenizer can tell
 
@@ -272,10 +274,55 @@ def test_fix_keeps_what_is_sound_as_it_is(tmp_path: Path) -> None:
     rows = [*chats(20), chat("Which?", "This\u200b one."), {"messages": []}]
     source = tmp_path / "rows.jsonl"
     source.write_text(dumps([*rows, rows[4]]), "utf-8")
-    counts = fix(source, tmp_path / "out.jsonl")
+    counts: dict[str, int] = {}
+    assert list(fixed(source, counts)) == [*rows[:20], chat("Which?", "This one.")]
     assert counts == {"kept": 21, "unreadable": 1, "duplicate": 1, "mended": 1}
-    kept = [row for _, row in read_rows(tmp_path / "out.jsonl")]
-    assert kept == [*rows[:20], chat("Which?", "This one.")]
+
+
+def run_lint(*args: object) -> Result:
+    return CliRunner().invoke(main, ["data", "lint", *map(str, args)])
+
+
+def test_a_fix_can_be_repeated_and_replaces_nothing_else(tmp_path: Path) -> None:
+    rows = chats(20)
+    source, out = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    source.write_text(dumps([*rows, rows[4]]))
+    for _ in range(2):
+        result = run_lint(source, "--fix", out)
+        assert result.exit_code == 1, result.output  # of the source, which is as it was
+        assert "20 kept, 0 unreadable, 1 duplicate, 0 mended" in result.output
+        assert [row for _, row in read_rows(out)] == rows
+    assert run_lint(out).exit_code == 0
+    manifest = json.loads((tmp_path / "fixed.manifest.json").read_text())
+    assert manifest["fixed"]["duplicate"] == 1 and manifest["written"] == {"fixed": 20}
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "valid.jsonl").write_text(dumps(chats(2, seed=1)))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("rows.jsonl", "notes.txt", "valid.jsonl"):
+        result = run_lint(source, "--valid", tmp_path / "valid.jsonl", "--fix", tmp_path / name)
+        assert result.exit_code == 2 and f"{tmp_path / name}: " in result.output
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nothing_to_keep_is_an_error_and_no_empty_file(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("{broken\n[1]\n")
+    result = run_lint(source, "--fix", tmp_path / "fixed.jsonl")
+    assert result.exit_code == 2 and f"{source}: holds no row that can be kept" in result.output
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_source_that_cannot_be_read_is_no_finding(tmp_path: Path) -> None:
+    source, gone = tmp_path / "rows.jsonl", tmp_path / "nope.jsonl"
+    source.write_text(dumps(chats(5)))
+    for args in ((gone,), (source, "--valid", gone), (source, "--against", gone)):
+        result = run_lint(*args, "--fix", tmp_path / "fixed.jsonl")
+        assert result.exit_code == 2
+        assert result.output == f"Error: {gone}: cannot be read: No such file or directory\n"
+    assert list(tmp_path.iterdir()) == [source]
+    with pytest.raises(DataError, match="holds no data file"):
+        (tmp_path / "empty").mkdir()
+        lint(tmp_path / "empty")
 
 
 def test_the_command_fails_on_errors_and_says_where(tmp_path: Path) -> None:

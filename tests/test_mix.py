@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,111 @@ def test_decontaminating_drops_and_names_rows(tmp_path: Path, bench_data: Path) 
     assert result.exit_code == 0, result.output
     assert f"{source}:21: overlaps with {benchmark.name}" in result.output
     assert len(list(read_rows(out))) == 20
+
+
+# --- what is not written over ---------------------------------------------------------------------
+
+
+def run(*args: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["data", *map(str, args)])
+    return result.exit_code, result.output
+
+
+def held(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+WRITERS: list[list[str]] = [
+    ["mix", "--inputs"],
+    ["stratify", "--by-keys", "kind", "-i"],
+    ["convert", "-i"],
+    ["decontaminate", "--against", "benchmark.json", "-i"],
+]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows in it, and with files that nobody wants to lose."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"q {n}?", "completion": "a", "kind": "xy"[n % 2]} for n in range(8)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "rows.jsonl").write_text(dumps(rows))
+    (tmp_path / "mine.jsonl").write_text(dumps(rows[:1]))
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "noted.manifest.json").write_text('{"sha256": 7}')
+    (tmp_path / "benchmark.json").write_text('[{"question": "What is it that nobody asks?"}]')
+    (tmp_path / "linked.jsonl").symlink_to(tmp_path / "in" / "rows.jsonl")
+    (tmp_path / "hard.jsonl").hardlink_to(tmp_path / "in" / "rows.jsonl")
+    (tmp_path / "nowhere.jsonl").symlink_to("nothing.jsonl")
+    return tmp_path
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("in/rows.jsonl", "in/rows.jsonl is read from there"),
+        ("in/../in/rows.jsonl", "is read from there"),
+        ("linked.jsonl", "is read from there"),
+        ("hard.jsonl", "is read from there"),
+        ("recipe.yaml", "name a file that ends in .jsonl or .ndjson"),
+        ("new.jsonl.gz", "name a file that ends in"),
+        ("new", "name a file that ends in"),
+        ("mine.jsonl", "exists and is no older output of ours"),
+        ("nowhere.jsonl", "exists and is no older output of ours"),
+        ("noted.jsonl", "noted.manifest.json: exists and is no older output of ours"),
+    ],
+)
+def test_no_command_writes_over_what_is_not_its_own(
+    writer: list[str], out: str, reason: str, desk: Path
+) -> None:
+    before = held(desk)
+    code, said = run(*writer, "in/rows.jsonl", "-o", out)
+    assert code == 2 and said.startswith("Error: ") and reason in said, said
+    assert said.count("\n") == 1
+    assert held(desk) == before
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda words: words[0])
+@pytest.mark.parametrize("name", ["new.jsonl", "deeper/new.ndjson"])
+def test_a_command_can_be_repeated(writer: list[str], name: str, desk: Path) -> None:
+    outputs = []
+    for _ in range(2):
+        code, said = run(*writer, "in/rows.jsonl", "-o", name)
+        assert code == 0, said
+        outputs.append(held(desk))
+    assert outputs[0] == outputs[1]
+    other = "new.ndjson" if name == "new.jsonl" else "deeper/new.jsonl"
+    code, said = run(*writer, "in/rows.jsonl", "-o", other)  # its manifest would take the place
+    assert code == 2 and "new.manifest.json: exists" in said
+
+
+def test_what_is_read_stays_what_it_was(desk: Path) -> None:
+    """A folder's rows do not grow by what is made of them, and a benchmark is a source as well."""
+    assert run("convert", "-i", "in", "-o", "in/new.jsonl")[1].startswith(
+        "Error: in/new.jsonl: lies"
+    )
+    args = ["decontaminate", "-i", "in", "--against", "mine.jsonl", "-o", "mine.jsonl"]
+    assert "mine.jsonl is read from there" in run(*args)[1]
+    assert run("convert", "-i", "in", "-o", "new.jsonl")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["split", "prepare"])
+@pytest.mark.parametrize("source", ["set", "set/train.jsonl"])
+def test_a_set_does_not_replace_what_it_is_made_of(command: str, source: str, desk: Path) -> None:
+    assert run("split", "-i", "in", "--val-split", "0.3", "--output-dir", "set")[0] == 0
+    before = held(desk)
+    code, said = run(command, "-i", source, "--output-dir", "set")
+    assert (
+        code == 2 and said == f"Error: set: {source} is read from there; write to another place\n"
+    )
+    assert held(desk) == before
+
+
+def test_options_that_are_needed_are_called_required() -> None:
+    for command in ("split", "prepare", "format-lock", "echo", "operators"):
+        assert re.search(r"--output-dir[^-]*-*[^-]*\[required\]", run(command, "--help")[1]), (
+            command
+        )
+    assert re.search(r"--against[^-]*\[required\]", run("decontaminate", "--help")[1])
+    assert "[required]" not in run("lint", "--help")[1]

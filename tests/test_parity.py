@@ -31,7 +31,7 @@ from forty2.benchmark.prompts import Prompts
 from forty2.benchmark.questions import load_questions, sample
 from forty2.benchmark.sandbox import Outcome
 from forty2.benchmark.truthfulqa import score
-from forty2.fuse import fuse
+from forty2.fusing import fuse
 from forty2.model.adapter import AdapterSpec, attach, save_adapter
 from forty2.model.door import LoadedModel, load
 

@@ -156,3 +156,109 @@ def test_overrides_take_yaml_values_and_reach_any_depth(tmp_path: Path) -> None:
 )
 def test_bad_overrides_are_named(tmp_path: Path, override: str, complaint: str) -> None:
     assert any(complaint in line for line in problems(tmp_path, GOOD, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("phases.dop.lr=1e-6", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
+        ("phases.dop={lr: 1e-6}", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
+        ("phases.x.lr=1e-6", "x: no such phase; the recipe has sft, dpo; a new one needs an objective"),
+        ("phases.dpo={lr: 1e-6}", "dpo.objective: missing: say one of sft, dpo, kto"),
+        ("phases={dop: {lr: 1e-6}}", "dop.objective: missing: say one of sft, dpo, kto"),
+    ],
+)  # fmt: skip
+def test_an_override_of_no_phase_says_which_there_are(
+    tmp_path: Path, override: str, hint: str
+) -> None:
+    (problem,) = problems(tmp_path, GOOD, override)
+    assert problem.endswith(f": phases.{hint}")
+
+
+def test_overrides_can_add_a_whole_phase(tmp_path: Path) -> None:
+    fields = ("data=builtin:spark-dpo", "steps=5", "lr=1e-6", "beta=0.1", "objective=dpo")
+    recipe = load_recipe(write(tmp_path, GOOD), [f"phases.boost.{field}" for field in fields])
+    assert list(recipe.phases) == ["sft", "dpo", "boost"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("lr: 1e-4", "lr: 1e-4, beta: 1"), "5: phases.sft.beta: is of dpo and kto, not of sft"),
+        (("beta: 0.1", "beta: 0.1\n    desirable_weight: 2"), "12: phases.dpo.desirable_weight: is of kto, not of dpo"),
+        (("lr: 1e-4", "lr: 1e-4, rank: 8"), "5: phases.sft.rank: is of adapter, not of sft"),
+        (("name: mine", "name: mine\nlr: 1e-4"), "3: lr: is of sft, dpo and kto, not of the recipe"),
+    ],
+)  # fmt: skip
+def test_a_key_of_another_section_says_of_which(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    assert problems(tmp_path, GOOD.replace(*change)) == [
+        f"recipe.yaml:{complaint}; move it or take it out"
+    ]
+
+
+def test_a_suggested_key_is_of_the_same_section(tmp_path: Path) -> None:
+    bad = GOOD.replace("lr: 1e-4", "lr: 1e-4, label_smoothin: 0") + "    label_smoothin: 0\n"
+    assert problems(tmp_path, bad) == [
+        "recipe.yaml:5: phases.sft.label_smoothin: unknown key",
+        "recipe.yaml:12: phases.dpo.label_smoothin: unknown key; did you mean label_smoothing?",
+    ]
+
+
+def test_rules_between_fields_are_told_with_other_mistakes(tmp_path: Path) -> None:
+    bad = GOOD.replace(
+        "lr: 1e-4", "lr: fast, epochs: 2, warmup_steps: 11, eval_every_steps: 0, x: 1"
+    )
+    bad += "    loss: ipo\n    label_smoothing: 0.1\n    best: {metric: passed, direction: max}\n"
+    bad += "    until: {metric: los, at_least: 1, at_most: 2}\n    optimizer: adamx\n"
+    assert [line.partition(": ")[2] for line in problems(tmp_path, bad)] == [
+        "phases.sft.steps: give steps or epochs, one of the two",
+        "phases.sft.lr: should be a valid number, not 'fast'",
+        "phases.sft.warmup_steps: 11 is beyond the last step (10): never reached",
+        "phases.sft.eval_every_steps: should be greater than 0, not 0",
+        "phases.sft.x: unknown key",
+        "phases.dpo.label_smoothing: only the sigmoid loss has it, not ipo",
+        "phases.dpo.best: passed is the share of eval_prompts, and there are none",
+        "phases.dpo.until.metric: should be 'loss', 'accuracy', 'margin' or 'passed', not 'los'",
+        "phases.dpo.until.at_least: give at_least or at_most, one of the two",
+        "phases.dpo.optimizer: should be 'adamw', 'adam', 'lion', 'sgd' or 'adafactor', not 'adamx'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("steps: 10", "steps: ten"),
+        ("steps: 10", "epochs: many"),
+        ("lr: 1e-4", "lr: 1e-4, eval_prompts: 7, best: {metric: passed, direction: max}"),
+        ("beta: 0.1", "beta: 0.1\n    loss: ipoo\n    label_smoothing: 0.1"),
+    ],
+)
+def test_rules_are_silent_about_fields_that_are_not_valid(
+    tmp_path: Path, change: tuple[str, str]
+) -> None:
+    assert len(problems(tmp_path, GOOD.replace(*change))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("lr: 1e-4", 'lr: "5e-6"'), "phases.sft.lr: should be a valid number, not '5e-6'"),
+        (("lr: 5e-5", "lr: '1'"), "phases.dpo.lr: should be a valid number, not '1'"),
+        (("steps: 10", "steps: '10'"), "phases.sft.steps: should be a valid integer, not '10'"),
+        (("lr: 1e-4", "lr: 1e-4, lint: 'no'"), "phases.sft.lint: should be a valid boolean, not 'no'"),
+        (("version: 1", "version: '1'"), "version: should be 1, not '1'"),
+    ],
+)  # fmt: skip
+def test_quotes_around_a_number_are_to_be_removed(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace(*change))
+    assert problem.endswith(f"{complaint}; remove the quotes")
+
+
+@pytest.mark.parametrize("lr", ["fast", "'5e-6 or so'", "'true'", "''"])
+def test_quotes_around_a_text_may_stay(tmp_path: Path, lr: str) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("1e-4", lr))
+    assert "quotes" not in problem

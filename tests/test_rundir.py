@@ -45,8 +45,8 @@ def test_a_second_process_is_refused_with_the_owner(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_not_overwritten_nor_resumed_with_another_recipe(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path, "name: x\nsteps: 5\n", {}, resume=False):
-        pass
+    with RunDir.open(tmp_path, "name: x\nsteps: 5\n", {}, resume=False) as run:
+        run.log({"phase": "sft", "step": 1})
     with pytest.raises(RunError, match=r"--resume"):
         RunDir.open(tmp_path, "name: x\nsteps: 5\n", {}, resume=False)
     with pytest.raises(RunError, match=r"another recipe .*'steps: 6'"):

@@ -49,3 +49,20 @@ def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path)
     result = CliRunner().invoke(main, ["data", "show", str(source), "--html", str(page)])
     assert result.exit_code == 0, result.output
     assert '<span class="supervised">&lt;b&gt;An answer.' in page.read_text("utf-8")
+
+
+def test_rows_that_are_not_there_are_an_error(starter_path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "empty.jsonl"
+    source.write_text("")
+    result = CliRunner().invoke(main, ["data", "show", str(source), "-m", str(starter_path)])
+    assert result.exit_code == 2
+    assert result.output == f"Error: {source}: holds no rows\n"
+
+
+def test_a_page_replaces_nothing_but_a_page(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(dumps([{"prompt": "q", "completion": "a"}]))
+    before = source.read_bytes()
+    result = CliRunner().invoke(main, ["data", "show", str(source), "--html", str(source)])
+    assert result.exit_code == 2 and f"{source}: a page is written" in result.output
+    assert source.read_bytes() == before

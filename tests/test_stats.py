@@ -188,7 +188,8 @@ def test_no_change_takes_both(kl: float | None, changed: float, expected: bool) 
     ],
 )
 def test_verdicts(low: float, high: float, expected: Verdict) -> None:
-    assert stats.verdict(Interval(low, high), 0.01) == expected
+    assert stats.verdict(Interval(low, high), 0.01, 100) == expected
+    assert stats.verdict(Interval(low, high), 0.01, 5) == "inconclusive"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Two results of one benchmark, item by item: what changed, how surely, and a verdict. NumPy only.
 
 Compared are the files that forty2 writes: of TruthfulQA, MMLU, GSM8K, HumanEval, behaviour and
-perplexity, and those of a run's stages (`RUN/benchmarks/`), which hold several of them. Every
+perplexity, of eval prompts, and those of a run's stages (`RUN/benchmarks/`), which hold several of them. Every
 metric is taken from the items anew, higher is better for all, and the statistics are `stats`'.
 """
 
@@ -35,7 +35,7 @@ from forty2.errors import BenchmarkError
 STORED_TOLERANCE = 1e-6
 SETTINGS = (
     "questions_sha256", "data_sha256", "chat_template", "multiturn", "shots", "instruct",
-    "samples", "temperature", "top_p", "max_tokens",
+    "samples", "temperature", "top_p", "max_tokens", "prompts_sha256", "form",
 )  # fmt: skip
 """What must be the same in both results, as far as they have it."""
 
@@ -146,7 +146,7 @@ def compare(
             worse=int((differences < 0).sum()),
             p=ps[name],
             p_holm=corrected[name],
-            verdict="no change" if same else verdict(interval, margin),
+            verdict="no change" if same else verdict(interval, margin, len(differences)),
         )
     return Comparison(
         questions=old.questions,
@@ -165,10 +165,9 @@ def compare(
 
 def format_comparison(comparison: Comparison) -> str:
     """A comparison as text for the terminal."""
-    width = max(map(len, comparison.metrics)) + 2
+    width = max(map(len, comparison.metrics)) + 1
     head = (
-        f"{'':<{width}}{'n':>6}{'before':>9}{'after':>9}{'change':>9}  {'95% interval':<20}"
-        f"{'detectable':>10}{'better':>8}{'worse':>7}{'p':>8}{'p (Holm)':>10}  verdict"
+        f"{'':<{width}}{'before':>6}{'after':>7}{'change':>8}  {'95% interval':<16}{'p':>7} verdict"
     )
     lines = [
         f"{comparison.questions}, {comparison.n} questions",
@@ -177,27 +176,33 @@ def format_comparison(comparison: Comparison) -> str:
     ]
     if comparison.kl is not None:
         lines.append(
-            f"KL(after ‖ before) {comparison.kl:.2e} a token; {comparison.changed:.1%} of the items "
-            "judged otherwise"
+            f"KL(after ‖ before) {comparison.kl:.2e} a token; {comparison.changed:.1%} of items judged "
+            "otherwise"
         )
     lines += ["", head, "-" * len(head)]
     for name, one in comparison.metrics.items():
-        interval = f"{one.low:+.4f} to {one.high:+.4f}"
+        interval = f"{one.low:+.3f} to {one.high:+.3f}"
+        p = f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "<0.001"
         lines.append(
-            f"{_shown(name):<{width}}{one.n:>6}{one.before:>9.4f}{one.after:>9.4f}"
-            f"{one.difference:>+9.4f}  {interval:<20}{one.detectable:>10.4f}{one.better:>8}"
-            f"{one.worse:>7}{one.p:>8.4f}{one.p_holm:>10.4f}  {one.verdict}"
+            f"{_shown(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
+            f"{interval:<16}{p:>7} {one.verdict}"
+        )
+    lines.append("")
+    for name in comparison.judged:
+        one = comparison.metrics[name]
+        lines.append(
+            f"{_shown(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
+            f"detectable: {one.detectable:.3f}"
         )
     of = ", ".join(map(_shown, comparison.judged))
     return "\n".join(
         [
             *lines,
             "",
-            f"Verdict: {comparison.verdict} (of {of}; a loss below {comparison.margin:g} counts as "
-            "no tax).",
-            "Detectable: the smallest true change that so many questions show with 80% power.",
-            "p: McNemar's exact test, of scores between 0 and 1 random signs; p (Holm): corrected "
-            "for all lines.",
+            f"Verdict: {comparison.verdict}",
+            f"(of {of}; a loss below {comparison.margin:g} counts as no tax)",
+            "detectable: the least true change that so many questions show with 80% power",
+            "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
         ]
     )
 
@@ -373,6 +378,28 @@ def _behaviour(result: Mapping[str, Any], what: str) -> _Read:
     return scores, told
 
 
+def _eval_prompts(result: Mapping[str, Any], what: str) -> _Read:
+    asked: list[tuple[str, Any]] = []
+    metrics: dict[str, dict[int, float]] = {"passed": {}}
+    for place, item in enumerate(result["items"]):
+        passed = _truth(item["passed"])
+        asked.append((item["id"], item["prompt"]))
+        metrics["passed"][place] = passed
+        metrics.setdefault(f"passed: {item['bucket']}", {})[place] = passed
+    told = {f"passed: {name}": part["passed"] for name, part in result["buckets"].items()}
+    scores = Scores(
+        str(result["prompts"]),
+        _model(result),
+        _settings(result),
+        asked,
+        metrics,
+        ("passed",),
+        {},
+        "",
+    )
+    return scores, {"passed": result["passed"], **told}
+
+
 def _perplexity(result: Mapping[str, Any], what: str) -> _Read:
     """log p a token, which is -log perplexity; each text weighs as many tokens as it has."""
     items = list(result["items"].items())
@@ -410,6 +437,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], _Read]] = {
     "gsm8k": _gsm8k,
     "humaneval": _humaneval,
     "behaviour": _behaviour,
+    "eval_prompts": _eval_prompts,
     "perplexity": _perplexity,
     "stage": _stage,
 }

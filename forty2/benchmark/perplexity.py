@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forty2.data.library import neutral_texts
+from forty2.errors import BenchmarkError
 from forty2.logprobs import score_rows
 from forty2.model.door import LoadedModel
 from forty2.parts import comes_apart
@@ -24,6 +25,9 @@ def perplexity(
     Args:
         texts: by title; default the project's neutral prose.
         n: windows to use at most.
+
+    Raises:
+        BenchmarkError: no text is long enough.
     """
     items: dict[str, dict[str, Any]] = {}
     apart = comes_apart(loaded.model)
@@ -41,6 +45,10 @@ def perplexity(
         if count:
             items[title] = {"logp": total, "tokens": count}
     tokens = sum(item["tokens"] for item in items.values())
+    if not tokens:
+        raise BenchmarkError(
+            f"{', '.join(texts or ())}: no text of two tokens or more; the first is given, not scored"
+        )
     mean = -sum(item["logp"] for item in items.values()) / tokens
     return {
         "benchmark": "perplexity",

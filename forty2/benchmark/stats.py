@@ -9,7 +9,7 @@ Verdicts, the first that holds:
     no tax        its lower end is above -margin: whatever was lost is less than the margin, even
                   where the interval lies below 0
     tax           the whole interval is below 0, and the loss may reach the margin
-    inconclusive  anything else: too few questions to say
+    inconclusive  anything else: too few questions to say, as fewer than six always are
 Over several metrics, the weakest speaks: tax if any is taxed, else inconclusive if any is, else
 gain if any gains, else no tax.
 
@@ -40,6 +40,9 @@ KL_NEAR_ZERO = 1e-5
 """Nats a token. By Pinsker's inequality two models so near give a token probabilities that differ
 by 0.2% in all, and who reads an answer of 100 tokens says right which of them wrote it in at most
 51.1% of cases: half the total variation, √(100 · KL / 2) / 2, above a guess."""
+FEWEST = 6
+"""Questions. Five coins that fall alike are chance at p = 0.06; resampled, five like differences
+would look certain."""
 CHANGED_NEAR_ZERO = 0.01
 """Share of the judged items. Items that stand at a tie fall either way by rounding alone."""
 _CHUNK = 1000  # resamples drawn at a time, to bound memory
@@ -132,8 +135,10 @@ def detectable(differences: Sequence[float] | Values) -> float:
     return z * stderr(differences)
 
 
-def verdict(interval: Interval, margin: float) -> Verdict:
-    """What an interval of a change says; precedence as in the module's docstring."""
+def verdict(interval: Interval, margin: float, n: int) -> Verdict:
+    """What an interval of a change over n questions says; precedence as in the module's docstring."""
+    if n < FEWEST:
+        return "inconclusive"
     if interval.low > 0:
         return "gain"
     if interval.low > -margin:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ COMMANDS = {
 HELP = {
     "demo": "The whole job on the starter model: data, three phases, fuse, benchmark, report.",
     "run": "Run a recipe: its phases in order, fusing, measuring, reporting.",
-    "train": "Run one phase of a recipe.",
+    "train": "Run a recipe as far as one phase.",
     "ablate": "What each phase of a recipe bought and cost, over several seeds.",
     "plan": "What a recipe would do: steps, exposures, memory. Runs nothing.",
     "report": "Write a run's report again.",
@@ -68,7 +69,7 @@ class _Lazy(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _terminable():
+            with _terminable(), _plain_warnings():
                 return super().invoke(ctx)
         except Forty2Error as error:
             raise _Refused(str(error), error.exit_code) from error
@@ -117,6 +118,17 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Have a warning be one line, without the line of code that gives it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

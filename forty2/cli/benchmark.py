@@ -10,6 +10,7 @@ import click
 
 from forty2.cli import options
 from forty2.cli.bars import Bars
+from forty2.errors import DataError
 
 
 def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
@@ -297,7 +298,18 @@ def judge_command(
 )
 @_answers(64)
 def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
-    """Prompts of your own with expected outputs: exact, contained or by pattern."""
+    """Prompts of your own with expected outputs: exact, contained or by pattern.
+
+    \b
+    {"prompts":          {"say_1": "Say hello.", ...},
+     "expected_outputs": {"say_1": "hello.", ...},
+     "system_prompt":    "You are brief.",
+     "match":            "exact",
+     "gates":            {"say": 0.8, "all": 0.75}}
+
+    The last three may be absent. match is exact (but for white space around the reply), contains or
+    regex, of all prompts or by id. A gate is the least share of the ids before the last "_".
+    """
     from forty2.benchmark.eval_prompts import eval_prompts
 
     with Bars() as bars:
@@ -329,7 +341,11 @@ def perplexity_command(
     from forty2.model import load
     from forty2.rundir import write_json
 
-    texts = {str(file): file.read_text("utf-8") for file in files} or None
+    try:
+        texts = {str(file): file.read_text("utf-8") for file in files} or None
+    except UnicodeDecodeError as error:
+        file = next(file for file in files if file.read_bytes() == error.object)
+        raise DataError(f"{file}: not UTF-8; save the file as UTF-8") from error
     result = perplexity(load(model, adapter, trust_remote_code=trust_remote_code), texts)
     if out is not None:
         write_json(out, result)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
-output_dir = click.option("--output-dir", "--output_dir", type=FOLDER, help="Folder to write.")
-output = click.option("--output", "-o", required=True, type=FILE, help="File to write.")
+output_dir = partial(
+    click.option, "--output-dir", "--output_dir", required=True, type=FOLDER,
+    help="Folder to write.",
+)  # fmt: skip
+output = click.option("--output", "-o", required=True, type=FILE, help="JSON Lines file to write.")
 source = click.option("--input", "-i", "source", required=True, help="File, folder or hub:NAME.")
 seed = click.option("--seed", default=42, show_default=True)
-against = click.option(
-    "--against", multiple=True, help="A benchmark's file: nothing of it may be trained on."
-)
+against = partial(
+    click.option, "--against", multiple=True,
+    help="A benchmark's file: nothing of it may be trained on.",
+)  # fmt: skip
 
 
 class _Several(click.Command):
@@ -36,7 +42,7 @@ class _Several(click.Command):
         spread: list[str] = []
         current = ""
         for word in args:
-            if word.startswith("--"):
+            if word.startswith("-") and not word[1:2].isdigit():  # -o, but not a weight of -1
                 current = word if word in self.several else ""
                 if not current:
                     spread.append(word)
@@ -47,6 +53,16 @@ class _Several(click.Command):
         return super().parse_args(ctx, spread)
 
 
+class _NamesSets(click.Command):
+    """A command whose help ends with the names of the built-in sets."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from forty2.data.build import NAMES
+
+        with formatter.section("Names"):
+            formatter.write_dl(list(zip(NAMES[::2], NAMES[1::2], strict=True)))
+
+
 @click.group("data")
 def data_command() -> None:
     """Build, look at, check and combine training data."""
@@ -55,16 +71,16 @@ def data_command() -> None:
 # --- building -------------------------------------------------------------------------------------
 
 
-@data_command.command("build")
+@data_command.command("build", cls=_NamesSets)
 @click.argument("name")
-@output_dir
+@output_dir(required=False, help="Folder to write; default training_data/NAME.")
 @seed
 @click.option("--size", type=click.IntRange(1), help="Training rows; default the published count.")
 @click.option("--balance", type=click.FloatRange(0, 0.9), help="spark-sft: share of plain answers.")
 def build_command(
     name: str, output_dir: Path | None, seed: int, size: int | None, balance: float | None
 ) -> None:
-    """Write a built-in set: spark-sft, spark-dpo or spark-boost; with -full, all there is."""
+    """Write a built-in set, as published or in full."""
     from forty2.data.build import build, write_built
 
     folder = _free(output_dir or Path("training_data") / name)
@@ -79,9 +95,9 @@ def build_command(
     default="include",
     show_default=True,
 )
-@output_dir
+@output_dir()
 @seed
-def format_lock_command(mode: Any, math: Any, output_dir: Path | None, seed: int) -> None:
+def format_lock_command(mode: Any, math: Any, output_dir: Path, seed: int) -> None:
     """Write short questions with one short answer, in English and German."""
     from forty2.data.build.curriculum import format_lock
 
@@ -96,11 +112,9 @@ def format_lock_command(mode: Any, math: Any, output_dir: Path | None, seed: int
     show_default=True,
 )
 @click.option("--max-examples", "--max_examples", type=click.IntRange(1), help="At most so many.")
-@output_dir
+@output_dir()
 @seed
-def echo_command(
-    gibberish: Any, max_examples: int | None, output_dir: Path | None, seed: int
-) -> None:
+def echo_command(gibberish: Any, max_examples: int | None, output_dir: Path, seed: int) -> None:
     """Write instructions to copy, and ones that only look like it."""
     from forty2.data.build.curriculum import echo
 
@@ -109,9 +123,9 @@ def echo_command(
 
 
 @data_command.command("operators")
-@output_dir
+@output_dir()
 @seed
-def operators_command(output_dir: Path | None, seed: int) -> None:
+def operators_command(output_dir: Path, seed: int) -> None:
     """Write copying, wrapping and extracting; validation shares no template and no payload.
 
     The validation rows are there as eval_prompts.json too, for `eval_prompts` in a recipe.
@@ -121,17 +135,17 @@ def operators_command(output_dir: Path | None, seed: int) -> None:
 
     made = operators(seed)
     _wrote_curriculum(output_dir, {"train": made.train, "valid": made.valid}, seed)
-    file = _needed(output_dir) / "eval_prompts.json"
+    file = output_dir / "eval_prompts.json"
     write_json(file, eval_prompts(made.valid))
     click.echo(f"{file}: {len(made.valid):,} eval prompts")
 
 
 def _wrote_curriculum(
-    output_dir: Path | None, splits: Mapping[str, Any], seed: int, asked: int | None = None
+    output_dir: Path, splits: Mapping[str, Any], seed: int, asked: int | None = None
 ) -> None:
     from forty2.data.sets import write_set
 
-    folder = _free(_needed(output_dir))
+    folder = _free(output_dir)
     about = {"command": _command(), "seed": seed, "asked": asked}
     _wrote(folder, write_set(folder, splits, about))
 
@@ -144,7 +158,7 @@ def _wrote_curriculum(
 @click.option("--model", "-m", default="smollm2", show_default=True, help="Whose chat template.")
 @click.option("--rows", "count", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--max-length", default=1024, show_default=True, type=click.IntRange(2))
-@click.option("--html", type=FILE, help="Write a page instead.")
+@click.option("--html", type=FILE, help="Write a page, NAME.html, instead.")
 def show_command(file: str, model: str, count: int, max_length: int, html: Path | None) -> None:
     """Show rows as the model sees them: supervised green, prompt dim, cut off struck through.
 
@@ -159,12 +173,16 @@ def show_command(file: str, model: str, count: int, max_length: int, html: Path 
     from forty2.show import page, spans
     from forty2.tokens import Encoder
 
+    if html is not None and html.suffix != ".html":
+        raise DataError(f"{html}: a page is written; name a file that ends in .html")
     tokenizer = load_tokenizer(model)
     encoder = Encoder(tokenizer)
     shown = [
         (origin, spans(parse(row, origin), encoder, tokenizer, max_length))
         for origin, row in islice(read_rows(file), count)
     ]
+    if not shown:
+        raise DataError(f"{file}: holds no rows")
     if html is not None:
         write_text(html, page(shown))
         click.echo(html)
@@ -218,27 +236,31 @@ def stats_command(file: str, model: str, as_json: bool) -> None:
 @data_command.command("lint")
 @click.argument("file")
 @click.option("--valid", help="Validation rows; default those beside it in the folder.")
-@against
+@against()
 @click.option("--model", "-m", help="Whose tokenizer: checks lengths and its special tokens.")
 @click.option("--max-length", default=1024, show_default=True, type=click.IntRange(2))
-@click.option("--fix", "fixed", type=FILE, help="Write the rows that can be kept to this file.")
+@click.option("--fix", type=FILE, help="Write the rows that can be kept to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lint_command(
     file: str, valid: str | None, against: tuple[str, ...], model: str | None, max_length: int,
-    fixed: Path | None, as_json: bool,
+    fix: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Find what would spoil a run. Exit code 1 if there are errors."""
     import json
     from dataclasses import asdict
 
     from forty2.data.contamination import benchmark_of
-    from forty2.data.lint import fix, lint
+    from forty2.data.lint import fixed, lint
+    from forty2.data.sets import write_file
     from forty2.data.sources import valid_beside
 
+    valid = valid or valid_beside(file)
+    if fix is not None:
+        _free_file(fix, *filter(None, (file, valid, *against)))
     specials, fits = _tokenizer_checks(model, max_length) if model is not None else ((), None)
     findings = lint(
         file,
-        valid or valid_beside(file),
+        valid,
         benchmarks=[benchmark_of(path) for path in against],
         specials=specials,
         fits=fits,
@@ -247,9 +269,11 @@ def lint_command(
         click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
     else:
         _table(findings)
-    if fixed is not None:
-        counts = fix(file, fixed)
-        click.echo(f"{fixed}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+    if fix is not None:
+        counts: dict[str, int] = {}  # filled as the rows are written, before the manifest is
+        about = {"command": _command(), "fixed": counts}
+        _wrote(fix, write_file(fix, fixed(file, counts), about))
+        click.echo("  " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
     if any(f.level == "error" for f in findings):
         raise SystemExit(1)
 
@@ -297,6 +321,7 @@ def mix_command(
     from forty2.data.mix import mix
     from forty2.data.sets import write_file
 
+    _free_file(output, *inputs)
     measure = _token_counter(model) if by == "tokens" else lambda row: 1
     mixed = mix(
         inputs, weights or None, size=size, measure=measure, repeat=repeat, shuffle=shuffle,
@@ -333,6 +358,7 @@ def stratify_command(
     from forty2.data.sources import read_rows
     from forty2.data.strata import stratify
 
+    _free_file(output, source)
     rows = [to_row(parse(row, origin)) for origin, row in read_rows(source)]
     found = stratify(rows, keys, size, seed)
     about = {"command": _command(), "seed": seed, "asked": size}
@@ -345,14 +371,14 @@ def stratify_command(
 
 @data_command.command("split")
 @source
-@output_dir
+@output_dir()
 @click.option(
     "--val-split", "--val_split", default=0.1, show_default=True, type=click.FloatRange(0, 0.9)
 )
 @click.option("--by", help="Key whose values stay together; default: entity, else prompt.")
 @seed
 def split_command(
-    source: str, output_dir: Path | None, val_split: float, by: str | None, seed: int
+    source: str, output_dir: Path, val_split: float, by: str | None, seed: int
 ) -> None:
     """Split off validation rows; rows of one prompt or entity stay together."""
     from forty2.data.formats import parse, to_row
@@ -360,7 +386,7 @@ def split_command(
     from forty2.data.sets import write_set
     from forty2.data.sources import read_rows
 
-    folder = _free(_needed(output_dir))
+    folder = _free(output_dir, source)
     held = split(source, val_split, by=by, seed=seed)
 
     def rows(valid: bool) -> Iterator[Mapping[str, Any]]:
@@ -375,7 +401,7 @@ def split_command(
 
 @data_command.command("prepare")
 @source
-@output_dir
+@output_dir()
 @click.option(
     "--val-split", "--val_split", default=0.1, show_default=True, type=click.FloatRange(0, 0.9)
 )
@@ -385,14 +411,14 @@ def split_command(
 @click.option("--workers", type=click.IntRange(1), help="Processes; default one a core.")
 @seed
 def prepare_command(
-    source: str, output_dir: Path | None, val_split: float, model: str, max_length: int,
+    source: str, output_dir: Path, val_split: float, model: str, max_length: int,
     pack: int | None, workers: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Tokenise conversations once, into a folder that a recipe can name as `data`."""
     from forty2.cli.bars import Bars
     from forty2.prepare import prepare
 
-    folder = _free(_needed(output_dir))
+    folder = _free(output_dir, source)
     with Bars() as bars:
         manifest = prepare(
             source, folder, model, valid_share=val_split, max_length=pack or max_length,
@@ -418,6 +444,8 @@ def convert_command(source: str, output: Path) -> None:
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
+    _free_file(output, source)
+
     def rows() -> Iterator[Mapping[str, Any]]:
         origin = ""
         for origin, row in read_rows(source):
@@ -430,7 +458,7 @@ def convert_command(source: str, output: Path) -> None:
 
 @data_command.command("decontaminate")
 @source
-@against
+@against(required=True)
 @output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
     """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
@@ -439,8 +467,7 @@ def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
-    if not against:
-        raise click.UsageError("name the benchmark files with --against")
+    _free_file(output, source, *against)
     benchmarks = [benchmark_of(path) for path in against]
     dropped: list[str] = []
 
@@ -461,17 +488,44 @@ def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _needed(folder: Path | None) -> Path:
-    if folder is None:
-        raise click.UsageError("name the folder to write with --output-dir")
-    return folder
-
-
-def _free(folder: Path) -> Path:
-    """A folder that may be written: new, empty, or an older data set."""
+def _free(folder: Path, *sources: str) -> Path:
+    """A folder that may be written: new, empty, or an older data set that nothing is read from."""
+    _refuse_read(folder, sources)
     if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: exists and is no data set of ours; name another --output-dir")
     return folder
+
+
+def _free_file(file: Path, *sources: str) -> None:
+    """Refuse to write rows to what is read, is something else, or would not be read again."""
+    from forty2.data.sets import SUFFIXES, is_ours, manifest_of
+
+    _refuse_read(file, sources)
+    for source in sources:
+        if _same(file.parent, os.path.expanduser(source)):  # a folder's files are its rows
+            raise DataError(f"{file}: lies in {source}, which is read; write to another folder")
+    if file.suffix not in SUFFIXES:
+        ends = " or ".join(SUFFIXES)
+        raise DataError(f"{file}: JSON Lines are written; name a file that ends in {ends}")
+    for there in (file, manifest_of(file)):
+        if os.path.lexists(there) and not is_ours(file):
+            raise DataError(
+                f"{there}: exists and is no older output of ours; write to another file, "
+                "or remove this one"
+            )
+
+
+def _refuse_read(path: Path, sources: Sequence[str]) -> None:
+    """Refuse to write over what is read: a source itself, or a folder that holds it."""
+    for source in sources:
+        read = Path(os.path.expanduser(source))
+        if os.path.exists(read) and any(_same(path, p) for p in (read, *read.resolve().parents)):
+            raise DataError(f"{path}: {source} is read from there; write to another place")
+
+
+def _same(a: str | Path, b: str | Path) -> bool:
+    """Whether two paths lead to one file or folder, through links or in another case too."""
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
 
 
 def _wrote(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def fuse_command(
     model: str, adapter: str, out: Path, quantize: str | None, trust_remote_code: bool
 ) -> None:
     """Merge an adapter into its base in full precision, and check that nothing was lost."""
-    from forty2.fuse import fuse
+    from forty2.fusing import fuse
 
     bits = int(quantize) if quantize is not None else None
     with Bars() as bars:
@@ -100,7 +100,7 @@ def fuse_command(
 @click.option("--system", help="A system turn before it.")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0))
-@click.option("--seed", default=42, show_default=True)
+@click.option("--seed", default=42, show_default=True, type=click.IntRange(0))
 @_TRUST
 def generate_command(
     model: str,

@@ -18,9 +18,11 @@ def recipe_command() -> None:
 @recipe_command.command("list")
 def list_command() -> None:
     """The packaged recipes, each with its first line."""
-    for name in packaged_recipes():
-        first = recipe_text(name).splitlines()[0].lstrip("# ")
-        click.echo(f"{name:<24} {first}")
+    formatter = click.HelpFormatter()
+    formatter.write_dl(
+        [(name, recipe_text(name).splitlines()[0].lstrip("# ")) for name in packaged_recipes()]
+    )
+    click.echo(formatter.getvalue(), nl=False)
 
 
 @recipe_command.command("show")

@@ -58,14 +58,16 @@ def run_command(
 
     RECIPE is a YAML file or the name of a packaged recipe (`forty2 recipe list`).
     """
-    _run(
-        _load(recipe, model, overrides), run_dir, resume=resume, trust_remote_code=trust_remote_code
-    )
+    loaded = _load(recipe, model, overrides)
+    path = run_dir or Path("adapters") / loaded.name
+    if resume and not (path / "run.json").exists():
+        click.echo(f"{path}: nothing to go on with; the run begins here", err=True)
+    _run(loaded, path, resume=resume, trust_remote_code=trust_remote_code)
 
 
 @click.command("train")
 @_RECIPE
-@click.option("--phase", required=True, help="The phase to run; those before it must be done.")
+@click.option("--phase", required=True, help="The last phase to run.")
 @_RUN_DIR
 @_TRUST
 def train_command(
@@ -76,7 +78,7 @@ def train_command(
     run_dir: Path | None,
     trust_remote_code: bool,
 ) -> None:
-    """Run one phase of a recipe, on top of the phases already in the run directory."""
+    """Run a recipe as far as one phase: those before it first, as far as they are not done yet."""
     loaded = _load(recipe, model, overrides)
     path = run_dir or Path("adapters") / loaded.name
     resume = (path / "run.json").exists()
@@ -89,8 +91,7 @@ def train_command(
 def demo_command(run_dir: Path | None, resume: bool) -> None:
     """The whole job on the starter model: data, three phases, fuse, benchmark, report."""
     path = run_dir or _free(Path("adapters") / "demo") if not resume else run_dir or _latest()
-    recipe = load_recipe("demo", [f"fuse.out={Path('fused_models') / path.name}"])
-    _run(recipe, path, resume=resume)
+    _run(load_recipe("demo"), path, resume=resume)
 
 
 def _free(path: Path) -> Path:
@@ -138,6 +139,8 @@ def _run(
     if result.fused is not None:
         click.echo(f"fused     {result.fused}")
     click.echo(f"report    {result.report}")
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -170,7 +173,7 @@ def ablate_command(
 
     Measures the base, every phase after those before it, and the first preference phase alone.
     """
-    from forty2.ablate import ablate
+    from forty2.ablation import ablate
 
     with Bars() as bars:
         found = ablate(
@@ -191,11 +194,15 @@ def ablate_command(
 
 @click.command("plan")
 @_RECIPE
-def plan_command(recipe: str, model: str | None, overrides: tuple[str, ...]) -> None:
+@_TRUST
+def plan_command(
+    recipe: str, model: str | None, overrides: tuple[str, ...], trust_remote_code: bool
+) -> None:
     """What a recipe would do: steps, exposures, evaluations, memory. Runs nothing."""
-    from forty2.plan import format_plan, plan
+    from forty2.planning import format_plan, plan
 
-    click.echo(format_plan(plan(_load(recipe, model, overrides))))
+    loaded = _load(recipe, model, overrides)
+    click.echo(format_plan(plan(loaded, trust_remote_code=trust_remote_code)))
 
 
 @click.command("report")

@@ -10,7 +10,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from forty2.data.formats import parse, to_row
 from forty2.data.near import NEAR, NearDuplicates, equal
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.shortcut import Sides
-from forty2.data.sources import dumps, read_rows
+from forty2.data.sources import read_rows
 from forty2.data.views import (
     answer_of,
     other_of,
@@ -35,7 +35,6 @@ from forty2.data.views import (
     words_of,
 )
 from forty2.errors import DataError
-from forty2.rundir import writing
 
 SHORTCUT = 0.9
 """A single feature that tells chosen from rejected more often than this is reported."""
@@ -119,36 +118,34 @@ def refuse_faults(train: str, valid: str | None, specials: Collection[str]) -> N
     )
 
 
-def fix(source: str | Path, out: Path) -> dict[str, int]:
-    """Write the rows that can be kept: readable ones, once each, without control characters.
+def fixed(source: str | Path, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The rows that can be kept: readable ones, once each, without control characters.
 
-    Returns:
-        How many rows were kept, and how many were dropped or mended, by reason.
+    Args:
+        counts: takes in how many rows were kept, and how many dropped or mended, by reason.
+
+    Raises:
+        DataError: there is none.
     """
-    counts = dict.fromkeys(("kept", "unreadable", "duplicate", "mended"), 0)
+    counts.update(dict.fromkeys(("kept", "unreadable", "duplicate", "mended"), 0))
     seen: set[int] = set()
-
-    def kept() -> Iterator[Mapping[str, Any]]:
-        for origin, row in _readable(source, lambda _: _add(counts, "unreadable")):
-            clean = _without_control(row)
-            try:
-                record = parse(clean, origin)
-            except DataError:
-                _add(counts, "unreadable")
-                continue
-            key = hash(whole_of(record))
-            if key in seen:
-                _add(counts, "duplicate")
-                continue
-            seen.add(key)
-            _add(counts, "kept")
-            counts["mended"] += clean != row
-            yield to_row(record)
-
-    with writing(out) as file:
-        for row in kept():
-            file.write(dumps([row]).encode())
-    return counts
+    for origin, row in _readable(source, lambda _: _add(counts, "unreadable")):
+        clean = _without_control(row)
+        try:
+            record = parse(clean, origin)
+        except DataError:
+            _add(counts, "unreadable")
+            continue
+        key = hash(whole_of(record))
+        if key in seen:
+            _add(counts, "duplicate")
+            continue
+        seen.add(key)
+        _add(counts, "kept")
+        counts["mended"] += clean != row
+        yield to_row(record)
+    if not seen:
+        raise DataError(f"{source}: holds no row that can be kept")
 
 
 class Linter:
@@ -418,10 +415,19 @@ class _Origins:
 def _readable(
     source: str | Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a source; complaints where there should be one."""
+    """Rows of a source; complaints where there should be one.
+
+    Raises:
+        DataError: it cannot be read from the start.
+    """
+    begun = False
     try:
-        yield from read_rows(source, complain)
+        for found in read_rows(source, complain):
+            begun = True
+            yield found
     except DataError as error:
+        if not begun:
+            raise
         complain(str(error))
 
 

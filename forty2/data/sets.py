@@ -11,7 +11,8 @@ from typing import Any
 
 from forty2.data.lint import Finding, lint
 from forty2.data.sources import MANIFEST, dumps
-from forty2.rundir import staged, write_json, writing
+from forty2.errors import RunError
+from forty2.rundir import read_json, staged, write_json, writing
 
 Row = Mapping[str, Any]
 
@@ -21,6 +22,8 @@ STRATA = (
 )  # fmt: skip
 """Keys of a row by which a manifest counts it."""
 _MOST_STRATA = 60
+SUFFIXES = (".jsonl", ".ndjson")
+"""Of files that rows are written to; by any other they would be read as what they are not."""
 
 
 def write_set(
@@ -47,9 +50,24 @@ def write_set(
 def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> dict[str, Any]:
     """Write one file of rows and NAME.manifest.json beside it."""
     tally = _write(path, rows)
-    manifest = _manifest({path.stem: tally}, about, lint(path))
-    write_json(path.with_suffix(".manifest.json"), manifest)
+    manifest = _manifest({path.stem: tally}, about, lint(path), path.suffix)
+    write_json(manifest_of(path), manifest)
     return manifest
+
+
+def manifest_of(path: Path) -> Path:
+    """Where `write_file` says what a file holds."""
+    return path.with_suffix(".manifest.json")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `write_file` wrote a file of this name, as the manifest beside it says."""
+    try:
+        found = read_json(manifest_of(path))
+    except RunError:
+        return False
+    sums = found.get("sha256") if isinstance(found, dict) else None
+    return isinstance(sums, dict) and path.name in sums
 
 
 class _Tally:
@@ -84,7 +102,10 @@ def _write(path: Path, rows: Iterable[Row]) -> _Tally:
 
 
 def _manifest(
-    tallies: Mapping[str, _Tally], about: Mapping[str, Any], findings: Iterable[Finding]
+    tallies: Mapping[str, _Tally],
+    about: Mapping[str, Any],
+    findings: Iterable[Finding],
+    suffix: str = ".jsonl",
 ) -> dict[str, Any]:
     first = next(iter(tallies.values()))
     counts: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
@@ -105,7 +126,7 @@ def _manifest(
             for kind, words in sorted(first.words.items())
         },
         "lint": {level: dict(sorted(found.items())) for level, found in counts.items()},
-        "sha256": {f"{name}.jsonl": t.digest.hexdigest() for name, t in tallies.items()},
+        "sha256": {f"{name}{suffix}": t.digest.hexdigest() for name, t in tallies.items()},
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +114,9 @@ def load(
                 )
             )
     if adapter is not None:
-        load_adapter(model, adapter_dir(adapter))
+        folder = adapter_dir(adapter)
+        load_adapter(model, folder)
+        _warn_of_other_base(path, folder)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
@@ -167,6 +171,29 @@ def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool)
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     return tokenizer
+
+
+def fingerprint_of(model: Path) -> str:
+    """sha256 over a model folder's weights and config."""
+    digest = hashlib.sha256()
+    for file in sorted([*model.glob("model*.safetensors"), model / "config.json"]):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _warn_of_other_base(model: Path, adapter: Path) -> None:
+    """Say so if an adapter of a run of ours was trained on other weights, such as not yet fused ones."""
+    record = adapter.parent / "run.json"
+    if not record.exists():
+        return
+    run = json.loads(record.read_bytes())
+    if Path(run["model_path"]) != model and run["model_sha256"] != fingerprint_of(model):
+        warnings.warn(
+            f"{adapter} was trained on {run['model']}, and {model} holds other weights: measure "
+            "before you trust the two together",
+            stacklevel=3,
+        )
 
 
 def stream(

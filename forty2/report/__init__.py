@@ -62,6 +62,20 @@ def write_report(run: Path) -> Path:
     return html
 
 
+def warnings(run: Path) -> list[str]:
+    """What a run's owner should look at, a line each: as its report has it, fit for a terminal."""
+    facts = _seen(_gather(run))
+    found = []
+    for phase in facts["phases"]:
+        for what, origins in (
+            ("rows are dropped, too long for max_length", phase["dropped"]),
+            ("prompts lost their beginning to max_length", phase["shortened"]),
+        ):
+            if origins:
+                found.append(f"{phase['name']}: {len(origins):,} {what} (first: {origins[0]})")
+    return [*found, *_warnings(facts), *(facts["fused"] or {}).get("warnings", [])]
+
+
 def _gather(run: Path) -> dict[str, Any]:
     if not (run / "run.json").exists():
         raise RunError(f"{run}: no run here (run.json is missing)")

@@ -13,14 +13,15 @@ from mlx.utils import tree_flatten
 
 from forty2 import platform
 from forty2.batches import lengths_of, together, weights_of
+from forty2.benchmark.eval_prompts import Asked, load_eval_prompts
 from forty2.logprobs import head_elements
 from forty2.model.adapter import attach, weights
 from forty2.model.door import LoadedModel, load, parameters
-from forty2.phase_data import phase_data
+from forty2.phase_data import check_measured, phase_data
 from forty2.pipeline import spec_of
 from forty2.recipe import AnyPhase, KtoPhase, Recipe, SftPhase
 from forty2.replay import WORTH, replay_size
-from forty2.tokens import Encoder, RatedRow
+from forty2.tokens import AnyPair, Encoder, RatedRow
 from forty2.train import due, order_of, total_steps
 
 
@@ -32,8 +33,10 @@ class PhasePlan(NamedTuple):
     rows: int
     valid_rows: int
     dropped: int
+    shortened: int
     median_tokens: int
     longest_tokens: int
+    """What max_length limits: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
     """How often each row is seen: the epochs."""
@@ -88,6 +91,10 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
                 )
             if one.dropped:
                 warnings.append(f"{name}: {one.dropped} rows are dropped, longer than max_length")
+            if one.shortened:
+                warnings.append(
+                    f"{name}: {one.shortened} prompts lose their beginning to max_length"
+                )
     peak = max(one.peak_memory_gb for one in phases)
     machine = platform.memory_bytes() / 1e9
     if peak > 0.75 * machine:
@@ -102,6 +109,9 @@ def _phase(
     weight_bytes: int, trainable: int,
 ) -> PhasePlan:  # fmt: skip
     data = phase_data(phase, recipe, encoder, scratch)
+    check_measured(name, phase, data)
+    if phase.eval_prompts is not None:
+        Asked(loaded, load_eval_prompts(phase.eval_prompts))
     valid_rows = len(data.valid.rows) if data.valid is not None else 0
     lengths = lengths_of(data.train.rows)
     order = order_of(phase, lengths, weights_of(data.train.rows), recipe.seed)
@@ -122,13 +132,20 @@ def _phase(
     replayed = max(1.0, exposures) + referred >= WORTH and stored <= phase.replay_gb
     return PhasePlan(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
-        int(np.median(lengths)), max(lengths), steps,
+        len(data.train.shortened),
+        int(np.median(lengths)), _longest(data.train.rows, lengths), steps,
         exposures,
         sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
         memory / 1e9, stored if replayed else 0.0,
         _balance(phase, data.train.rows) if isinstance(phase, KtoPhase) else 1.0,
     )  # fmt: skip
+
+
+def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
+    if isinstance(rows[0], AnyPair):
+        return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
+    return max(lengths)
 
 
 def _balance(phase: KtoPhase, rows: Sequence[RatedRow]) -> float:
@@ -167,14 +184,17 @@ def format_plan(plan: Plan) -> str:
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
         f"{plan.trainable:,} trained ({share:.2%})",
         "",
-        f"{'phase':<12}{'objective':<11}{'rows':>6}{'valid':>7}{'tokens':>8}{'longest':>9}{'steps':>7}"
-        f"{'seen':>8}{'evals':>7}{'saves':>7}{'memory':>10}{'stored':>10}",
+        f"{'phase':<9}{'kind':<5}{'rows':>7}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
+        f"{'seen':>7}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
     ]
     for one in plan.phases:
         lines.append(
-            f"{one.name:<12}{one.objective:<11}{one.rows:>6}{one.valid_rows:>7}{one.median_tokens:>8}"
-            f"{one.longest_tokens:>9}{one.steps:>7}{one.exposures:>7.2f}x{one.evaluations:>7}"
-            f"{one.saves:>7}{one.peak_memory_gb:>7.2f} GB{one.replayed_gb:>7.2f} GB"
+            f"{one.name:<9}{one.objective:<5}{one.rows:>7}{one.valid_rows:>6}{one.median_tokens:>7}"
+            f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>6.2f}x{one.evaluations:>6}"
+            f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.replayed_gb:>6.2f}"
         )
-    lines += ["", f"memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f} GB"]
+    lines += [
+        "",
+        f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
+    ]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])

@@ -377,7 +377,7 @@ def changes_of(
         found = interval(difference, least - most, most - least)
         changes[metric] = Change(
             float(difference.mean()), *found, difference.shape[1],
-            "no change" if same else verdict(found, margin),
+            "no change" if same else verdict(found, margin, difference.shape[1]),
         )  # fmt: skip
     return changes
 
