@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ from forty2.prepare import is_packed
 from forty2.progress import Progress, silent
 from forty2.recipe import AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.replay import WORTH, Replay, fits, replay_size, store_states
-from forty2.report import warnings, write_report
+from forty2.report import notices, write_report
 from forty2.rundir import (
     RunDir,
     check_room,
@@ -134,6 +135,8 @@ def run(
             )
             if not group.first:
                 resume, progress = False, silent
+            if resume and not (path / "run.json").exists():
+                warnings.warn(f"{path}: nothing to go on with, so a run begins here", stacklevel=2)
             rundir = opened.enter_context(
                 RunDir.open(
                     path if group.first else opened.enter_context(_aside()), to_yaml(recipe),
@@ -239,12 +242,13 @@ class _Run:
         if self.questions is not None:  # the base is measured for minutes before it is adapted
             bare = load(recipe.model, trust_remote_code=self.trust_remote_code, lazy=True)
             attach(bare.model, self.spec, seed=0)
-        self._check_fused_path()
         return loaded, data, asked
 
     def go(self, only: str | None) -> RunResult:
         recipe = self.recipe
         with self.group.together() as alike:
+            if only is None:
+                self._check_fused_path()
             loaded, data, asked = self._read(alike)
         stages = [self._measure("base", loaded, None)]
         attach(loaded.model, self.spec, seed=recipe.seed)
@@ -362,7 +366,7 @@ class _Run:
         if adapter and not Path(adapter).resolve().is_relative_to(self.rundir.path.resolve()):
             raise RunError(
                 f"{out}: holds the model fused with {adapter}; name another folder with "
-                f"--set fuse.out=FOLDER, or delete it"
+                "--set fuse.out=FOLDER, or delete it"
             )
 
     def _objective(
@@ -525,7 +529,7 @@ class _Run:
         shown = table(stages) if stages else ""
         return RunResult(
             self.rundir.path, adapter, fused, stages, shown, verdict, report,
-            warnings(self.rundir.path),
+            notices(self.rundir.path),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ WINDOW = 64
 SIGMAS = 6.0
 """A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
 LEAP = 1.0
-"""Nats that a leap has at least, however smooth the losses before it; where a loss has no bound."""
+"""Nats that a leap has at least, however smooth the losses before it; a bounded loss has its own."""
 IDLE = 16
 """Steps in a row that taught nothing."""
 RISE = 1.01

@@ -1125,7 +1125,7 @@ def run(name: str, files: Mapping[str, Content], options: str, *says: str) -> No
     case(f"run: {name}", files, f"run recipe.yaml {options}", *says)
 
 
-run("folder a file", {"run": "x"}, "--run-dir run", "run: cannot be written")
+run("folder a file", {"run": "x"}, "--run-dir run", "run: is a file; name another --run-dir")
 run("folder below a file", {"run": "x"}, "--run-dir run/x", "run/x: cannot be written")
 run("folder in use", {"run/mine.txt": "x"}, "--run-dir run", "run: is not empty and holds no run")
 run("folder of another run", {}, "--run-dir done", "done: holds a run already; go on with --resume")

@@ -21,10 +21,10 @@ RANKS = [
     ["model"],
     ["replay"],
     ["objectives", "prepare", "checkpoints"],
-    ["phase_data", "train", "fuse"],
+    ["phase_data", "train", "fusing"],
     ["benchmark", "failures", "report"],
     ["pipeline", "bench"],
-    ["plan", "ablate"],
+    ["planning", "ablation"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

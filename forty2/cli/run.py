@@ -58,11 +58,9 @@ def run_command(
 
     RECIPE is a YAML file or the name of a packaged recipe (`forty2 recipe list`).
     """
-    loaded = _load(recipe, model, overrides)
-    path = run_dir or Path("adapters") / loaded.name
-    if resume and not (path / "run.json").exists():
-        click.echo(f"{path}: nothing to go on with; the run begins here", err=True)
-    _run(loaded, path, resume=resume, trust_remote_code=trust_remote_code)
+    _run(
+        _load(recipe, model, overrides), run_dir, resume=resume, trust_remote_code=trust_remote_code
+    )
 
 
 @click.command("train")

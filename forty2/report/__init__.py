@@ -62,7 +62,7 @@ def write_report(run: Path) -> Path:
     return html
 
 
-def warnings(run: Path) -> list[str]:
+def notices(run: Path) -> list[str]:
     """What a run's owner should look at, a line each: as its report has it, fit for a terminal."""
     facts = _seen(_gather(run))
     found = []
