@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.compare import read_scores
+from forty2.benchmark.compare import range_of, read_scores
 from forty2.benchmark.questions import Question
 from forty2.benchmark.stats import (
     LEVEL,
@@ -32,6 +32,7 @@ from forty2.benchmark.stats import (
     Verdict,
     unchanged,
     verdict,
+    widened,
 )
 from forty2.benchmark.suite import questions_of
 from forty2.errors import RecipeError, RunError
@@ -346,12 +347,12 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
     )
     draws += math.sqrt(between) * rng.standard_t(seeds - 1, size=RESAMPLES)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(max(least, float(low)), min(most, float(high)))
+    found = widened(Interval(float(low), float(high)), float(values.mean()), items, least, most)
+    return Interval(max(least, found.low), min(most, found.high))
 
 
 def _range(metric: str) -> tuple[float, float]:
-    """What a metric can be: most are shares."""
-    return {KL: (0.0, math.inf), "log p of texts": (-math.inf, 0.0)}.get(metric, (0.0, 1.0))
+    return (0.0, math.inf) if metric == KL else range_of(metric)
 
 
 def score_of(metric: str, values: Values) -> Score:

@@ -80,7 +80,7 @@ def test_one_more_right_of_300_is_inconclusive() -> None:
     change = compare(before, after).metrics["mc1"]
     assert change.difference == pytest.approx(0.01)
     assert change.verdict == "inconclusive"
-    assert change.detectable > 0.05
+    assert (change.detectable or 0) > 0.05
 
 
 def test_pairing_narrows_the_interval() -> None:
@@ -263,7 +263,10 @@ def test_every_benchmark_shows_its_gain_and_its_loss(kind: str) -> None:
     for name in up.metrics:
         assert up.metrics[name].difference == pytest.approx(-down.metrics[name].difference)
         assert 0 < up.metrics[name].p <= up.metrics[name].p_holm < 0.05
-    assert compare(before, before).verdict == "no tax"  # that nothing changed was not measured
+    # that nothing changed was not measured, and so few questions rule out no loss of a percent
+    assert compare(before, before, margin=0.2).verdict == "no tax"
+    if kind != "perplexity":
+        assert compare(before, before).verdict == "inconclusive"
 
 
 def test_mmlu_is_compared_in_all_and_by_group_and_the_verdict_is_of_all() -> None:
@@ -408,7 +411,7 @@ def test_no_change_is_never_called_no_tax() -> None:
     base = stage("base", 0.0)
     found = compare(base, stage("phase1_sft", 1e-7))
     assert {found.verdict, *(c.verdict for c in found.metrics.values())} == {"no change"}
-    moved = compare(base, stage("phase1_sft", 1e-3))
+    moved = compare(base, stage("phase1_sft", 1e-3), margin=0.2)
     assert moved.verdict == "no tax"  # another model, which scores alike
     otherwise = compare(base, stage("phase1_sft", 1e-7, seed=2))
     assert otherwise.changed > 0.1 and otherwise.verdict not in ("no change", "no tax")
@@ -416,7 +419,7 @@ def test_no_change_is_never_called_no_tax() -> None:
 
 def test_kl_counts_from_the_base_only() -> None:
     """Two later stages are each as far from the base as they are, not from each other."""
-    found = compare(stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7))
+    found = compare(stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7), margin=0.2)
     assert found.kl is None and found.verdict == "no tax"
 
 

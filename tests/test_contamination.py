@@ -46,6 +46,15 @@ def test_questions_long_quotations_and_near_copies_are_found() -> None:
     }
 
 
+def test_what_two_items_share_is_a_hit_of_both() -> None:
+    items = [[f"Who said so in {place}?", LONG] for place in ("Rome", "Athens")]
+    items.append(list(items[0]))
+    found = hits([chat("Tell me.", f"Well: {LONG}.", "a:1"), chat(items[0][0], "I.", "a:2")], items)
+    assert {(hit.row, hit.item) for hit in found} == {
+        ("a:1", 0), ("a:1", 1), ("a:1", 2), ("a:2", 0), ("a:2", 2),
+    }  # fmt: skip
+
+
 def test_no_rows_or_nothing_in_common_is_no_hit() -> None:
     assert hits([], ITEMS) == []
     assert hits([chat("Why?", "Because.", "a:1")], ITEMS) == []

@@ -35,7 +35,7 @@ from forty2.benchmark.mmlu import (
     sample,
     score,
 )
-from forty2.benchmark.prompts import Prompts
+from forty2.benchmark.prompts import Prompts, Shot, context_length, examples_sha256
 from forty2.cli import main
 from forty2.errors import BenchmarkError
 from forty2.logprobs import can_share
@@ -197,7 +197,7 @@ def test_examples_run_once_and_a_question_is_one_pass() -> None:
     model, seen = tiny_model(), []
 
     class Counting:
-        layers = model.layers
+        layers, parameters = model.layers, model.parameters
 
         def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
             seen.append(ids.shape)
@@ -208,9 +208,26 @@ def test_examples_run_once_and_a_question_is_one_pass() -> None:
     score(one, prompts, [SUBJECT])
     lengths = [len(prompts.ids(asked.asked())) for asked in SUBJECT.questions]
     examples = len(prompts.ids(prompts.context("", SUBJECT.shots, description=SUBJECT.description)))
-    tries = ((2, 3), (4, 2), (4, 5))  # what the model allows
+    tries = ((1, 1), (2, 3), (4, 2), (4, 5))  # what the model allows
     ours = [shape for shape in seen if shape not in tries]
     assert ours == [(1, examples), (3, max(lengths))]
+
+
+def test_other_examples_are_another_measurement() -> None:
+    one, other = (Shot("Q\nAnswer:", letter) for letter in "AB")
+    assert examples_sha256([]) is examples_sha256([(), ()]) is None
+    assert examples_sha256([(one,)]) == examples_sha256([(one,)]) != examples_sha256([(other,)])
+
+
+def test_the_context_is_what_transformers_fills_in() -> None:
+    """Of Gemma 3 the published configuration names no length of its text model."""
+    sparse = replace(loaded(), config={"model_type": "gemma3", "text_config": {"hidden_size": 64}})
+    assert context_length(sparse) == 131072
+    unknown = replace(loaded(), config={"model_type": "nobody", "n_ctx": 512})
+    assert context_length(unknown) == 512
+    silent = replace(loaded(), config={"model_type": "nobody"})
+    silent.tokenizer.model_max_length = 3000
+    assert context_length(silent) == 3000
 
 
 def test_a_broken_model_is_an_error_that_names_the_line() -> None:

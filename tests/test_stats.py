@@ -47,7 +47,7 @@ def test_detectable_difference_by_hand() -> None:
 def test_detectable_difference_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(5)
     n, spread = 200, 0.4
-    change = stats.detectable(rng.normal(0, spread, size=100_000)) * math.sqrt(100_000 / n)
+    change = (stats.detectable(rng.normal(0, spread, size=100_000)) or 0) * math.sqrt(100_000 / n)
     drawn = rng.normal(change, spread, size=(2000, n))
     error = drawn.std(axis=1, ddof=1) / math.sqrt(n)
     assert np.mean(drawn.mean(axis=1) / error > 1.96) == pytest.approx(0.8, abs=0.03)
@@ -110,8 +110,35 @@ def test_bootstrap_covers_the_truth_95_times_in_100() -> None:
     assert 0.92 <= covered / 400 <= 0.98
 
 
-def test_equal_results_have_an_interval_of_nothing() -> None:
-    assert stats.bootstrap([0.0] * 30) == Interval(0.0, 0.0)
+@pytest.mark.parametrize("n", [6, 20, 100, 367])
+def test_results_alike_have_room_for_what_few_questions_miss(n: int) -> None:
+    """One loss in as many questions as were asked goes unseen in 37% of cases."""
+    low, high = stats.bootstrap([0.0] * n, least=-1, most=1)
+    assert -low == high == pytest.approx(1 - 0.025 ** (1 / n))
+    assert (1 - high) ** n == pytest.approx(0.025)
+    assert stats.verdict(Interval(low, high), 0.01, n) == "inconclusive"
+    certain = stats.bootstrap([0.0] * 368, least=-1, most=1)
+    assert stats.verdict(certain, 0.01, 368) == "no tax"
+
+
+def test_no_tax_is_seldom_said_of_a_loss_beyond_the_margin() -> None:
+    rng = np.random.default_rng(3)
+    for n, loss in ((20, 0.05), (50, 0.04), (100, 0.02), (800, 0.02)):
+        said = 0
+        for _ in range(200):
+            drawn = -(rng.random(n) < loss).astype(float)
+            found = stats.bootstrap(drawn, least=-1, most=1, resamples=400)
+            said += stats.verdict(found, 0.01, n) in ("no tax", "gain", "no change")
+        assert said <= 0.05 * 200
+
+
+def test_what_has_a_spread_keeps_its_interval() -> None:
+    drawn = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=200)
+    assert stats.bootstrap(drawn, least=-1, most=1) == stats.bootstrap(drawn)
+
+
+def test_without_a_spread_nothing_tells_what_is_detectable() -> None:
+    assert stats.detectable([0.0] * 30) is None
 
 
 def test_random_signs_of_ones_are_mcnemar() -> None:

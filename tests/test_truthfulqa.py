@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from forty2.benchmark import questions as questions_module
 from forty2.benchmark import truthfulqa as benchmark
+from forty2.benchmark.kept import weights
 from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.questions import (
     PROBE,
@@ -37,6 +38,7 @@ from forty2.benchmark.questions import (
 from forty2.benchmark.truthfulqa import PRIMER, result, score
 from forty2.errors import BenchmarkError
 from forty2.logprobs import can_share
+from forty2.model.door import LoadedModel
 from forty2.progress import silent
 
 DATA = Path(
@@ -242,7 +244,7 @@ def test_the_primer_runs_once() -> None:
     model, seen = tiny(), []
 
     class Counting:
-        layers = model.layers
+        layers, parameters = model.layers, model.parameters
 
         def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
             seen.append(ids.size)
@@ -270,6 +272,23 @@ def test_a_chat_template_takes_the_context_as_one_user_turn() -> None:
         for text in (context, f"{context}\n{item.mc1.choices[1]}")
     )
     assert items[0]["mc1"]["loglik"][1] == pytest.approx(plain(model, [], ids, whole), abs=1e-4)
+
+
+def test_a_template_without_a_bos_leaves_it_to_the_tokenizer() -> None:
+    model, tok = tiny(), tokenizer(front="<s>")
+    tok.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}Reply:"
+    items = score(model, tok, ITEMS, chat_template=True)
+    item = ITEMS.items[0]
+    context = f"{PRIMER}Q: {item.question}\nA:\nReply:"
+    ids, whole = (
+        tok.encode(text, add_special_tokens=False)
+        for text in (context, f"{context}{item.mc1.choices[1]}")
+    )
+    expected = plain(model, [0], ids, whole)
+    assert items[0]["mc1"]["loglik"][1] == pytest.approx(expected, abs=1e-4)
+    tok.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(BenchmarkError, match="the chat template refuses the prompt: no"):
+        score(model, tok, ITEMS, chat_template=True)
 
 
 def test_without_a_chat_template_asking_for_it_is_an_error() -> None:
@@ -642,3 +661,15 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
         measured("out.json", silent)
     assert measured("out.json", silent, resume=True) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "whole.json"]
+
+
+def test_what_a_measurement_rests_on_are_an_adapters_settings_too(tmp_path: Path) -> None:
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapters.safetensors").write_bytes(b"")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"scale": 2}')
+    loaded = LoadedModel(cast(Any, None), None, {}, tmp_path / "model", "m")
+    before = weights(loaded, tmp_path / "adapter")
+    assert weights(loaded, tmp_path / "adapter") == before
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"scale": 20}')
+    assert weights(loaded, tmp_path / "adapter") != before

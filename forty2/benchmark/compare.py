@@ -33,9 +33,10 @@ from forty2.benchmark.subjects import GROUPS
 from forty2.errors import BenchmarkError
 
 STORED_TOLERANCE = 1e-6
+TEXTS = "log p of texts"
 SETTINGS = (
     "questions_sha256", "data_sha256", "chat_template", "multiturn", "shots", "instruct",
-    "samples", "temperature", "top_p", "max_tokens", "prompts_sha256", "form",
+    "samples", "temperature", "top_p", "max_tokens", "prompts_sha256", "form", "examples_sha256",
 )  # fmt: skip
 """What must be the same in both results, as far as they have it."""
 
@@ -51,8 +52,8 @@ class Change(NamedTuple):
     high: float
     stderr: float
     """Of the difference, paired."""
-    detectable: float
-    """Smallest true change that this many questions would show with 80% power."""
+    detectable: float | None
+    """Smallest true change that this many questions would show with 80% power; None: unknown."""
     n: int
     """Questions that have this metric."""
     better: int
@@ -132,7 +133,10 @@ def compare(
     changes = {}
     for name, (one, other) in pairs.items():
         differences = other - one
-        interval = bootstrap(differences, resamples=resamples, seed=seed)
+        least, most = range_of(name)
+        interval = bootstrap(
+            differences, least=least - most, most=most - least, resamples=resamples, seed=seed
+        )
         changes[name] = Change(
             before=float(one.mean()),
             after=float(other.mean()),
@@ -192,7 +196,7 @@ def format_comparison(comparison: Comparison) -> str:
         one = comparison.metrics[name]
         lines.append(
             f"{_shown(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
-            f"detectable: {one.detectable:.3f}"
+            f"detectable: {'unknown' if one.detectable is None else f'{one.detectable:.3f}'}"
         )
     of = ", ".join(map(_shown, comparison.judged))
     return "\n".join(
@@ -229,6 +233,11 @@ class Scores(NamedTuple):
     """Places in `asked` by category."""
     by: str
     """The metric whose change is told by category; empty where there are none."""
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """What an item's score can be: of most metrics, a share."""
+    return (-math.inf, 0.0) if metric == TEXTS else (0.0, 1.0)
 
 
 def read_scores(result: Any, what: str) -> Scores:
@@ -406,11 +415,10 @@ def _perplexity(result: Mapping[str, Any], what: str) -> _Read:
     asked = [(title, item["tokens"]) for title, item in items]
     tokens = sum(item["tokens"] for _, item in items) / len(items)
     values = {n: float(item["logp"]) / tokens for n, (_, item) in enumerate(items)}
-    name = "log p of texts"
     scores = Scores(
-        "texts", _model(result), _settings(result), asked, {name: values}, (name,), {}, ""
+        "texts", _model(result), _settings(result), asked, {TEXTS: values}, (TEXTS,), {}, ""
     )
-    return scores, {name: -math.log(result["perplexity"])}
+    return scores, {TEXTS: -math.log(result["perplexity"])}
 
 
 def _stage(result: Mapping[str, Any], what: str) -> _Read:

@@ -20,7 +20,7 @@ from typing import Any
 from forty2 import platform
 from forty2.benchmark.generation import BATCH_SIZE, Answer, answers
 from forty2.benchmark.kept import Kept, weights
-from forty2.benchmark.prompts import Prompts, Shot, pick
+from forty2.benchmark.prompts import Prompts, Shot, examples_sha256, pick
 from forty2.benchmark.stats import stderr
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
@@ -116,6 +116,7 @@ def gsm8k(
         "adapter": adapter,
         "data": str(data),
         "data_sha256": problems.sha256,
+        "examples_sha256": examples_sha256(problems.shots),
         "shots": shots,
         "chat_template": chat_template,
         "multiturn": chat_template and multiturn,

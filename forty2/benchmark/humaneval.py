@@ -5,7 +5,9 @@ humaneval_instruct (4.0): prompts, stop strings, 1024 tokens, greedy answers. pa
 estimator of Chen et al. 2021 (arXiv:2107.03374), eq. 1; for k above 1, answers are sampled at
 temperature 0.2 from the nucleus of 0.95, as in the harness's humaneval_64.
 
-Measuring runs what the model wrote: only when asked for, and in `sandbox`.
+Measuring runs what the model wrote: only when asked for, and in `sandbox`. There it finds Python's
+own library alone, and no sockets or processes, so a solution that imports NumPy or needs asyncio
+fails here, where the harness would pass it: `refused` counts such samples.
 """
 
 from __future__ import annotations
@@ -193,6 +195,7 @@ def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: math.fsum(values) / len(values) for name, values in each.items()},
         "stderr": {name: stderr(values) for name, values in each.items()},
         "stop_rate": sum(sample["stopped"] for sample in every) / len(every),
+        "refused": sum(_refused(sample.get("why", "")) for sample in every),
         "versions": platform.facts(),
         "items": [dict(item) for item in items],
     }
@@ -262,6 +265,11 @@ def judged(
             }
         )
     return {"task_id": problem.task_id, "samples": samples}
+
+
+def _refused(why: str) -> bool:
+    """Whether a program may have failed for what it finds here and not for what it does."""
+    return why.startswith(("ModuleNotFoundError", "PermissionError"))
 
 
 def _seed(seed: int, problem: Problem, number: int) -> int:

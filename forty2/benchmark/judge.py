@@ -452,7 +452,8 @@ def figures(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for item in items
         if item["verdict"] is not None
     ]
-    interval = bootstrap(worth)._asdict() if worth else None
+    least = -1.0 if pairs else 0.0
+    interval = bootstrap(worth, least=least, most=1.0)._asdict() if worth else None
     asked = [one for item in items for one in item["asked"]]
     orders = [
         tuple(_letter(one, ("a", "b", "tie")) for one in couple)

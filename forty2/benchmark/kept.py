@@ -147,5 +147,6 @@ def weights(loaded: LoadedModel, adapter: str | Path | None) -> list[list[Any]]:
     To tell, before going on with a measurement, whether they are still those it began with.
     """
     folders = [loaded.path] if adapter is None else [loaded.path, adapter_dir(adapter)]
-    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")  # a scale and a template, too
+    files = [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix in kinds]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

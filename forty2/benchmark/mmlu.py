@@ -32,7 +32,7 @@ from forty2 import platform
 from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.generation import common, logits_after, prefix_cache, takes_batches
 from forty2.benchmark.kept import Kept, weights
-from forty2.benchmark.prompts import Prompts, Row, Shot
+from forty2.benchmark.prompts import Prompts, Row, Shot, examples_sha256
 from forty2.benchmark.questions import small_file
 from forty2.benchmark.stats import stderr
 from forty2.benchmark.subjects import GROUPS as GROUPS
@@ -139,6 +139,7 @@ def mmlu(
         "adapter": adapter,
         "data": str(data),
         "data_sha256": _sha256(asked),
+        "examples_sha256": examples_sha256(subject.shots for subject in asked),
         "shots": shots,
         "chat_template": chat_template,
         "multiturn": chat_template and multiturn,

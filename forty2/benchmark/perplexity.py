@@ -27,7 +27,7 @@ def perplexity(
         n: windows to use at most.
 
     Raises:
-        BenchmarkError: no text is long enough.
+        BenchmarkError: no text is long enough, or a score is not finite.
     """
     items: dict[str, dict[str, Any]] = {}
     apart = comes_apart(loaded.model)
@@ -50,6 +50,8 @@ def perplexity(
             f"{', '.join(texts or ())}: no text of two tokens or more; the first is given, not scored"
         )
     mean = -sum(item["logp"] for item in items.values()) / tokens
+    if not math.isfinite(mean):
+        raise BenchmarkError(f"the texts score {-mean} a token; the model is broken")
     return {
         "benchmark": "perplexity",
         "perplexity": math.exp(mean),

@@ -5,8 +5,10 @@ As the harness does it, with and without a chat template.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -102,10 +104,8 @@ class Prompts:
             raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
 
     def ids(self, text: str) -> list[int]:
-        """Token ids, with a BOS in front where the tokenizer puts one and the text has none."""
-        bos = self._tokenizer.bos_token
-        front = [] if bos and text.startswith(bos) else self._front
-        return [*front, *self._tokenizer.encode(text, add_special_tokens=False)]
+        """Token ids, as `whole_ids`."""
+        return whole_ids(self._tokenizer, self._front, text)
 
     def prompt(self, context: str, max_tokens: int) -> list[int]:
         """Ids to generate from; the left end goes where the answer would not fit."""
@@ -135,17 +135,45 @@ class Prompts:
         return str(templated)
 
 
+def examples_sha256(shots: Iterable[Sequence[Shot]]) -> str | None:
+    """Of the examples before each question; None where there are none."""
+    before = [list(some) for some in shots]
+    return hashlib.sha256(json.dumps(before).encode()).hexdigest() if any(before) else None
+
+
 def context_length(loaded: LoadedModel) -> int:
-    """How many tokens the model can see, from its configuration."""
-    config = loaded.config.get("text_config") or loaded.config
+    """How many tokens the model can see: from its configuration, else its tokenizer's.
+
+    With what transformers fills in where a configuration leaves it out, as the harness has it.
+    """
+    from transformers import AutoConfig
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    written = dict(loaded.config)
+    try:
+        filled = AutoConfig.for_model(written.pop("model_type"), **written).to_dict()
+    except Exception:  # it knows not every model, and what it finds wrong has many kinds
+        filled = loaded.config
+    config = filled.get("text_config") or filled
     for key in ("n_positions", "max_position_embeddings", "n_ctx"):
         if config.get(key):
             return int(config[key])
-    return DEFAULT_CONTEXT
+    length = getattr(loaded.tokenizer, "model_max_length", None)
+    return int(length) if length is not None and length < VERY_LARGE_INTEGER else DEFAULT_CONTEXT
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def whole_ids(tokenizer: Any, front: Sequence[int], text: str) -> list[int]:
+    """Token ids of a text, with a BOS in front where the tokenizer puts one and the text has none.
+
+    Args:
+        front: from `front_of`.
+    """
+    has_one = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
+    return [*([] if has_one else front), *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def front_of(tokenizer: Any) -> list[int]:

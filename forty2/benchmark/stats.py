@@ -62,10 +62,40 @@ def stderr(values: Sequence[float] | Values) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
+def unseen(n: int) -> float:
+    """The largest share that something can well have of which n draws show nothing: 1 - 0.025^(1/n).
+
+    The upper end of a 95% interval at 0 of n (Clopper & Pearson 1934, Biometrika 26:404).
+    """
+    return 1.0 - float(((1 - LEVEL) / 2) ** (1 / n))
+
+
+def widened(found: Interval, mean: float, n: int, least: float, most: float) -> Interval:
+    """An interval of a mean that has room for what n draws may all have missed.
+
+    Args:
+        least, most: what one draw can be. Infinite: nothing is known, and the interval stays.
+    """
+    low, high = (
+        mean + unseen(n) * (end - mean) if math.isfinite(end) else mean for end in (least, most)
+    )
+    return Interval(min(found.low, low), max(found.high, high))
+
+
 def bootstrap(
-    differences: Sequence[float] | Values, *, resamples: int = RESAMPLES, seed: int = SEED
+    differences: Sequence[float] | Values,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Interval:
-    """95% percentile interval of a mean of paired differences (n,), resampling questions."""
+    """95% percentile interval of a mean of paired differences (n,), resampling questions.
+
+    Args:
+        least, most: what a difference can be. Where all are alike, resampling shows no other: the
+            interval still has room for what so few draws may miss (`unseen`).
+    """
     values = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
     means = np.concatenate(
@@ -76,7 +106,8 @@ def bootstrap(
         ]
     )  # fmt: skip
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+    found = Interval(float(low), float(high))
+    return widened(found, float(values.mean()), len(values), least, most)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -128,11 +159,14 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def detectable(differences: Sequence[float] | Values) -> float:
-    """Smallest true mean change found with 80% power at 5% two-sided, given this spread and n."""
+def detectable(differences: Sequence[float] | Values) -> float | None:
+    """Smallest true mean change found with 80% power at 5% two-sided, given this spread and n.
+
+    None where the differences have no spread to tell it by.
+    """
     normal = NormalDist()
     z = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)
-    return z * stderr(differences)
+    return z * stderr(differences) or None
 
 
 def verdict(interval: Interval, margin: float, n: int) -> Verdict:

@@ -1,9 +1,9 @@
 """TruthfulQA by log-likelihood: how likely is each option as the answer, given question and primer?
 
 The definitions are those of lm-evaluation-harness 0.4.13, tasks truthfulqa_mc1 (2.0) and
-truthfulqa_mc2 (3.0), 0-shot: its numbers and ours compare. Two things differ, both on purpose: a
-tie is not right (`metrics.mc1`), and a score that is not finite is an error; the harness counts
-either as a success.
+truthfulqa_mc2 (3.0), 0-shot: its numbers and ours compare. Three things differ, on purpose: a tie is
+not right (`metrics.mc1`), and a score that is not finite is an error, where the harness counts
+either as a success; and tokens in which the end of a context and an option merge are scored.
 
 The primer runs through the model once for all questions, a question once for all its options.
 """
@@ -16,13 +16,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import mlx.nn as nn
 
 from forty2 import platform
 from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.kept import Kept, weights
 from forty2.benchmark.metrics import METRICS, item_metrics
-from forty2.benchmark.prompts import front_of
+from forty2.benchmark.prompts import front_of, whole_ids
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
 from forty2.benchmark.stats import stderr
 from forty2.errors import BenchmarkError
@@ -234,17 +235,16 @@ class _Prompts:
     """Questions and options to token ids, context and option tokenised together.
 
     Together because a tokenizer may treat `A: Yes` other than `A:` followed by ` Yes`: scored is
-    what the whole has beyond the tokens that context alone has. Special tokens in front (a BOS)
-    stay as the tokenizer puts them; those it would put behind are left off.
+    what the whole has beyond the tokens that context alone has.
     """
 
     def __init__(self, tokenizer: Any, chat_template: bool) -> None:
         self._tokenizer = tokenizer
         self._chat = chat_template
-        self._front = [] if chat_template else front_of(tokenizer)
+        self._front = front_of(tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        return [*self._front, *self._tokenizer.encode(text, add_special_tokens=False)]
+        return whole_ids(self._tokenizer, self._front, text)
 
     def context(self, question: str) -> str:
         text = f"{PRIMER}Q: {question}\nA:"
@@ -257,6 +257,8 @@ class _Prompts:
             )
         except ValueError as error:
             raise BenchmarkError("the tokenizer has no chat template; run without it") from error
+        except jinja2.TemplateError as error:
+            raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
         return str(templated)
 
     def rows(self, item: Question, choices: Sequence[str]) -> list[_Row]:

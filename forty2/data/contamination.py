@@ -72,17 +72,18 @@ def hits(records: Iterable[Record], items: Sequence[Sequence[str]]) -> list[Hit]
     Args:
         items: the texts of each, its question first. Answers under `_TELLING` words are no sign.
     """
-    questions: dict[str, int] = {}
-    grams: dict[int, int] = {}
+    questions: dict[str, list[int]] = {}
+    grams: dict[int, list[int]] = {}
     shingles: dict[int, list[int]] = {}
     """Of the texts that are long enough, which hold a word trigram."""
     sizes: list[int] = []
     owners: list[int] = []
     for number, texts in enumerate(items):
-        questions.setdefault(" ".join(words_of(texts[0])), number)
+        questions.setdefault(" ".join(words_of(texts[0])), []).append(number)
         for text in texts:
             words = words_of(text)
-            grams.update(dict.fromkeys(_grams(words), number))
+            for gram in _grams(words):
+                grams.setdefault(gram, []).append(number)
             if len(words) >= _TELLING:
                 for trigram in (own := set(_grams(words, 3))):
                     shingles.setdefault(trigram, []).append(len(owners))
@@ -97,10 +98,10 @@ def hits(records: Iterable[Record], items: Sequence[Sequence[str]]) -> list[Hit]
                 if count >= _ALIKE * (len(trigrams) + sizes[place] - count):
                     found[record.origin, owners[place]] = "a text almost alike"
             for gram in _grams(words):
-                if gram in grams:
-                    found[record.origin, grams[gram]] = f"{GRAM} words in a row"
-            if (asked := questions.get(" ".join(words))) is not None:
-                found[record.origin, asked] = "the question"
+                for number in grams.get(gram, ()):
+                    found[record.origin, number] = f"{GRAM} words in a row"
+            for number in questions.get(" ".join(words), ()):
+                found[record.origin, number] = "the question"
     return [Hit(row, number, how) for (row, number), how in sorted(found.items())]
 
 
