@@ -297,9 +297,14 @@ def _orders(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Where a mask is true, in the flattened array; -1 pads to one of few lengths."""
+    """Where a mask is true, in the flattened array; -1 pads to one of few lengths.
+
+    Where steps are compiled, to one of eight between any length and twice it: they are another
+    dimension of a step's shape, and each shape is compiled.
+    """
     found = np.flatnonzero(mask).astype(np.int32)
-    padded = np.full(_round_up(len(found)), -1, np.int32)
+    eighth = 1 << max(0, len(found).bit_length() - 4) if on_gpu() else 1
+    padded = np.full(_round_up(-(-len(found) // eighth) * eighth), -1, np.int32)
     padded[: len(found)] = found
     return padded
 

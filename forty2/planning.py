@@ -163,7 +163,8 @@ def _activation_bytes(
 
     A block keeps about ten vectors of the hidden size and four of the feed-forward size a token
     (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
-    chunk at a time, about five times over (themselves, their softmax, what pulls them).
+    chunk at a time, about five times over (themselves, their softmax, what pulls them). All in fp32,
+    as LoRA's own weights are, whatever the base's.
     """
     config: dict[str, Any] = loaded.config
     hidden = int(config.get("hidden_size", 0))
@@ -173,8 +174,7 @@ def _activation_bytes(
     adapted = min(layers or blocks, blocks)
     recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
     kept = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
-    width = 2 if platform.on_gpu() else 4
-    return tokens * kept * width + 5 * 4 * min(tokens * vocabulary, head_elements())
+    return tokens * kept * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
 
 
 def format_plan(plan: Plan) -> str:

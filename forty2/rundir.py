@@ -423,7 +423,7 @@ def now() -> str:
 
 def _is_foreign(path: Path) -> bool:
     """Whether an entry of a folder without run.json is not what a run that was just begun left."""
-    return path.name not in ("run.lock", "recipe.yaml") and not _ASIDE.fullmatch(path.name)
+    return path.name not in ("run.lock", "recipe.yaml") and not path.name.startswith(".")
 
 
 def _mode(path: Path, new: int) -> int:

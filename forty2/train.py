@@ -39,6 +39,10 @@ ROLLBACKS = 3
 """How often a phase may go back: then its rate is an eighth."""
 
 
+CACHED = 2 << 30
+"""Bytes of freed buffers that are kept for reuse: of steps of many shapes most would not fit again."""
+
+
 class Trained(NamedTuple):
     """What a phase ended with."""
 
@@ -200,6 +204,8 @@ class Stepper:
         loss = total / weight
         norm = self._update(sums, mx.array(float(weight)), loss, mx.array(limit))
         mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, loss, parts)
+        if mx.get_cache_memory() > CACHED:
+            mx.clear_cache()
         means = {key: sum(float(part[key]) for part in parts) / weight for key in parts[0]}
         return Step(means, float(loss), float(norm), tokens)
 
@@ -279,6 +285,7 @@ class Training:
             PeerLost: another process of the group was lost. The steps before are saved.
         """
         checkpoint_gradients(self.model, self.phase.grad_checkpoint)
+        mx.reset_peak_memory()
         self._order = order_of(
             self.phase, self.objective.lengths, self.objective.weights, self.seed
         )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forty2.batches import Order, grouped, rows_of_epoch
+from forty2.batches import Order, grouped, positions, rows_of_epoch
 from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.door import LoadedModel
@@ -113,6 +113,20 @@ def test_rows_of_like_length_share_a_batch() -> None:
         for b in (order.batch(n) for n in range(order.batches_per_epoch))
     )
     assert padded / sum(lengths) < 1.05
+
+
+def test_compiled_steps_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled step of another number of supervised tokens is another compilation."""
+    counts = range(1, 2000)
+
+    def widths() -> list[int]:
+        return [len(positions(np.arange(2000) < count)) for count in counts]
+
+    assert widths() == list(counts)
+    monkeypatch.setattr("forty2.batches.on_gpu", lambda: True)
+    found = widths()
+    assert len(set(found)) <= 8 * 8
+    assert all(0 <= w - n < max(8, n / 8 + 8) for w, n in zip(found, counts, strict=True))
 
 
 @pytest.mark.parametrize("tokens", [None, 800])

@@ -9,13 +9,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import ARCHITECTURES, tiny_model
+from mlx.utils import tree_map
 
 from forty2 import logprobs
 from forty2.batches import pair_batch, positions
+from forty2.benchmark.generation import takes_batches
 from forty2.logprobs import (
     PairArrays,
     SharedPrefix,
     Ways,
+    can_pack,
     can_share,
     logsumexp,
     response_logps,
@@ -25,7 +28,7 @@ from forty2.logprobs import (
     token_logps,
     ways,
 )
-from forty2.parts import head
+from forty2.parts import alike, comes_apart, head, sample_ids
 from forty2.tokens import PairRow
 
 RNG = np.random.default_rng(1)
@@ -77,6 +80,21 @@ def test_which_models_share_prompts() -> None:
     assert sharing == {
         "llama": True, "sliding": True, "qwen2": True, "phi3": True, "gemma2": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_16_bits_allow_what_32_do(architecture: str) -> None:
+    """Sums in another order differ by tenths of a nat there, and a wrong mask by far more."""
+    model = tiny_model(architecture)
+    tries = (shares_prompts, can_pack, comes_apart, takes_batches)
+    allowed = [found(model) for found in tries]
+    model.update(tree_map(lambda v: v.astype(mx.bfloat16), model.parameters()))
+    assert [found(model) for found in tries] == allowed
+    ids = sample_ids(model, 1, 6)
+    whole, noise = model(ids), mx.random.normal(model(ids).shape)
+    assert alike(model, whole, whole + 0.02 * mx.sqrt(mx.var(whole)) * noise)
+    halves = mx.concatenate([model(ids[:, :3]), model(ids[:, 3:])], axis=1)
+    assert not alike(model, whole, halves)  # as if rows packed together saw each other
 
 
 @pytest.mark.parametrize("by", ALL_WAYS)

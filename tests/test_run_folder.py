@@ -15,6 +15,9 @@ from chaos import make_inputs
 from click.testing import CliRunner, Result
 
 from forty2.cli import main
+from forty2.fusing import fuse
+from forty2.model.adapter import load_arrays
+from forty2.model.door import LoadedModel, load
 
 RECIPE = """
 version: 1
@@ -138,6 +141,36 @@ def test_texts_that_cannot_be_scored_are_named(here: Path) -> None:
     assert "latin.txt: not UTF-8" in refused("benchmark perplexity -m model latin.txt")
     assert "empty.txt: no text of two" in refused("benchmark perplexity -m model empty.txt")
     assert "Invalid value for '--seed'" in refused("generate -m model -p hi --seed -1")
+
+
+def test_a_broken_model_has_no_perplexity(here: Path) -> None:
+    weights = load_arrays(here / "model" / "model.safetensors")
+    broken = {name: value * float("nan") for name, value in weights.items()}
+    mx.save_safetensors("model/model.safetensors", broken)
+    (here / "text.txt").write_text("Some words, and then some more.")
+    found = refused("benchmark perplexity -m model text.txt -o out.json")
+    assert "the model is broken" in found and not (here / "out.json").exists()
+
+
+def test_fusing_in_16_bits_is_not_refused_for_its_rounding(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small adapter's effect is no more than what rounding the sum to 16 bits makes of it."""
+    done("run mine.yaml --set phases.sft.lr=1e-4 --set phases.dpo.lr=1e-4 --set fuse=null")
+    in_32 = fuse("model", "adapters/mine", "in_32")
+    assert in_32.parity_kl < 1e-7 and not in_32.warnings
+
+    def in_16(*arguments: Any, **others: Any) -> LoadedModel:
+        loaded = load(*arguments, **others)
+        for module in loaded.model.modules():
+            own = {k: v for k, v in module.items() if isinstance(v, mx.array) and "lora" not in k}
+            module.update({k: v.astype(mx.bfloat16) for k, v in own.items()})
+        return loaded
+
+    monkeypatch.setattr("forty2.fusing.load", in_16)
+    fused = fuse("model", "adapters/mine", "in_16")
+    assert fused.parity_kl > 0.05 * fused.adapter_kl
+    assert "rounding to 16 bits moves the model" in fused.warnings[0]
 
 
 def test_eval_prompts_of_two_models_are_compared(here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,29 @@ def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_
         TrainingError, match=r"not 0.693147: the stored reference is not this policy"
     ):
         objective.check_start(model, batch, tolerance=1e-4)
+
+
+def test_the_start_is_checked_in_16_bits_by_what_tokens_differ(tmp_path: Path) -> None:
+    """Rounding adds up over a response to more than any tolerance of the loss."""
+    model = adapted()
+    phase = dpo(beta=5.0)
+    objective = preference(model, phase, tmp_path)
+    batch = objective.batch(range(12))
+    noise = np.random.default_rng(1)
+    exact = objective.reference
+    for spread, refused in ((0.05, False), (0.5, True)):
+        objective.reference = {
+            i: logps + noise.normal(0, spread, logps.shape).astype(np.float32)
+            for i, logps in exact.items()
+        }
+        with pytest.raises(TrainingError, match=r"not 0\.693147"):
+            objective.check_start(model, batch, tolerance=5e-2)
+        with (
+            pytest.raises(TrainingError, match=r"tokens differ by 0\.\d+ nats from the reference")
+            if refused
+            else nullcontext()
+        ):
+            objective.check_start(model, batch, tolerance=None)
 
 
 def test_reference_is_stored_reused_and_recomputed_when_damaged(tmp_path: Path) -> None:

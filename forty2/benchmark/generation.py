@@ -18,6 +18,7 @@ import mlx.nn as nn
 
 from forty2.errors import BenchmarkError
 from forty2.model.door import LoadedModel
+from forty2.parts import alike, sample_ids
 from forty2.progress import Progress, silent
 
 WORTH_SHARING = 8  # tokens: a shorter common beginning is not worth a run of its own
@@ -64,15 +65,17 @@ def logits_after(
     return cast(mx.array, cast(Any, model)(ends, cache=batch.prompt_cache))
 
 
-def takes_batches(model: nn.Module, rows: Sequence[Sequence[int]] = ((3, 4, 5, 6), (7, 8))) -> bool:
+def takes_batches(model: nn.Module) -> bool:
     """Whether rows of unequal length may run together: tried, not guessed.
 
     Some of mlx-lm's models fail at a mask for each row, or take it for one of each head.
     """
+    ids: Any = sample_ids(model, 6).tolist()
+    rows = (ids[:4], ids[4:])
     try:
         together = logits_after(model, prefix_cache(model, []), rows, 1)[:, 0]
         alone = [cast(Any, model)(mx.array([list(row)]))[0, -1] for row in rows]
-        return bool(mx.allclose(together, mx.stack(alone), rtol=2e-2, atol=2e-2).item())
+        return alike(model, together, mx.stack(alone))
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
 

@@ -119,7 +119,7 @@ def load(
         _warn_of_other_base(path, folder)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        mx.set_wired_limit(int(mx.device_info().get("max_recommended_working_set_size", 0)))
     if not lazy:
         try:
             mx.eval(model.parameters())
