@@ -135,6 +135,8 @@ def test_no_tax_is_seldom_said_of_a_loss_beyond_the_margin() -> None:
 def test_what_has_a_spread_keeps_its_interval() -> None:
     drawn = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=200)
     assert stats.bootstrap(drawn, least=-1, most=1) == stats.bootstrap(drawn)
+    few = [-3.0, -3.1, -2.9]  # log-probabilities: below 0, and no saying how far
+    assert stats.bootstrap(few, most=0.0) == stats.bootstrap(few)
 
 
 def test_without_a_spread_nothing_tells_what_is_detectable() -> None:

@@ -74,11 +74,12 @@ def widened(found: Interval, mean: float, n: int, least: float, most: float) -> 
     """An interval of a mean that has room for what n draws may all have missed.
 
     Args:
-        least, most: what one draw can be. Infinite: nothing is known, and the interval stays.
+        least, most: what one draw can be. Where one is infinite the interval stays: what was
+            missed may be anything.
     """
-    low, high = (
-        mean + unseen(n) * (end - mean) if math.isfinite(end) else mean for end in (least, most)
-    )
+    if math.isinf(least) or math.isinf(most):
+        return found
+    low, high = (mean + unseen(n) * (end - mean) for end in (least, most))
     return Interval(min(found.low, low), max(found.high, high))
 
 
