@@ -184,14 +184,15 @@ def fingerprint_of(model: Path) -> str:
 
 def _warn_of_other_base(model: Path, adapter: Path) -> None:
     """Say so if an adapter of a run of ours was trained on other weights, such as not yet fused ones."""
-    record = adapter.parent / "run.json"
-    if not record.exists():
-        return
-    run = json.loads(record.read_bytes())
-    if Path(run["model_path"]) != model and run["model_sha256"] != fingerprint_of(model):
+    try:
+        run = json.loads((adapter.parent / "run.json").read_bytes())
+        name, path, sha256 = (str(run[key]) for key in ("model", "model_path", "model_sha256"))
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # of no run, or of one that tells nothing
+    if Path(path) != model and sha256 != fingerprint_of(model):
         warnings.warn(
-            f"{adapter} was trained on {run['model']}, and {model} holds other weights: measure "
-            "before you trust the two together",
+            f"{adapter} was trained on {name}, and {model} holds other weights: measure before you "
+            "trust the two together",
             stacklevel=3,
         )
 
