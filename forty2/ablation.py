@@ -352,6 +352,7 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
 
 def _range(metric: str) -> tuple[float, float]:
+    """What a metric can be."""
     return (0.0, math.inf) if metric == KL else range_of(metric)
 
 

@@ -143,12 +143,14 @@ def _phase(
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
+    """Tokens of the longest sequence: each response of a pair follows the prompt by itself."""
     if isinstance(rows[0], AnyPair):
         return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
     return max(lengths)
 
 
 def _balance(phase: KtoPhase, rows: Sequence[RatedRow]) -> float:
+    """Desirable rows over the others, each times its weight; infinite where there are no others."""
     sums = [
         sum(row.weight for row in rows if row.desirable is verdict) for verdict in (True, False)
     ]

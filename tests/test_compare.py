@@ -206,7 +206,7 @@ def humaneval_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, 
     rng = np.random.default_rng(seed)
     items = [
         {"task_id": f"HumanEval/{n}", "samples": [
-            {"passed": bool(rng.random() < right), "stopped": True} for _ in range(2)
+            {"passed": bool(rng.random() < right), "stopped": True, "why": ""} for _ in range(2)
         ]}
         for n in range(30)
     ]  # fmt: skip

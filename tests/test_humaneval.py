@@ -119,7 +119,7 @@ def test_pass_at_k_of_nothing_is_an_error(wrong: tuple[int, int, int]) -> None:
 
 def test_means_errors_and_stop_rate() -> None:
     def item(task: str, marks: str) -> dict[str, Any]:
-        samples = [{"passed": mark == "+", "stopped": mark == "+"} for mark in marks]
+        samples = [{"passed": m == "+", "stopped": m == "+", "why": "failed"} for m in marks]
         return {"task_id": task, "samples": samples}
 
     measured = result([item("a", "++--"), item("b", "----"), item("c", "+---")])
@@ -127,7 +127,17 @@ def test_means_errors_and_stop_rate() -> None:
     assert measured["pass@2"] == pytest.approx((5 / 6 + 0 + 0.5) / 3)
     assert {name for name in measured if name.startswith("pass@")} == {"pass@1", "pass@2"}
     assert measured["stderr"]["pass@1"] == pytest.approx((0.0625 / 3) ** 0.5)
-    assert measured["stop_rate"] == 3 / 12
+    assert measured["stop_rate"] == 3 / 12 and measured["refused"] == 0
+
+
+def test_what_the_sandbox_refuses_is_counted_apart_from_what_is_wrong() -> None:
+    programs = ("import numpy", "import asyncio; asyncio.run(asyncio.sleep(0))", "assert False")
+    outcomes = [sandbox.run(program)._asdict() for program in programs]
+    items = [
+        {"task_id": str(n), "samples": [{**outcome, "stopped": True}]}
+        for n, outcome in enumerate(outcomes)
+    ]
+    assert result(items)["refused"] == 2
 
 
 # --- files ---

@@ -1,8 +1,9 @@
 """Two results of one benchmark, item by item: what changed, how surely, and a verdict. NumPy only.
 
-Compared are the files that forty2 writes: of TruthfulQA, MMLU, GSM8K, HumanEval, behaviour and
-perplexity, of eval prompts, and those of a run's stages (`RUN/benchmarks/`), which hold several of them. Every
-metric is taken from the items anew, higher is better for all, and the statistics are `stats`'.
+Compared are the files that forty2 writes: of TruthfulQA, MMLU, GSM8K, HumanEval, behaviour,
+perplexity and eval prompts, and those of a run's stages (`RUN/benchmarks/`), which hold several of
+them. Every metric is taken from the items anew, higher is better for all, and the statistics are
+`stats`'.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: math.fsum(values) / len(values) for name, values in each.items()},
         "stderr": {name: stderr(values) for name, values in each.items()},
         "stop_rate": sum(sample["stopped"] for sample in every) / len(every),
-        "refused": sum(_refused(sample.get("why", "")) for sample in every),
+        "refused": sum(_refused(sample["why"]) for sample in every),
         "versions": platform.facts(),
         "items": [dict(item) for item in items],
     }
