@@ -131,7 +131,7 @@ def test_means_errors_and_stop_rate() -> None:
 
 
 def test_what_the_sandbox_refuses_is_counted_apart_from_what_is_wrong() -> None:
-    programs = ("import numpy", "import asyncio; asyncio.run(asyncio.sleep(0))", "assert False")
+    programs = ("import numpy", "open('/etc/passwd', 'a')", "assert False")
     outcomes = [sandbox.run(program)._asdict() for program in programs]
     items = [
         {"task_id": str(n), "samples": [{**outcome, "stopped": True}]}
