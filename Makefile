@@ -17,7 +17,7 @@ test-all: lint
 
 parity: $(STAMP)
 	$(BIN)/python -m pip install -q --group parity
-	$(BIN)/python -m pytest tests/test_parity.py
+	$(BIN)/python -m pytest tests/benchmark/test_parity.py
 
 bench: $(STAMP)
 	$(BIN)/forty2 bench

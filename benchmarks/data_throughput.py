@@ -19,18 +19,18 @@ from typing import Any
 
 from forty2.data.library import rows as library
 
-LINT = "from forty2.data.lint import lint; lint({path!r})"
-STATS = """from forty2.model.door import load_tokenizer
-from forty2.show import stats
-from forty2.tokens import Encoder
+LINT = "from forty2.data.checks.lint import lint; lint({path!r})"
+STATS = """from forty2.model.loading import load_tokenizer
+from forty2.text.preview import stats
+from forty2.text.encoder import Encoder
 stats({path!r}, Encoder(load_tokenizer("smollm2")))"""
 TOKENISE = """from pathlib import Path
-from forty2.prepare import prepare
+from forty2.text.prepared import prepare
 prepare({path!r}, Path({out!r}), "smollm2", valid_share=0)"""
 MANY = 300_000
 START = """from pathlib import Path
-from forty2.batches import Order, sft_batch
-from forty2.prepare import Prepared
+from forty2.training.batches import Order, sft_batch
+from forty2.text.prepared import Prepared
 rows = Prepared(Path({path!r}))
 order = Order(rows.lengths, 8, 42, rows.weights)
 for step in range(50):

@@ -14,28 +14,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from forty2 import platform
+from forty2 import machine
 
-platform.load_fast_blas()  # before anything imports mlx
+machine.load_fast_blas()  # before anything imports mlx
 
 if TYPE_CHECKING:
-    from forty2.ablation import ablate as ablate
-    from forty2.benchmark.truthfulqa import truthfulqa as truthfulqa
-    from forty2.fusing import fuse as fuse
-    from forty2.pipeline import run as run
-    from forty2.pipeline import train_phase as train_phase
-    from forty2.planning import plan as plan
-    from forty2.recipe import load_recipe as load_recipe
+    from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa
+    from forty2.export.fusing import fuse as fuse
+    from forty2.recipe.reading import load_recipe as load_recipe
+    from forty2.runs.ablation import ablate as ablate
+    from forty2.runs.pipeline import run as run
+    from forty2.runs.pipeline import train_phase as train_phase
+    from forty2.runs.planning import plan as plan
 
 # No module has the name of one of these: once imported, it would stand in its place.
 _HOME = {
-    "ablate": "forty2.ablation",
-    "load_recipe": "forty2.recipe",
-    "plan": "forty2.planning",
-    "run": "forty2.pipeline",
-    "train_phase": "forty2.pipeline",
-    "fuse": "forty2.fusing",
-    "truthfulqa": "forty2.benchmark.truthfulqa",
+    "ablate": "forty2.runs.ablation",
+    "load_recipe": "forty2.recipe.reading",
+    "plan": "forty2.runs.planning",
+    "run": "forty2.runs.pipeline",
+    "train_phase": "forty2.runs.pipeline",
+    "fuse": "forty2.export.fusing",
+    "truthfulqa": "forty2.benchmark.tasks.truthfulqa",
 }
 __all__ = ["ablate", "fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]
 

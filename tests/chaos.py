@@ -33,11 +33,11 @@ from mlx_lm.models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import forty2.objectives
-import forty2.pipeline
-import forty2.train
+import forty2.runs.pipeline
+import forty2.training.loop
+import forty2.training.objectives
 from forty2.errors import Forty2Error
-from forty2.recipe import load_recipe
+from forty2.recipe.reading import load_recipe
 
 VARYING = ("tokens_per_s", "peak_memory_gb")
 """Figures of the machine, not of the training."""
@@ -155,11 +155,11 @@ class Killer:
         """Put events around everything that writes or computes, in this process."""
         for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir"):
             self.around(os, name, name)
-        for kind in (forty2.objectives.Sft, forty2.objectives.Preference):
+        for kind in (forty2.training.objectives.Sft, forty2.training.objectives.Preference):
             self.around(kind, "batch", "batch")
-        self.around(forty2.objectives, "response_logps", "reference batch")
-        self.around(forty2.train.Stepper, "step", "step")
-        self.around(forty2.train, "evaluate", "evaluation")
+        self.around(forty2.training.objectives, "response_logps", "reference batch")
+        self.around(forty2.training.loop.Stepper, "step", "step")
+        self.around(forty2.training.loop, "evaluate", "evaluation")
         opened, saved = io.open, mx.save_safetensors
 
         def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +233,7 @@ def run_child(
             loaded = load_recipe(inputs / f"{recipe}.yaml")
             killer.install()
             try:
-                forty2.pipeline.run(loaded, run_dir="run", resume=resume)
+                forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)
                 code = 0
             except Forty2Error as error:
                 said.write_text(str(error))

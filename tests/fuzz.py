@@ -40,25 +40,25 @@ with (
 ):
     import forty2  # isort: skip  # noqa: F401  # before mlx
     import yaml
-    from conftest import tiny_model
-    from test_gguf import write_gguf
+    from support.gguf_files import write_gguf
+    from support.models import tiny_model
 
-    from forty2.benchmark import gsm8k, humaneval, mmlu
     from forty2.benchmark.compare import compare
     from forty2.benchmark.metrics import METRICS, item_metrics
     from forty2.benchmark.questions import load_questions
+    from forty2.benchmark.tasks import gsm8k, humaneval, mmlu
     from forty2.data.formats import read_chats, read_pairs, read_records, to_row
     from forty2.data.records import Chat, Text
     from forty2.data.sources import dumps, read_rows
     from forty2.errors import Forty2Error
+    from forty2.files import damage, read_json, seal
     from forty2.model import adapter
-    from forty2.model.door import load
-    from forty2.model.gguf_file import GgufFile
-    from forty2.recipe import load_recipe, to_yaml
-    from forty2.rundir import damage, read_json, seal
-    from forty2.tokens import Encoder
+    from forty2.model.gguf.file import GgufFile
+    from forty2.model.loading import load
+    from forty2.recipe.reading import load_recipe, to_yaml
+    from forty2.text.encoder import Encoder
 
-import test_bad_input as good
+from cli import test_bad_input as good
 
 SECONDS, BYTES = 2.0, 300_000_000
 MAXRSS = 1024 if sys.platform == "linux" else 1

@@ -26,8 +26,8 @@ import mlx.core as mx
 import numpy as np
 from chaos import make_inputs
 
-import forty2.pipeline
-from forty2.recipe import load_recipe
+import forty2.runs.pipeline
+from forty2.recipe.reading import load_recipe
 
 WARM_UP = 0.2
 MOST_GROWTH = {
@@ -97,7 +97,7 @@ def soak(place: Path, steps: int) -> tuple[dict[str, list[Sample]], list[str]]:
         if stage in samples and done % block == block // 2:
             samples[stage].append(sample(done))
 
-    result = forty2.pipeline.run(recipe, run_dir=place / "run", progress=progress)
+    result = forty2.runs.pipeline.run(recipe, run_dir=place / "run", progress=progress)
     return samples, (result.path / "metrics.jsonl").read_text("utf-8").splitlines()
 
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from forty2.benchmark.kept import Kept
+from forty2.benchmark.partial_results import Kept
 from forty2.benchmark.stats import bootstrap
 from forty2.errors import BenchmarkError
 from forty2.progress import Progress, silent

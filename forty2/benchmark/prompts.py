@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from forty2.errors import BenchmarkError
-from forty2.model.door import LoadedModel
+from forty2.model.loading import LoadedModel
 
 DEFAULT_CONTEXT = 2048  # the harness's, for a model that does not tell
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from forty2.benchmark.behaviour import behaviour
 from forty2.benchmark.compare import compare
-from forty2.benchmark.divergence import Base, divergence
-from forty2.benchmark.kept import Kept
 from forty2.benchmark.metrics import means_of
-from forty2.benchmark.perplexity import perplexity
+from forty2.benchmark.partial_results import Kept
 from forty2.benchmark.questions import Questions, load_questions, sample
-from forty2.benchmark.truthfulqa import result, score
-from forty2.model.door import LoadedModel
+from forty2.benchmark.tasks.behaviour import behaviour
+from forty2.benchmark.tasks.divergence import Base, divergence
+from forty2.benchmark.tasks.perplexity import perplexity
+from forty2.benchmark.tasks.truthfulqa import result, score
+from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
-from forty2.recipe import Benchmark
+from forty2.recipe.reading import Benchmark
 
 
 def questions_of(benchmark: Benchmark, seed: int) -> Questions:

@@ -29,7 +29,7 @@ COMMANDS = {
     "logprobs": "model",
     "benchmark": "benchmark",
     "compare": "benchmark",
-    "bench": "bench",
+    "bench": "speed",
 }
 HELP = {
     "demo": "The whole job on the starter model: data, three phases, fuse, benchmark, report.",

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from forty2.cli import options
-from forty2.cli.bars import Bars
+from forty2.cli.progress_bars import Bars
 from forty2.errors import DataError
 
 
 def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
     """Refuse a file that could not be written before hours have gone into it."""
     if out is not None:
-        from forty2.benchmark.kept import check_out
+        from forty2.benchmark.partial_results import check_out
 
         check_out(out)
     return out
@@ -95,7 +95,7 @@ def benchmark_command() -> None:
 @_HOW
 def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
-    from forty2.benchmark.truthfulqa import truthfulqa
+    from forty2.benchmark.tasks.truthfulqa import truthfulqa
 
     _check_resume(out, resume)
     with Bars() as bars:
@@ -120,7 +120,7 @@ def mmlu_command(
     chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
 ) -> None:
     """MMLU by log-likelihood of four letters, by subject, group and in all."""
-    from forty2.benchmark.mmlu import mmlu
+    from forty2.benchmark.tasks.mmlu import mmlu
 
     _check_resume(out, resume)
     with Bars() as bars:
@@ -142,7 +142,7 @@ def gsm8k_command(
     chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
 ) -> None:
     """GSM8K: sums answered at length, strict match and flexible extract."""
-    from forty2.benchmark.gsm8k import METRICS, gsm8k
+    from forty2.benchmark.tasks.gsm8k import METRICS, gsm8k
 
     _check_resume(out, resume)
     with Bars() as bars:
@@ -178,7 +178,7 @@ def gsm8k_command(
 def humaneval_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
     """HumanEval: pass@k of functions that the model writes; runs them."""
     from forty2.benchmark import sandbox
-    from forty2.benchmark.humaneval import humaneval
+    from forty2.benchmark.tasks.humaneval import humaneval
 
     _check_resume(out, resume)
     if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
@@ -210,9 +210,9 @@ def behaviour_command(
     model: str, adapter: str | None, out: Path | None, trust_remote_code: bool
 ) -> None:
     """Held-out behaviour gates, each judged by likelihood and by generation."""
-    from forty2.benchmark.behaviour import behaviour, format_gates
+    from forty2.benchmark.tasks.behaviour import behaviour, format_gates
+    from forty2.files import write_json
     from forty2.model import load
-    from forty2.rundir import write_json
 
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
     with Bars() as bars:
@@ -272,7 +272,7 @@ def judge_command(
 ) -> None:
     """A judge model's opinion of the replies in a result, asked in both orders, several times."""
     from forty2.benchmark.judge import CRITERION, Endpoint, format_judged, judge
-    from forty2.rundir import read_json
+    from forty2.files import read_json
 
     server = Endpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
     with Bars() as bars:
@@ -310,7 +310,7 @@ def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
     The last three may be absent. match is exact (but for white space around the reply), contains or
     regex, of all prompts or by id. A gate is the least share of the ids before the last "_".
     """
-    from forty2.benchmark.eval_prompts import eval_prompts
+    from forty2.benchmark.tasks.eval_prompts import eval_prompts
 
     with Bars() as bars:
         result = eval_prompts(**arguments, out=out, progress=bars)
@@ -337,9 +337,9 @@ def perplexity_command(
     files: tuple[Path, ...],
 ) -> None:
     """Perplexity on neutral prose, or on text FILES."""
-    from forty2.benchmark.perplexity import perplexity
+    from forty2.benchmark.tasks.perplexity import perplexity
+    from forty2.files import write_json
     from forty2.model import load
-    from forty2.rundir import write_json
 
     try:
         texts = {str(file): file.read_text("utf-8") for file in files} or None
@@ -365,6 +365,6 @@ def perplexity_command(
 def compare_command(before: Path, after: Path, margin: float) -> None:
     """Paired statistics and a verdict on two results of the same questions."""
     from forty2.benchmark.compare import compare, format_comparison
-    from forty2.rundir import read_json
+    from forty2.files import read_json
 
     click.echo(format_comparison(compare(read_json(before), read_json(after), margin=margin)))

@@ -15,7 +15,7 @@ import click
 from forty2.errors import DataError
 
 if TYPE_CHECKING:
-    from forty2.data.lint import Finding
+    from forty2.data.checks.lint import Finding
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -131,7 +131,7 @@ def operators_command(output_dir: Path, seed: int) -> None:
     The validation rows are there as eval_prompts.json too, for `eval_prompts` in a recipe.
     """
     from forty2.data.build.curriculum import eval_prompts, operators
-    from forty2.rundir import write_json
+    from forty2.files import write_json
 
     made = operators(seed)
     _wrote_curriculum(output_dir, {"train": made.train, "valid": made.valid}, seed)
@@ -168,10 +168,10 @@ def show_command(file: str, model: str, count: int, max_length: int, html: Path 
 
     from forty2.data.formats import parse
     from forty2.data.sources import read_rows
-    from forty2.model.door import load_tokenizer
-    from forty2.rundir import write_text
-    from forty2.show import page, spans
-    from forty2.tokens import Encoder
+    from forty2.files import write_text
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder
+    from forty2.text.preview import page, spans
 
     if html is not None and html.suffix != ".html":
         raise DataError(f"{html}: a page is written; name a file that ends in .html")
@@ -214,9 +214,9 @@ def stats_command(file: str, model: str, as_json: bool) -> None:
     """Rows, tokens, supervised share, lengths as a histogram, strata, near duplicates."""
     import json
 
-    from forty2.model.door import load_tokenizer
-    from forty2.show import stats
-    from forty2.tokens import Encoder
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder
+    from forty2.text.preview import stats
 
     found = stats(file, Encoder(load_tokenizer(model)))
     if as_json:
@@ -249,8 +249,8 @@ def lint_command(
     import json
     from dataclasses import asdict
 
-    from forty2.data.contamination import benchmark_of
-    from forty2.data.lint import fixed, lint
+    from forty2.data.checks.contamination import benchmark_of
+    from forty2.data.checks.lint import fixed, lint
     from forty2.data.sets import write_file
     from forty2.data.sources import valid_beside
 
@@ -279,8 +279,8 @@ def lint_command(
 
 
 def _tokenizer_checks(model: str, max_length: int) -> tuple[list[str], Any]:
-    from forty2.model.door import load_tokenizer
-    from forty2.tokens import Encoder, problem_of_length
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder, problem_of_length
 
     encoder = Encoder(load_tokenizer(model))
     return encoder.specials, lambda record: problem_of_length(encoder, record, max_length)
@@ -318,7 +318,7 @@ def mix_command(
 
     Without --weights every row is taken, and the shares that gives are printed.
     """
-    from forty2.data.mix import mix
+    from forty2.data.mixing import mix
     from forty2.data.sets import write_file
 
     _free_file(output, *inputs)
@@ -336,8 +336,8 @@ def mix_command(
 
 def _token_counter(model: str) -> Any:
     from forty2.data.formats import parse
-    from forty2.model.door import load_tokenizer
-    from forty2.tokens import Encoder
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder
 
     encoder = Encoder(load_tokenizer(model))
     return lambda row: encoder.measure(parse(row, "mix"))[0]
@@ -382,7 +382,7 @@ def split_command(
 ) -> None:
     """Split off validation rows; rows of one prompt or entity stay together."""
     from forty2.data.formats import parse, to_row
-    from forty2.data.mix import split
+    from forty2.data.mixing import split
     from forty2.data.sets import write_set
     from forty2.data.sources import read_rows
 
@@ -415,8 +415,8 @@ def prepare_command(
     pack: int | None, workers: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Tokenise conversations once, into a folder that a recipe can name as `data`."""
-    from forty2.cli.bars import Bars
-    from forty2.prepare import prepare
+    from forty2.cli.progress_bars import Bars
+    from forty2.text.prepared import prepare
 
     folder = _free(output_dir, source)
     with Bars() as bars:
@@ -462,7 +462,7 @@ def convert_command(source: str, output: Path) -> None:
 @output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
     """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
-    from forty2.data.contamination import benchmark_of, contaminated
+    from forty2.data.checks.contamination import benchmark_of, contaminated
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows

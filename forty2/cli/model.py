@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forty2.cli.bars import Bars
+from forty2.cli.progress_bars import Bars
 
 _MODEL = click.option("--model", "-m", required=True, help="Model folder, hub name, or smollm2.")
 _ADAPTER = click.option("--adapter", "-a", help="Adapter folder, or a run folder (its last phase).")
@@ -38,7 +38,7 @@ def fetch_command(name: str) -> None:
 )
 def import_command(gguf: Path, out: Path) -> None:
     """Turn a GGUF file into a model folder."""
-    from forty2.model.gguf import import_gguf
+    from forty2.model.gguf.importing import import_gguf
 
     click.echo(import_gguf(gguf, out))
 
@@ -48,11 +48,11 @@ def import_command(gguf: Path, out: Path) -> None:
 @_TRUST
 def info_command(model: str, trust_remote_code: bool) -> None:
     """Describe a model, and the device and BLAS that it would run on."""
-    from forty2 import platform
+    from forty2 import machine
     from forty2.model import load
-    from forty2.model.door import describe
+    from forty2.model.loading import describe
 
-    facts = describe(load(model, trust_remote_code=trust_remote_code, lazy=True)) | platform.facts()
+    facts = describe(load(model, trust_remote_code=trust_remote_code, lazy=True)) | machine.facts()
     for key, value in facts.items():
         click.echo(f"{key:<14} {value}")
 
@@ -69,7 +69,7 @@ def fuse_command(
     model: str, adapter: str, out: Path, quantize: str | None, trust_remote_code: bool
 ) -> None:
     """Merge an adapter into its base in full precision, and check that nothing was lost."""
-    from forty2.fusing import fuse
+    from forty2.export.fusing import fuse
 
     bits = int(quantize) if quantize is not None else None
     with Bars() as bars:
@@ -116,8 +116,8 @@ def generate_command(
     import sys
 
     from forty2.model import load
-    from forty2.model.door import stream
-    from forty2.tokens import Encoder
+    from forty2.model.loading import stream
+    from forty2.text.encoder import Encoder
 
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
@@ -141,10 +141,10 @@ def logprobs_command(
 ) -> None:
     """Summed log-probabilities of both responses of each pair, with the supervised token ids."""
     from forty2.data.formats import read_pairs
+    from forty2.files import write_json
     from forty2.model import load
-    from forty2.objectives import pair_logprobs
-    from forty2.rundir import write_json
-    from forty2.tokens import Encoder
+    from forty2.text.encoder import Encoder
+    from forty2.training.objectives import pair_logprobs
 
     pairs = read_pairs(data)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from forty2.errors import RecipeError
-from forty2.recipe import load_recipe, packaged_recipes, recipe_text
+from forty2.recipe.reading import load_recipe, packaged_recipes, recipe_text
 
 
 @click.group("recipe")

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from forty2.cli import options
-from forty2.cli.bars import Bars
-from forty2.recipe import Recipe, load_recipe
+from forty2.cli.progress_bars import Bars
+from forty2.recipe.reading import Recipe, load_recipe
 
 _RECIPE = options(
     click.argument("recipe"),
@@ -117,7 +117,7 @@ def _run(
     only: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    from forty2.pipeline import run
+    from forty2.runs.pipeline import run
 
     with Bars() as bars:
         result = run(
@@ -171,7 +171,7 @@ def ablate_command(
 
     Measures the base, every phase after those before it, and the first preference phase alone.
     """
-    from forty2.ablation import ablate
+    from forty2.runs.ablation import ablate
 
     with Bars() as bars:
         found = ablate(
@@ -197,7 +197,7 @@ def plan_command(
     recipe: str, model: str | None, overrides: tuple[str, ...], trust_remote_code: bool
 ) -> None:
     """What a recipe would do: steps, exposures, evaluations, memory. Runs nothing."""
-    from forty2.planning import format_plan, plan
+    from forty2.runs.planning import format_plan, plan
 
     loaded = _load(recipe, model, overrides)
     click.echo(format_plan(plan(loaded, trust_remote_code=trust_remote_code)))

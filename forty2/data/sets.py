@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from forty2.data.lint import Finding, lint
+from forty2.data.checks.lint import Finding, lint
 from forty2.data.sources import MANIFEST, dumps
 from forty2.errors import RunError
-from forty2.rundir import read_json, staged, write_json, writing
+from forty2.files import read_json, staged, write_json, writing
 
 Row = Mapping[str, Any]
 

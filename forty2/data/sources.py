@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, AnyStr, BinaryIO
 
 from forty2.errors import DataError
-from forty2.recipe import HUB
+from forty2.recipe.reading import HUB
 
 if TYPE_CHECKING:
     import pyarrow as pa

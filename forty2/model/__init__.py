@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forty2.model.adapter import AdapterSpec as AdapterSpec
-    from forty2.model.door import LoadedModel as LoadedModel
-    from forty2.model.door import load as load
-    from forty2.model.door import resolve as resolve
+    from forty2.model.loading import LoadedModel as LoadedModel
+    from forty2.model.loading import load as load
+    from forty2.model.loading import resolve as resolve
 
 _HOME = {
     "AdapterSpec": "adapter",
-    "LoadedModel": "door",
-    "load": "door",
-    "resolve": "door",
+    "LoadedModel": "loading",
+    "load": "loading",
+    "resolve": "loading",
 }
 
 

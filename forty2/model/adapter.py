@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from forty2.errors import ModelError
-from forty2.model.checkpointing import keyed_dropout
+from forty2.model.gradient_checkpointing import keyed_dropout
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"

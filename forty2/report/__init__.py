@@ -17,8 +17,8 @@ from typing import Any
 from jinja2 import Environment
 
 from forty2.errors import RunError
+from forty2.files import read_json, refuse_links, write_text
 from forty2.report.charts import Point, change_bars, interval_chart, line_chart
-from forty2.rundir import read_json, refuse_links, write_text
 
 SERIES = (
     ("Loss", ("loss", "valid_loss")),

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment
 
+from forty2.files import write_text
 from forty2.report import Quote, _fence, _md, _md_row, _seen
 from forty2.report.charts import Point, interval_chart
-from forty2.rundir import write_text
 
 _MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")
 _NAMES = {

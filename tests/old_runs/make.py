@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import forty2.pipeline
-from forty2.recipe import load_recipe
+import forty2.runs.pipeline
+from forty2.recipe.reading import load_recipe
 
 HERE = Path(__file__).parent
 
@@ -29,6 +29,8 @@ if __name__ == "__main__":
     os.environ["FORTY2_CACHE"] = str(HERE / "cache")  # deleted afterwards
     os.chdir(HERE / "inputs")
     try:
-        forty2.pipeline.run(load_recipe("recipe.yaml"), run_dir=HERE / sys.argv[1], progress=stop)
+        forty2.runs.pipeline.run(
+            load_recipe("recipe.yaml"), run_dir=HERE / sys.argv[1], progress=stop
+        )
     except KeyboardInterrupt:
         print("stopped in", forty2.__file__)

@@ -62,7 +62,7 @@ def operators(seed: int) -> Split:
 
 
 def eval_prompts(rows: Iterable[Row]) -> dict[str, Any]:
-    """Rows of operators as a file of eval prompts, as `forty2/benchmark/eval_prompts.py` reads it.
+    """Rows of operators as a file of eval prompts, as `forty2/benchmark/tasks/eval_prompts.py` reads it.
 
     Ids are operator and number, copy_001 the first; the gates are `GATES`.
     """

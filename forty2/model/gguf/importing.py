@@ -1,0 +1,319 @@
+"""Turn a GGUF file into a model folder that stock mlx-lm and transformers load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
+
+from forty2.errors import ModelError
+from forty2.model.gguf.file import GgufFile
+from forty2.model.gguf.tokenizer import TokenIds, read_tokenizer
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_AGAIN = "download the file again"
+_CHUNK = 1 << 22
+"""Values held in memory at a time while weights are written."""
+
+
+class _Target(NamedTuple):
+    """Where a tensor goes in the Hugging Face layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    heads: int = 0
+    """If not 0, llama.cpp has interleaved the two halves of each of so many heads."""
+
+
+def import_gguf(gguf_path: Path, out: Path) -> Path:
+    """Write a GGUF file's model as a folder of safetensors, config and tokenizer.
+
+    Quantised tensors are dequantised, so that the model can be trained and fused in full
+    precision. The folder appears whole or not at all, and never replaces one with files in it.
+
+    Args:
+        gguf_path: the file; architecture llama or qwen2, tokenizer byte-level BPE.
+        out: the folder to make.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelError: not such a file, damaged, or something in it that cannot be imported.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ModelError(f"{out}: already exists; remove it, or choose another folder")
+    file = GgufFile(gguf_path)
+    config = _architecture(file)
+    tokenizer = read_tokenizer(file, config["max_position_embeddings"])
+    targets = _targets(file, config)
+    if tokenizer.size > config["vocab_size"]:
+        raise ModelError(
+            f"{gguf_path}: {tokenizer.size} tokens, but embeddings for {config['vocab_size']}"
+        )
+    if config["model_type"] == "qwen2" and tokenizer.pre != "qwen2":
+        # transformers gives every qwen2 model this rule, whatever tokenizer.json says
+        raise ModelError(
+            f"{gguf_path}: pre-tokenizer {tokenizer.pre!r} with architecture qwen2 cannot be "
+            "imported; use the model's safetensors"
+        )
+    dtype = _dtype(file)
+    ids = _ids(tokenizer.ids)
+    config |= ids | {"dtype": {Type.F32: "float32", Type.F16: "float16"}.get(dtype, "bfloat16")}
+    with _appearing(out) as folder:
+        _write_weights(folder / "model.safetensors", file, targets, dtype)
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", ids)
+        tokenizer.save(folder)
+    return out
+
+
+def _architecture(file: GgufFile) -> dict[str, Any]:
+    """`config.json`, but for token ids and dtype."""
+    kind = file.need("general.architecture", str)
+    if kind not in _CLASSES:
+        raise ModelError(
+            f"{file.path}: architecture {kind!r} cannot be imported, only {', '.join(_CLASSES)}; "
+            "use the model's safetensors"
+        )
+    if "token_embd.weight" not in file.tensors:
+        raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_AGAIN}")
+    hidden = file.need(f"{kind}.embedding_length", int)
+    heads = file.need(f"{kind}.attention.head_count", int)
+    head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
+    if heads < 1 or head_dim < 2 or head_dim % 2:
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} make no model; {_AGAIN}")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
+            raise ModelError(
+                f"{file.path}: {kind}.{key} is not the head size {head_dim}, "
+                "which no importable model has"
+            )
+    if kind == "qwen2" and head_dim * heads != hidden:
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} do not make up {hidden}")
+    theta = _shortest(file.get(f"{kind}.rope.freq_base", float) or 10000.0)
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "architectures": [_CLASSES[kind]],
+        "hidden_size": hidden,
+        "intermediate_size": file.need(f"{kind}.feed_forward_length", int),
+        "num_hidden_layers": file.need(f"{kind}.block_count", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.get(f"{kind}.attention.head_count_kv", int) or heads,
+        "max_position_embeddings": file.need(f"{kind}.context_length", int),
+        "rms_norm_eps": _shortest(file.need(f"{kind}.attention.layer_norm_rms_epsilon", float)),
+        "rope_theta": theta,
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+    }
+    if kind == "llama":
+        config |= {
+            "head_dim": head_dim,
+            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        }
+    scaling = _rope_scaling(file, kind, theta, head_dim)
+    return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> dict[str, Any] | None:
+    if "rope_freqs.weight" in file.tensors:
+        return _llama3_scaling(file, theta, head_dim)
+    prefix = f"{kind}.rope.scaling."
+    method = file.get(f"{prefix}type", str) or "none"
+    unknown = file.keys(prefix) - {"type", "factor", "original_context_length", "finetuned"}
+    if method == "none" and not unknown:
+        return None
+    if method not in ("linear", "yarn") or unknown:
+        raise ModelError(
+            f"{file.path}: rope scaling {method!r} {sorted(unknown) or ''} cannot be imported; "
+            "use the model's safetensors"
+        )
+    scaling = {"rope_type": method, "factor": _shortest(file.need(f"{prefix}factor", float))}
+    original = file.get(f"{prefix}original_context_length", int)
+    if method == "yarn" and original is not None:
+        scaling["original_max_position_embeddings"] = original
+    return scaling
+
+
+def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3's scaling, whose result is in the file but not its parameters.
+
+    All published models differ only in the factor, which is the largest divisor. Whether that
+    explains the other divisors, too, is checked.
+    """
+    tensor = file.tensors["rope_freqs.weight"]
+    divisors = dequantize(tensor.data, tensor.kind).ravel()
+    low, high, original = 1.0, 4.0, 8192
+    factor = float(divisors.max())
+    with np.errstate(all="ignore"):  # what damage makes of it equals nothing
+        turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        expected = 1 / ((1 - smooth) / np.float64(factor) + smooth)
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
+        raise ModelError(
+            f"{file.path}: rope_freqs.weight is not Llama 3's scaling, so it cannot be imported; "
+            "use the model's safetensors"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _targets(file: GgufFile, config: dict[str, Any]) -> dict[str, _Target]:
+    """Every tensor that the model needs, by its GGUF name.
+
+    Raises:
+        ModelError: the file lacks one, has another shape or one more.
+    """
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    permuted = config["model_type"] == "llama"
+    attention, mlp = config.get("attention_bias", False), config.get("mlp_bias", False)
+    qkv = attention or config["model_type"] == "qwen2"
+    layers = [  # GGUF name, Hugging Face name, rows, columns, interleaved heads, has a bias
+        ("attn_q", "self_attn.q_proj", heads * head_dim, hidden, permuted * heads, qkv),
+        ("attn_k", "self_attn.k_proj", kv_heads * head_dim, hidden, permuted * kv_heads, qkv),
+        ("attn_v", "self_attn.v_proj", kv_heads * head_dim, hidden, 0, qkv),
+        ("attn_output", "self_attn.o_proj", hidden, heads * head_dim, 0, attention),
+        ("ffn_gate", "mlp.gate_proj", wide, hidden, 0, mlp),
+        ("ffn_up", "mlp.up_proj", wide, hidden, 0, mlp),
+        ("ffn_down", "mlp.down_proj", hidden, wide, 0, mlp),
+    ]
+    targets: dict[str, _Target] = {}
+
+    def place(own: str, name: str, shape: tuple[int, ...], interleaved: int = 0) -> None:
+        if own not in file.tensors:
+            raise ModelError(f"{file.path}: tensor {own} is missing; {_AGAIN}")
+        if (found := file.tensors[own].shape) != shape:
+            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_AGAIN}")
+        targets[own] = _Target(name, shape, interleaved)
+
+    place("token_embd.weight", "model.embed_tokens.weight", (config["vocab_size"], hidden))
+    place("output_norm.weight", "model.norm.weight", (hidden,))
+    if not config["tie_word_embeddings"]:
+        place("output.weight", "lm_head.weight", (config["vocab_size"], hidden))
+    for n in range(config["num_hidden_layers"]):
+        own, theirs = f"blk.{n}", f"model.layers.{n}"
+        place(f"{own}.attn_norm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
+        place(f"{own}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
+        for name, layer, rows, columns, interleaved, bias in layers:
+            place(f"{own}.{name}.weight", f"{theirs}.{layer}.weight", (rows, columns), interleaved)
+            if bias:
+                place(f"{own}.{name}.bias", f"{theirs}.{layer}.bias", (rows,), interleaved)
+    if more := sorted(file.tensors.keys() - targets.keys() - {"rope_freqs.weight"}):
+        raise ModelError(
+            f"{file.path}: tensor {more[0]} is unknown in architecture {config['model_type']}, "
+            "so this is another kind of model; use its safetensors"
+        )
+    return targets
+
+
+def _dtype(file: GgufFile) -> Any:
+    """The one type of all weights that are written.
+
+    Norms are F32 in every GGUF file; kept so beside 16-bit matrices, they would turn all that
+    follows them into fp32. So the matrices decide: 16-bit ones stay as they are. Quantised ones
+    become F32, which holds them exactly and trains best, unless the folder would then be too big
+    for a laptop. From a billion parameters on it is F16: blocks are scaled by an F16 number, so
+    F16 comes closer than BF16.
+    """
+    types = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    if types <= {Type.F32, Type.F16, Type.BF16}:
+        return types.pop() if len(types) == 1 else Type.F32
+    parameters = sum(tensor.size for tensor in file.tensors.values())
+    return Type.F32 if parameters < 1_000_000_000 else Type.F16
+
+
+def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtype: Any) -> None:
+    """Write safetensors by hand: its writers want the whole model in memory, this a few rows."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for target in targets.values():
+        start, end = end, end + int(np.prod(target.shape)) * (4 if dtype == Type.F32 else 2)
+        header[target.name] = {
+            "dtype": dtype.name,
+            "shape": target.shape,
+            "data_offsets": [start, end],
+        }
+    packed = json.dumps(header).encode()
+    packed += b" " * (-len(packed) % 8)
+    with path.open("wb") as out:
+        out.write(len(packed).to_bytes(8, "little") + packed)
+        for name, target in targets.items():
+            for values in _rows_of(file, name, target):
+                largest = np.finfo(np.float16 if dtype == Type.F16 else np.float32).max
+                if not (np.abs(values) <= largest).all():
+                    raise ModelError(
+                        f"{file.path}: tensor {name} holds values that {dtype.name} cannot; "
+                        "the file is damaged"
+                    )
+                out.write(quantize(values, dtype).tobytes())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _rows_of(file: GgufFile, name: str, target: _Target) -> Iterator[NDArray[np.float32]]:
+    """A tensor's values in the Hugging Face order, some rows at a time."""
+    tensor = file.tensors[name]
+    rows = target.shape[0] if target.heads or len(target.shape) > 1 else 1
+    raw = tensor.data.reshape(rows, -1)
+    order = np.arange(rows)
+    if target.heads:
+        order = order.reshape(target.heads, -1, 2).swapaxes(1, 2).ravel()
+    step = max(1, _CHUNK * rows // tensor.size)
+    for start in range(0, rows, step):
+        try:
+            yield dequantize(raw[order[start : start + step]], tensor.kind)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{file.path}: tensor {name} is of type {tensor.kind.name}, which cannot be "
+                "imported; get the model in another quantisation (Q8_0, Q4_K and many more can)"
+            ) from error
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to fill that takes its name only when it is whole, and replaces nothing."""
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        aside.replace(out)
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _ids(ids: TokenIds) -> dict[str, Any]:
+    return {
+        "bos_token_id": ids.bos,
+        "eos_token_id": ids.eos[0] if len(ids.eos) == 1 else ids.eos or None,
+        "pad_token_id": ids.pad,
+    }
+
+
+def _shortest(value: float) -> float:
+    """The number that was meant: GGUF keeps 1e-5 as a float32, 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

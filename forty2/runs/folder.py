@@ -1,0 +1,253 @@
+"""A run directory: everything that a run writes, in files that are never seen half-written.
+
+RUN/recipe.yaml            the resolved recipe, every default spelled out
+RUN/run.json               provenance: versions, device, hashes, when and how it was started
+RUN/metrics.jsonl          one line per step and evaluation
+RUN/data.json              hashes of the rows of each phase
+RUN/data/NAME/             built-in data sets as they were built for this run
+RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, phase.json, checksums
+RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums
+RUN/benchmarks/            results after the base, each phase and fusing, with a checksum in each
+RUN/report.md, report.html
+
+What is written is for its owner alone, unless it takes the place of what others could read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from forty2.errors import RunError
+from forty2.files import (
+    make_folder,
+    owners,
+    read_json,
+    refuse_links,
+    seal,
+    sweep,
+    write_errors,
+    write_json,
+    write_sealed,
+    write_text,
+)
+
+VERSION = 2
+"""Of a run directory's format. 1: finished phases without checksums, one `best` a phase."""
+_RESULTS = ("phase*", "work/*", "benchmarks/*", "metrics.jsonl")
+
+
+class RunDir:
+    """An open run directory, locked against a second writer until closed."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls, path: Path, recipe_yaml: str, provenance: Mapping[str, Any], *, resume: bool,
+        reread: Callable[[Path], str] = Path.read_text,
+    ) -> RunDir:  # fmt: skip
+        """Start a run in a new or empty folder, or go on with the one that is there.
+
+        Args:
+            reread: the recipe that a run was started from, as this release would write it.
+
+        Raises:
+            RunError: the folder holds a run and `resume` is off, another process has it, or the
+                run there was started from another recipe or model, by a release that this one
+                cannot follow, or holds links that lead out of it.
+        """
+        with write_errors(path):
+            return cls._open(path, recipe_yaml, provenance, resume, reread)
+
+    @classmethod
+    def _open(
+        cls, path: Path, recipe_yaml: str, provenance: Mapping[str, Any], resume: bool,
+        reread: Callable[[Path], str],
+    ) -> RunDir:  # fmt: skip
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file; name another --run-dir")
+        if (
+            not (path / "run.json").exists()
+            and path.is_dir()
+            and any(map(_is_foreign, path.iterdir()))
+        ):
+            raise RunError(f"{path}: is not empty and holds no run; name another --run-dir")
+        make_folder(path)
+        refuse_links(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        lock = os.fdopen(owners(str(path / "run.lock"), flags), "a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise RunError(f"{path}: in use by {owner}") from error
+        run = cls(path, lock)
+        try:
+            existing = (path / "run.json").exists() and run._has_results()
+            if existing and not resume:
+                raise RunError(
+                    f"{path}: holds a run already; go on with --resume, or name another --run-dir"
+                )
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} since {now()}")
+            lock.flush()
+            sweep(path)
+            if existing:
+                run._check_same(recipe_yaml, provenance, reread)
+            else:
+                run._clear()
+                write_text(path / "recipe.yaml", recipe_yaml)
+                write_json(path / "run.json", {"version": VERSION, "started": now(), **provenance})
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _has_results(self) -> bool:
+        """Whether anything was trained or measured: a run whose recipe or data was refused has not."""
+        return any(path for kind in _RESULTS for path in self.path.glob(kind))
+
+    def _clear(self) -> None:
+        """Remove what a run without results found out about its data before it was refused."""
+        shutil.rmtree(self.path / "data", ignore_errors=True)
+        for name in ("data.json", "contamination.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _check_same(
+        self, recipe_yaml: str, provenance: Mapping[str, Any], reread: Callable[[Path], str]
+    ) -> None:
+        record = read_json(self.path / "run.json")
+        version = record.get("version") if isinstance(record, dict) else None
+        if version not in (1, VERSION):
+            raise RunError(
+                f"{self.path}: written by another release (run format {version}, this one reads 1 "
+                f"to {VERSION}); go on with that release, or name another --run-dir"
+            )
+        was, now_is = record.get("model_sha256"), provenance.get("model_sha256")
+        if was != now_is:
+            raise RunError(
+                f"{self.path}: was started from other weights than {provenance.get('model_path')} "
+                f"holds now (sha256 {was}, now {now_is}); put those back, or name another --run-dir"
+            )
+        started_with = reread(self.path / "recipe.yaml")
+        if started_with != recipe_yaml:
+            old, new = started_with.splitlines(), recipe_yaml.splitlines()
+            changed = next(
+                (n for n in new if n not in old), next((o for o in old if o not in new), "")
+            )
+            raise RunError(
+                f"{self.path}: was started from another recipe (first difference: "
+                f"{changed.strip()!r}); resume with {self.path / 'recipe.yaml'}, or name another "
+                "--run-dir"
+            )
+        if version == 1:
+            self._upgrade()
+            write_json(self.path / "run.json", {**record, "version": VERSION})
+
+    def _upgrade(self) -> None:
+        """Bring a run of format 1 to this one."""
+        for unsealed in self.path.glob("work/*/last"):
+            raise RunError(
+                f"{unsealed}: a checkpoint without checksums, by a release from before they were; "
+                f"go on with that release, or delete {unsealed.parent}: the phase starts anew"
+            )
+        for best in self.path.glob("work/*/best"):
+            # The newest checkpoint's, or a later one that will be found again.
+            states = map(read_json, best.parent.glob("step*/state.json"))
+            newest = max(states, key=lambda state: state["step"], default={"best": None})
+            if newest["best"] is not None:
+                best.replace(best.with_name(f"best{newest['best']['step']}"))
+        for done in self.path.glob("phase*/phase.json"):
+            seal(done.parent)
+        for result in self.path.glob("benchmarks/*.json"):
+            write_sealed(result, read_json(result))
+
+    def check_there(self) -> None:
+        """Make sure that what is written still goes to this run.
+
+        Raises:
+            RunError: the folder was removed, moved or replaced.
+        """
+        try:
+            same = os.path.samestat(
+                os.fstat(self._lock.fileno()), (self.path / "run.lock").stat(follow_symlinks=False)
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            raise RunError(
+                f"{self.path}: was removed, moved or replaced while the run was under way; put it "
+                "back, then go on with --resume"
+            )
+
+    # --- metrics ---
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one whole line to the metrics, in one write."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with write_errors(self.metrics_path):
+            self.check_there()
+            with open(self.metrics_path, "ab", buffering=0, opener=owners) as file:
+                if file.write(line.encode()) < len(line.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of the metrics so far.
+
+        Raises:
+            RunError: one of them is damaged.
+        """
+        if not self.metrics_path.exists():
+            return []
+        records = []
+        for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+                record["phase"], record["step"] + 1
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(
+                    f"{self.metrics_path}:{number}: damaged; delete this line, then go on with "
+                    "--resume"
+                ) from error
+            records.append(record)
+        return records
+
+    def forget_metrics_after(self, phase: str, step: int) -> None:
+        """Drop what a phase logged beyond a checkpoint that it now goes on from."""
+        kept = [r for r in self.metrics() if r["phase"] != phase or r["step"] <= step]
+        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept)
+        # A file that is replaced is lost to whoever follows it.
+        if not self.metrics_path.exists() or self.metrics_path.read_text("utf-8") != text:
+            write_text(self.metrics_path, text)
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether an entry of a folder without run.json is not what a run that was just begun left."""
+    return path.name not in ("run.lock", "recipe.yaml") and not path.name.startswith(".")

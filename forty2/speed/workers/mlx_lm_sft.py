@@ -1,0 +1,37 @@
+"""One epoch of mlx-lm's SFT, its own loop and batches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forty2.speed.workers.__main__ import Job
+
+
+class Rows(list[Any]):
+    """What its loop is given by its own command: rows still to be processed, here ready."""
+
+    def process(self, row: Any) -> Any:
+        return row
+
+
+def prepare(job: Job) -> Callable[[], None]:
+    import mlx.optimizers as optim
+    from mlx_lm.tuner.datasets import CacheDataset
+    from mlx_lm.tuner.trainer import TrainingArgs, train
+
+    model = job.adapted()
+    rows = CacheDataset(Rows(map(tuple, job.rows)))
+
+    def epoch() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArgs(
+                batch_size=job.batch_size, iters=job.steps, val_batches=0,
+                steps_per_report=10**6, steps_per_eval=10**6, steps_per_save=10**6,
+                max_seq_length=4096, adapter_file=f"{folder}/adapters.safetensors",
+            )  # fmt: skip
+            train(model, optim.AdamW(job.lr), rows, None, arguments)
+
+    return epoch

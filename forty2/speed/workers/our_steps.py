@@ -1,0 +1,18 @@
+"""The steps of one epoch of ours."""
+
+from __future__ import annotations
+
+import mlx.nn as nn
+
+from forty2.recipe.reading import Phase
+from forty2.training.loop import Stepper, make_optimizer, order_of
+from forty2.training.objectives import Objective, micro_batches
+
+
+def take_steps(model: nn.Module, objective: Objective, phase: Phase) -> None:
+    """Train over every row once, as a phase does."""
+    stepper = Stepper(model, make_optimizer(phase), objective, phase)
+    order = order_of(phase, objective.lengths, objective.weights, seed=1)
+    model.train()
+    for index in range(order.batches_per_epoch):
+        stepper.step([*micro_batches(objective, order.batch(index))], phase.lr)

@@ -1,0 +1,41 @@
+"""One epoch of our DPO: frozen blocks, reference and steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forty2.speed.workers.__main__ import Job
+
+
+def prepare(job: Job) -> Callable[[], None]:
+    from forty2.inference.logprobs import ways
+    from forty2.recipe.reading import DpoPhase
+    from forty2.speed.workers.our_steps import take_steps
+    from forty2.text.encoder import PairRow
+    from forty2.training.frozen_states import replay_size, store_states
+    from forty2.training.objectives import Preference, reference_logps
+
+    model = job.adapted()
+    rows = [PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.rows]
+    every = range(len(rows))
+    phase = DpoPhase(
+        objective="dpo", data="rows", steps=1, lr=job.lr, beta=job.beta, batch_size=job.batch_size
+    )
+
+    def epoch() -> None:
+        model.eval()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            replay = None
+            size = replay_size(model, rows, every)
+            if size.depth:
+                replay = store_states(model, rows, every, size, folder / "states")
+            reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
+            objective = Preference(rows, reference, phase, ways(model), replay)
+            take_steps(model, objective, phase)
+
+    return epoch

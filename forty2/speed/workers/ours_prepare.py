@@ -1,0 +1,22 @@
+"""`forty2 data prepare`, in one process. Rows: the path of the data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forty2.speed.workers.__main__ import Job
+
+
+def prepare(job: Job) -> Callable[[], None]:
+    from forty2.text.prepared import prepare as prepare_data
+
+    def epoch() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            ready = Path(folder) / "ready"
+            prepare_data(job.rows[0], ready, job.model, valid_share=0, workers=1)
+
+    return epoch

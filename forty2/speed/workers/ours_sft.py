@@ -1,0 +1,26 @@
+"""One epoch of our SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forty2.speed.workers.__main__ import Job
+
+
+def prepare(job: Job) -> Callable[[], None]:
+    from forty2.inference.logprobs import ways
+    from forty2.recipe.reading import SftPhase
+    from forty2.speed.workers.our_steps import take_steps
+    from forty2.text.encoder import Row
+    from forty2.training.objectives import Sft
+
+    model = job.adapted()
+    rows = [Row(ids, [i >= start for i in range(len(ids))], "row") for ids, start in job.rows]
+    phase = SftPhase(objective="sft", data="rows", steps=1, lr=job.lr, batch_size=job.batch_size)
+
+    def epoch() -> None:
+        take_steps(model, Sft(rows, ways(model)), phase)
+
+    return epoch

@@ -1,0 +1,196 @@
+"""The frozen blocks' work, done once: the states at the door of the trained blocks, kept on disk.
+
+With adapters on the upper blocks alone, the lower ones make the same of a row in every epoch, in
+the reference pass and in every validation. So their output is stored once for each row, as it is,
+and replayed: the trained blocks see the very numbers that the lower ones would give them.
+
+A row's states are those of the tokens that a batch feeds to the model: of a conversation all but
+its last, of a pair its prefix's, then its chosen's and its rejected's inputs. Width D.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from forty2.files import writing
+from forty2.inference.logprobs import pair_arrays, pair_entry, segment_cache
+from forty2.model.surgery import entry_states, frozen_depth
+from forty2.progress import Progress, silent
+from forty2.text.encoder import AnyPair, Row
+from forty2.training.batches import (
+    BOTH,
+    PairBatch,
+    SftBatch,
+    grouped,
+    pair_batch,
+    parts_of,
+    sft_batch,
+)
+
+WORTH = 1.5
+"""Times that a row must be seen for storing its states to pay."""
+
+Rows = Sequence[Row] | Sequence[AnyPair]
+
+
+class Size(NamedTuple):
+    """What storing a set's states takes."""
+
+    depth: int
+    """Blocks that are replayed."""
+    width: int
+    dtype: mx.Dtype
+    tokens: int
+
+    @property
+    def bytes(self) -> int:
+        return self.tokens * self.width * self.dtype.size
+
+
+class Replay:
+    """Stored states, by row."""
+
+    def __init__(self, path: Path, size: Size, rows: Rows, which: Sequence[int]) -> None:
+        counts = [state_count(rows[i]) for i in which]
+        ends = np.cumsum(counts)
+        self._spans = {
+            i: (end - count, end) for i, count, end in zip(which, counts, ends, strict=True)
+        }
+        self._size = size
+        self._rows = rows
+        kind = np.uint32 if size.dtype.size == 4 else np.uint16
+        self._stored = np.memmap(path, kind, "r").reshape(size.tokens, size.width)
+
+    def of_pairs(self, batch: PairBatch, sides: Sequence[int] = BOTH) -> list[mx.array]:
+        """States of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), k sides of pairs."""
+        pairs = len(batch.rows)
+        prefixes = self._zeros(pairs, batch.prefixes.shape[1])
+        inputs = self._zeros(*batch.inputs.shape)
+        for n, index in enumerate(batch.rows.tolist()):
+            row: Any = self._rows[index]
+            given = len(row.prompt) - 1
+            prefix, *responses = np.split(self._states(index), [given, given + len(row.chosen)])
+            prefixes[n, :given] = prefix
+            for k, side in enumerate(sides):
+                inputs[n + k * pairs, : len(responses[side])] = responses[side]
+        return [self._array(prefixes), self._array(inputs)]
+
+    def of_rows(self, batch: SftBatch) -> list[mx.array]:
+        """States of a batch's tokens but the last column (B, T-1, D)."""
+        states = self._zeros(batch.ids.shape[0], batch.ids.shape[1] - 1)
+        for n, index in enumerate(batch.rows.tolist()):
+            kept = self._states(index)
+            states[n, : len(kept)] = kept
+        return [self._array(states)]
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return self._size.bytes
+
+    @property
+    def depth(self) -> int:
+        """How many blocks are replayed."""
+        return self._size.depth
+
+    def _states(self, index: int) -> npt.NDArray[Any]:
+        start, end = self._spans[index]
+        return self._stored[start:end]
+
+    def _zeros(self, rows: int, columns: int) -> npt.NDArray[Any]:
+        return np.zeros((rows, columns, self._size.width), self._stored.dtype)
+
+    def _array(self, states: npt.NDArray[Any]) -> mx.array:
+        return mx.array(states).view(self._size.dtype)
+
+
+def state_count(row: Row | AnyPair) -> int:
+    """Tokens of a row that a batch feeds to the model."""
+    if isinstance(row, AnyPair):
+        return len(row.prompt) - 1 + len(row.chosen) + len(row.rejected)
+    return len(row.ids) - 1
+
+
+def replay_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Size:
+    """What it would take to store these rows' states."""
+    depth = frozen_depth(model)
+    one = entry_states(model, mx.array([[0]]), depth) if depth else mx.zeros((1, 1, 1))
+    return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
+
+
+def fits(size: Size, most_gb: float, folder: Path) -> bool:
+    """Whether states of this size may be stored: within the limit, and a tenth of the disk left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(folder)
+    return size.bytes <= most_gb * 1e9 and size.bytes < disk.free - disk.total / 10
+
+
+def store_states(
+    model: nn.Module, rows: Rows, which: Sequence[int], size: Size, path: Path,
+    *, progress: Progress = silent, stage: str = "frozen blocks",
+) -> Replay:  # fmt: skip
+    """Run the frozen blocks over these rows and keep what comes out; a whole file is kept as it is.
+
+    Rows are computed in the same batches every time, so a file made anew holds the same bits.
+    """
+    if not (path.exists() and path.stat().st_size == size.bytes):
+        with writing(path) as file:
+            file.truncate(size.bytes)
+            _fill(model, rows, which, size, file, progress, stage)
+    return Replay(path, size, rows, which)
+
+
+def _fill(
+    model: nn.Module, rows: Rows, which: Sequence[int], size: Size, file: Any,
+    progress: Progress, stage: str,
+) -> None:  # fmt: skip
+    """Batches are of like length, so their rows are written each to its own place."""
+    counts = np.array([state_count(rows[i]) for i in which])
+    starts = np.cumsum(counts) - counts
+    done = 0
+    for places in grouped(parts_of(rows, apart=False)[list(which)]):
+        indices = [which[n] for n in places]
+        for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
+            file.seek(int(starts[n]) * size.width * size.dtype.size)
+            file.write(states.tobytes())
+        done += len(places)
+        progress(stage, done, len(which), {})
+
+
+def _computed(
+    model: nn.Module, rows: Rows, indices: Sequence[int], size: Size
+) -> Iterable[npt.NDArray[Any]]:
+    kind = mx.uint32 if size.dtype.size == 4 else mx.uint16
+    chosen: Any = [rows[i] for i in indices]
+    if isinstance(chosen[0], AnyPair):
+        batch = pair_batch(chosen, indices)
+        entry = pair_entry(model, pair_arrays(batch), size.depth)
+        prefixes, inputs = (np.asarray(part.view(kind)) for part in entry[:2])
+        for n, row in enumerate(chosen):
+            yield np.concatenate(
+                [
+                    prefixes[n, : len(row.prompt) - 1],
+                    inputs[n, : len(row.chosen)],
+                    inputs[n + len(chosen), : len(row.rejected)],
+                ]
+            )
+        return
+    packed = sft_batch(chosen, indices)
+    cache = (
+        segment_cache(model, mx.array(packed.segments)[:, :-1])
+        if packed.segments is not None
+        else None
+    )
+    states = np.asarray(
+        entry_states(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(kind)
+    )
+    for n, row in enumerate(chosen):
+        yield states[n, : len(row.ids) - 1]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import make_inputs
+from click.testing import CliRunner
+from support.training_texts import every_text, grams, training_texts, words
+
+from forty2.benchmark.detector import ACTS, quality
+from forty2.benchmark.tasks.behaviour import GATES, behaviour, format_gates, gate_line, wilson
+from forty2.cli import main
+from forty2.data.library import rows
+from forty2.files import read_json
+from forty2.model import load
+
+
+def test_every_gate_has_held_out_prompts_and_every_prompt_a_gate() -> None:
+    prompts = [*rows("heldout/behaviour"), *rows("heldout/refusal")]
+    assert {row["gate"] for row in prompts} == set(GATES)
+    assert len({row["id"] for row in prompts}) == len({row["prompt"] for row in prompts})
+    assert all(row["good"] != row["bad"] for row in prompts)
+    modes: dict[str, set[str]] = {}
+    for row in prompts:
+        if row["gate"] == "mode":
+            modes.setdefault(row["pair"], set()).add(row["mode"])
+    assert len(modes) >= 12 and all(both == {"plain", "open"} for both in modes.values())
+
+
+def test_the_refusal_prompts_share_nothing_with_training() -> None:
+    held = [row["prompt"] for row in rows("heldout/refusal")]
+    trained = {" ".join(words(text)) for text in training_texts()}
+    sequences = grams(training_texts(), 8)
+    assert not [prompt for prompt in held if " ".join(words(prompt)) in trained]
+    assert not [prompt for prompt in held if grams(iter([prompt]), 8) & sequences]
+
+
+def test_the_refusal_prompts_hold_nothing_of_truthfulqa(bench_data: Path) -> None:
+    benchmark = read_json(bench_data / "truthfulqa" / "mc_task_v0_817.json")
+    ours = [*every_text(list(rows("heldout/refusal")))]
+    assert not grams(every_text(benchmark), 7) & grams(iter(ours), 7)
+
+
+def test_neither_length_nor_an_opening_yes_tells_the_good_answer() -> None:
+    prompts = rows("heldout/refusal")
+    longer = sum(len(row["good"]) > len(row["bad"]) for row in prompts)
+    assert 0.25 < longer / len(prompts) < 0.75
+
+
+def test_the_labelled_replies_are_many_balanced_and_in_two_halves() -> None:
+    labelled = rows("heldout/reply_labels")
+    assert len(labelled) >= 120
+    assert len({(row["prompt"], row["reply"]) for row in labelled}) == len(labelled)
+    for act in ACTS:
+        for half in ("develop", "held out"):
+            labels = [r["label"] for r in labelled if r["act"] == act and r["half"] == half]
+            assert 2 * sum(labels) == len(labels) >= 8
+    held_out = {row["reply"] for row in labelled if row["half"] == "held out"}
+    assert not held_out & {row["reply"] for row in labelled if row["half"] == "develop"}
+
+
+@pytest.mark.parametrize(
+    ("act", "source", "precision", "recall"),
+    [
+        ("hedges", "held out", 0.95, 0.5),
+        ("hedges", "pairs", 0.95, 0.35),
+        ("declines", "held out", 0.85, 0.9),
+        ("declines", "pairs", 0.95, 0.8),
+        ("weighs", "held out", 0.75, 0.75),
+        ("weighs", "pairs", 0.9, 0.85),
+        ("corrects", "held out", 0.85, 0.85),
+        ("corrects", "pairs", 0.95, 0.95),
+        ("rejects", "held out", 0.85, 0.85),
+        ("rejects", "pairs", 0.95, 0.95),
+    ],
+)
+def test_the_detectors_on_answers_they_were_not_developed_on(
+    act: str, source: str, precision: float, recall: float
+) -> None:
+    """Floors, just under what was measured: what a share by generation is worth."""
+    measured = quality(act, source)
+    assert measured.precision is not None and measured.precision >= precision, measured
+    assert measured.recall >= recall, measured
+
+
+def item(name: str, good: float, ok: bool, **more: Any) -> dict[str, Any]:
+    return {"id": name, "good": good, "bad": 0.0, "ok": ok, **more}
+
+
+def test_a_gate_is_reached_only_both_ways() -> None:
+    for good, ok, reached in ((1, True, True), (1, False, False), (-1, True, False)):
+        line = gate_line("entity", [item(f"i{n}", good, ok) for n in range(10)])
+        assert line["reached"] is reached
+        assert (line["by_likelihood"], line["by_generation"]) == (good > 0, ok)
+    nine = [item(f"i{n}", 1.0, n > 0) for n in range(10)]
+    assert gate_line("entity", nine)["reached"] and not gate_line("entity", nine[:9])["reached"]
+    tied = gate_line("entity", [item("i", 0.0, True)])
+    assert tied["by_likelihood"] == 0  # a tie is no preference
+
+
+def test_a_model_that_weighs_everything_or_nothing_does_not_tell_modes_apart() -> None:
+    both = [
+        item(f"{mode}{n}", 1.0 if mode == "open" else -1.0, mode == "open", pair=f"p{n}")
+        for n in range(6)
+        for mode in ("plain", "open")
+    ]
+    line = gate_line("mode", both)
+    assert (line["n"], line["by_likelihood"], line["by_generation"]) == (6, 0, 0)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_held_out_answers_fall_on_their_side_of_each_gate(gate: str) -> None:
+    """The rules point the right way: good answers pass oftener than bad ones."""
+    prompts = [
+        row for row in (*rows("heldout/behaviour"), *rows("heldout/refusal")) if row["gate"] == gate
+    ]
+    good, bad = (
+        sum(GATES[gate].good(row[side], row) for row in prompts) / len(prompts)
+        for side in ("good", "bad")
+    )
+    assert good > 0.8 and good - bad > 0.35, (good, bad)
+
+
+def test_wilsons_interval_is_that_of_a_worked_example() -> None:
+    """8 of 10: (0.8 + 0.1921 ± 1.96 √(0.016 + 0.0096)) / 1.3841, with z² = 3.8415."""
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(10, 10)[0] == pytest.approx(0.7225, abs=1e-4) and wilson(10, 10)[1] == 1.0
+    assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and wilson(0, 10)[1] == pytest.approx(
+        0.2775, abs=1e-4
+    )
+
+
+def test_a_random_model_reaches_nothing_that_it_would_have_to_say(tmp_path: Path) -> None:
+    result = behaviour(load(str(make_inputs(tmp_path / "in") / "model")), 20)
+    assert [(gate["gate"], gate["n"]) for gate in result["gates"]] == [(name, 3) for name in GATES]
+    assert result["n"] == 3 * len(GATES) + 3  # of a pair, both
+    for gate in result["gates"]:
+        mine = [one for one in result["items"] if one["gate"] == gate["gate"]]
+        assert gate_line(gate["gate"], mine) == gate
+        assert not gate["reached"] or gate["gate"] in ("leak", "over")
+    assert all("leak" in one and "right" in one for one in result["items"][:3])
+    assert not any("leak" in one for one in result["items"] if one["gate"] != "leak")
+    assert all(one["prompt"] and "answer" in one for one in result["items"])
+    assert {one["act"] for one in result["detectors"]} == set(ACTS)
+    asked = {row["id"]: row for row in (*rows("heldout/behaviour"), *rows("heldout/refusal"))}
+    for one in result["items"]:
+        row, said = asked[one["id"]], one["answer"]
+        assert one["ok"] == (bool(said.strip()) and GATES[one["gate"]].good(said, row))
+    assert len(format_gates(result).splitlines()) == 2 + len(GATES) + 2 + 3 * len(ACTS)
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_the_file_holds(tmp_path: Path) -> None:
+    model, out = make_inputs(tmp_path / "in") / "model", tmp_path / "out.json"
+    done = CliRunner().invoke(main, ["benchmark", "behaviour", "-m", str(model), "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    assert format_gates(read_json(out)) in done.output

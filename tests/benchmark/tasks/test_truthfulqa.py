@@ -1,0 +1,675 @@
+"""TruthfulQA: questions as published, scores as a plain forward gives them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import forty2  # first: it loads a fast BLAS before mlx
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+from mlx_lm.models import llama, phi3, qwen2
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from forty2.benchmark import questions as questions_module
+from forty2.benchmark.metrics import METRICS, item_metrics
+from forty2.benchmark.partial_results import weights
+from forty2.benchmark.questions import (
+    PROBE,
+    UNCATEGORISED,
+    Options,
+    Question,
+    Questions,
+    load_questions,
+    sample,
+)
+from forty2.benchmark.tasks import truthfulqa as benchmark
+from forty2.benchmark.tasks.truthfulqa import PRIMER, result, score
+from forty2.errors import BenchmarkError
+from forty2.inference.logprobs import can_share
+from forty2.model.loading import LoadedModel
+from forty2.progress import silent
+
+DATA = Path(
+    os.environ.get("FORTY2_BENCH_DATA") or Path(forty2.__file__).parents[2] / "shared" / "data"
+)
+V0 = DATA / "truthfulqa" / "mc_task_v0_817.json"
+needs_data = pytest.mark.skipif(
+    not V0.exists(), reason=f"no TruthfulQA under {DATA}; set FORTY2_BENCH_DATA"
+)
+
+
+# --- tiny models and tokenizers ---
+
+
+def tokenizer(
+    vocabulary: int = 400, *, front: str = "", behind: str = "", split: bool = True
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the primer. Without `split`, merges may cross words."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(
+        [PRIMER] * 3,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if front or behind:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{front} $A {behind}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 500,
+}
+ARCHITECTURES = {"llama": llama, "qwen2": qwen2, "phi3": phi3}
+
+
+def tiny(name: str = "llama", seed: int = 0, **fields: Any) -> nn.Module:
+    """A random model whose weights are large enough for its predictions to differ."""
+    mx.random.seed(seed)
+    module = ARCHITECTURES[name]
+    model: nn.Module = module.Model(module.ModelArgs(model_type=name, **{**SIZES, **fields}))
+    model.update(tree_map(lambda w: w + 0.2 * mx.random.normal(w.shape), model.parameters()))
+    model.eval()
+    return model
+
+
+class Constant:
+    """Every next token is as likely as any other, or nothing is a number."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
+        return mx.full((*ids.shape, 500), self.value)
+
+    def make_cache(self) -> list[object]:
+        return [object()]  # nothing that could be shared
+
+
+def made(*items: Question) -> Questions:
+    return Questions(items, "0" * 64, "ours", None)
+
+
+ITEMS = made(
+    Question(
+        "Is the sky green?",
+        "Colours",
+        Options(("No.", "Yes, it is green.", "Only on Sundays."), (1, 0, 0)),
+        Options(("No.", "It is blue.", "Yes, it is green.", "Only on Sundays."), (1, 1, 0, 0)),
+    ),
+    Question(
+        "1992: where were the Olympics held?",
+        "Sport",
+        Options(("In Rome.", "In Barcelona, Spain."), (0, 1)),
+        Options(("In Paris.", "Barcelona.", "Nowhere."), (0, 1, 0)),
+    ),
+    Question(
+        "Do telescopes use lenses?",
+        "Sport",
+        Options(("They use tea.", "Telescopes use lenses or mirrors.", "Never."), (0, 1, 0)),
+        Options(("They use tea.", "Telescopes use lenses or mirrors.", "Never."), (0, 1, 0)),
+    ),
+)
+
+
+def plain(model: nn.Module, front: list[int], context: list[int], whole: list[int]) -> float:
+    """Log-probability of `whole` beyond `context`: one unpadded row, log-softmax in float64."""
+    border = next(
+        (i for i, (a, b) in enumerate(zip(context, whole, strict=False)) if a != b), len(context)
+    )
+    ids = [*front, *whole]
+    logits = np.array(model(mx.array([ids[:-1]]))[0].astype(mx.float32), np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    start = len(front) + border
+    return float(sum(logps[at - 1, ids[at]] for at in range(start, len(ids))))
+
+
+def check(
+    model: nn.Module, tok: Any, asked: Questions, front: list[int], tolerance: float = 1e-4
+) -> None:
+    items = score(model, tok, asked)
+    for item, scored in zip(asked.items, items, strict=True):
+        context = f"{PRIMER}Q: {item.question}\nA:"
+        ids = tok.encode(context, add_special_tokens=False)
+        expected = {
+            choice: plain(
+                model, front, ids, tok.encode(f"{context} {choice}", add_special_tokens=False)
+            )
+            for choice in {*item.mc1.choices, *item.mc2.choices}
+        }
+        for options, part in ((item.mc1, scored["mc1"]), (item.mc2, scored["mc2"])):
+            assert part["labels"] == list(options.labels)
+            assert part["loglik"] == pytest.approx(
+                [expected[choice] for choice in options.choices], abs=tolerance
+            ), item.question
+
+
+# --- scores ---
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_equal_a_plain_forward(name: str) -> None:
+    model = tiny(name)
+    assert can_share(model)
+    check(model, tokenizer(), ITEMS, front=[])
+
+
+def test_scores_equal_a_plain_forward_with_a_sliding_window() -> None:
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    check(tiny(layer_types=layers, sliding_window=24), tokenizer(), ITEMS, front=[])
+
+
+@pytest.mark.parametrize("behind", ["", "</s>"])
+def test_a_bos_stays_in_front_and_no_eos_is_scored(behind: str) -> None:
+    check(tiny(), tokenizer(front="<s>", behind=behind), ITEMS, front=[0])
+
+
+def test_merges_across_the_border_are_scored_from_where_ids_differ() -> None:
+    tok = tokenizer(500, split=False)
+    item = Question(
+        "What is the square root of banana?",
+        "Fruit",
+        Options(("I have no comment.", "Human life.", "He belonged."), (1, 0, 0)),
+        Options(("I have no comment.", "Human life.", "He belonged."), (1, 0, 0)),
+    )
+    context = f"{PRIMER}Q: {item.question}\nA:"
+    alone, whole = tok.encode(context), tok.encode(f"{context} {item.mc1.choices[0]}")
+    assert whole[: len(alone)] != alone, "this tokenizer was meant to merge across the border"
+    check(tiny(), tok, made(item, *ITEMS.items), front=[])
+
+
+def test_a_question_that_merges_with_the_primer_is_scored_right() -> None:
+    """Its context does not begin with the ids that all others share."""
+    tok = tokenizer(500, split=False)
+    item = replace(ITEMS.items[0], question="Which party did he belong to?")
+    check(tiny(), tok, made(item, *ITEMS.items), front=[])
+
+
+def test_shared_and_whole_rows_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tok = tiny(), tokenizer()
+    shared = score(model, tok, ITEMS)
+    monkeypatch.setattr(benchmark, "can_share", lambda _: False)
+    whole = score(model, tok, ITEMS)
+    for one, other in zip(shared, whole, strict=True):
+        for part in ("mc1", "mc2"):
+            assert one[part]["loglik"] == pytest.approx(other[part]["loglik"], abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_fewer_questions_at_once_change_nothing(
+    share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tok = tiny(), tokenizer()
+    expected = score(model, tok, ITEMS)
+    monkeypatch.setattr(benchmark, "can_share", lambda _: share)
+    monkeypatch.setattr(benchmark, "TOGETHER", 1)
+    for one, other in zip(score(model, tok, ITEMS), expected, strict=True):
+        assert one["mc2"]["loglik"] == pytest.approx(other["mc2"]["loglik"], abs=1e-4)
+
+
+def test_an_option_in_both_lists_is_scored_once_and_the_same() -> None:
+    item = score(tiny(), tokenizer(), ITEMS)[0]
+    assert item["mc1"]["loglik"][0] == item["mc2"]["loglik"][0]
+    assert item["mc1"]["loglik"][1:] == item["mc2"]["loglik"][2:]
+
+
+def test_the_primer_runs_once() -> None:
+    """The primer, then all questions at once, then their options in fewer runs than questions."""
+    model, seen = tiny(), []
+
+    class Counting:
+        layers, parameters = model.layers, model.parameters
+
+        def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
+            seen.append(ids.size)
+            return model(ids, cache=cache)  # type: ignore[no-any-return]
+
+    tok = tokenizer()
+    score(cast(Any, Counting()), tok, ITEMS)
+    primer = len(tok.encode(PRIMER))
+    at = next(n for n, size in enumerate(seen) if size > primer / 2)
+    assert max(seen[at + 1 :]) < primer
+    assert len(seen[at:]) < 2 + len(ITEMS.items)  # before it, what the model allows is tried
+
+
+def test_a_chat_template_takes_the_context_as_one_user_turn() -> None:
+    model, tok = tiny(), tokenizer(front="<s>")
+    tok.chat_template = (
+        "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    )
+    items = score(model, tok, ITEMS, chat_template=True)
+    item = ITEMS.items[0]
+    context = f"<s>user\n{PRIMER}Q: {item.question}\nA:</s>\n<s>assistant"
+    ids, whole = (
+        tok.encode(text, add_special_tokens=False)
+        for text in (context, f"{context}\n{item.mc1.choices[1]}")
+    )
+    assert items[0]["mc1"]["loglik"][1] == pytest.approx(plain(model, [], ids, whole), abs=1e-4)
+
+
+def test_a_template_without_a_bos_leaves_it_to_the_tokenizer() -> None:
+    model, tok = tiny(), tokenizer(front="<s>")
+    tok.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}Reply:"
+    items = score(model, tok, ITEMS, chat_template=True)
+    item = ITEMS.items[0]
+    context = f"{PRIMER}Q: {item.question}\nA:\nReply:"
+    ids, whole = (
+        tok.encode(text, add_special_tokens=False)
+        for text in (context, f"{context}{item.mc1.choices[1]}")
+    )
+    expected = plain(model, [0], ids, whole)
+    assert items[0]["mc1"]["loglik"][1] == pytest.approx(expected, abs=1e-4)
+    tok.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(BenchmarkError, match="the chat template refuses the prompt: no"):
+        score(model, tok, ITEMS, chat_template=True)
+
+
+def test_without_a_chat_template_asking_for_it_is_an_error() -> None:
+    with pytest.raises(BenchmarkError, match="no chat template"):
+        score(tiny(), tokenizer(), ITEMS, chat_template=True)
+
+
+def test_a_constant_model_gets_nothing_right() -> None:
+    """With equally long options all scores tie; argmax would call the first, true one chosen."""
+    options = Options(("aaaa", "bbbb", "cccc"), (1, 0, 0))
+    asked = made(*(Question(f"{n}?", "c", options, options) for n in range(4)))
+    measured = result(
+        score(cast(Any, Constant()), tokenizer(260), asked), asked, model="m", adapter=None, seed=0
+    )
+    assert (measured["mc1"], measured["mc3"]) == (0.0, 0.0)
+    assert measured["mc2"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_model_is_an_error_that_names_the_question(value: float) -> None:
+    with pytest.raises(BenchmarkError, match=r"Is the sky green\?.*nan"):
+        score(cast(Any, Constant(value)), tokenizer(), ITEMS)
+
+
+def test_shuffling_the_options_changes_no_decision() -> None:
+    """The true option comes first in the published files: a scorer must not know."""
+    rng = random.Random(0)
+
+    def shuffled(options: Options) -> Options:
+        pairs = list(zip(*options, strict=True))
+        rng.shuffle(pairs)
+        return Options(tuple(c for c, _ in pairs), tuple(label for _, label in pairs))
+
+    mixed = made(*(replace(i, mc1=shuffled(i.mc1), mc2=shuffled(i.mc2)) for i in ITEMS.items))
+    assert mixed.items != ITEMS.items
+    for seed in range(3):
+        model = tiny(seed=seed)
+        before, after = (score(model, tokenizer(), asked) for asked in (ITEMS, mixed))
+        for one, other in zip(before, after, strict=True):
+            assert item_metrics(one) == pytest.approx(item_metrics(other), abs=1e-4)
+
+
+def test_a_result_holds_what_it_takes_to_believe_it(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    items = score(
+        tiny(), tokenizer(), ITEMS, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    measured = result(items, ITEMS, model="m", adapter="a", seed=7)
+    values = [item_metrics(item) for item in items]
+    for name in METRICS:
+        each = [value[name] for value in values]
+        assert measured[name] == pytest.approx(np.mean(each))
+        assert measured["stderr"][name] == pytest.approx(np.std(each, ddof=1) / 3**0.5)
+    assert measured["per_category"]["Sport"]["n"] == 2
+    assert measured["per_category"]["Sport"]["mc2"] == pytest.approx(
+        np.mean([value["mc2"] for value in values[1:]])
+    )
+    assert (measured["n"], measured["seed"], measured["adapter"]) == (3, 7, "a")
+    assert measured["questions_sha256"] == ITEMS.sha256
+    assert "mlx" in measured["versions"]
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+
+
+# --- question files ---
+
+
+def write(folder: Path, value: Any, name: str = "mc_task.json") -> Path:
+    path = folder / name
+    path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+    return path
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    targets = {"Yes.": 0, "No.": 1}
+    return {"question": "Is it?", "mc1_targets": targets, "mc2_targets": targets, **fields}
+
+
+def write_csv(folder: Path, rows: list[dict[str, str]], name: str = "TruthfulQA_x.csv") -> Path:
+    path = folder / name
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+CSV_ROW = {
+    "Category": "Law",
+    "Question": "Is it? ",
+    "Best Answer": "No",
+    "Correct Answers": "No; Never. ; It is not;",
+    "Incorrect Answers": "Yes;  Always ",
+}
+
+
+@needs_data
+def test_v0_csv_and_json_hold_the_same_questions() -> None:
+    """The authors made the JSON from the CSV; only their order differs."""
+    from_json, from_csv = load_questions(V0), load_questions(V0.with_name("TruthfulQA_v0_817.csv"))
+    by_text = [{item.question: item for item in q.items} for q in (from_json, from_csv)]
+    assert by_text[0] == by_text[1]
+    assert len(by_text[0]) == 817
+    assert sum(len(item.mc1.choices) for item in from_json.items) == 4114
+    assert sum(len(item.mc2.choices) for item in from_json.items) == 5882
+    assert len({item.category for item in from_json.items}) == 38
+    assert from_json.name == "TruthfulQA v0 (mc_task_v0_817.json)"
+    assert from_json.sha256.startswith("6eb4125d")
+    assert from_json.sha256.endswith("8954")
+
+
+@needs_data
+def test_2025_csv_and_json_agree_but_for_full_stops() -> None:
+    from_json = load_questions(V0.with_name("mc_task_2025_790.json"))
+    from_csv = load_questions(V0.with_name("TruthfulQA_2025_790.csv"))
+
+    def closed(options: Options) -> Options:
+        choices = (choice.strip() for choice in options.choices)
+        return options._replace(choices=tuple(c if c.endswith(".") else f"{c}." for c in choices))
+
+    assert from_csv.items == tuple(
+        replace(item, mc1=closed(item.mc1), mc2=closed(item.mc2)) for item in from_json.items
+    )
+    assert len(from_csv.items) == 790
+    assert len({item.category for item in from_json.items}) == 37
+    assert "39 options without text dropped" in from_json.notes[0]
+    assert not from_csv.notes
+
+
+@needs_data
+def test_v0_true_answers_come_first_yet_not_always() -> None:
+    """Why labels are read and places are not: two questions break the order."""
+    items = load_questions(V0).items
+    assert all(item.mc1.labels[0] == 1 and sum(item.mc1.labels) == 1 for item in items)
+    unordered = [i for i, q in enumerate(items) if list(q.mc2.labels) != sorted(q.mc2.labels)[::-1]]
+    assert unordered == [25, 208]
+
+
+def test_csv_answers_are_split_stripped_and_closed(tmp_path: Path) -> None:
+    loaded = load_questions(write_csv(tmp_path, [CSV_ROW]))
+    assert loaded.items == (
+        Question(
+            "Is it?",
+            "Law",
+            Options(("No.", "Yes.", "Always."), (1, 0, 0)),
+            Options(("No.", "Never.", "It is not.", "Yes.", "Always."), (1, 1, 1, 0, 0)),
+        ),
+    )
+
+
+def test_a_csv_answer_listed_twice_is_resolved_as_the_authors_did(tmp_path: Path) -> None:
+    """As in v0's "Unknown.", both true and false: first place, last label."""
+    fields = {"Correct Answers": "No; Unknown; Never", "Incorrect Answers": "Yes; Unknown; Yes"}
+    item = load_questions(write_csv(tmp_path, [CSV_ROW | fields])).items[0]
+    assert item.mc2 == Options(("No.", "Unknown.", "Never.", "Yes."), (1, 0, 1, 0))
+
+
+def test_categories_come_from_the_csv_that_knows_most_questions(tmp_path: Path) -> None:
+    path = write(tmp_path, [row(), row(question="Was it?"), row(question="Will it?")])
+    assert {item.category for item in load_questions(path).items} == {UNCATEGORISED}
+    write_csv(tmp_path, [CSV_ROW | {"Category": "Wrong"}], "TruthfulQA_a.csv")
+    write_csv(tmp_path, [CSV_ROW, CSV_ROW | {"Question": "Was it?"}], "TruthfulQA_b.csv")
+    (tmp_path / "TruthfulQA_c.csv").write_bytes(b"\xff\xfe\x00")  # not ours to complain about
+    categories = [item.category for item in load_questions(path).items]
+    assert categories == ["Law", "Law", UNCATEGORISED]
+
+
+def test_a_file_may_bring_its_own_categories(tmp_path: Path) -> None:
+    path = write(tmp_path, [row(category="Own", id="x1")])
+    assert load_questions(path).items[0].category == "Own"
+
+
+def test_options_without_text_are_dropped_and_told(tmp_path: Path) -> None:
+    targets = {"Yes.": 0, "": 0, "No.": 1}
+    loaded = load_questions(write(tmp_path, [row(mc1_targets=targets)]))
+    assert loaded.items[0].mc1.choices == ("Yes.", "No.")
+    assert "1 options without text dropped" in loaded.notes[0]
+
+
+def test_the_hub_form_of_targets_is_read(tmp_path: Path) -> None:
+    targets = {"choices": ["Yes.", "No."], "labels": [0, 1]}
+    item = load_questions(write(tmp_path, [row(mc1_targets=targets)])).items[0]
+    assert item.mc1 == item.mc2 == Options(("Yes.", "No."), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not JSON", "not JSON"),
+        ("{}", "not a list"),
+        ("[]", "no questions"),
+        ([1], "item 1: not an object"),
+        ([row(), {"question": "x"}], "item 2: mc1_targets, mc2_targets missing"),
+        ([row(question=" ")], "item 1: the question is empty"),
+        ([row(question=3)], "item 1: the question is empty or no text"),
+        ([row(mc1_targets=["No."])], "item 1, mc1_targets: not an object"),
+        ([row(mc1_targets={"a": 0, "b": 0})], "item 1, mc1_targets: no true answer"),
+        ([row(mc2_targets={"a": 1, "b": 1})], "item 1, mc2_targets: no false answer"),
+        ([row(mc2_targets={"": 1, "b": 0})], "item 1, mc2_targets: no true answer"),
+        ([row(mc1_targets={"a": 1, "b": 1, "c": 0})], "item 1, mc1_targets: 2 true answers"),
+        ([row(mc1_targets={"a": 1, "b": 2})], "item 1, mc1_targets: 'b' is labelled 2"),
+        ([row(mc1_targets={"a": True, "b": 0})], "item 1, mc1_targets: 'a' is labelled True"),
+        ([row(mc1_targets={"a": "1", "b": 0})], "item 1, mc1_targets: 'a' is labelled '1'"),
+        (
+            '[{"question": "x", "mc1_targets": {"a": 1, "a": 0}, "mc2_targets": {}}]',
+            "item 1, mc1_targets: 'a' is there twice",
+        ),
+        (
+            [row(mc2_targets={"choices": ["a", "b", "a"], "labels": [1, 0, 0]})],
+            "item 1, mc2_targets: 'a' is there twice",
+        ),
+        ([row(mc2_targets={"choices": ["a"], "labels": [1, 0]})], "differ in number"),
+        ([row(mc2_targets={"choices": ["a", 2], "labels": [1, 0]})], "the option 2 is no text"),
+    ],
+)
+def test_a_malformed_json_is_one_line_with_file_and_item(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(BenchmarkError, match=message) as caught:
+        load_questions(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_malformed_csv_is_one_line_with_file_and_item(tmp_path: Path) -> None:
+    renamed = {key.replace("Correct", "Right"): value for key, value in CSV_ROW.items()}
+    with pytest.raises(BenchmarkError, match="wrong columns, Correct Answers"):
+        load_questions(write_csv(tmp_path, [renamed]))
+    header = write(tmp_path, "Category,Question,Best Answer\n", "empty.csv")
+    with pytest.raises(BenchmarkError, match="holds no questions"):
+        load_questions(header)
+    with pytest.raises(BenchmarkError, match="item 2, mc1_targets: no false answer"):
+        load_questions(write_csv(tmp_path, [CSV_ROW, CSV_ROW | {"Incorrect Answers": " ; "}]))
+    with pytest.raises(BenchmarkError, match="item 1, mc1_targets: no true answer"):
+        load_questions(write_csv(tmp_path, [CSV_ROW | {"Best Answer": ""}]))
+    short = write(tmp_path, ",".join(CSV_ROW) + "\nLaw,Is it?\n", "short.csv")
+    with pytest.raises(BenchmarkError, match="item 1, mc1_targets: no true answer"):
+        load_questions(short)
+    path = tmp_path / "bytes.csv"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BenchmarkError, match="not readable as CSV"):
+        load_questions(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"mc\.json: no such file; give"):
+        load_questions(tmp_path / "mc.json")
+    with pytest.raises(BenchmarkError, match="cannot be read"):
+        load_questions(tmp_path)
+
+
+# --- the hub and the probe ---
+
+
+def test_the_hub_rows_become_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = {"choices": ["No.", "Yes."], "labels": [1, 0]}
+    rows = [row(mc1_targets=targets, mc2_targets=targets)]
+    monkeypatch.setattr(questions_module, "_hub_rows", lambda: rows)
+    loaded = load_questions(None)
+    assert loaded.items[0].mc1 == Options(("No.", "Yes."), (1, 0))
+    assert "truthfulqa/truthful_qa" in loaded.name
+    assert loaded.path is None
+    assert len(loaded.sha256) == 64
+
+
+def test_without_the_hub_the_probe_says_what_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable() -> None:
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(questions_module, "_hub_rows", unreachable)
+    loaded = load_questions(None)
+    assert loaded.name == PROBE == "forty2 probe (not TruthfulQA)"
+    assert loaded.notes[0].endswith("no network")
+    assert loaded.items == load_questions("probe").items
+
+
+# --- samples ---
+
+
+def categorised(**sizes: int) -> Questions:
+    options = Options(("a", "b"), (1, 0))
+    items = [
+        Question(f"{name} {n}?", name, options, options)
+        for name, size in sizes.items()
+        for n in range(size)
+    ]
+    random.Random(1).shuffle(items)
+    return made(*items)
+
+
+def test_a_sample_is_stratified_by_largest_remainder() -> None:
+    """10 of 60+30+10: shares 6, 3, 1. 7 of them: 4.2, 2.1, 0.7, and the 0.7 rounds up."""
+    asked = categorised(a=60, b=30, c=10)
+    for n, counts in ((10, (6, 3, 1)), (7, (4, 2, 1)), (100, (60, 30, 10))):
+        drawn = [item.category for item in sample(asked, n, 0).items]
+        assert tuple(drawn.count(name) for name in "abc") == counts
+
+
+def test_a_sample_is_seeded_distinct_and_in_file_order() -> None:
+    asked = categorised(a=20, b=20, c=21)
+    one, again, other = (sample(asked, 17, seed).items for seed in (1, 1, 2))
+    assert one == again != other
+    places = [asked.items.index(item) for item in one]
+    assert places == sorted(set(places))
+    assert len(places) == 17
+    assert sample(asked, 61, 5) == asked
+
+
+@pytest.mark.parametrize("n", [-1, 0, 1, 62])
+def test_a_sample_of_too_few_or_too_many_is_an_error(n: int) -> None:
+    with pytest.raises(BenchmarkError, match=f"cannot sample {n} of 61"):
+        sample(categorised(a=20, b=20, c=21), n, 0)
+
+
+# --- the real thing ---
+
+
+@needs_data
+@pytest.mark.parametrize("n", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_starter_model_scores_as_a_plain_forward(n: int) -> None:
+    """The first questions of the published file, every option, through the front door's model."""
+    from forty2.model import load
+
+    loaded = load("smollm2")
+    asked = load_questions(V0)
+    first = replace(asked, items=asked.items[:n])
+    check(loaded.model, loaded.tokenizer, first, front=[], tolerance=5e-4)
+
+
+@needs_data
+def test_the_front_door(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "result.json"
+    told: list[tuple[str, int, int]] = []
+    measured = benchmark.truthfulqa(
+        "smollm2", questions=V0, n=3, out=out,
+        progress=lambda stage, done, total, info: told.append((stage, done, total)),
+    )  # fmt: skip
+    assert json.loads(out.read_text("utf-8")) == measured
+    assert told[-1] == ("truthfulqa", 3, 3)
+    assert measured["questions"] == "TruthfulQA v0 (mc_task_v0_817.json)"
+    drawn = sample(load_questions(V0), 3, 42)
+    assert [item["question"] for item in measured["items"]] == [q.question for q in drawn.items]
+
+
+def test_the_result_says_how_well_calibrated_the_model_is() -> None:
+    items = score(tiny(), tokenizer(), ITEMS)
+    found = result(items, ITEMS, model="m", adapter=None, seed=1)["calibration"]
+    assert sum(bin["n"] for bin in found["bins"]) == len(ITEMS.items)
+    assert 0 <= found["ece"] <= 1
+
+
+def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    def measured(name: str, progress: Any, **more: Any) -> dict[str, Any]:
+        return benchmark.truthfulqa(
+            "smollm2", questions="probe", n=3, out=tmp_path / name, progress=progress, **more
+        )
+
+    whole = measured("whole.json", silent)
+
+    def stop(stage: str, done: int, total: int, info: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("out.json", stop)
+    kept = (tmp_path / "out.json.part").read_bytes().count(b"\n")
+    assert kept == 3  # what is measured, and two questions
+    with pytest.raises(BenchmarkError, match="2 items of a measurement that stopped"):
+        measured("out.json", silent)
+    assert measured("out.json", silent, resume=True) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "whole.json"]
+
+
+def test_what_a_measurement_rests_on_are_an_adapters_settings_too(tmp_path: Path) -> None:
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapters.safetensors").write_bytes(b"")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"scale": 2}')
+    loaded = LoadedModel(cast(Any, None), None, {}, tmp_path / "model", "m")
+    before = weights(loaded, tmp_path / "adapter")
+    assert weights(loaded, tmp_path / "adapter") == before
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"scale": 20}')
+    assert weights(loaded, tmp_path / "adapter") != before

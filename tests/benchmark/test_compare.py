@@ -1,0 +1,463 @@
+"""Two results of one benchmark: which differences are seen, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from forty2.benchmark import metrics, stats
+from forty2.benchmark.compare import compare, format_comparison
+from forty2.benchmark.tasks import gsm8k, humaneval, mmlu
+from forty2.cli import main
+from forty2.errors import BenchmarkError
+from forty2.inference.generation import Answer
+
+
+def result(items: list[tuple[list[float], list[float]]], **fields: Any) -> dict[str, Any]:
+    """A result of questions with these scores; of mc1 the first, of mc2 the first two are true."""
+    rows = [
+        {
+            "question": f"Question {number}?",
+            "category": "odd" if number % 2 else "even",
+            "mc1": {"loglik": single, "labels": [1] + [0] * (len(single) - 1)},
+            "mc2": {"loglik": multiple, "labels": [1, 1] + [0] * (len(multiple) - 2)},
+        }
+        for number, (single, multiple) in enumerate(items)
+    ]
+    values = [metrics.item_metrics(row) for row in rows]
+    means = {name: float(np.mean([v[name] for v in values])) for name in metrics.METRICS}
+    base = {"benchmark": "truthfulqa", "questions": "ours", "questions_sha256": "0", "model": "m"}
+    return {**base, "adapter": None, **means, "items": rows, **fields}
+
+
+def random_result(n: int, *, seed: int, lift: float = 0.0) -> dict[str, Any]:
+    """Scores drawn at random; `lift` favours the true options."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for _ in range(n):
+        single, multiple = rng.normal(size=4), rng.normal(size=5)
+        single[0] += lift
+        multiple[:2] += lift
+        items.append((single.tolist(), multiple.tolist()))
+    return result(items)
+
+
+def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:
+    before, after = random_result(300, seed=3), random_result(300, seed=3, lift=1.0)
+    up, down = compare(before, after), compare(after, before)
+    assert up.verdict == "gain"
+    assert down.verdict == "tax"
+    for name in metrics.METRICS:
+        assert up.metrics[name].difference == pytest.approx(-down.metrics[name].difference)
+        assert (up.metrics[name].better, up.metrics[name].worse) == (
+            down.metrics[name].worse,
+            down.metrics[name].better,
+        )
+    assert up.metrics["mc1"].p < 1e-6 and up.metrics["mc2"].p == 1 / (1 + stats.RESAMPLES)
+    assert set(up.categories) == {"odd", "even"}
+
+
+def test_what_a_file_calls_itself_can_be_printed() -> None:
+    before = random_result(9, seed=3)
+    after = {**before, "model": "\ud800\x1b[31m"}
+    assert "\\ud800\\x1b[31m" in format_comparison(compare(before, after))
+    with pytest.raises(BenchmarkError) as error:
+        compare(before, {**after, "questions": "\ud800", "questions_sha256": "1"})
+    assert str(error.value).isprintable()
+
+
+def test_one_more_right_of_300_is_inconclusive() -> None:
+    """The seed's "+1 on 300 questions": 58 and 59 in a hundred, most of them other questions."""
+    right, wrong = ([0.0, -1.0], [0.0, 0.0, -1.0]), ([-1.0, 0.0], [0.0, 0.0, -1.0])
+    before = result([right] * 174 + [wrong] * 126)
+    after = result([right] * 134 + [wrong] * 40 + [right] * 43 + [wrong] * 83)
+    change = compare(before, after).metrics["mc1"]
+    assert change.difference == pytest.approx(0.01)
+    assert change.verdict == "inconclusive"
+    assert (change.detectable or 0) > 0.05
+
+
+def test_pairing_narrows_the_interval() -> None:
+    rng = np.random.default_rng(4)
+    before = random_result(200, seed=4)
+    after = copy.deepcopy(before)
+    for item in after["items"]:
+        for part in ("mc1", "mc2"):
+            noise = rng.normal(0, 0.05, size=len(item[part]["loglik"]))
+            item[part]["loglik"] = (np.array(item[part]["loglik"]) + noise).tolist()
+    values = [metrics.item_metrics(item) for item in after["items"]]
+    after |= {name: float(np.mean([v[name] for v in values])) for name in metrics.METRICS}
+    paired = compare(before, after).metrics["mc2"].stderr
+    unpaired = math.sqrt(2) * stats.stderr([v["mc2"] for v in values])
+    assert paired < unpaired / 5
+
+
+def test_the_table_shows_what_the_comparison_holds() -> None:
+    comparison = compare(
+        random_result(40, seed=6), random_result(40, seed=7), margin=0.02, resamples=500
+    )
+    text = format_comparison(comparison)
+    for name, change in comparison.metrics.items():
+        line = next(line for line in text.splitlines() if line.startswith(name.upper()))
+        assert f"{change.difference:+.3f}" in line and f"{change.p_holm:.3f}" in line
+        assert line.endswith(change.verdict)
+        assert f"{change.better} better, {change.worse} worse" in text
+    assert f"Verdict: {comparison.verdict}" in text
+    assert "0.02" in text
+    assert comparison.record()["metrics"]["mc1"]["low"] == comparison.metrics["mc1"].low
+
+
+def test_results_of_other_questions_are_refused() -> None:
+    one = random_result(5, seed=0)
+    with pytest.raises(BenchmarkError, match=r"questions_sha256 is '0'.*'1'"):
+        compare(one, {**one, "questions_sha256": "1"})
+    with pytest.raises(BenchmarkError, match="chat_template"):
+        compare(one, {**one, "chat_template": True})
+    with pytest.raises(BenchmarkError, match="5 questions before, 6 after"):
+        compare(one, random_result(6, seed=0))
+    other = copy.deepcopy(one)
+    other["items"][2]["question"] = "Another?"
+    with pytest.raises(BenchmarkError, match=r"item 3 is 'Question 2\?'.*'Another\?'"):
+        compare(one, other)
+    other = random_result(5, seed=0)
+    other["items"][4]["mc1"] = {"loglik": [1.0, 0.0], "labels": [1, 0]}
+    values = [metrics.item_metrics(item) for item in other["items"]]
+    other["mc1"] = float(np.mean([v["mc1"] for v in values]))
+    with pytest.raises(BenchmarkError, match=r"item 5 .* has other options"):
+        compare(one, other)
+
+
+def test_damaged_results_are_refused() -> None:
+    one = random_result(5, seed=0)
+    with pytest.raises(BenchmarkError, match=r"before: mc2 is stored as 0\.99"):
+        compare({**one, "mc2": 0.99}, one)
+    with pytest.raises(BenchmarkError, match="after: mc1 is stored as nan"):
+        compare(one, {**one, "mc1": float("nan")})
+    for bad in (float("nan"), float("inf"), None):
+        broken = copy.deepcopy(one)
+        broken["items"][1]["mc2"]["loglik"][3] = bad
+        with pytest.raises(BenchmarkError, match=r"item 2 \('Question 1\?'\).*not finite|damaged"):
+            compare(one, broken)
+    with pytest.raises(BenchmarkError, match="the result before is no result of a benchmark"):
+        compare({}, one)
+    with pytest.raises(BenchmarkError, match="the result before is no result of a benchmark"):
+        compare([], one)  # type: ignore[arg-type]
+    with pytest.raises(BenchmarkError, match="damaged"):
+        compare({key: value for key, value in one.items() if key != "items"}, one)
+    ragged = copy.deepcopy(one)
+    ragged["items"][0]["mc1"]["labels"] = [1]
+    with pytest.raises(BenchmarkError, match="damaged"):
+        compare(one, ragged)
+    one_sided = copy.deepcopy(one)
+    one_sided["items"][0]["mc1"]["labels"] = [1, 1, 1, 1]
+    with pytest.raises(BenchmarkError, match="damaged"):
+        compare(one, one_sided)
+    with pytest.raises(BenchmarkError, match="margin"):
+        compare(one, one, margin=0.0)
+
+
+def test_labels_other_than_0_and_1_are_refused() -> None:
+    one = random_result(5, seed=0)
+    one["items"][0]["mc2"]["labels"] = [1, 2, 0, 0, 0]
+    with pytest.raises(BenchmarkError, match="damaged"):
+        compare(one, one)
+
+
+# --- every benchmark ------------------------------------------------------------------------------
+
+
+def mmlu_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
+    """Of three subjects in two groups, 40 questions each, so many of them right."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for subject in ("anatomy", "astronomy", "virology"):
+        for number in range(1, 41):
+            answer = number % 4
+            choice = answer if rng.random() < right else (answer + 1) % 4
+            logps = [-3.0, -3.0, -3.0, -3.0]
+            logps[choice] = -0.5
+            items.append(
+                {"subject": subject, "number": number, "logps": logps, "choice": choice,
+                 "answer": answer, "right": choice == answer}
+            )  # fmt: skip
+    settings = {"benchmark": "mmlu", "model": "m", "adapter": None, "data_sha256": "0", "shots": 5}
+    return {**settings, **mmlu.result(items), **fields}
+
+
+def gsm8k_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    problems = [gsm8k.Problem(f"How many is {n}?", f"It is.\n#### {n}", n) for n in range(40)]
+    replies = [f"#### {p.number if rng.random() < right else 99}" for p in problems]
+    items = [
+        gsm8k.judged(p, Answer(text=text, tokens=3, stopped=True))
+        for p, text in zip(problems, replies, strict=True)
+    ]
+    settings = {"benchmark": "gsm8k", "model": "m", "adapter": None, "data_sha256": "0"}
+    return {**settings, **gsm8k.result(items), **fields}
+
+
+def humaneval_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    items = [
+        {"task_id": f"HumanEval/{n}", "samples": [
+            {"passed": bool(rng.random() < right), "stopped": True, "why": ""} for _ in range(2)
+        ]}
+        for n in range(30)
+    ]  # fmt: skip
+    settings = {"benchmark": "humaneval", "model": "m", "adapter": None, "data_sha256": "0"}
+    return {**settings, **humaneval.result(items), **fields}
+
+
+def behaviour_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    items: list[dict[str, Any]] = []
+    for gate in ("leak", "myth"):
+        for number in range(30):
+            good = bool(rng.random() < right)
+            item = {"id": f"{gate}-{number}", "gate": gate, "good": float(good), "bad": 0.5}
+            if gate == "leak":
+                item |= {"leak": not good, "right": good, "answer": ""}
+            items.append({**item, "ok": good})
+    leaks = [item for item in items if "leak" in item]
+    preference = {
+        gate: float(np.mean([i["good"] > i["bad"] for i in items if gate in (i["gate"], "all")]))
+        for gate in ("leak", "myth")
+    }
+    preference["all"] = float(np.mean([i["good"] > i["bad"] for i in items]))
+    return {
+        "leak_rate": float(np.mean([i["leak"] for i in leaks])),
+        "right_rate": float(np.mean([i["right"] for i in leaks])),
+        "preference": preference, "n": len(items), "items": items, **fields,
+    }  # fmt: skip
+
+
+def perplexity_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
+    """Eight texts; the more is right, the less perplexed."""
+    rng = np.random.default_rng(seed)
+    items = {
+        f"text {n}": {"logp": 100.0 * (right - 4.0 + 0.01 * rng.normal()), "tokens": 100}
+        for n in range(8)
+    }
+    mean = sum(item["logp"] for item in items.values()) / 800
+    return {"benchmark": "perplexity", "perplexity": math.exp(-mean), "tokens": 800,
+            "items": items, **fields}  # fmt: skip
+
+
+MADE = {
+    "mmlu": mmlu_result, "gsm8k": gsm8k_result, "humaneval": humaneval_result,
+    "behaviour": behaviour_result, "perplexity": perplexity_result,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_every_benchmark_shows_its_gain_and_its_loss(kind: str) -> None:
+    before, after = MADE[kind](1, 0.3), MADE[kind](2, 0.9)
+    up, down = compare(before, after), compare(after, before)
+    assert (up.verdict, down.verdict) == ("gain", "tax")
+    for name in up.metrics:
+        assert up.metrics[name].difference == pytest.approx(-down.metrics[name].difference)
+        assert 0 < up.metrics[name].p <= up.metrics[name].p_holm < 0.05
+    # that nothing changed was not measured, and so few questions rule out no loss of a percent
+    assert compare(before, before, margin=0.2).verdict == "no tax"
+    if kind != "perplexity":
+        assert compare(before, before).verdict == "inconclusive"
+
+
+def test_mmlu_is_compared_in_all_and_by_group_and_the_verdict_is_of_all() -> None:
+    before = mmlu_result(1, 0.3)
+    after = copy.deepcopy(before)
+    for item in after["items"]:  # astronomy learned, virology forgotten
+        choice = {"astronomy": item["answer"], "virology": (item["answer"] + 1) % 4}.get(
+            item["subject"], item["choice"]
+        )
+        item["logps"] = [-0.5 if n == choice else -3.0 for n in range(4)]
+        item["right"] = choice == item["answer"]
+    after |= mmlu.result(after["items"])
+    found = compare(before, after)
+    assert list(found.metrics) == ["mmlu", "stem", "other"]
+    assert [found.metrics[name].n for name in found.metrics] == [120, 80, 40]
+    assert (found.metrics["stem"].verdict, found.metrics["other"].verdict) == ("gain", "tax")
+    assert found.judged == ("mmlu",) and found.verdict == found.metrics["mmlu"].verdict
+    assert found.metrics["mmlu"].after == pytest.approx(after["acc"])
+    assert found.categories["anatomy"] == 0 and found.categories["astronomy"] > 0.5
+
+
+def test_pass_at_k_is_paired_by_problem() -> None:
+    found = compare(humaneval_result(1), humaneval_result(2, 0.6))
+    assert list(found.metrics) == ["pass@1", "pass@2"]
+    assert found.metrics["pass@1"].after == pytest.approx(humaneval_result(2, 0.6)["pass@1"])
+
+
+def two_texts(long: float, short: float) -> dict[str, Any]:
+    items = {"long": {"logp": long, "tokens": 100}, "short": {"logp": short, "tokens": 10}}
+    mean = (long + short) / 110
+    return {"benchmark": "perplexity", "perplexity": math.exp(-mean), "items": items}
+
+
+def test_texts_weigh_as_many_tokens_as_they_have() -> None:
+    change = compare(two_texts(-300.0, -20.0), two_texts(-299.0, -20.0)).metrics["log p of texts"]
+    assert change.before == pytest.approx(-320 / 110)
+    assert change.difference == pytest.approx(1 / 110)
+
+
+def test_p_is_corrected_for_every_line() -> None:
+    found = compare(behaviour_result(1), behaviour_result(2, 0.8))
+    ps = {name: change.p for name, change in found.metrics.items()}
+    assert len(ps) == 7
+    corrected = stats.holm(list(ps.values()))
+    assert [change.p_holm for change in found.metrics.values()] == corrected
+    least = min(found.metrics.values(), key=lambda change: change.p)
+    assert least.p_holm == pytest.approx(7 * least.p)
+    line = next(t for t in format_comparison(found).splitlines() if t.startswith("no leak"))
+    assert f"{found.metrics['no leak'].p_holm:.3f}" in line
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_other_questions_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    before, after = MADE[kind](1), MADE[kind](1)
+    items = after["items"]
+    if kind == "perplexity":
+        items["another text"] = items.pop("text 7")
+    else:
+        key = {"mmlu": "number", "gsm8k": "question", "humaneval": "task_id", "behaviour": "id"}
+        items[3][key[kind]] = "another"
+    for name, result in (("before", before), ("after", after)):
+        (tmp_path / name).write_text(json.dumps(result))
+    refused = CliRunner().invoke(main, ["compare", *map(str, tmp_path.glob("*"))])
+    assert refused.exit_code == 2
+    assert "not comparable: item" in refused.output and "another" in refused.output
+    assert len(refused.output.splitlines()) == 1
+
+
+def test_other_settings_and_other_benchmarks_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match=r"shots is 5 \(MMLU\) before and 0 \(MMLU\) after"):
+        compare(mmlu_result(1), mmlu_result(1, shots=0))
+    with pytest.raises(BenchmarkError, match=r"benchmark is 'mmlu' .* and 'gsm8k' \(GSM8K\)"):
+        compare(mmlu_result(1), gsm8k_result(1))
+    with pytest.raises(BenchmarkError, match=r"item 4 \('How many is 3\?'\) has other options or"):
+        other = gsm8k_result(1)
+        other["items"][3]["answer"] = "4"
+        compare(gsm8k_result(1), other)
+    with pytest.raises(BenchmarkError, match="no leak is of other items before than after"):
+        other = behaviour_result(1)
+        for key in ("leak", "right"):
+            del other["items"][0][key]
+        leaks = [item for item in other["items"] if "leak" in item]
+        other["leak_rate"] = float(np.mean([i["leak"] for i in leaks]))
+        other["right_rate"] = float(np.mean([i["right"] for i in leaks]))
+        compare(behaviour_result(1), other)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_means_that_are_not_of_the_items_are_refused(kind: str) -> None:
+    key = {"mmlu": "acc", "gsm8k": "strict_match", "humaneval": "pass@2",
+           "behaviour": "leak_rate", "perplexity": "perplexity"}[kind]  # fmt: skip
+    one = MADE[kind](1)
+    with pytest.raises(BenchmarkError, match=r"after: .* is stored as .* but its items give"):
+        compare(one, {**one, key: one[key] + 0.01})
+    with pytest.raises(BenchmarkError, match="the result after is damaged"):
+        compare(one, {key: value for key, value in one.items() if key != "items"})
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    one = behaviour_result(1)
+    one["items"][2]["good"] = math.nan
+    with pytest.raises(BenchmarkError, match=r"before, item 3 \('leak-2'\): prefers is not finite"):
+        compare(one, one)
+    two = gsm8k_result(1)
+    two["items"][2]["strict_match"] = 0.5
+    with pytest.raises(BenchmarkError, match=r"damaged .*0\.5 is neither true nor false"):
+        compare(two, two)
+
+
+# --- stages of a run ------------------------------------------------------------------------------
+
+
+def stage(name: str, kl: float, seed: int = 1, right: float = 0.5) -> dict[str, Any]:
+    return {
+        "stage": name, "truthfulqa": random_result(60, seed=seed),
+        "behaviour": behaviour_result(seed, right), "perplexity": perplexity_result(seed, right),
+        "divergence": {"kl": kl},
+    }  # fmt: skip
+
+
+def test_stages_are_compared_by_all_they_hold_and_judged_by_truthfulqa() -> None:
+    found = compare(stage("base", 0.0), stage("phase1_sft", 0.1, seed=2, right=0.9))
+    assert list(found.metrics) == [
+        "mc1", "mc2", "mc3", "prefers", "no leak", "right", "prefers: leak", "answers: leak",
+        "prefers: myth", "answers: myth", "log p of texts",
+    ]  # fmt: skip
+    assert found.judged == ("mc1", "mc2", "mc3") and found.n == 60
+    assert found.metrics["prefers"].verdict == "gain" != found.verdict
+    assert found.kl == 0.1 and found.changed > 0.2
+    assert "KL(after ‖ before) 1.00e-01 a token" in format_comparison(found)
+
+
+def test_what_changed_is_counted_over_the_items_of_all_parts() -> None:
+    base = stage("base", 0.0)
+    after = {**base, "stage": "phase1_sft", "behaviour": behaviour_result(2)}
+    pairs = zip(base["behaviour"]["items"], after["behaviour"]["items"], strict=True)
+    otherwise = sum(one["good"] != other["good"] for one, other in pairs)
+    assert compare(base, after).changed == pytest.approx(otherwise / (60 + 60))
+
+
+def test_no_change_is_never_called_no_tax() -> None:
+    base = stage("base", 0.0)
+    found = compare(base, stage("phase1_sft", 1e-7))
+    assert {found.verdict, *(c.verdict for c in found.metrics.values())} == {"no change"}
+    moved = compare(base, stage("phase1_sft", 1e-3), margin=0.2)
+    assert moved.verdict == "no tax"  # another model, which scores alike
+    otherwise = compare(base, stage("phase1_sft", 1e-7, seed=2))
+    assert otherwise.changed > 0.1 and otherwise.verdict not in ("no change", "no tax")
+
+
+def test_kl_counts_from_the_base_only() -> None:
+    """Two later stages are each as far from the base as they are, not from each other."""
+    found = compare(stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7), margin=0.2)
+    assert found.kl is None and found.verdict == "no tax"
+
+
+# --- what is refused before anything is measured --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["truthfulqa"],
+        ["mmlu", "-d", "nothing"],
+        ["gsm8k", "-d", "nothing"],
+        ["humaneval", "-d", "nothing", "--run-untrusted-code"],
+        ["behaviour"],
+        ["perplexity"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_that_cannot_be_written_is_refused_first(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, why in (
+        (tmp_path / "file" / "deep" / "out.json", "cannot be written: Not a directory"),
+        (tmp_path, "is a folder; name a file"),
+        (Path("/proc/forty2/out.json"), "cannot be written"),
+    ):
+        # the model is none: it would be refused, were it looked at before
+        run = CliRunner().invoke(
+            main, ["benchmark", *command, "-m", str(tmp_path / "none"), "-o", str(out)]
+        )
+        assert run.exit_code == 2 and f"{out}: " in run.output and why in run.output
+        assert len(run.output.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["mmlu", "gsm8k", "humaneval"])
+def test_a_home_that_is_nobodys_is_one_line(name: str) -> None:
+    more = ["--run-untrusted-code"] if name == "humaneval" else []
+    run = CliRunner().invoke(main, ["benchmark", name, "-m", "none", "-d", "~nobody-here/x", *more])
+    assert run.exit_code == 2
+    assert "~nobody-here/x" in run.output and len(run.output.splitlines()) == 1

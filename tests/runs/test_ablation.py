@@ -1,0 +1,345 @@
+"""What each phase bought and cost: the runs, and intervals over seeds and items."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chaos import make_inputs, results
+from click.testing import CliRunner
+
+import forty2.benchmark.tasks.behaviour
+import forty2.benchmark.tasks.eval_prompts
+import forty2.runs.pipeline
+from forty2.benchmark.stats import Values, bootstrap
+from forty2.benchmark.suite import questions_of
+from forty2.cli import main
+from forty2.data.build import build
+from forty2.errors import RunError
+from forty2.files import read_json
+from forty2.recipe.reading import Recipe, load_recipe, to_yaml
+from forty2.report.ablation import _shown, _shown_change, write_ablation
+from forty2.runs.ablation import (
+    Ablation,
+    ablate,
+    changes_of,
+    insight,
+    interval,
+    parts_of,
+    score_of,
+    steps_of,
+)
+
+SMALL = [
+    "benchmark.n=9", "phases.sft.steps=1", "phases.dpo.steps=1",
+    "phases.sft.valid=null", "phases.dpo.valid=null", "phases.dpo.best=null",
+    *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    inputs = make_inputs(tmp_path_factory.mktemp("ablate") / "inputs")
+    text = (inputs / "recipe.yaml").read_text().replace("benchmark: null", "benchmark: {}")
+    (inputs / "recipe.yaml").write_text(text)
+    asked = [
+        {"question": f"{n}+1?", "mc1_targets": (options := {str(n + 1): 1, str(n): 0}),
+         "mc2_targets": options}
+        for n in range(12)
+    ]  # fmt: skip
+    (inputs / "asked.json").write_text(json.dumps(asked))
+    return load_recipe(
+        inputs / "recipe.yaml", [*SMALL, f"benchmark.questions={inputs / 'asked.json'}"]
+    )
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[None]:
+    """Replies of few tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forty2.benchmark.tasks.behaviour, "MAX_TOKENS", 4)
+        patch.setattr(forty2.benchmark.tasks.eval_prompts, "SPOT_TOKENS", 4)
+        yield
+
+
+class Stopped(Exception):
+    """What stands for a kill between two runs."""
+
+
+@pytest.fixture(scope="module")
+def found(recipe: Recipe, short: None, tmp_path_factory: pytest.TempPathFactory) -> Ablation:
+    """An ablation that was stopped before its third run and gone on with."""
+    out = tmp_path_factory.mktemp("ablation") / "out"
+    seen: list[str] = []
+
+    def stop(stage: str, done: int, total: int, info: Any) -> None:
+        seen.append(stage)
+        if stage.startswith("seed 2 "):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        ablate(recipe, [1, 2], out=out, progress=stop)
+    assert not (out / "ablation.json").exists()
+    assert sum(stage == "seed 1 full: base: truthfulqa" for stage in seen) == 9
+    return ablate(recipe, [1, 2], out=out, resume=True)
+
+
+def test_it_has_every_variant_and_what_each_phase_bought(found: Ablation) -> None:
+    record = read_json(found.path / "ablation.json")
+    assert list(record["variants"]) == ["base", "sft", "sft+dpo", "dpo only"]
+    assert [(one["variant"], one["against"]) for one in record["changes"]] == [
+        ("sft", "base"), ("sft+dpo", "base"), ("dpo only", "base"), ("sft+dpo", "sft"),
+        ("sft+dpo", "dpo only"),
+    ]  # fmt: skip
+    assert record["variants"]["base"]["KL"]["value"] == 0
+    assert record["variants"]["sft"]["KL"]["value"] > 1e-4
+    assert {len(scores) for scores in record["items"]["sft"].values()} == {2}
+
+
+def test_a_run_begun_with_the_base_s_measurement_equals_a_plain_one(
+    found: Ablation, recipe: Recipe, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte, but for where they are and the seed that drew no questions."""
+    assert recipe.benchmark is not None
+    asked = dataclasses.replace(
+        recipe.benchmark, questions=str(found.path.resolve() / "questions.json")
+    )
+    phases = {"dpo": recipe.phases["dpo"]}
+    plain = dataclasses.replace(recipe, seed=2, fuse=None, phases=phases, benchmark=asked)
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    forty2.runs.pipeline.run(plain, run_dir=tmp_path / "plain" / "run")
+    shutil.copytree(found.path / "seed2" / "dpo-only", tmp_path / "ours" / "run")
+    runs = {"plain": tmp_path / "plain" / "run", "ours": found.path / "seed2" / "dpo-only"}
+    left = {}
+    for name, run in runs.items():
+        left[name] = results(tmp_path / name)
+        for file, data in left[name].items():
+            if file.endswith(".json") and isinstance(data, bytes):
+                read = json.loads(data.replace(str(run).encode(), b"RUN"))
+                read.pop("sha256", None)
+                read.get("truthfulqa", {}).pop("seed", None)
+                left[name][file] = read
+    assert left["ours"] == left["plain"]
+
+
+def test_seeds_share_their_questions_and_the_base_but_not_their_training(
+    found: Ablation, recipe: Recipe
+) -> None:
+    def files(name: str) -> set[bytes]:
+        return {path.read_bytes() for path in found.path.glob(f"seed*/*/{name}")}
+
+    assert len(list(found.path.glob("seed*/*"))) == 4
+    assert len(files("benchmarks/base.json")) == 1
+    assert len(files("phase1_sft/adapters.safetensors")) == 2
+    assert len(files("phase1_dpo/adapters.safetensors")) == 2
+    drawn = {item["question"] for item in json.loads((found.path / "questions.json").read_text())}
+    other = dataclasses.replace(recipe, seed=1)
+    assert recipe.benchmark is not None
+    assert drawn == {i.question for i in questions_of(recipe.benchmark, recipe.seed).items}
+    assert drawn != {i.question for i in questions_of(recipe.benchmark, other.seed).items}
+
+
+def test_another_ablation_in_the_same_place_is_refused(
+    found: Ablation, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        ablate(recipe, [1, 2], out=found.path)
+    with pytest.raises(RunError, match="another --out"):
+        ablate(recipe, [1, 2], out=found.report, resume=True)
+    with pytest.raises(RunError, match="other questions"):
+        ablate(dataclasses.replace(recipe, seed=3), [1, 2], out=found.path, resume=True)
+    other = dataclasses.replace(recipe, max_length=95)
+    with pytest.raises(RunError, match="another recipe"):
+        ablate(other, [1, 2], out=found.path, resume=True)
+
+
+def test_the_report_has_every_variant_and_metric(found: Ablation) -> None:
+    markdown, page = ((found.path / f"ablation.{kind}").read_text() for kind in ("md", "html"))
+    for text in (markdown, page):
+        for word in ("sft+dpo", "dpo only", "MC2", "leaks", "perplexity", "answers: myth"):
+            assert word in text
+        assert found.insight is not None and found.insight.says in text
+    bought = markdown.split("## What each phase bought and cost")[1].splitlines()[2]
+    assert bought == ("|  | sft against base | sft+dpo against sft | sft+dpo against dpo only |")
+    assert page.count("<svg") == 11  # KL has no change from base
+    assert "MC1" in found.table and found.table.count("\n") == 5
+
+
+def test_what_a_record_says_is_text_in_its_report(found: Ablation, tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script> [x](http://x)|`\u202e"
+    run = {**found.record["run"], "model": hostile}
+    questions = {**found.record["questions"], "name": hostile}
+    page = write_ablation({**found.record, "run": run, "questions": questions}, tmp_path)
+    assert "<script" not in page.read_text() and "&lt;script&gt;" in page.read_text()
+    for text in (page.read_text(), (tmp_path / "ablation.md").read_text()):
+        assert "\u202e" not in text
+    assert f"`` {hostile[:-1]}\\u202e ``" in (tmp_path / "ablation.md").read_text()
+
+
+def test_a_table_shows_leaks_and_perplexity_as_readers_know_them() -> None:
+    """A third less "no leak" is a third more leaks; log p lower by log 2 is twice the perplexity."""
+    scores = {"value": 0.75, "low": 0.7, "high": 0.9}
+    assert _shown("no leak", scores) == pytest.approx((0.25, 0.1, 0.3))
+    assert _shown("log p of texts", {"value": -np.log(8), "low": -np.log(16), "high": 0}) == (
+        pytest.approx((8, 1, 16))
+    )
+    change = {"difference": -1 / 3, "low": -0.5, "high": -0.1}
+    assert _shown_change("no leak", change) == pytest.approx((1 / 3, 0.1, 0.5))
+    halved = {"difference": -np.log(2), "low": -np.log(3), "high": 0.0}
+    assert _shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
+
+
+def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alone(
+    recipe: Recipe,
+) -> None:
+    sft, dpo = recipe.phases["sft"], recipe.phases["dpo"]
+    for phases, wanted in [
+        ({"dpo": dpo}, ["dpo"]),
+        ({"sft": sft}, ["sft"]),
+        ({"dpo": dpo, "boost": dpo}, ["dpo", "dpo+boost"]),
+    ]:
+        parts = parts_of(dataclasses.replace(recipe, phases=phases))
+        assert [part.variants for part in parts] == [wanted]
+    phases = {"sft": sft, "more": sft, "dpo": dpo, "boost": dpo}
+    full, alone = parts_of(dataclasses.replace(recipe, phases=phases))
+    assert alone.variants == ["dpo only"] and list(alone.phases) == ["dpo"]
+    assert steps_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 1], [], [1, -1], [1, 2**31]])
+def test_seeds_that_tell_nothing_are_refused(
+    recipe: Recipe, seeds: list[int], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="two or more"):
+        ablate(recipe, seeds, out=tmp_path)
+
+
+def test_the_command_line_refuses_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(to_yaml(dataclasses.replace(recipe, benchmark=None)))
+    done = CliRunner().invoke(main, ["ablate", str(file), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "measures nothing" in done.output, done.output
+    done = CliRunner().invoke(main, ["ablate", str(file), "--seeds", "1,two"])
+    assert done.exit_code == 2 and "1,2,3" in done.output
+
+
+# --- the statistics -------------------------------------------------------------------------------
+
+
+def test_with_seeds_alike_the_interval_is_that_of_the_items() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    assert interval(np.stack([values] * 3)) == bootstrap(values)
+
+
+def test_with_items_alike_the_interval_is_student_s() -> None:
+    """t of 2 degrees of freedom is 4.303 at 97.5%: mean 0 and standard error 1/√3 of -1, 0, 1."""
+    found = interval(np.repeat([[-1.0], [0.0], [1.0]], 20, axis=1))
+    assert found == pytest.approx((-4.303 / np.sqrt(3), 4.303 / np.sqrt(3)), rel=0.08)
+
+
+def test_items_that_flicker_are_not_taken_for_a_spread_between_seeds() -> None:
+    """Seeds that differ by no more than their items explain: no wider than items alone, nearly."""
+    rng = np.random.default_rng(1)
+    flicker = rng.normal(size=(3, 400))
+    flicker -= flicker.mean(axis=1, keepdims=True)
+    assert interval(flicker) == bootstrap(flicker.mean(axis=0))
+
+
+@pytest.mark.parametrize("between", [0.0, 0.05])
+def test_the_interval_covers_the_truth_as_often_as_it_says(between: float) -> None:
+    rng = np.random.default_rng(2)
+    trials, covered = 200, 0
+    for _ in range(trials):
+        found = interval(
+            rng.normal(0, between, (3, 1))
+            + rng.normal(0, 0.3, (1, 60))
+            + rng.normal(0, 0.3, (3, 60))
+        )
+        covered += found.low <= 0 <= found.high
+    assert 0.91 * trials <= covered
+
+
+def test_an_interval_stays_where_its_metric_can_be() -> None:
+    """Two seeds that differ leave everything open, and no more than everything."""
+    told = np.repeat([[0.1], [0.5]], 10, axis=1)
+    assert score_of("mc2", told)[:3] == pytest.approx((0.3, 0, 1))
+    assert score_of("KL", told).low == 0 and score_of("KL", told).high > 1
+    assert score_of("log p of texts", -told).high == 0
+    change = changes_of({"mc2": 0 * told}, {"mc2": told}, 0.01, same=False)["mc2"]
+    assert change[1:3] == (-1, 1)
+
+
+def test_changes_are_paired_and_have_the_verdicts_of_compare() -> None:
+    rng = np.random.default_rng(3)
+    before = rng.normal(size=(3, 100))
+    up, level = before + 0.1, before + rng.normal(0, 1e-3, before.shape)
+    scores = {"up": before, "level": before, "down": up, "KL": before}
+    after = {"up": up, "level": level, "down": before, "KL": up}
+    found = changes_of(scores, after, 0.05, same=False)
+    assert {name: one.verdict for name, one in found.items()} == {
+        "up": "gain", "level": "no tax", "down": "tax",
+    }  # fmt: skip
+    assert found["up"].difference == pytest.approx(0.1)
+    assert found["up"].low > 0.05 and found["up"].high < 0.15  # questions differ far more
+    assert score_of("KL", before**2).high - score_of("KL", before**2).low > 0.2
+    assert {one.verdict for one in changes_of(scores, after, 0.05, same=True).values()} == {
+        "no change"
+    }
+
+
+def leaking(*shares: float) -> list[Values]:
+    """Leaks of three seeds on 40 prompts, of each share the first ones, and one more or less."""
+    return [
+        np.stack([np.arange(40) < round(40 * share) + seed for seed in (-1, 0, 1)]).astype(float)
+        for share in shares
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ((0.1, 0.5, 0.1), "holds"),
+        ((0.5, 0.1, 0.1), "does not hold"),
+        ((0.1, 0.4, 0.8), "does not hold"),
+        ((0.1, 0.5, 0.5), "cannot be told"),
+        ((0.1, 0.1, 0.1), "cannot be told"),
+    ],
+)
+def test_the_insight_is_judged_by_both_intervals(shares: tuple[float, ...], says: str) -> None:
+    found = insight(*leaking(*shares))
+    assert found.says == says and f" {says} here: " in found.sentence
+    assert f"the base leaks on {shares[0]:.1%}" in found.sentence
+    if shares[1] != shares[0]:
+        assert f"SFT changes that by {100 * (shares[1] - shares[0]):+.1f} points" in found.sentence
+    assert found.sentence.endswith("(3 seeds, 40 prompts).")
+
+
+@pytest.mark.slow
+def test_on_the_starter_model_from_the_command_line(short: None, tmp_path: Path) -> None:
+    command = ["ablate", "demo", "--seeds", "1,2", "--out", str(tmp_path / "out")]
+    settings = ["benchmark.n=9", "adapter.layers=4"]
+    for name, data in (("sft", "spark-sft"), ("dpo", "spark-dpo")):
+        rows = "".join(json.dumps(row) + "\n" for row in list(build(data).valid)[:3])
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    for phase, valid in (("sft", "sft"), ("dpo", "dpo"), ("boost", "dpo")):
+        settings.append(f"phases.{phase}.valid={tmp_path / valid}.jsonl")
+        settings += [
+            f"phases.{phase}.{setting}"
+            for setting in (
+                "steps=2", "batch_size=2", "warmup_steps=0", "eval_every_steps=2", "lint=false"
+            )
+        ]  # fmt: skip
+    for setting in settings:
+        command += ["--set", setting]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    record = read_json(tmp_path / "out" / "ablation.json")
+    assert list(record["variants"]) == ["base", "sft", "sft+dpo", "sft+dpo+boost", "dpo only"]
+    assert record["insight"]["sentence"] in done.output
+    assert 0.2 < record["variants"]["base"]["mc2"]["value"] < 0.9

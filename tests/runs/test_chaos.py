@@ -1,0 +1,245 @@
+"""Runs that are killed, interrupted, or find a full disk or a damaged checkpoint, and go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.processes import alone
+from support.training import ROWS, adapted, run, sft
+
+from forty2.errors import RunError
+from forty2.inference.logprobs import Ways
+from forty2.model.adapter import weights
+from forty2.training.checkpoints import checkpoints
+from forty2.training.objectives import Sft
+
+FILES = (
+    "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "optimizer.safetensors",
+    "state.json",
+)  # fmt: skip
+
+
+def test_a_run_killed_anywhere_resumes_to_the_same_bytes() -> None:
+    """A sample; `make chaos` tries every event."""
+    lines = alone("chaos.py", "--points", "6").splitlines()
+    figures = dict(line.rsplit(maxsplit=1) for line in lines)
+    assert int(figures["survived"]) == int(figures["faults tried"]) >= 12
+
+
+@pytest.mark.parametrize(
+    "scene",
+    ["interrupted", "full_disk", pytest.param("out_of_memory", marks=pytest.mark.slow), "harmed"],
+)
+def test_a_run_that_is_stopped_says_so_and_resumes_to_the_same_bytes(
+    scene: str, tmp_path: Path
+) -> None:
+    alone("-c", f"import test_chaos; test_chaos.{scene}({str(tmp_path)!r})")
+
+
+def interrupted(place: str) -> None:
+    """One signal ends the step and saves it; two end the process at once."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    # Started in the background of a shell, this process ignores SIGINT, and so would a run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    inputs = make_inputs_in_child(Path(place, "inputs"))
+    whole = run_child(inputs, Path(place, "whole"), Killer(None), resume=False)
+    wanted = results(Path(place, "whole"))
+    steps = [n for n, label in enumerate(whole.labels, 1) if label == "before step"]
+    for number, times in [(n, t) for n in (signal.SIGINT, signal.SIGTERM) for t in (1, 2)]:
+
+        def ask(number: signal.Signals = number, times: int = times) -> None:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+        folder = Path(place, f"{number.name}{times}")
+        ended = run_child(inputs, folder, Killer(steps[7], ask), resume=False)
+        newest = checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
+        if times == 1:
+            assert (ended.code, newest) == (128 + number, "step3"), ended
+            assert ended.said.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), ended
+            assert ended.said.endswith("go on with --resume") and "\n" not in ended.said
+        else:
+            assert (ended.code, newest) == (1, "step2"), ended
+            assert ended.said.strip().endswith("KeyboardInterrupt"), ended
+        again = run_child(inputs, folder, Killer(None), resume=True)
+        assert again.code == 0, again.said
+        assert results(folder) == wanted
+
+
+def full_disk(place: str) -> None:
+    """Whatever is being written, one line says so, and the run goes on when there is room."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse_as_mlx() -> None:
+        raise RuntimeError("[write] Unable to write 8 bytes to file.")
+
+    inputs = make_inputs_in_child(Path(place, "inputs"))
+    whole = run_child(inputs, Path(place, "whole"), Killer(None), resume=False)
+    wanted = results(Path(place, "whole"))
+    for label, how, some in (("half write", refuse, 3), ("before safetensors", refuse_as_mlx, 3)):
+        places = [n for n, found in enumerate(whole.labels, 1) if found == label]
+        for at in places[:: max(1, len(places) // some)]:
+            folder = Path(place, str(at))
+            ended = run_child(inputs, folder, Killer(at, how), resume=False)
+            assert ended.code == 2, (at, ended.said)
+            assert "\n" not in ended.said and "make room" in ended.said, (at, ended.said)
+            again = run_child(inputs, folder, Killer(None), resume=True)
+            assert again.code == 0, (at, again.said)
+            assert results(folder) == wanted, at
+
+
+def out_of_memory(place: str) -> None:
+    """What mlx and Python say when memory runs out, injected: a real one ends mlx's CPU backend."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    inputs = make_inputs_in_child(Path(place, "inputs"))
+    whole = run_child(inputs, Path(place, "whole"), Killer(None), resume=False)
+    wanted = results(Path(place, "whole"))
+    faults = {
+        "before step": (
+            RuntimeError("[malloc] Unable to allocate 8 bytes."),
+            "phase1_sft, after 3 of 5",
+        ),
+        "before evaluation": (MemoryError(), "phase2_dpo: memory"),
+        "before reference batch": (RuntimeError("[METAL] Insufficient Memory"), "phase2_dpo"),
+    }
+    for number, (label, (error, at)) in enumerate(faults.items()):
+
+        def refuse(error: Exception = error) -> None:
+            raise error
+
+        events = [n for n, found in enumerate(whole.labels, 1) if found == label]
+        event = events[3] if label == "before step" else events[0]
+        if label == "before evaluation":  # the second phase's
+            event = next(n for n in events if n > whole.labels.index("before reference batch"))
+        folder = Path(place, str(number))
+        ended = run_child(inputs, folder, Killer(event, refuse), resume=False)
+        assert ended.code == 2 and "\n" not in ended.said, ended.said
+        said = str(error) or "MemoryError"
+        assert ended.said.startswith(at) and f": memory ran out ({said}); " in ended.said, (
+            ended.said
+        )
+        assert "--resume" in ended.said and "max_length" in ended.said
+        again = run_child(inputs, folder, Killer(None), resume=True)
+        assert again.code == 0, again.said
+        assert results(folder) == wanted
+
+
+def harmed(place: str) -> None:
+    """A finished run is looked over before it is relied on; what is deleted is made anew."""
+    from chaos import Killer, make_inputs_in_child, results, run_child
+
+    inputs, folder = make_inputs_in_child(Path(place, "inputs")), Path(place, "run")
+    whole = run_child(inputs, folder, Killer(None), resume=False)
+    assert whole.code == 0, whole.said
+
+    def found() -> dict[str, Any]:
+        """With the metrics by phase: a phase that is trained anew logs behind the later ones."""
+        left = results(folder)
+        left["run/metrics.jsonl"].sort(key=lambda record: record["phase"])
+        return left
+
+    wanted = found()
+    for name, then in (
+        ("run/phase1_sft/adapters.safetensors", "the phase is trained anew"),
+        ("run/phase2_dpo/phase.json", "the phase is trained anew"),
+        ("fused/model.safetensors", "the model is fused anew"),
+    ):
+        file = folder / name
+        flip(file)
+        told = run_child(inputs, folder, Killer(None), resume=True)
+        at = file.relative_to(folder)
+        assert told.code == 2
+        assert told.said == f"{at} is damaged; delete {at.parent}, then go on with --resume: {then}"
+        shutil.rmtree(file.parent)
+        again = run_child(inputs, folder, Killer(None), resume=True)
+        assert again.code == 0, again.said
+        assert found() == wanted
+    rows = inputs / "dpo.jsonl"
+    rows.write_text(rows.read_text().replace("No.", "Yes.", 1))
+    told = run_child(inputs, folder, Killer(None), resume=True)
+    assert told.code == 2
+    assert told.said == (
+        "phases.dpo: its train rows are not those that run began with; put the data back, or name "
+        "another --run-dir"
+    )
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+PHASE = sft(steps=8, save_every_steps=3)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The work folder of a phase that stopped with two checkpoints, and how it ends."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int, info: Any) -> None:
+        if done == 7:
+            raise Stop
+
+    work = tmp_path_factory.mktemp("stopped")
+    whole, model = adapted(0.2), adapted(0.2)
+    run(whole, Sft(ROWS, Ways(apart=True)), PHASE, work / "whole", [])
+    with pytest.raises(Stop):
+        run(model, Sft(ROWS, Ways(apart=True)), PHASE, work / "stopped", [], progress=stop)
+    assert [p.name for p in checkpoints(work / "stopped")] == ["step6", "step3"]
+    return work / "stopped", weights(whole)
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    file: str, harm: Callable[[Path], None], stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work, wanted = tmp_path / "work", stopped[1]
+    shutil.copytree(stopped[0], work)
+    assert sorted(p.name for p in (work / "step6").iterdir()) == list(FILES)
+    harm(work / "step6" / file)
+    model, log, told, rewound = adapted(0.2), list[Any](), list[Any](), list[int]()
+    run(
+        model, Sft(ROWS, Ways(apart=True)), PHASE, work, log, rewind=rewound.append,
+        progress=lambda _, done, total, info: told.append(info),
+    )  # fmt: skip
+    assert rewound == [3]
+    assert "went back to the checkpoint of step 3" in log[0]["warning"]
+    assert str(work / "step6") in log[0]["warning"] and told[0]["warning"] == log[0]["warning"]
+    for name, value in weights(model).items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted[name]))
+    assert [p.name for p in checkpoints(work)] == ["step8", "step6"]
+
+
+def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
+    stopped: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(stopped[0], work)
+    for step in ("step3", "step6"):
+        flip(work / step / "optimizer.safetensors")
+    with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* --resume") as error:
+        run(adapted(0.2), Sft(ROWS, Ways(apart=True)), PHASE, work, [])
+    assert "\n" not in str(error.value)
+    assert len(checkpoints(work)) == 2

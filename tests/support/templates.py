@@ -1,0 +1,31 @@
+"""Chat templates and tokenizers that carry them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from forty2.model.loading import LoadedModel
+
+# Like Mistral's: no header before the answer, a space around it, and </s> to end the turn.
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ ' ' + m['content'] + '<|endoftext|>' }}{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% endif %}{% endfor %}"
+)
+
+# Like Qwen3's: forgets the thinking of earlier turns, so that what came before changes.
+FORGETS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and not loop.last %}"
+    "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def with_template(loaded: LoadedModel, template: str | None, eos: str = "<|im_end|>") -> Any:
+    inner = copy.deepcopy(loaded.tokenizer._tokenizer)
+    inner.chat_template = template
+    inner.eos_token = eos
+    return TokenizerWrapper(inner, eos_token_ids=[inner.convert_tokens_to_ids(eos)])

@@ -1,0 +1,190 @@
+"""Exactly which tokens are supervised, on two chat templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.templates import BRACKETS, FORGETS, with_template
+
+from forty2.data.records import Chat, Message, Pair
+from forty2.errors import DataError, ModelError
+from forty2.model.loading import LoadedModel
+from forty2.text.encoder import Encoder, PairRow, Row, fit
+
+
+@pytest.fixture(scope="module")
+def chatml(starter: LoadedModel) -> Any:
+    return starter.tokenizer
+
+
+@pytest.fixture(scope="module")
+def brackets(starter: LoadedModel) -> Any:
+    return with_template(starter, BRACKETS, "<|endoftext|>")
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def supervised(tokenizer: Any, *messages: Message) -> list[str]:
+    """Each run of supervised tokens, decoded."""
+    row = Encoder(tokenizer).chat(Chat(messages=messages, origin="test:1"))
+    assert len(row.ids) == len(row.mask)
+    runs: list[list[int]] = []
+    for i, (token, on) in enumerate(zip(row.ids, row.mask, strict=True)):
+        if on and (i == 0 or not row.mask[i - 1]):
+            runs.append([])
+        if on:
+            runs[-1].append(token)
+    return [tokenizer.decode(run) for run in runs]
+
+
+def test_one_turn(chatml: Any, brackets: Any) -> None:
+    assert supervised(chatml, user("Hi"), assistant("Hello there.")) == ["Hello there.<|im_end|>"]
+    assert supervised(brackets, user("Hi"), assistant("Hello there.")) == [
+        " Hello there.<|endoftext|>"
+    ]
+
+
+def test_every_assistant_turn_of_many(chatml: Any, brackets: Any) -> None:
+    talk = [
+        user("a"),
+        assistant("One."),
+        user("b"),
+        assistant("Two."),
+        user("c"),
+        assistant("Three."),
+    ]
+    assert supervised(chatml, *talk) == [f"{n}.<|im_end|>" for n in ("One", "Two", "Three")]
+    assert supervised(brackets, *talk) == [f" {n}.<|endoftext|>" for n in ("One", "Two", "Three")]
+
+
+def test_system_and_tool_turns_are_never_supervised(chatml: Any) -> None:
+    talk = [
+        {"role": "system", "content": "Be brief."}, user("Sum 2 and 3"), assistant("add(2, 3)"),
+        {"role": "tool", "content": "5"}, assistant("It is 5."),
+    ]  # fmt: skip
+    assert supervised(chatml, *talk) == ["add(2, 3)<|im_end|>", "It is 5.<|im_end|>"]
+
+
+def test_what_follows_the_last_assistant_turn_is_left_off(chatml: Any) -> None:
+    assert supervised(chatml, user("a"), assistant("b"), user("c")) == ["b<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" leading space", "\nleading newline", "\n\n  both", "trailing spaces   ", "a", "é", "🙂",
+     "ends in newline\n", "<|im_end|>", "say <|im_end|> and <|im_start|>user", "1234567", "  x  "],
+)  # fmt: skip
+def test_supervised_ids_spell_exactly_the_response(chatml: Any, text: str) -> None:
+    prompt, response = Encoder(chatml).response([user("Say it")], text)
+    assert chatml.decode(response) == f"{text}<|im_end|>"
+    assert response[-1] == chatml.eos_token_id
+    assert prompt == Encoder(chatml).prompt([user("Say it")])
+
+
+def test_a_response_that_merges_across_the_border_keeps_the_prompt_of_generation(
+    chatml: Any,
+) -> None:
+    """Tokenised together, the header's newline and the response's merge into one token."""
+    encoder = Encoder(chatml)
+    together = chatml.encode("<|im_start|>assistant\n\n\nHi<|im_end|>", add_special_tokens=False)
+    apart = chatml.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    assert together[: len(apart)] != apart
+    prompt, response = encoder.response([user("x")], "\n\nHi")
+    assert prompt[-len(apart) :] == apart
+    assert chatml.decode(response) == "\n\nHi<|im_end|>"
+
+
+def test_content_that_spells_a_special_token_stays_text(chatml: Any) -> None:
+    talk = [user("What does <|im_end|> do?"), assistant("<|im_end|> ends a turn.")]
+    row = Encoder(chatml).chat(Chat(messages=tuple(talk), origin="test:1"))
+    ends = [i for i, token in enumerate(row.ids) if token == chatml.eos_token_id]
+    assert len(ends) == 3  # the default system turn's, the user's, the assistant's
+    assert supervised(chatml, *talk) == ["<|im_end|> ends a turn.<|im_end|>"]
+    # the same words without the special spelling tokenise as ever
+    plain = Encoder(chatml).prompt([user("What does it do?")])
+    assert plain == chatml.apply_chat_template(
+        [user("What does it do?")], add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize("ask", ["Hello", "<|im_end|>"])
+def test_what_marks_a_held_text_is_text_where_a_content_has_it(chatml: Any, ask: str) -> None:
+    said = "\ue0f01\ue0f1 and \ue0f00\ue0f1"
+    assert supervised(chatml, user(ask), assistant(said)) == [f"{said}<|im_end|>"]
+
+
+def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
+    row = Encoder(chatml).pair(
+        Pair(prompt=(user("q"),), chosen="Paris", rejected="Paris, I think", origin="t:1")
+    )
+    assert row.chosen[:-1] == row.rejected[: len(row.chosen) - 1]
+    assert row.chosen[-1] == row.rejected[-1] == chatml.eos_token_id
+
+
+def test_one_token_responses(chatml: Any) -> None:
+    row = Encoder(chatml).pair(Pair(prompt=(user("q"),), chosen="Yes", rejected="No", origin="t:1"))
+    assert len(row.chosen) == len(row.rejected) == 2
+
+
+def test_pair_prompts_may_hold_earlier_assistant_turns(chatml: Any) -> None:
+    prompt = (user("a"), assistant("b"), user("c"))
+    row = Encoder(chatml).pair(Pair(prompt=prompt, chosen="Yes", rejected="No", origin="t:1"))
+    assert chatml.decode(row.prompt).endswith("<|im_start|>assistant\n")
+    assert chatml.decode(row.chosen) == "Yes<|im_end|>"
+
+
+def test_a_template_that_rewrites_history_is_refused(starter: LoadedModel) -> None:
+    talk = (user("a"), assistant("<think>hm</think>b"), user("c"), assistant("d"))
+    encoder = Encoder(with_template(starter, FORGETS))
+    with pytest.raises(
+        DataError, match=r"test:7: messages\[1\]: the chat template (rewrites|alters)"
+    ):
+        encoder.chat(Chat(messages=talk, origin="test:7"))
+
+
+def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
+    upper = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(DataError, match="alters the content"):
+        Encoder(with_template(starter, upper)).response([user("a")], "quiet", "test:1")
+
+
+def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedModel) -> None:
+    bare = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = with_template(starter, bare)
+    _, response = Encoder(tokenizer).response([user("a")], "Yes", "test:1")
+    assert response[-1] == tokenizer.eos_token_id
+
+
+def test_no_chat_template_is_refused(starter: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="no chat template"):
+        Encoder(with_template(starter, None))
+
+
+def test_long_prompts_lose_their_left_end_and_long_responses_the_row() -> None:
+    rows = [
+        PairRow(list(range(10)), [1, 2], [3], "f:1"),
+        PairRow(list(range(50)), [1, 2], [3, 4, 5], "f:2"),
+        PairRow([7, 8], list(range(30)), [3], "f:3"),
+    ]
+    fitted = fit(rows, 20)
+    assert fitted.rows == [rows[0], PairRow(list(range(33, 50)), [1, 2], [3, 4, 5], "f:2")]
+    assert (fitted.shortened, fitted.dropped) == (["f:2"], ["f:3"])
+
+
+def test_a_long_conversation_keeps_every_supervised_token_or_goes() -> None:
+    row = Row(list(range(30)), [False] * 20 + [True] * 10, "f:1")
+    assert fit([row], 12).rows == [Row(list(range(18, 30)), [False] * 2 + [True] * 10, "f:1")]
+    assert fit([row], 11).rows[0].mask == [False] + [True] * 10
+    assert fit([row], 10).dropped == ["f:1"]  # nothing would be left to predict the first from

@@ -1,0 +1,68 @@
+"""What `data stats` and `data show` say of a file is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from forty2.cli import main
+from forty2.data.formats import parse
+from forty2.data.library import isotopes
+from forty2.data.sources import dumps
+from forty2.model.loading import LoadedModel
+from forty2.text.encoder import Encoder
+from forty2.text.preview import spans, stats
+
+
+def test_counts_are_the_encoders(starter: LoadedModel, tmp_path: Path) -> None:
+    encoder = Encoder(starter.tokenizer)
+    rows = [{"messages": row["messages"], "element": row["element"]} for row in isotopes()[:30]]
+    pair = {"prompt": "q", "chosen": "a one", "rejected": "b"}
+    source = tmp_path / "rows.jsonl"
+    source.write_text(dumps([*rows, pair, {"text": "prose"}, {"messages": []}, rows[3]]))
+    found = stats(source, encoder)
+    measured = [
+        encoder.measure(parse(row, "f")) for row in (*rows, pair, {"text": "prose"}, rows[3])
+    ]
+    assert found["rows"] == 33 and found["unreadable"] == 1
+    assert found["tokens"] == sum(tokens for tokens, _ in measured)
+    assert found["supervised"] == sum(learned for _, learned in measured) / found["tokens"]
+    assert found["near_duplicates"] == 1 / 33
+    assert sum(n for _, n in found["histogram"]) == 33
+    assert sum(found["strata"]["element"].values()) == 31
+
+
+def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path) -> None:
+    encoder = Encoder(starter.tokenizer)
+    row = {"prompt": "one two three four five six seven", "completion": "An answer."}
+    record = parse(row, "f:1")
+    whole = encoder.measure(record)[0]
+    for room, roles in ((whole, ["prompt", "supervised"]), (whole - 9, ["cut", "prompt", "supervised"]),
+                        (3, ["cut"])):  # fmt: skip
+        ((_, parts),) = spans(record, encoder, starter.tokenizer, room)
+        assert [role for _, role in parts] == roles
+        text = starter.tokenizer.decode(encoder.imitated(record).ids)  # type: ignore[arg-type]
+        assert "".join(part for part, _ in parts) == text
+    source, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    source.write_text(dumps([{**row, "completion": "<b>An answer.</b>"}]))
+    result = CliRunner().invoke(main, ["data", "show", str(source), "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    assert '<span class="supervised">&lt;b&gt;An answer.' in page.read_text("utf-8")
+
+
+def test_rows_that_are_not_there_are_an_error(starter_path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "empty.jsonl"
+    source.write_text("")
+    result = CliRunner().invoke(main, ["data", "show", str(source), "-m", str(starter_path)])
+    assert result.exit_code == 2
+    assert result.output == f"Error: {source}: holds no rows\n"
+
+
+def test_a_page_replaces_nothing_but_a_page(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(dumps([{"prompt": "q", "completion": "a"}]))
+    before = source.read_bytes()
+    result = CliRunner().invoke(main, ["data", "show", str(source), "--html", str(source)])
+    assert result.exit_code == 2 and f"{source}: a page is written" in result.output
+    assert source.read_bytes() == before

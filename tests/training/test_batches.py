@@ -1,0 +1,147 @@
+"""Every row comes as often as it should, and batches are what a phase wants of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forty2.data.records import Chat
+from forty2.errors import DataError
+from forty2.model.loading import LoadedModel
+from forty2.recipe.reading import DpoPhase, SftPhase
+from forty2.text.encoder import Encoder
+from forty2.training.batches import Order, grouped, positions, rows_of_epoch
+from forty2.training.loop import order_of
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
+
+
+def epoch(order: Order, number: int) -> list[int]:
+    first = number * order.batches_per_epoch
+    return [i for n in range(order.batches_per_epoch) for i in order.batch(first + n)]
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_has_every_row_once(lengths: list[int], size: int, seed: int) -> None:
+    order = Order(lengths, size, seed)
+    for number in (0, 1):
+        assert sorted(epoch(order, number)) == list(range(len(lengths)))
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=2, max_size=60), st.integers(0, 3))
+def test_an_epoch_has_each_row_as_often_as_its_weight(weights: list[float], seed: int) -> None:
+    order = Order([10] * len(weights), 4, seed, weights)
+    scale = rows_of_epoch(weights) / sum(weights)
+    for number in range(3):
+        counts = Counter(epoch(order, number))
+        assert sum(counts.values()) == rows_of_epoch(weights)
+        for row, weight in enumerate(weights):
+            assert abs(counts[row] - weight * scale) < 1 + 1e-6
+
+
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 3))
+def test_batches_by_tokens_have_every_row_once_and_are_never_empty(
+    lengths: list[int], tokens: int, seed: int
+) -> None:
+    order = Order(lengths, 1, seed, tokens=tokens)
+    for number in (0, 1):
+        assert sorted(epoch(order, number)) == list(range(len(lengths)))
+        first = number * order.batches_per_epoch
+        assert all(order.batch(first + n) for n in range(order.batches_per_epoch))
+
+
+def test_batches_by_tokens_hold_about_so_many() -> None:
+    lengths = [int(n) for n in np.random.default_rng(2).exponential(80, 3000) + 4]
+    order = Order(lengths, 1, 0, tokens=1000)
+    batches = [order.batch(n) for n in range(order.batches_per_epoch)]
+    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    assert 900 < np.mean(tokens) <= 1000 and np.std(tokens) < 150
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert 1 - sum(lengths) / padded < 0.05
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=80),
+    st.integers(1, 2000), st.integers(1, 2),
+)  # fmt: skip
+def test_groups_keep_to_their_tokens(
+    lengths: list[tuple[int, int]], tokens: int, parts: int
+) -> None:
+    cut = np.array(lengths)[:, :parts]
+    groups = grouped(cut, tokens)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert cut[group].max(axis=0).sum() * len(group) <= tokens or len(group) == 1
+
+
+def test_groups_of_pairs_waste_little() -> None:
+    """Prompts and responses of unlike lengths: no one order makes neighbours alike in both."""
+    lengths = np.random.default_rng(3).integers([20, 60], [400, 200], (400, 2))
+    padded = sum(lengths[g].max(axis=0).sum() * len(g) for g in grouped(lengths, 2000))
+    assert 1 - lengths.sum() / padded < 0.12
+
+
+def test_over_many_epochs_a_weight_is_met_on_average() -> None:
+    weights = [0.25, 1.0, 1.0, 2.5, 1.0, 0.25]
+    order = Order([10] * 6, 2, 1, weights)
+    counts = Counter(row for number in range(400) for row in epoch(order, number))
+    for row, weight in enumerate(weights):
+        assert counts[row] / 400 == pytest.approx(weight, abs=0.08)
+
+
+def test_a_weight_comes_from_the_row(starter: LoadedModel) -> None:
+    encoder = Encoder(starter.tokenizer)
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    assert encoder.chat(Chat(messages=turns, meta={"weight": 2.5})).weight == 2.5
+    assert encoder.chat(Chat(messages=turns)).weight == 1
+    for bad in (0, -1, "2", True, 1e9):
+        with pytest.raises(DataError, match="f:1: weight must be a number above 0"):
+            encoder.chat(Chat(messages=turns, origin="f:1", meta={"weight": bad}))
+
+
+def test_rows_of_like_length_share_a_batch() -> None:
+    """A long-tailed set pads under 5%."""
+    lengths = [int(20 + 400 * (i / 2000) ** 4) for i in range(2000)]
+    order = Order(lengths, 8, 0)
+    padded = sum(
+        len(b) * max(lengths[i] for i in b)
+        for b in (order.batch(n) for n in range(order.batches_per_epoch))
+    )
+    assert padded / sum(lengths) < 1.05
+
+
+def test_compiled_steps_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled step of another number of supervised tokens is another compilation."""
+    counts = range(1, 2000)
+
+    def widths() -> list[int]:
+        return [len(positions(np.arange(2000) < count)) for count in counts]
+
+    assert widths() == list(counts)
+    monkeypatch.setattr("forty2.training.batches.on_gpu", lambda: True)
+    found = widths()
+    assert len(set(found)) <= 8 * 8
+    assert all(0 <= w - n < max(8, n / 8 + 8) for w, n in zip(found, counts, strict=True))
+
+
+@pytest.mark.parametrize("tokens", [None, 800])
+def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
+    tokens: int | None,
+) -> None:
+    """A preference phase learned less from batches of like length."""
+    lengths = np.random.default_rng(5).integers(20, 180, 1600)
+
+    def spread(phase: DpoPhase | SftPhase) -> float:
+        """Of the batches' mean lengths: 1 if each is a random draw, √8 if each is of one length."""
+        order = order_of(phase, lengths.tolist(), [1.0] * 1600, seed=3)
+        means = [lengths[order.batch(n)].mean() for n in range(order.batches_per_epoch)]
+        return float(np.std(means) / lengths.std() * 8**0.5)
+
+    common: Any = {"data": "rows", "steps": 1, "lr": 1e-3, "batch_size": 8, "batch_tokens": tokens}
+    assert 0.85 < spread(DpoPhase(objective="dpo", beta=0.1, **common)) < 1.2
+    assert spread(SftPhase(objective="sft", **common)) > 2.5

@@ -1,0 +1,231 @@
+"""What is spared changes nothing: shared prompts, head, replayed blocks, checkpoints, in any mix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from support.models import ARCHITECTURES, tiny_model
+
+from forty2.data.library import rows as library
+from forty2.data.records import Pair
+from forty2.inference.logprobs import Ways, ways
+from forty2.model.adapter import AdapterSpec, attach
+from forty2.model.gradient_checkpointing import checkpoint_gradients
+from forty2.model.loading import load
+from forty2.model.surgery import comes_apart, frozen_depth
+from forty2.recipe.reading import DpoPhase
+from forty2.text.encoder import Encoder, PairRow, Row
+from forty2.training.frozen_states import Replay, replay_size, store_states
+from forty2.training.objectives import Objective, Preference, Sft, reference_logps
+
+RNG = np.random.default_rng(11)
+PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)
+
+
+def ids(length: int) -> list[int]:
+    return [int(i) for i in RNG.integers(1, 300, length)]
+
+
+# one token, equal prefixes, long and short
+PAIRS = [
+    PairRow(ids(1), ids(1), ids(1), "a"), PairRow(ids(30), ids(2), ids(17), "b"),
+    PairRow([5, 6, 7], [8, 9], [8, 10, 11], "c"), PairRow(ids(9), ids(9), ids(8), "d"),
+]  # fmt: skip
+ROWS = [Row(ids(n), [i > n // 2 for i in range(n)], str(n)) for n in (2, 21, 9, 14)]
+ROWS.append(Row(ids(12), [i % 6 > 1 for i in range(12)], "packed", [i // 6 for i in range(12)]))
+
+
+def moved(architecture: str = "llama", layers: int = 2, **changes: Any) -> Any:
+    """A tiny model with an adapter on its upper blocks that does something."""
+    model = tiny_model(architecture, **changes)
+    attach(model, AdapterSpec(rank=4, scale=4.0, layers=layers), seed=1)
+    for name, value in tree_flatten(model.trainable_parameters()):
+        if name.endswith("lora_b"):
+            value += 0.1 * mx.random.normal(value.shape)
+            model.load_weights([(name, value)], strict=False)
+    return model
+
+
+def stored(model: Any, rows: Any, which: Any, folder: Path) -> Replay:
+    return store_states(model, rows, which, replay_size(model, rows, which), folder / "states")
+
+
+def learned(model: Any, objective: Objective, which: list[int]) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of a batch."""
+    model.train()
+    arrays = objective.arrays(objective.batch(which))
+
+    def loss(parameters: Any) -> mx.array:
+        model.update(parameters)
+        return objective.loss(model, arrays).total
+
+    total, gradients = mx.value_and_grad(loss)(model.trainable_parameters())
+    return float(total), {k: np.asarray(v) for k, v in tree_flatten(gradients)}
+
+
+def assert_same(one: tuple[float, Any], other: tuple[float, Any]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    # An array of gradients that cancel to nearly nothing is rounding beside the others.
+    least = max(1e-3, 1e-2 * max(np.abs(value).max() for value in other[1].values()))
+    for name, value in other[1].items():
+        close = 1e-4 * max(least, np.abs(value).max())
+        np.testing.assert_allclose(one[1][name], value, rtol=1e-4, atol=close, err_msg=name)
+
+
+def pairs_objective(
+    model: Any, pairs: list[PairRow], by: Ways, replay: Replay | None
+) -> Preference:
+    reference = {
+        i: np.linspace(-6, -5, len(row.chosen) + len(row.rejected)).astype(np.float32)
+        for i, row in enumerate(pairs)
+    }
+    return Preference(pairs, reference, PHASE, by, replay)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("checkpointed", [False, 1, True])
+def test_pairs(architecture: str, checkpointed: bool | int, tmp_path: Path) -> None:
+    model = moved(architecture)
+    plain = learned(model, pairs_objective(model, PAIRS, Ways(), None), [0, 1, 2, 3])
+    allowed = ways(model)
+    assert allowed.apart and frozen_depth(model) == 1
+    checkpoint_gradients(model, checkpointed)
+    assert_same(learned(model, pairs_objective(model, PAIRS, allowed, None), [0, 1, 2, 3]), plain)
+    if allowed.share:
+        replay = stored(model, PAIRS, range(4), tmp_path)
+        replayed = pairs_objective(model, PAIRS, allowed, replay)
+        assert_same(learned(model, replayed, [0, 1, 2, 3]), plain)
+        assert_same(
+            learned(model, replayed, [3, 1]),
+            learned(model, pairs_objective(model, PAIRS, Ways(), None), [3, 1]),
+        )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_conversations(architecture: str, checkpointed: bool, tmp_path: Path) -> None:
+    model = moved(architecture)
+    plain = learned(model, Sft(ROWS), [0, 1, 2, 3, 4])
+    checkpoint_gradients(model, checkpointed)
+    assert_same(learned(model, Sft(ROWS, ways(model)), [0, 1, 2, 3, 4]), plain)
+    replay = stored(model, ROWS, [1, 2, 4], tmp_path)
+    assert_same(
+        learned(model, Sft(ROWS, ways(model), replay), [4, 2]), learned(model, Sft(ROWS), [4, 2])
+    )
+
+
+LENGTHS = st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(LENGTHS, min_size=1, max_size=5), st.integers(1, 3), st.randoms())
+def test_pairs_of_any_shape(
+    tmp_path_factory: Any, lengths: list[tuple[int, int, int]], layers: int, random: Any
+) -> None:
+    def some(n: int) -> list[int]:
+        return [random.randrange(1, 300) for _ in range(n)]
+
+    pairs = [PairRow(some(p), some(c), some(r), "x") for p, c, r in lengths]
+    model = moved("llama", layers)
+    which = list(range(len(pairs)))
+    plain = learned(model, pairs_objective(model, pairs, Ways(), None), which)
+    replay = None
+    if frozen_depth(model):
+        replay = stored(model, pairs, which, tmp_path_factory.mktemp("states"))
+    spared = pairs_objective(model, pairs, ways(model), replay)
+    assert_same(learned(model, spared, which), plain)
+
+
+def test_pairs_of_a_quantised_model(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    nn.quantize(model, group_size=32, bits=8)  # the tied head, too
+    attach(model, AdapterSpec(rank=4, scale=4.0, layers=2), seed=1)
+    plain = learned(model, pairs_objective(model, PAIRS, Ways(), None), [0, 1, 2, 3])
+    allowed = ways(model)
+    assert allowed == Ways(share=True, apart=True)
+    replay = stored(model, PAIRS, range(4), tmp_path)
+    assert_same(learned(model, pairs_objective(model, PAIRS, allowed, replay), [0, 1, 2, 3]), plain)
+
+
+def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> None:
+    loaded = load(str(starter_path))
+    encoder = Encoder(loaded.tokenizer)
+    pairs = [
+        encoder.pair(Pair(prompt=({"role": "user", "content": row["question"]},),
+                          chosen=row["chosen"], rejected=row["rejected"]))
+        for row in library("entities")[:3]
+    ]  # fmt: skip
+    model = loaded.model
+    attach(model, AdapterSpec(rank=4, scale=4.0, layers=3), seed=1)
+    plain = learned(model, pairs_objective(model, pairs, Ways(), None), [0, 1, 2])
+    replay = stored(model, pairs, range(3), tmp_path)
+    spared = pairs_objective(model, pairs, ways(model), replay)
+    assert_same(learned(model, spared, [0, 1, 2]), plain)
+
+
+def test_a_replayed_reference_is_the_reference(tmp_path: Path) -> None:
+    model = moved()
+    replay = stored(model, PAIRS, [3, 0, 1], tmp_path)
+    with_it = reference_logps(model, PAIRS, [3, 0, 1], tmp_path / "a.npz", replay=replay)
+    without = reference_logps(model, PAIRS, [3, 0, 1], tmp_path / "b.npz")
+    for n in (3, 0, 1):
+        np.testing.assert_allclose(with_it[n], without[n], atol=1e-5)
+
+
+def test_frozen_blocks_are_not_run_when_replayed(tmp_path: Path) -> None:
+    model = moved()
+    replay = stored(model, PAIRS, range(4), tmp_path)
+    objective = pairs_objective(model, PAIRS, ways(model), replay)
+    wanted = learned(model, objective, [0, 1])
+    model.model.layers[0].mlp.up_proj.weight = mx.full(
+        model.model.layers[0].mlp.up_proj.weight.shape, mx.nan
+    )
+    assert_same(learned(model, objective, [0, 1]), wanted)
+
+
+def test_states_are_stored_whole_reused_and_the_same_bits_when_made_anew(tmp_path: Path) -> None:
+    model = moved()
+    size = replay_size(model, PAIRS, range(4))
+    assert size.bytes == 4 * 32 * sum(
+        len(p.prompt) - 1 + len(p.chosen) + len(p.rejected) for p in PAIRS
+    )
+    store_states(model, PAIRS, range(4), size, tmp_path / "states")
+    first = (tmp_path / "states").read_bytes()
+    assert len(first) == size.bytes
+    broken = moved()
+    broken.model.layers[0].mlp.up_proj.weight *= 2
+    store_states(broken, PAIRS, range(4), size, tmp_path / "states")  # not computed again
+    assert (tmp_path / "states").read_bytes() == first
+    (tmp_path / "states").write_bytes(first[:-4])
+    store_states(model, PAIRS, range(4), size, tmp_path / "states")
+    assert (tmp_path / "states").read_bytes() == first
+
+
+def test_half_precision_states_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    model = moved()
+    model.set_dtype(mx.bfloat16)
+    replay = stored(model, PAIRS, range(4), tmp_path)
+    prefixes, inputs = replay.of_pairs(pairs_objective(model, PAIRS, ways(model), None).batch([1]))
+    assert prefixes.dtype == inputs.dtype == mx.bfloat16
+    assert float(mx.abs(prefixes).max()) > 0
+
+
+def test_a_model_that_does_not_come_apart_is_found_out() -> None:
+    model = tiny_model()
+
+    class Odd(type(model)):  # type: ignore[misc]
+        def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
+            logits: mx.array = super().__call__(ids, cache=cache)
+            return logits + mx.array(self.model(ids)).sum()
+
+    model.__class__ = Odd
+    assert not comes_apart(model)
+    assert comes_apart(tiny_model())
