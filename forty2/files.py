@@ -20,15 +20,15 @@ _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?P<old>\.old)?")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file to fill that a reader sees whole or not at all: the old one until the end."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with write_errors(path):
         make_folder(path.parent)
-        sweep(path.parent, path.name)
+        remove_leftovers(path.parent, path.name)
         mode = _mode(path, 0o600)
         try:
-            with open(aside, "xb", opener=owners) as file:
+            with open(aside, "xb", opener=owner_only) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that takes its name, replacing an older one, only when it is whole.
 
     An older one is never seen in part: it is there, or moved away whole.
@@ -79,7 +79,7 @@ def staged(folder: Path) -> Iterator[Path]:
     old = aside.with_name(f"{aside.name}.old")
     with write_errors(folder):
         make_folder(folder.parent)
-        sweep(folder.parent, folder.name)
+        remove_leftovers(folder.parent, folder.name)
         mode = _mode(folder, 0o700)
         try:  # from before the folder is there: a signal may come between any two lines
             aside.mkdir(mode=0o700)
@@ -108,12 +108,12 @@ def make_folder(folder: Path) -> None:
         missing.mkdir(mode=0o700, exist_ok=True)
 
 
-def owners(path: str, flags: int) -> int:
+def owner_only(path: str, flags: int) -> int:
     """An opener: a new file is for its owner alone, and a link in its place is not followed."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what ended processes left half-written in a folder, for one name or for all.
 
     What was moved away for something new that never came goes back to its place.
@@ -130,7 +130,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_room(needs: Mapping[Path, int]) -> None:
+def check_free_space(needs: Mapping[Path, int]) -> None:
     """Refuse what would not fit: bytes to be written by the path that they go to.
 
     Raises:
@@ -155,7 +155,7 @@ def seal(folder: Path) -> None:
     write_text(folder / SUMS, "".join(lines))
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words with its path; None if nothing is."""
     try:
         *lines, end = (folder / SUMS).read_bytes().decode().split("\n")

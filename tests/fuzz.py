@@ -51,7 +51,7 @@ with (
     from forty2.data.records import Chat, Text
     from forty2.data.sources import dumps, read_rows
     from forty2.errors import Forty2Error
-    from forty2.files import damage, read_json, seal
+    from forty2.files import find_damage, read_json, seal
     from forty2.model import adapter
     from forty2.model.gguf.file import GgufFile
     from forty2.model.loading import load
@@ -135,19 +135,19 @@ class Templates:
         for record in records:
             self.encoder.measure(record)
         chats = [record for record in records if isinstance(record, Chat | Text)]
-        alone = [self.encoder.imitated(record) for record in chats]
-        assert self.encoder.imitated_all(chats) == alone, "at once, another result"
+        alone = [self.encoder.encode_sft_record(record) for record in chats]
+        assert self.encoder.encode_sft(chats) == alone, "at once, another result"
 
 
 def damaged(path: Path) -> None:
-    reason = damage(path.parent)
+    reason = find_damage(path.parent)
     assert reason is None or str(path.parent) in reason
 
 
 class Adapters:
     def __init__(self) -> None:
         self.model = tiny_model()
-        adapter.attach(self.model, SPEC, seed=1)
+        adapter.attach_adapter(self.model, SPEC, seed=1)
 
     def beside(self, folder: Path) -> None:
         adapter.save_adapter(self.model, SPEC, folder)

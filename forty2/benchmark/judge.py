@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from forty2.benchmark.partial_results import Kept
+from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.stats import bootstrap
 from forty2.errors import BenchmarkError
 from forty2.progress import Progress, silent
@@ -333,7 +333,7 @@ def judge(
         "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "replies_sha256": hashlib.sha256(json.dumps([old, new]).encode()).hexdigest(),
     }
-    with Kept.open(out, settings, resume=resume) as kept:
+    with PartialResults.open(out, settings, resume=resume) as kept:
         for done, (key, (prompt, reply)) in enumerate(new.items(), 1):
             if key not in kept:
                 texts = (reply,) if old is None else (old[key][1], reply)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from forty2.errors import BenchmarkError
-from forty2.files import owners, write_json
+from forty2.files import owner_only, write_json
 from forty2.model.adapter import adapter_dir
 from forty2.model.loading import LoadedModel
 
 
-class Kept:
+class PartialResults:
     """Items as they are measured, on disk at once, so that a stopped measurement can go on.
 
     They stand beside the result's file, under its name with `.part` behind: a line that says what
@@ -28,12 +28,12 @@ class Kept:
         self._items = items
 
     @classmethod
-    def nothing(cls) -> Kept:
+    def nothing(cls) -> PartialResults:
         """Items that are kept in memory alone."""
         return cls(None, None, {})
 
     @classmethod
-    def open(cls, out: Path | None, settings: Mapping[str, Any], *, resume: bool) -> Kept:
+    def open(cls, out: Path | None, settings: Mapping[str, Any], *, resume: bool) -> PartialResults:
         """Start, or go on with what is there; to be used in a `with`.
 
         Args:
@@ -47,10 +47,10 @@ class Kept:
         if out is None:
             return cls.nothing()
         check_out(out)
-        part = part_of(out)
+        part = partial_path(out)
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            file = open(part, "a+b", opener=owners)  # noqa: SIM115 (close() ends it)
+            file = open(part, "a+b", opener=owner_only)  # noqa: SIM115 (close() ends it)
         except OSError as error:
             raise BenchmarkError(f"{part}: cannot be written: {error.strerror}") from error
         kept = cls(out, file, {})
@@ -90,7 +90,7 @@ class Kept:
                 )
         file.truncate(sum(len(line) + 1 for line in (head, *lines)))
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> PartialResults:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,7 +114,7 @@ class Kept:
         """Write the result, which holds every item, and forget what was kept for it."""
         if self._out is not None and self._file is not None:
             write(self._out, result)
-            part_of(self._out).unlink(missing_ok=True)
+            partial_path(self._out).unlink(missing_ok=True)
 
     def _write(self, value: Any) -> None:
         if self._file is not None:
@@ -122,7 +122,7 @@ class Kept:
             self._file.flush()
 
 
-def part_of(out: Path) -> Path:
+def partial_path(out: Path) -> Path:
     """Where the items of a result under way are."""
     return out.with_name(f"{out.name}.part")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from forty2.benchmark.compare import compare
 from forty2.benchmark.metrics import means_of
-from forty2.benchmark.partial_results import Kept
+from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.questions import Questions, load_questions, sample
 from forty2.benchmark.tasks.behaviour import behaviour
 from forty2.benchmark.tasks.divergence import Base, divergence
@@ -35,7 +35,7 @@ def measure(
     adapter: str | None,
     seed: int,
     stage: str,
-    kept: Kept,
+    kept: PartialResults,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """TruthfulQA, behaviour gates, neutral perplexity and KL from the base, of one model.

@@ -149,7 +149,7 @@ def logprobs_command(
     pairs = read_pairs(data)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
-    rows = [encoder.pair(pair) for pair in pairs]
+    rows = [encoder.encode_pair(pair) for pair in pairs]
     with Bars() as bars:
         write_json(out, {"rows": pair_logprobs(loaded.model, rows, progress=bars)})
     click.echo(out)

@@ -12,7 +12,7 @@ from typing import Any
 from forty2.data.checks.lint import Finding, lint
 from forty2.data.sources import MANIFEST, dumps
 from forty2.errors import RunError
-from forty2.files import read_json, staged, write_json, writing
+from forty2.files import atomic_write, read_json, staged_folder, write_json
 
 Row = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ def write_set(
     Returns:
         The manifest.
     """
-    with staged(folder) as aside:
+    with staged_folder(folder) as aside:
         tallies = {name: _write(aside / f"{name}.jsonl", rows) for name, rows in splits.items()}
         valid = aside / "valid.jsonl"
         findings = lint(aside / "train.jsonl", valid if valid.exists() else None)
@@ -93,7 +93,7 @@ class _Tally:
 
 def _write(path: Path, rows: Iterable[Row]) -> _Tally:
     tally = _Tally()
-    with writing(path) as file:
+    with atomic_write(path) as file:
         for row in rows:
             line = dumps([row]).encode()
             tally.add(row, line)

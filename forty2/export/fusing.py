@@ -21,7 +21,7 @@ from mlx_lm.utils import dequantize_model, quantize_model
 
 from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
-from forty2.files import staged, write_json
+from forty2.files import staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
 from forty2.model.adapter import adapter_dir
 from forty2.model.loading import LoadedModel, load, save
@@ -110,7 +110,7 @@ def fuse(
         "base": model, "adapter": str(folder), "adapter_kl": adapter_kl, "parity_kl": parity_kl,
         "max_logit_difference": difference,
     }  # fmt: skip
-    with staged(out) as aside:
+    with staged_folder(out) as aside:
         save(adapted, aside)
         write_json(aside / "fused.json", record)
     progress("fuse", 3, 4, {})
@@ -211,7 +211,7 @@ def _quantise(
         applied += float(mx.square(change).sum())
     target = quantised_path(out, bits)
     _check_target(target)
-    with staged(target) as aside:
+    with staged_folder(target) as aside:
         save(fused, aside)
         cosine = dot / (intended * applied) ** 0.5 if dot else 0.0
         kl = _kl(wanted[:2], _log_probabilities(fused.model, probes[:2]))  # slow on a CPU

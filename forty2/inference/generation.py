@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from forty2.errors import BenchmarkError
 from forty2.model.loading import LoadedModel
-from forty2.model.surgery import alike, sample_ids
+from forty2.model.surgery import sample_ids, scores_agree
 from forty2.progress import Progress, silent
 
 WORTH_SHARING = 8  # tokens: a shorter common beginning is not worth a run of its own
@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 # --- prefixes -------------------------------------------------------------------------------------
 
 
-def common(rows: Sequence[list[int]]) -> int:
+def common_prefix_length(rows: Sequence[list[int]]) -> int:
     """How many ids all rows begin with alike."""
     pairs = zip(min(rows), max(rows), strict=False)  # what the outermost share, all share
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -65,7 +65,7 @@ def logits_after(
     return cast(mx.array, cast(Any, model)(ends, cache=batch.prompt_cache))
 
 
-def takes_batches(model: nn.Module) -> bool:
+def supports_batches(model: nn.Module) -> bool:
     """Whether rows of unequal length may run together: tried, not guessed.
 
     Some of mlx-lm's models fail at a mask for each row, or take it for one of each head.
@@ -75,7 +75,7 @@ def takes_batches(model: nn.Module) -> bool:
     try:
         together = logits_after(model, prefix_cache(model, []), rows, 1)[:, 0]
         alone = [cast(Any, model)(mx.array([list(row)]))[0, -1] for row in rows]
-        return alike(model, together, mx.stack(alone))
+        return scores_agree(model, together, mx.stack(alone))
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
 
@@ -84,7 +84,7 @@ def takes_batches(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What the model said."""
 
     text: str
@@ -106,7 +106,7 @@ class Sampling:
     top_p: float = 1.0
 
 
-def answers(
+def generate_replies(
     loaded: LoadedModel,
     prompts: Sequence[list[int]],
     *,
@@ -117,7 +117,7 @@ def answers(
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
     stage: str = "answers",
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, Reply]]:
     """Answer prompts, the longest first; yields each one's number and answer as it is done.
 
     An answer depends on its own prompt and seed alone, not on what is in the batch beside it.
@@ -137,7 +137,7 @@ def answers(
 
     if not prompts:
         return
-    if not takes_batches(loaded.model):
+    if not supports_batches(loaded.model):
         batch_size = 1
     tokenizer = loaded.tokenizer
     ending = _Ending(tokenizer, stop)
@@ -178,7 +178,7 @@ def answers(
                 del said[uid]
                 done += 1
                 progress(stage, done, len(prompts), {})
-                yield numbers.pop(uid), Answer(text, len(ids), ended or cut, tuple(ids))
+                yield numbers.pop(uid), Reply(text, len(ids), ended or cut, tuple(ids))
     finally:
         generator.close()
 
@@ -220,7 +220,7 @@ class _Prefixes:
     def __init__(self, model: nn.Module, prompts: Sequence[list[int]]) -> None:
         self._model = model
         self._times = Counter(map(tuple, prompts))
-        length = min(common(prompts), min(map(len, prompts)) - 1)
+        length = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
         self._length = length if length >= WORTH_SHARING and len(self._times) > 1 else 0
         self._common = prefix_cache(model, prompts[0][: self._length])
         self._last: tuple[tuple[int, ...], list[Any]] = ((), self._common)

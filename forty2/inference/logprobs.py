@@ -18,14 +18,14 @@ import numpy as np
 from forty2.machine import on_gpu
 from forty2.model import cpu_kernels
 from forty2.model.surgery import (
-    Entry,
-    alike,
+    BlockInput,
     blocks,
     body,
-    comes_apart,
-    entry_states,
+    can_split,
+    compute_block_input,
     head,
     sample_ids,
+    scores_agree,
 )
 from forty2.training.batches import PairBatch, grouped, pad, positions, together
 
@@ -53,21 +53,21 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
     return picked.astype(mx.float32) - logsumexp(logits)
 
 
-class Ways(NamedTuple):
+class Shortcuts(NamedTuple):
     """What may be spared in computing a model's log-probabilities; the numbers stay the same."""
 
-    share: bool = False
+    shared_prompts: bool = False
     """A prompt may be computed once for all its responses."""
-    apart: bool = False
+    split_head: bool = False
     """The head may be given supervised positions alone, the upper blocks stored states."""
 
 
-PLAIN = Ways()
+NO_SHORTCUTS = Shortcuts()
 
 
-def ways(model: nn.Module) -> Ways:
+def supported_shortcuts(model: nn.Module) -> Shortcuts:
     """What this model allows: tried on short rows, not guessed from its name."""
-    return Ways(shares_prompts(model), comes_apart(model))
+    return Shortcuts(can_share_prompts(model), can_split(model))
 
 
 def head_elements() -> int:
@@ -167,7 +167,7 @@ class PairArrays(NamedTuple):
     """(N,) positions in the flattened (kB, T) that hold a response; -1 is padding."""
 
 
-class PairEntry(NamedTuple):
+class PairBlockInput(NamedTuple):
     """Stored states to go on from: those of the prefixes (B, P, D) and of the inputs (kB, T, D)."""
 
     prefixes: mx.array
@@ -186,24 +186,28 @@ def pair_arrays(batch: PairBatch) -> PairArrays:
     )
 
 
-def pair_entry(model: nn.Module, pairs: PairArrays, depth: int) -> PairEntry:
+def compute_pair_block_input(model: nn.Module, pairs: PairArrays, depth: int) -> PairBlockInput:
     """The states at the door of block `depth`, prompts computed once."""
     prompts = [CacheLayer() for _ in blocks(model)]
-    prefixes = entry_states(model, pairs.prefixes, depth, prompts)
-    return PairEntry(
-        prefixes, entry_states(model, pairs.inputs, depth, _follow(pairs, prompts)), depth
+    prefixes = compute_block_input(model, pairs.prefixes, depth, prompts)
+    return PairBlockInput(
+        prefixes,
+        compute_block_input(model, pairs.inputs, depth, _continuation_caches(pairs, prompts)),
+        depth,
     )
 
 
-def _follow(pairs: PairArrays, prompts: Sequence[CacheLayer]) -> list[CacheLayer]:
+def _continuation_caches(pairs: PairArrays, prompts: Sequence[CacheLayer]) -> list[CacheLayer]:
     """What responses attend, once their prompts have been run."""
     copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
     lengths = mx.concatenate([pairs.prefix_lengths] * copies)
-    return [CacheLayer(p.kept(copies), lengths, pairs.prefixes.shape[1]) for p in prompts]
+    return [
+        CacheLayer(p.keys_and_values(copies), lengths, pairs.prefixes.shape[1]) for p in prompts
+    ]
 
 
 def response_logps(
-    model: nn.Module, pairs: PairArrays, ways: Ways, entry: PairEntry | None = None
+    model: nn.Module, pairs: PairArrays, shortcuts: Shortcuts, entry: PairBlockInput | None = None
 ) -> mx.array:
     """log p of each response token; differentiable through the responses and their prompts.
 
@@ -216,13 +220,15 @@ def response_logps(
     Returns:
         (kB, T) fp32, 0 on padding.
     """
-    if ways.share:
+    if shortcuts.shared_prompts:
         begin = end = None
         if entry is not None:
-            begin, end = (Entry(states, entry.depth) for states in entry[:2])
+            begin, end = (BlockInput(states, entry.depth) for states in entry[:2])
         prompts = [CacheLayer() for _ in blocks(model)]
-        run(model, pairs.prefixes, ways, cache=prompts, entry=begin)
-        output = run(model, pairs.inputs, ways, cache=_follow(pairs, prompts), entry=end)
+        run_model(model, pairs.prefixes, shortcuts, cache=prompts, entry=begin)
+        output = run_model(
+            model, pairs.inputs, shortcuts, cache=_continuation_caches(pairs, prompts), entry=end
+        )
     else:
         copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
         lengths = mx.concatenate([pairs.prefix_lengths] * copies)
@@ -235,27 +241,36 @@ def response_logps(
             mx.take_along_axis(pairs.inputs, mx.clip(within, 0, pairs.inputs.shape[1] - 1), axis=1),
         )
         positions = lengths[:, None] + mx.arange(pairs.inputs.shape[1])[None]
-        output = mx.take_along_axis(run(model, rows, ways), positions[..., None], axis=1)
-    logps = target_logps(model, output, pairs.targets, pairs.where, ways)
+        output = mx.take_along_axis(run_model(model, rows, shortcuts), positions[..., None], axis=1)
+    logps = target_logps(model, output, pairs.targets, pairs.where, shortcuts)
     flat = mx.zeros(pairs.targets.size).at[mx.maximum(pairs.where, 0)].add(logps)
     return flat.reshape(pairs.targets.shape)
 
 
 def target_logps(
-    model: nn.Module, output: mx.array, targets: mx.array, where: mx.array, ways: Ways
+    model: nn.Module, output: mx.array, targets: mx.array, where: mx.array, shortcuts: Shortcuts
 ) -> mx.array:
     """log p at the positions `where` (N,), 0 where it is -1, from what `run` returned."""
-    if ways.apart:
+    if shortcuts.split_head:
         return supervised_logps(model, output, targets, where)
     logps = token_logps(output, targets).reshape(-1)
     return mx.where(where >= 0, logps[mx.maximum(where, 0)], 0.0)
 
 
-def run(
-    model: nn.Module, ids: mx.array, ways: Ways, *, cache: Any = None, entry: Entry | None = None
+def run_model(
+    model: nn.Module,
+    ids: mx.array,
+    shortcuts: Shortcuts,
+    *,
+    cache: Any = None,
+    entry: BlockInput | None = None,
 ) -> mx.array:
     """What `target_logps` takes: the body's states, or logits where a model does not come apart."""
-    return body(model, ids, cache=cache, entry=entry) if ways.apart else model(ids, cache=cache)
+    return (
+        body(model, ids, cache=cache, entry=entry)
+        if shortcuts.split_head
+        else model(ids, cache=cache)
+    )
 
 
 class CacheLayer:
@@ -290,13 +305,13 @@ class CacheLayer:
         self.offset: int | mx.array = self._width if self._lengths is None else self._lengths
         self.state = prefix
 
-    def behind(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
+    def with_prefix(self, prefix: tuple[mx.array, mx.array] | None) -> CacheLayer:
         """A fresh layer like this one, with these keys and values before it."""
         layer = copy.copy(self)
         layer.prefix = layer.state = prefix
         return layer
 
-    def kept(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
+    def keys_and_values(self, copies: int = 1) -> tuple[mx.array, mx.array] | None:
         """Keys and values after a forward pass, the rows repeated as a whole so many times."""
         if self.state is None:
             return None
@@ -383,11 +398,11 @@ class SharedPrefix:
         self,
         model: nn.Module,
         states: Sequence[tuple[mx.array, mx.array] | None] | None = None,
-        allowed: Ways | None = None,
+        allowed: Shortcuts | None = None,
     ) -> None:
         self._model = model
         self._states = states if states is not None else [None] * len(blocks(model))
-        self._ways = ways(model) if allowed is None else allowed
+        self._shortcuts = supported_shortcuts(model) if allowed is None else allowed
 
     def extend(self, ids: Sequence[int]) -> SharedPrefix:
         """This prefix with `ids` after it."""
@@ -395,9 +410,9 @@ class SharedPrefix:
             return self
         layers = [CacheLayer(state) for state in self._states]
         _ = self._model(mx.array([list(ids)]), cache=layers)
-        states = [layer.kept() for layer in layers]
+        states = [layer.keys_and_values() for layer in layers]
         mx.eval(states)
-        return SharedPrefix(self._model, states, self._ways)
+        return SharedPrefix(self._model, states, self._shortcuts)
 
     def score(self, rows: Sequence[Scored]) -> list[float]:
         """Score rows after this prefix."""
@@ -405,7 +420,7 @@ class SharedPrefix:
             self._model,
             rows,
             cache=[CacheLayer(front=s) for s in self._states],
-            apart=self._ways.apart,
+            split_head=self._shortcuts.split_head,
         )
 
     def logits(self, rows: Sequence[Sequence[int]], last: int) -> mx.array:
@@ -419,10 +434,10 @@ class SharedPrefix:
         """
         ends = mx.array([len(row) for row in rows])
         layers = [CacheLayer(front=state) for state in self._states]
-        output = run(self._model, mx.array(pad(rows)), self._ways, cache=layers)
+        output = run_model(self._model, mx.array(pad(rows)), self._shortcuts, cache=layers)
         where = ends[:, None] - last + mx.arange(last)
         output = mx.take_along_axis(output, where[..., None], axis=1)
-        return head(self._model, output) if self._ways.apart else output
+        return head(self._model, output) if self._shortcuts.split_head else output
 
     def score_after(
         self, stems: Sequence[tuple[Sequence[int], Sequence[Scored]]]
@@ -433,12 +448,14 @@ class SharedPrefix:
             stems: each its ids, and the rows after them.
         """
         rows = [row for _, after in stems for row in after]
-        if not (self._ways.share and all(ids for ids, _ in stems)):
+        if not (self._shortcuts.shared_prompts and all(ids for ids, _ in stems)):
             return [self.extend(ids).score(after) for ids, after in stems]
         upto = np.array([len(ids) for ids, _ in stems])
         layers = [CacheLayer(front=state) for state in self._states]
-        run(self._model, mx.array(pad([ids for ids, _ in stems])), self._ways, cache=layers)
-        states = [layer.kept() for layer in layers]
+        run_model(
+            self._model, mx.array(pad([ids for ids, _ in stems])), self._shortcuts, cache=layers
+        )
+        states = [layer.keys_and_values() for layer in layers]
         mx.eval(states)
         stem = np.repeat(np.arange(len(stems)), [len(after) for _, after in stems])
         scores = np.zeros(len(rows))
@@ -449,38 +466,42 @@ class SharedPrefix:
                 for state, front in zip(states, self._states, strict=True)
             ]
             some = [rows[n] for n in group]
-            scores[group] = score_rows(self._model, some, cache=cache, apart=self._ways.apart)
+            scores[group] = score_rows(
+                self._model, some, cache=cache, split_head=self._shortcuts.split_head
+            )
         ends = np.cumsum([len(after) for _, after in stems])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
 
 
-def can_share(model: nn.Module) -> bool:
+def keeps_plain_keys(model: nn.Module) -> bool:
     """Whether every layer keeps plain keys and values (no recurrent or compressed state)."""
     make_cache: Callable[[], list[Any]] | None = getattr(model, "make_cache", None)
     plain = {"KVCache", "RotatingKVCache"}
     return make_cache is None or all(type(layer).__name__ in plain for layer in make_cache())
 
 
-def shares_prompts(model: nn.Module) -> bool:
+def can_share_prompts(model: nn.Module) -> bool:
     """Whether `response_logps` may share prompts: tried on two short rows, not guessed.
 
     Some models take no mask of their own per row, or do not keep plain keys and values.
     """
-    if not can_share(model):
+    if not keeps_plain_keys(model):
         return False
     ids, lengths = sample_ids(model, 14), mx.array([3, 1])
     prefixes, inputs = ids[:6].reshape(2, 3), ids[6:].reshape(4, 2)
     pairs = PairArrays(prefixes, lengths, inputs, inputs, mx.arange(inputs.size))
     try:
-        shared, plain = (response_logps(model, pairs, Ways(share=s)) for s in (True, False))
-        return alike(model, shared, plain)
+        shared, plain = (
+            response_logps(model, pairs, Shortcuts(shared_prompts=s)) for s in (True, False)
+        )
+        return scores_agree(model, shared, plain)
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
 
 
 def can_pack(model: nn.Module) -> bool:
     """Whether `segment_cache` keeps packed rows apart: tried on short rows, not guessed."""
-    if not can_share(model):
+    if not keeps_plain_keys(model):
         return False
     rows = mx.concatenate([sample_ids(model, 1, 6)] * 2)
     segments = mx.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
@@ -488,7 +509,7 @@ def can_pack(model: nn.Module) -> bool:
         packed = model(rows, cache=segment_cache(model, segments))
         halves = mx.concatenate([model(rows[:1, :3]), model(rows[:1, 3:])], axis=1)
         alone = mx.concatenate([halves, model(rows[1:])])
-        return alike(model, packed, alone)
+        return scores_agree(model, packed, alone)
     except (ValueError, TypeError, AttributeError, IndexError):
         return False
 
@@ -498,13 +519,13 @@ def score_rows(
     rows: Sequence[Scored],
     *,
     cache: Sequence[Any] | None = None,
-    apart: bool = False,
+    split_head: bool = False,
 ) -> list[float]:
     """Score rows in one right-padded batch: log-probabilities summed in float64.
 
     Args:
         cache: of what goes before every row.
-        apart: whether the model `comes_apart`.
+        split_head: whether the model `can_split`.
     """
     ids = pad([[*given, *scored] for given, scored in rows])
     width = ids.shape[1] - 1
@@ -513,9 +534,9 @@ def score_rows(
         first = n * width + len(given) - 1
         where += range(first, first + len(scored))
     inputs, targets = mx.array(ids[:, :-1]), mx.array(ids[:, 1:])
-    ways = Ways(apart=apart)
-    output = run(model, inputs, ways, cache=cache)
-    logps = target_logps(model, output, targets, mx.array(where), ways)
+    shortcuts = Shortcuts(split_head=split_head)
+    output = run_model(model, inputs, shortcuts, cache=cache)
+    logps = target_logps(model, output, targets, mx.array(where), shortcuts)
     for layer in cache or ():
         layer.state = None  # not read again: what each block kept may go as the next one runs
     ends = np.cumsum([len(scored) for _, scored in rows])[:-1]

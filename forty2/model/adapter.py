@@ -52,7 +52,7 @@ class AdapterSpec(NamedTuple):
         }
 
 
-def attach(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
+def attach_adapter(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
     """Freeze the model and put fresh LoRA layers on it, B = 0, so that nothing changes yet."""
     blocks = len(model.layers)
     if spec.layers is not None and spec.layers > blocks:
@@ -71,18 +71,18 @@ def attach(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
         )
 
 
-def weights(model: nn.Module) -> dict[str, mx.array]:
+def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     """The adapter's parameters by name: what training changes."""
     return dict(tree_flatten(model.trainable_parameters()))
 
 
 def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path) -> None:
     """Write the adapter into an existing folder."""
-    mx.save_safetensors(str(folder / WEIGHTS), weights(model))
+    mx.save_safetensors(str(folder / WEIGHTS), adapter_weights(model))
     (folder / CONFIG).write_text(json.dumps(spec.to_config(model), indent=2) + "\n")
 
 
-def restore(model: nn.Module, folder: Path) -> None:
+def restore_adapter(model: nn.Module, folder: Path) -> None:
     """Load saved weights into adapter layers that are already attached."""
     model.load_weights(list(load_arrays(folder / WEIGHTS).items()), strict=False)
 

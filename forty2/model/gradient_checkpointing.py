@@ -66,7 +66,7 @@ class _Checkpointed(nn.Module):
 
         def run(parameters: Any, keys: mx.array, prefix: Any, *args: Any, **kwargs: Any) -> Any:
             self.update(parameters)
-            cache = kept.behind(prefix) if kept is not None else None
+            cache = kept.with_prefix(prefix) if kept is not None else None
             args = tuple(cache if a is kept else a for a in args)
             kwargs = {name: cache if a is kept else a for name, a in kwargs.items()}
             for n, dropout in enumerate(dropouts):

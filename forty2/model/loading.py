@@ -173,7 +173,7 @@ def _load_tokenizer(path: Path, config: dict[str, Any], trust_remote_code: bool)
     return tokenizer
 
 
-def fingerprint_of(model: Path) -> str:
+def model_sha256(model: Path) -> str:
     """sha256 over a model folder's weights and config."""
     digest = hashlib.sha256()
     for file in sorted([*model.glob("model*.safetensors"), model / "config.json"]):
@@ -189,7 +189,7 @@ def _warn_of_other_base(model: Path, adapter: Path) -> None:
         name, path, sha256 = (str(run[key]) for key in ("model", "model_path", "model_sha256"))
     except (OSError, ValueError, LookupError, TypeError):
         return  # of no run, or of one that tells nothing
-    if Path(path) != model and sha256 != fingerprint_of(model):
+    if Path(path) != model and sha256 != model_sha256(model):
         warnings.warn(
             f"{adapter} was trained on {name}, and {model} holds other weights: measure before you "
             "trust the two together",
@@ -222,7 +222,7 @@ def save(loaded: LoadedModel, out: Path) -> None:
         (out / generation.name).write_bytes(generation.read_bytes())
 
 
-def parameters(model: nn.Module) -> int:
+def parameter_count(model: nn.Module) -> int:
     """How many parameters the model has; a quantised weight counts as what it stands for."""
     return int(mlx_lm_utils.get_total_parameters(model))
 
@@ -235,7 +235,7 @@ def describe(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.name,
         "path": str(loaded.path),
         "architecture": config.get("model_type", "unknown"),
-        "parameters": parameters(loaded.model),
+        "parameters": parameter_count(loaded.model),
         "layers": len(loaded.model.layers),
         "vocabulary": config.get("vocab_size"),
         "context": config.get("max_position_embeddings"),

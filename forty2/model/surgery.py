@@ -25,7 +25,7 @@ from forty2.model import cpu_kernels
 cpu_kernels.install()
 
 
-class Entry(NamedTuple):
+class BlockInput(NamedTuple):
     """States (B, T, D) at the door of block `depth`: what the blocks below it made of the ids."""
 
     states: mx.array
@@ -44,7 +44,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def body(
-    model: nn.Module, ids: mx.array, *, cache: Any = None, entry: Entry | None = None
+    model: nn.Module, ids: mx.array, *, cache: Any = None, entry: BlockInput | None = None
 ) -> mx.array:
     """Everything but the head: ids (B, T) to states (B, T, D).
 
@@ -70,7 +70,7 @@ def head(model: nn.Module, states: mx.array) -> mx.array:
     return logits.reshape(*states.shape[:-1], -1)
 
 
-def entry_states(model: nn.Module, ids: mx.array, depth: int, cache: Any = None) -> mx.array:
+def compute_block_input(model: nn.Module, ids: mx.array, depth: int, cache: Any = None) -> mx.array:
     """The states (B, T, D) that block `depth` is given for ids (B, T)."""
     place = _place(model)
     recorder = _Recording(place.blocks[depth])
@@ -107,7 +107,7 @@ def in_fp32(model: nn.Module) -> bool:
     return all(v.dtype == mx.float32 for v in floats)
 
 
-def alike(model: nn.Module, one: mx.array, other: mx.array) -> bool:
+def scores_agree(model: nn.Module, one: mx.array, other: mx.array) -> bool:
     """Whether two ways of computing a model's scores agree, but for what its precision rounds.
 
     In fp32 score by score. In 16 bits sums in another order differ by tenths of a nat, which says
@@ -119,15 +119,15 @@ def alike(model: nn.Module, one: mx.array, other: mx.array) -> bool:
     return bool((mx.sqrt(mx.square(one - other).mean()) < 0.1 * mx.sqrt(mx.var(other))).item())
 
 
-def comes_apart(model: nn.Module) -> bool:
+def can_split(model: nn.Module) -> bool:
     """Whether a head for some positions, and upper blocks after lower ones, are the whole model."""
     ids = sample_ids(model, 2, 3)
     try:
         whole = model(ids)
         depth = len(blocks(model)) // 2
-        entry = Entry(entry_states(model, ids, depth), depth)
+        entry = BlockInput(compute_block_input(model, ids, depth), depth)
         return all(
-            alike(model, head(model, states[:, 1:]), whole[:, 1:])
+            scores_agree(model, head(model, states[:, 1:]), whole[:, 1:])
             for states in (body(model, ids), body(model, ids, entry=entry))
         )
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError):

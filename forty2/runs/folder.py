@@ -28,11 +28,11 @@ from typing import IO, Any
 from forty2.errors import RunError
 from forty2.files import (
     make_folder,
-    owners,
+    owner_only,
     read_json,
     refuse_links,
+    remove_leftovers,
     seal,
-    sweep,
     write_errors,
     write_json,
     write_sealed,
@@ -85,7 +85,7 @@ class RunDir:
         make_folder(path)
         refuse_links(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        lock = os.fdopen(owners(str(path / "run.lock"), flags), "a+")
+        lock = os.fdopen(owner_only(str(path / "run.lock"), flags), "a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -103,7 +103,7 @@ class RunDir:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} since {now()}")
             lock.flush()
-            sweep(path)
+            remove_leftovers(path)
             if existing:
                 run._check_same(recipe_yaml, provenance, reread)
             else:
@@ -209,7 +209,7 @@ class RunDir:
         line = json.dumps(record, allow_nan=False) + "\n"
         with write_errors(self.metrics_path):
             self.check_there()
-            with open(self.metrics_path, "ab", buffering=0, opener=owners) as file:
+            with open(self.metrics_path, "ab", buffering=0, opener=owner_only) as file:
                 if file.write(line.encode()) < len(line.encode()):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

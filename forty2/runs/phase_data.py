@@ -13,15 +13,15 @@ from forty2.data.formats import read_chats, read_pairs, read_rated
 from forty2.data.sources import valid_beside
 from forty2.errors import DataError, RecipeError
 from forty2.recipe.reading import BUILTIN, AnyPhase, DpoPhase, KtoPhase, Recipe, SftPhase
-from forty2.text.encoder import Encoder, Fitted, fit, with_others
+from forty2.text.encoder import Encoder, FittedRows, add_mismatched_responses, fit_rows
 from forty2.text.prepared import Prepared, is_prepared, open_prepared, tokenizer_key
 
 
 class PhaseData(NamedTuple):
     """A phase's rows, tokenised."""
 
-    train: Fitted
-    valid: Fitted | None
+    train: FittedRows
+    valid: FittedRows | None
     source: str | None
     """Where the training rows' texts are; None for a prepared folder, which holds ids alone."""
 
@@ -50,7 +50,7 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
                 f"{'pairs' if isinstance(phase, DpoPhase) else 'rated responses'}"
             )
         splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
-        fitted = {name: Fitted(rows, [], []) for name, rows in splits.items()}
+        fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None)
     valid = phase.valid or valid_beside(source)
     if phase.lint:
@@ -63,15 +63,15 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
     return PhaseData(train, held, source)
 
 
-def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> Fitted:
+def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> FittedRows:
     if isinstance(phase, DpoPhase):
-        fitted = fit([encoder.pair(pair) for pair in read_pairs(source)], max_length)
+        fitted = fit_rows([encoder.encode_pair(pair) for pair in read_pairs(source)], max_length)
     elif isinstance(phase, KtoPhase):
-        fitted = fit([encoder.rated(rated) for rated in read_rated(source)], max_length)
+        fitted = fit_rows([encoder.encode_rated(rated) for rated in read_rated(source)], max_length)
         if fitted.rows:
-            fitted = fitted._replace(rows=with_others(fitted.rows, max_length))
+            fitted = fitted._replace(rows=add_mismatched_responses(fitted.rows, max_length))
     else:
-        fitted = fit(encoder.imitated_all(read_chats(source)), max_length)
+        fitted = fit_rows(encoder.encode_sft(read_chats(source)), max_length)
     if not fitted.rows:
         raise DataError(f"{source}: no row's response fits into max_length {max_length}")
     return fitted
@@ -88,7 +88,7 @@ def check_measured(name: str, phase: AnyPhase, data: PhaseData) -> None:
             )
 
 
-def _digest(fitted: Fitted) -> str:
+def _digest(fitted: FittedRows) -> str:
     if isinstance(fitted.rows, Prepared):
         return fitted.rows.sha256()
     digest = hashlib.sha256()

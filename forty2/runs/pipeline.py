@@ -20,11 +20,17 @@ from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.benchmark.compare import compare
-from forty2.benchmark.partial_results import Kept, part_of
+from forty2.benchmark.partial_results import PartialResults, partial_path
 from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.suite import line, measure, questions_of, table, without_contaminated
 from forty2.benchmark.tasks.divergence import Base, base_of
-from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts, metrics, probe, spot_check
+from forty2.benchmark.tasks.eval_prompts import (
+    Asked,
+    check_replies,
+    load_eval_prompts,
+    metrics,
+    probe,
+)
 from forty2.data.checks.contamination import hits
 from forty2.data.formats import read_records
 from forty2.errors import (
@@ -38,32 +44,44 @@ from forty2.errors import (
 )
 from forty2.export.fusing import Fused, fuse, quantised_path
 from forty2.files import (
-    check_room,
-    damage,
+    check_free_space,
+    find_damage,
     make_folder,
     read_json,
     read_sealed,
+    remove_leftovers,
     seal,
-    staged,
-    sweep,
+    staged_folder,
     write_json,
     write_sealed,
 )
-from forty2.inference.logprobs import Ways, can_pack, ways
-from forty2.model.adapter import AdapterSpec, attach, restore, save_adapter, weights
-from forty2.model.loading import LoadedModel, fingerprint_of, load, parameters, resolve
+from forty2.inference.logprobs import Shortcuts, can_pack, supported_shortcuts
+from forty2.model.adapter import (
+    AdapterSpec,
+    adapter_weights,
+    attach_adapter,
+    restore_adapter,
+    save_adapter,
+)
+from forty2.model.loading import LoadedModel, load, model_sha256, parameter_count, resolve
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
 from forty2.report import notices, write_report
 from forty2.runs.folder import RunDir
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
-from forty2.text.encoder import Encoder, prompts_of
+from forty2.text.encoder import Encoder, first_prompts
 from forty2.text.prepared import is_packed
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import checkpoints
-from forty2.training.frozen_states import WORTH, Replay, fits, replay_size, store_states
-from forty2.training.loop import Answers, Trained, Training, due, order_of, total_steps
+from forty2.training.frozen_states import (
+    WORTH,
+    FrozenStates,
+    frozen_states_size,
+    has_room,
+    store_states,
+)
+from forty2.training.loop import ReplyCheck, Trained, Training, due, order_of, total_steps
 from forty2.training.objectives import (
     Anchored,
     Kto,
@@ -178,7 +196,7 @@ def _aside() -> Iterator[Path]:
     """A folder for what a process that is not the first of its group writes, removed at the end."""
     folder = machine.cache_dir() / "group" / f".run.{os.getpid()}"
     make_folder(folder.parent)
-    sweep(folder.parent)
+    remove_leftovers(folder.parent)
     make_folder(folder)
     try:
         yield folder
@@ -212,12 +230,12 @@ class _Run:
             else None
         )
         self.base: Base | None = None
-        self.allowed: Ways | None = None
+        self.allowed: Shortcuts | None = None
         """What the model allows, once that was tried."""
 
     def _read(
         self, alike: dict[str, str]
-    ) -> tuple[LoadedModel, dict[str, PhaseData], dict[str, Callable[[], Answers]]]:
+    ) -> tuple[LoadedModel, dict[str, PhaseData], dict[str, Callable[[], ReplyCheck]]]:
         """The model, and by phase its data and what has the model reply; hashes go to `alike`."""
         recipe = self.recipe
         loaded = load(recipe.model, trust_remote_code=self.trust_remote_code)
@@ -242,7 +260,7 @@ class _Run:
         self._check_contamination(data)
         if self.questions is not None:  # the base is measured for minutes before it is adapted
             bare = load(recipe.model, trust_remote_code=self.trust_remote_code, lazy=True)
-            attach(bare.model, self.spec, seed=0)
+            attach_adapter(bare.model, self.spec, seed=0)
         return loaded, data, asked
 
     def go(self, only: str | None) -> RunResult:
@@ -252,7 +270,7 @@ class _Run:
                 self._check_fused_path()
             loaded, data, asked = self._read(alike)
         stages = [self._measure("base", loaded, None)]
-        attach(loaded.model, self.spec, seed=recipe.seed)
+        attach_adapter(loaded.model, self.spec, seed=recipe.seed)
         folder = self.rundir.path
         for number, (name, phase) in enumerate(recipe.phases.items(), 1):
             self.rundir.check_there()
@@ -260,7 +278,7 @@ class _Run:
             if (folder / "phase.json").exists():
                 with self.group.together():
                     _refuse_damage(folder, "the phase is trained anew")
-                    restore(loaded.model, folder)
+                    restore_adapter(loaded.model, folder)
                 shutil.rmtree(self.rundir.path / "work" / folder.name, ignore_errors=True)
             else:
                 self._train(name, number, phase, loaded, data[name], asked[name], folder)
@@ -281,7 +299,7 @@ class _Run:
 
     def _train(
         self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,
-        ask: Callable[[], Answers], folder: Path,
+        ask: Callable[[], ReplyCheck], folder: Path,
     ) -> None:  # fmt: skip
         label = folder.name
         seed = self.recipe.seed + 1000 * number
@@ -314,13 +332,13 @@ class _Run:
         trained = Training(
             model=loaded.model, objective=objective, phase=phase,
             name=name, seed=seed, spec=self.spec, work=work, valid=valid,
-            ask=lambda: Answers(*self.group.from_first(ask)),
+            ask=lambda: ReplyCheck(*self.group.from_first(ask)),
             log=self.rundir.log,
             rewind=lambda step: self.rundir.forget_metrics_after(name, step),
             progress=lambda _, done, total, info: self.progress(label, done, total, info),
             group=self.group,
         ).run()  # fmt: skip
-        with staged(folder) as aside:
+        with staged_folder(folder) as aside:
             save_adapter(loaded.model, self.spec, aside)
             exposures = trained.steps * phase.accumulate / order.epoch_length
             record = _phase_record(name, phase, data, trained, objective, exposures)
@@ -328,31 +346,33 @@ class _Run:
             seal(aside)
         shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
 
-    def _ask(self, phase: AnyPhase, loaded: LoadedModel, data: PhaseData) -> Callable[[], Answers]:
+    def _ask(
+        self, phase: AnyPhase, loaded: LoadedModel, data: PhaseData
+    ) -> Callable[[], ReplyCheck]:
         """Has the model reply to the phase's eval prompts, or else to a few of its rows' prompts."""
         if phase.eval_prompts is not None and self.group.first:
             prompts = load_eval_prompts(phase.eval_prompts)
             Asked(loaded, prompts)  # what does not fit is refused before anything is trained
 
-            def ask() -> Answers:
+            def ask() -> ReplyCheck:
                 replied = probe(loaded, prompts)
-                return Answers(metrics(replied), replied["faults"])
+                return ReplyCheck(metrics(replied), replied["faults"])
 
             return ask
-        some = prompts_of((data.valid or data.train).rows, SEVERAL)
-        return lambda: Answers({}, spot_check(loaded, some))
+        some = first_prompts((data.valid or data.train).rows, SEVERAL)
+        return lambda: ReplyCheck({}, check_replies(loaded, some))
 
     def _check_room(self, loaded: LoadedModel, work: Path) -> None:
         """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
         # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
-        needs = {work: 3 * 3 * sum(v.nbytes for v in weights(loaded.model).values())}
+        needs = {work: 3 * 3 * sum(v.nbytes for v in adapter_weights(loaded.model).values())}
         fuse = self.recipe.fuse
         if fuse is not None and self.group.first:
             width = (
                 max((v.dtype.size for v in _floats(loaded)), default=4) + (fuse.quantize or 0) / 8
             )
-            needs[self._fused_path()] = int(parameters(loaded.model) * width)
-        check_room(needs)
+            needs[self._fused_path()] = int(parameter_count(loaded.model) * width)
+        check_free_space(needs)
 
     def _fused_path(self) -> Path:
         assert self.recipe.fuse is not None
@@ -383,15 +403,17 @@ class _Run:
         """
         model = loaded.model
         model.eval()
-        self.allowed = allowed = self.allowed or ways(model)
+        self.allowed = allowed = self.allowed or supported_shortcuts(model)
         if isinstance(phase, SftPhase):
-            replay = self._replay(phase, model, rows, which, passes, allowed.apart, label, work)
+            replay = self._replay(
+                phase, model, rows, which, passes, allowed.split_head, label, work
+            )
             return Sft(rows, allowed, replay)
         # The policy as the phase begins: no checkpoint has been restored yet.
         chosen = [rows[i] for i in which]
-        key = reference_key(self.fingerprint, weights(model), chosen)
+        key = reference_key(self.fingerprint, adapter_weights(model), chosen)
         store = machine.cache_dir() / "reference" / f"{key[:32]}.npz"
-        both = allowed.share and allowed.apart
+        both = allowed.shared_prompts and allowed.split_head
         # The reference's pass counts even where it is stored: a resumed run must do the same.
         replay = self._replay(phase, model, rows, which, passes + 1, both, label, work)
         reference = reference_logps(
@@ -405,14 +427,14 @@ class _Run:
     def _replay(
         self, phase: AnyPhase, model: Any, rows: Sequence[Any], which: Sequence[int],
         passes: float, possible: bool, label: str, work: Path,
-    ) -> Replay | None:  # fmt: skip
+    ) -> FrozenStates | None:  # fmt: skip
         """The frozen blocks' states, where keeping them pays and there is room for them."""
         # Each process of a group makes all states itself: they may be larger than what a network
         # carries in that time, and in every epoch it sees other rows. It sees its share of them.
         if not possible or passes / self.group.size < WORTH or not phase.replay_gb:
             return None
-        size = replay_size(model, rows, which)
-        if not size.depth or not fits(size, phase.replay_gb, work):
+        size = frozen_states_size(model, rows, which)
+        if not size.depth or not has_room(size, phase.replay_gb, work):
             return None
         return store_states(
             model, rows, which, size, work / f"{label.replace(' ', '-')}.states",
@@ -465,12 +487,12 @@ class _Run:
             self.base = base_of(loaded, self.fingerprint, n)
         file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
-            part_of(file).unlink(missing_ok=True)
+            partial_path(file).unlink(missing_ok=True)
             return read_sealed(file)
         loaded = loaded or load(str(path))
         loaded.model.eval()
         settings = {"stage": stage, "questions_sha256": self.questions.sha256}
-        with Kept.open(file, settings, resume=True) as kept:
+        with PartialResults.open(file, settings, resume=True) as kept:
             measured: dict[str, Any] = measure(
                 loaded, self.questions, n, self.base, adapter=adapter,
                 seed=self.recipe.seed, stage=stage, kept=kept, progress=self.progress,
@@ -576,7 +598,7 @@ def _nulls(now: Mapping[str, Any], stored: Mapping[str, Any], at: str = "") -> I
 
 
 def _refuse_damage(folder: Path, then: str) -> None:
-    reason = damage(folder)
+    reason = find_damage(folder)
     if reason is not None:
         raise RunError(f"{reason}; delete {folder}, then go on with --resume: {then}")
 
@@ -592,7 +614,7 @@ def _provenance(recipe: Recipe, model: Path) -> dict[str, Any]:
         "name": recipe.name,
         "model": recipe.model,
         "model_path": str(model),
-        "model_sha256": fingerprint_of(model),
+        "model_sha256": model_sha256(model),
         "versions": machine.facts(),
     }
 

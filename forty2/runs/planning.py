@@ -14,14 +14,14 @@ from mlx.utils import tree_flatten
 from forty2 import machine
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
-from forty2.model.adapter import attach, weights
-from forty2.model.loading import LoadedModel, load, parameters
+from forty2.model.adapter import adapter_weights, attach_adapter
+from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.reading import AnyPhase, KtoPhase, Recipe, SftPhase
 from forty2.runs.phase_data import check_measured, phase_data
 from forty2.runs.pipeline import spec_of
 from forty2.text.encoder import AnyPair, Encoder, RatedRow
 from forty2.training.batches import lengths_of, together, weights_of
-from forty2.training.frozen_states import WORTH, replay_size
+from forty2.training.frozen_states import WORTH, frozen_states_size
 from forty2.training.loop import due, order_of, total_steps
 
 
@@ -67,9 +67,9 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
     """Count what a recipe would do. Reads and tokenises the data; weights stay on disk."""
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
-    total = parameters(loaded.model)
-    attach(loaded.model, spec_of(recipe), seed=0)
-    trainable = sum(v.size for v in weights(loaded.model).values())
+    total = parameter_count(loaded.model)
+    attach_adapter(loaded.model, spec_of(recipe), seed=0)
+    trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     encoder = Encoder(loaded.tokenizer)
     phases, warnings = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,7 +126,7 @@ def _phase(
     )  # fmt: skip
     exposures = steps * phase.accumulate / order.epoch_length
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
-    size = replay_size(loaded.model, data.train.rows, range(len(lengths)))
+    size = frozen_states_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)
     referred = not isinstance(phase, SftPhase)
     replayed = max(1.0, exposures) + referred >= WORTH and stored <= phase.replay_gb

@@ -19,7 +19,7 @@ import numpy as np
 
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError
-from forty2.text.template_cache import Skeletons
+from forty2.text.template_cache import TemplateCache
 
 _HELD = "\ue0f0{}\ue0f1"
 _HELD_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
@@ -69,7 +69,7 @@ class RatedRow(NamedTuple):
 AnyPair = PairRow | RatedRow
 
 
-class Fitted(NamedTuple):
+class FittedRows(NamedTuple):
     """Rows that fit the length, and what became of the others."""
 
     rows: Sequence[Any]
@@ -99,7 +99,7 @@ class Encoder:
         # What looks like a held text is held itself.
         self._to_hold = re.compile(f"{self._special_pattern.pattern}|{_HELD_PATTERN.pattern}")
 
-        self._skeletons = Skeletons(
+        self._skeletons = TemplateCache(
             tokenizer,
             self._specials,
             lambda messages, prompt: self._render(messages, prompt, ""),
@@ -121,7 +121,7 @@ class Encoder:
         ids, mask = self._turns(record.messages, record.origin)
         return Row(ids, mask, record.origin, weight=_weight(record))
 
-    def imitated_all(self, records: Sequence[Chat | Text]) -> list[Row]:
+    def encode_sft(self, records: Sequence[Chat | Text]) -> list[Row]:
         """`imitated` of each record, many times faster where only their texts differ."""
         chats = [record for record in records if isinstance(record, Chat)]
         rows: list[Row] = []
@@ -129,7 +129,7 @@ class Encoder:
         for record in records:
             done = next(filled) if isinstance(record, Chat) else None
             if done is None:
-                rows.append(self.imitated(record))
+                rows.append(self.encode_sft_record(record))
             else:
                 rows.append(Row(*done, record.origin, weight=_weight(record)))
         return rows
@@ -140,11 +140,11 @@ class Encoder:
         mask = [i > 0 for i in range(len(ids))]
         return Row(ids, mask, record.origin, weight=_weight(record))
 
-    def imitated(self, record: Chat | Text) -> Row:
+    def encode_sft_record(self, record: Chat | Text) -> Row:
         """What a record of supervised fine-tuning is trained on."""
         return self.text(record) if isinstance(record, Text) else self.chat(record)
 
-    def pair(self, record: Pair) -> PairRow:
+    def encode_pair(self, record: Pair) -> PairRow:
         """Ids of a prompt and of both responses, each with its end-of-turn token."""
         (prompt, chosen), (prompt_again, rejected) = (
             self.response(record.prompt, text, record.origin)
@@ -156,7 +156,7 @@ class Encoder:
             )
         return PairRow(prompt, chosen, rejected, record.origin, _weight(record))
 
-    def rated(self, record: Rated) -> RatedRow:
+    def encode_rated(self, record: Rated) -> RatedRow:
         """Ids of a prompt and its response, still without one to another prompt."""
         prompt, response = self.response(record.prompt, record.response, record.origin)
         return RatedRow(prompt, response, [], record.desirable, record.origin, _weight(record))
@@ -174,14 +174,14 @@ class Encoder:
         """Tokens of a record as a batch holds them (its prompt once), and supervised ones."""
         match record:
             case Chat() | Text():
-                row = self.imitated(record)
+                row = self.encode_sft_record(record)
                 return len(row.ids), sum(row.mask)
             case Pair():
-                pair = self.pair(record)
+                pair = self.encode_pair(record)
                 learned = len(pair.chosen) + len(pair.rejected)
                 return len(pair.prompt) + learned, learned
             case Rated():
-                rated = self.rated(record)
+                rated = self.encode_rated(record)
                 return len(rated.prompt) + len(rated.chosen), len(rated.chosen)
 
     # --- how ---
@@ -312,7 +312,7 @@ def _weight(record: Record) -> float:
 T = TypeVar("T", Row, PairRow, RatedRow)
 
 
-def fit(rows: Iterable[T], max_length: int) -> Fitted:
+def fit_rows(rows: Iterable[T], max_length: int) -> FittedRows:
     """Shorten prompts from the left until a row fits; drop rows whose response alone does not."""
     kept: list[T] = []
     shortened: list[str] = []
@@ -327,10 +327,10 @@ def fit(rows: Iterable[T], max_length: int) -> Fitted:
             kept.append(fitted)
             if fitted is not row:
                 shortened.append(row.origin)
-    return Fitted(kept, shortened, dropped)
+    return FittedRows(kept, shortened, dropped)
 
 
-def with_others(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
+def add_mismatched_responses(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
     """Beside each response one to another prompt: the next such row's, in an order drawn at random.
 
     It is measured, not learned, so it is cut where it does not fit.
@@ -362,7 +362,7 @@ def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
     return one.prompt[-length:] == other.prompt[-length:]
 
 
-def prompts_of(rows: Sequence[Row | AnyPair], count: int) -> list[list[int]]:
+def first_prompts(rows: Sequence[Row | AnyPair], count: int) -> list[list[int]]:
     """Ids of the first different prompts: of a conversation, all before its first supervised token."""
     found: dict[tuple[int, ...], None] = {}
     for row in islice(rows, 16 * count):
@@ -377,12 +377,12 @@ def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str 
     row: Any
     match record:
         case Pair():
-            row = encoder.pair(record)
+            row = encoder.encode_pair(record)
         case Rated():
-            row = encoder.rated(record)
+            row = encoder.encode_rated(record)
         case _:
-            row = encoder.imitated(record)
-    fitted = fit([row], max_length)
+            row = encoder.encode_sft_record(record)
+    fitted = fit_rows([row], max_length)
     if fitted.dropped:
         return f"its response does not fit into {max_length} tokens"
     return f"its prompt does not fit into {max_length} tokens" if fitted.shortened else None

@@ -31,9 +31,9 @@ from forty2.data.mixing import split
 from forty2.data.records import Chat, Text
 from forty2.data.sources import MANIFEST, read_rows
 from forty2.errors import DataError
-from forty2.files import read_json, staged, write_json
+from forty2.files import read_json, staged_folder, write_json
 from forty2.progress import Progress, silent
-from forty2.text.encoder import Encoder, Row, fit
+from forty2.text.encoder import Encoder, Row, fit_rows
 
 VERSION = 1
 _CHUNK = 512
@@ -192,7 +192,7 @@ def prepare(
     total = len(held) or sum(1 for _ in read_rows(source))
     if workers is None:
         workers = (os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1
-    with staged(folder) as aside, ExitStack() as stack:
+    with staged_folder(folder) as aside, ExitStack() as stack:
         writers = {"train": stack.enter_context(_Writer(aside / "train"))}
         if any(held):
             writers["valid"] = stack.enter_context(_Writer(aside / "valid"))
@@ -368,15 +368,15 @@ def _work(task: _Task) -> _Done:
     for origin, record in records:
         if not isinstance(record, Chat | Text):
             raise DataError(f"{origin}: only conversations and texts are prepared")
-    imitated = [record for _, record in records if isinstance(record, Chat | Text)]
+    encode_sft_record = [record for _, record in records if isinstance(record, Chat | Text)]
     kept: dict[str, list[Row]] = {}
     shortened = 0
     dropped: list[str] = []
-    rows = _encoders[_current].imitated_all(imitated)
+    rows = _encoders[_current].encode_sft(encode_sft_record)
     for row, name in zip(rows, task.splits, strict=True):
         if row.weight != 1:
             raise DataError(f"{row.origin}: has a weight, which prepared data cannot keep")
-        fitted = fit([row], task.max_length)
+        fitted = fit_rows([row], task.max_length)
         shortened += len(fitted.shortened)
         dropped += fitted.dropped
         kept.setdefault(name, []).extend(fitted.rows)

@@ -38,16 +38,16 @@ def spans(record: Record, encoder: Encoder, tokenizer: Any, max_length: int) -> 
     """A record's text in runs of one role, under a title for each response."""
     match record:
         case Chat() | Text():
-            row = encoder.imitated(record)
+            row = encoder.encode_sft_record(record)
             sections = [("", row.ids, row.mask)]
         case Pair():
-            pair = encoder.pair(record)
+            pair = encoder.encode_pair(record)
             sections = [
                 (name, pair.prompt + ids, [False] * len(pair.prompt) + [True] * len(ids))
                 for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
             ]
         case Rated():
-            rated = encoder.rated(record)
+            rated = encoder.encode_rated(record)
             mask = [False] * len(rated.prompt) + [True] * len(rated.chosen)
             verdict = "desirable" if record.desirable else "undesirable"
             sections = [(verdict, rated.prompt + rated.chosen, mask)]
@@ -87,7 +87,7 @@ def _measured(
     """Records of a chunk with their tokens and supervised tokens; None where one cannot be read."""
     records = [_attempt(lambda raw=raw, at=at: parse(raw, at)) for at, raw in chunk]  # type: ignore[misc]
     chats = [record for record in records if isinstance(record, Chat | Text)]
-    together = _attempt(lambda: encoder.imitated_all(chats))
+    together = _attempt(lambda: encoder.encode_sft(chats))
     rows = iter(together or ())
     for record in records:
         if record is None:

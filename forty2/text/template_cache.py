@@ -17,7 +17,7 @@ from jinja2 import nodes
 
 from forty2.data.records import Message
 from forty2.errors import DataError
-from forty2.text.word_cache import Words
+from forty2.text.word_cache import WordCache
 
 _PLACE = "\ue0f2{}\ue0f3"
 _PLACES = re.compile("\ue0f2(\\d+)\ue0f3")
@@ -43,14 +43,14 @@ class _Skeleton(NamedTuple):
     turns: list[_Turn]
 
 
-class Skeletons:
+class TemplateCache:
     """The templates' texts for the sequences of roles met so far."""
 
     def __init__(
         self, tokenizer: Any, specials: dict[str, int], render: Render, encode: Encode
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._words = None if backend is None else Words(backend)
+        self._words = None if backend is None else WordCache(backend)
         self._specials = frozenset(specials.values())
         self._special_pattern = re.compile(
             "|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)"

@@ -24,7 +24,7 @@ _LEFT = ("a", "Z9", "'s", "é", "好", "ß.", "-", "_", "(", '"', "7", "٣", "\u
 _RIGHT = ("a", "Zq", "é", "好", "ß", ".", "-", "_", "(", "'s", "7", "12", "٣", "\u0301", "😀", "#a")
 
 
-class Words:
+class WordCache:
     """Encodes texts as the tokenizer's backend does, without special tokens of its own."""
 
     def __init__(self, backend: Any) -> None:

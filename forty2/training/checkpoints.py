@@ -15,10 +15,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RunError
-from forty2.files import damage, seal, staged, write_json
-from forty2.model.adapter import AdapterSpec, load_arrays, restore, save_adapter
+from forty2.files import find_damage, seal, staged_folder, write_json
+from forty2.model.adapter import AdapterSpec, load_arrays, restore_adapter, save_adapter
 from forty2.recipe.reading import Best
-from forty2.training.red_lines import Watch
+from forty2.training.red_lines import RedLineMonitor
 
 OPTIMIZER = "optimizer.safetensors"
 KEPT = 2
@@ -35,7 +35,7 @@ class State:
     """Of the last evaluation."""
     best: dict[str, Any] | None = None
     """The step of the best evaluation and its metrics."""
-    watch: Watch = field(default_factory=Watch)
+    watch: RedLineMonitor = field(default_factory=RedLineMonitor)
 
 
 _STATE = TypeAdapter(State)
@@ -56,7 +56,7 @@ class Keeper:
 
     def save(self, state: State) -> None:
         """Write a checkpoint of this step; what no kept one needs goes."""
-        with staged(self._work / f"step{state.step}") as folder:
+        with staged_folder(self._work / f"step{state.step}") as folder:
             save_adapter(self._model, self._spec, folder)
             arrays = dict(tree_flatten(self._optimizer.state))
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
@@ -79,12 +79,12 @@ class Keeper:
         wrong: list[str] = []
         state = None
         for folder in checkpoints(self._work):
-            reason = damage(folder)
+            reason = find_damage(folder)
             if reason is not None:
                 wrong.append(reason)
                 continue
             state = _read(folder)
-            restore(self._model, folder)
+            restore_adapter(self._model, folder)
             saved = load_arrays(folder / OPTIMIZER)
             self._optimizer.state = tree_unflatten(list(saved.items()))
             break
@@ -103,20 +103,20 @@ class Keeper:
         value = state.valid[best.metric]
         if state.best is None or sign * value > sign * state.best["valid"][best.metric]:
             state.best = {"step": state.step, "valid": state.valid}
-            with staged(self._work / f"best{state.step}") as folder:
+            with staged_folder(self._work / f"best{state.step}") as folder:
                 save_adapter(self._model, self._spec, folder)
                 seal(folder)
 
     def take(self, best: dict[str, Any]) -> None:
         """Put the best adapter back into the model."""
         folder = self._work / f"best{best['step']}"
-        reason = damage(folder)
+        reason = find_damage(folder)
         if reason is not None:
             raise RunError(
                 f"{reason}: the best adapter is lost; delete {self._work}, then go on with "
                 "--resume: the phase starts anew"
             )
-        restore(self._model, folder)
+        restore_adapter(self._model, folder)
 
 
 def _read(checkpoint: Path) -> State:

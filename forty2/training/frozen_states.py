@@ -20,9 +20,9 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from forty2.files import writing
-from forty2.inference.logprobs import pair_arrays, pair_entry, segment_cache
-from forty2.model.surgery import entry_states, frozen_depth
+from forty2.files import atomic_write
+from forty2.inference.logprobs import compute_pair_block_input, pair_arrays, segment_cache
+from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
 from forty2.text.encoder import AnyPair, Row
 from forty2.training.batches import (
@@ -55,7 +55,7 @@ class Size(NamedTuple):
         return self.tokens * self.width * self.dtype.size
 
 
-class Replay:
+class FrozenStates:
     """Stored states, by row."""
 
     def __init__(self, path: Path, size: Size, rows: Rows, which: Sequence[int]) -> None:
@@ -119,14 +119,14 @@ def state_count(row: Row | AnyPair) -> int:
     return len(row.ids) - 1
 
 
-def replay_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Size:
+def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Size:
     """What it would take to store these rows' states."""
     depth = frozen_depth(model)
-    one = entry_states(model, mx.array([[0]]), depth) if depth else mx.zeros((1, 1, 1))
+    one = compute_block_input(model, mx.array([[0]]), depth) if depth else mx.zeros((1, 1, 1))
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
-def fits(size: Size, most_gb: float, folder: Path) -> bool:
+def has_room(size: Size, most_gb: float, folder: Path) -> bool:
     """Whether states of this size may be stored: within the limit, and a tenth of the disk left."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
@@ -136,16 +136,16 @@ def fits(size: Size, most_gb: float, folder: Path) -> bool:
 def store_states(
     model: nn.Module, rows: Rows, which: Sequence[int], size: Size, path: Path,
     *, progress: Progress = silent, stage: str = "frozen blocks",
-) -> Replay:  # fmt: skip
+) -> FrozenStates:  # fmt: skip
     """Run the frozen blocks over these rows and keep what comes out; a whole file is kept as it is.
 
     Rows are computed in the same batches every time, so a file made anew holds the same bits.
     """
     if not (path.exists() and path.stat().st_size == size.bytes):
-        with writing(path) as file:
+        with atomic_write(path) as file:
             file.truncate(size.bytes)
             _fill(model, rows, which, size, file, progress, stage)
-    return Replay(path, size, rows, which)
+    return FrozenStates(path, size, rows, which)
 
 
 def _fill(
@@ -172,7 +172,7 @@ def _computed(
     chosen: Any = [rows[i] for i in indices]
     if isinstance(chosen[0], AnyPair):
         batch = pair_batch(chosen, indices)
-        entry = pair_entry(model, pair_arrays(batch), size.depth)
+        entry = compute_pair_block_input(model, pair_arrays(batch), size.depth)
         prefixes, inputs = (np.asarray(part.view(kind)) for part in entry[:2])
         for n, row in enumerate(chosen):
             yield np.concatenate(
@@ -190,7 +190,7 @@ def _computed(
         else None
     )
     states = np.asarray(
-        entry_states(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(kind)
+        compute_block_input(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(kind)
     )
     for n, row in enumerate(chosen):
         yield states[n, : len(row.ids) - 1]

@@ -240,7 +240,7 @@ def evaluate(model: nn.Module, objective: Objective, group: Group = ALONE) -> di
     return {key: float(value) / int(weight) for key, value in sums.items()}
 
 
-class Answers(NamedTuple):
+class ReplyCheck(NamedTuple):
     """What a model replied to a phase's prompts, in figures."""
 
     metrics: dict[str, float]
@@ -265,7 +265,7 @@ class Training:
     """For checkpoints; the caller deletes it when the phase is safely stored."""
     valid: Objective | None = None
     """What to evaluate, with its own rows."""
-    ask: Callable[[], Answers] | None = None
+    ask: Callable[[], ReplyCheck] | None = None
     """Has the model reply to prompts, at each evaluation."""
     log: Callable[[Mapping[str, Any]], None] = lambda record: None
     """Takes one record per step, evaluation and warning."""
@@ -412,7 +412,7 @@ class Training:
         phase, state = self.phase, self._state
         self.model.eval()
         valid = evaluate(self.model, self.valid, self.group) if self.valid is not None else {}
-        metrics, faults = self.ask() if self.ask is not None else Answers({}, [])
+        metrics, faults = self.ask() if self.ask is not None else ReplyCheck({}, [])
         measured = {**valid, **metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
         if broken:

@@ -24,18 +24,18 @@ import numpy.typing as npt
 from forty2.errors import TrainingError
 from forty2.files import write_bytes
 from forty2.inference.logprobs import (
-    PLAIN,
+    NO_SHORTCUTS,
     PairArrays,
-    PairEntry,
-    Ways,
+    PairBlockInput,
+    Shortcuts,
     pair_arrays,
     response_logps,
-    run,
+    run_model,
     segment_cache,
+    supported_shortcuts,
     target_logps,
-    ways,
 )
-from forty2.model.surgery import Entry, evaluating
+from forty2.model.surgery import BlockInput, evaluating
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import DpoPhase, KtoPhase
 from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
@@ -54,10 +54,10 @@ from forty2.training.batches import (
     sft_batch,
     weights_of,
 )
-from forty2.training.frozen_states import Replay
+from forty2.training.frozen_states import FrozenStates
 from forty2.training.losses import PairLogps, initial_preference_loss, kto_loss, preference_loss
 from forty2.training.processes import ALONE, Group
-from forty2.training.red_lines import LEAP
+from forty2.training.red_lines import SPIKE_THRESHOLD
 
 START_APART = 0.1
 """Nats a token that a policy in 16 bits may seem to be from itself, computed in another order."""
@@ -118,15 +118,18 @@ class Sft(Objective):
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
     ceiling = 10.0  # nats a token: a guess among 22,000
-    leap = LEAP
+    leap = SPIKE_THRESHOLD
     metrics: tuple[str, ...] = ("loss",)
 
     def __init__(
-        self, rows: Sequence[Row], ways: Ways = PLAIN, replay: Replay | None = None
+        self,
+        rows: Sequence[Row],
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        replay: FrozenStates | None = None,
     ) -> None:
         self.rows = rows
-        self._ways, self._replay = ways, replay
-        self.spared = _spared(ways, replay)
+        self._shortcuts, self._replay = shortcuts, replay
+        self.spared = _spared(shortcuts, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
         self.parts = parts_of(rows)
 
@@ -141,10 +144,10 @@ class Sft(Objective):
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         ids, where, *rest = arrays
-        entry = Entry(rest.pop(0), self._replay.depth) if self._replay is not None else None
+        entry = BlockInput(rest.pop(0), self._replay.depth) if self._replay is not None else None
         cache = segment_cache(model, rest[0][:, :-1]) if rest else None
-        output = run(model, ids[:, :-1], self._ways, cache=cache, entry=entry)
-        total = -target_logps(model, output, ids[:, 1:], where, self._ways).sum()
+        output = run_model(model, ids[:, :-1], self._shortcuts, cache=cache, entry=entry)
+        total = -target_logps(model, output, ids[:, 1:], where, self._shortcuts).sum()
         return Loss(total, {"loss": total})
 
 
@@ -152,7 +155,7 @@ class Anchored(Objective):
     """Against a reference's log-probabilities of each row's two responses, computed beforehand."""
 
     ceiling = math.inf  # some of these losses are large from the first step
-    leap = LEAP
+    leap = SPIKE_THRESHOLD
     name: str
     """Of the loss."""
     slack = 1.0
@@ -164,8 +167,8 @@ class Anchored(Objective):
         self,
         rows: Sequence[AnyPair],
         reference: Mapping[int, npt.NDArray[np.float32]],
-        ways: Ways = PLAIN,
-        replay: Replay | None = None,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        replay: FrozenStates | None = None,
     ) -> None:
         """
         Args:
@@ -174,8 +177,8 @@ class Anchored(Objective):
         """
         self.rows = rows
         self.reference = reference
-        self._ways, self._replay = ways, replay
-        self.spared = _spared(ways, replay)
+        self._shortcuts, self._replay = shortcuts, replay
+        self.spared = _spared(shortcuts, replay)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
         self.parts = parts_of(rows)
 
@@ -235,11 +238,11 @@ class Anchored(Objective):
         """Log-probabilities of each response's tokens (kB, T), the reference's, and the mask."""
         pairs, (mask, reference), stored = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
         entry = (
-            PairEntry(stored[0], stored[1], self._replay.depth)
+            PairBlockInput(stored[0], stored[1], self._replay.depth)
             if self._replay is not None
             else None
         )
-        return response_logps(model, pairs, self._ways, entry), reference, mask
+        return response_logps(model, pairs, self._shortcuts, entry), reference, mask
 
 
 def _kl(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
@@ -264,10 +267,10 @@ class Preference(Anchored):
         rows: Sequence[PairRow],
         reference: Mapping[int, npt.NDArray[np.float32]],
         phase: DpoPhase,
-        ways: Ways = PLAIN,
-        replay: Replay | None = None,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        replay: FrozenStates | None = None,
     ) -> None:
-        super().__init__(rows, reference, ways, replay)
+        super().__init__(rows, reference, shortcuts, replay)
         self.phase, self.name = phase, phase.loss
         # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
         self.slack = 1 + phase.dpop_lambda * (phase.loss == "dpop")
@@ -322,10 +325,10 @@ class Kto(Anchored):
         rows: Sequence[RatedRow],
         reference: Mapping[int, npt.NDArray[np.float32]],
         phase: KtoPhase,
-        ways: Ways = PLAIN,
-        replay: Replay | None = None,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        replay: FrozenStates | None = None,
     ) -> None:
-        super().__init__(rows, reference, ways, replay)
+        super().__init__(rows, reference, shortcuts, replay)
         self.phase = phase
         # no loss is above the weight of its verdict
         self.leap = max(phase.desirable_weight, phase.undesirable_weight) / 2
@@ -382,10 +385,10 @@ class Kto(Anchored):
         return Loss(total, metrics)
 
 
-def _spared(ways: Ways, replay: Replay | None) -> dict[str, Any]:
+def _spared(shortcuts: Shortcuts, replay: FrozenStates | None) -> dict[str, Any]:
     return {
-        "prompts_shared": ways.share,
-        "head_where_supervised": ways.apart,
+        "prompts_shared": shortcuts.shared_prompts,
+        "head_where_supervised": shortcuts.split_head,
         "blocks_replayed": replay.depth if replay is not None else 0,
         "replayed_gb": round(replay.bytes / 1e9, 3) if replay is not None else 0.0,
     }
@@ -411,8 +414,8 @@ def reference_logps(
     which: Sequence[int],
     store: Path,
     *,
-    allowed: Ways | None = None,
-    replay: Replay | None = None,
+    allowed: Shortcuts | None = None,
+    replay: FrozenStates | None = None,
     progress: Progress = silent,
     stage: str = "reference",
     group: Group = ALONE,
@@ -433,7 +436,7 @@ def reference_logps(
     flat = read_store(store, sum(sizes))
     kept = not group.most(flat is None)
     if not kept:
-        by = allowed or ways(model)
+        by = allowed or supported_shortcuts(model)
         own = _token_logps(model, rows, group.share(which), by, replay, progress, stage)
         nothing = [np.zeros(size, np.float32) for size in sizes]
         parts = [own.get(i, zeros) for i, zeros in zip(which, nothing, strict=True)]
@@ -455,7 +458,9 @@ def pair_logprobs(
 ) -> list[dict[str, Any]]:
     """What `forty2 logprobs` writes for each row: supervised ids and their summed log-probability."""
     result = []
-    scored = _token_logps(model, rows, range(len(rows)), ways(model), None, progress, "logprobs")
+    scored = _token_logps(
+        model, rows, range(len(rows)), supported_shortcuts(model), None, progress, "logprobs"
+    )
     for i, row in enumerate(rows):
         logps, split = scored[i], len(row.chosen)
         result.append(
@@ -469,8 +474,8 @@ def pair_logprobs(
 
 
 def _token_logps(
-    model: nn.Module, rows: Sequence[AnyPair], which: Sequence[int], allowed: Ways,
-    replay: Replay | None, progress: Progress, stage: str,
+    model: nn.Module, rows: Sequence[AnyPair], which: Sequence[int], allowed: Shortcuts,
+    replay: FrozenStates | None, progress: Progress, stage: str,
 ) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
@@ -480,7 +485,7 @@ def _token_logps(
         entry = None
         if replay is not None:
             prefixes, inputs = replay.of_pairs(batch)
-            entry = PairEntry(prefixes, inputs, replay.depth)
+            entry = PairBlockInput(prefixes, inputs, replay.depth)
         logps = np.asarray(response_logps(model, pair_arrays(batch), allowed, entry))
         for n, index in enumerate(indices):
             sides = (n, n + len(indices))

@@ -14,7 +14,7 @@ WINDOW = 64
 """Steps that a loss is compared with; fewer than a quarter of them say nothing."""
 SIGMAS = 6.0
 """A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
-LEAP = 1.0
+SPIKE_THRESHOLD = 1.0
 """Nats that a leap has at least, however smooth the losses before it; a bounded loss has its own."""
 IDLE = 16
 """Steps in a row that taught nothing."""
@@ -37,7 +37,7 @@ class Red(NamedTuple):
 
 
 @dataclass
-class Watch:
+class RedLineMonitor:
     """What a phase's red lines are judged by; part of a checkpoint."""
 
     recent: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Watch:
     """Losses of all evaluations."""
     rollbacks: int = 0
 
-    def limit(self, leap: float = LEAP) -> float:
+    def limit(self, leap: float = SPIKE_THRESHOLD) -> float:
         """The loss beyond which the next step is a spike: above those before by `leap` at least."""
         if len(self.recent) < WINDOW // 4:
             return math.inf

@@ -17,7 +17,7 @@ from forty2.benchmark.compare import compare, format_comparison
 from forty2.benchmark.tasks import gsm8k, humaneval, mmlu
 from forty2.cli import main
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import Answer
+from forty2.inference.generation import Reply
 
 
 def result(items: list[tuple[list[float], list[float]]], **fields: Any) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def gsm8k_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]
     problems = [gsm8k.Problem(f"How many is {n}?", f"It is.\n#### {n}", n) for n in range(40)]
     replies = [f"#### {p.number if rng.random() < right else 99}" for p in problems]
     items = [
-        gsm8k.judged(p, Answer(text=text, tokens=3, stopped=True))
+        gsm8k.judged(p, Reply(text=text, tokens=3, stopped=True))
         for p, text in zip(problems, replies, strict=True)
     ]
     settings = {"benchmark": "gsm8k", "model": "m", "adapter": None, "data_sha256": "0"}

@@ -31,8 +31,8 @@ from forty2.benchmark.tasks.mmlu import result as mmlu_result
 from forty2.benchmark.tasks.mmlu import score as score_mmlu
 from forty2.benchmark.tasks.truthfulqa import score
 from forty2.export.fusing import fuse
-from forty2.inference.generation import Answer
-from forty2.model.adapter import AdapterSpec, attach, save_adapter
+from forty2.inference.generation import Reply
+from forty2.model.adapter import AdapterSpec, attach_adapter, save_adapter
 from forty2.model.loading import LoadedModel, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -116,7 +116,7 @@ def test_a_fused_model_is_the_same_in_transformers(starter: LoadedModel, tmp_pat
 
     adapted = load(starter.name)
     spec = AdapterSpec(rank=4, scale=2.0, dropout=0.0, layers=4, keys=None)
-    attach(adapted.model, spec, seed=1)
+    attach_adapter(adapted.model, spec, seed=1)
     mx.random.seed(3)
     trained = tree_flatten(adapted.model.trainable_parameters())
     moved = [(name, mx.random.normal(value.shape) * 0.02) for name, value in trained]
@@ -318,7 +318,7 @@ def test_the_harness_answers_gsm8k_as_we_do(
         }[sampled["filter"]]
         reply = sampled["resps"][0][0]
         # what is found in their reply, and whether it is right, is for every reply as they have it
-        judged = judge_gsm8k(problem, Answer(reply, 0, True))
+        judged = judge_gsm8k(problem, Reply(reply, 0, True))
         assert judged[key] == sampled["filtered_resps"][0]
         assert judged[metric] == bool(sampled["exact_match"])
         if reply == item["reply"]:
@@ -353,7 +353,7 @@ def test_the_harness_finds_answers_in_odd_replies_as_we_do() -> None:
         "#### .", "1018\n#### 5\nQ", "x" * 40 + "#### 1018" + " 3", "1 018", "£1018", "1.018,-",
     )  # fmt: skip
     for reply in replies:
-        judged = judge_gsm8k(problem, Answer(reply, 0, True))
+        judged = judge_gsm8k(problem, Reply(reply, 0, True))
         for key, name, found in zip(("strict", "flexible"), METRICS, filters, strict=True):
             ((theirs,),) = found.apply([[reply]], [])
             assert judged[key] == theirs, reply

@@ -114,7 +114,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pyarrow.parquet  # noqa: F401  # so that no case is the one that imports it
     from support.gguf_files import write_gguf
 
-    from forty2.model.adapter import AdapterSpec, attach, save_adapter
+    from forty2.model.adapter import AdapterSpec, attach_adapter, save_adapter
     from forty2.model.loading import load
 
     folder = tmp_path_factory.mktemp("good")
@@ -127,7 +127,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(folder / "tiny")
     loaded = load(str(folder / "tiny"))
     spec = AdapterSpec(rank=2, scale=1.0)
-    attach(loaded.model, spec, seed=1)
+    attach_adapter(loaded.model, spec, seed=1)
     (folder / "adapter").mkdir()
     save_adapter(loaded.model, spec, folder / "adapter")
     write_gguf(folder / "model.gguf")

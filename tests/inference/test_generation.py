@@ -17,10 +17,16 @@ from support.models import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from forty2.benchmark.partial_results import Kept, weights
+from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, Shot, pick
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import Answer, Sampling, answers, common, takes_batches
+from forty2.inference.generation import (
+    Reply,
+    Sampling,
+    common_prefix_length,
+    generate_replies,
+    supports_batches,
+)
 from forty2.model.loading import LoadedModel
 
 SHOTS = (Shot("Q: 1?", "one"), Shot("Q: 2?", "two"))
@@ -61,9 +67,9 @@ def loaded(
     )
 
 
-def said(one: LoadedModel, prompts: Sequence[list[int]], **options: Any) -> list[Answer]:
+def said(one: LoadedModel, prompts: Sequence[list[int]], **options: Any) -> list[Reply]:
     """Answers in the prompts' order."""
-    return [answer for _, answer in sorted(answers(one, prompts, **options))]
+    return [answer for _, answer in sorted(generate_replies(one, prompts, **options))]
 
 
 # --- contexts ---
@@ -166,8 +172,8 @@ def test_batched_answers_are_those_of_each_prompt_alone(architecture: str, share
 
 def test_models_that_take_no_batches_are_found_out() -> None:
     """mlx-lm's gemma2 takes a mask for each of two rows for one of each of two heads, silently."""
-    assert not takes_batches(tiny_model("gemma2"))
-    assert takes_batches(tiny_model("sliding"))
+    assert not supports_batches(tiny_model("gemma2"))
+    assert supports_batches(tiny_model("sliding"))
 
 
 def test_the_starter_answers_a_batch_as_it_answers_one_by_one(starter: LoadedModel) -> None:
@@ -178,7 +184,7 @@ def test_the_starter_answers_a_batch_as_it_answers_one_by_one(starter: LoadedMod
         "Write one sentence about the sea, another about the moon, and a third about both.",
     )
     ids = [prompts.prompt(prompts.context(text), 12) for text in asked]
-    assert common(ids) > 8 and len({len(row) for row in ids}) == 3
+    assert common_prefix_length(ids) > 8 and len({len(row) for row in ids}) == 3
     batched = said(starter, ids, max_tokens=12)
     assert batched == [said(starter, [row], max_tokens=12)[0] for row in ids]
     assert "Paris" in batched[0].text and batched[0].stopped
@@ -214,7 +220,7 @@ def test_an_answer_is_cut_at_its_first_stop_string(
 ) -> None:
     one = loaded(cast(Any, Alphabet()))
     prompt = Prompts(one).ids("a")
-    assert said(one, [prompt], max_tokens=8, stop=stop) == [Answer(text, tokens, stopped)]
+    assert said(one, [prompt], max_tokens=8, stop=stop) == [Reply(text, tokens, stopped)]
 
 
 def test_an_end_token_ends_an_answer_and_is_not_in_it() -> None:
@@ -222,8 +228,8 @@ def test_an_end_token_ends_an_answer_and_is_not_in_it() -> None:
     one = loaded(cast(Any, Alphabet()), ends=end)
     prompts = [Prompts(one).ids(text) for text in ("a", "xyc", "e", "g")]
     assert said(one, prompts, max_tokens=4) == [
-        Answer("bcde", 4, False), Answer("de", 2, True), Answer("", 0, True),
-        Answer("hijk", 4, False),
+        Reply("bcde", 4, False), Reply("de", 2, True), Reply("", 0, True),
+        Reply("hijk", 4, False),
     ]  # fmt: skip
 
 
@@ -275,7 +281,7 @@ def test_what_prompts_have_in_common_runs_once() -> None:
 def test_progress_and_no_prompts() -> None:
     told: list[tuple[str, int, int]] = []
     list(
-        answers(
+        generate_replies(
             loaded(), [[5, 6], [7]], max_tokens=2, stage="here",
             progress=lambda stage, done, total, info: told.append((stage, done, total)),
         )
@@ -313,18 +319,18 @@ def test_questions_are_picked_seeded_and_in_order() -> None:
 def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
     out, settings = tmp_path / "deep" / "out.json", {"shots": 5, "weights": [["a", 1]]}
     part = out.with_name("out.json.part")
-    with Kept.open(out, settings, resume=False) as kept:
+    with PartialResults.open(out, settings, resume=False) as kept:
         kept.add("1", {"right": True, "text": "ä"})
         kept.add("2", {"right": False})
         with pytest.raises(BenchmarkError, match="another process is writing it"):
-            Kept.open(out, settings, resume=True)
+            PartialResults.open(out, settings, resume=True)
     with part.open("ab") as file:  # a third item was being written when it stopped
         file.write(b'["3", {"ri')
     with pytest.raises(BenchmarkError, match="2 items of a measurement that stopped; go on with"):
-        Kept.open(out, settings, resume=False)
+        PartialResults.open(out, settings, resume=False)
     with pytest.raises(BenchmarkError, match=r"another shots \(5, now 0\)"):
-        Kept.open(out, {**settings, "shots": 0}, resume=True)
-    with Kept.open(out, settings, resume=True) as kept:
+        PartialResults.open(out, {**settings, "shots": 0}, resume=True)
+    with PartialResults.open(out, settings, resume=True) as kept:
         assert "2" in kept and "3" not in kept
         assert kept["1"] == {"right": True, "text": "ä"}
         kept.add("3", {"right": True})
@@ -337,15 +343,15 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
 
 def test_a_measurement_that_kept_nothing_just_starts(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    with Kept.open(out, {"n": 1}, resume=False):
+    with PartialResults.open(out, {"n": 1}, resume=False):
         pass
-    with Kept.open(out, {"n": 2}, resume=False) as kept:
+    with PartialResults.open(out, {"n": 2}, resume=False) as kept:
         kept.add("1", {})
         assert "1" in kept and "2" not in kept
 
 
 def test_without_a_file_nothing_is_kept(tmp_path: Path) -> None:
-    with Kept.open(None, {}, resume=False) as kept:
+    with PartialResults.open(None, {}, resume=False) as kept:
         kept.add("1", {"a": 1})
         kept.finish({})
         assert kept["1"] == {"a": 1}
@@ -353,13 +359,13 @@ def test_without_a_file_nothing_is_kept(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="is a folder"):
-        Kept.open(tmp_path, {}, resume=False)
+        PartialResults.open(tmp_path, {}, resume=False)
     (tmp_path / "file").touch()
     with pytest.raises(BenchmarkError, match="cannot be written"):
-        Kept.open(tmp_path / "file" / "out.json", {}, resume=False)
+        PartialResults.open(tmp_path / "file" / "out.json", {}, resume=False)
     (tmp_path / "out.json.part").write_text("rubbish\n[]\n")
     with pytest.raises(BenchmarkError, match=r"damaged .*; remove it"):
-        Kept.open(tmp_path / "out.json", {}, resume=True)
+        PartialResults.open(tmp_path / "out.json", {}, resume=True)
 
 
 def test_other_weights_are_told_apart(tmp_path: Path) -> None:

@@ -12,22 +12,22 @@ from mlx.utils import tree_map
 from support.models import ARCHITECTURES, tiny_model
 
 from forty2.inference import logprobs
-from forty2.inference.generation import takes_batches
+from forty2.inference.generation import supports_batches
 from forty2.inference.logprobs import (
     PairArrays,
     SharedPrefix,
-    Ways,
+    Shortcuts,
     can_pack,
-    can_share,
+    can_share_prompts,
+    keeps_plain_keys,
     logsumexp,
     response_logps,
     score_rows,
-    shares_prompts,
     supervised_logps,
+    supported_shortcuts,
     token_logps,
-    ways,
 )
-from forty2.model.surgery import alike, comes_apart, head, sample_ids
+from forty2.model.surgery import can_split, head, sample_ids, scores_agree
 from forty2.text.encoder import PairRow
 from forty2.training.batches import pair_batch, positions
 
@@ -51,7 +51,7 @@ def reference(model: Any, row: PairRow, response: list[int]) -> float:
     return float(sum(logps[start + n, token] for n, token in enumerate(response)))
 
 
-ALL_WAYS = [Ways(share, apart) for share in (False, True) for apart in (False, True)]
+ALL_WAYS = [Shortcuts(share, apart) for share in (False, True) for apart in (False, True)]
 
 
 def pair_arrays(rows: list[PairRow]) -> PairArrays:
@@ -59,7 +59,7 @@ def pair_arrays(rows: list[PairRow]) -> PairArrays:
     return PairArrays(*map(mx.array, (*batch[:4], positions(batch.mask))))
 
 
-def summed(model: Any, rows: list[PairRow], by: Ways) -> np.ndarray:
+def summed(model: Any, rows: list[PairRow], by: Shortcuts) -> np.ndarray:
     return np.asarray(response_logps(model, pair_arrays(rows), by).sum(axis=-1))
 
 
@@ -68,15 +68,15 @@ def test_agrees_with_stock_logits_in_float64(architecture: str) -> None:
     model = tiny_model(architecture)
     wanted = [reference(model, r, r.chosen) for r in ROWS]
     wanted += [reference(model, r, r.rejected) for r in ROWS]
-    assert ways(model).apart
+    assert supported_shortcuts(model).split_head
     for by in ALL_WAYS:
-        if ways(model).share or not by.share:
+        if supported_shortcuts(model).shared_prompts or not by.shared_prompts:
             np.testing.assert_allclose(summed(model, ROWS, by), wanted, atol=1e-4)
 
 
 def test_which_models_share_prompts() -> None:
     """gemma2's attention takes no mask of its own per row: it must fall back, not fail."""
-    sharing = {name: shares_prompts(tiny_model(name)) for name in ARCHITECTURES}
+    sharing = {name: can_share_prompts(tiny_model(name)) for name in ARCHITECTURES}
     assert sharing == {
         "llama": True, "sliding": True, "qwen2": True, "phi3": True, "gemma2": False,
     }  # fmt: skip
@@ -86,19 +86,19 @@ def test_which_models_share_prompts() -> None:
 def test_16_bits_allow_what_32_do(architecture: str) -> None:
     """Sums in another order differ by tenths of a nat there, and a wrong mask by far more."""
     model = tiny_model(architecture)
-    tries = (shares_prompts, can_pack, comes_apart, takes_batches)
+    tries = (can_share_prompts, can_pack, can_split, supports_batches)
     allowed = [found(model) for found in tries]
     model.update(tree_map(lambda v: v.astype(mx.bfloat16), model.parameters()))
     assert [found(model) for found in tries] == allowed
     ids = sample_ids(model, 1, 6)
     whole, noise = model(ids), mx.random.normal(model(ids).shape)
-    assert alike(model, whole, whole + 0.02 * mx.sqrt(mx.var(whole)) * noise)
+    assert scores_agree(model, whole, whole + 0.02 * mx.sqrt(mx.var(whole)) * noise)
     halves = mx.concatenate([model(ids[:, :3]), model(ids[:, 3:])], axis=1)
-    assert not alike(model, whole, halves)  # as if rows packed together saw each other
+    assert not scores_agree(model, whole, halves)  # as if rows packed together saw each other
 
 
 @pytest.mark.parametrize("by", ALL_WAYS)
-def test_neither_order_nor_company_nor_padding_changes_a_row(by: Ways) -> None:
+def test_neither_order_nor_company_nor_padding_changes_a_row(by: Shortcuts) -> None:
     model = tiny_model()
     together = summed(model, ROWS, by)
     backwards = summed(model, ROWS[::-1], by)
@@ -113,7 +113,7 @@ def test_neither_order_nor_company_nor_padding_changes_a_row(by: Ways) -> None:
 def test_gradients_through_a_shared_prompt_are_those_of_whole_rows(architecture: str) -> None:
     model = tiny_model(architecture)
 
-    def loss(weight: mx.array, by: Ways) -> mx.array:
+    def loss(weight: mx.array, by: Shortcuts) -> mx.array:
         model.model.layers[0].self_attn.o_proj.weight = weight
         # unequal shares of the tokens, so that a gradient given to the wrong one shows
         logps = response_logps(model, pair_arrays(ROWS), by)
@@ -124,7 +124,7 @@ def test_gradients_through_a_shared_prompt_are_those_of_whole_rows(architecture:
     plain, *others = (
         np.asarray(mx.grad(functools.partial(loss, by=by))(weight))
         for by in ALL_WAYS
-        if ways(model).share or not by.share
+        if supported_shortcuts(model).shared_prompts or not by.shared_prompts
     )
     assert np.abs(plain).max() > 1e-3
     for other in others:
@@ -232,7 +232,7 @@ def test_rows_after_several_stems_score_as_whole_rows(architecture: str, primer:
 @pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3"])
 def test_a_prefix_followed_many_times_scores_as_whole_rows(architecture: str) -> None:
     model = tiny_model(architecture)
-    assert can_share(model)
+    assert keeps_plain_keys(model)
     begin, middle = ids(9), ids(5)
     rows = [(ids(1), ids(n)) for n in (1, 4, 9)]
     whole = score_rows(model, [(begin + middle + given, scored) for given, scored in rows])

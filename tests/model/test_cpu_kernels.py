@@ -131,7 +131,7 @@ def test_models_are_given_them_whenever_they_were_imported() -> None:
     model = tiny_model("llama")
     assert sys.modules[type(model).__module__].swiglu is cpu_kernels.swiglu
     assert vars(mx.fast)["scaled_dot_product_attention"] is cpu_kernels.attention
-    assert surgery.comes_apart(model)
+    assert surgery.can_split(model)
 
 
 @here

@@ -17,13 +17,13 @@ import pytest
 
 from forty2.errors import RunError
 from forty2.files import (
-    check_room,
-    damage,
+    check_free_space,
+    find_damage,
     read_json,
     read_sealed,
+    remove_leftovers,
     seal,
-    staged,
-    sweep,
+    staged_folder,
     write_bytes,
     write_json,
     write_sealed,
@@ -83,9 +83,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_takes_its_name_only_when_whole(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
+    with staged_folder(tmp_path / "out") as folder:
         write_bytes(folder / "a", b"1")
-    with pytest.raises(RuntimeError), staged(tmp_path / "out") as folder:
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
         write_bytes(folder / "b", b"2")
         raise RuntimeError
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
@@ -111,7 +111,7 @@ def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
 def test_leftovers_of_ended_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     for name in (".out.4194305", ".out.4194305.old", ".out.1", ".other.4194305"):
         (tmp_path / name).mkdir()
-    with staged(tmp_path / "out"):
+    with staged_folder(tmp_path / "out"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.4194305", ".out.1", "out"]
 
@@ -120,9 +120,9 @@ def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"12")
     seal(tmp_path)
     (tmp_path / ".DS_Store").touch()
-    assert damage(tmp_path) is None
+    assert find_damage(tmp_path) is None
     write_bytes(tmp_path / "b", b"")
-    assert damage(tmp_path) == f"{tmp_path / 'b'} does not belong there"
+    assert find_damage(tmp_path) == f"{tmp_path / 'b'} does not belong there"
     (tmp_path / "b").unlink()
     sums = (tmp_path / "SHA256SUMS").read_bytes()
     for at in range(len(sums)):
@@ -130,18 +130,20 @@ def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
             (tmp_path / "SHA256SUMS").write_bytes(
                 sums[:at] + bytes([sums[at] ^ bit]) + sums[at + 1 :]
             )
-            assert damage(tmp_path) is not None, at
+            assert find_damage(tmp_path) is not None, at
     (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert damage(tmp_path) is not None
+    assert find_damage(tmp_path) is not None
 
 
 def test_too_full_a_disk_is_found_out_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
-    check_room({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
+    check_free_space({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
     with pytest.raises(RunError, match=r"fused: about 5.10 GB .* 5.00 GB are free; make room"):
-        check_room({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000})
+        check_free_space(
+            {tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000}
+        )
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -161,7 +163,7 @@ def common_umask() -> Iterator[None]:
 def test_what_is_written_is_for_its_owner_alone(tmp_path: Path) -> None:
     with RunDir.open(tmp_path / "runs" / "run", "a: 1\n", {}, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
-        with staged(run.path / "work" / "step1") as folder:
+        with staged_folder(run.path / "work" / "step1") as folder:
             (folder / "inner").mkdir()
             (folder / "inner" / "weights").write_bytes(b"as mlx writes them")
     found = modes(tmp_path)
@@ -178,10 +180,10 @@ def test_what_others_could_read_they_still_can(tmp_path: Path) -> None:
     shared.mkdir(mode=0o755)
     (shared / "report.html").write_text("old")
     write_bytes(shared / "report.html", b"new")
-    with staged(shared / "set") as folder:
+    with staged_folder(shared / "set") as folder:
         write_bytes(folder / "rows", b"1")
     (shared / "set").chmod(0o755)
-    with staged(shared / "set") as folder:
+    with staged_folder(shared / "set") as folder:
         write_bytes(folder / "rows", b"2")
     with RunDir.open(run, "", {}, resume=False):
         assert run.stat().st_mode & 0o777 == 0o750
@@ -203,11 +205,11 @@ def test_links_are_neither_followed_nor_swept_through(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=rf"{link}: is a link that leads out of the run"):
             RunDir.open(run, "a: 1\n", {}, resume=True)
         link.unlink()
-    with staged(tmp_path / "out"):
+    with staged_folder(tmp_path / "out"):
         pass
     (tmp_path / ".out.4194305").symlink_to(outside)
     (tmp_path / ".thesis.4194305").symlink_to(outside / "thesis.txt")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "outside", "run"]
     with RunDir.open(run, "a: 1\n", {}, resume=True):
         assert (outside / "thesis.txt").read_text() == "precious"
@@ -260,7 +262,7 @@ def test_a_full_disk_is_named_and_what_was_there_stays(small_disk: Path) -> None
         kept = run.path / "work" / "step1"
         for size in (100_000, 250_000):
             told = pytest.raises(RunError, match="the disk is full; make room")
-            with told if size > 200_000 else nullcontext(), staged(kept) as folder:
+            with told if size > 200_000 else nullcontext(), staged_folder(kept) as folder:
                 write_bytes(folder / "weights", b"1" * size)
         assert (kept / "weights").stat().st_size == 100_000
         (small_disk / "filler").write_bytes(b"1" * 110_000)
@@ -282,7 +284,7 @@ def test_a_disk_that_turns_read_only_is_named_and_what_was_there_stays(small_dis
     told = r"Read-only file system; make it writable, then go on"
     with pytest.raises(RunError, match=told):
         write_json(run.path / "x.json", 2)
-    with pytest.raises(RunError, match=told), staged(run.path / "y"):
+    with pytest.raises(RunError, match=told), staged_folder(run.path / "y"):
         pass
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     with RunDir.open(run.path, "a: 1\n", {}, resume=True):
@@ -342,7 +344,7 @@ def test_what_was_moved_away_for_nothing_goes_back(tmp_path: Path) -> None:
     for name in (".model.999999999.old", ".model.999999999", ".other.999999999.old", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "other"]
     assert (tmp_path / "model" / "which").read_text() == ".model.999999999.old"
     assert (tmp_path / "other" / "which").read_text() == "other"
@@ -352,4 +354,4 @@ def test_checksums_of_a_file_elsewhere_are_damaged_ones(tmp_path: Path) -> None:
     seal(tmp_path)
     for name in ("/etc/passwd", "../x", "a/b", ""):
         (tmp_path / "SHA256SUMS").write_text(f"0  {name}\n")
-        assert damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"
+        assert find_damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"

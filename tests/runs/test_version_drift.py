@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from forty2.errors import RunError
-from forty2.files import damage, read_json
+from forty2.files import find_damage, read_json
 from forty2.recipe.reading import load_recipe
 from forty2.runs.folder import VERSION
 from forty2.runs.pipeline import run
@@ -54,7 +54,7 @@ def test_a_run_with_sealed_checkpoints_goes_on_from_the_newest(begun: Path) -> N
     to_4 = [m for m in before if m["phase"] == "sft" or m["step"] <= 4]
     assert after[: len(to_4)] == to_4  # what came after the checkpoint came again
     assert read_json(Path("sealed/run.json"))["version"] == VERSION
-    assert damage(Path("sealed/phase1_sft")) is damage(Path("sealed/phase2_dpo")) is None
+    assert find_damage(Path("sealed/phase1_sft")) is find_damage(Path("sealed/phase2_dpo")) is None
     record = read_json(Path("sealed/phase2_dpo/phase.json"))
     assert record["kept_step"] == max(steps(after, "valid_loss"))  # the best of a falling loss
     assert not Path("sealed/work/phase2_dpo").exists()

@@ -39,7 +39,7 @@ from forty2.speed.tables import growth_table, suite_table
 from forty2.speed.workers.__main__ import Job
 
 MODEL = Path(__file__).parents[1] / "old_runs" / "inputs" / "model"
-PLAIN = Shapes(
+NO_SHORTCUTS = Shapes(
     frozen=3, trained=5, adapters=7, frozen_width=11, trained_width=13, head=17
 )  # primes: a factor in the wrong place shows
 
@@ -84,9 +84,9 @@ def test_operations_are_those_worked_out_by_hand() -> None:
     work = Work(tokens=2, attended=3, supervised=1)
     frozen, trained, head = 12 + 132, 20 + 156, 34
     backward = 20 + 312 + head + 84
-    assert scoring_operations(PLAIN, work) == frozen + trained + head
-    assert sft_operations(PLAIN, work) == frozen + trained + head + backward
-    assert dpo_operations(PLAIN, work) == frozen + 2 * (trained + head) + backward
+    assert scoring_operations(NO_SHORTCUTS, work) == frozen + trained + head
+    assert sft_operations(NO_SHORTCUTS, work) == frozen + trained + head + backward
+    assert dpo_operations(NO_SHORTCUTS, work) == frozen + 2 * (trained + head) + backward
 
 
 def test_shapes_are_those_of_the_model() -> None:

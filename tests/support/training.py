@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from forty2.inference.logprobs import ways
-from forty2.model.adapter import AdapterSpec, attach
+from forty2.inference.logprobs import supported_shortcuts
+from forty2.model.adapter import AdapterSpec, attach_adapter
 from forty2.recipe.reading import DpoPhase, SftPhase
 from forty2.text.encoder import PairRow, Row
 from forty2.training.loop import (
@@ -49,7 +49,7 @@ def dpo(**changes: Any) -> DpoPhase:
 def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
     """A tiny model with an adapter; `moved`: one that does something already."""
     model = tiny_model()
-    attach(model, SPEC._replace(dropout=dropout), seed=1)
+    attach_adapter(model, SPEC._replace(dropout=dropout), seed=1)
     if moved:
         model.update(
             {"model": {"layers": [
@@ -61,7 +61,7 @@ def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
 
 def preference(model: Any, phase: DpoPhase, tmp_path: Path) -> Preference:
     logps = reference_logps(model, PAIRS, ALL, tmp_path / "reference.npz")
-    return Preference(PAIRS, logps, phase, ways(model))
+    return Preference(PAIRS, logps, phase, supported_shortcuts(model))
 
 
 def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **more: Any) -> Any:

@@ -10,7 +10,7 @@ from support.templates import BRACKETS, FORGETS, with_template
 from forty2.data.records import Chat, Message, Pair
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder, PairRow, Row, fit
+from forty2.text.encoder import Encoder, PairRow, Row, fit_rows
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_what_marks_a_held_text_is_text_where_a_content_has_it(chatml: Any, ask:
 
 
 def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
-    row = Encoder(chatml).pair(
+    row = Encoder(chatml).encode_pair(
         Pair(prompt=(user("q"),), chosen="Paris", rejected="Paris, I think", origin="t:1")
     )
     assert row.chosen[:-1] == row.rejected[: len(row.chosen) - 1]
@@ -129,13 +129,17 @@ def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
 
 
 def test_one_token_responses(chatml: Any) -> None:
-    row = Encoder(chatml).pair(Pair(prompt=(user("q"),), chosen="Yes", rejected="No", origin="t:1"))
+    row = Encoder(chatml).encode_pair(
+        Pair(prompt=(user("q"),), chosen="Yes", rejected="No", origin="t:1")
+    )
     assert len(row.chosen) == len(row.rejected) == 2
 
 
 def test_pair_prompts_may_hold_earlier_assistant_turns(chatml: Any) -> None:
     prompt = (user("a"), assistant("b"), user("c"))
-    row = Encoder(chatml).pair(Pair(prompt=prompt, chosen="Yes", rejected="No", origin="t:1"))
+    row = Encoder(chatml).encode_pair(
+        Pair(prompt=prompt, chosen="Yes", rejected="No", origin="t:1")
+    )
     assert chatml.decode(row.prompt).endswith("<|im_start|>assistant\n")
     assert chatml.decode(row.chosen) == "Yes<|im_end|>"
 
@@ -178,13 +182,13 @@ def test_long_prompts_lose_their_left_end_and_long_responses_the_row() -> None:
         PairRow(list(range(50)), [1, 2], [3, 4, 5], "f:2"),
         PairRow([7, 8], list(range(30)), [3], "f:3"),
     ]
-    fitted = fit(rows, 20)
+    fitted = fit_rows(rows, 20)
     assert fitted.rows == [rows[0], PairRow(list(range(33, 50)), [1, 2], [3, 4, 5], "f:2")]
     assert (fitted.shortened, fitted.dropped) == (["f:2"], ["f:3"])
 
 
 def test_a_long_conversation_keeps_every_supervised_token_or_goes() -> None:
     row = Row(list(range(30)), [False] * 20 + [True] * 10, "f:1")
-    assert fit([row], 12).rows == [Row(list(range(18, 30)), [False] * 2 + [True] * 10, "f:1")]
-    assert fit([row], 11).rows[0].mask == [False] + [True] * 10
-    assert fit([row], 10).dropped == ["f:1"]  # nothing would be left to predict the first from
+    assert fit_rows([row], 12).rows == [Row(list(range(18, 30)), [False] * 2 + [True] * 10, "f:1")]
+    assert fit_rows([row], 11).rows[0].mask == [False] + [True] * 10
+    assert fit_rows([row], 10).dropped == ["f:1"]  # nothing would be left to predict the first from

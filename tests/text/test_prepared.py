@@ -21,7 +21,7 @@ from forty2.data.formats import parse
 from forty2.data.library import isotopes
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
-from forty2.inference.logprobs import can_pack, ways
+from forty2.inference.logprobs import can_pack, supported_shortcuts
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder, Row
 from forty2.text.prepared import Prepared, open_prepared, packed, prepare, tokenizer_key
@@ -65,7 +65,7 @@ def test_prepared_rows_are_the_encoders(
 
 
 def _rows(source: Path, encoder: Encoder) -> list[Row]:
-    return [encoder.imitated(parse(row, origin)) for origin, row in read_rows(source)]  # type: ignore[arg-type]
+    return [encoder.encode_sft_record(parse(row, origin)) for origin, row in read_rows(source)]  # type: ignore[arg-type]
 
 
 def test_packs_hold_the_same_rows_in_less_room(
@@ -110,7 +110,7 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
     )  # fmt: skip
 
     def gradients(rows: list[Row]) -> tuple[float, dict[str, np.ndarray]]:
-        objective = Sft(rows, ways(model))
+        objective = Sft(rows, supported_shortcuts(model))
         arrays = objective.arrays(sft_batch(rows, range(len(rows))))
         total, grads = mx.value_and_grad(
             lambda parameters: _loss(model, parameters, objective, arrays)

@@ -62,9 +62,9 @@ def test_filled_in_is_what_rendered_is(name: str, encoders: dict[str, Encoder], 
     wanted = rendered(encoder, chat)
     if wanted is None:
         with pytest.raises(DataError):
-            encoder.imitated_all([chat])
+            encoder.encode_sft([chat])
     else:
-        assert encoder.imitated_all([chat]) == [wanted]
+        assert encoder.encode_sft([chat]) == [wanted]
 
 
 def test_it_is_used_where_it_can_be(encoders: dict[str, Encoder]) -> None:
@@ -87,4 +87,4 @@ def test_order_and_kinds_are_kept(encoders: dict[str, Encoder]) -> None:
         Chat(messages=odd),
         Chat(messages=turns),
     ]
-    assert encoder.imitated_all(records) == [encoder.imitated(record) for record in records]
+    assert encoder.encode_sft(records) == [encoder.encode_sft_record(record) for record in records]

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from forty2.data.library import rows
 from forty2.model.gguf.tokenizer import _splitter
-from forty2.text.word_cache import Words
+from forty2.text.word_cache import WordCache
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 PARTS = st.sampled_from(
@@ -40,7 +40,7 @@ def trained(pre: str) -> Tokenizer:
 @pytest.mark.parametrize("pre", ["smollm", "qwen2", "llama-bpe", "gpt-2"])
 def test_the_same_ids_as_the_tokenizers(pre: str) -> None:
     backend = trained(pre)
-    words = Words(backend)
+    words = WordCache(backend)
     assert words._cuts_at_spaces
 
     @settings(max_examples=300, deadline=None)
@@ -75,14 +75,14 @@ def test_a_tokenizer_that_looks_past_spaces_gets_texts_whole() -> None:
     none.pre_tokenizer = None
     texts = ["of the water  and", "a <wide> b", " the", "the"]
     for backend in (spaces, prefixed, lowered, greedy, none):
-        words = Words(backend)
+        words = WordCache(backend)
         assert not words._cuts_at_spaces
         wanted = [backend.encode(text, add_special_tokens=False).ids for text in texts]
         assert words.encode_batch(texts) == wanted
 
 
 def test_what_is_kept_stays_small() -> None:
-    words = Words(trained("gpt-2"))
+    words = WordCache(trained("gpt-2"))
     words.encode_batch(["x" * 100, "word " * 50])
     assert all(len(piece) <= 40 for piece in words._known)
     for start in range(0, 300_000, 50_000):

@@ -16,14 +16,14 @@ from support.models import ARCHITECTURES, tiny_model
 
 from forty2.data.library import rows as library
 from forty2.data.records import Pair
-from forty2.inference.logprobs import Ways, ways
-from forty2.model.adapter import AdapterSpec, attach
+from forty2.inference.logprobs import Shortcuts, supported_shortcuts
+from forty2.model.adapter import AdapterSpec, attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import load
-from forty2.model.surgery import comes_apart, frozen_depth
+from forty2.model.surgery import can_split, frozen_depth
 from forty2.recipe.reading import DpoPhase
 from forty2.text.encoder import Encoder, PairRow, Row
-from forty2.training.frozen_states import Replay, replay_size, store_states
+from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.objectives import Objective, Preference, Sft, reference_logps
 
 RNG = np.random.default_rng(11)
@@ -46,7 +46,7 @@ ROWS.append(Row(ids(12), [i % 6 > 1 for i in range(12)], "packed", [i // 6 for i
 def moved(architecture: str = "llama", layers: int = 2, **changes: Any) -> Any:
     """A tiny model with an adapter on its upper blocks that does something."""
     model = tiny_model(architecture, **changes)
-    attach(model, AdapterSpec(rank=4, scale=4.0, layers=layers), seed=1)
+    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=layers), seed=1)
     for name, value in tree_flatten(model.trainable_parameters()):
         if name.endswith("lora_b"):
             value += 0.1 * mx.random.normal(value.shape)
@@ -54,8 +54,10 @@ def moved(architecture: str = "llama", layers: int = 2, **changes: Any) -> Any:
     return model
 
 
-def stored(model: Any, rows: Any, which: Any, folder: Path) -> Replay:
-    return store_states(model, rows, which, replay_size(model, rows, which), folder / "states")
+def stored(model: Any, rows: Any, which: Any, folder: Path) -> FrozenStates:
+    return store_states(
+        model, rows, which, frozen_states_size(model, rows, which), folder / "states"
+    )
 
 
 def learned(model: Any, objective: Objective, which: list[int]) -> tuple[float, dict[str, Any]]:
@@ -81,7 +83,7 @@ def assert_same(one: tuple[float, Any], other: tuple[float, Any]) -> None:
 
 
 def pairs_objective(
-    model: Any, pairs: list[PairRow], by: Ways, replay: Replay | None
+    model: Any, pairs: list[PairRow], by: Shortcuts, replay: FrozenStates | None
 ) -> Preference:
     reference = {
         i: np.linspace(-6, -5, len(row.chosen) + len(row.rejected)).astype(np.float32)
@@ -94,18 +96,18 @@ def pairs_objective(
 @pytest.mark.parametrize("checkpointed", [False, 1, True])
 def test_pairs(architecture: str, checkpointed: bool | int, tmp_path: Path) -> None:
     model = moved(architecture)
-    plain = learned(model, pairs_objective(model, PAIRS, Ways(), None), [0, 1, 2, 3])
-    allowed = ways(model)
-    assert allowed.apart and frozen_depth(model) == 1
+    plain = learned(model, pairs_objective(model, PAIRS, Shortcuts(), None), [0, 1, 2, 3])
+    allowed = supported_shortcuts(model)
+    assert allowed.split_head and frozen_depth(model) == 1
     checkpoint_gradients(model, checkpointed)
     assert_same(learned(model, pairs_objective(model, PAIRS, allowed, None), [0, 1, 2, 3]), plain)
-    if allowed.share:
+    if allowed.shared_prompts:
         replay = stored(model, PAIRS, range(4), tmp_path)
         replayed = pairs_objective(model, PAIRS, allowed, replay)
         assert_same(learned(model, replayed, [0, 1, 2, 3]), plain)
         assert_same(
             learned(model, replayed, [3, 1]),
-            learned(model, pairs_objective(model, PAIRS, Ways(), None), [3, 1]),
+            learned(model, pairs_objective(model, PAIRS, Shortcuts(), None), [3, 1]),
         )
 
 
@@ -115,10 +117,11 @@ def test_conversations(architecture: str, checkpointed: bool, tmp_path: Path) ->
     model = moved(architecture)
     plain = learned(model, Sft(ROWS), [0, 1, 2, 3, 4])
     checkpoint_gradients(model, checkpointed)
-    assert_same(learned(model, Sft(ROWS, ways(model)), [0, 1, 2, 3, 4]), plain)
+    assert_same(learned(model, Sft(ROWS, supported_shortcuts(model)), [0, 1, 2, 3, 4]), plain)
     replay = stored(model, ROWS, [1, 2, 4], tmp_path)
     assert_same(
-        learned(model, Sft(ROWS, ways(model), replay), [4, 2]), learned(model, Sft(ROWS), [4, 2])
+        learned(model, Sft(ROWS, supported_shortcuts(model), replay), [4, 2]),
+        learned(model, Sft(ROWS), [4, 2]),
     )
 
 
@@ -136,21 +139,21 @@ def test_pairs_of_any_shape(
     pairs = [PairRow(some(p), some(c), some(r), "x") for p, c, r in lengths]
     model = moved("llama", layers)
     which = list(range(len(pairs)))
-    plain = learned(model, pairs_objective(model, pairs, Ways(), None), which)
+    plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), which)
     replay = None
     if frozen_depth(model):
         replay = stored(model, pairs, which, tmp_path_factory.mktemp("states"))
-    spared = pairs_objective(model, pairs, ways(model), replay)
+    spared = pairs_objective(model, pairs, supported_shortcuts(model), replay)
     assert_same(learned(model, spared, which), plain)
 
 
 def test_pairs_of_a_quantised_model(tmp_path: Path) -> None:
     model = tiny_model("llama")
     nn.quantize(model, group_size=32, bits=8)  # the tied head, too
-    attach(model, AdapterSpec(rank=4, scale=4.0, layers=2), seed=1)
-    plain = learned(model, pairs_objective(model, PAIRS, Ways(), None), [0, 1, 2, 3])
-    allowed = ways(model)
-    assert allowed == Ways(share=True, apart=True)
+    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=2), seed=1)
+    plain = learned(model, pairs_objective(model, PAIRS, Shortcuts(), None), [0, 1, 2, 3])
+    allowed = supported_shortcuts(model)
+    assert allowed == Shortcuts(shared_prompts=True, split_head=True)
     replay = stored(model, PAIRS, range(4), tmp_path)
     assert_same(learned(model, pairs_objective(model, PAIRS, allowed, replay), [0, 1, 2, 3]), plain)
 
@@ -159,15 +162,15 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
     loaded = load(str(starter_path))
     encoder = Encoder(loaded.tokenizer)
     pairs = [
-        encoder.pair(Pair(prompt=({"role": "user", "content": row["question"]},),
+        encoder.encode_pair(Pair(prompt=({"role": "user", "content": row["question"]},),
                           chosen=row["chosen"], rejected=row["rejected"]))
         for row in library("entities")[:3]
     ]  # fmt: skip
     model = loaded.model
-    attach(model, AdapterSpec(rank=4, scale=4.0, layers=3), seed=1)
-    plain = learned(model, pairs_objective(model, pairs, Ways(), None), [0, 1, 2])
+    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=3), seed=1)
+    plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), [0, 1, 2])
     replay = stored(model, pairs, range(3), tmp_path)
-    spared = pairs_objective(model, pairs, ways(model), replay)
+    spared = pairs_objective(model, pairs, supported_shortcuts(model), replay)
     assert_same(learned(model, spared, [0, 1, 2]), plain)
 
 
@@ -183,7 +186,7 @@ def test_a_replayed_reference_is_the_reference(tmp_path: Path) -> None:
 def test_frozen_blocks_are_not_run_when_replayed(tmp_path: Path) -> None:
     model = moved()
     replay = stored(model, PAIRS, range(4), tmp_path)
-    objective = pairs_objective(model, PAIRS, ways(model), replay)
+    objective = pairs_objective(model, PAIRS, supported_shortcuts(model), replay)
     wanted = learned(model, objective, [0, 1])
     model.model.layers[0].mlp.up_proj.weight = mx.full(
         model.model.layers[0].mlp.up_proj.weight.shape, mx.nan
@@ -193,7 +196,7 @@ def test_frozen_blocks_are_not_run_when_replayed(tmp_path: Path) -> None:
 
 def test_states_are_stored_whole_reused_and_the_same_bits_when_made_anew(tmp_path: Path) -> None:
     model = moved()
-    size = replay_size(model, PAIRS, range(4))
+    size = frozen_states_size(model, PAIRS, range(4))
     assert size.bytes == 4 * 32 * sum(
         len(p.prompt) - 1 + len(p.chosen) + len(p.rejected) for p in PAIRS
     )
@@ -213,7 +216,9 @@ def test_half_precision_states_are_kept_bit_for_bit(tmp_path: Path) -> None:
     model = moved()
     model.set_dtype(mx.bfloat16)
     replay = stored(model, PAIRS, range(4), tmp_path)
-    prefixes, inputs = replay.of_pairs(pairs_objective(model, PAIRS, ways(model), None).batch([1]))
+    prefixes, inputs = replay.of_pairs(
+        pairs_objective(model, PAIRS, supported_shortcuts(model), None).batch([1])
+    )
     assert prefixes.dtype == inputs.dtype == mx.bfloat16
     assert float(mx.abs(prefixes).max()) > 0
 
@@ -227,5 +232,5 @@ def test_a_model_that_does_not_come_apart_is_found_out() -> None:
             return logits + mx.array(self.model(ids)).sum()
 
     model.__class__ = Odd
-    assert not comes_apart(model)
-    assert comes_apart(tiny_model())
+    assert not can_split(model)
+    assert can_split(tiny_model())

@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten
 from support.training import ALL, PAIRS, RNG, ROWS, adapted, dpo, ids, preference, run, sft
 
 from forty2.errors import TrainingError
-from forty2.inference.logprobs import Ways, ways
-from forty2.model.adapter import weights
+from forty2.inference.logprobs import Shortcuts, supported_shortcuts
+from forty2.model.adapter import adapter_weights
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.recipe.reading import Best, KtoPhase, SftPhase
 from forty2.text.encoder import PairRow, RatedRow, Row
@@ -55,7 +55,11 @@ def gradients(model: Any, objective: Any, batches: list[Any]) -> dict[str, np.nd
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) -> None:
     model = adapted()
-    objective = Sft(ROWS, Ways(apart=True)) if kind == "sft" else preference(model, dpo(), tmp_path)
+    objective = (
+        Sft(ROWS, Shortcuts(split_head=True))
+        if kind == "sft"
+        else preference(model, dpo(), tmp_path)
+    )
     if kind == "dpo":  # away from its reference, so that losses differ by row
         model.model.layers[1].self_attn.q_proj.lora_b += 0.2
     whole = gradients(model, objective, [objective.batch(range(12))])
@@ -68,7 +72,9 @@ def test_accumulated_batches_equal_the_large_batch(kind: str, tmp_path: Path) ->
 
 def test_shapes_that_would_be_compiled_are_counted() -> None:
     model = adapted()
-    objective = Sft([Row(ids(n), [True] * n, str(n)) for n in (9, 9, 9, 20)], Ways(apart=True))
+    objective = Sft(
+        [Row(ids(n), [True] * n, str(n)) for n in (9, 9, 9, 20)], Shortcuts(split_head=True)
+    )
     stepper = Stepper(model, make_optimizer(sft()), objective, sft())
     one, same, wide = ([objective.batch([n])] for n in (0, 1, 3))
     for batches, count in ((one, 1), (same, 1), (wide, 2), (one + same, 3), (same + one, 3)):
@@ -81,7 +87,7 @@ def test_memory_does_not_grow_with_the_batch() -> None:
     peaks = []
     for count in (5, 40):
         model = adapted()
-        objective = Sft(rows, Ways(apart=True))
+        objective = Sft(rows, Shortcuts(split_head=True))
         stepper = Stepper(model, make_optimizer(sft()), objective, sft())
         mx.reset_peak_memory()
         before = mx.get_active_memory()
@@ -117,7 +123,7 @@ def test_gradients_agree_with_finite_differences(tmp_path: Path) -> None:
 def test_checkpointing_changes_no_gradient_even_switched_on_twice(dropout: float) -> None:
     model = adapted(dropout)
     model.train()
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     batch = [objective.batch(range(12))]
     results = []
     for times in (0, 1, 2):
@@ -138,7 +144,7 @@ def test_checkpointed_dropout_draws_the_same_mask_both_times() -> None:
     model = adapted(0.3)
     model.train()
     checkpoint_gradients(model, True)
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     batch = objective.batch(range(12))
     mx.random.seed(7)
     got = gradients(model, objective, [batch])["model.layers.2.self_attn.q_proj.lora_b"]
@@ -212,7 +218,7 @@ def test_reference_is_stored_reused_and_recomputed_when_damaged(tmp_path: Path) 
 
 
 def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
-    adapter = weights(adapted())
+    adapter = adapter_weights(adapted())
     key = reference_key("base", adapter, PAIRS)
     name = next(iter(adapter))
     assert key == reference_key("base", dict(adapter), list(PAIRS))
@@ -224,7 +230,7 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "lion", "sgd", "adafactor"])
 def test_every_optimizer_lowers_the_loss(optimizer: str, tmp_path: Path) -> None:
     model = adapted(moved=False)
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     before = evaluate(model, objective)["loss"]
     rate = {"sgd": 0.5, "lion": 3e-3}.get(optimizer, 2e-2)
     phase = sft(optimizer=optimizer, steps=20, lr=rate)
@@ -239,7 +245,7 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
         if kind == "sft":
             return (
                 model,
-                Sft(ROWS, Ways(apart=True)),
+                Sft(ROWS, Shortcuts(split_head=True)),
                 sft(steps=8, save_every_steps=3, schedule="cosine"),
             )
         best: Any = {
@@ -253,12 +259,12 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
         rated = KtoPhase(objective="kto", data="x", lr=1e-2, beta=0.1, **best)
         rows = [RatedRow(*pair[:3], n % 2 > 0, pair.origin) for n, pair in enumerate(PAIRS)]
         logps = reference_logps(model, rows, ALL, tmp_path / "reference.npz")
-        return model, Kto(rows, logps, rated, ways(model)), rated
+        return model, Kto(rows, logps, rated, supported_shortcuts(model)), rated
 
     model, objective, phase = fresh()
     whole: list[Any] = []
     run(model, objective, phase, tmp_path / "whole", whole, valid=objective)
-    wanted = weights(model)
+    wanted = adapter_weights(model)
 
     class Stop(Exception):
         pass
@@ -276,7 +282,7 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
     log = [record for record in log if record["step"] <= 3]
     run(model, objective, phase, tmp_path / "parts", log, valid=objective, rewind=rewound.append)
     assert rewound == [3]
-    for name, value in weights(model).items():
+    for name, value in adapter_weights(model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted[name]))
     timeless = [
         [
@@ -290,7 +296,7 @@ def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Pat
 
 def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     model = adapted(moved=False)
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     phase = sft(
         steps=12, lr=0.3, eval_every_steps=1, clip_norm=None, optimizer="sgd",
         best=Best(metric="loss", direction="min"),
@@ -314,17 +320,20 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 def test_clipping_bounds_the_step() -> None:
     model = adapted()
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     moved = []
     for norm in (None, 1e-3):
         phase = sft(optimizer="sgd", clip_norm=norm, lr=0.5)
-        before = {k: np.asarray(v) for k, v in weights(model).items()}
+        before = {k: np.asarray(v) for k, v in adapter_weights(model).items()}
         Stepper(model, make_optimizer(phase), objective, phase).step(
             [objective.batch(range(12))], 0.5
         )
         moved.append(
             np.sqrt(
-                sum(((np.asarray(v) - before[k]) ** 2).sum() for k, v in weights(model).items())
+                sum(
+                    ((np.asarray(v) - before[k]) ** 2).sum()
+                    for k, v in adapter_weights(model).items()
+                )
             )
         )
     assert moved[1] == pytest.approx(0.5 * 1e-3, rel=1e-2)

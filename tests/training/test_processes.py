@@ -25,7 +25,7 @@ from support.training import ROWS, adapted, sft
 from support.training import run as train
 
 from forty2.errors import RunError
-from forty2.inference.logprobs import Ways
+from forty2.inference.logprobs import Shortcuts
 from forty2.recipe.reading import load_recipe
 from forty2.runs.ablation import ablate
 from forty2.runs.pipeline import run
@@ -228,7 +228,7 @@ def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> N
 
     phase = sft(steps=5, batch_size=5, accumulate=2)
     for rank in range(2):
-        objective = Seen(ROWS, Ways(apart=True))
+        objective = Seen(ROWS, Shortcuts(split_head=True))
         train(adapted(), objective, phase, tmp_path / f"{rank}", [], group=Group(rank, 2))
     first, second = seen[:10], seen[10:]
     order = Order(objective.lengths, 5, seed=5)

@@ -14,19 +14,19 @@ import pytest
 from support.training import ROWS, adapted, run, sft
 
 from forty2.errors import TrainingError
-from forty2.inference.logprobs import Ways
-from forty2.model.adapter import weights
+from forty2.inference.logprobs import Shortcuts
+from forty2.model.adapter import adapter_weights
 from forty2.recipe.reading import Best, Goal, RedLines
 from forty2.training.checkpoints import checkpoints
-from forty2.training.loop import Answers, Stepper, make_optimizer
+from forty2.training.loop import ReplyCheck, Stepper, make_optimizer
 from forty2.training.objectives import Sft
-from forty2.training.red_lines import IDLE, WINDOW, Red, Watch
+from forty2.training.red_lines import IDLE, WINDOW, Red, RedLineMonitor
 
 RNG = np.random.default_rng(5)
 
 
-def watch(*losses: float) -> Watch:
-    watch = Watch()
+def watch(*losses: float) -> RedLineMonitor:
+    watch = RedLineMonitor()
     for loss in losses:
         watch.taken(loss, 1.0, ceiling=math.inf)
     return watch
@@ -37,7 +37,7 @@ def watch(*losses: float) -> Watch:
 
 @pytest.mark.parametrize("loss, norm", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_figure_that_is_no_number_is_red(loss: float, norm: float) -> None:
-    red = Watch().step(loss, norm, math.inf)
+    red = RedLineMonitor().step(loss, norm, math.inf)
     assert red is not None and red.line == "not_finite"
 
 
@@ -60,22 +60,22 @@ def test_the_losses_of_healthy_runs_are_silent() -> None:
         np.abs(RNG.normal(0, 0.02, 2000)),  # saturated preferences
         0.69 + RNG.normal(0, 1e-4, 2000),  # a tiny rate
     ):
-        healthy = Watch()
+        healthy = RedLineMonitor()
         for loss in curve:
             assert healthy.step(loss, 0.1, healthy.limit()) is None
             assert healthy.taken(loss, 0.1, ceiling=10.0) is None
 
 
 def test_nothing_learned_is_red_once() -> None:
-    idle = Watch()
+    idle = RedLineMonitor()
     reds = [idle.taken(2.0, 0.0, ceiling=10.0) for _ in range(3 * IDLE)]
     assert [n for n, red in enumerate(reds) if red is not None] == [IDLE - 1]
-    satisfied = Watch()  # every pair beyond a hinge: no gradient, and none needed
+    satisfied = RedLineMonitor()  # every pair beyond a hinge: no gradient, and none needed
     assert not any(satisfied.taken(0.0, 0.0, ceiling=10.0) for _ in range(3 * IDLE))
 
 
 def test_a_loss_as_of_a_guess_is_red_once() -> None:
-    lost = Watch()
+    lost = RedLineMonitor()
     reds = [lost.taken(10.4, 1.0, ceiling=10.0) for _ in range(2 * WINDOW)]
     assert [n for n, red in enumerate(reds) if red is not None] == [WINDOW - 1]
 
@@ -102,7 +102,7 @@ def test_a_validation_loss_far_above_the_training_loss_is_red() -> None:
     assert red == Red("validation", "validation loss is 1.3, training loss 0.2: it memorises")
     assert not watch(*[0.2] * 30).evaluation(0.9)
     assert not watch(*[0.001] * 30).evaluation(0.2)  # five times nothing is nothing
-    assert not Watch().evaluation(9.0)  # nothing trained yet
+    assert not RedLineMonitor().evaluation(9.0)  # nothing trained yet
 
 
 # --- what is done -----------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def poisoned(at: int, value: float = math.nan, times: int = 1) -> Any:
                     )
             return plain
 
-    return Poisoned(ROWS, Ways(apart=True))
+    return Poisoned(ROWS, Shortcuts(split_head=True))
 
 
 def red_lines(**actions: str) -> Any:
@@ -132,7 +132,7 @@ def red_lines(**actions: str) -> Any:
 
 
 def values(model: Any) -> list[np.ndarray]:
-    return [np.asarray(value) for value in weights(model).values()]
+    return [np.asarray(value) for value in adapter_weights(model).values()]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 9.0])
@@ -161,7 +161,7 @@ def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
     """As on Metal, where every step is compiled."""
 
     def losses(device: mx.Device) -> list[Any]:
-        model, objective, phase = adapted(0.1), Sft(ROWS, Ways(apart=True)), sft()
+        model, objective, phase = adapted(0.1), Sft(ROWS, Shortcuts(split_head=True)), sft()
         model.train()
         optimizer = make_optimizer(phase)
         with monkeypatch.context() as patch:
@@ -259,7 +259,7 @@ def test_going_back_ends_after_three_times(tmp_path: Path) -> None:
 
     rewound: list[int] = []
     phase = sft(steps=4, red_lines=red_lines(not_finite="back"))
-    broken = Broken(ROWS, Ways(apart=True))
+    broken = Broken(ROWS, Shortcuts(split_head=True))
     with pytest.raises(TrainingError, match="the loss is not finite"):
         run(adapted(), broken, phase, tmp_path, [], rewind=rewound.append)
     assert rewound == [-1, 0, 0, 0]
@@ -298,11 +298,11 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 
         model = adapted(moved=False)
         try:
-            run(model, Cliff(ROWS, Ways(apart=True)), phase, work, log, rewind=rewind,
+            run(model, Cliff(ROWS, Shortcuts(split_head=True)), phase, work, log, rewind=rewind,
                 progress=progress)  # fmt: skip
         except Stop:
             model = adapted(moved=False)
-            run(model, Cliff(ROWS, Ways(apart=True)), phase, work, log, rewind=rewind)
+            run(model, Cliff(ROWS, Shortcuts(split_head=True)), phase, work, log, rewind=rewind)
         timed = ("tokens_per_s", "peak_memory_gb")
         return values(model), [{k: v for k, v in r.items() if k not in timed} for r in log]
 
@@ -317,7 +317,7 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 
 
 def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     phase = sft(
         steps=60, lr=1.0e-2, eval_every_steps=4, red_lines=red_lines(validation="stop"),
     )  # fmt: skip
@@ -325,18 +325,27 @@ def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
         row._replace(ids=row.ids[:3] + [(7 * i + 5) % 300 for i in row.ids[3:]]) for row in ROWS
     ]
     with pytest.raises(TrainingError, match=r"p, step \d+: validation loss.*; --resume goes on"):
-        run(adapted(), objective, phase, tmp_path, [], valid=Sft(others, Ways(apart=True)))
+        run(
+            adapted(), objective, phase, tmp_path, [], valid=Sft(others, Shortcuts(split_head=True))
+        )
     assert checkpoints(tmp_path)
 
 
 def test_faulty_replies_are_told_of_and_only_those_after_training_are_acted_upon(
     tmp_path: Path,
 ) -> None:
-    answers = iter([Answers({"passed": 0.5}, ["the same reply"])] * 9)
+    answers = iter([ReplyCheck({"passed": 0.5}, ["the same reply"])] * 9)
     log: list[Any] = []
     phase = sft(steps=4, eval_every_steps=2, red_lines=red_lines(replies="stop"))
     with pytest.raises(TrainingError, match="p, step 2: the same reply"):
-        run(adapted(), Sft(ROWS, Ways(apart=True)), phase, tmp_path, log, ask=lambda: next(answers))
+        run(
+            adapted(),
+            Sft(ROWS, Shortcuts(split_head=True)),
+            phase,
+            tmp_path,
+            log,
+            ask=lambda: next(answers),
+        )
     assert log[0] == {"phase": "p", "step": 0, "valid_passed": 0.5}
     assert (log[1]["red_line"], log[1]["warning"]) == (
         "replies",
@@ -345,7 +354,7 @@ def test_faulty_replies_are_told_of_and_only_those_after_training_are_acted_upon
 
 
 def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     log: list[Any] = []
     phase = sft(
         steps=60, lr=3e-2, eval_every_steps=2, until=Goal(metric="loss", at_most=5.0)
@@ -358,7 +367,7 @@ def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
 
 def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Path) -> None:
     """Killed between the checkpoint of its last step and the phase's own folder."""
-    objective = Sft(ROWS, Ways(apart=True))
+    objective = Sft(ROWS, Shortcuts(split_head=True))
     phase = sft(
         steps=60, lr=3e-2, eval_every_steps=2, save_every_steps=2,
         until=Goal(metric="loss", at_most=5.0),
@@ -376,8 +385,8 @@ def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
         steps=6, eval_every_steps=2, eval_prompts="x", best=Best(metric="passed", direction="max")
     )
     trained = run(
-        adapted(), Sft(ROWS, Ways(apart=True)), phase, tmp_path, [],
-        ask=lambda: Answers({"passed": next(shares)}, []),
+        adapted(), Sft(ROWS, Shortcuts(split_head=True)), phase, tmp_path, [],
+        ask=lambda: ReplyCheck({"passed": next(shares)}, []),
     )  # fmt: skip
     assert (trained.kept_step, trained.valid) == (4, {"passed": 0.9})
     assert sorted(p.name for p in tmp_path.glob("best*")) == ["best4"]

@@ -21,8 +21,8 @@ from forty2.benchmark.detector import ACTS, SOURCES, declines, does, leaks, qual
 from forty2.benchmark.stats import LEVEL, Interval
 from forty2.data.library import rows
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import answers, common
-from forty2.inference.logprobs import SharedPrefix, can_share, score_rows
+from forty2.inference.generation import common_prefix_length, generate_replies
+from forty2.inference.logprobs import SharedPrefix, keeps_plain_keys, score_rows
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 from forty2.text.encoder import Encoder
@@ -95,7 +95,7 @@ def behaviour(
         progress(stage, len(items), total, {})
     asked = [encoder.prompt([_turn(row)]) for row in prompts]
     for done, (place, answer) in enumerate(
-        answers(loaded, asked, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE), 1
+        generate_replies(loaded, asked, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE), 1
     ):
         items[place] |= _judged(prompts[place], answer.text)
         progress(stage, len(prompts) + done, total, {})
@@ -208,9 +208,9 @@ class _Scorer:
         self._model, self._encoder = loaded.model, encoder
         # The template's header is the same for all prompts: it runs once.
         asked = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
-        self._header = common(asked)
+        self._header = common_prefix_length(asked)
         self._prefix = None
-        if can_share(loaded.model):
+        if keeps_plain_keys(loaded.model):
             self._prefix = SharedPrefix(self._model).extend(asked[0][: self._header])
 
     def __call__(self, prompts: Sequence[Row]) -> list[tuple[float, float]]:

@@ -31,10 +31,10 @@ import numpy.typing as npt
 from forty2 import machine
 from forty2.data.library import neutral_texts, rows
 from forty2.errors import BenchmarkError
-from forty2.files import damage, seal, staged
-from forty2.inference.logprobs import Ways, logsumexp, run
+from forty2.files import find_damage, seal, staged_folder
+from forty2.inference.logprobs import Shortcuts, logsumexp, run_model
 from forty2.model.loading import LoadedModel
-from forty2.model.surgery import comes_apart, head
+from forty2.model.surgery import can_split, head
 from forty2.text.encoder import Encoder
 
 TEXT_TOKENS = 64  # of each neutral text
@@ -91,8 +91,8 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
     found = probes(loaded, n)
     key = json.dumps([fingerprint, machine.facts(), found])
     folder = machine.cache_dir() / "base" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if damage(folder) is not None:
-        with staged(folder) as aside:
+    if find_damage(folder) is not None:
+        with staged_folder(folder) as aside:
             with (aside / _LOGPS).open("wb") as file:
                 for logps in _foreseen(loaded.model, found):
                     file.write(logps.tobytes())
@@ -148,10 +148,10 @@ def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.
 
 def _foreseen(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArray[np.float32]]:
     """Log-probabilities of every next token at a probe's places, (places, V), probe by probe."""
-    ways = Ways(apart=comes_apart(model))
+    shortcuts = Shortcuts(split_head=can_split(model))
     for probe in found:
-        output = run(model, mx.array([probe.ids]), ways)[0, mx.array(probe.places)]
-        logits = (head(model, output) if ways.apart else output).astype(mx.float32)
+        output = run_model(model, mx.array([probe.ids]), shortcuts)[0, mx.array(probe.places)]
+        logits = (head(model, output) if shortcuts.split_head else output).astype(mx.float32)
         yield np.asarray(logits - logsumexp(logits)[:, None])
 
 

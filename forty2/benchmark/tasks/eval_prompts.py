@@ -46,7 +46,7 @@ from forty2.benchmark.stats import stderr
 from forty2.data.sources import unique_keys
 from forty2.errors import BenchmarkError, DataError
 from forty2.files import write_json
-from forty2.inference.generation import BATCH_SIZE, answers
+from forty2.inference.generation import BATCH_SIZE, generate_replies
 from forty2.model.loading import LoadedModel
 from forty2.model.surgery import evaluating
 from forty2.progress import Progress, silent
@@ -166,7 +166,7 @@ def probe(
     asked = Asked(loaded, prompts, max_tokens)
     with _undisturbed(loaded.model):
         replies = dict(
-            answers(
+            generate_replies(
                 loaded, asked.ids, max_tokens=max_tokens, batch_size=batch_size,
                 progress=progress, stage=stage,
             )
@@ -192,11 +192,11 @@ def probe(
     }
 
 
-def spot_check(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
+def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
     """What greedy replies to a few prompts (token ids) show to be broken, in words."""
     tags = Tags(loaded.tokenizer)
     with _undisturbed(loaded.model):
-        replies = dict(answers(loaded, prompts, max_tokens=SPOT_TOKENS))
+        replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
     items = [
         {
             "id": f"prompt {n + 1}", "prompt": loaded.tokenizer.decode(ids),

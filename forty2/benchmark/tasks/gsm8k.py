@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from forty2 import machine
-from forty2.benchmark.partial_results import Kept, weights
+from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, Shot, examples_sha256, pick
 from forty2.benchmark.stats import stderr
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import BATCH_SIZE, Answer, answers
+from forty2.inference.generation import BATCH_SIZE, Reply, generate_replies
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 
@@ -125,7 +125,7 @@ def gsm8k(
         "limit": limit,
         "seed": seed,
     }
-    with Kept.open(
+    with PartialResults.open(
         Path(out) if out is not None else None,
         {**settings, "weights": weights(loaded, adapter)},
         resume=resume,
@@ -162,7 +162,7 @@ def answered(
     prompts: Prompts,
     problems: Problems,
     places: Sequence[int],
-    kept: Kept | None = None,
+    kept: PartialResults | None = None,
     *,
     max_tokens: int = MAX_TOKENS,
     batch_size: int = BATCH_SIZE,
@@ -173,7 +173,7 @@ def answered(
     Args:
         kept: items that are there already are not answered again.
     """
-    kept = kept if kept is not None else Kept(None, None, {})
+    kept = kept if kept is not None else PartialResults(None, None, {})
     left = [place for place in places if str(place) not in kept]
     ids = [
         prompts.prompt(
@@ -182,7 +182,7 @@ def answered(
         for place in left
     ]
     before = len(places) - len(left)
-    replies = answers(loaded, ids, stop=STOP, max_tokens=max_tokens, batch_size=batch_size)
+    replies = generate_replies(loaded, ids, stop=STOP, max_tokens=max_tokens, batch_size=batch_size)
     for done, (number, reply) in enumerate(replies, before + 1):
         place = left[number]
         kept.add(str(place), judged(problems.items[place], reply))
@@ -190,7 +190,7 @@ def answered(
     return [kept[str(place)] for place in places]
 
 
-def judged(problem: Problem, reply: Answer) -> dict[str, Any]:
+def judged(problem: Problem, reply: Reply) -> dict[str, Any]:
     """An item of the result: the answer, what was found in it, and whether that is right."""
     right = bare(problem.answer)
     strict, flexible = strict_answer(reply.text), last_number(reply.text)

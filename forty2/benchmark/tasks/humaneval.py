@@ -25,12 +25,12 @@ from typing import Any
 from forty2 import machine
 from forty2.benchmark import sandbox
 from forty2.benchmark.metrics import pass_at as pass_at
-from forty2.benchmark.partial_results import Kept, weights
+from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, pick
 from forty2.benchmark.stats import stderr
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import BATCH_SIZE, Answer, Sampling, answers
+from forty2.inference.generation import BATCH_SIZE, Reply, Sampling, generate_replies
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 
@@ -156,7 +156,7 @@ def humaneval(
         "limit": limit,
         "seed": seed,
     }
-    with Kept.open(
+    with PartialResults.open(
         Path(out) if out is not None else None,
         {**settings, "weights": weights(loaded, adapter)},
         resume=resume,
@@ -205,7 +205,7 @@ def answered(
     loaded: LoadedModel,
     prompts: Prompts,
     problems: Sequence[Problem],
-    kept: Kept | None = None,
+    kept: PartialResults | None = None,
     *,
     instruct: bool = False,
     samples: int = 1,
@@ -222,10 +222,10 @@ def answered(
         kept: items that are there already are not answered again.
         run: what says whether a program passes.
     """
-    kept = kept if kept is not None else Kept(None, None, {})
+    kept = kept if kept is not None else PartialResults(None, None, {})
     left = [problem for problem in problems if problem.task_id not in kept]
     ids = [prompts.prompt(p.context(prompts, instruct=instruct), max_tokens) for p in left]
-    replies = answers(
+    replies = generate_replies(
         loaded,
         [row for row in ids for _ in range(samples)],
         stop=STOP,
@@ -234,7 +234,7 @@ def answered(
         seeds=[_seed(seed, problem, number) for problem in left for number in range(samples)],
         batch_size=batch_size,
     )
-    collected: dict[int, dict[int, Answer]] = defaultdict(dict)
+    collected: dict[int, dict[int, Reply]] = defaultdict(dict)
     done = len(problems) - len(left)
     for place, reply in replies:
         index, number = divmod(place, samples)
@@ -249,7 +249,7 @@ def answered(
 
 
 def judged(
-    problem: Problem, replies: Sequence[Answer], run: Run = sandbox.run, *, instruct: bool = False
+    problem: Problem, replies: Sequence[Reply], run: Run = sandbox.run, *, instruct: bool = False
 ) -> dict[str, Any]:
     """An item of the result: each answer, whether it passed, and why not."""
     samples = []

@@ -30,14 +30,25 @@ import numpy as np
 
 from forty2 import machine
 from forty2.benchmark.calibration import calibration, first_choice
-from forty2.benchmark.partial_results import Kept, weights
+from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, Row, Shot, examples_sha256
 from forty2.benchmark.questions import small_file
 from forty2.benchmark.stats import stderr
 from forty2.benchmark.subjects import GROUPS as GROUPS
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import common, logits_after, prefix_cache, takes_batches
-from forty2.inference.logprobs import SharedPrefix, can_share, logsumexp, score_rows, token_logps
+from forty2.inference.generation import (
+    common_prefix_length,
+    logits_after,
+    prefix_cache,
+    supports_batches,
+)
+from forty2.inference.logprobs import (
+    SharedPrefix,
+    keeps_plain_keys,
+    logsumexp,
+    score_rows,
+    token_logps,
+)
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 
@@ -147,7 +158,7 @@ def mmlu(
         "limit": limit,
         "seed": seed,
     }
-    with Kept.open(
+    with PartialResults.open(
         Path(out) if out is not None else None,
         {**settings, "subjects": [s.name for s in asked], "weights": weights(loaded, adapter)},
         resume=resume,
@@ -328,7 +339,7 @@ def score(
     loaded: LoadedModel,
     prompts: Prompts,
     subjects: Sequence[Subject],
-    kept: Kept | None = None,
+    kept: PartialResults | None = None,
     *,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
@@ -343,10 +354,10 @@ def score(
     Raises:
         BenchmarkError: a score is not finite.
     """
-    kept = kept if kept is not None else Kept(None, None, {})
+    kept = kept if kept is not None else PartialResults(None, None, {})
     total = sum(len(subject.questions) for subject in subjects)
-    nothing = SharedPrefix(loaded.model) if can_share(loaded.model) else None
-    batched = nothing is not None or takes_batches(loaded.model)
+    nothing = SharedPrefix(loaded.model) if keeps_plain_keys(loaded.model) else None
+    batched = nothing is not None or supports_batches(loaded.model)
     done = 0
     items = []
     for subject in subjects:
@@ -395,7 +406,7 @@ def _beginning(prompts: Prompts, subject: Subject) -> list[int]:
         prompts.ids(prompts.context(text, subject.shots, description=subject.description))
         for text in ("Who?", "1")
     )
-    return first[: common([first, second])]
+    return first[: common_prefix_length([first, second])]
 
 
 class _Scorer:
@@ -476,7 +487,7 @@ class _Scorer:
         prefix = self._begun if skip else self._nothing
         # the last token before the scored ones is fed again: its output predicts the first of them
         given = [row.given for row in rows]
-        alike = min(common(given), min(map(len, given)) - 1)
+        alike = min(common_prefix_length(given), min(map(len, given)) - 1)
         rest = [(row.given[alike:], row.scored) for row in rows]
         return prefix.extend(given[0][skip:alike]).score(rest)
 

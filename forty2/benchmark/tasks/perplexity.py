@@ -10,7 +10,7 @@ from forty2.data.library import neutral_texts
 from forty2.errors import BenchmarkError
 from forty2.inference.logprobs import score_rows
 from forty2.model.loading import LoadedModel
-from forty2.model.surgery import comes_apart
+from forty2.model.surgery import can_split
 
 WINDOW = 256
 
@@ -30,7 +30,7 @@ def perplexity(
         BenchmarkError: no text is long enough, or a score is not finite.
     """
     items: dict[str, dict[str, Any]] = {}
-    apart = comes_apart(loaded.model)
+    split_head = can_split(loaded.model)
     left = n if n is not None else math.inf
     for title, text in (texts or neutral_texts()).items():
         ids = loaded.tokenizer.encode(text)
@@ -40,7 +40,7 @@ def perplexity(
                 break
             left -= 1
             window = ids[start : start + WINDOW + 1]
-            total += score_rows(loaded.model, [(window[:1], window[1:])], apart=apart)[0]
+            total += score_rows(loaded.model, [(window[:1], window[1:])], split_head=split_head)[0]
             count += len(window) - 1
         if count:
             items[title] = {"logp": total, "tokens": count}

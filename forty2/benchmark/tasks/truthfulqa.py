@@ -22,12 +22,12 @@ import mlx.nn as nn
 from forty2 import machine
 from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.metrics import METRICS, item_metrics
-from forty2.benchmark.partial_results import Kept, weights
+from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import front_of, whole_ids
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
 from forty2.benchmark.stats import stderr
 from forty2.errors import BenchmarkError
-from forty2.inference.logprobs import SharedPrefix, can_share, score_rows
+from forty2.inference.logprobs import SharedPrefix, keeps_plain_keys, score_rows
 from forty2.progress import Progress, silent
 
 PRIMER = """\
@@ -96,7 +96,9 @@ def truthfulqa(
         "questions_sha256": chosen.sha256, "n": len(chosen.items), "seed": seed,
         "weights": weights(loaded, adapter),
     }  # fmt: skip
-    with Kept.open(Path(out) if out is not None else None, settings, resume=resume) as kept:
+    with PartialResults.open(
+        Path(out) if out is not None else None, settings, resume=resume
+    ) as kept:
         items = score(
             loaded.model,
             loaded.tokenizer,
@@ -158,7 +160,7 @@ def score(
     *,
     progress: Callable[[int, int], None] | None = None,
     chat_template: bool = False,
-    kept: Kept | None = None,
+    kept: PartialResults | None = None,
 ) -> list[dict[str, Any]]:
     """Summed log-probability of every option, no length normalisation.
 
@@ -177,8 +179,8 @@ def score(
         BenchmarkError: a score is not finite.
     """
     prompts = _Prompts(tokenizer, chat_template)
-    scorer: _Whole | _Shared = _Shared(model, prompts) if can_share(model) else _Whole(model)
-    kept = kept or Kept.nothing()
+    scorer: _Whole | _Shared = _Shared(model, prompts) if keeps_plain_keys(model) else _Whole(model)
+    kept = kept or PartialResults.nothing()
     total = len(questions.items)
     for start in range(0, total, TOGETHER):
         places = range(start, min(start + TOGETHER, total))

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    from forty2.inference.logprobs import ways
+    from forty2.inference.logprobs import supported_shortcuts
     from forty2.recipe.reading import DpoPhase
     from forty2.speed.workers.our_steps import take_steps
     from forty2.text.encoder import PairRow
-    from forty2.training.frozen_states import replay_size, store_states
+    from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives import Preference, reference_logps
 
     model = job.adapted()
@@ -31,11 +31,11 @@ def prepare(job: Job) -> Callable[[], None]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             replay = None
-            size = replay_size(model, rows, every)
+            size = frozen_states_size(model, rows, every)
             if size.depth:
                 replay = store_states(model, rows, every, size, folder / "states")
             reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
-            objective = Preference(rows, reference, phase, ways(model), replay)
+            objective = Preference(rows, reference, phase, supported_shortcuts(model), replay)
             take_steps(model, objective, phase)
 
     return epoch

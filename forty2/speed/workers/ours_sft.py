@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    from forty2.inference.logprobs import ways
+    from forty2.inference.logprobs import supported_shortcuts
     from forty2.recipe.reading import SftPhase
     from forty2.speed.workers.our_steps import take_steps
     from forty2.text.encoder import Row
@@ -21,6 +21,6 @@ def prepare(job: Job) -> Callable[[], None]:
     phase = SftPhase(objective="sft", data="rows", steps=1, lr=job.lr, batch_size=job.batch_size)
 
     def epoch() -> None:
-        take_steps(model, Sft(rows, ways(model)), phase)
+        take_steps(model, Sft(rows, supported_shortcuts(model)), phase)
 
     return epoch

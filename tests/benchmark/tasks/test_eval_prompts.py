@@ -37,7 +37,7 @@ from forty2.cli import main
 from forty2.data.build.curriculum import eval_prompts as operator_prompts
 from forty2.data.build.curriculum import operators
 from forty2.errors import BenchmarkError
-from forty2.model.adapter import AdapterSpec, attach
+from forty2.model.adapter import AdapterSpec, attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import LoadedModel
 from forty2.recipe.reading import SftPhase
@@ -379,7 +379,7 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
 
     def trained(ask: bool) -> tuple[dict[str, mx.array], list[dict[str, Any]]]:
         tiny, objective = tiny_model(), Sft(rows)
-        attach(tiny, spec, seed=1)
+        attach_adapter(tiny, spec, seed=1)
         checkpoint_gradients(tiny, grad_checkpoint)
         optimizer = make_optimizer(phase)
         optimizer.init(tiny.trainable_parameters())
@@ -402,7 +402,7 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
 def test_replies_are_those_without_dropout(tmp_path: Path) -> None:
     prompts = load_eval_prompts(written(tmp_path))
     tiny = tiny_model()
-    attach(tiny, AdapterSpec(rank=4, scale=90.0, layers=3, dropout=0.5), seed=1)
+    attach_adapter(tiny, AdapterSpec(rank=4, scale=90.0, layers=3, dropout=0.5), seed=1)
     tiny.apply_to_modules(_stir)
     said = []
     for training, checkpointed in ((False, False), (True, False), (True, True), (False, True)):

@@ -26,7 +26,7 @@ from forty2.benchmark.tasks.gsm8k import (
 )
 from forty2.cli import main
 from forty2.errors import BenchmarkError, DataError
-from forty2.inference.generation import Answer
+from forty2.inference.generation import Reply
 from forty2.model.loading import LoadedModel
 
 PROBLEM = Problem("How many?", "Half is <<1018/2=509>>509.\nBoth: 1,018\n#### 1,018", 1)
@@ -82,7 +82,7 @@ def test_what_is_found_in_a_reply(
     reply: str, strict: str, flexible: str, strict_match: bool, flexible_extract: bool
 ) -> None:
     assert (strict_answer(reply), last_number(reply)) == (strict, flexible)
-    item = judged(PROBLEM, Answer(reply, 9, True))
+    item = judged(PROBLEM, Reply(reply, 9, True))
     assert item["answer"] == "1018"
     assert (item["strict_match"], item["flexible_extract"]) == (strict_match, flexible_extract)
 
@@ -95,10 +95,10 @@ def test_what_is_compared() -> None:
 
 def test_means_errors_and_stop_rate() -> None:
     items = [
-        judged(PROBLEM, Answer("#### 1018", 9, True)),
-        judged(PROBLEM, Answer("1018", 256, False)),
-        judged(PROBLEM, Answer("no", 9, True)),
-        judged(PROBLEM, Answer("no", 9, True)),
+        judged(PROBLEM, Reply("#### 1018", 9, True)),
+        judged(PROBLEM, Reply("1018", 256, False)),
+        judged(PROBLEM, Reply("no", 9, True)),
+        judged(PROBLEM, Reply("no", 9, True)),
     ]
     measured = result(items)
     assert (measured["strict_match"], measured["flexible_extract"]) == (0.25, 0.5)
@@ -156,7 +156,7 @@ def test_replies_hold_what_they_are_judged_by(starter: LoadedModel, bench_data: 
         assert item["question"] == problems.items[place].question
         assert item["number"] == place + 1
         assert item == judged(
-            problems.items[place], Answer(item["reply"], item["tokens"], item["stopped"])
+            problems.items[place], Reply(item["reply"], item["tokens"], item["stopped"])
         )
         assert 0 < item["tokens"] <= 12
 

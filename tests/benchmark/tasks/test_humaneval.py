@@ -26,7 +26,7 @@ from forty2.benchmark.tasks.humaneval import (
 )
 from forty2.cli import main
 from forty2.errors import BenchmarkError, DataError
-from forty2.inference.generation import Answer, Sampling
+from forty2.inference.generation import Reply, Sampling
 from forty2.model.loading import LoadedModel
 
 PROBLEM = Problem(
@@ -67,16 +67,16 @@ def test_a_program_is_head_reply_tests_and_call() -> None:
 
 def test_programs_run_in_the_sandbox() -> None:
     replies = [
-        Answer("    return a + b\n", 7, True),
-        Answer("    return a - b\n", 7, True),
-        Answer("    return a +", 4, False),
+        Reply("    return a + b\n", 7, True),
+        Reply("    return a - b\n", 7, True),
+        Reply("    return a +", 4, False),
     ]
     item = judged(PROBLEM, replies)
     assert item["task_id"] == "HumanEval/x"
     assert [sample["passed"] for sample in item["samples"]] == [True, False, False]
     assert "AssertionError" in item["samples"][1]["why"]
     assert "SyntaxError" in item["samples"][2]["why"]
-    fenced = Answer("    return a + b\n```\nDone.", 9, True)
+    fenced = Reply("    return a + b\n```\nDone.", 9, True)
     assert judged(PROBLEM, [fenced], instruct=True)["samples"][0]["passed"]
 
 
@@ -87,7 +87,7 @@ def test_the_published_solutions_pass(number: int, bench_data: Path) -> None:
         row = json.loads(next(itertools.islice(lines, number, None)))
     problem = load_problems(file).items[number]
     assert problem.task_id == row["task_id"] == f"HumanEval/{number}"
-    solution, nothing = (Answer(text, 1, True) for text in (row["canonical_solution"], "    pass"))
+    solution, nothing = (Reply(text, 1, True) for text in (row["canonical_solution"], "    pass"))
     samples = judged(problem, [solution, nothing])["samples"]
     assert [sample["passed"] for sample in samples] == [True, False]
 

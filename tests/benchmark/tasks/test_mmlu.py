@@ -37,8 +37,8 @@ from forty2.benchmark.tasks.mmlu import (
 )
 from forty2.cli import main
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import takes_batches
-from forty2.inference.logprobs import can_share
+from forty2.inference.generation import supports_batches
+from forty2.inference.logprobs import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 
 ROLES = (
@@ -173,7 +173,7 @@ def test_models_without_plain_keys_are_scored_too(
 ) -> None:
     model = make()
     model.eval()
-    assert not can_share(model) and takes_batches(model) == batched
+    assert not keeps_plain_keys(model) and supports_batches(model) == batched
     check(loaded(model, merges=merges), SUBJECT, tolerance=1e-4)
 
 

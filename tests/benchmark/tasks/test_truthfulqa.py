@@ -37,7 +37,7 @@ from forty2.benchmark.questions import (
 from forty2.benchmark.tasks import truthfulqa as benchmark
 from forty2.benchmark.tasks.truthfulqa import PRIMER, result, score
 from forty2.errors import BenchmarkError
-from forty2.inference.logprobs import can_share
+from forty2.inference.logprobs import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 from forty2.progress import silent
 
@@ -176,7 +176,7 @@ def check(
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scores_equal_a_plain_forward(name: str) -> None:
     model = tiny(name)
-    assert can_share(model)
+    assert keeps_plain_keys(model)
     check(model, tokenizer(), ITEMS, front=[])
 
 

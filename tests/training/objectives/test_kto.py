@@ -20,13 +20,19 @@ from forty2.data.build import build
 from forty2.data.checks.lint import lint
 from forty2.data.formats import read_rated
 from forty2.errors import DataError, RecipeError, TrainingError
-from forty2.inference.logprobs import PLAIN, Ways, pair_arrays, response_logps, ways
-from forty2.model.adapter import AdapterSpec, attach
+from forty2.inference.logprobs import (
+    NO_SHORTCUTS,
+    Shortcuts,
+    pair_arrays,
+    response_logps,
+    supported_shortcuts,
+)
+from forty2.model.adapter import AdapterSpec, attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.recipe.reading import KtoPhase, load_recipe
-from forty2.text.encoder import PairRow, RatedRow, fit, with_others
+from forty2.text.encoder import PairRow, RatedRow, add_mismatched_responses, fit_rows
 from forty2.training.batches import BOTH, lengths_of, parts_of
-from forty2.training.frozen_states import Replay, replay_size, store_states
+from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.loop import Stepper, Training, evaluate, make_optimizer
 from forty2.training.losses import kto_loss
 from forty2.training.objectives import Kto, micro_batches, reference_logps
@@ -40,7 +46,7 @@ def ids(length: int) -> list[int]:
     return [int(i) for i in RNG.integers(1, 300, length)]
 
 
-ROWS = with_others(
+ROWS = add_mismatched_responses(
     [
         RatedRow(ids(1 + n % 7), ids(1 + n * 5 % 11), [], n % 3 > 0, f"rated.jsonl:{n + 1}")
         for n in range(12)
@@ -60,7 +66,7 @@ PHASE = kto(desirable_weight=1.5, undesirable_weight=0.75, clip_norm=None)
 
 def adapted(architecture: str = "llama", dropout: float = 0.0) -> Any:
     model = tiny_model(architecture)
-    attach(model, SPEC._replace(dropout=dropout), seed=1)
+    attach_adapter(model, SPEC._replace(dropout=dropout), seed=1)
     return model
 
 
@@ -73,11 +79,11 @@ def move(model: Any) -> None:
 
 
 def objective_of(
-    model: Any, tmp_path: Path, *, by: Ways | None = None, replay: Replay | None = None
+    model: Any, tmp_path: Path, *, by: Shortcuts | None = None, replay: FrozenStates | None = None
 ) -> Kto:
     """Against the model as it stands."""
     model.eval()
-    allowed = by or ways(model)
+    allowed = by or supported_shortcuts(model)
     logps = reference_logps(model, ROWS, ALL, tmp_path / "ref.npz", allowed=allowed, replay=replay)
     return Kto(ROWS, logps, PHASE, allowed, replay)
 
@@ -150,15 +156,17 @@ def test_losses_far_out_are_finite_and_so_are_their_slopes() -> None:
 def test_each_response_has_one_to_another_prompt_beside_it() -> None:
     prompts = [[1], [1], [1], [2], [2], [3], [1]]
     rows = [RatedRow(p, [10 + n] * (1 + n), [], True, str(n)) for n, p in enumerate(prompts)]
-    found = with_others(rows, 5)
-    assert found == with_others(rows, 5)
+    found = add_mismatched_responses(rows, 5)
+    assert found == add_mismatched_responses(rows, 5)
     for row, before in zip(found, rows, strict=True):
         assert row._replace(rejected=[]) == before
         other = next(r for r in rows if r.chosen[0] == row.rejected[0])
         assert other.prompt != row.prompt
         assert row.rejected == other.chosen[: 5 - len(row.prompt)]
     with pytest.raises(DataError, match=r"^a:1: all rows that fit have this one prompt"):
-        with_others([RatedRow([1], [2], [], True, "a:1"), RatedRow([1], [3], [], False, "a:2")], 9)
+        add_mismatched_responses(
+            [RatedRow([1], [2], [], True, "a:1"), RatedRow([1], [3], [], False, "a:2")], 9
+        )
 
 
 def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
@@ -168,12 +176,12 @@ def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
         RatedRow(long, [1] * 5, [], True, "a:1"), RatedRow(long, [2] * 12, [], False, "a:1"),
         RatedRow(short, [3] * 6, [], True, "a:2"),
     ]  # fmt: skip
-    fitted = fit(rows, 24).rows
+    fitted = fit_rows(rows, 24).rows
     assert [len(row.prompt) for row in fitted] == [19, 12, 2]
-    first, second, third = with_others(fitted, 24)
+    first, second, third = add_mismatched_responses(fitted, 24)
     assert set(first.rejected) == set(second.rejected) == {3} and set(third.rejected) < {1, 2}
     with pytest.raises(DataError, match="all rows that fit have this one prompt"):
-        with_others(fitted[:2], 24)
+        add_mismatched_responses(fitted[:2], 24)
 
 
 def test_a_batch_counts_what_is_learned_from_and_groups_what_is_computed() -> None:
@@ -242,11 +250,13 @@ def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: P
     """However rare a verdict is: a phase may choose its adapter by these."""
     model = adapted()
     rows = [RatedRow([n], ids(5), [], n <= liked, f"r:{n}") for n in range(1, 11)]
-    rows = with_others(rows, 64)
+    rows = add_mismatched_responses(rows, 64)
     logps = reference_logps(model, rows, range(10), tmp_path / "ref.npz")
     objective = Kto(rows, logps, PHASE)
     one, other = (
-        np.asarray(response_logps(model, pair_arrays(objective._batch(range(10), [side])), PLAIN))
+        np.asarray(
+            response_logps(model, pair_arrays(objective._batch(range(10), [side])), NO_SHORTCUTS)
+        )
         for side in BOTH
     )
     objective.reference = dict(enumerate(np.concatenate([one, other], axis=1)))
@@ -263,13 +273,15 @@ def test_whatever_is_spared_the_gradients_are_the_same(
     architecture: str, checkpointed: bool, tmp_path: Path
 ) -> None:
     model = adapted(architecture)
-    allowed = ways(model)
+    allowed = supported_shortcuts(model)
     (tmp_path / "plain").mkdir()
-    plain = drifted(objective_of(model, tmp_path / "plain", by=Ways()))
+    plain = drifted(objective_of(model, tmp_path / "plain", by=Shortcuts()))
     spared = drifted(objective_of(model, tmp_path, by=allowed))
     replay = None
-    if allowed.share:
-        replay = store_states(model, ROWS, ALL, replay_size(model, ROWS, ALL), tmp_path / "states")
+    if allowed.shared_prompts:
+        replay = store_states(
+            model, ROWS, ALL, frozen_states_size(model, ROWS, ALL), tmp_path / "states"
+        )
     move(model)
     expected = learned(model, plain, ALL)
     checkpoint_gradients(model, checkpointed)
