@@ -34,8 +34,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import forty2.runs.pipeline
+import forty2.training.batched_loss
 import forty2.training.loop
-import forty2.training.objectives
 from forty2.errors import Forty2Error
 from forty2.recipe.reading import load_recipe
 
@@ -155,9 +155,12 @@ class Killer:
         """Put events around everything that writes or computes, in this process."""
         for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir"):
             self.around(os, name, name)
-        for kind in (forty2.training.objectives.Sft, forty2.training.objectives.Preference):
+        for kind in (
+            forty2.training.batched_loss.ConversationLoss,
+            forty2.training.batched_loss.PairLoss,
+        ):
             self.around(kind, "batch", "batch")
-        self.around(forty2.training.objectives, "response_logps", "reference batch")
+        self.around(forty2.training.batched_loss, "response_logps", "reference batch")
         self.around(forty2.training.loop.Stepper, "step", "step")
         self.around(forty2.training.loop, "evaluate", "evaluation")
         opened, saved = io.open, mx.save_safetensors

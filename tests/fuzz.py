@@ -56,6 +56,7 @@ with (
     from forty2.model.gguf.file import GgufFile
     from forty2.model.loading import load
     from forty2.recipe.reading import load_recipe, to_yaml
+    from forty2.recipe.schema import Adapter
     from forty2.text.encoder import Encoder
 
 from cli import test_bad_input as good
@@ -156,7 +157,7 @@ class Adapters:
         adapter.load_adapter(tiny_model(), adapter.adapter_dir(path.parent))
 
 
-SPEC = adapter.AdapterSpec(rank=2, scale=1.0)
+SPEC = Adapter(rank=2, scale=1.0)
 
 
 def result() -> bytes:

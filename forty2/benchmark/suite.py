@@ -15,7 +15,7 @@ from forty2.benchmark.tasks.perplexity import perplexity
 from forty2.benchmark.tasks.truthfulqa import result, score
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import Benchmark
+from forty2.recipe.schema import Benchmark
 
 
 def questions_of(benchmark: Benchmark, seed: int) -> Questions:

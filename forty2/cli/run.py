@@ -9,7 +9,8 @@ import click
 
 from forty2.cli import options
 from forty2.cli.progress_bars import Bars
-from forty2.recipe.reading import Recipe, load_recipe
+from forty2.recipe.reading import load_recipe
+from forty2.recipe.schema import Recipe
 
 _RECIPE = options(
     click.argument("recipe"),

@@ -91,7 +91,7 @@ def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
 
 def read_chats(source: str | Path) -> list[Chat | Text]:
     """All conversations and texts of a source."""
-    return _read(source, _imitated)
+    return _read(source, parse_imitated)
 
 
 def read_pairs(source: str | Path) -> list[Pair]:
@@ -101,7 +101,7 @@ def read_pairs(source: str | Path) -> list[Pair]:
 
 def read_rated(source: str | Path) -> list[Rated]:
     """All rated responses of a source; a preference pair is two of them."""
-    return [rated for several in _read(source, _rated) for rated in several]
+    return [rated for several in _read(source, parse_rated_rows) for rated in several]
 
 
 def read_records(source: str | Path) -> list[Record]:
@@ -134,7 +134,8 @@ def to_row(record: Record) -> dict[str, Any]:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _imitated(row: Mapping[str, Any], origin: str) -> Chat | Text:
+def parse_imitated(row: Mapping[str, Any], origin: str) -> Chat | Text:
+    """A conversation or a text: what supervised fine-tuning reads."""
     record = parse(row, origin)
     if isinstance(record, Chat | Text):
         return record
@@ -142,7 +143,8 @@ def _imitated(row: Mapping[str, Any], origin: str) -> Chat | Text:
     raise DataError(f"{origin}: is {what}, but this phase imitates conversations")
 
 
-def _rated(row: Mapping[str, Any], origin: str) -> list[Rated]:
+def parse_rated_rows(row: Mapping[str, Any], origin: str) -> list[Rated]:
+    """The rated responses in a row: one, or the two sides of a preference pair."""
     record = parse(row, origin)
     match record:
         case Rated():

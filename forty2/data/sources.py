@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, AnyStr, BinaryIO
 
 from forty2.errors import DataError
-from forty2.recipe.reading import HUB
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt")
 MANIFEST = "manifest.json"
+BUILTIN, HUB = "builtin:", "hub:"
+"""Prefixes of sources that are no files: our own sets by name, and the hub's."""
 _VALUES = ("label", "kto_tag", "weight")
 _VALUE = re.compile(r"true|false|(?:0|[1-9]\d{0,8})(?:\.\d{1,9})?", re.IGNORECASE)
 """Columns of a table that hold no text, and what is then in them."""

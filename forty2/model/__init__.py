@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forty2.model.adapter import AdapterSpec as AdapterSpec
     from forty2.model.loading import LoadedModel as LoadedModel
     from forty2.model.loading import load as load
     from forty2.model.loading import resolve as resolve
 
 _HOME = {
-    "AdapterSpec": "adapter",
     "LoadedModel": "loading",
     "load": "loading",
     "resolve": "loading",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,55 +18,43 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from forty2.errors import ModelError
 from forty2.model.gradient_checkpointing import keyed_dropout
+from forty2.recipe.schema import Adapter
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 
 
-class AdapterSpec(NamedTuple):
-    """Shape of an adapter."""
-
-    rank: int
-    scale: float
-    """Factor on the update itself, not alpha / rank."""
-    dropout: float = 0.0
-    layers: int | None = None
-    """How many blocks, counted from the last; None is all of them."""
-    keys: tuple[str, ...] | None = None
-    """Linear layers within a block, such as "self_attn.q_proj"; None is all of them."""
-
-    def to_config(self, model: nn.Module) -> dict[str, Any]:
-        """mlx-lm's `adapter_config.json`."""
-        parameters: dict[str, Any] = {
-            "rank": self.rank,
-            "scale": self.scale,
-            "dropout": self.dropout,
-        }
-        if self.keys is not None:
-            parameters["keys"] = list(self.keys)
-        blocks = len(model.layers)
-        return {
-            "fine_tune_type": "lora",
-            "num_layers": blocks if self.layers is None else self.layers,
-            "lora_parameters": parameters,
-        }
+def adapter_config(adapter: Adapter, model: nn.Module) -> dict[str, Any]:
+    """mlx-lm's `adapter_config.json` for an adapter of this shape on this model."""
+    parameters: dict[str, Any] = {
+        "rank": adapter.rank,
+        "scale": adapter.scale,
+        "dropout": adapter.dropout,
+    }
+    if adapter.keys is not None:
+        parameters["keys"] = list(adapter.keys)
+    return {
+        "fine_tune_type": "lora",
+        "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
+        "lora_parameters": parameters,
+    }
 
 
-def attach_adapter(model: nn.Module, spec: AdapterSpec, *, seed: int) -> None:
+def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
     """Freeze the model and put fresh LoRA layers on it, B = 0, so that nothing changes yet."""
     blocks = len(model.layers)
-    if spec.layers is not None and spec.layers > blocks:
-        raise ModelError(f"adapter.layers is {spec.layers}, but the model has {blocks} blocks")
+    if adapter.layers is not None and adapter.layers > blocks:
+        raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
     model.freeze()
     mx.random.seed(seed)
-    config = spec.to_config(model)
-    keys = set(spec.keys) if spec.keys is not None else None
+    config = adapter_config(adapter, model)
+    keys = set(adapter.keys) if adapter.keys is not None else None
     linear_to_lora_layers(model, config["num_layers"], {**config["lora_parameters"], "keys": keys})
     keyed_dropout(model)
     if not tree_flatten(model.trainable_parameters()):
         names = sorted({name for name, _ in model.layers[-1].named_modules() if name})
         raise ModelError(
-            f"adapter.keys {list(spec.keys or ())} match nothing in this model; "
+            f"adapter.keys {list(adapter.keys or ())} match nothing in this model; "
             f"a block holds {', '.join(names)}"
         )
 
@@ -76,10 +64,10 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-def save_adapter(model: nn.Module, spec: AdapterSpec, folder: Path) -> None:
+def save_adapter(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """Write the adapter into an existing folder."""
     mx.save_safetensors(str(folder / WEIGHTS), adapter_weights(model))
-    (folder / CONFIG).write_text(json.dumps(spec.to_config(model), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(adapter_config(adapter, model), indent=2) + "\n")
 
 
 def restore_adapter(model: nn.Module, folder: Path) -> None:

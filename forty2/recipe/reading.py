@@ -19,276 +19,31 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 
+from forty2.data.sources import BUILTIN, HUB
 from forty2.errors import RecipeError, redact
+from forty2.recipe.schema import Adapter, Benchmark, Fuse, Recipe
+from forty2.training.objectives import OBJECTIVES
+from forty2.training.objectives.phase import Best, Goal, RedLines
 
-BUILTIN = "builtin:"
-HUB = "hub:"
-# A rule between fields is a validator of the last of them, so that it is told along with what is
-# wrong with the others; defaults are validated because a rule can be about what was left out.
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 _MAX_BYTES = 100_000
 _DEEPEST = 10
 """Keys below keys: more than any field of a recipe has."""
 
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Metric = Literal["loss", "accuracy", "margin", "passed"]
-"""Of an evaluation; `passed` is the share of eval prompts answered as expected."""
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Adapter:
-    """Shape of the LoRA adapter, shared by all phases."""
-
-    rank: Positive = 8
-    scale: Annotated[float, Field(gt=0)] = 10.0
-    """Multiplies the update itself; other packages write alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    layers: Positive | None = None
-    """How many blocks, from the last; absent: all."""
-    keys: list[str] | None = None
-    """Linear layers in a block, e.g. [self_attn.q_proj]; absent: all."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Best:
-    """Keep the adapter of the evaluation at which a validation metric was best."""
-
-    metric: Metric
-    direction: Literal["min", "max"]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Goal:
-    """End a phase at the evaluation whose metric reaches a value."""
-
-    metric: Metric
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @field_validator("at_most")
-    @classmethod
-    def _one_side(cls, at_most: float | None, info: ValidationInfo) -> float | None:
-        if "at_least" in info.data and (info.data["at_least"] is None) == (at_most is None):
-            raise ValueError("at_least: give at_least or at_most, one of the two")
-        return at_most
-
-    def reached(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics are good enough."""
-        value = metrics[self.metric]
-        if self.at_least is not None:
-            return value >= self.at_least
-        return self.at_most is not None and value <= self.at_most
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class RedLines:
-    """What to do when training goes wrong (`forty2/training/red_lines.py` says when it does).
-
-    warn: say so and go on. stop: end the phase, saved as it was before. skip: leave the step out.
-    back: go on from the last checkpoint at half the rate, three times at most.
-    """
-
-    not_finite: Literal["stop", "skip", "back"] = "stop"
-    """The loss or the gradient is not a number."""
-    spike: Literal["warn", "stop", "skip", "back"] = "warn"
-    """The loss leaps."""
-    stuck: Literal["warn", "stop"] = "warn"
-    """No gradient, or a loss as of a model that knows nothing, for many steps."""
-    validation: Literal["warn", "stop", "back"] = "warn"
-    """Validation loss rises twice in a row, or is five times the training loss."""
-    replies: Literal["warn", "stop", "back"] = "warn"
-    """The same reply to different prompts, or control tokens within replies."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Phase:
-    """What every phase has, whatever its objective."""
-
-    data: str
-    """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
-    valid: str | None = None
-    """Validation rows; absent: the data folder's valid.jsonl, if it has one."""
-    lint: bool = True
-    """Refuse data in which `forty2 data lint` finds errors."""
-    steps: Positive | None = None
-    """Optimizer steps. Give steps or epochs."""
-    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    batch_size: Positive = 4
-    """Rows (for preferences: pairs) in a batch; how many are computed at once is the machine's."""
-    batch_tokens: Positive | None = None
-    """In place of `batch_size`: about so many tokens in a batch."""
-    accumulate: Positive = 1
-    """Batches to one optimizer step; equals one batch of all their rows."""
-    lr: Annotated[float, Field(gt=0, lt=1)]
-    optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up: not at all, or towards zero, past the last step."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Gradients are scaled down to this global norm; null: never."""
-    grad_checkpoint: bool | Positive = False
-    """Recompute blocks in the backward pass: all trained ones, or so many from the lowest."""
-    replay_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Disk for what frozen blocks make of each row, computed once and replayed; 0: never."""
-    eval_every_steps: Positive | None = None
-    """Validate every so many steps, and always at the first and last; absent: a fifth."""
-    save_every_steps: Positive | None = None
-    """Checkpoint every so many steps, and always at the last; absent: a fifth."""
-    eval_prompts: str | None = None
-    """Prompts with expected replies, answered and scored at each evaluation: a JSON file."""
-    best: Best | None = None
-    """Carry forward the best adapter rather than the last."""
-    until: Goal | None = None
-    """End before the last step, when an evaluation is good enough."""
-    red_lines: RedLines = Field(default_factory=RedLines)
-
-    @field_validator("epochs")
-    @classmethod
-    def _one_length(cls, epochs: float | None, info: ValidationInfo) -> float | None:
-        if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
-            raise ValueError("steps: give steps or epochs, one of the two")
-        return epochs
-
-    @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
-    @classmethod
-    def _reached(cls, every: int | None, info: ValidationInfo) -> int | None:
-        steps = info.data.get("steps")
-        if every is not None and steps is not None and every > steps:
-            raise ValueError(
-                f"{info.field_name}: {every} is beyond the last step ({steps}): never reached"
-            )
-        return every
-
-    @field_validator("best", "until")
-    @classmethod
-    def _measured(cls, wish: Best | Goal | None, info: ValidationInfo) -> Best | Goal | None:
-        prompts = info.data.get("eval_prompts", "")  # not among them: given, but not valid
-        if wish is not None and wish.metric == "passed" and prompts is None:
-            raise ValueError(
-                f"{info.field_name}: passed is the share of eval_prompts, and there are none"
-            )
-        return wish
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class SftPhase(Phase):
-    """Imitate conversations: cross-entropy on assistant turns."""
-
-    objective: Literal["sft"]
-
-    @field_validator("best", "until")
-    @classmethod
-    def _without_pairs(cls, wish: Best | Goal | None, info: ValidationInfo) -> Best | Goal | None:
-        if wish is not None and wish.metric in ("accuracy", "margin"):
-            raise ValueError(
-                f"{info.field_name}: {wish.metric} is of pairs; an sft phase has loss and passed"
-            )
-        return wish
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DpoPhase(Phase):
-    """Prefer one response to another, anchored to the policy as the phase begins."""
-
-    objective: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0)]
-    """Inverse temperature of the implicit reward (for ipo: the paper's τ). No default."""
-    loss: Literal["sigmoid", "hinge", "ipo", "dpop"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs thought to be the wrong way round (sigmoid only): cDPO."""
-    dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
-
-    @field_validator("label_smoothing")
-    @classmethod
-    def _smoothed(cls, share: float, info: ValidationInfo) -> float:
-        loss = info.data.get("loss", "sigmoid")
-        if share and loss != "sigmoid":
-            raise ValueError(f"label_smoothing: only the sigmoid loss has it, not {loss}")
-        return share
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class KtoPhase(Phase):
-    """Make desirable responses likelier and others less so, each by itself, anchored likewise."""
-
-    objective: Literal["kto"]
-    beta: Annotated[float, Field(gt=0)]
-    """How soon gains and losses saturate. No default."""
-    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Where one verdict is rarer. Desirable rows times weight should be 1 to 4/3 of the others'."""
-
-
-AnyPhase = Annotated[SftPhase | DpoPhase | KtoPhase, Field(discriminator="objective")]
-_OBJECTIVES = ("sft", "dpo", "kto")
-_KINDS = ", ".join(_OBJECTIVES)
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Benchmark:
-    """What to measure on the base, after each phase and on the fused model."""
-
-    questions: str | None = None
-    """TruthfulQA questions: mc_task.json or CSV; `probe`: our own; absent: the hub's, else ours."""
-    n: Positive | None = None
-    """At most so many questions (stratified by category), held-out prompts and neutral windows."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Fuse:
-    """Merge the last phase's adapter into the base when training is done."""
-
-    out: str | None = None
-    """Folder; absent: fused_models/NAME, NAME being the run folder's."""
-    quantize: Literal[4, 8] | None = None
-    """Also write a quantised copy with so many bits, as a last, separate step."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Recipe:
-    """A whole run."""
-
-    version: Literal[1]
-    name: Slug
-    model: str
-    """Model folder, hub name, or `smollm2` for the starter model."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    max_length: Positive = 1024
-    """Tokens of a row, prompt and response together."""
-    adapter: Adapter = Field(default_factory=Adapter)
-    phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
-    fuse: Fuse | None = None
-    benchmark: Benchmark | None = Field(default_factory=Benchmark)
-    """null: measure nothing."""
-
 
 _RECIPE = TypeAdapter(Recipe)
+_KINDS = ", ".join(OBJECTIVES)
 _SECTIONS = {
     "the recipe": Recipe,
     "adapter": Adapter,
-    "sft": SftPhase,
-    "dpo": DpoPhase,
-    "kto": KtoPhase,
+    **OBJECTIVES,
     "fuse": Fuse,
     "benchmark": Benchmark,
     "best": Best,
@@ -556,7 +311,7 @@ def _locate(loc: Sequence[Any], tree: Any) -> Key:
             isinstance(here, list) and isinstance(key, int)
         ):
             here = here[key]
-        elif i < len(loc) - 1 or not isinstance(here, dict) or key == "[key]" or key in _OBJECTIVES:
+        elif i < len(loc) - 1 or not isinstance(here, dict) or key == "[key]" or key in OBJECTIVES:
             continue
         at.append(key)
     return tuple(at)

@@ -38,7 +38,8 @@ from forty2.benchmark.suite import questions_of
 from forty2.errors import RecipeError, RunError
 from forty2.files import read_json, read_sealed, write_json, write_sealed
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import AnyPhase, Recipe, SftPhase, to_yaml
+from forty2.recipe.reading import to_yaml
+from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.report.ablation import text_table, write_ablation
 from forty2.runs.folder import RunDir
 from forty2.runs.pipeline import run
@@ -209,7 +210,7 @@ def steps_of(parts: Sequence[Part]) -> list[tuple[str, str]]:
 def _first_preference(phases: Mapping[str, AnyPhase]) -> int | None:
     """The place of the first preference phase."""
     kinds = enumerate(phases.values())
-    return next((n for n, phase in kinds if not isinstance(phase, SftPhase)), None)
+    return next((n for n, phase in kinds if phase.needs_reference), None)
 
 
 def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, dict[str, Any]]:

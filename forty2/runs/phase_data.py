@@ -10,11 +10,14 @@ from typing import NamedTuple
 from forty2.data.build import build, write_built
 from forty2.data.checks.lint import refuse_faults
 from forty2.data.formats import read_chats, read_pairs, read_rated
-from forty2.data.sources import valid_beside
+from forty2.data.sources import BUILTIN, valid_beside
 from forty2.errors import DataError, RecipeError
-from forty2.recipe.reading import BUILTIN, AnyPhase, DpoPhase, KtoPhase, Recipe, SftPhase
+from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.text.encoder import Encoder, FittedRows, add_mismatched_responses, fit_rows
 from forty2.text.prepared import Prepared, is_prepared, open_prepared, tokenizer_key
+from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.sft import SftPhase
 
 
 class PhaseData(NamedTuple):

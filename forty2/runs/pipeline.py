@@ -57,7 +57,6 @@ from forty2.files import (
 )
 from forty2.inference.logprobs import Shortcuts, can_pack, supported_shortcuts
 from forty2.model.adapter import (
-    AdapterSpec,
     adapter_weights,
     attach_adapter,
     restore_adapter,
@@ -66,12 +65,22 @@ from forty2.model.adapter import (
 from forty2.model.loading import LoadedModel, load, model_sha256, parameter_count, resolve
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import AnyPhase, DpoPhase, Recipe, SftPhase, load_recipe, to_yaml
+from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.report import notices, write_report
 from forty2.runs.folder import RunDir
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder, first_prompts
 from forty2.text.prepared import is_packed
+from forty2.text.row_kinds import CONVERSATIONS
+from forty2.training.batched_loss import (
+    BatchedLoss,
+    ResponseLoss,
+    batched_loss,
+    micro_batches,
+    reference_key,
+    reference_logps,
+)
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import checkpoints
 from forty2.training.frozen_states import (
@@ -82,16 +91,6 @@ from forty2.training.frozen_states import (
     store_states,
 )
 from forty2.training.loop import ReplyCheck, Trained, Training, due, order_of, total_steps
-from forty2.training.objectives import (
-    Anchored,
-    Kto,
-    Objective,
-    Preference,
-    Sft,
-    micro_batches,
-    reference_key,
-    reference_logps,
-)
 from forty2.training.processes import Group, joined
 
 CONTAMINATION = "contamination.json"
@@ -223,7 +222,6 @@ class _Run:
 
         self.progress: Progress = told
         self.trust_remote_code = trust_remote_code
-        self.spec = spec_of(recipe)
         self.questions = (
             questions_of(recipe.benchmark, recipe.seed)
             if recipe.benchmark is not None and group.first
@@ -260,7 +258,7 @@ class _Run:
         self._check_contamination(data)
         if self.questions is not None:  # the base is measured for minutes before it is adapted
             bare = load(recipe.model, trust_remote_code=self.trust_remote_code, lazy=True)
-            attach_adapter(bare.model, self.spec, seed=0)
+            attach_adapter(bare.model, self.recipe.adapter, seed=0)
         return loaded, data, asked
 
     def go(self, only: str | None) -> RunResult:
@@ -270,7 +268,7 @@ class _Run:
                 self._check_fused_path()
             loaded, data, asked = self._read(alike)
         stages = [self._measure("base", loaded, None)]
-        attach_adapter(loaded.model, self.spec, seed=recipe.seed)
+        attach_adapter(loaded.model, self.recipe.adapter, seed=recipe.seed)
         folder = self.rundir.path
         for number, (name, phase) in enumerate(recipe.phases.items(), 1):
             self.rundir.check_there()
@@ -321,7 +319,7 @@ class _Run:
             valid = self._objective(
                 phase, loaded, held_out, range(len(held_out)), evaluations, f"{label} valid", work
             )
-        if isinstance(objective, Anchored) and not checkpoints(work):
+        if isinstance(objective, ResponseLoss) and objective.reference and not checkpoints(work):
             exact = in_fp32(loaded.model) and not loaded.quantised
             objective.check_start(
                 loaded.model,
@@ -331,7 +329,7 @@ class _Run:
         self.at = label
         trained = Training(
             model=loaded.model, objective=objective, phase=phase,
-            name=name, seed=seed, spec=self.spec, work=work, valid=valid,
+            name=name, seed=seed, adapter=self.recipe.adapter, work=work, valid=valid,
             ask=lambda: ReplyCheck(*self.group.from_first(ask)),
             log=self.rundir.log,
             rewind=lambda step: self.rundir.forget_metrics_after(name, step),
@@ -339,7 +337,7 @@ class _Run:
             group=self.group,
         ).run()  # fmt: skip
         with staged_folder(folder) as aside:
-            save_adapter(loaded.model, self.spec, aside)
+            save_adapter(loaded.model, self.recipe.adapter, aside)
             exposures = trained.steps * phase.accumulate / order.epoch_length
             record = _phase_record(name, phase, data, trained, objective, exposures)
             write_json(aside / "phase.json", record)
@@ -394,7 +392,7 @@ class _Run:
     def _objective(
         self, phase: AnyPhase, loaded: LoadedModel, rows: Sequence[Any], which: Sequence[int],
         passes: float, label: str, work: Path,
-    ) -> Objective:  # fmt: skip
+    ) -> BatchedLoss:  # fmt: skip
         """The phase's objective over these rows.
 
         Args:
@@ -404,25 +402,21 @@ class _Run:
         model = loaded.model
         model.eval()
         self.allowed = allowed = self.allowed or supported_shortcuts(model)
-        if isinstance(phase, SftPhase):
-            replay = self._replay(
-                phase, model, rows, which, passes, allowed.split_head, label, work
-            )
-            return Sft(rows, allowed, replay)
-        # The policy as the phase begins: no checkpoint has been restored yet.
-        chosen = [rows[i] for i in which]
-        key = reference_key(self.fingerprint, adapter_weights(model), chosen)
-        store = machine.cache_dir() / "reference" / f"{key[:32]}.npz"
-        both = allowed.shared_prompts and allowed.split_head
+        reads_prompts = phase.row_kind is not CONVERSATIONS
+        possible = allowed.split_head and (allowed.shared_prompts or not reads_prompts)
         # The reference's pass counts even where it is stored: a resumed run must do the same.
-        replay = self._replay(phase, model, rows, which, passes + 1, both, label, work)
-        reference = reference_logps(
-            model, rows, which, store, allowed=allowed,
-            replay=replay, progress=self.progress, stage=f"{label}: reference", group=self.group,
-        )  # fmt: skip
-        if isinstance(phase, DpoPhase):
-            return Preference(rows, reference, phase, allowed, replay)
-        return Kto(rows, reference, phase, allowed, replay)
+        times = passes + phase.needs_reference
+        replay = self._replay(phase, model, rows, which, times, possible, label, work)
+        reference = None
+        if phase.needs_reference:
+            # The policy as the phase begins: no checkpoint has been restored yet.
+            key = reference_key(self.fingerprint, adapter_weights(model), [rows[i] for i in which])
+            reference = reference_logps(
+                model, rows, which, machine.cache_dir() / "reference" / f"{key[:32]}.npz",
+                allowed=allowed, replay=replay, progress=self.progress,
+                stage=f"{label}: reference", group=self.group,
+            )  # fmt: skip
+        return batched_loss(phase, rows, reference, allowed, replay)
 
     def _replay(
         self, phase: AnyPhase, model: Any, rows: Sequence[Any], which: Sequence[int],
@@ -557,13 +551,6 @@ class _Run:
         )  # fmt: skip
 
 
-def spec_of(recipe: Recipe) -> AdapterSpec:
-    """The shape of a recipe's adapter."""
-    adapter = recipe.adapter
-    keys = tuple(adapter.keys) if adapter.keys is not None else None
-    return AdapterSpec(adapter.rank, adapter.scale, adapter.dropout, adapter.layers, keys)
-
-
 def fused_record(fused: Fused) -> dict[str, Any]:
     """A fuse's outcome as JSON."""
     record: dict[str, Any] = {**fused._asdict(), "path": str(fused.path)}
@@ -620,7 +607,7 @@ def _provenance(recipe: Recipe, model: Path) -> dict[str, Any]:
 
 
 def _phase_record(
-    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: Objective,
+    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: BatchedLoss,
     exposures: float,
 ) -> dict[str, Any]:  # fmt: skip
     return {

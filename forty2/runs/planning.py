@@ -16,13 +16,13 @@ from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
 from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
-from forty2.recipe.reading import AnyPhase, KtoPhase, Recipe, SftPhase
+from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.runs.phase_data import check_measured, phase_data
-from forty2.runs.pipeline import spec_of
 from forty2.text.encoder import AnyPair, Encoder, RatedRow
 from forty2.training.batches import lengths_of, together, weights_of
 from forty2.training.frozen_states import WORTH, frozen_states_size
 from forty2.training.loop import due, order_of, total_steps
+from forty2.training.objectives.kto import KtoPhase
 
 
 class PhasePlan(NamedTuple):
@@ -68,7 +68,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     total = parameter_count(loaded.model)
-    attach_adapter(loaded.model, spec_of(recipe), seed=0)
+    attach_adapter(loaded.model, recipe.adapter, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     encoder = Encoder(loaded.tokenizer)
     phases, warnings = [], []
@@ -128,8 +128,7 @@ def _phase(
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
     size = frozen_states_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)
-    referred = not isinstance(phase, SftPhase)
-    replayed = max(1.0, exposures) + referred >= WORTH and stored <= phase.replay_gb
+    replayed = max(1.0, exposures) + phase.needs_reference >= WORTH and stored <= phase.replay_gb
     return PhasePlan(
         name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
         len(data.train.shortened),

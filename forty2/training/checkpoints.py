@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RunError
 from forty2.files import find_damage, seal, staged_folder, write_json
-from forty2.model.adapter import AdapterSpec, load_arrays, restore_adapter, save_adapter
-from forty2.recipe.reading import Best
+from forty2.model.adapter import load_arrays, restore_adapter, save_adapter
+from forty2.recipe.schema import Adapter
+from forty2.training.objectives.phase import Best
 from forty2.training.red_lines import RedLineMonitor
 
 OPTIMIZER = "optimizer.safetensors"
@@ -50,14 +51,14 @@ class Keeper:
     """Writes and reads a phase's checkpoints: the two newest, and the best ones that they name."""
 
     def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, spec: AdapterSpec, work: Path
+        self, model: nn.Module, optimizer: optim.Optimizer, adapter: Adapter, work: Path
     ) -> None:
-        self._model, self._optimizer, self._spec, self._work = model, optimizer, spec, work
+        self._model, self._optimizer, self._adapter, self._work = model, optimizer, adapter, work
 
     def save(self, state: State) -> None:
         """Write a checkpoint of this step; what no kept one needs goes."""
         with staged_folder(self._work / f"step{state.step}") as folder:
-            save_adapter(self._model, self._spec, folder)
+            save_adapter(self._model, self._adapter, folder)
             arrays = dict(tree_flatten(self._optimizer.state))
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
             write_json(folder / "state.json", _STATE.dump_python(state))
@@ -104,7 +105,7 @@ class Keeper:
         if state.best is None or sign * value > sign * state.best["valid"][best.metric]:
             state.best = {"step": state.step, "valid": state.valid}
             with staged_folder(self._work / f"best{state.step}") as folder:
-                save_adapter(self._model, self._spec, folder)
+                save_adapter(self._model, self._adapter, folder)
                 seal(folder)
 
     def take(self, best: dict[str, Any]) -> None:

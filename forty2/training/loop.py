@@ -25,13 +25,13 @@ from mlx.utils import tree_flatten, tree_map
 
 from forty2.errors import Interrupted, PeerLost, TrainingError
 from forty2.machine import on_gpu
-from forty2.model.adapter import AdapterSpec
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import Phase, SftPhase
+from forty2.recipe.schema import Adapter
+from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.batches import POOL, Batch, Order
 from forty2.training.checkpoints import Keeper, State
-from forty2.training.objectives import Objective, micro_batches
+from forty2.training.objectives.phase import Phase
 from forty2.training.processes import ALONE, Group
 from forty2.training.red_lines import IDLE, Red
 
@@ -88,12 +88,8 @@ def order_of(
     weights: Sequence[float],
     seed: int,
 ) -> Order:
-    """The batches of a phase over rows with these lengths and weights.
-
-    Pairs are drawn at random: with batches of like length DPO reached 0.45 to 0.48 nats of held-out
-    loss on the tuned recipe, at random 0.42. SFT reached the same with either.
-    """
-    pool = POOL if isinstance(phase, SftPhase) else 1
+    """The batches of a phase over rows with these lengths and weights."""
+    pool = POOL if phase.sorts_batches else 1
     return Order(lengths, phase.batch_size, seed, weights, phase.batch_tokens, pool)
 
 
@@ -130,7 +126,7 @@ class Stepper:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, objective: Objective, phase: Phase,
+        self, model: nn.Module, optimizer: optim.Optimizer, objective: BatchedLoss, phase: Phase,
         group: Group = ALONE,
     ) -> None:  # fmt: skip
         loss_and_gradients = nn.value_and_grad(
@@ -223,7 +219,7 @@ def _fill(tree: Any, values: Any) -> None:
             _fill(tree[key], values[key])
 
 
-def evaluate(model: nn.Module, objective: Objective, group: Group = ALONE) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: BatchedLoss, group: Group = ALONE) -> dict[str, float]:
     """Metrics over all rows of an objective, without dropout and without learning."""
     model.eval()
     sums = dict.fromkeys(objective.metrics, 0.0)
@@ -254,16 +250,16 @@ class Training:
 
     model: nn.Module
     """With adapter layers attached; what is trainable is trained, in place."""
-    objective: Objective
+    objective: BatchedLoss
     phase: Phase
     name: str
     """Of the phase, for records and progress."""
     seed: int
     """Of batches and dropout."""
-    spec: AdapterSpec
+    adapter: Adapter
     work: Path
     """For checkpoints; the caller deletes it when the phase is safely stored."""
-    valid: Objective | None = None
+    valid: BatchedLoss | None = None
     """What to evaluate, with its own rows."""
     ask: Callable[[], ReplyCheck] | None = None
     """Has the model reply to prompts, at each evaluation."""
@@ -306,7 +302,7 @@ class Training:
         """From the last checkpoint to the end, unless a red line sends the phase back to it."""
         phase, objective = self.phase, self.objective
         optimizer = make_optimizer(phase)
-        self._keeper = Keeper(self.model, optimizer, self.spec, self.work)
+        self._keeper = Keeper(self.model, optimizer, self.adapter, self.work)
         saved, wrong = self._keeper.resume()
         self._state = state = saved or State()
         # -1: the evaluation at step 0 comes again, too
@@ -371,7 +367,7 @@ class Training:
         ]
         rate = learning_rate(phase, step, self.steps) / 2**watch.rollbacks
         # A spike that is only told of is taken.
-        leap = watch.limit(self.objective.leap)
+        leap = watch.limit(self.phase.spike_threshold)
         limit = math.inf if phase.red_lines.spike == "warn" else leap
         self.model.train()
         started = time.perf_counter()
@@ -398,7 +394,7 @@ class Training:
             info["compiled"] = str(len(stepper.shapes))
         self.progress(self.name, step, self.steps, info)
         state.step, state.metrics = step, metrics
-        stuck = watch.taken(loss, norm, ceiling=self.objective.ceiling)
+        stuck = watch.taken(loss, norm, uninformed_loss=self.phase.uninformed_loss)
         for found in filter(None, (red, stuck)):
             self._cross(found, step, rows)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Literal, NamedTuple
 
+from forty2.training.objectives.phase import SPIKE_THRESHOLD
+
 WINDOW = 64
 """Steps that a loss is compared with; fewer than a quarter of them say nothing."""
 SIGMAS = 6.0
 """A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
-SPIKE_THRESHOLD = 1.0
-"""Nats that a leap has at least, however smooth the losses before it; a bounded loss has its own."""
 IDLE = 16
 """Steps in a row that taught nothing."""
 RISE = 1.01
@@ -50,11 +50,11 @@ class RedLineMonitor:
     """Losses of all evaluations."""
     rollbacks: int = 0
 
-    def limit(self, leap: float = SPIKE_THRESHOLD) -> float:
-        """The loss beyond which the next step is a spike: above those before by `leap` at least."""
+    def limit(self, spike_threshold: float = SPIKE_THRESHOLD) -> float:
+        """The loss beyond which the next step is a spike: above those before by `spike_threshold` at least."""
         if len(self.recent) < WINDOW // 4:
             return math.inf
-        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), leap)
+        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), spike_threshold)
 
     def step(self, loss: float, norm: float, limit: float) -> Red | None:
         """Judge a step's mean loss and its gradient's global norm, before the step counts.
@@ -69,20 +69,20 @@ class RedLineMonitor:
             return Red("spike", f"the loss leaps to {loss:.3g}, beyond {limit:.3g}")
         return None
 
-    def taken(self, loss: float, norm: float, *, ceiling: float) -> Red | None:
+    def taken(self, loss: float, norm: float, *, uninformed_loss: float) -> Red | None:
         """Count a step that was taken.
 
         Args:
-            ceiling: a mean loss beyond which a model knows nothing.
+            uninformed_loss: a mean loss beyond which a model knows nothing.
         """
         before, self.left = self.recent, 0
         self.recent = [*before, loss][-WINDOW:]
         self.idle = self.idle + 1 if norm == 0 and loss > LEAST else 0
         if self.idle == IDLE:
             return Red("stuck", f"no gradient for {IDLE} steps: nothing is learned")
-        above = len(self.recent) == WINDOW and fmean(self.recent) > ceiling
-        if above and not (len(before) == WINDOW and fmean(before) > ceiling):
-            return Red("stuck", f"the loss stays above {ceiling:g} over {WINDOW} steps")
+        above = len(self.recent) == WINDOW and fmean(self.recent) > uninformed_loss
+        if above and not (len(before) == WINDOW and fmean(before) > uninformed_loss):
+            return Red("stuck", f"the loss stays above {uninformed_loss:g} over {WINDOW} steps")
         return None
 
     def left_out(self) -> bool:

@@ -32,8 +32,9 @@ from forty2.benchmark.tasks.mmlu import score as score_mmlu
 from forty2.benchmark.tasks.truthfulqa import score
 from forty2.export.fusing import fuse
 from forty2.inference.generation import Reply
-from forty2.model.adapter import AdapterSpec, attach_adapter, save_adapter
+from forty2.model.adapter import attach_adapter, save_adapter
 from forty2.model.loading import LoadedModel, load
+from forty2.recipe.schema import Adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -115,7 +116,7 @@ def test_a_fused_model_is_the_same_in_transformers(starter: LoadedModel, tmp_pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapted = load(starter.name)
-    spec = AdapterSpec(rank=4, scale=2.0, dropout=0.0, layers=4, keys=None)
+    spec = Adapter(rank=4, scale=2.0, dropout=0.0, layers=4, keys=None)
     attach_adapter(adapted.model, spec, seed=1)
     mx.random.seed(3)
     trained = tree_flatten(adapted.model.trainable_parameters())

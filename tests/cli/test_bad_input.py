@@ -114,8 +114,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pyarrow.parquet  # noqa: F401  # so that no case is the one that imports it
     from support.gguf_files import write_gguf
 
-    from forty2.model.adapter import AdapterSpec, attach_adapter, save_adapter
+    from forty2.model.adapter import attach_adapter, save_adapter
     from forty2.model.loading import load
+    from forty2.recipe.schema import Adapter
 
     folder = tmp_path_factory.mktemp("good")
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -126,7 +127,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "questions.csv").write_text(f"{CSV}Is it not?,Law,Yes,Yes,No\n")
     write_tiny(folder / "tiny")
     loaded = load(str(folder / "tiny"))
-    spec = AdapterSpec(rank=2, scale=1.0)
+    spec = Adapter(rank=2, scale=1.0)
     attach_adapter(loaded.model, spec, seed=1)
     (folder / "adapter").mkdir()
     save_adapter(loaded.model, spec, folder / "adapter")

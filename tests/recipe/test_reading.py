@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from forty2.errors import RecipeError
-from forty2.recipe.reading import DpoPhase, load_recipe, packaged_recipes, to_yaml
+from forty2.recipe.reading import load_recipe, packaged_recipes, to_yaml
+from forty2.training.objectives.dpo import DpoPhase
 
 GOOD = """\
 version: 1
@@ -79,7 +80,7 @@ phases:
         "recipe.yaml:8: phases.dpo.beta: missing",
         "recipe.yaml:12: phases.dpo.learning_rate: unknown key; did you mean lr?",
         "recipe.yaml:13: phases.dpo.loss: should be 'sigmoid', 'hinge', 'ipo' or 'dpop', not 'sigmoidd'",
-        "recipe.yaml:14: phases.kto.objective: 'ktoo' is none of sft, dpo, kto",
+        "recipe.yaml:14: phases.kto.objective: 'ktoo' is none of dpo, kto, sft",
         "recipe.yaml:15: phases.boost.save_every_steps: 20 is beyond the last step (10): never reached",
     ]
 
@@ -103,7 +104,7 @@ phases:
         (("model: smollm2", "model: [a"), "not valid YAML"),
         (("model: smollm2", "model: !!python/object/apply:os.system [ls]"), "model: should be"),
         (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
-        (("objective: sft, ", ""), "phases.sft.objective: missing: say one of sft, dpo, kto"),
+        (("objective: sft, ", ""), "phases.sft.objective: missing: say one of dpo, kto, sft"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
@@ -164,8 +165,8 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str, complaint: str) 
         ("phases.dop.lr=1e-6", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
         ("phases.dop={lr: 1e-6}", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
         ("phases.x.lr=1e-6", "x: no such phase; the recipe has sft, dpo; a new one needs an objective"),
-        ("phases.dpo={lr: 1e-6}", "dpo.objective: missing: say one of sft, dpo, kto"),
-        ("phases={dop: {lr: 1e-6}}", "dop.objective: missing: say one of sft, dpo, kto"),
+        ("phases.dpo={lr: 1e-6}", "dpo.objective: missing: say one of dpo, kto, sft"),
+        ("phases={dop: {lr: 1e-6}}", "dop.objective: missing: say one of dpo, kto, sft"),
     ],
 )  # fmt: skip
 def test_an_override_of_no_phase_says_which_there_are(

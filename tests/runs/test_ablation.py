@@ -23,7 +23,8 @@ from forty2.cli import main
 from forty2.data.build import build
 from forty2.errors import RunError
 from forty2.files import read_json
-from forty2.recipe.reading import Recipe, load_recipe, to_yaml
+from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.schema import Recipe
 from forty2.report.ablation import _shown, _shown_change, write_ablation
 from forty2.runs.ablation import (
     Ablation,

@@ -18,8 +18,8 @@ from support.training import ROWS, adapted, run, sft
 from forty2.errors import RunError
 from forty2.inference.logprobs import Shortcuts
 from forty2.model.adapter import adapter_weights
+from forty2.training.batched_loss import ConversationLoss
 from forty2.training.checkpoints import checkpoints
-from forty2.training.objectives import Sft
 
 FILES = (
     "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "optimizer.safetensors",
@@ -203,10 +203,15 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
     work = tmp_path_factory.mktemp("stopped")
     whole, model = adapted(0.2), adapted(0.2)
-    run(whole, Sft(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole", [])
+    run(whole, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole", [])
     with pytest.raises(Stop):
         run(
-            model, Sft(ROWS, Shortcuts(split_head=True)), PHASE, work / "stopped", [], progress=stop
+            model,
+            ConversationLoss(ROWS, Shortcuts(split_head=True)),
+            PHASE,
+            work / "stopped",
+            [],
+            progress=stop,
         )
     assert [p.name for p in checkpoints(work / "stopped")] == ["step6", "step3"]
     return work / "stopped", adapter_weights(whole)
@@ -223,7 +228,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     harm(work / "step6" / file)
     model, log, told, rewound = adapted(0.2), list[Any](), list[Any](), list[int]()
     run(
-        model, Sft(ROWS, Shortcuts(split_head=True)), PHASE, work, log, rewind=rewound.append,
+        model, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work, log, rewind=rewound.append,
         progress=lambda _, done, total, info: told.append(info),
     )  # fmt: skip
     assert rewound == [3]
@@ -242,6 +247,6 @@ def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
     for step in ("step3", "step6"):
         flip(work / step / "optimizer.safetensors")
     with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* --resume") as error:
-        run(adapted(0.2), Sft(ROWS, Shortcuts(split_head=True)), PHASE, work, [])
+        run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work, [])
     assert "\n" not in str(error.value)
     assert len(checkpoints(work)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,21 @@ import mlx.core as mx
 import numpy as np
 
 from forty2.inference.logprobs import supported_shortcuts
-from forty2.model.adapter import AdapterSpec, attach_adapter
-from forty2.recipe.reading import DpoPhase, SftPhase
+from forty2.model.adapter import attach_adapter
+from forty2.recipe.schema import Adapter
 from forty2.text.encoder import PairRow, Row
+from forty2.training.batched_loss import (
+    PairLoss,
+    reference_logps,
+)
 from forty2.training.loop import (
     Training,
 )
-from forty2.training.objectives import (
-    Preference,
-    reference_logps,
-)
+from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.objectives.sft import SftPhase
 from support.models import tiny_model
 
-SPEC = AdapterSpec(rank=4, scale=4.0, layers=2)
+SPEC = Adapter(rank=4, scale=4.0, layers=2)
 
 RNG = np.random.default_rng(3)
 
@@ -49,7 +52,7 @@ def dpo(**changes: Any) -> DpoPhase:
 def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
     """A tiny model with an adapter; `moved`: one that does something already."""
     model = tiny_model()
-    attach_adapter(model, SPEC._replace(dropout=dropout), seed=1)
+    attach_adapter(model, replace(SPEC, dropout=dropout), seed=1)
     if moved:
         model.update(
             {"model": {"layers": [
@@ -59,13 +62,13 @@ def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
     return model
 
 
-def preference(model: Any, phase: DpoPhase, tmp_path: Path) -> Preference:
+def preference(model: Any, phase: DpoPhase, tmp_path: Path) -> PairLoss:
     logps = reference_logps(model, PAIRS, ALL, tmp_path / "reference.npz")
-    return Preference(PAIRS, logps, phase, supported_shortcuts(model))
+    return PairLoss(PAIRS, logps, phase, supported_shortcuts(model))
 
 
 def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **more: Any) -> Any:
     return Training(
-        model=model, objective=objective, phase=phase, name="p", seed=5, spec=SPEC, work=work,
+        model=model, objective=objective, phase=phase, name="p", seed=5, adapter=SPEC, work=work,
         log=log.append, **more,
     ).run()  # fmt: skip

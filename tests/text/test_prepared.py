@@ -25,8 +25,8 @@ from forty2.inference.logprobs import can_pack, supported_shortcuts
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder, Row
 from forty2.text.prepared import Prepared, open_prepared, packed, prepare, tokenizer_key
+from forty2.training.batched_loss import ConversationLoss
 from forty2.training.batches import sft_batch
-from forty2.training.objectives import Sft
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
     )  # fmt: skip
 
     def gradients(rows: list[Row]) -> tuple[float, dict[str, np.ndarray]]:
-        objective = Sft(rows, supported_shortcuts(model))
+        objective = ConversationLoss(rows, supported_shortcuts(model))
         arrays = objective.arrays(sft_batch(rows, range(len(rows))))
         total, grads = mx.value_and_grad(
             lambda parameters: _loss(model, parameters, objective, arrays)
@@ -123,7 +123,9 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
         np.testing.assert_allclose(packed_grads[name], grad, atol=1e-4, err_msg=name)
 
 
-def _loss(model: Any, parameters: Any, objective: Sft, arrays: list[mx.array]) -> mx.array:
+def _loss(
+    model: Any, parameters: Any, objective: ConversationLoss, arrays: list[mx.array]
+) -> mx.array:
     model.update(parameters)
     return objective.loss(model, arrays).total
 

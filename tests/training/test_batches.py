@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
-from forty2.recipe.reading import DpoPhase, SftPhase
 from forty2.text.encoder import Encoder
 from forty2.training.batches import Order, grouped, positions, rows_of_epoch
 from forty2.training.loop import order_of
+from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.objectives.sft import SftPhase
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 

@@ -17,14 +17,15 @@ from support.models import ARCHITECTURES, tiny_model
 from forty2.data.library import rows as library
 from forty2.data.records import Pair
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
-from forty2.model.adapter import AdapterSpec, attach_adapter
+from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import load
 from forty2.model.surgery import can_split, frozen_depth
-from forty2.recipe.reading import DpoPhase
+from forty2.recipe.schema import Adapter
 from forty2.text.encoder import Encoder, PairRow, Row
+from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, reference_logps
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
-from forty2.training.objectives import Objective, Preference, Sft, reference_logps
+from forty2.training.objectives.dpo import DpoPhase
 
 RNG = np.random.default_rng(11)
 PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)
@@ -46,7 +47,7 @@ ROWS.append(Row(ids(12), [i % 6 > 1 for i in range(12)], "packed", [i // 6 for i
 def moved(architecture: str = "llama", layers: int = 2, **changes: Any) -> Any:
     """A tiny model with an adapter on its upper blocks that does something."""
     model = tiny_model(architecture, **changes)
-    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=layers), seed=1)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=layers), seed=1)
     for name, value in tree_flatten(model.trainable_parameters()):
         if name.endswith("lora_b"):
             value += 0.1 * mx.random.normal(value.shape)
@@ -60,7 +61,7 @@ def stored(model: Any, rows: Any, which: Any, folder: Path) -> FrozenStates:
     )
 
 
-def learned(model: Any, objective: Objective, which: list[int]) -> tuple[float, dict[str, Any]]:
+def learned(model: Any, objective: BatchedLoss, which: list[int]) -> tuple[float, dict[str, Any]]:
     """Loss and gradients of a batch."""
     model.train()
     arrays = objective.arrays(objective.batch(which))
@@ -84,12 +85,12 @@ def assert_same(one: tuple[float, Any], other: tuple[float, Any]) -> None:
 
 def pairs_objective(
     model: Any, pairs: list[PairRow], by: Shortcuts, replay: FrozenStates | None
-) -> Preference:
+) -> PairLoss:
     reference = {
         i: np.linspace(-6, -5, len(row.chosen) + len(row.rejected)).astype(np.float32)
         for i, row in enumerate(pairs)
     }
-    return Preference(pairs, reference, PHASE, by, replay)
+    return PairLoss(pairs, reference, PHASE, by, replay)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -115,13 +116,15 @@ def test_pairs(architecture: str, checkpointed: bool | int, tmp_path: Path) -> N
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_conversations(architecture: str, checkpointed: bool, tmp_path: Path) -> None:
     model = moved(architecture)
-    plain = learned(model, Sft(ROWS), [0, 1, 2, 3, 4])
+    plain = learned(model, ConversationLoss(ROWS), [0, 1, 2, 3, 4])
     checkpoint_gradients(model, checkpointed)
-    assert_same(learned(model, Sft(ROWS, supported_shortcuts(model)), [0, 1, 2, 3, 4]), plain)
+    assert_same(
+        learned(model, ConversationLoss(ROWS, supported_shortcuts(model)), [0, 1, 2, 3, 4]), plain
+    )
     replay = stored(model, ROWS, [1, 2, 4], tmp_path)
     assert_same(
-        learned(model, Sft(ROWS, supported_shortcuts(model), replay), [4, 2]),
-        learned(model, Sft(ROWS), [4, 2]),
+        learned(model, ConversationLoss(ROWS, supported_shortcuts(model), replay), [4, 2]),
+        learned(model, ConversationLoss(ROWS), [4, 2]),
     )
 
 
@@ -150,7 +153,7 @@ def test_pairs_of_any_shape(
 def test_pairs_of_a_quantised_model(tmp_path: Path) -> None:
     model = tiny_model("llama")
     nn.quantize(model, group_size=32, bits=8)  # the tied head, too
-    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=2), seed=1)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=2), seed=1)
     plain = learned(model, pairs_objective(model, PAIRS, Shortcuts(), None), [0, 1, 2, 3])
     allowed = supported_shortcuts(model)
     assert allowed == Shortcuts(shared_prompts=True, split_head=True)
@@ -167,7 +170,7 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
         for row in library("entities")[:3]
     ]  # fmt: skip
     model = loaded.model
-    attach_adapter(model, AdapterSpec(rank=4, scale=4.0, layers=3), seed=1)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=3), seed=1)
     plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), [0, 1, 2])
     replay = stored(model, pairs, range(3), tmp_path)
     spared = pairs_objective(model, pairs, supported_shortcuts(model), replay)

@@ -29,9 +29,9 @@ from forty2.inference.logprobs import Shortcuts
 from forty2.recipe.reading import load_recipe
 from forty2.runs.ablation import ablate
 from forty2.runs.pipeline import run
+from forty2.training.batched_loss import ConversationLoss
 from forty2.training.batches import Order, SftBatch
 from forty2.training.loop import evaluate
-from forty2.training.objectives import Sft
 from forty2.training.processes import Group, joined
 
 RECIPE = """
@@ -220,7 +220,7 @@ def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> N
     """Again of two that meet nobody."""
     seen: list[tuple[list[int], Any]] = []
 
-    class Seen(Sft):
+    class Seen(ConversationLoss):
         def batch(self, indices: Sequence[int]) -> SftBatch:
             state: Any = mx.random.state
             seen.append((list(indices), state[0].tolist()))

@@ -16,10 +16,10 @@ from support.training import ROWS, adapted, run, sft
 from forty2.errors import TrainingError
 from forty2.inference.logprobs import Shortcuts
 from forty2.model.adapter import adapter_weights
-from forty2.recipe.reading import Best, Goal, RedLines
+from forty2.training.batched_loss import ConversationLoss
 from forty2.training.checkpoints import checkpoints
 from forty2.training.loop import ReplyCheck, Stepper, make_optimizer
-from forty2.training.objectives import Sft
+from forty2.training.objectives.phase import Best, Goal, RedLines
 from forty2.training.red_lines import IDLE, WINDOW, Red, RedLineMonitor
 
 RNG = np.random.default_rng(5)
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(5)
 def watch(*losses: float) -> RedLineMonitor:
     watch = RedLineMonitor()
     for loss in losses:
-        watch.taken(loss, 1.0, ceiling=math.inf)
+        watch.taken(loss, 1.0, uninformed_loss=math.inf)
     return watch
 
 
@@ -63,20 +63,20 @@ def test_the_losses_of_healthy_runs_are_silent() -> None:
         healthy = RedLineMonitor()
         for loss in curve:
             assert healthy.step(loss, 0.1, healthy.limit()) is None
-            assert healthy.taken(loss, 0.1, ceiling=10.0) is None
+            assert healthy.taken(loss, 0.1, uninformed_loss=10.0) is None
 
 
 def test_nothing_learned_is_red_once() -> None:
     idle = RedLineMonitor()
-    reds = [idle.taken(2.0, 0.0, ceiling=10.0) for _ in range(3 * IDLE)]
+    reds = [idle.taken(2.0, 0.0, uninformed_loss=10.0) for _ in range(3 * IDLE)]
     assert [n for n, red in enumerate(reds) if red is not None] == [IDLE - 1]
     satisfied = RedLineMonitor()  # every pair beyond a hinge: no gradient, and none needed
-    assert not any(satisfied.taken(0.0, 0.0, ceiling=10.0) for _ in range(3 * IDLE))
+    assert not any(satisfied.taken(0.0, 0.0, uninformed_loss=10.0) for _ in range(3 * IDLE))
 
 
 def test_a_loss_as_of_a_guess_is_red_once() -> None:
     lost = RedLineMonitor()
-    reds = [lost.taken(10.4, 1.0, ceiling=10.0) for _ in range(2 * WINDOW)]
+    reds = [lost.taken(10.4, 1.0, uninformed_loss=10.0) for _ in range(2 * WINDOW)]
     assert [n for n, red in enumerate(reds) if red is not None] == [WINDOW - 1]
 
 
@@ -111,7 +111,7 @@ def test_a_validation_loss_far_above_the_training_loss_is_red() -> None:
 def poisoned(at: int, value: float = math.nan, times: int = 1) -> Any:
     """An objective whose batches give this loss, from the `at`-th on, so many times."""
 
-    class Poisoned(Sft):
+    class Poisoned(ConversationLoss):
         drawn = 0
 
         def loss(self, model: Any, arrays: Any) -> Any:
@@ -161,7 +161,11 @@ def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
     """As on Metal, where every step is compiled."""
 
     def losses(device: mx.Device) -> list[Any]:
-        model, objective, phase = adapted(0.1), Sft(ROWS, Shortcuts(split_head=True)), sft()
+        model, objective, phase = (
+            adapted(0.1),
+            ConversationLoss(ROWS, Shortcuts(split_head=True)),
+            sft(),
+        )
         model.train()
         optimizer = make_optimizer(phase)
         with monkeypatch.context() as patch:
@@ -252,7 +256,7 @@ def test_back_before_the_first_checkpoint_goes_to_the_start(tmp_path: Path) -> N
 
 
 def test_going_back_ends_after_three_times(tmp_path: Path) -> None:
-    class Broken(Sft):
+    class Broken(ConversationLoss):
         def loss(self, model: Any, arrays: Any) -> Any:
             plain = super().loss(model, arrays)
             return plain._replace(total=plain.total * math.nan)
@@ -269,7 +273,7 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
     """A bad row is a function of the row, so that it comes again; half the rate gets over it."""
     limit = 0.075
 
-    class Cliff(Sft):
+    class Cliff(ConversationLoss):
         """Not finite once the adapter has moved far from where it began."""
 
         def loss(self, model: Any, arrays: Any) -> Any:
@@ -317,7 +321,7 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 
 
 def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
-    objective = Sft(ROWS, Shortcuts(split_head=True))
+    objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     phase = sft(
         steps=60, lr=1.0e-2, eval_every_steps=4, red_lines=red_lines(validation="stop"),
     )  # fmt: skip
@@ -326,7 +330,12 @@ def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
     ]
     with pytest.raises(TrainingError, match=r"p, step \d+: validation loss.*; --resume goes on"):
         run(
-            adapted(), objective, phase, tmp_path, [], valid=Sft(others, Shortcuts(split_head=True))
+            adapted(),
+            objective,
+            phase,
+            tmp_path,
+            [],
+            valid=ConversationLoss(others, Shortcuts(split_head=True)),
         )
     assert checkpoints(tmp_path)
 
@@ -340,7 +349,7 @@ def test_faulty_replies_are_told_of_and_only_those_after_training_are_acted_upon
     with pytest.raises(TrainingError, match="p, step 2: the same reply"):
         run(
             adapted(),
-            Sft(ROWS, Shortcuts(split_head=True)),
+            ConversationLoss(ROWS, Shortcuts(split_head=True)),
             phase,
             tmp_path,
             log,
@@ -354,7 +363,7 @@ def test_faulty_replies_are_told_of_and_only_those_after_training_are_acted_upon
 
 
 def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
-    objective = Sft(ROWS, Shortcuts(split_head=True))
+    objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     log: list[Any] = []
     phase = sft(
         steps=60, lr=3e-2, eval_every_steps=2, until=Goal(metric="loss", at_most=5.0)
@@ -367,7 +376,7 @@ def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
 
 def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Path) -> None:
     """Killed between the checkpoint of its last step and the phase's own folder."""
-    objective = Sft(ROWS, Shortcuts(split_head=True))
+    objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     phase = sft(
         steps=60, lr=3e-2, eval_every_steps=2, save_every_steps=2,
         until=Goal(metric="loss", at_most=5.0),
@@ -385,7 +394,7 @@ def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
         steps=6, eval_every_steps=2, eval_prompts="x", best=Best(metric="passed", direction="max")
     )
     trained = run(
-        adapted(), Sft(ROWS, Shortcuts(split_head=True)), phase, tmp_path, [],
+        adapted(), ConversationLoss(ROWS, Shortcuts(split_head=True)), phase, tmp_path, [],
         ask=lambda: ReplyCheck({"passed": next(shares)}, []),
     )  # fmt: skip
     assert (trained.kept_step, trained.valid) == (4, {"passed": 0.9})

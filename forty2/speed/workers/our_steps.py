@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mlx.nn as nn
 
-from forty2.recipe.reading import Phase
+from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.loop import Stepper, make_optimizer, order_of
-from forty2.training.objectives import Objective, micro_batches
+from forty2.training.objectives.phase import Phase
 
 
-def take_steps(model: nn.Module, objective: Objective, phase: Phase) -> None:
+def take_steps(model: nn.Module, objective: BatchedLoss, phase: Phase) -> None:
     """Train over every row once, as a phase does."""
     stepper = Stepper(model, make_optimizer(phase), objective, phase)
     order = order_of(phase, objective.lengths, objective.weights, seed=1)

@@ -18,8 +18,9 @@ from forty2.benchmark.stats import KL_NEAR_ZERO
 from forty2.benchmark.tasks.divergence import base_of, divergence, kl_of, probes
 from forty2.errors import BenchmarkError
 from forty2.files import read_json
-from forty2.model.adapter import AdapterSpec, attach_adapter
+from forty2.model.adapter import attach_adapter
 from forty2.model.loading import LoadedModel, load
+from forty2.recipe.schema import Adapter
 from forty2.runs.pipeline import RunResult
 
 RECIPE = """
@@ -110,7 +111,7 @@ def test_a_model_is_not_far_from_itself_nor_from_an_adapter_that_does_nothing(
     loaded = load(str(inputs / "model"))
     base = base_of(loaded, "f")
     assert divergence(loaded, base)["kl"] == 0.0
-    attach_adapter(loaded.model, AdapterSpec(rank=2, scale=4.0, layers=2), seed=1)
+    attach_adapter(loaded.model, Adapter(rank=2, scale=4.0, layers=2), seed=1)
     assert divergence(loaded, base)["kl"] < 1e-11
 
 

@@ -37,13 +37,14 @@ from forty2.cli import main
 from forty2.data.build.curriculum import eval_prompts as operator_prompts
 from forty2.data.build.curriculum import operators
 from forty2.errors import BenchmarkError
-from forty2.model.adapter import AdapterSpec, attach_adapter
+from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import LoadedModel
-from forty2.recipe.reading import SftPhase
+from forty2.recipe.schema import Adapter
 from forty2.text.encoder import Row
+from forty2.training.batched_loss import ConversationLoss
 from forty2.training.loop import Stepper, make_optimizer
-from forty2.training.objectives import Sft
+from forty2.training.objectives.sft import SftPhase
 
 CONTROL = ["<s>", "<end>", "<user>", "</user>", "<bot>", "</bot>", "<tool>", "</tool>"]
 THINK = ["<think>", "</think>"]
@@ -99,7 +100,7 @@ def taught(replies: Mapping[str, str]) -> LoadedModel:
         before, after = ids(prompt), ids(reply + "<end>")
         mask = [False] * len(before) + [True] * len(after)
         rows.append(Row(before + after, mask, "here"))
-    objective = Sft(rows)
+    objective = ConversationLoss(rows)
     arrays = objective.arrays(objective.batch(range(len(rows))))
     step = nn.value_and_grad(model, lambda model: objective.loss(model, arrays).total)
     optimizer = optim.Adam(1e-2)
@@ -372,13 +373,13 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
 ) -> None:
     """With dropout, and asked between any two steps: the same weights, bit for bit."""
     prompts = load_eval_prompts(written(tmp_path))
-    spec = AdapterSpec(rank=4, scale=4.0, layers=2, dropout=0.3)
+    spec = Adapter(rank=4, scale=4.0, layers=2, dropout=0.3)
     texts = [ids(f"<user>{n}</user><bot>{n * 7}</bot><end>") for n in range(6)]
     rows = [Row(text, [n > 3 for n in range(len(text))], "here") for text in texts]
     phase = SftPhase(objective="sft", data="x", steps=6, lr=1e-2, batch_size=2)
 
     def trained(ask: bool) -> tuple[dict[str, mx.array], list[dict[str, Any]]]:
-        tiny, objective = tiny_model(), Sft(rows)
+        tiny, objective = tiny_model(), ConversationLoss(rows)
         attach_adapter(tiny, spec, seed=1)
         checkpoint_gradients(tiny, grad_checkpoint)
         optimizer = make_optimizer(phase)
@@ -402,7 +403,7 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
 def test_replies_are_those_without_dropout(tmp_path: Path) -> None:
     prompts = load_eval_prompts(written(tmp_path))
     tiny = tiny_model()
-    attach_adapter(tiny, AdapterSpec(rank=4, scale=90.0, layers=3, dropout=0.5), seed=1)
+    attach_adapter(tiny, Adapter(rank=4, scale=90.0, layers=3, dropout=0.5), seed=1)
     tiny.apply_to_modules(_stir)
     said = []
     for training, checkpointed in ((False, False), (True, False), (True, True), (False, True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,21 @@ from forty2.inference.logprobs import (
     response_logps,
     supported_shortcuts,
 )
-from forty2.model.adapter import AdapterSpec, attach_adapter
+from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
-from forty2.recipe.reading import KtoPhase, load_recipe
+from forty2.recipe.reading import load_recipe
+from forty2.recipe.schema import Adapter
 from forty2.text.encoder import PairRow, RatedRow, add_mismatched_responses, fit_rows
+from forty2.training.batched_loss import RatedLoss, micro_batches, reference_logps
 from forty2.training.batches import BOTH, lengths_of, parts_of
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.loop import Stepper, Training, evaluate, make_optimizer
 from forty2.training.losses import kto_loss
-from forty2.training.objectives import Kto, micro_batches, reference_logps
+from forty2.training.objectives.kto import KtoPhase
 from forty2.training.processes import ALONE
 
 RNG = np.random.default_rng(7)
-SPEC = AdapterSpec(rank=4, scale=4.0, layers=2)
+SPEC = Adapter(rank=4, scale=4.0, layers=2)
 
 
 def ids(length: int) -> list[int]:
@@ -66,7 +69,7 @@ PHASE = kto(desirable_weight=1.5, undesirable_weight=0.75, clip_norm=None)
 
 def adapted(architecture: str = "llama", dropout: float = 0.0) -> Any:
     model = tiny_model(architecture)
-    attach_adapter(model, SPEC._replace(dropout=dropout), seed=1)
+    attach_adapter(model, replace(SPEC, dropout=dropout), seed=1)
     return model
 
 
@@ -80,17 +83,17 @@ def move(model: Any) -> None:
 
 def objective_of(
     model: Any, tmp_path: Path, *, by: Shortcuts | None = None, replay: FrozenStates | None = None
-) -> Kto:
+) -> RatedLoss:
     """Against the model as it stands."""
     model.eval()
     allowed = by or supported_shortcuts(model)
     logps = reference_logps(model, ROWS, ALL, tmp_path / "ref.npz", allowed=allowed, replay=replay)
-    return Kto(ROWS, logps, PHASE, allowed, replay)
+    return RatedLoss(ROWS, logps, PHASE, allowed, replay)
 
 
-def drifted(objective: Kto) -> Kto:
+def drifted(objective: RatedLoss) -> RatedLoss:
     """As if every token had become likelier by a nat."""
-    objective.reference = {i: logps - 1 for i, logps in objective.reference.items()}
+    objective.reference = {i: logps - 1 for i, logps in (objective.reference or {}).items()}
     return objective
 
 
@@ -103,7 +106,7 @@ def plain_logp(model: Any, prompt: list[int], response: list[int]) -> float:
     return math.fsum(logps[at - 1, whole[at]] for at in range(len(prompt), len(whole)))
 
 
-def learned(model: Any, objective: Kto, *parts: Any) -> tuple[float, dict[str, Any]]:
+def learned(model: Any, objective: RatedLoss, *parts: Any) -> tuple[float, dict[str, Any]]:
     """Mean loss and its gradient, through the stepper's own accumulation."""
     caught: dict[str, Any] = {}
     optimizer: Any = make_optimizer(PHASE)
@@ -237,7 +240,7 @@ def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
     for by, expected in ((1.0, 0.0), (-1.0, 1.0)):
         objective.reference = {
             i: np.concatenate([logps[: len(ROWS[i].chosen)], others + by / len(others)])
-            for i, logps in objective.reference.items()
+            for i, logps in (objective.reference or {}).items()
             for others in [logps[len(ROWS[i].chosen) :]]
         }
         (z0,) = objective.shared(model, [objective.batch(ALL)], ALONE)
@@ -252,7 +255,7 @@ def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: P
     rows = [RatedRow([n], ids(5), [], n <= liked, f"r:{n}") for n in range(1, 11)]
     rows = add_mismatched_responses(rows, 64)
     logps = reference_logps(model, rows, range(10), tmp_path / "ref.npz")
-    objective = Kto(rows, logps, PHASE)
+    objective = RatedLoss(rows, logps, PHASE)
     one, other = (
         np.asarray(
             response_logps(model, pair_arrays(objective._batch(range(10), [side])), NO_SHORTCUTS)
@@ -287,7 +290,7 @@ def test_whatever_is_spared_the_gradients_are_the_same(
     checkpoint_gradients(model, checkpointed)
     assert_same(learned(model, spared, ALL), expected)
     if replay is not None:
-        replayed = Kto(ROWS, spared.reference, PHASE, allowed, replay)
+        replayed = RatedLoss(ROWS, spared.reference, PHASE, allowed, replay)
         assert_same(learned(model, replayed, ALL), expected)
 
 
@@ -331,7 +334,7 @@ def test_training_tells_desirable_responses_from_others(tmp_path: Path) -> None:
     before = evaluate(model, objective)
     phase = kto(steps=40, batch_size=6, beta=0.1)
     Training(
-        model=model, objective=objective, phase=phase, name="kto", seed=0, spec=SPEC,
+        model=model, objective=objective, phase=phase, name="kto", seed=0, adapter=SPEC,
         work=tmp_path / "work", valid=objective,
     ).run()  # fmt: skip
     after = evaluate(model, objective)

@@ -37,8 +37,8 @@ from forty2.inference.logprobs import (
 )
 from forty2.model.surgery import BlockInput, evaluating
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import DpoPhase, KtoPhase
 from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
+from forty2.text.row_kinds import CONVERSATIONS, PAIRS, RATED
 from forty2.training.batches import (
     BOTH,
     CHOSEN,
@@ -55,9 +55,11 @@ from forty2.training.batches import (
     weights_of,
 )
 from forty2.training.frozen_states import FrozenStates
-from forty2.training.losses import PairLogps, initial_preference_loss, kto_loss, preference_loss
+from forty2.training.losses import PairLogps
+from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.pairs import PairPhase
+from forty2.training.objectives.phase import Phase
 from forty2.training.processes import ALONE, Group
-from forty2.training.red_lines import SPIKE_THRESHOLD
 
 START_APART = 0.1
 """Nats a token that a policy in 16 bits may seem to be from itself, computed in another order."""
@@ -72,8 +74,8 @@ class Loss(NamedTuple):
     """Scalars."""
 
 
-class Objective(Protocol):
-    """What the training loop needs to know of an objective."""
+class BatchedLoss(Protocol):
+    """An objective on the rows of a phase: the summed loss of any batch of them."""
 
     lengths: list[int]
     """Tokens of each row."""
@@ -82,11 +84,7 @@ class Objective(Protocol):
     weights: list[float]
     """How often an epoch has each row, on average."""
     spared: dict[str, Any]
-    """What work is spared, for the record."""
-    ceiling: float
-    """A mean loss beyond which a model knows nothing."""
-    leap: float
-    """Least rise over the losses before that is a leap."""
+    """Which shortcuts are taken, for the record."""
     metrics: tuple[str, ...]
     """What `loss` measures."""
 
@@ -105,31 +103,29 @@ class Objective(Protocol):
         return []
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
-        """Differentiable with respect to the model."""
+        """Compute the summed loss, differentiable with respect to the model."""
 
 
-def micro_batches(objective: Objective, indices: Sequence[int]) -> Iterator[Batch]:
+def micro_batches(batched_loss: BatchedLoss, indices: Sequence[int]) -> Iterator[Batch]:
     """These rows in batches of what is best computed at once; their sums are those of one batch."""
-    for group in grouped(objective.parts[list(indices)]):
-        yield objective.batch([indices[n] for n in group])
+    for group in grouped(batched_loss.parts[list(indices)]):
+        yield batched_loss.batch([indices[n] for n in group])
 
 
-class Sft(Objective):
+class ConversationLoss(BatchedLoss):
     """Cross-entropy on supervised tokens: -Σ log p(token)."""
 
-    ceiling = 10.0  # nats a token: a guess among 22,000
-    leap = SPIKE_THRESHOLD
     metrics: tuple[str, ...] = ("loss",)
 
     def __init__(
         self,
         rows: Sequence[Row],
         shortcuts: Shortcuts = NO_SHORTCUTS,
-        replay: FrozenStates | None = None,
+        frozen: FrozenStates | None = None,
     ) -> None:
         self.rows = rows
-        self._shortcuts, self._replay = shortcuts, replay
-        self.spared = _spared(shortcuts, replay)
+        self._shortcuts, self._frozen = shortcuts, frozen
+        self.spared = _shortcuts_taken(shortcuts, frozen)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
         self.parts = parts_of(rows)
 
@@ -138,26 +134,24 @@ class Sft(Objective):
 
     def arrays(self, batch: Batch) -> list[mx.array]:
         assert isinstance(batch, SftBatch)
-        stored = self._replay.of_rows(batch) if self._replay is not None else []
+        stored = self._frozen.of_rows(batch) if self._frozen is not None else []
         packed = [mx.array(batch.segments)] if batch.segments is not None else []
         return [mx.array(batch.ids), mx.array(positions(batch.mask[:, 1:])), *stored, *packed]
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         ids, where, *rest = arrays
-        entry = BlockInput(rest.pop(0), self._replay.depth) if self._replay is not None else None
+        entry = BlockInput(rest.pop(0), self._frozen.depth) if self._frozen is not None else None
         cache = segment_cache(model, rest[0][:, :-1]) if rest else None
         output = run_model(model, ids[:, :-1], self._shortcuts, cache=cache, entry=entry)
         total = -target_logps(model, output, ids[:, 1:], where, self._shortcuts).sum()
         return Loss(total, {"loss": total})
 
 
-class Anchored(Objective):
-    """Against a reference's log-probabilities of each row's two responses, computed beforehand."""
+class ResponseLoss(BatchedLoss):
+    """A loss of responses to prompts, with a reference's log-probabilities where it needs them."""
 
-    ceiling = math.inf  # some of these losses are large from the first step
-    leap = SPIKE_THRESHOLD
     name: str
-    """Of the loss."""
+    """What messages call the loss."""
     slack = 1.0
     """How many times a rounding error counts in the loss at the start."""
     sides: Sequence[int] = BOTH
@@ -166,25 +160,25 @@ class Anchored(Objective):
     def __init__(
         self,
         rows: Sequence[AnyPair],
-        reference: Mapping[int, npt.NDArray[np.float32]],
+        reference: Mapping[int, npt.NDArray[np.float32]] | None,
         shortcuts: Shortcuts = NO_SHORTCUTS,
-        replay: FrozenStates | None = None,
+        frozen: FrozenStates | None = None,
     ) -> None:
         """
         Args:
             reference: by row index, token log-probabilities: the chosen's, then the rejected's.
-                Needed for rows that come in a batch.
+                Needed for rows that come in a batch; None: the loss reads none.
         """
         self.rows = rows
         self.reference = reference
-        self._shortcuts, self._replay = shortcuts, replay
-        self.spared = _spared(shortcuts, replay)
+        self._shortcuts, self._frozen = shortcuts, frozen
+        self.spared = _shortcuts_taken(shortcuts, frozen)
         self.lengths, self.weights = lengths_of(rows), weights_of(rows)
         self.parts = parts_of(rows)
 
     @abstractmethod
     def loss_at_start(self, batch: PairBatch) -> float:
-        """The mean loss while the policy is the reference."""
+        """Mean loss while the policy is the reference."""
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         return self._batch(indices, self.sides)
@@ -227,19 +221,20 @@ class Anchored(Objective):
     def _arrays(self, batch: PairBatch, sides: Sequence[int]) -> list[mx.array]:
         """For `_policy`: a batch of these sides, its mask, its reference, its stored states."""
         reference = np.zeros(batch.targets.shape, np.float32)
-        for n, index in enumerate(batch.rows):
+        for n, index in enumerate(batch.rows if self.reference is not None else ()):
+            assert self.reference is not None
             both = np.split(self.reference[index], [len(self.rows[index].chosen)])
             for k, side in enumerate(sides):
                 reference[n + k * batch.weight, : len(both[side])] = both[side]
-        stored = self._replay.of_pairs(batch, sides) if self._replay is not None else []
+        stored = self._frozen.of_pairs(batch, sides) if self._frozen is not None else []
         return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *stored]
 
     def _policy(self, model: nn.Module, arrays: Sequence[mx.array]) -> tuple[mx.array, ...]:
         """Log-probabilities of each response's tokens (kB, T), the reference's, and the mask."""
         pairs, (mask, reference), stored = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
         entry = (
-            PairBlockInput(stored[0], stored[1], self._replay.depth)
-            if self._replay is not None
+            PairBlockInput(stored[0], stored[1], self._frozen.depth)
+            if self._frozen is not None
             else None
         )
         return response_logps(model, pairs, self._shortcuts, entry), reference, mask
@@ -254,48 +249,30 @@ def _kl(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
     return 0.5 * squares / mask.sum(axis=-1)
 
 
-class Preference(Anchored):
-    """DPO and its kin."""
-
-    metrics: tuple[str, ...] = (
-        "loss", "chosen_logps", "rejected_logps", "chosen_rewards", "rejected_rewards", "margin",
-        "accuracy", "kl",
-    )  # fmt: skip
+class PairLoss(ResponseLoss):
+    """The loss of a `PairPhase`: DPO and its kin."""
 
     def __init__(
         self,
         rows: Sequence[PairRow],
-        reference: Mapping[int, npt.NDArray[np.float32]],
-        phase: DpoPhase,
+        reference: Mapping[int, npt.NDArray[np.float32]] | None,
+        phase: PairPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
-        replay: FrozenStates | None = None,
+        frozen: FrozenStates | None = None,
     ) -> None:
-        super().__init__(rows, reference, shortcuts, replay)
-        self.phase, self.name = phase, phase.loss
-        # For dpop a chosen response that looks less likely by rounding alone is penalised λ-fold.
-        self.slack = 1 + phase.dpop_lambda * (phase.loss == "dpop")
+        super().__init__(rows, reference, shortcuts, frozen)
+        self.phase, self.name, self.slack = phase, phase.loss_name, phase.start_slack
+        self.metrics = tuple(phase.metrics)
 
     def loss_at_start(self, batch: PairBatch) -> float:
-        return initial_preference_loss(self.phase.loss, self.phase.beta)
+        return self.phase.initial_loss()
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         policy, reference, mask = self._policy(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
-        chosen_tokens, rejected_tokens = mx.split(mask.sum(axis=-1), 2)
-        losses = preference_loss(
-            logps,
-            loss=self.phase.loss,
-            beta=self.phase.beta,
-            label_smoothing=self.phase.label_smoothing,
-            dpop_lambda=self.phase.dpop_lambda,
-            chosen_tokens=chosen_tokens,
-            rejected_tokens=rejected_tokens,
-        )
-        beta = self.phase.beta
-        chosen = beta * (logps.policy_chosen_logps - logps.reference_chosen_logps)
-        rejected = beta * (logps.policy_rejected_logps - logps.reference_rejected_logps)
-        total = losses.sum()
+        total = self.phase.losses(logps, *mx.split(mask.sum(axis=-1), 2)).sum()
+        chosen, rejected = self.phase.rewards(logps)
         metrics = {
             "loss": total,
             "chosen_logps": chosen_logps.sum(),
@@ -306,10 +283,10 @@ class Preference(Anchored):
             "accuracy": (chosen > rejected).astype(mx.float32).sum(),
             "kl": 0.5 * _kl(policy, reference, mask).sum(),
         }
-        return Loss(total, metrics)
+        return Loss(total, {name: metrics[name] for name in self.metrics})
 
 
-class Kto(Anchored):
+class RatedLoss(ResponseLoss):
     """KTO: desirable responses likelier than the policy's own drift, others less likely.
 
     A step takes two passes: the drift, measured on responses to other prompts, enters every row's
@@ -317,21 +294,19 @@ class Kto(Anchored):
     """
 
     sides = (CHOSEN,)
-    metrics: tuple[str, ...] = ("loss", "logps", "margin", "accuracy", "baseline", "kl")
     name = "kto"
 
     def __init__(
         self,
         rows: Sequence[RatedRow],
-        reference: Mapping[int, npt.NDArray[np.float32]],
+        reference: Mapping[int, npt.NDArray[np.float32]] | None,
         phase: KtoPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
-        replay: FrozenStates | None = None,
+        frozen: FrozenStates | None = None,
     ) -> None:
-        super().__init__(rows, reference, shortcuts, replay)
+        super().__init__(rows, reference, shortcuts, frozen)
         self.phase = phase
-        # no loss is above the weight of its verdict
-        self.leap = max(phase.desirable_weight, phase.undesirable_weight) / 2
+        self.metrics = tuple(phase.metrics)
         self._desirable = np.array([row.desirable for row in rows])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
@@ -356,22 +331,14 @@ class Kto(Anchored):
         return [mx.maximum(0.0, total / whole)]
 
     def loss_at_start(self, batch: PairBatch) -> float:
-        weights = (self.phase.undesirable_weight, self.phase.desirable_weight)
-        return float(np.mean(np.take(weights, self._desirable[batch.rows].astype(int)))) / 2
+        verdicts = self._desirable[batch.rows].tolist()
+        return float(np.mean([self.phase.initial_loss(desirable) for desirable in verdicts]))
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> Loss:
         desirable, *arrays, baseline = arrays
         policy, reference, mask = self._policy(model, arrays)
         logps, reference_logps = policy.sum(axis=-1), reference.sum(axis=-1)
-        total = kto_loss(
-            logps,
-            reference_logps,
-            desirable,
-            baseline,
-            beta=self.phase.beta,
-            desirable_weight=self.phase.desirable_weight,
-            undesirable_weight=self.phase.undesirable_weight,
-        ).sum()
+        total = self.phase.losses(logps, reference_logps, desirable, baseline).sum()
         beyond = self.phase.beta * (logps - reference_logps - baseline)
         margin = mx.where(desirable, beyond, -beyond)
         metrics = {
@@ -385,12 +352,31 @@ class Kto(Anchored):
         return Loss(total, metrics)
 
 
-def _spared(shortcuts: Shortcuts, replay: FrozenStates | None) -> dict[str, Any]:
+def batched_loss(
+    phase: Phase,
+    rows: Sequence[Any],
+    reference: Mapping[int, npt.NDArray[np.float32]] | None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+    frozen: FrozenStates | None = None,
+) -> BatchedLoss:
+    """The loss of a phase over its rows.
+
+    Args:
+        reference: by row index, (chosen + rejected tokens,) fp32; None where the phase needs none.
+    """
+    if phase.row_kind is CONVERSATIONS:
+        return ConversationLoss(rows, shortcuts, frozen)
+    kind: Any = {PAIRS: PairLoss, RATED: RatedLoss}[phase.row_kind]
+    made: BatchedLoss = kind(rows, reference, phase, shortcuts, frozen)
+    return made
+
+
+def _shortcuts_taken(shortcuts: Shortcuts, frozen: FrozenStates | None) -> dict[str, Any]:
     return {
         "prompts_shared": shortcuts.shared_prompts,
         "head_where_supervised": shortcuts.split_head,
-        "blocks_replayed": replay.depth if replay is not None else 0,
-        "replayed_gb": round(replay.bytes / 1e9, 3) if replay is not None else 0.0,
+        "blocks_replayed": frozen.depth if frozen is not None else 0,
+        "replayed_gb": round(frozen.bytes / 1e9, 3) if frozen is not None else 0.0,
     }
 
 

@@ -1,0 +1,59 @@
+"""KTO (Ethayarajh et al. 2024): single responses, each desirable or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from forty2.text.row_kinds import RATED, RowKind
+from forty2.training.objectives.phase import STRICT, Direction, Phase
+
+if TYPE_CHECKING:
+    from mlx.core import array
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class KtoPhase(Phase):
+    """Make desirable responses likelier and others less so, each by itself, anchored likewise."""
+
+    row_kind: ClassVar[RowKind] = RATED
+    needs_reference: ClassVar[bool] = True
+    sorts_batches: ClassVar[bool] = False
+    metrics: ClassVar[dict[str, Direction | None]] = {
+        "loss": "min", "logps": None, "margin": "max", "accuracy": "max", "baseline": None,
+        "kl": None,
+    }  # fmt: skip
+
+    objective: Literal["kto"]
+    beta: Annotated[float, Field(gt=0)]
+    """How soon gains and losses saturate. No default."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the desirable rows' loss."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Where one verdict is rarer. Desirable rows times weight should be 1 to 4/3 of the others'."""
+
+    @property
+    def spike_threshold(self) -> float:
+        return max(self.desirable_weight, self.undesirable_weight) / 2  # no loss exceeds its weight
+
+    def losses(
+        self, policy_logps: array, reference_logps: array, desirable: array, baseline: array
+    ) -> array:
+        """Loss of each response, (B,); see `training.losses.kto_loss`."""
+        from forty2.training.losses import kto_loss
+
+        return kto_loss(
+            policy_logps,
+            reference_logps,
+            desirable,
+            baseline,
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+
+    def initial_loss(self, desirable: bool) -> float:
+        """Loss of a response with this verdict while the policy is the reference."""
+        return (self.desirable_weight if desirable else self.undesirable_weight) / 2

@@ -1,0 +1,64 @@
+"""What objectives over preference pairs share. No objective itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from forty2.text.row_kinds import PAIRS, RowKind
+from forty2.training.objectives.phase import STRICT, Direction, Phase
+
+if TYPE_CHECKING:
+    from mlx.core import array
+
+    from forty2.training.losses import PairLogps
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PairPhase(Phase):
+    """A phase over preference pairs; a subclass states its loss."""
+
+    row_kind: ClassVar[RowKind] = PAIRS
+    needs_reference: ClassVar[bool] = True
+    # With batches of like length DPO reached 0.45 to 0.48 nats of held-out loss on the tuned
+    # recipe, at random 0.42. SFT reached the same with either.
+    sorts_batches: ClassVar[bool] = False
+    metrics: ClassVar[dict[str, Direction | None]] = {
+        "loss": "min", "chosen_logps": None, "rejected_logps": None, "chosen_rewards": None,
+        "rejected_rewards": None, "margin": "max", "accuracy": "max", "kl": None,
+    }  # fmt: skip
+
+    beta: Annotated[float, Field(gt=0)]
+    """Inverse temperature of the implicit reward. No default."""
+
+    @property
+    def loss_name(self) -> str:
+        """What messages call the loss."""
+        return self.objective
+
+    @property
+    def start_slack(self) -> float:
+        """How many times a rounding error of the log-probabilities counts in the loss at the start."""
+        return 1.0
+
+    def losses(self, logps: PairLogps, chosen_tokens: array, rejected_tokens: array) -> array:
+        """Loss of each pair, (B,).
+
+        Args:
+            logps: summed log-probabilities, each (B,), in nats.
+            chosen_tokens, rejected_tokens: (B,) lengths of the responses.
+        """
+        raise NotImplementedError
+
+    def rewards(self, logps: PairLogps) -> tuple[array, array]:
+        """Implicit rewards of the chosen and of the rejected responses, each (B,)."""
+        return (
+            self.beta * (logps.policy_chosen_logps - logps.reference_chosen_logps),
+            self.beta * (logps.policy_rejected_logps - logps.reference_rejected_logps),
+        )
+
+    def initial_loss(self) -> float:
+        """Loss of each pair while the policy is the reference."""
+        raise NotImplementedError

@@ -1,0 +1,23 @@
+"""Supervised fine-tuning: imitate conversations and texts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from forty2.text.row_kinds import CONVERSATIONS, RowKind
+from forty2.training.objectives.phase import STRICT, Direction, Phase
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SftPhase(Phase):
+    """Imitate conversations: cross-entropy on assistant turns."""
+
+    row_kind: ClassVar[RowKind] = CONVERSATIONS
+    needs_reference: ClassVar[bool] = False
+    sorts_batches: ClassVar[bool] = True
+    metrics: ClassVar[dict[str, Direction | None]] = {"loss": "min"}
+    uninformed_loss: ClassVar[float] = 10.0  # nats a token: a guess among 22,000
+
+    objective: Literal["sft"]
