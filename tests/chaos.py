@@ -103,19 +103,29 @@ def make_inputs(folder: Path) -> Path:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator([], trainers.BpeTrainer(
-        special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    ))  # fmt: skip
+    raw.train_from_iterator(
+        [],
+        trainers.BpeTrainer(
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(model)
     config = {
-        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-        "vocab_size": len(tokenizer), "max_position_embeddings": 512,
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
         "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+    }
     (model / "config.json").write_text(json.dumps(config))
     built = llama.Model(llama.ModelArgs.from_dict(config))
     built.save_weights(str(model / "model.safetensors"))

@@ -64,15 +64,74 @@ from cli import test_bad_input as good
 SECONDS, BYTES = 2.0, 300_000_000
 MAXRSS = 1024 if sys.platform == "linux" else 1
 ODD: list[Any] = [
-    None, True, 0, -1, 2**63, 10**400, 1.5, 1e308, "", " ", "\0", "\ud800", "é\u0301", "x" * 3000, "{{ 1/0 }}",
-    "<|im_end|>", "\ue0f00\ue0f1", "../x", [], {}, [[]], {"a": {}}, [None], ["x"] * 50,
-    {"role": "user"}, {"role": "tool", "content": "x"}, {"role": "assistant", "content": None},
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    10**400,
+    1.5,
+    1e308,
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "é\u0301",
+    "x" * 3000,
+    "{{ 1/0 }}",
+    "<|im_end|>",
+    "\ue0f00\ue0f1",
+    "../x",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    [None],
+    ["x"] * 50,
+    {"role": "user"},
+    {"role": "tool", "content": "x"},
+    {"role": "assistant", "content": None},
+]
 WORDS = [
-    "{", "}", "[", "]", ":", ",", '"', "\\", "\\ud800", "&a ", "*a", "~", "!!int ", "!!python/name:os.system",
-    "<<: ", "- ", "? ", "\n", "\t", "\r", "1e999", "-1", "NaN", "null", "true", "''", "|\n", ">\n", "%YAML 1.1\n",
-    "---\n", "...\n", "2026-01-01", "1:30", ".inf", "0x1f", "\u2028", "\ufeff", "\x85",
-]  # fmt: skip
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    '"',
+    "\\",
+    "\\ud800",
+    "&a ",
+    "*a",
+    "~",
+    "!!int ",
+    "!!python/name:os.system",
+    "<<: ",
+    "- ",
+    "? ",
+    "\n",
+    "\t",
+    "\r",
+    "1e999",
+    "-1",
+    "NaN",
+    "null",
+    "true",
+    "''",
+    "|\n",
+    ">\n",
+    "%YAML 1.1\n",
+    "---\n",
+    "...\n",
+    "2026-01-01",
+    "1:30",
+    ".inf",
+    "0x1f",
+    "\u2028",
+    "\ufeff",
+    "\x85",
+]
 
 
 class Target(NamedTuple):
@@ -164,8 +223,14 @@ def result() -> bytes:
     """A TruthfulQA result of two questions."""
     part = {"choices": ["Yes.", "No."], "labels": [1, 0], "loglik": [-1.0, -2.0]}
     item = {"question": "Is it?", "category": "Law", "mc1": part, "mc2": part}
-    whole = {"benchmark": "truthfulqa", "questions": "q.json", "questions_sha256": "0", "model": "m",
-             "chat_template": False, "items": [item, {**item, "question": "Is it not?"}]}  # fmt: skip
+    whole = {
+        "benchmark": "truthfulqa",
+        "questions": "q.json",
+        "questions_sha256": "0",
+        "model": "m",
+        "chat_template": False,
+        "items": [item, {**item, "question": "Is it not?"}],
+    }
     return json.dumps({**whole, **{name: item_metrics(item)[name] for name in METRICS}}).encode()
 
 
@@ -190,11 +255,16 @@ def targets() -> dict[str, Callable[[], Target]]:
     rated = text({**good.CHAT, "label": True}, {"conversations": turns})
     rows = [chats, more, pairs, rated, text({"text": "One."})]
     arrays = [json.dumps(list(map(json.loads, r.splitlines()))).encode() for r in rows]
-    table = b'prompt,completion,label\nq,a,\n"x\ny","[{""role"": ""assistant"", ""content"": ""a""}]",x\n'  # fmt: skip
+    table = b'prompt,completion,label\nq,a,\n"x\ny","[{""role"": ""assistant"", ""content"": ""a""}]",x\n'
     kinds = {
-        "rows.jsonl": rows, "rows.json": arrays, "rows.csv": [table], "rows.txt": [b"one\n\ntwo\n"],
-        "rows.jsonl.gz": rows, "rows.json.gz": arrays, "rows.csv.gz": [table],
-    }  # fmt: skip
+        "rows.jsonl": rows,
+        "rows.json": arrays,
+        "rows.csv": [table],
+        "rows.txt": [b"one\n\ntwo\n"],
+        "rows.jsonl.gz": rows,
+        "rows.json.gz": arrays,
+        "rows.csv.gz": [table],
+    }
     questions = [
         json.dumps([good.QUESTION]).encode(),
         good.options('{"choices": ["a", "b"], "labels": [1, 0]}').encode(),
@@ -202,24 +272,43 @@ def targets() -> dict[str, Callable[[], Target]]:
     choices = b"question,choice0,choice1,choice2,choice3,answer\nIs it?,a,b,c,d,2\n"
     problem = {"task_id": "T/0", "prompt": "def f():\n", "test": "x", "entry_point": "f"}
     return {
-        "recipe": lambda: Target(recipe, {"recipe.yaml": [
-            good.RECIPE.encode(), good.RECIPE.encode() + b"\0adapter.rank=4\0phases.dpo.loss=ipo",
-            b'{"version": 1, "name": "a", "model": "m", "phases": {"a": {"objective": "sft"}}}',
-        ]}, good_data, nameless=("--set",)),
+        "recipe": lambda: Target(
+            recipe,
+            {
+                "recipe.yaml": [
+                    good.RECIPE.encode(),
+                    good.RECIPE.encode() + b"\0adapter.rank=4\0phases.dpo.loss=ipo",
+                    b'{"version": 1, "name": "a", "model": "m", "phases": {"a": {"objective": "sft"}}}',
+                ]
+            },
+            good_data,
+            nameless=("--set",),
+        ),
         "data": lambda: Target(data, kinds),
         "templates": lambda: Target(Templates(), {"rows.jsonl": rows}),
-        "questions": lambda: Target(load_questions, {"q.json": questions, "q.csv": [good.CSV.encode()]}),
-        "mmlu": lambda: Target(lambda p: mmlu.load_subjects(p, shots=0), {"law_test.csv": [choices]}),
-        "gsm8k": lambda: Target(lambda p: gsm8k.load_problems(p, shots=0),
-                                {"test.jsonl": [text({"question": "1+1?", "answer": "It is #### 2"})]}),
-        "humaneval": lambda: Target(humaneval.load_problems,
-                                    {"HumanEval.jsonl": [text(problem)], "HumanEval.jsonl.gz": [text(problem)]}),
-        "compare": lambda: Target(lambda p: compare(json.loads(result()), read_json(p), resamples=10),
-                                  {"after.json": [result()]}, nameless=("the result ", "not comparable: ")),
+        "questions": lambda: Target(
+            load_questions, {"q.json": questions, "q.csv": [good.CSV.encode()]}
+        ),
+        "mmlu": lambda: Target(
+            lambda p: mmlu.load_subjects(p, shots=0), {"law_test.csv": [choices]}
+        ),
+        "gsm8k": lambda: Target(
+            lambda p: gsm8k.load_problems(p, shots=0),
+            {"test.jsonl": [text({"question": "1+1?", "answer": "It is #### 2"})]},
+        ),
+        "humaneval": lambda: Target(
+            humaneval.load_problems,
+            {"HumanEval.jsonl": [text(problem)], "HumanEval.jsonl.gz": [text(problem)]},
+        ),
+        "compare": lambda: Target(
+            lambda p: compare(json.loads(result()), read_json(p), resamples=10),
+            {"after.json": [result()]},
+            nameless=("the result ", "not comparable: "),
+        ),
         "adapter": adapters,
         "gguf": lambda: Target(GgufFile, {"m.gguf": [small_gguf()]}),
         "checkpoint": lambda: Target(damaged, {"SHA256SUMS": [sums()]}, checkpoint),
-    }  # fmt: skip
+    }
 
 
 def adapters() -> Target:
@@ -384,8 +473,15 @@ def fuzz(name: str, seconds: int, findings: Path) -> None:
         escaped = ["".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS]
         words = Path(folder) / "words"
         words.write_text("".join(f'"{word}"\n' for word in escaped))
-        options = [f"-max_total_time={seconds}", f"-dict={words}", f"-artifact_prefix={findings}/",
-                   "-max_len=8192", "-len_control=0", "-timeout=20", "-rss_limit_mb=0"]  # fmt: skip
+        options = [
+            f"-max_total_time={seconds}",
+            f"-dict={words}",
+            f"-artifact_prefix={findings}/",
+            "-max_len=8192",
+            "-len_control=0",
+            "-timeout=20",
+            "-rss_limit_mb=0",
+        ]
         atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=mutate)
         atheris.Fuzz()
 

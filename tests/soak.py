@@ -71,9 +71,13 @@ def sample(step: int) -> Sample:
     """Of this process, now."""
     files = len(os.listdir("/dev/fd"))
     return Sample(
-        step, time.perf_counter(), time.process_time(), resident(), mx.get_active_memory() / 1024,
+        step,
+        time.perf_counter(),
+        time.process_time(),
+        resident(),
+        mx.get_active_memory() / 1024,
         files,
-    )  # fmt: skip
+    )
 
 
 def soak(place: Path, steps: int) -> tuple[dict[str, list[Sample]], list[str]]:

@@ -36,9 +36,20 @@ from forty2.errors import BenchmarkError
 STORED_TOLERANCE = 1e-6
 TEXTS = "log p of texts"
 SETTINGS = (
-    "questions_sha256", "data_sha256", "chat_template", "multiturn", "shots", "instruct",
-    "samples", "temperature", "top_p", "max_tokens", "prompts_sha256", "form", "examples_sha256",
-)  # fmt: skip
+    "questions_sha256",
+    "data_sha256",
+    "chat_template",
+    "multiturn",
+    "shots",
+    "instruct",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "prompts_sha256",
+    "form",
+    "examples_sha256",
+)
 """What must be the same in both results, as far as they have it."""
 
 
@@ -313,9 +324,15 @@ def _truthfulqa(result: Mapping[str, Any], what: str) -> _Read:
         categories.setdefault(str(item["category"]), []).append(place)
     metrics = {name: {n: v[name] for n, v in enumerate(values)} for name in METRICS}
     scores = Scores(
-        str(result["questions"]), _model(result), _settings(result), asked, metrics, METRICS,
-        categories, "mc2",
-    )  # fmt: skip
+        str(result["questions"]),
+        _model(result),
+        _settings(result),
+        asked,
+        metrics,
+        METRICS,
+        categories,
+        "mc2",
+    )
     return scores, {name: float(result[name]) for name in METRICS}
 
 
@@ -342,9 +359,7 @@ def _gsm8k(result: Mapping[str, Any], what: str) -> _Read:
     items = list(enumerate(result["items"]))
     asked = [(item["question"], item["answer"]) for _, item in items]
     metrics = {name: {n: _truth(item[name]) for n, item in items} for name in names}
-    scores = Scores(
-        "GSM8K", _model(result), _settings(result), asked, metrics, names, {}, ""
-    )  # fmt: skip
+    scores = Scores("GSM8K", _model(result), _settings(result), asked, metrics, names, {}, "")
     return scores, {name: result[name] for name in names}
 
 
@@ -382,9 +397,15 @@ def _behaviour(result: Mapping[str, Any], what: str) -> _Read:
     told["prefers"] = told.pop("prefers: all")
     told |= {"no leak": 1.0 - result["leak_rate"], "right": result["right_rate"]}
     scores = Scores(
-        "held-out prompts", _model(result), _settings(result), asked, metrics,
-        ("prefers", "no leak", "right"), {}, "",
-    )  # fmt: skip
+        "held-out prompts",
+        _model(result),
+        _settings(result),
+        asked,
+        metrics,
+        ("prefers", "no leak", "right"),
+        {},
+        "",
+    )
     return scores, told
 
 

@@ -444,9 +444,11 @@ def figures(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All that is counted, from the items alone."""
     counts = Counter(item["verdict"] for item in items)
     pairs = len(items[0]["replies"]) == 2
-    names = {"wins": "win", "losses": "loss", "ties": "tie"} if pairs else {
-        "yes": "yes", "no": "no", "ties": "tie"
-    }  # fmt: skip
+    names = (
+        {"wins": "win", "losses": "loss", "ties": "tie"}
+        if pairs
+        else {"yes": "yes", "no": "no", "ties": "tie"}
+    )
     worth = [
         0.5 if not pairs and item["verdict"] == "tie" else _WORTH[item["verdict"]]
         for item in items

@@ -100,9 +100,14 @@ def run(program: str, limits: Limits = LIMITS) -> Outcome:
                 job.seek(0)
                 process = subprocess.Popen(
                     _command(folder),
-                    stdin=job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                    pass_fds=(writer,), start_new_session=True, cwd=folder, env=environment,
-                )  # fmt: skip
+                    stdin=job,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                    cwd=folder,
+                    env=environment,
+                )
                 stack.callback(_end, process)
             return _watch(process, reader, READY + nonce.encode(), folder, limits)
     except OSError as error:
@@ -289,18 +294,27 @@ def _command(folder: str) -> list[str]:
 def _job(program: str, nonce: str, writer: int, folder: str, limits: Limits) -> bytes:
     memory, file = limits.memory_mb << 20, limits.file_mb << 20
     limited = {
-        "CPU": (limits.cpu_seconds, limits.cpu_seconds + 1), "AS": (memory, memory),
-        "FSIZE": (file, file), "NOFILE": (limits.open_files,) * 2, "CORE": (0, 0),
-    }  # fmt: skip
+        "CPU": (limits.cpu_seconds, limits.cpu_seconds + 1),
+        "AS": (memory, memory),
+        "FSIZE": (file, file),
+        "NOFILE": (limits.open_files,) * 2,
+        "CORE": (0, 0),
+    }
     libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
     python = [f"{sys.base_prefix}/lib", *map(sysconfig.get_path, ("stdlib", "platstdlib"))]
     readable = [*python, *libraries, "/usr/share/zoneinfo", "/dev/urandom"]
     job = {
-        "program": program, "nonce": nonce, "writer": writer, "limits": limited,
-        "landlock": [*((path, READ) for path in readable), ("/dev/null", READ | WRITE),
-                     (folder, FOLDER)],
+        "program": program,
+        "nonce": nonce,
+        "writer": writer,
+        "limits": limited,
+        "landlock": [
+            *((path, READ) for path in readable),
+            ("/dev/null", READ | WRITE),
+            (folder, FOLDER),
+        ],
         "seccomp": _seccomp_filter().hex(),
-    }  # fmt: skip
+    }
     return json.dumps(job).encode()
 
 

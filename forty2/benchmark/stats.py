@@ -101,11 +101,12 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     means = np.concatenate(
         [
-            values[rng.integers(len(values), size=(min(_CHUNK, resamples - done), len(values)))]
-            .mean(axis=1)
+            values[
+                rng.integers(len(values), size=(min(_CHUNK, resamples - done), len(values)))
+            ].mean(axis=1)
             for done in range(0, resamples, _CHUNK)
         ]
-    )  # fmt: skip
+    )
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     found = Interval(float(low), float(high))
     return widened(found, float(values.mean()), len(values), least, most)

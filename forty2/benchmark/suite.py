@@ -75,10 +75,15 @@ def line(measured: Mapping[str, Any]) -> Line:
     """The figures of one stage."""
     truthfulqa, gates = measured["truthfulqa"], measured["behaviour"]
     return Line(
-        measured["stage"], truthfulqa["mc1"], truthfulqa["mc2"], gates["leak_rate"],
-        gates["preference"]["all"], gates["margin"]["all"], measured["perplexity"]["perplexity"],
+        measured["stage"],
+        truthfulqa["mc1"],
+        truthfulqa["mc2"],
+        gates["leak_rate"],
+        gates["preference"]["all"],
+        gates["margin"]["all"],
+        measured["perplexity"]["perplexity"],
         measured["divergence"]["kl"],
-    )  # fmt: skip
+    )
 
 
 def table(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -125,9 +125,13 @@ def mmlu_command(
     _check_resume(out, resume)
     with Bars() as bars:
         result = mmlu(
-            **arguments, chat_template=chat, multiturn=not one_turn, out=out, resume=resume,
+            **arguments,
+            chat_template=chat,
+            multiturn=not one_turn,
+            out=out,
+            resume=resume,
             progress=bars,
-        )  # fmt: skip
+        )
     for name, part in {**result["subjects"], **result["groups"], "MMLU": result}.items():
         click.echo(f"{name:<36}{_figure(part['acc'], part['stderr'])}  {part['n']:>6} questions")
 
@@ -147,9 +151,13 @@ def gsm8k_command(
     _check_resume(out, resume)
     with Bars() as bars:
         result = gsm8k(
-            **arguments, chat_template=chat, multiturn=not one_turn, out=out, resume=resume,
+            **arguments,
+            chat_template=chat,
+            multiturn=not one_turn,
+            out=out,
+            resume=resume,
             progress=bars,
-        )  # fmt: skip
+        )
     _echo_answers(result, METRICS)
 
 

@@ -21,16 +21,22 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 output_dir = partial(
-    click.option, "--output-dir", "--output_dir", required=True, type=FOLDER,
+    click.option,
+    "--output-dir",
+    "--output_dir",
+    required=True,
+    type=FOLDER,
     help="Folder to write.",
-)  # fmt: skip
+)
 output = click.option("--output", "-o", required=True, type=FILE, help="JSON Lines file to write.")
 source = click.option("--input", "-i", "source", required=True, help="File, folder or hub:NAME.")
 seed = click.option("--seed", default=42, show_default=True)
 against = partial(
-    click.option, "--against", multiple=True,
+    click.option,
+    "--against",
+    multiple=True,
     help="A benchmark's file: nothing of it may be trained on.",
-)  # fmt: skip
+)
 
 
 class _Several(click.Command):
@@ -242,9 +248,14 @@ def stats_command(file: str, model: str, as_json: bool) -> None:
 @click.option("--fix", type=FILE, help="Write the rows that can be kept to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lint_command(
-    file: str, valid: str | None, against: tuple[str, ...], model: str | None, max_length: int,
-    fix: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    file: str,
+    valid: str | None,
+    against: tuple[str, ...],
+    model: str | None,
+    max_length: int,
+    fix: Path | None,
+    as_json: bool,
+) -> None:
     """Find what would spoil a run. Exit code 1 if there are errors."""
     import json
     from dataclasses import asdict
@@ -311,9 +322,16 @@ def _table(findings: list[Finding]) -> None:
 @seed
 @output
 def mix_command(
-    inputs: tuple[str, ...], weights: tuple[float, ...], by: str, model: str, size: int | None,
-    shuffle: bool, repeat: bool, seed: int, output: Path,
-) -> None:  # fmt: skip
+    inputs: tuple[str, ...],
+    weights: tuple[float, ...],
+    by: str,
+    model: str,
+    size: int | None,
+    shuffle: bool,
+    repeat: bool,
+    seed: int,
+    output: Path,
+) -> None:
     """Mix files so that each makes up its share of what comes out.
 
     Without --weights every row is taken, and the shares that gives are printed.
@@ -324,9 +342,14 @@ def mix_command(
     _free_file(output, *inputs)
     measure = _token_counter(model) if by == "tokens" else lambda row: 1
     mixed = mix(
-        inputs, weights or None, size=size, measure=measure, repeat=repeat, shuffle=shuffle,
+        inputs,
+        weights or None,
+        size=size,
+        measure=measure,
+        repeat=repeat,
+        shuffle=shuffle,
         seed=seed,
-    )  # fmt: skip
+    )
     about = {"command": _command(), "seed": seed, "asked": size, "by": by, "shares": mixed.shares}
     _wrote(output, write_file(output, mixed.rows, about))
     for name, share in mixed.shares.items():
@@ -411,9 +434,15 @@ def split_command(
 @click.option("--workers", type=click.IntRange(1), help="Processes; default one a core.")
 @seed
 def prepare_command(
-    source: str, output_dir: Path, val_split: float, model: str, max_length: int,
-    pack: int | None, workers: int | None, seed: int,
-) -> None:  # fmt: skip
+    source: str,
+    output_dir: Path,
+    val_split: float,
+    model: str,
+    max_length: int,
+    pack: int | None,
+    workers: int | None,
+    seed: int,
+) -> None:
     """Tokenise conversations once, into a folder that a recipe can name as `data`."""
     from forty2.cli.progress_bars import Bars
     from forty2.text.prepared import prepare
@@ -421,10 +450,17 @@ def prepare_command(
     folder = _free(output_dir, source)
     with Bars() as bars:
         manifest = prepare(
-            source, folder, model, valid_share=val_split, max_length=pack or max_length,
-            pack=pack is not None, seed=seed, workers=workers, about={"command": _command()},
+            source,
+            folder,
+            model,
+            valid_share=val_split,
+            max_length=pack or max_length,
+            pack=pack is not None,
+            seed=seed,
+            workers=workers,
+            about={"command": _command()},
             progress=bars,
-        )  # fmt: skip
+        )
     _wrote(folder, manifest)
     for name, tokens in manifest["tokens"].items():
         share = manifest["supervised"][name] / tokens if tokens else 0.0

@@ -15,28 +15,49 @@ from forty2.speed.environments import PEERS
 
 @click.command("bench")
 @click.option(
-    "--suite", "-s", "suites", multiple=True, type=click.Choice(NAMES),
+    "--suite",
+    "-s",
+    "suites",
+    multiple=True,
+    type=click.Choice(NAMES),
     help="What to measure; again for more. Absent: all.",
-)  # fmt: skip
+)
 @click.option(
-    "--peer", "-p", "peers", multiple=True, type=click.Choice([*PEERS, "none"]),
+    "--peer",
+    "-p",
+    "peers",
+    multiple=True,
+    type=click.Choice([*PEERS, "none"]),
     help="Whom to measure beside ours; again for more. Absent: all.",
-)  # fmt: skip
+)
 @click.option(
-    "--rows", default=32, show_default=True, type=click.IntRange(4),
+    "--rows",
+    default=32,
+    show_default=True,
+    type=click.IntRange(4),
     help="Of a suite, a multiple of 4; questions of TruthfulQA.",
-)  # fmt: skip
+)
 @click.option(
-    "--rounds", default=2, show_default=True, type=click.IntRange(1),
+    "--rounds",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
     help="Measurements of each, whose median counts.",
-)  # fmt: skip
+)
 @click.option(
-    "--model", "-m", default="smollm2", show_default=True, help="Model folder, hub name, or smollm2."
-)  # fmt: skip
+    "--model",
+    "-m",
+    default="smollm2",
+    show_default=True,
+    help="Model folder, hub name, or smollm2.",
+)
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), callback=_check_out,
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    callback=_check_out,
     help="JSON to write, with every sample.",
-)  # fmt: skip
+)
 def bench_command(suites: tuple[str, ...], peers: tuple[str, ...], **arguments: Any) -> None:
     """Time and memory of ours beside other trainers, on this machine, in turn.
 

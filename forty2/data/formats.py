@@ -25,9 +25,15 @@ from forty2.errors import DataError
 R = TypeVar("R")
 ROLES = ("system", "user", "assistant", "tool")
 _FROM = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "system": "system", "tool": "tool", "observation": "tool", "function_call": "assistant",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
 """ShareGPT's names for the roles."""
 _CONVERSATION = ("messages", "conversations")
 _VERDICT = ("label", "kto_tag")
@@ -70,9 +76,12 @@ def parse_pair(row: Mapping[str, Any], origin: str) -> Pair:
     if chosen == rejected:
         raise DataError(f"{origin}: chosen and rejected are equal; drop the row")
     return Pair(
-        prompt=prompt, chosen=chosen, rejected=rejected, origin=origin,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        origin=origin,
         meta=_meta(row, "chosen", "rejected", *taken),
-    )  # fmt: skip
+    )
 
 
 def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
@@ -84,9 +93,12 @@ def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         raise DataError(f"{origin}: {taken[0]} must end with the assistant's turn that is rated")
     return Rated(
-        prompt=messages[:-1], response=_last(messages, taken[0], origin),
-        desirable=row[key], origin=origin, meta=_meta(row, key, *taken),
-    )  # fmt: skip
+        prompt=messages[:-1],
+        response=_last(messages, taken[0], origin),
+        desirable=row[key],
+        origin=origin,
+        meta=_meta(row, key, *taken),
+    )
 
 
 def read_chats(source: str | Path) -> list[Chat | Text]:
@@ -152,11 +164,14 @@ def parse_rated_rows(row: Mapping[str, Any], origin: str) -> list[Rated]:
         case Pair():
             return [
                 Rated(
-                    prompt=record.prompt, response=response, desirable=desirable,
-                    origin=record.origin, meta=record.meta,
+                    prompt=record.prompt,
+                    response=response,
+                    desirable=desirable,
+                    origin=record.origin,
+                    meta=record.meta,
                 )
                 for response, desirable in ((record.chosen, True), (record.rejected, False))
-            ]  # fmt: skip
+            ]
     raise DataError(
         f"{origin}: needs a label (true or false) or chosen and rejected; has {_keys(row)}"
     )

@@ -116,9 +116,12 @@ def split(source: str | Path, share: float, *, by: str | None = None, seed: int 
 
 
 def _wanted(
-    names: Sequence[str], weights: list[float], available: Sequence[int], size: int | None,
+    names: Sequence[str],
+    weights: list[float],
+    available: Sequence[int],
+    size: int | None,
     repeat: bool,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """How much to draw from each source."""
     if len(weights) != len(names):
         raise DataError(f"{len(names)} inputs but {len(weights)} weights; give one for each")

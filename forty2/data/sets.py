@@ -17,9 +17,18 @@ from forty2.files import atomic_write, read_json, staged_folder, write_json
 Row = Mapping[str, Any]
 
 STRATA = (
-    "pair_type", "element", "operator", "kind", "category", "difficulty", "language", "domain",
-    "complexity", "subtlety", "source",
-)  # fmt: skip
+    "pair_type",
+    "element",
+    "operator",
+    "kind",
+    "category",
+    "difficulty",
+    "language",
+    "domain",
+    "complexity",
+    "subtlety",
+    "source",
+)
 """Keys of a row by which a manifest counts it."""
 _MOST_STRATA = 60
 SUFFIXES = (".jsonl", ".ndjson")

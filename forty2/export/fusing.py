@@ -107,9 +107,12 @@ def fuse(
             f"and the adapter's whole effect is {adapter_kl:.2e}; nothing was written"
         )
     record = {
-        "base": model, "adapter": str(folder), "adapter_kl": adapter_kl, "parity_kl": parity_kl,
+        "base": model,
+        "adapter": str(folder),
+        "adapter_kl": adapter_kl,
+        "parity_kl": parity_kl,
         "max_logit_difference": difference,
-    }  # fmt: skip
+    }
     with staged_folder(out) as aside:
         save(adapted, aside)
         write_json(aside / "fused.json", record)
@@ -178,9 +181,13 @@ def _dense(linear: Any) -> tuple[mx.array, mx.array | None]:
     weight = linear.weight
     if isinstance(linear, nn.QuantizedLinear):
         weight = mx.dequantize(
-            weight, linear.scales, linear.get("biases"), group_size=linear.group_size,
-            bits=linear.bits, mode=linear.mode,
-        )  # fmt: skip
+            weight,
+            linear.scales,
+            linear.get("biases"),
+            group_size=linear.group_size,
+            bits=linear.bits,
+            mode=linear.mode,
+        )
     return weight, linear.get("bias")
 
 

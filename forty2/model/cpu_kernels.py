@@ -64,9 +64,14 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 
 def attention(
-    queries: mx.array, keys: mx.array, values: mx.array, *,
-    scale: float, mask: mx.array | str | None = None, **others: Any,
-) -> mx.array:  # fmt: skip
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    **others: Any,
+) -> mx.array:
     """Softmax attention, as `mx.fast.scaled_dot_product_attention`.
 
     Args:

@@ -125,11 +125,16 @@ def _leaks(run: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in (names[0], names[-1])
     )
     return [
-        {"id": key, "before": item["answer"], "after": last[key]["answer"],
-         "before_leak": item["leak"], "after_leak": last[key]["leak"]}
+        {
+            "id": key,
+            "before": item["answer"],
+            "after": last[key]["answer"],
+            "before_leak": item["leak"],
+            "after_leak": last[key]["leak"],
+        }
         for key, item in first.items()
         if "leak" in item and key in last
-    ]  # fmt: skip
+    ]
 
 
 def _markdown(facts: Mapping[str, Any]) -> str:
@@ -197,10 +202,15 @@ _STAGE_NOTE = (
 
 def _stage_row(stage: Mapping[str, Any]) -> list[str]:
     return [
-        stage["stage"], f"{stage['mc1']:.3f}", f"{stage['mc2']:.3f}", f"{stage['leak_rate']:.1%}",
-        f"{stage['preference']:.1%}", f"{stage['margin']:+.3f}", f"{stage['perplexity']:.2f}",
+        stage["stage"],
+        f"{stage['mc1']:.3f}",
+        f"{stage['mc2']:.3f}",
+        f"{stage['leak_rate']:.1%}",
+        f"{stage['preference']:.1%}",
+        f"{stage['margin']:+.3f}",
+        f"{stage['perplexity']:.2f}",
         f"{stage['kl']:.2g}",
-    ]  # fmt: skip
+    ]
 
 
 def _comparison_lines(comparison: Mapping[str, Any], quote: Quote = str) -> list[str]:
@@ -278,9 +288,14 @@ def _charts(facts: Mapping[str, Any]) -> dict[str, list[str]]:
         ]
         charts["TruthfulQA"].append(interval_chart(f"{name.upper()} with 95% interval", points))
         changes = [
-            Point(c["stage"], c["metrics"][name]["difference"], c["metrics"][name]["low"], c["metrics"][name]["high"])
+            Point(
+                c["stage"],
+                c["metrics"][name]["difference"],
+                c["metrics"][name]["low"],
+                c["metrics"][name]["high"],
+            )
             for c in facts["comparisons"]
-        ]  # fmt: skip
+        ]
         charts["TruthfulQA"].append(
             interval_chart(f"{name.upper()}: paired change from base", changes, zero=True)
         )
@@ -313,11 +328,17 @@ def _html(facts: Mapping[str, Any]) -> str:
     source = (resources.files(__package__) / "report.html.jinja").read_text("utf-8")
     template = Environment(autoescape=True).from_string(source)
     return template.render(
-        run=facts["run"], recipe=facts["recipe"], summary=facts["summary"],
-        head=_STAGE_HEAD, rows=[_stage_row(stage) for stage in facts["stages"]], note=_STAGE_NOTE,
+        run=facts["run"],
+        recipe=facts["recipe"],
+        summary=facts["summary"],
+        head=_STAGE_HEAD,
+        rows=[_stage_row(stage) for stage in facts["stages"]],
+        note=_STAGE_NOTE,
         comparisons=[(c["stage"], _comparison_lines(c)) for c in facts["comparisons"]],
         contamination=_contamination_lines(facts["summary"]),
-        phases=[_phase_line(phase) for phase in facts["phases"]], warnings=_warnings(facts),
+        phases=[_phase_line(phase) for phase in facts["phases"]],
+        warnings=_warnings(facts),
         fused=_fused_lines(facts["fused"]) if facts["fused"] else [],
-        charts=_charts(facts), leaks=facts["leaks"],
-    )  # fmt: skip
+        charts=_charts(facts),
+        leaks=facts["leaks"],
+    )

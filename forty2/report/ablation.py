@@ -16,9 +16,13 @@ from forty2.report.charts import Point, interval_chart
 
 _MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")
 _NAMES = {
-    "mc1": "MC1", "mc2": "MC2", "mc3": "MC3", "no leak": "leaks", "log p of texts": "perplexity",
+    "mc1": "MC1",
+    "mc2": "MC2",
+    "mc3": "MC3",
+    "no leak": "leaks",
+    "log p of texts": "perplexity",
     "KL": "KL from base",
-}  # fmt: skip
+}
 _NOTE = (
     "Means over seeds, with 95% intervals over seeds and items. Leaks: share of plain factual prompts "
     "answered with needless hedging. Prefers: share of held-out prompts whose good answer is likelier "
@@ -189,12 +193,23 @@ def _markdown(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{_md(k)} {_md(v)}" for k, v in record["run"]["versions"].items())
     return "\n".join(
         [
-            *lines, "", f"{_NOTE} {_changes_note(record)}", "", "## What it takes to believe it", "",
-            "- ablation.json holds every item's score; seedN/ the runs", f"- {versions}",
+            *lines,
+            "",
+            f"{_NOTE} {_changes_note(record)}",
+            "",
+            "## What it takes to believe it",
+            "",
+            "- ablation.json holds every item's score; seedN/ the runs",
+            f"- {versions}",
             f"- model weights sha256 {_md(record['run']['model_sha256'])}",
-            f"- {_questions(record, _md)}", "", f"{fence}yaml", recipe, fence, "",
+            f"- {_questions(record, _md)}",
+            "",
+            f"{fence}yaml",
+            recipe,
+            fence,
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 def _charts(record: Mapping[str, Any]) -> list[str]:
@@ -220,6 +235,10 @@ def _html(record: Mapping[str, Any]) -> str:
     source = (resources.files(__package__) / "ablation.html.jinja").read_text("utf-8")
     template = Environment(autoescape=True).from_string(source)
     return template.render(
-        record=record, tables=_tables(record), charts=_charts(record), note=_NOTE,
-        changes_note=_changes_note(record), questions=_questions(record),
-    )  # fmt: skip
+        record=record,
+        tables=_tables(record),
+        charts=_charts(record),
+        note=_NOTE,
+        changes_note=_changes_note(record),
+        questions=_questions(record),
+    )

@@ -148,12 +148,16 @@ def ablate(
             for name, metrics in values.items()
         },
         "changes": [
-            {"variant": after, "against": before, "metrics": {
-                metric: change._asdict()
-                for metric, change in changes_of(
-                    values[before], values[after], margin, same=before == "base" and same[after]
-                ).items()
-            }}
+            {
+                "variant": after,
+                "against": before,
+                "metrics": {
+                    metric: change._asdict()
+                    for metric, change in changes_of(
+                        values[before], values[after], margin, same=before == "base" and same[after]
+                    ).items()
+                },
+            }
             for after, before in steps_of(parts)
         ],
         "insight": found._asdict() if found is not None else None,
@@ -162,7 +166,7 @@ def ablate(
             name: {metric: scores.tolist() for metric, scores in metrics.items()}
             for name, metrics in values.items()
         },
-    }  # fmt: skip
+    }
     write_json(out / "ablation.json", record)
     return Ablation(out, record, text_table(record), found, write_ablation(record, out))
 
@@ -249,9 +253,14 @@ def _question(item: Question) -> dict[str, Any]:
 
 
 def _measured(
-    recipe: Recipe, parts: Sequence[Part], seeds: Sequence[int], out: Path, first: Path,
-    trust_remote_code: bool, progress: Progress,
-) -> tuple[dict[str, dict[str, Values]], dict[str, bool]]:  # fmt: skip
+    recipe: Recipe,
+    parts: Sequence[Part],
+    seeds: Sequence[int],
+    out: Path,
+    first: Path,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> tuple[dict[str, dict[str, Values]], dict[str, bool]]:
     """Of each variant its scores (S, n) by metric, and whether it is the base still."""
     scores: dict[str, list[dict[str, Values]]] = {"base": []}
     moved: dict[str, list[tuple[float, float]]] = {}
@@ -262,10 +271,12 @@ def _measured(
             if path != first:
                 _begin(path, one, first)
             done = run(
-                one, run_dir=path, resume=(path / "run.json").exists(),
+                one,
+                run_dir=path,
+                resume=(path / "run.json").exists(),
                 trust_remote_code=trust_remote_code,
                 progress=_named(progress, f"seed {seed} {part.folder}"),
-            )  # fmt: skip
+            )
             if part is parts[0]:
                 scores["base"].append(scores_of(done.stages[0]))
             from_base = read_json(path / "summary.json")["comparisons"]
@@ -380,9 +391,11 @@ def changes_of(
         least, most = _range(metric)
         found = interval(difference, least - most, most - least)
         changes[metric] = Change(
-            float(difference.mean()), *found, difference.shape[1],
+            float(difference.mean()),
+            *found,
+            difference.shape[1],
             "no change" if same else verdict(found, margin, difference.shape[1]),
-        )  # fmt: skip
+        )
     return changes
 
 

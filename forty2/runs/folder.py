@@ -53,9 +53,14 @@ class RunDir:
 
     @classmethod
     def open(
-        cls, path: Path, recipe_yaml: str, provenance: Mapping[str, Any], *, resume: bool,
+        cls,
+        path: Path,
+        recipe_yaml: str,
+        provenance: Mapping[str, Any],
+        *,
+        resume: bool,
         reread: Callable[[Path], str] = Path.read_text,
-    ) -> RunDir:  # fmt: skip
+    ) -> RunDir:
         """Start a run in a new or empty folder, or go on with the one that is there.
 
         Args:
@@ -71,9 +76,13 @@ class RunDir:
 
     @classmethod
     def _open(
-        cls, path: Path, recipe_yaml: str, provenance: Mapping[str, Any], resume: bool,
+        cls,
+        path: Path,
+        recipe_yaml: str,
+        provenance: Mapping[str, Any],
+        resume: bool,
         reread: Callable[[Path], str],
-    ) -> RunDir:  # fmt: skip
+    ) -> RunDir:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file; name another --run-dir")
         if (

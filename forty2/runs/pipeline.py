@@ -157,10 +157,13 @@ def run(
                 warnings.warn(f"{path}: nothing to go on with, so a run begins here", stacklevel=2)
             rundir = opened.enter_context(
                 RunDir.open(
-                    path if group.first else opened.enter_context(_aside()), to_yaml(recipe),
-                    provenance, resume=resume, reread=lambda stored: _reread(stored, recipe),
+                    path if group.first else opened.enter_context(_aside()),
+                    to_yaml(recipe),
+                    provenance,
+                    resume=resume,
+                    reread=lambda stored: _reread(stored, recipe),
                 )
-            )  # fmt: skip
+            )
         group.mirror(rundir.path, TRAINED)
         fingerprint = provenance["model_sha256"]
         under_way = _Run(recipe, rundir, fingerprint, trust_remote_code, progress, group)
@@ -207,9 +210,14 @@ class _Run:
     """One run under way."""
 
     def __init__(
-        self, recipe: Recipe, rundir: RunDir, fingerprint: str, trust_remote_code: bool,
-        progress: Progress, group: Group,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Recipe,
+        rundir: RunDir,
+        fingerprint: str,
+        trust_remote_code: bool,
+        progress: Progress,
+        group: Group,
+    ) -> None:
         self.recipe, self.rundir, self.group = recipe, rundir, group
         self.fingerprint = fingerprint
         """Of the base model."""
@@ -296,9 +304,15 @@ class _Run:
         return self._finish(folder, fused, [stage for stage in stages if stage is not None])
 
     def _train(
-        self, name: str, number: int, phase: AnyPhase, loaded: LoadedModel, data: PhaseData,
-        ask: Callable[[], ReplyCheck], folder: Path,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        number: int,
+        phase: AnyPhase,
+        loaded: LoadedModel,
+        data: PhaseData,
+        ask: Callable[[], ReplyCheck],
+        folder: Path,
+    ) -> None:
         label = folder.name
         seed = self.recipe.seed + 1000 * number
         work = self.rundir.path / "work" / label
@@ -328,14 +342,20 @@ class _Run:
             )
         self.at = label
         trained = Training(
-            model=loaded.model, objective=objective, phase=phase,
-            name=name, seed=seed, adapter=self.recipe.adapter, work=work, valid=valid,
+            model=loaded.model,
+            objective=objective,
+            phase=phase,
+            name=name,
+            seed=seed,
+            adapter=self.recipe.adapter,
+            work=work,
+            valid=valid,
             ask=lambda: ReplyCheck(*self.group.from_first(ask)),
             log=self.rundir.log,
             rewind=lambda step: self.rundir.forget_metrics_after(name, step),
             progress=lambda _, done, total, info: self.progress(label, done, total, info),
             group=self.group,
-        ).run()  # fmt: skip
+        ).run()
         with staged_folder(folder) as aside:
             save_adapter(loaded.model, self.recipe.adapter, aside)
             exposures = trained.steps * phase.accumulate / order.epoch_length
@@ -390,9 +410,15 @@ class _Run:
             )
 
     def _objective(
-        self, phase: AnyPhase, loaded: LoadedModel, rows: Sequence[Any], which: Sequence[int],
-        passes: float, label: str, work: Path,
-    ) -> BatchedLoss:  # fmt: skip
+        self,
+        phase: AnyPhase,
+        loaded: LoadedModel,
+        rows: Sequence[Any],
+        which: Sequence[int],
+        passes: float,
+        label: str,
+        work: Path,
+    ) -> BatchedLoss:
         """The phase's objective over these rows.
 
         Args:
@@ -412,16 +438,29 @@ class _Run:
             # The policy as the phase begins: no checkpoint has been restored yet.
             key = reference_key(self.fingerprint, adapter_weights(model), [rows[i] for i in which])
             reference = reference_logps(
-                model, rows, which, machine.cache_dir() / "reference" / f"{key[:32]}.npz",
-                allowed=allowed, replay=replay, progress=self.progress,
-                stage=f"{label}: reference", group=self.group,
-            )  # fmt: skip
+                model,
+                rows,
+                which,
+                machine.cache_dir() / "reference" / f"{key[:32]}.npz",
+                allowed=allowed,
+                replay=replay,
+                progress=self.progress,
+                stage=f"{label}: reference",
+                group=self.group,
+            )
         return batched_loss(phase, rows, reference, allowed, replay)
 
     def _replay(
-        self, phase: AnyPhase, model: Any, rows: Sequence[Any], which: Sequence[int],
-        passes: float, possible: bool, label: str, work: Path,
-    ) -> FrozenStates | None:  # fmt: skip
+        self,
+        phase: AnyPhase,
+        model: Any,
+        rows: Sequence[Any],
+        which: Sequence[int],
+        passes: float,
+        possible: bool,
+        label: str,
+        work: Path,
+    ) -> FrozenStates | None:
         """The frozen blocks' states, where keeping them pays and there is room for them."""
         # Each process of a group makes all states itself: they may be larger than what a network
         # carries in that time, and in every epoch it sees other rows. It sees its share of them.
@@ -431,9 +470,14 @@ class _Run:
         if not size.depth or not has_room(size, phase.replay_gb, work):
             return None
         return store_states(
-            model, rows, which, size, work / f"{label.replace(' ', '-')}.states",
-            progress=self.progress, stage=f"{label}: frozen blocks",
-        )  # fmt: skip
+            model,
+            rows,
+            which,
+            size,
+            work / f"{label.replace(' ', '-')}.states",
+            progress=self.progress,
+            stage=f"{label}: frozen blocks",
+        )
 
     def _check_data(self, data: Mapping[str, PhaseData], alike: dict[str, str]) -> None:
         """Refuse to go on with other rows than the run began with; their hashes go to `alike`."""
@@ -488,9 +532,16 @@ class _Run:
         settings = {"stage": stage, "questions_sha256": self.questions.sha256}
         with PartialResults.open(file, settings, resume=True) as kept:
             measured: dict[str, Any] = measure(
-                loaded, self.questions, n, self.base, adapter=adapter,
-                seed=self.recipe.seed, stage=stage, kept=kept, progress=self.progress,
-            )  # fmt: skip
+                loaded,
+                self.questions,
+                n,
+                self.base,
+                adapter=adapter,
+                seed=self.recipe.seed,
+                stage=stage,
+                kept=kept,
+                progress=self.progress,
+            )
             kept.finish(measured, write_sealed)
         return measured
 
@@ -507,9 +558,13 @@ class _Run:
                 _refuse_damage(path, "the model is fused anew")
         else:
             fused = fuse(
-                self.recipe.model, adapter, out, quantize=bits,
-                trust_remote_code=self.trust_remote_code, progress=self.progress,
-            )  # fmt: skip
+                self.recipe.model,
+                adapter,
+                out,
+                quantize=bits,
+                trust_remote_code=self.trust_remote_code,
+                progress=self.progress,
+            )
             for path in written:
                 seal(path)
             self.rundir.check_there()
@@ -546,9 +601,15 @@ class _Run:
         report = write_report(self.rundir.path)
         shown = table(stages) if stages else ""
         return RunResult(
-            self.rundir.path, adapter, fused, stages, shown, verdict, report,
+            self.rundir.path,
+            adapter,
+            fused,
+            stages,
+            shown,
+            verdict,
+            report,
             notices(self.rundir.path),
-        )  # fmt: skip
+        )
 
 
 def fused_record(fused: Fused) -> dict[str, Any]:
@@ -607,9 +668,13 @@ def _provenance(recipe: Recipe, model: Path) -> dict[str, Any]:
 
 
 def _phase_record(
-    name: str, phase: AnyPhase, data: PhaseData, trained: Trained, objective: BatchedLoss,
+    name: str,
+    phase: AnyPhase,
+    data: PhaseData,
+    trained: Trained,
+    objective: BatchedLoss,
     exposures: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     return {
         "name": name,
         "objective": phase.objective,

@@ -105,9 +105,15 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
 
 
 def _phase(
-    name: str, phase: AnyPhase, recipe: Recipe, loaded: LoadedModel, encoder: Encoder, scratch: Path,
-    weight_bytes: int, trainable: int,
-) -> PhasePlan:  # fmt: skip
+    name: str,
+    phase: AnyPhase,
+    recipe: Recipe,
+    loaded: LoadedModel,
+    encoder: Encoder,
+    scratch: Path,
+    weight_bytes: int,
+    trainable: int,
+) -> PhasePlan:
     data = phase_data(phase, recipe, encoder, scratch)
     check_measured(name, phase, data)
     if phase.eval_prompts is not None:
@@ -123,22 +129,29 @@ def _phase(
         + _activation_bytes(
             loaded, recipe.adapter.layers, max(together(), max(lengths)), phase.grad_checkpoint
         )
-    )  # fmt: skip
+    )
     exposures = steps * phase.accumulate / order.epoch_length
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
     size = frozen_states_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)
     replayed = max(1.0, exposures) + phase.needs_reference >= WORTH and stored <= phase.replay_gb
     return PhasePlan(
-        name, phase.objective, len(lengths), valid_rows, len(data.train.dropped),
+        name,
+        phase.objective,
+        len(lengths),
+        valid_rows,
+        len(data.train.dropped),
         len(data.train.shortened),
-        int(np.median(lengths)), _longest(data.train.rows, lengths), steps,
+        int(np.median(lengths)),
+        _longest(data.train.rows, lengths),
+        steps,
         exposures,
         sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
         sum(due(phase.save_every_steps, n, steps) for n in numbers),
-        memory / 1e9, stored if replayed else 0.0,
+        memory / 1e9,
+        stored if replayed else 0.0,
         _balance(phase, data.train.rows) if isinstance(phase, KtoPhase) else 1.0,
-    )  # fmt: skip
+    )
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:

@@ -74,9 +74,14 @@ def bench(
         )
     folder, dtype = resolve(model), precision()
     result: dict[str, Any] = {
-        "machine": machine.facts(), "model": model, "precision": dtype, "rows": rows,
-        "rounds": rounds, "batch_size": BATCH, "suites": {},
-    }  # fmt: skip
+        "machine": machine.facts(),
+        "model": model,
+        "precision": dtype,
+        "rows": rows,
+        "rounds": rounds,
+        "batch_size": BATCH,
+        "suites": {},
+    }
     for name in suites:
         if name == GROWTH:
             result[GROWTH] = grow(folder, dtype, rounds, progress)
@@ -99,9 +104,15 @@ def precision() -> str:
 
 
 def beside(
-    name: str, model: Path, dtype: str, rows: Rows, rounds: int, peers: Sequence[str],
-    say: Callable[[str], None], progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    model: Path,
+    dtype: str,
+    rows: Rows,
+    rounds: int,
+    peers: Sequence[str],
+    say: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, Any]:
     """One suite: what each took, our share of what each peer took, and the operation_count."""
     suite = SUITES[name]
     units = len(rows.rows) // (BATCH if suite.unit == "batch" else 1)
@@ -120,20 +131,27 @@ def beside(
     medians = {who: medians_of([run["figures"] for run in each]) for who, each in runs.items()}
     rate, ours = medians.pop(RATE, None), medians[OURS]
     result: dict[str, Any] = {
-        "unit": suite.unit, "units": units, "tokens": rows.tokens, "source": rows.source,
+        "unit": suite.unit,
+        "units": units,
+        "tokens": rows.tokens,
+        "source": rows.source,
         "medians": medians,
         "ratios": {
             peer: {key: ours[key] / theirs[key] for key in theirs}
-            for peer, theirs in medians.items() if peer != OURS
+            for peer, theirs in medians.items()
+            if peer != OURS
         },
-        "left_out": left_out, "runs": runs,
-    }  # fmt: skip
+        "left_out": left_out,
+        "runs": runs,
+    }
     if rate is not None:
         seconds = operations / units / rate["per_s"]
         result["floor"] = {
-            "operations": operations, "operations_per_s": rate["per_s"], "seconds": seconds,
+            "operations": operations,
+            "operations_per_s": rate["per_s"],
+            "seconds": seconds,
             "ratio": ours["seconds"] / seconds,
-        }  # fmt: skip
+        }
     return result
 
 

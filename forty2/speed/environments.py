@@ -78,9 +78,12 @@ def measure(python: str, worker: str, job: Job) -> dict[str, Any]:
         path.write_text(json.dumps(dataclasses.asdict(job)))
         done = subprocess.run(
             [python, str(WORKERS), worker, str(path)],
-            capture_output=True, text=True, errors="replace", check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
             env={**outside, "OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
     if done.returncode:
         raise BenchmarkError(f"{worker} failed: {_reason(done.stderr, done.returncode)}")
     printed: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -116,8 +119,12 @@ def _make(folder: Path, python: Path, name: str, installs: Sequence[Sequence[str
     for arguments in installs:
         done = subprocess.run(
             [*pip, *arguments],
-            capture_output=True, text=True, errors="replace", env=_outside(), check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_outside(),
+            check=False,
+        )
         if done.returncode:
             raise BenchmarkError(
                 f"{name}: pip could not install {arguments[-1]}: "

@@ -51,10 +51,16 @@ SUITES = {
     "vocabulary": Suite("ours_dpo", {"mlx-lm-lora": "mlx_lm_lora_dpo"}, (64, 48, 48)),
 }
 LARGE_VOCABULARY = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-    "vocab_size": 200_064, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 200_064,
+    "tie_word_embeddings": True,
+}
 """A model that is nearly all vocabulary, of the size of Phi-4's."""
 
 

@@ -460,9 +460,14 @@ def pair_logprobs(
 
 
 def _token_logps(
-    model: nn.Module, rows: Sequence[AnyPair], which: Sequence[int], allowed: Shortcuts,
-    replay: FrozenStates | None, progress: Progress, stage: str,
-) -> dict[int, npt.NDArray[np.float32]]:  # fmt: skip
+    model: nn.Module,
+    rows: Sequence[AnyPair],
+    which: Sequence[int],
+    allowed: Shortcuts,
+    replay: FrozenStates | None,
+    progress: Progress,
+    stage: str,
+) -> dict[int, npt.NDArray[np.float32]]:
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
     for places in grouped(parts_of(rows, apart=False)[list(which)]):

@@ -134,9 +134,15 @@ def has_room(size: Size, most_gb: float, folder: Path) -> bool:
 
 
 def store_states(
-    model: nn.Module, rows: Rows, which: Sequence[int], size: Size, path: Path,
-    *, progress: Progress = silent, stage: str = "frozen blocks",
-) -> FrozenStates:  # fmt: skip
+    model: nn.Module,
+    rows: Rows,
+    which: Sequence[int],
+    size: Size,
+    path: Path,
+    *,
+    progress: Progress = silent,
+    stage: str = "frozen blocks",
+) -> FrozenStates:
     """Run the frozen blocks over these rows and keep what comes out; a whole file is kept as it is.
 
     Rows are computed in the same batches every time, so a file made anew holds the same bits.
@@ -149,9 +155,14 @@ def store_states(
 
 
 def _fill(
-    model: nn.Module, rows: Rows, which: Sequence[int], size: Size, file: Any,
-    progress: Progress, stage: str,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    rows: Rows,
+    which: Sequence[int],
+    size: Size,
+    file: Any,
+    progress: Progress,
+    stage: str,
+) -> None:
     """Batches are of like length, so their rows are written each to its own place."""
     counts = np.array([state_count(rows[i]) for i in which])
     starts = np.cumsum(counts) - counts

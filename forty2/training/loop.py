@@ -126,9 +126,13 @@ class Stepper:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, objective: BatchedLoss, phase: Phase,
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        objective: BatchedLoss,
+        phase: Phase,
         group: Group = ALONE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         loss_and_gradients = nn.value_and_grad(
             model, lambda model, arrays: tuple(objective.loss(model, arrays))
         )
@@ -384,11 +388,15 @@ class Training:
         speed = tokens / seconds
         self.log(
             {
-                "phase": self.name, "step": step, **metrics, "lr": rate, "grad_norm": norm,
+                "phase": self.name,
+                "step": step,
+                **metrics,
+                "lr": rate,
+                "grad_norm": norm,
                 "tokens_per_s": round(speed, 1),
                 "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
             }
-        )  # fmt: skip
+        )
         info = {"loss": f"{loss:.4f}", "tokens/s": f"{speed:.0f}"}
         if on_gpu():
             info["compiled"] = str(len(stepper.shapes))

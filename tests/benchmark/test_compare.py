@@ -184,9 +184,15 @@ def mmlu_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
             logps = [-3.0, -3.0, -3.0, -3.0]
             logps[choice] = -0.5
             items.append(
-                {"subject": subject, "number": number, "logps": logps, "choice": choice,
-                 "answer": answer, "right": choice == answer}
-            )  # fmt: skip
+                {
+                    "subject": subject,
+                    "number": number,
+                    "logps": logps,
+                    "choice": choice,
+                    "answer": answer,
+                    "right": choice == answer,
+                }
+            )
     settings = {"benchmark": "mmlu", "model": "m", "adapter": None, "data_sha256": "0", "shots": 5}
     return {**settings, **mmlu.result(items), **fields}
 
@@ -206,11 +212,14 @@ def gsm8k_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]
 def humaneval_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     items = [
-        {"task_id": f"HumanEval/{n}", "samples": [
-            {"passed": bool(rng.random() < right), "stopped": True, "why": ""} for _ in range(2)
-        ]}
+        {
+            "task_id": f"HumanEval/{n}",
+            "samples": [
+                {"passed": bool(rng.random() < right), "stopped": True, "why": ""} for _ in range(2)
+            ],
+        }
         for n in range(30)
-    ]  # fmt: skip
+    ]
     settings = {"benchmark": "humaneval", "model": "m", "adapter": None, "data_sha256": "0"}
     return {**settings, **humaneval.result(items), **fields}
 
@@ -234,8 +243,11 @@ def behaviour_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, 
     return {
         "leak_rate": float(np.mean([i["leak"] for i in leaks])),
         "right_rate": float(np.mean([i["right"] for i in leaks])),
-        "preference": preference, "n": len(items), "items": items, **fields,
-    }  # fmt: skip
+        "preference": preference,
+        "n": len(items),
+        "items": items,
+        **fields,
+    }
 
 
 def perplexity_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str, Any]:
@@ -246,14 +258,22 @@ def perplexity_result(seed: int, right: float = 0.5, **fields: Any) -> dict[str,
         for n in range(8)
     }
     mean = sum(item["logp"] for item in items.values()) / 800
-    return {"benchmark": "perplexity", "perplexity": math.exp(-mean), "tokens": 800,
-            "items": items, **fields}  # fmt: skip
+    return {
+        "benchmark": "perplexity",
+        "perplexity": math.exp(-mean),
+        "tokens": 800,
+        "items": items,
+        **fields,
+    }
 
 
 MADE = {
-    "mmlu": mmlu_result, "gsm8k": gsm8k_result, "humaneval": humaneval_result,
-    "behaviour": behaviour_result, "perplexity": perplexity_result,
-}  # fmt: skip
+    "mmlu": mmlu_result,
+    "gsm8k": gsm8k_result,
+    "humaneval": humaneval_result,
+    "behaviour": behaviour_result,
+    "perplexity": perplexity_result,
+}
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -357,8 +377,13 @@ def test_other_settings_and_other_benchmarks_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", MADE)
 def test_means_that_are_not_of_the_items_are_refused(kind: str) -> None:
-    key = {"mmlu": "acc", "gsm8k": "strict_match", "humaneval": "pass@2",
-           "behaviour": "leak_rate", "perplexity": "perplexity"}[kind]  # fmt: skip
+    key = {
+        "mmlu": "acc",
+        "gsm8k": "strict_match",
+        "humaneval": "pass@2",
+        "behaviour": "leak_rate",
+        "perplexity": "perplexity",
+    }[kind]
     one = MADE[kind](1)
     with pytest.raises(BenchmarkError, match=r"after: .* is stored as .* but its items give"):
         compare(one, {**one, key: one[key] + 0.01})
@@ -382,18 +407,29 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 
 def stage(name: str, kl: float, seed: int = 1, right: float = 0.5) -> dict[str, Any]:
     return {
-        "stage": name, "truthfulqa": random_result(60, seed=seed),
-        "behaviour": behaviour_result(seed, right), "perplexity": perplexity_result(seed, right),
+        "stage": name,
+        "truthfulqa": random_result(60, seed=seed),
+        "behaviour": behaviour_result(seed, right),
+        "perplexity": perplexity_result(seed, right),
         "divergence": {"kl": kl},
-    }  # fmt: skip
+    }
 
 
 def test_stages_are_compared_by_all_they_hold_and_judged_by_truthfulqa() -> None:
     found = compare(stage("base", 0.0), stage("phase1_sft", 0.1, seed=2, right=0.9))
     assert list(found.metrics) == [
-        "mc1", "mc2", "mc3", "prefers", "no leak", "right", "prefers: leak", "answers: leak",
-        "prefers: myth", "answers: myth", "log p of texts",
-    ]  # fmt: skip
+        "mc1",
+        "mc2",
+        "mc3",
+        "prefers",
+        "no leak",
+        "right",
+        "prefers: leak",
+        "answers: leak",
+        "prefers: myth",
+        "answers: myth",
+        "log p of texts",
+    ]
     assert found.judged == ("mc1", "mc2", "mc3") and found.n == 60
     assert found.metrics["prefers"].verdict == "gain" != found.verdict
     assert found.kl == 0.1 and found.changed > 0.2

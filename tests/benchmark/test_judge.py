@@ -111,8 +111,10 @@ def test_a_judge_that_looks_at_the_replies_finds_the_better_side() -> None:
     assert judged["score"] == pytest.approx(1 / 5)
     assert judged["interval"]["low"] < 0.2 < judged["interval"]["high"]
     assert judged["both_orders_agree"] == 1 and judged["agreement"] == {
-        "items": 4, "raw": 1.0, "kappa": 1.0,
-    }  # fmt: skip
+        "items": 4,
+        "raw": 1.0,
+        "kappa": 1.0,
+    }
     assert len(seen) == judged["requests"]["sent"] == 4 * 3 * 2  # equal replies are not asked about
     assert {one["path"] for one in seen} == {"/v1/chat/completions"}
     assert {one["seed"] for one in seen} == {0, 1, 2}
@@ -322,10 +324,22 @@ def mlx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
         port = free.getsockname()[1]
     command = "import forty2, sys; from mlx_lm.server import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "--model", str(model), "--host", "127.0.0.1",
-         "--port", str(port), "--log-level", "ERROR"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            command,
+            "--model",
+            str(model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--log-level",
+            "ERROR",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(600):
         assert process.poll() is None, "mlx_lm.server ended"
@@ -346,8 +360,22 @@ def test_a_real_server_whose_model_babbles_scores_nothing(
     before, after, out = (tmp_path / f"{name}.json" for name in ("before", "after", "judged"))
     write_json(before, result(["one", "two"]))
     write_json(after, result(["three", "four"]))
-    command = ["benchmark", "judge", "--before", before, "--after", after, "--endpoint", url,
-               "--judge-model", model, "--max-tokens", "8", "-o", out]  # fmt: skip
+    command = [
+        "benchmark",
+        "judge",
+        "--before",
+        before,
+        "--after",
+        after,
+        "--endpoint",
+        url,
+        "--judge-model",
+        model,
+        "--max-tokens",
+        "8",
+        "-o",
+        out,
+    ]
     done = CliRunner().invoke(main, [str(part) for part in command])
     assert done.exit_code == 0, done.output
     judged = read_json(out)
@@ -359,8 +387,18 @@ def test_a_real_server_whose_model_babbles_scores_nothing(
 
 def test_from_the_command_line_a_dead_endpoint_is_one_line(tmp_path: Path) -> None:
     write_json(tmp_path / "after.json", result(["x"]))
-    command = ["benchmark", "judge", "--after", str(tmp_path / "after.json"), "--endpoint",
-               "http://127.0.0.1:9/v1", "--judge-model", "m", "-o", str(tmp_path / "o.json")]  # fmt: skip
+    command = [
+        "benchmark",
+        "judge",
+        "--after",
+        str(tmp_path / "after.json"),
+        "--endpoint",
+        "http://127.0.0.1:9/v1",
+        "--judge-model",
+        "m",
+        "-o",
+        str(tmp_path / "o.json"),
+    ]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 2 and "cannot be reached" in done.output
     assert "Traceback" not in done.output and not (tmp_path / "o.json").exists()

@@ -349,10 +349,26 @@ def test_the_harness_finds_answers_in_odd_replies_as_we_do() -> None:
     ]
     problem = Problem("?", "So <<1000+18=1018>>1018.\n#### 1,018", 1)
     replies = (
-        "", "none", "#### 1,018", "#### 1018.", "#### $1018", "####1018", "#### -1018 #### 1018",
-        "It is $1,018.", "1,018 dollars, or 7 each...", "-1018", "7", "a. b, c.", "1018.00",
-        "#### .", "1018\n#### 5\nQ", "x" * 40 + "#### 1018" + " 3", "1 018", "£1018", "1.018,-",
-    )  # fmt: skip
+        "",
+        "none",
+        "#### 1,018",
+        "#### 1018.",
+        "#### $1018",
+        "####1018",
+        "#### -1018 #### 1018",
+        "It is $1,018.",
+        "1,018 dollars, or 7 each...",
+        "-1018",
+        "7",
+        "a. b, c.",
+        "1018.00",
+        "#### .",
+        "1018\n#### 5\nQ",
+        "x" * 40 + "#### 1018" + " 3",
+        "1 018",
+        "£1018",
+        "1.018,-",
+    )
     for reply in replies:
         judged = judge_gsm8k(problem, Reply(reply, 0, True))
         for key, name, found in zip(("strict", "flexible"), METRICS, filters, strict=True):

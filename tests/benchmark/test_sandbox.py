@@ -73,13 +73,19 @@ def needs(*names: str) -> None:
         ("class Bad(Exception): pass\nBad.__name__ = '\\n'\nraise Bad", "failed"),
         ("import sys\nassert sys.stdin.read() == ''", "passed"),
         ("assert __name__ != '__main__'", "passed"),
-        ("from concurrent.futures import ThreadPoolExecutor as P\n"
-         "assert list(P(8).map(abs, range(-99, 0))) == [*range(99, 0, -1)]", "passed"),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as P\n"
+            "assert list(P(8).map(abs, range(-99, 0))) == [*range(99, 0, -1)]",
+            "passed",
+        ),
         ("open('a', 'w').write('b')\nassert open('a').read() == 'b'", "passed"),
-        ("import os, tempfile\nassert os.getcwd() == os.environ['HOME'] == tempfile.gettempdir()\n"
-         "assert os.listdir() == []", "passed"),
+        (
+            "import os, tempfile\nassert os.getcwd() == os.environ['HOME'] == tempfile.gettempdir()\n"
+            "assert os.listdir() == []",
+            "passed",
+        ),
     ],
-)  # fmt: skip
+)
 def test_score(program: str, why: str) -> None:
     assert run(program) == Outcome(why == "passed", why)
 
@@ -193,10 +199,13 @@ def test_output_on_the_result() -> None:
         ("for i in range(99): open(str(i), 'wb').write(b'x' * (1 << 20))", "too many files"),
         ("for i in range(9999): open(str(i), 'wb')", "too many files"),
         ("import os\nwhile True: os.mkdir('a'); os.chdir('a')", "too many files"),
-        ("import os\nos.mkdir('a', 0); os.mkdir('b', 0o300)\nopen('b/c', 'w').close()\n"
-         "os.close(os.open('d', os.O_CREAT, 0))\nos.symlink('/', 'e')", "passed"),
+        (
+            "import os\nos.mkdir('a', 0); os.mkdir('b', 0o300)\nopen('b/c', 'w').close()\n"
+            "os.close(os.open('d', os.O_CREAT, 0))\nos.symlink('/', 'e')",
+            "passed",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files(writing: str, why: str) -> None:
     """The `folder` fixture sees that what was written is removed, however deep and closed."""
     outcome = run(f"{writing}\nimport time" + ("\ntime.sleep(9)" if why != "passed" else ""))
@@ -261,8 +270,10 @@ def test_network() -> None:
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     program = "import os\nassert 'secret' not in os.environ.values(), os.environ"
-    assert run(program + "\nassert set(os.environ) <= {'HOME', 'TMPDIR', 'LD_LIBRARY_PATH', "
-               "'LC_CTYPE', '__CF_USER_TEXT_ENCODING'}").passed  # fmt: skip
+    assert run(
+        program + "\nassert set(os.environ) <= {'HOME', 'TMPDIR', 'LD_LIBRARY_PATH', "
+        "'LC_CTYPE', '__CF_USER_TEXT_ENCODING'}"
+    ).passed
 
 
 @pytest.mark.parametrize(

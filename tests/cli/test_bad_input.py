@@ -477,7 +477,9 @@ def repeated(turns: int | None = None) -> Any:
     """20 GB of text in 50 kB: a text of 1 MB, which 20,000 rows, or the turns of one, refer to."""
     import pyarrow as pa
 
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * (turns or 20_000), pa.int32()), ["x" * 10**6])  # fmt: skip
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array([0] * (turns or 20_000), pa.int32()), ["x" * 10**6]
+    )
     return texts if turns is None else pa.ListArray.from_arrays(pa.array([0, turns]), texts)
 
 
@@ -557,8 +559,11 @@ data(
 )
 data("a number too large", '{"text": "a", "x": 1e999}\n', ":1: ", "1e999 is too large a number")
 data("a line break in a key", '{"a\\nb": 1}\n', r":1: needs messages", r"has 'a\nb'")
-data("100,000 keys, one twice", lines({"text": "a", **dict.fromkeys(map(str, range(10**5)))}).replace(
-     "99999", "99998"), "'99998' is there twice")  # fmt: skip
+data(
+    "100,000 keys, one twice",
+    lines({"text": "a", **dict.fromkeys(map(str, range(10**5)))}).replace("99999", "99998"),
+    "'99998' is there twice",
+)
 data("recursion", '{"a":' * 100_000 + "\n", "rows.jsonl:1: not a JSON object: nested too deeply")
 data(
     "recursion in lists", "[" * 100_000 + "\n", "rows.jsonl:1: not a JSON object: nested too deeply"
@@ -581,29 +586,68 @@ data(
     file="rows.csv",
 )
 data("half a surrogate beside", lines({**CHAT, "id": "\ud800"}), ":1: ", "surrogate")
-data("half a surrogate in a message", lines({"messages": [
-    {"role": "user", "content": "q", "name": "\udfff"}, {"role": "assistant", "content": "a"}
-]}), ":1: ", "surrogate")  # fmt: skip
+data(
+    "half a surrogate in a message",
+    lines(
+        {
+            "messages": [
+                {"role": "user", "content": "q", "name": "\udfff"},
+                {"role": "assistant", "content": "a"},
+            ]
+        }
+    ),
+    ":1: ",
+    "surrogate",
+)
 data("not gzip", lines(CHAT), "cannot be read: Not a gzipped file", file="rows.jsonl.gz")
-data("gzip cut off", gzip.compress(lines(CHAT).encode() * 99)[:-20], "Compressed file ended",
-     file="rows.jsonl.gz")  # fmt: skip
-data("gzip damaged", gzip.compress(lines(CHAT).encode())[:-8] + b"\0" * 8, "CRC check failed",
-     file="rows.jsonl.gz")  # fmt: skip
+data(
+    "gzip cut off",
+    gzip.compress(lines(CHAT).encode() * 99)[:-20],
+    "Compressed file ended",
+    file="rows.jsonl.gz",
+)
+data(
+    "gzip damaged",
+    gzip.compress(lines(CHAT).encode())[:-8] + b"\0" * 8,
+    "CRC check failed",
+    file="rows.jsonl.gz",
+)
 data("a gzip bomb", bomb(b" "), "rows.jsonl.gz:1: a row longer than", file="rows.jsonl.gz")
 data("a gzip bomb, blank lines", bomb(b"\n"), "nothing but blanks", file="rows.jsonl.gz")
 data("a gzip bomb, JSON", bomb(b" ", b"["), "rows.json.gz:1: nothing but", file="rows.json.gz")
-data("a gzip bomb, a text in JSON", bomb(b"x", b'[{"text": "'), ":1: a row longer", file="rows.json.gz")  # fmt: skip
+data(
+    "a gzip bomb, a text in JSON",
+    bomb(b"x", b'[{"text": "'),
+    ":1: a row longer",
+    file="rows.json.gz",
+)
 data("a gzip bomb, rows in JSON", bomb(b"{},", b"["), ":1: needs messages", file="rows.json.gz")
 data("a gzip bomb, CSV", bomb(b" "), "rows.csv.gz:1", file="rows.csv.gz")
-data("a gzip bomb, a CSV cell", bomb(b"x\n", b'prompt,completion\nq,"'), ":2: not readable as CSV in UTF-8: ",
-     "larger than field limit", file="rows.csv.gz")  # fmt: skip
+data(
+    "a gzip bomb, a CSV cell",
+    bomb(b"x\n", b'prompt,completion\nq,"'),
+    ":2: not readable as CSV in UTF-8: ",
+    "larger than field limit",
+    file="rows.csv.gz",
+)
 data("a gzip bomb, text", bomb(b"x\n"), "rows.txt.gz:1: a row longer than", file="rows.txt.gz")
 data("8 GB of JSON", sparse(2**33, b'[{"text": "a"},'), "rows.json:1: not JSON", file="rows.json")
 data("a Parquet bomb", parquet(completion=repeated), "unpacks to more", file="rows.parquet")
-data("a Parquet bomb in a row", parquet(completion=["a"], turns=lambda: repeated(20_000)),
-     "rows.parquet:row 1: a row longer", file="rows.parquet")  # fmt: skip
-data("a Parquet bomb in a page", parquet({"use_dictionary": False, "compression": "zstd", "row_group_size": 8},
-     completion=lambda: ["x" * 10**6] * 80), "unpacks to more", file="rows.parquet")  # fmt: skip
+data(
+    "a Parquet bomb in a row",
+    parquet(completion=["a"], turns=lambda: repeated(20_000)),
+    "rows.parquet:row 1: a row longer",
+    file="rows.parquet",
+)
+data(
+    "a Parquet bomb in a page",
+    parquet(
+        {"use_dictionary": False, "compression": "zstd", "row_group_size": 8},
+        completion=lambda: ["x" * 10**6] * 80,
+    ),
+    "unpacks to more",
+    file="rows.parquet",
+)
 data("no array", lines(CHAT), "rows.json:1: not a JSON array", file="rows.json")
 data("an empty array", "[]", "rows.json: holds no rows", file="rows.json")
 data(
@@ -652,14 +696,23 @@ data(
     "twice",
     file="rows.csv",
 )
-data("CSV, 100,000 columns", f"{','.join(map(str, range(10**5)))},7\n", "'7' is there twice",
-     file="rows.csv")  # fmt: skip
+data(
+    "CSV, 100,000 columns",
+    f"{','.join(map(str, range(10**5)))},7\n",
+    "'7' is there twice",
+    file="rows.csv",
+)
 data("CSV, Latin 1", "prompt,completion\nq,ä\n".encode("latin-1"), "in UTF-8", file="rows.csv")
 data("CSV, JSON cut off", 'prompt,completion\nq,"[{"\n', "rows.csv:2: not a JSON", file="rows.csv")
 data("Parquet that is none", lines(CHAT), "rows.parquet: not a Parquet file", file="rows.parquet")
 data("Parquet, empty", "", "rows.parquet: not a Parquet file", file="rows.parquet")
 data("Parquet, magic alone", b"PAR1" + b"\xff" * 40 + b"PAR1", "rows.parquet", file="rows.parquet")
-data("Parquet, numbers", parquet(completion=[1]), ":row 1: completion must be text", file="rows.parquet")  # fmt: skip
+data(
+    "Parquet, numbers",
+    parquet(completion=[1]),
+    ":row 1: completion must be text",
+    file="rows.parquet",
+)
 for name, column, reason in (
     ("bytes", [b"a"], "x' holds a value of type bytes, which JSON cannot; leave the column out"),
     ("an infinity", [float("inf")], "x' holds inf, which JSON cannot"),
@@ -685,8 +738,12 @@ case(
     "data convert -i chats.jsonl -o f/out.jsonl",
     "f/out.jsonl: cannot",
 )
-case("data: out into a data set", {"d/mine.txt": "x"}, "data operators --output-dir d",
-     "d: exists and is no data set of ours; name another --output-dir")  # fmt: skip
+case(
+    "data: out into a data set",
+    {"d/mine.txt": "x"},
+    "data operators --output-dir d",
+    "d: exists and is no data set of ours; name another --output-dir",
+)
 case("data: no built-in set", {}, "data build spark --output-dir out", "no built-in data set")
 
 
@@ -744,11 +801,17 @@ row("chosen null", {**PAIR, "chosen": None}, "chosen must be text, not None")
 row("chosen a number", {**PAIR, "chosen": 1}, "chosen must be text, not 1")
 row("chosen an empty list", {**PAIR, "chosen": []}, "chosen must be a list of messages, not []")
 row("chosen equal to rejected", {**PAIR, "chosen": "a", "rejected": "a"}, "are equal; drop the row")
-row("chosen another prompt", {**PAIR, "chosen": said(("user", "?"), ("assistant", "a"))["messages"]},
-    "chosen: its first turns are not the prompt")  # fmt: skip
+row(
+    "chosen another prompt",
+    {**PAIR, "chosen": said(("user", "?"), ("assistant", "a"))["messages"]},
+    "chosen: its first turns are not the prompt",
+)
 row("no prompt", {"chosen": "a", "rejected": "b"}, "prompt is missing, and chosen is no transcript")
-row("prompt already answered", {**PAIR, "prompt": said(("assistant", "a"))["messages"]},
-    "prompt ends with an assistant turn")  # fmt: skip
+row(
+    "prompt already answered",
+    {**PAIR, "prompt": said(("assistant", "a"))["messages"]},
+    "prompt ends with an assistant turn",
+)
 row("label as text", {**CHAT, "label": "yes"}, "label must be true or false, not 'yes'")
 row("label a number", {**CHAT, "label": 1}, "label must be true or false, not 1")
 row(
@@ -765,14 +828,31 @@ def weighed(weight: Any) -> None:
 
 for weight in (0, -1, "2", True, None, 1e9, [1]):
     weighed(weight)
-case("row: weight NaN", {"pairs.jsonl": edit(b'"prompt"', b'"weight": NaN, "prompt"')},
-     "logprobs -m tiny -d pairs.jsonl -o out.json", "pairs.jsonl:1: ", "NaN is no number")  # fmt: skip
-case("row: a weight, prepared", {"rows.jsonl": lines({**CHAT, "weight": 2})},
-     "data prepare -i rows.jsonl --output-dir out -m tiny --val-split 0", "rows.jsonl:1: has a weight")  # fmt: skip
-case("row: a pair, prepared", {}, "data prepare -i pairs.jsonl --output-dir out -m tiny --val-split 0",
-     "pairs.jsonl:1: only conversations and texts are prepared")  # fmt: skip
-case("row: chats where pairs are wanted", {}, "logprobs -m tiny -d chats.jsonl -o out.json",
-     "chats.jsonl:1: chosen is missing; has prompt, completion")  # fmt: skip
+case(
+    "row: weight NaN",
+    {"pairs.jsonl": edit(b'"prompt"', b'"weight": NaN, "prompt"')},
+    "logprobs -m tiny -d pairs.jsonl -o out.json",
+    "pairs.jsonl:1: ",
+    "NaN is no number",
+)
+case(
+    "row: a weight, prepared",
+    {"rows.jsonl": lines({**CHAT, "weight": 2})},
+    "data prepare -i rows.jsonl --output-dir out -m tiny --val-split 0",
+    "rows.jsonl:1: has a weight",
+)
+case(
+    "row: a pair, prepared",
+    {},
+    "data prepare -i pairs.jsonl --output-dir out -m tiny --val-split 0",
+    "pairs.jsonl:1: only conversations and texts are prepared",
+)
+case(
+    "row: chats where pairs are wanted",
+    {},
+    "logprobs -m tiny -d chats.jsonl -o out.json",
+    "chats.jsonl:1: chosen is missing; has prompt, completion",
+)
 
 
 # Models, adapters, GGUF.
@@ -868,8 +948,12 @@ model("weights of another shape", "model.safetensors", other_shape, "model.norm.
 model(
     "weights one less", "model.safetensors", one_less, "Missing 1 parameters", "model.norm.weight"
 )
-case("model: a pickle", {"tiny/model.safetensors": None, "tiny/pytorch_model.bin": b"cos\nsystem\n"},
-     GENERATE, "tiny: cannot load the model: No safetensors found")  # fmt: skip
+case(
+    "model: a pickle",
+    {"tiny/model.safetensors": None, "tiny/pytorch_model.bin": b"cos\nsystem\n"},
+    GENERATE,
+    "tiny: cannot load the model: No safetensors found",
+)
 model("tokenizer missing", "tokenizer.json", None, "tokenizer.json is missing")
 model("tokenizer empty", "tokenizer.json", "", "tiny: cannot load the tokenizer")
 model("tokenizer cut short", "tokenizer.json", cut(0.5), "tiny: cannot load the tokenizer")
@@ -886,8 +970,12 @@ model(
     config(chat_template="{{ 1 / 0 }}"),
     "chat template",
 )
-model("a template that opens files", "tokenizer_config.json",
-      config(chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"), "chat template")  # fmt: skip
+model(
+    "a template that opens files",
+    "tokenizer_config.json",
+    config(chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    "chat template",
+)
 case(
     "model: info of a broken one",
     {"tiny/config.json": "{"},
@@ -936,8 +1024,12 @@ adapter("weights cut short", "adapters.safetensors", cut(0.5), "does not fit thi
 adapter(
     "weights, a header too long", "adapters.safetensors", header(2**62), "does not fit this model"
 )
-adapter("weights of a model", "adapters.safetensors", link("../tiny/model.safetensors"),
-        "does not fit this model")  # fmt: skip
+adapter(
+    "weights of a model",
+    "adapters.safetensors",
+    link("../tiny/model.safetensors"),
+    "does not fit this model",
+)
 
 
 def gguf(name: str, content: Content, *says: str) -> None:
@@ -971,8 +1063,11 @@ gguf("a name of 2⁶³ bytes", counts(0, 1) + struct.pack("<Q", 2**63), "damaged
 gguf(
     "an array of 2⁶³", counts(0, 1) + struct.pack("<Q1sIIQ", 1, b"a", 9, 4, 2**63), "damaged or cut"
 )
-gguf("a line break in a name", counts(1, 0) + struct.pack("<Q3sIQIQ", 3, b"a\nb", 1, 32, 99, 0),
-     r"tensor 'a\nb' is of unknown type 99")  # fmt: skip
+gguf(
+    "a line break in a name",
+    counts(1, 0) + struct.pack("<Q3sIQIQ", 3, b"a\nb", 1, 32, 99, 0),
+    r"tensor 'a\nb' is of unknown type 99",
+)
 gguf("nothing in it", counts(0, 0), "general.architecture is missing")
 gguf(
     "another architecture",
@@ -1059,10 +1154,18 @@ questions("CSV, not UTF-8", b"\xff\n", "not readable as CSV", file="questions.cs
 questions(
     "CSV, no true answer", f"{CSV}Is it?,Law,,Yes,No\n", "no true answer", file="questions.csv"
 )
-case("questions: more than there are", {}, "benchmark truthfulqa -m tiny -q questions.json --n 9",
-     "questions.json: cannot sample 9 of 4 questions")  # fmt: skip
-case("questions: out into a file", {"f": ""},
-     "benchmark truthfulqa -m tiny -q questions.json -o f/out.json", "f/out.json: cannot")  # fmt: skip
+case(
+    "questions: more than there are",
+    {},
+    "benchmark truthfulqa -m tiny -q questions.json --n 9",
+    "questions.json: cannot sample 9 of 4 questions",
+)
+case(
+    "questions: out into a file",
+    {"f": ""},
+    "benchmark truthfulqa -m tiny -q questions.json -o f/out.json",
+    "f/out.json: cannot",
+)
 
 
 def result(name: str, content: Content, *says: str) -> None:
@@ -1137,8 +1240,12 @@ run(
     "--run-dir done --resume",
     "run.json: not",
 )
-run("resumed, of another version", {"done/run.json": config(version=9)}, "--run-dir done --resume",
-    "written by another release (run format 9")  # fmt: skip
+run(
+    "resumed, of another version",
+    {"done/run.json": config(version=9)},
+    "--run-dir done --resume",
+    "written by another release (run format 9",
+)
 run("no such model", {}, "--run-dir run -m ./none", "./none: no such model")
 case("run: no such phase", {}, "train recipe.yaml --phase kto --run-dir run", "no phase 'kto'")
 case(
@@ -1178,8 +1285,12 @@ case("fuse: out into a file", {"f": ""}, "fuse -m tiny -a adapter --out f/out", 
 case(
     "logprobs: out into a file", {"f": ""}, "logprobs -m tiny -d pairs.jsonl -o f/x", "f/x: cannot"
 )
-case("show: out into a file", {"f": ""}, "data show chats.jsonl -m tiny --html f/x.html",
-     "f/x.html: cannot")  # fmt: skip
+case(
+    "show: out into a file",
+    {"f": ""},
+    "data show chats.jsonl -m tiny --html f/x.html",
+    "f/x.html: cannot",
+)
 
 
 # Prepared folders.
@@ -1314,12 +1425,22 @@ def used_by(command: list[str], folder: Path, said: Path) -> tuple[int, float, i
 @pytest.mark.parametrize(
     "name",
     [
-        "recipe: billion laughs", "recipe: 10 MB", "data: a line of 50 MB", "data: a gzip bomb",
-        "data: a gzip bomb, a CSV cell", "data: a gzip bomb, a text in JSON", "data: a pipe",
-        "data: 8 GB of JSON", "data: a Parquet bomb", "data: a Parquet bomb in a row",
-        "data: recursion", "model: size huge", "GGUF: an array of 2⁶³", "questions: a device",
+        "recipe: billion laughs",
+        "recipe: 10 MB",
+        "data: a line of 50 MB",
+        "data: a gzip bomb",
+        "data: a gzip bomb, a CSV cell",
+        "data: a gzip bomb, a text in JSON",
+        "data: a pipe",
+        "data: 8 GB of JSON",
+        "data: a Parquet bomb",
+        "data: a Parquet bomb in a row",
+        "data: recursion",
+        "model: size huge",
+        "GGUF: an array of 2⁶³",
+        "questions: a device",
     ],
-)  # fmt: skip
+)
 def test_a_process_stays_small_and_ends(name: str, good: Path, tmp_path: Path) -> None:
     one = next(one for one in CASES if one.name == name)
     lay_out(one, good, tmp_path)
@@ -1354,10 +1475,36 @@ def test_names_are_unique() -> None:
 # --- and whatever nobody thought of ---------------------------------------------------------------
 
 FEW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
-PIECES = st.sampled_from([
-    b"{", b"}", b"[", b"]", b":", b",", b'"', b"\\", b"\\ud800", b"\0", b"\xff", b"&a ", b"*a", b"~",
-    b"!!int ", b"<<: ", b"- ", b"? ", b"\n", b"\t", b"1e999", b"-1", b"NaN", b"null", b"true", b"''",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+        b",",
+        b'"',
+        b"\\",
+        b"\\ud800",
+        b"\0",
+        b"\xff",
+        b"&a ",
+        b"*a",
+        b"~",
+        b"!!int ",
+        b"<<: ",
+        b"- ",
+        b"? ",
+        b"\n",
+        b"\t",
+        b"1e999",
+        b"-1",
+        b"NaN",
+        b"null",
+        b"true",
+        b"''",
+    ]
+)
 
 
 @st.composite
@@ -1416,15 +1563,41 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
 
 
 @FEW
-@given(value=st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["role", "content", "from", "value", "tool_calls"]), inner, max_size=3),
-    max_leaves=8,
-), keys=st.sets(st.sampled_from([
-    "messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "text",
-    "instruction", "output", "input", "history", "system",
-]), min_size=1, max_size=4))  # fmt: skip
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["role", "content", "from", "value", "tool_calls"]),
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=8,
+    ),
+    keys=st.sets(
+        st.sampled_from(
+            [
+                "messages",
+                "conversations",
+                "prompt",
+                "completion",
+                "chosen",
+                "rejected",
+                "label",
+                "text",
+                "instruction",
+                "output",
+                "input",
+                "history",
+                "system",
+            ]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
 def test_any_value_is_parsed_or_refused(value: Any, keys: set[str]) -> None:
     with contextlib.suppress(DataError):
         to_row(parse({**CHAT, **dict.fromkeys(keys, value)}, "fuzz:1"))

@@ -83,9 +83,12 @@ def test_one_rated_answer_in_every_shape(row: dict[str, Any]) -> None:
 def test_what_surrounds_the_question_is_kept() -> None:
     alpaca = {"instruction": "q2", "input": "about this", "output": "a2", "system": "s"}
     assert core({**alpaca, "history": [["q", "a"]]}) == [
-        SYSTEM, USER, ASSISTANT, {"role": "user", "content": "q2\nabout this"},
+        SYSTEM,
+        USER,
+        ASSISTANT,
+        {"role": "user", "content": "q2\nabout this"},
         {"role": "assistant", "content": "a2"},
-    ]  # fmt: skip
+    ]
     assert core({"conversations": [HUMAN, GPT], "system": "s"})[0] == SYSTEM
     record = parse({"text": "prose", "source": "book"}, "f:1")
     assert isinstance(record, Text) and record.meta == {"source": "book"}
@@ -108,7 +111,7 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"text": ""}, "text is empty"),
         ({"note": 1}, "needs messages"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_is_named_with_its_field(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DataError) as error:
         parse(row, "f:7")

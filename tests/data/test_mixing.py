@@ -160,10 +160,16 @@ def test_a_stage_of_the_curriculum_by_command(tmp_path: Path) -> None:
 def test_strata_are_drawn_evenly_and_from_easy_to_hard(tmp_path: Path) -> None:
     levels = ["simple", "moderate", "nuanced"]
     rows = [
-        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "domain": "xy"[i % 2],
-         "complexity": levels[i % 3]}
-        for i in range(90) if i % 6 != 5
-    ]  # fmt: skip
+        {
+            "prompt": f"q{i}",
+            "chosen": "a",
+            "rejected": "b",
+            "domain": "xy"[i % 2],
+            "complexity": levels[i % 3],
+        }
+        for i in range(90)
+        if i % 6 != 5
+    ]
     rows += [{**rows[0], "prompt": f"more {i}"} for i in range(200)]
     found = stratify(rows, ["domain", "complexity"], 25, seed=3)
     assert found.empty == [("y", "nuanced")] and set(found.drawn.values()) == {5}

@@ -228,9 +228,11 @@ def test_an_end_token_ends_an_answer_and_is_not_in_it() -> None:
     one = loaded(cast(Any, Alphabet()), ends=end)
     prompts = [Prompts(one).ids(text) for text in ("a", "xyc", "e", "g")]
     assert said(one, prompts, max_tokens=4) == [
-        Reply("bcde", 4, False), Reply("de", 2, True), Reply("", 0, True),
+        Reply("bcde", 4, False),
+        Reply("de", 2, True),
+        Reply("", 0, True),
         Reply("hijk", 4, False),
-    ]  # fmt: skip
+    ]
 
 
 def test_sampled_answers_depend_on_their_seed_alone() -> None:
@@ -282,10 +284,13 @@ def test_progress_and_no_prompts() -> None:
     told: list[tuple[str, int, int]] = []
     list(
         generate_replies(
-            loaded(), [[5, 6], [7]], max_tokens=2, stage="here",
+            loaded(),
+            [[5, 6], [7]],
+            max_tokens=2,
+            stage="here",
             progress=lambda stage, done, total, info: told.append((stage, done, total)),
         )
-    )  # fmt: skip
+    )
     assert told == [("here", 1, 2), ("here", 2, 2)]
     assert said(loaded(), []) == []
 

@@ -78,8 +78,12 @@ def test_which_models_share_prompts() -> None:
     """gemma2's attention takes no mask of its own per row: it must fall back, not fail."""
     sharing = {name: can_share_prompts(tiny_model(name)) for name in ARCHITECTURES}
     assert sharing == {
-        "llama": True, "sliding": True, "qwen2": True, "phi3": True, "gemma2": False,
-    }  # fmt: skip
+        "llama": True,
+        "sliding": True,
+        "qwen2": True,
+        "phi3": True,
+        "gemma2": False,
+    }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

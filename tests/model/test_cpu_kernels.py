@@ -36,9 +36,12 @@ def normal(*shape: int, seed: int = 0) -> mx.array:
 @here
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([(1, 1), (2, 1), (9, 3), (4, 2)]), st.integers(2, 150), st.integers(0, 40),
-    st.sampled_from(["causal", "none", "booleans", "summands"]), st.integers(0, 99),
-)  # fmt: skip
+    st.sampled_from([(1, 1), (2, 1), (9, 3), (4, 2)]),
+    st.integers(2, 150),
+    st.integers(0, 40),
+    st.sampled_from(["causal", "none", "booleans", "summands"]),
+    st.integers(0, 99),
+)
 def test_attention_is_mlx_s(
     heads: tuple[int, int], length: int, before: int, kind: str, seed: int
 ) -> None:
@@ -61,9 +64,13 @@ def test_attention_is_mlx_s(
 @here
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([(1, 1), (2, 1), (9, 3), (4, 2)]), st.integers(1, 150), st.integers(0, 20),
-    st.integers(1, 40), st.sampled_from(["causal", "none", "booleans"]), st.integers(0, 99),
-)  # fmt: skip
+    st.sampled_from([(1, 1), (2, 1), (9, 3), (4, 2)]),
+    st.integers(1, 150),
+    st.integers(0, 20),
+    st.integers(1, 40),
+    st.sampled_from(["causal", "none", "booleans"]),
+    st.integers(0, 99),
+)
 def test_attention_to_a_front_that_rows_share_is_mlx_s_to_copies(
     heads: tuple[int, int], length: int, between: int, front: int, kind: str, seed: int
 ) -> None:

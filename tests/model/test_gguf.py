@@ -56,12 +56,22 @@ from forty2.model.starter import fetch_starter
 def reference_logits(kind: str, weights: Weights, ids: mx.array, **config: Any) -> NDArray[Any]:
     """Logits of mlx-lm's own model, given the weights as Hugging Face lays them out."""
     module = {"llama": llama, "qwen2": qwen2}[kind]
-    model = module.Model(module.ModelArgs(
-        model_type=kind, hidden_size=HIDDEN, num_hidden_layers=LAYERS, intermediate_size=WIDE,
-        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, rms_norm_eps=1e-5,
-        vocab_size=ROWS, rope_theta=5000.0, max_position_embeddings=128,
-        tie_word_embeddings="lm_head.weight" not in weights, **config,
-    ))  # fmt: skip
+    model = module.Model(
+        module.ModelArgs(
+            model_type=kind,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            intermediate_size=WIDE,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            rms_norm_eps=1e-5,
+            vocab_size=ROWS,
+            rope_theta=5000.0,
+            max_position_embeddings=128,
+            tie_word_embeddings="lm_head.weight" not in weights,
+            **config,
+        )
+    )
     model.load_weights([(name, mx.array(values)) for name, values in weights.items()])
     return np.array(model(ids))
 
@@ -78,9 +88,15 @@ def no_folder_left(folder: Path) -> bool:
 # -- weights and config ---------------------------------------------------------------------------
 
 LOST = {  # how far quantising itself moves these logits, relative; random blocks lose nothing
-    Type.F32: 1e-5, Type.F16: 2e-3, Type.BF16: 0.02, Type.Q8_0: 0.03, Type.Q4_0: 0.4,
-    Type.Q4_1: 0.4, Type.Q4_K: 1e-5, Type.Q6_K: 1e-5,
-}  # fmt: skip
+    Type.F32: 1e-5,
+    Type.F16: 2e-3,
+    Type.BF16: 0.02,
+    Type.Q8_0: 0.03,
+    Type.Q4_0: 0.4,
+    Type.Q4_1: 0.4,
+    Type.Q4_K: 1e-5,
+    Type.Q6_K: 1e-5,
+}
 
 
 @pytest.mark.parametrize("matrix", LOST, ids=lambda t: t.name)
@@ -179,9 +195,12 @@ def test_linear_rope_scaling(tmp_path: Path) -> None:
 
 def test_llama3_rope_scaling_is_recovered(tmp_path: Path) -> None:
     scaling = {
-        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
-    }  # fmt: skip
+    }
     plain = 5000.0 ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     scaled = np.array(Llama3RoPE(HEAD_DIM, base=5000.0, scaling_config=scaling)._freqs)
     divisors = (scaled / plain).astype(np.float32)
@@ -224,14 +243,20 @@ def test_words_are_cut_by_the_named_rule(pre: str, expected: list[str], tmp_path
 def test_special_and_added_tokens(kind: str, tmp_path: Path) -> None:
     out = import_gguf(write_gguf(tmp_path / "m.gguf", kind), tmp_path / "model")
     assert encode(out, "<|im_start|>ab<tool>ab<|im_end|>") == [
-        "<|im_start|>", "ab", "<tool>", "ab", "<|im_end|>",
-    ]  # fmt: skip
+        "<|im_start|>",
+        "ab",
+        "<tool>",
+        "ab",
+        "<|im_end|>",
+    ]
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer.encode("ab<tool><|im_end|>")
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab<tool>"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
-        START, END, END,
-    )  # fmt: skip
+        START,
+        END,
+        END,
+    )
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], return_dict=False)
     assert chat == [START, ID["ab"], END]
 
@@ -419,9 +444,29 @@ def test_the_starters_prompt_is_that_of_its_publisher() -> None:
         "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     )
     assert prompt[:22] == [  # the same ids that others have published
-        1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407,
-        19712, 8182, 2, 198, 1,
-    ]  # fmt: skip
+        1,
+        9690,
+        198,
+        2683,
+        359,
+        253,
+        5356,
+        5646,
+        11173,
+        3365,
+        3511,
+        308,
+        34519,
+        28,
+        7018,
+        411,
+        407,
+        19712,
+        8182,
+        2,
+        198,
+        1,
+    ]
     assert tokenizer.decode(prompt, skip_special_tokens=True).startswith("system\nYou are")
     added = tokenizer.added_tokens_decoder
     assert sorted(added) == list(range(17)) and all(token.special for token in added.values())
@@ -441,9 +486,11 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     for name, value in {
-        "FORTY2_CACHE": str(tmp_path / "cache"), "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels),
-    }.items():  # fmt: skip
+        "FORTY2_CACHE": str(tmp_path / "cache"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+    }.items():
         monkeypatch.setenv(name, value)
     return wheels
 

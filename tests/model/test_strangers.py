@@ -22,12 +22,37 @@ from forty2.report import write_report
 
 ROOT = Path(forty2.__file__).parent
 FORBIDDEN = {
-    "pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tarfile", "zipfile",
-    "subprocess", "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load",
-    "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.Loader",
-    "yaml.FullLoader", "yaml.UnsafeLoader", "extract", "extractall", "unpack_archive",
-    "shell=True", "allow_pickle=True", "trust_remote_code=True",
-}  # fmt: skip
+    "pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "tarfile",
+    "zipfile",
+    "subprocess",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.Loader",
+    "yaml.FullLoader",
+    "yaml.UnsafeLoader",
+    "extract",
+    "extractall",
+    "unpack_archive",
+    "shell=True",
+    "allow_pickle=True",
+    "trust_remote_code=True",
+}
 JUSTIFIED = {
     "model/starter.py": {"subprocess", "zipfile"},  # pip; one member, copied out by our own name
     "bench/environments.py": {"subprocess"},  # pip, and workers of our own
@@ -77,12 +102,22 @@ def test_no_door_is_open_but_the_justified_ones() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import pickle", "from pickle import loads", "eval('1')", "run = exec", "os.system('ls')",
-        "from os import system", "yaml.load(x)", "from yaml import UnsafeLoader", "torch.load(f)",
-        "archive.extractall(to)", "run(x, shell=True)", "np.load(f, allow_pickle=True)",
-        "def f(*, trust_remote_code: bool = True): pass", "load(m, trust_remote_code=True)",
+        "import pickle",
+        "from pickle import loads",
+        "eval('1')",
+        "run = exec",
+        "os.system('ls')",
+        "from os import system",
+        "yaml.load(x)",
+        "from yaml import UnsafeLoader",
+        "torch.load(f)",
+        "archive.extractall(to)",
+        "run(x, shell=True)",
+        "np.load(f, allow_pickle=True)",
+        "def f(*, trust_remote_code: bool = True): pass",
+        "load(m, trust_remote_code=True)",
     ],
-)  # fmt: skip
+)
 def test_each_kind_of_door_is_seen(code: str) -> None:
     assert doors(ast.parse(code))
 
@@ -118,10 +153,20 @@ def finished(inputs: Path) -> Path:
 
 
 PLACES = (
-    "work", "benchmarks", "data", "phase1_sft", "phase2_dpo", "metrics.jsonl", "run.lock",
-    "report.md", "report.html", "recipe.yaml", ".metrics.jsonl.999999", ".phase1_sft.999999",
+    "work",
+    "benchmarks",
+    "data",
+    "phase1_sft",
+    "phase2_dpo",
+    "metrics.jsonl",
+    "run.lock",
+    "report.md",
+    "report.html",
+    "recipe.yaml",
+    ".metrics.jsonl.999999",
+    ".phase1_sft.999999",
     ".phase1_sft.999999.old",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -201,9 +246,11 @@ def test_secrets_reach_no_file_and_no_printed_line(inputs: Path, tmp_path: Path)
     }
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps([list(c) for c in commands])],
-        capture_output=True, text=True, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT, "FORTY2_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+    )
     assert [int(n) for n in done.stdout.split()] == list(commands.values()), done.stderr
     said = {"printed": done.stderr.encode(), **contents(tmp_path)}
     assert Counter(Path(name).name for name in said)["report.html"] == 1

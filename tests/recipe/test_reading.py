@@ -93,9 +93,15 @@ phases:
         (("steps: 10", "steps: true"), "should be a valid integer, not True"),
         (("steps: 10", "steps: '10'"), "should be a valid integer, not '10'"),
         (("lr: 1e-4", "lr: .nan"), "phases.sft.lr"),
-        (("lr: 1e-4", "lr: 1e-4, eval_every_steps: 11"), "eval_every_steps: 11 is beyond the last step"),
+        (
+            ("lr: 1e-4", "lr: 1e-4, eval_every_steps: 11"),
+            "eval_every_steps: 11 is beyond the last step",
+        ),
         (("lr: 1e-4", "lr: 1e-4, warmup_steps: 11"), "warmup_steps: 11 is beyond the last step"),
-        (("beta: 0.1", "beta: 0.1\n    loss: ipo\n    label_smoothing: 0.1"), "label_smoothing: only"),
+        (
+            ("beta: 0.1", "beta: 0.1\n    loss: ipo\n    label_smoothing: 0.1"),
+            "label_smoothing: only",
+        ),
         (("beta: 0.1", "beta: 0.1\n    beta: 0.2"), "phases.dpo.beta is given twice"),
         (("version: 1", "version: 2"), "version: should be 1, not 2"),
         (("name: mine", "name: ../up"), "name: string should match"),
@@ -106,7 +112,7 @@ phases:
         (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
         (("objective: sft, ", ""), "phases.sft.objective: missing: say one of dpo, kto, sft"),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
     text = GOOD.replace(*change)
     assert text != GOOD
@@ -164,11 +170,14 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str, complaint: str) 
     [
         ("phases.dop.lr=1e-6", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
         ("phases.dop={lr: 1e-6}", "dop: no such phase; the recipe has sft, dpo; did you mean dpo?"),
-        ("phases.x.lr=1e-6", "x: no such phase; the recipe has sft, dpo; a new one needs an objective"),
+        (
+            "phases.x.lr=1e-6",
+            "x: no such phase; the recipe has sft, dpo; a new one needs an objective",
+        ),
         ("phases.dpo={lr: 1e-6}", "dpo.objective: missing: say one of dpo, kto, sft"),
         ("phases={dop: {lr: 1e-6}}", "dop.objective: missing: say one of dpo, kto, sft"),
     ],
-)  # fmt: skip
+)
 def test_an_override_of_no_phase_says_which_there_are(
     tmp_path: Path, override: str, hint: str
 ) -> None:
@@ -186,11 +195,17 @@ def test_overrides_can_add_a_whole_phase(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         (("lr: 1e-4", "lr: 1e-4, beta: 1"), "5: phases.sft.beta: is of dpo and kto, not of sft"),
-        (("beta: 0.1", "beta: 0.1\n    desirable_weight: 2"), "12: phases.dpo.desirable_weight: is of kto, not of dpo"),
+        (
+            ("beta: 0.1", "beta: 0.1\n    desirable_weight: 2"),
+            "12: phases.dpo.desirable_weight: is of kto, not of dpo",
+        ),
         (("lr: 1e-4", "lr: 1e-4, rank: 8"), "5: phases.sft.rank: is of adapter, not of sft"),
-        (("name: mine", "name: mine\nlr: 1e-4"), "3: lr: is of sft, dpo and kto, not of the recipe"),
+        (
+            ("name: mine", "name: mine\nlr: 1e-4"),
+            "3: lr: is of sft, dpo and kto, not of the recipe",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_key_of_another_section_says_of_which(
     tmp_path: Path, change: tuple[str, str], complaint: str
 ) -> None:
@@ -248,10 +263,13 @@ def test_rules_are_silent_about_fields_that_are_not_valid(
         (("lr: 1e-4", 'lr: "5e-6"'), "phases.sft.lr: should be a valid number, not '5e-6'"),
         (("lr: 5e-5", "lr: '1'"), "phases.dpo.lr: should be a valid number, not '1'"),
         (("steps: 10", "steps: '10'"), "phases.sft.steps: should be a valid integer, not '10'"),
-        (("lr: 1e-4", "lr: 1e-4, lint: 'no'"), "phases.sft.lint: should be a valid boolean, not 'no'"),
+        (
+            ("lr: 1e-4", "lr: 1e-4, lint: 'no'"),
+            "phases.sft.lint: should be a valid boolean, not 'no'",
+        ),
         (("version: 1", "version: '1'"), "version: should be 1, not '1'"),
     ],
-)  # fmt: skip
+)
 def test_quotes_around_a_number_are_to_be_removed(
     tmp_path: Path, change: tuple[str, str], complaint: str
 ) -> None:

@@ -30,13 +30,15 @@ CHROMIUM = next(
     filter(
         shutil.which,
         (
-            "chromium", "chromium-browser", "google-chrome",
+            "chromium",
+            "chromium-browser",
+            "google-chrome",
             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
             "/Applications/Chromium.app/Contents/MacOS/Chromium",
         ),
     ),
     None,
-)  # fmt: skip
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome here")
 
 MARK = "pwned"
@@ -95,10 +97,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("browser")
     inputs = make_inputs(place / "inputs")
     questions = [
-        {"question": f"Is it {n}?", "category": f"kind {n % 2}",
-         "mc1_targets": {"Yes.": 1, "No.": 0}, "mc2_targets": {"Yes.": 1, "So.": 1, "No.": 0}}
+        {
+            "question": f"Is it {n}?",
+            "category": f"kind {n % 2}",
+            "mc1_targets": {"Yes.": 1, "No.": 0},
+            "mc2_targets": {"Yes.": 1, "So.": 1, "No.": 0},
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     (inputs / "questions.json").write_text(json.dumps(questions))
     overrides = [
         f"benchmark={{n: 2, questions: {inputs / 'questions.json'}}}",
@@ -154,10 +160,18 @@ def browse(page: Path, *more: str) -> str:
     """The page's DOM once it has loaded and its timers ran."""
     assert CHROMIUM is not None
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--no-first-run", "--disable-background-networking", "--virtual-time-budget=2000",
-        f"--user-data-dir={page.parent / 'profile'}", *(more or ["--dump-dom"]), page.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--virtual-time-budget=2000",
+        f"--user-data-dir={page.parent / 'profile'}",
+        *(more or ["--dump-dom"]),
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, timeout=30, check=True)
     return done.stdout.decode()
 
@@ -184,9 +198,23 @@ class Dom(HTMLParser):
 
 
 ACTIVE = {
-    "script", "img", "iframe", "object", "embed", "link", "base", "a", "form", "input", "animate",
-    "image", "foreignobject", "use", "textarea", "details",
-}  # fmt: skip
+    "script",
+    "img",
+    "iframe",
+    "object",
+    "embed",
+    "link",
+    "base",
+    "a",
+    "form",
+    "input",
+    "animate",
+    "image",
+    "foreignobject",
+    "use",
+    "textarea",
+    "details",
+}
 
 
 def assert_dead(dom: Dom) -> None:

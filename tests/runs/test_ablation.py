@@ -38,10 +38,14 @@ from forty2.runs.ablation import (
 )
 
 SMALL = [
-    "benchmark.n=9", "phases.sft.steps=1", "phases.dpo.steps=1",
-    "phases.sft.valid=null", "phases.dpo.valid=null", "phases.dpo.best=null",
+    "benchmark.n=9",
+    "phases.sft.steps=1",
+    "phases.dpo.steps=1",
+    "phases.sft.valid=null",
+    "phases.dpo.valid=null",
+    "phases.dpo.best=null",
     *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +54,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     text = (inputs / "recipe.yaml").read_text().replace("benchmark: null", "benchmark: {}")
     (inputs / "recipe.yaml").write_text(text)
     asked = [
-        {"question": f"{n}+1?", "mc1_targets": (options := {str(n + 1): 1, str(n): 0}),
-         "mc2_targets": options}
+        {
+            "question": f"{n}+1?",
+            "mc1_targets": (options := {str(n + 1): 1, str(n): 0}),
+            "mc2_targets": options,
+        }
         for n in range(12)
-    ]  # fmt: skip
+    ]
     (inputs / "asked.json").write_text(json.dumps(asked))
     return load_recipe(
         inputs / "recipe.yaml", [*SMALL, f"benchmark.questions={inputs / 'asked.json'}"]
@@ -95,9 +102,12 @@ def test_it_has_every_variant_and_what_each_phase_bought(found: Ablation) -> Non
     record = read_json(found.path / "ablation.json")
     assert list(record["variants"]) == ["base", "sft", "sft+dpo", "dpo only"]
     assert [(one["variant"], one["against"]) for one in record["changes"]] == [
-        ("sft", "base"), ("sft+dpo", "base"), ("dpo only", "base"), ("sft+dpo", "sft"),
+        ("sft", "base"),
+        ("sft+dpo", "base"),
+        ("dpo only", "base"),
+        ("sft+dpo", "sft"),
         ("sft+dpo", "dpo only"),
-    ]  # fmt: skip
+    ]
     assert record["variants"]["base"]["KL"]["value"] == 0
     assert record["variants"]["sft"]["KL"]["value"] > 1e-4
     assert {len(scores) for scores in record["items"]["sft"].values()} == {2}
@@ -284,8 +294,10 @@ def test_changes_are_paired_and_have_the_verdicts_of_compare() -> None:
     after = {"up": up, "level": level, "down": before, "KL": up}
     found = changes_of(scores, after, 0.05, same=False)
     assert {name: one.verdict for name, one in found.items()} == {
-        "up": "gain", "level": "no tax", "down": "tax",
-    }  # fmt: skip
+        "up": "gain",
+        "level": "no tax",
+        "down": "tax",
+    }
     assert found["up"].difference == pytest.approx(0.1)
     assert found["up"].low > 0.05 and found["up"].high < 0.15  # questions differ far more
     assert score_of("KL", before**2).high - score_of("KL", before**2).low > 0.2
@@ -333,9 +345,13 @@ def test_on_the_starter_model_from_the_command_line(short: None, tmp_path: Path)
         settings += [
             f"phases.{phase}.{setting}"
             for setting in (
-                "steps=2", "batch_size=2", "warmup_steps=0", "eval_every_steps=2", "lint=false"
+                "steps=2",
+                "batch_size=2",
+                "warmup_steps=0",
+                "eval_every_steps=2",
+                "lint=false",
             )
-        ]  # fmt: skip
+        ]
     for setting in settings:
         command += ["--set", setting]
     done = CliRunner().invoke(main, command)

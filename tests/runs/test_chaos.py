@@ -22,9 +22,12 @@ from forty2.training.batched_loss import ConversationLoss
 from forty2.training.checkpoints import checkpoints
 
 FILES = (
-    "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "optimizer.safetensors",
+    "SHA256SUMS",
+    "adapter_config.json",
+    "adapters.safetensors",
+    "optimizer.safetensors",
     "state.json",
-)  # fmt: skip
+)
 
 
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes() -> None:
@@ -228,9 +231,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     harm(work / "step6" / file)
     model, log, told, rewound = adapted(0.2), list[Any](), list[Any](), list[int]()
     run(
-        model, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work, log, rewind=rewound.append,
+        model,
+        ConversationLoss(ROWS, Shortcuts(split_head=True)),
+        PHASE,
+        work,
+        log,
+        rewind=rewound.append,
         progress=lambda _, done, total, info: told.append(info),
-    )  # fmt: skip
+    )
     assert rewound == [3]
     assert "went back to the checkpoint of step 3" in log[0]["warning"]
     assert str(work / "step6") in log[0]["warning"] and told[0]["warning"] == log[0]["warning"]

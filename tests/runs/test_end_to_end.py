@@ -23,13 +23,24 @@ from forty2.runs.pipeline import RunResult
 from forty2.runs.planning import plan
 
 SHORT = [
-    "phases.sft.steps=2", "phases.dpo.steps=3", "phases.boost.steps=2", "phases.sft.batch_size=2",
-    "phases.dpo.batch_size=2", "phases.boost.batch_size=2", "phases.sft.warmup_steps=0",
-    "phases.dpo.warmup_steps=0", "phases.boost.warmup_steps=0", "adapter.layers=4",
-    "phases.sft.eval_every_steps=2", "phases.dpo.eval_every_steps=1", "phases.boost.eval_every_steps=2",
-    "benchmark.n=3", "phases.sft.valid=VALID_SFT", "phases.dpo.valid=VALID_DPO",
+    "phases.sft.steps=2",
+    "phases.dpo.steps=3",
+    "phases.boost.steps=2",
+    "phases.sft.batch_size=2",
+    "phases.dpo.batch_size=2",
+    "phases.boost.batch_size=2",
+    "phases.sft.warmup_steps=0",
+    "phases.dpo.warmup_steps=0",
+    "phases.boost.warmup_steps=0",
+    "adapter.layers=4",
+    "phases.sft.eval_every_steps=2",
+    "phases.dpo.eval_every_steps=1",
+    "phases.boost.eval_every_steps=2",
+    "benchmark.n=3",
+    "phases.sft.valid=VALID_SFT",
+    "phases.dpo.valid=VALID_DPO",
     "phases.boost.valid=VALID_DPO",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +66,11 @@ def test_every_phase_left_its_adapter_and_its_record(finished: RunResult) -> Non
     for name in ("phase1_sft", "phase2_dpo", "phase3_boost"):
         folder = finished.path / name
         assert sorted(p.name for p in folder.iterdir()) == [
-            "SHA256SUMS", "adapter_config.json", "adapters.safetensors", "phase.json",
-        ]  # fmt: skip
+            "SHA256SUMS",
+            "adapter_config.json",
+            "adapters.safetensors",
+            "phase.json",
+        ]
     first, second = (
         mx.load(str(finished.path / name / "adapters.safetensors"))
         for name in ("phase1_sft", "phase2_dpo")
@@ -73,8 +87,19 @@ def test_the_metrics_tell_the_story(finished: RunResult) -> None:
     dpo = [r for r in records if r["phase"] == "dpo" and "loss" in r]
     assert [r["step"] for r in dpo] == [1, 2, 3]
     assert dpo[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)  # anchored to the SFT result
-    assert {"chosen_logps", "rejected_logps", "chosen_rewards", "rejected_rewards", "margin",
-            "accuracy", "kl", "lr", "grad_norm", "tokens_per_s", "peak_memory_gb"} <= dpo[0].keys()  # fmt: skip
+    assert {
+        "chosen_logps",
+        "rejected_logps",
+        "chosen_rewards",
+        "rejected_rewards",
+        "margin",
+        "accuracy",
+        "kl",
+        "lr",
+        "grad_norm",
+        "tokens_per_s",
+        "peak_memory_gb",
+    } <= dpo[0].keys()
     boost = next(r for r in records if r["phase"] == "boost" and "loss" in r)
     assert boost["loss"] == pytest.approx(np.log(2), abs=1e-4)
 
@@ -91,8 +116,20 @@ def test_all_stages_are_measured_on_identical_items(finished: RunResult) -> None
 
 
 def test_the_adapter_works_in_stock_mlx_lm(finished: RunResult, starter_path: Path) -> None:
-    command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(starter_path), "--adapter-path",
-               str(finished.path / "phase2_dpo"), "--prompt", "Say hello.", "--max-tokens", "5"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlx_lm",
+        "generate",
+        "--model",
+        str(starter_path),
+        "--adapter-path",
+        str(finished.path / "phase2_dpo"),
+        "--prompt",
+        "Say hello.",
+        "--max-tokens",
+        "5",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -103,8 +103,10 @@ def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
     (tmp_path / ".run.json.4194305").write_text("{")  # no process has such a number
     with RunDir.open(tmp_path, "a: 1\n", {}, resume=False):
         assert sorted(p.name for p in tmp_path.iterdir()) == [
-            "recipe.yaml", "run.json", "run.lock",
-        ]  # fmt: skip
+            "recipe.yaml",
+            "run.json",
+            "run.lock",
+        ]
     assert (tmp_path / "recipe.yaml").read_text() == "a: 1\n"
 
 

@@ -176,11 +176,18 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path: Path) -> None
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         done = subprocess.run(
             [
-                sys.executable, "-m", "forty2", "run", str(recipe), "--resume",
-                "--run-dir", str(tmp_path / "run"),
+                sys.executable,
+                "-m",
+                "forty2",
+                "run",
+                str(recipe),
+                "--resume",
+                "--run-dir",
+                str(tmp_path / "run"),
             ],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert done.returncode == 2
     said = rf"Error: {re.escape(str(tmp_path))}/run: in use by process {os.getpid()} {SINCE}\n"

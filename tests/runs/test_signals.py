@@ -40,8 +40,11 @@ def struck(
     with said.open("wb") as out:
         child = subprocess.Popen(
             [sys.executable, "-c", script, *command.split()],
-            cwd=folder, stdout=out, stderr=out, env=environment(folder),
-        )  # fmt: skip
+            cwd=folder,
+            stdout=out,
+            stderr=out,
+            env=environment(folder),
+        )
     deadline = time.monotonic() + 60
     while not when():
         assert child.poll() is None and time.monotonic() < deadline, said.read_text()

@@ -35,9 +35,13 @@ def samples(
         share = max(0.0, n / BLOCKS - 0.2)
         seconds = n * (1 + slower * share)
         return Sample(
-            20 * n + 10, seconds, seconds, 9e5 * (n < 5) + 1e5 + resident * share,
-            1e3 + mlx * share, 9 + int(files * share),
-        )  # fmt: skip
+            20 * n + 10,
+            seconds,
+            seconds,
+            9e5 * (n < 5) + 1e5 + resident * share,
+            1e3 + mlx * share,
+            9 + int(files * share),
+        )
 
     steady = [Sample(20 * n + 10, n, n, 1e5, 1e3, 9) for n in range(BLOCKS)]
     return {"phase1_sft": steady, "phase2_dpo": [at(n) for n in range(BLOCKS)]}

@@ -165,12 +165,14 @@ def figures(seconds: float) -> dict[str, float]:
 
 def test_a_table_has_medians_ratios_the_floor_and_who_is_left_out() -> None:
     measured = {
-        "unit": "batch", "units": 2, "source": "here",
+        "unit": "batch",
+        "units": 2,
+        "source": "here",
         "medians": {"forty2": figures(3.0), "mlx-lm": figures(12.0)},
         "ratios": {"mlx-lm": {"seconds": 0.25, "mlx_gb": 0.5, "process_gb": 0.75}},
         "floor": {"operations": 4e9, "operations_per_s": 1e9, "seconds": 2.0, "ratio": 1.5},
         "left_out": {"unsloth": "pip could not install it"},
-    }  # fmt: skip
+    }
     head, ours, theirs, floor, left_out = suite_table("sft-tail", measured).splitlines()
     assert head.split()[:2] == ["sft-tail", "s/batch"]
     assert ours.split() == ["forty2", "3.000", "50.0", "1.00", "2.00"]
@@ -181,9 +183,12 @@ def test_a_table_has_medians_ratios_the_floor_and_who_is_left_out() -> None:
 
 def test_a_growth_table_puts_an_exponent_behind_its_larger_size() -> None:
     grown = {
-        "size": [64, 1024], "seconds": [1.0, 4.0], "gb": [0.5, 0.6],
-        "seconds_exponents": [0.5], "gb_exponents": [0.07],
-    }  # fmt: skip
+        "size": [64, 1024],
+        "seconds": [1.0, 4.0],
+        "gb": [0.5, 0.6],
+        "seconds_exponents": [0.5],
+        "gb_exponents": [0.07],
+    }
     _, first, second = growth_table({"prompt tokens": grown}).splitlines()
     assert first.split() == ["64", "1.000", "0.50"]
     assert second.split() == ["1,024", "4.000", "0.50", "0.60", "0.07"]
@@ -269,9 +274,14 @@ def test_every_sample_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     out = tmp_path / "out.json"
     said: list[str] = []
     bench(
-        ["sft-tail"], rows=4, rounds=1, model=str(MODEL), peers=["mlx-lm"], out=out,
+        ["sft-tail"],
+        rows=4,
+        rounds=1,
+        model=str(MODEL),
+        peers=["mlx-lm"],
+        out=out,
         say=said.append,
-    )  # fmt: skip
+    )
     written = json.loads(out.read_text())
     suite = written["suites"]["sft-tail"]
     for who, (run,) in suite["runs"].items():
@@ -343,9 +353,7 @@ def test_every_worker_of_ours_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["suites"]["truthfulqa"]["units"] == 4
     assert result["suites"]["vocabulary"]["medians"]["forty2"]["mlx_gb"] > 0.05
     assert all(len(grown["seconds_exponents"]) == 1 for grown in result["growth"].values())
-    assert set(result["growth"]) == {
-        "prompt tokens", "batch size", "rows prepared", "rows batched"
-    }  # fmt: skip
+    assert set(result["growth"]) == {"prompt tokens", "batch size", "rows prepared", "rows batched"}
 
 
 def test_the_large_vocabulary_is_one_that_mlx_lm_loads(tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ import mlx.core as mx
 from mlx_lm.models import gemma2, llama, phi3, qwen2
 
 TINY = {
-    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 300,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 300,
+}
 ARCHITECTURES = ["llama", "sliding", "qwen2", "phi3", "gemma2"]
 
 

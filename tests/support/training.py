@@ -55,10 +55,18 @@ def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
     attach_adapter(model, replace(SPEC, dropout=dropout), seed=1)
     if moved:
         model.update(
-            {"model": {"layers": [
-                {}, *({"self_attn": {"q_proj": {"lora_b": mx.random.normal((4, 32)) * 0.1}}} for _ in range(2)),
-            ]}}
-        )  # fmt: skip
+            {
+                "model": {
+                    "layers": [
+                        {},
+                        *(
+                            {"self_attn": {"q_proj": {"lora_b": mx.random.normal((4, 32)) * 0.1}}}
+                            for _ in range(2)
+                        ),
+                    ]
+                }
+            }
+        )
     return model
 
 
@@ -69,6 +77,13 @@ def preference(model: Any, phase: DpoPhase, tmp_path: Path) -> PairLoss:
 
 def run(model: Any, objective: Any, phase: Any, work: Path, log: list[Any], **more: Any) -> Any:
     return Training(
-        model=model, objective=objective, phase=phase, name="p", seed=5, adapter=SPEC, work=work,
-        log=log.append, **more,
-    ).run()  # fmt: skip
+        model=model,
+        objective=objective,
+        phase=phase,
+        name="p",
+        seed=5,
+        adapter=SPEC,
+        work=work,
+        log=log.append,
+        **more,
+    ).run()

@@ -66,9 +66,12 @@ def test_every_assistant_turn_of_many(chatml: Any, brackets: Any) -> None:
 
 def test_system_and_tool_turns_are_never_supervised(chatml: Any) -> None:
     talk = [
-        {"role": "system", "content": "Be brief."}, user("Sum 2 and 3"), assistant("add(2, 3)"),
-        {"role": "tool", "content": "5"}, assistant("It is 5."),
-    ]  # fmt: skip
+        {"role": "system", "content": "Be brief."},
+        user("Sum 2 and 3"),
+        assistant("add(2, 3)"),
+        {"role": "tool", "content": "5"},
+        assistant("It is 5."),
+    ]
     assert supervised(chatml, *talk) == ["add(2, 3)<|im_end|>", "It is 5.<|im_end|>"]
 
 
@@ -78,9 +81,21 @@ def test_what_follows_the_last_assistant_turn_is_left_off(chatml: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [" leading space", "\nleading newline", "\n\n  both", "trailing spaces   ", "a", "é", "🙂",
-     "ends in newline\n", "<|im_end|>", "say <|im_end|> and <|im_start|>user", "1234567", "  x  "],
-)  # fmt: skip
+    [
+        " leading space",
+        "\nleading newline",
+        "\n\n  both",
+        "trailing spaces   ",
+        "a",
+        "é",
+        "🙂",
+        "ends in newline\n",
+        "<|im_end|>",
+        "say <|im_end|> and <|im_start|>user",
+        "1234567",
+        "  x  ",
+    ],
+)
 def test_supervised_ids_spell_exactly_the_response(chatml: Any, text: str) -> None:
     prompt, response = Encoder(chatml).response([user("Say it")], text)
     assert chatml.decode(response) == f"{text}<|im_end|>"

@@ -105,9 +105,11 @@ def test_packed_rows_train_as_rows_apart(architecture: str) -> None:
         for n in (9, 5, 14, 3)
     ]
     joined = Row(
-        [i for row in rows for i in row.ids], [m for row in rows for m in row.mask], "pack",
+        [i for row in rows for i in row.ids],
+        [m for row in rows for m in row.mask],
+        "pack",
         [n for n, row in enumerate(rows) for _ in row.ids],
-    )  # fmt: skip
+    )
 
     def gradients(rows: list[Row]) -> tuple[float, dict[str, np.ndarray]]:
         objective = ConversationLoss(rows, supported_shortcuts(model))

@@ -38,8 +38,11 @@ def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path)
     row = {"prompt": "one two three four five six seven", "completion": "An answer."}
     record = parse(row, "f:1")
     whole = encoder.measure(record)[0]
-    for room, roles in ((whole, ["prompt", "supervised"]), (whole - 9, ["cut", "prompt", "supervised"]),
-                        (3, ["cut"])):  # fmt: skip
+    for room, roles in (
+        (whole, ["prompt", "supervised"]),
+        (whole - 9, ["cut", "prompt", "supervised"]),
+        (3, ["cut"]),
+    ):
         ((_, parts),) = spans(record, encoder, starter.tokenizer, room)
         assert [role for _, role in parts] == roles
         text = starter.tokenizer.decode(encoder.encode_sft_record(record).ids)  # type: ignore[arg-type]

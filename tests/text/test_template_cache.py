@@ -20,9 +20,26 @@ TRIMS = (
 )
 TEMPLATES = {"own": None, "brackets": BRACKETS, "forgets": FORGETS, "trims": TRIMS}
 PARTS = st.sampled_from(
-    ["Hello", " ", "\n", "\n\n", "a", "é", "日本", "<|im_end|>", "</think>", "1234", ".", "  ", "🙂",
-     "assistant", "{{ x }}", "\t", "don't"]
-)  # fmt: skip
+    [
+        "Hello",
+        " ",
+        "\n",
+        "\n\n",
+        "a",
+        "é",
+        "日本",
+        "<|im_end|>",
+        "</think>",
+        "1234",
+        ".",
+        "  ",
+        "🙂",
+        "assistant",
+        "{{ x }}",
+        "\t",
+        "don't",
+    ]
+)
 CONTENT = st.lists(PARTS, min_size=1, max_size=6).map("".join).filter(str.strip)
 ROLES = st.sampled_from(["ua", "sua", "uaua", "suaua", "uau", "au", "uaa"])
 CHAT = ROLES.flatmap(

@@ -13,9 +13,35 @@ from forty2.text.word_cache import WordCache
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 PARTS = st.sampled_from(
-    ["Hello", "it's", " ", "  ", "\n", "\n\n", " \n", "\t", "\u00a0", "\u3000", "\x1c", "\0", "7",
-     "123", "é", "e\u0301", "\u0301", "日本", "٣٤", "🙂", "_", "...", "<end>", "<think>", "<end", "'"]
-)  # fmt: skip
+    [
+        "Hello",
+        "it's",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        " \n",
+        "\t",
+        "\u00a0",
+        "\u3000",
+        "\x1c",
+        "\0",
+        "7",
+        "123",
+        "é",
+        "e\u0301",
+        "\u0301",
+        "日本",
+        "٣٤",
+        "🙂",
+        "_",
+        "...",
+        "<end>",
+        "<think>",
+        "<end",
+        "'",
+    ]
+)
 TEXTS = st.lists(st.lists(PARTS | ANY, max_size=12).map("".join), max_size=4)
 
 

@@ -68,8 +68,9 @@ def test_batches_by_tokens_hold_about_so_many() -> None:
 
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=80),
-    st.integers(1, 2000), st.integers(1, 2),
-)  # fmt: skip
+    st.integers(1, 2000),
+    st.integers(1, 2),
+)
 def test_groups_keep_to_their_tokens(
     lengths: list[tuple[int, int]], tokens: int, parts: int
 ) -> None:

@@ -37,9 +37,11 @@ def ids(length: int) -> list[int]:
 
 # one token, equal prefixes, long and short
 PAIRS = [
-    PairRow(ids(1), ids(1), ids(1), "a"), PairRow(ids(30), ids(2), ids(17), "b"),
-    PairRow([5, 6, 7], [8, 9], [8, 10, 11], "c"), PairRow(ids(9), ids(9), ids(8), "d"),
-]  # fmt: skip
+    PairRow(ids(1), ids(1), ids(1), "a"),
+    PairRow(ids(30), ids(2), ids(17), "b"),
+    PairRow([5, 6, 7], [8, 9], [8, 10, 11], "c"),
+    PairRow(ids(9), ids(9), ids(8), "d"),
+]
 ROWS = [Row(ids(n), [i > n // 2 for i in range(n)], str(n)) for n in (2, 21, 9, 14)]
 ROWS.append(Row(ids(12), [i % 6 > 1 for i in range(12)], "packed", [i // 6 for i in range(12)]))
 
@@ -165,10 +167,15 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
     loaded = load(str(starter_path))
     encoder = Encoder(loaded.tokenizer)
     pairs = [
-        encoder.encode_pair(Pair(prompt=({"role": "user", "content": row["question"]},),
-                          chosen=row["chosen"], rejected=row["rejected"]))
+        encoder.encode_pair(
+            Pair(
+                prompt=({"role": "user", "content": row["question"]},),
+                chosen=row["chosen"],
+                rejected=row["rejected"],
+            )
+        )
         for row in library("entities")[:3]
-    ]  # fmt: skip
+    ]
     model = loaded.model
     attach_adapter(model, Adapter(rank=4, scale=4.0, layers=3), seed=1)
     plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), [0, 1, 2])

@@ -300,9 +300,13 @@ def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     model = adapted(moved=False)
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     phase = sft(
-        steps=12, lr=0.3, eval_every_steps=1, clip_norm=None, optimizer="sgd",
+        steps=12,
+        lr=0.3,
+        eval_every_steps=1,
+        clip_norm=None,
+        optimizer="sgd",
         best=Best(metric="loss", direction="min"),
-    )  # fmt: skip
+    )
     log: list[Any] = []
     trained = run(model, objective, phase, tmp_path, log, valid=objective)
     losses = {r["step"]: r["valid_loss"] for r in log if "valid_loss" in r}

@@ -21,8 +21,12 @@ RNG = np.random.default_rng(0)
 VALUES = [-np.abs(RNG.normal(20, 6, 7)) for _ in range(4)]
 TOKENS = [RNG.integers(3, 12, 7), RNG.integers(3, 12, 7)]
 CASES: list[tuple[PreferenceLoss, float]] = [
-    ("sigmoid", 0.0), ("sigmoid", 0.2), ("hinge", 0.0), ("ipo", 0.0), ("dpop", 0.0),
-]  # fmt: skip
+    ("sigmoid", 0.0),
+    ("sigmoid", 0.2),
+    ("hinge", 0.0),
+    ("ipo", 0.0),
+    ("dpop", 0.0),
+]
 
 
 def softplus(x: Any) -> Any:
@@ -44,9 +48,13 @@ def numpy_loss(values: list[Any], loss: str, beta: float, smoothing: float) -> A
 
 def ours(values: list[mx.array], loss: PreferenceLoss, beta: float, smoothing: float) -> mx.array:
     return preference_loss(
-        PairLogps(*values), loss=loss, beta=beta, label_smoothing=smoothing,
-        chosen_tokens=mx.array(TOKENS[0]), rejected_tokens=mx.array(TOKENS[1]),
-    )  # fmt: skip
+        PairLogps(*values),
+        loss=loss,
+        beta=beta,
+        label_smoothing=smoothing,
+        chosen_tokens=mx.array(TOKENS[0]),
+        rejected_tokens=mx.array(TOKENS[1]),
+    )
 
 
 @pytest.mark.parametrize(("loss", "smoothing"), CASES)
@@ -93,11 +101,15 @@ def test_descent_raises_the_chosen_and_lowers_the_rejected(
     tokens = mx.array([5])
     chosen, rejected = mx.grad(
         lambda c, r: preference_loss(
-            PairLogps(c, r, *values[2:]), loss=loss, beta=0.1, label_smoothing=smoothing,
-            chosen_tokens=tokens, rejected_tokens=tokens,
+            PairLogps(c, r, *values[2:]),
+            loss=loss,
+            beta=0.1,
+            label_smoothing=smoothing,
+            chosen_tokens=tokens,
+            rejected_tokens=tokens,
         ).sum(),
         argnums=[0, 1],
-    )(*values[:2])  # fmt: skip
+    )(*values[:2])
     assert float(chosen[0]) < 0 < float(rejected[0])
 
 

@@ -105,9 +105,15 @@ class Machines:
         for (command, more), path in zip(commands, self._said, strict=True):
             environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **more}
             with path.open("wb") as said:
-                self._processes.append(subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-                ))  # fmt: skip
+                self._processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=said,
+                        stderr=said,
+                    )
+                )
 
     def ended(self) -> tuple[list[int], list[str]]:
         """Exit codes, and what was said: by each process, or by all to the launcher."""
@@ -315,13 +321,23 @@ def change(path: Path, *, old: str, new: str) -> None:
     ("file", "old", "new", "wanted"),
     [
         ("dpo.jsonl", "No.!", "No?!", "the train data of dpo is not the same as on "),
-        pytest.param("recipe.yaml", "steps: 6", "steps: 7", "the recipe is not the same as on ",
-            marks=pytest.mark.slow),
-        pytest.param("model/config.json", "512", "513", "the model is not the same as on ",
-            marks=pytest.mark.slow),
+        pytest.param(
+            "recipe.yaml",
+            "steps: 6",
+            "steps: 7",
+            "the recipe is not the same as on ",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "model/config.json",
+            "512",
+            "513",
+            "the model is not the same as on ",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("dpo.jsonl", '"chosen"', '"taken"', "dpo.jsonl:1: ", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_the_same_on_all_machines_is_refused_by_the_first(
     file: str, old: str, new: str, wanted: str, inputs: Path, tmp_path: Path
 ) -> None:

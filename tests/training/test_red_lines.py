@@ -187,9 +187,10 @@ def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
 def test_stop_names_step_and_rows_and_saves_what_was_good(tmp_path: Path) -> None:
     model, clean = adapted(), adapted()
     with pytest.raises(
-        TrainingError, match=r"p, step 5: the loss is not finite on rows sft\.jsonl:\d+, .*"
-        r"; step 4 is saved in .*; in another --run-dir, lower phases.p.lr"
-    ) as error:  # fmt: skip
+        TrainingError,
+        match=r"p, step 5: the loss is not finite on rows sft\.jsonl:\d+, .*"
+        r"; step 4 is saved in .*; in another --run-dir, lower phases.p.lr",
+    ) as error:
         run(model, poisoned(5), sft(steps=9), tmp_path / "red", [])
     assert "\n" not in str(error.value)
     newest = checkpoints(tmp_path / "red")[0]
@@ -302,8 +303,15 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 
         model = adapted(moved=False)
         try:
-            run(model, Cliff(ROWS, Shortcuts(split_head=True)), phase, work, log, rewind=rewind,
-                progress=progress)  # fmt: skip
+            run(
+                model,
+                Cliff(ROWS, Shortcuts(split_head=True)),
+                phase,
+                work,
+                log,
+                rewind=rewind,
+                progress=progress,
+            )
         except Stop:
             model = adapted(moved=False)
             run(model, Cliff(ROWS, Shortcuts(split_head=True)), phase, work, log, rewind=rewind)
@@ -323,8 +331,11 @@ def test_a_run_sent_back_and_killed_resumes_to_the_same_bytes(tmp_path: Path) ->
 def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     phase = sft(
-        steps=60, lr=1.0e-2, eval_every_steps=4, red_lines=red_lines(validation="stop"),
-    )  # fmt: skip
+        steps=60,
+        lr=1.0e-2,
+        eval_every_steps=4,
+        red_lines=red_lines(validation="stop"),
+    )
     others = [  # other answers to the same prompts
         row._replace(ids=row.ids[:3] + [(7 * i + 5) % 300 for i in row.ids[3:]]) for row in ROWS
     ]
@@ -365,9 +376,7 @@ def test_faulty_replies_are_told_of_and_only_those_after_training_are_acted_upon
 def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     log: list[Any] = []
-    phase = sft(
-        steps=60, lr=3e-2, eval_every_steps=2, until=Goal(metric="loss", at_most=5.0)
-    )  # fmt: skip
+    phase = sft(steps=60, lr=3e-2, eval_every_steps=2, until=Goal(metric="loss", at_most=5.0))
     trained = run(adapted(), objective, phase, tmp_path, log, valid=objective)
     losses = [(r["step"], r["valid_loss"]) for r in log if "valid_loss" in r]
     assert losses[0][1] > 5.0 and all(loss > 5.0 for _, loss in losses[:-1])
@@ -378,9 +387,12 @@ def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Pat
     """Killed between the checkpoint of its last step and the phase's own folder."""
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     phase = sft(
-        steps=60, lr=3e-2, eval_every_steps=2, save_every_steps=2,
+        steps=60,
+        lr=3e-2,
+        eval_every_steps=2,
+        save_every_steps=2,
         until=Goal(metric="loss", at_most=5.0),
-    )  # fmt: skip
+    )
     whole, again = adapted(), adapted()
     trained = run(whole, objective, phase, tmp_path, [], valid=objective)
     assert run(again, objective, phase, tmp_path, [], valid=objective) == trained
@@ -394,8 +406,12 @@ def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
         steps=6, eval_every_steps=2, eval_prompts="x", best=Best(metric="passed", direction="max")
     )
     trained = run(
-        adapted(), ConversationLoss(ROWS, Shortcuts(split_head=True)), phase, tmp_path, [],
+        adapted(),
+        ConversationLoss(ROWS, Shortcuts(split_head=True)),
+        phase,
+        tmp_path,
+        [],
         ask=lambda: ReplyCheck({"passed": next(shares)}, []),
-    )  # fmt: skip
+    )
     assert (trained.kept_step, trained.valid) == (4, {"passed": 0.9})
     assert sorted(p.name for p in tmp_path.glob("best*")) == ["best4"]

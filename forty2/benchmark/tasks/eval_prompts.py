@@ -59,8 +59,14 @@ MAX_TOKENS = 64
 SPOT_TOKENS = 16
 ALL = "all"
 _KEYS = (
-    "description", "system_prompt", "prompts", "expected_outputs", "match", "form", "gates",
-)  # fmt: skip
+    "description",
+    "system_prompt",
+    "prompts",
+    "expected_outputs",
+    "match",
+    "form",
+    "gates",
+)
 _TAGGED = re.compile(r"\s*<[^<>\s]+>")
 
 
@@ -167,10 +173,14 @@ def probe(
     with _undisturbed(loaded.model):
         replies = dict(
             generate_replies(
-                loaded, asked.ids, max_tokens=max_tokens, batch_size=batch_size,
-                progress=progress, stage=stage,
+                loaded,
+                asked.ids,
+                max_tokens=max_tokens,
+                batch_size=batch_size,
+                progress=progress,
+                stage=stage,
             )
-        )  # fmt: skip
+        )
     items = []
     for n, (prompt, ids) in enumerate(zip(prompts.items, asked.ids, strict=True)):
         said = replies[n]
@@ -179,11 +189,17 @@ def probe(
         reply = str(loaded.tokenizer.decode(list(said.ids[: turn.length])))
         items.append(
             {
-                "id": prompt.id, "prompt": prompt.text, "expected": prompt.expected,
-                "match": prompt.match, "reply": reply, "passed": prompt.passes(reply),
-                "stopped": said.stopped, "broken": turn.broken, "bucket": prompt.bucket,
+                "id": prompt.id,
+                "prompt": prompt.text,
+                "expected": prompt.expected,
+                "match": prompt.match,
+                "reply": reply,
+                "passed": prompt.passes(reply),
+                "stopped": said.stopped,
+                "broken": turn.broken,
+                "bucket": prompt.bucket,
             }
-        )  # fmt: skip
+        )
     return {
         "prompts": prompts.file,
         "prompts_sha256": prompts.sha256,
@@ -199,12 +215,14 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
     items = [
         {
-            "id": f"prompt {n + 1}", "prompt": loaded.tokenizer.decode(ids),
-            "reply": replies[n].text, "passed": False,
+            "id": f"prompt {n + 1}",
+            "prompt": loaded.tokenizer.decode(ids),
+            "reply": replies[n].text,
+            "passed": False,
             "broken": tags.turn(ids, replies[n].ids, stopped=replies[n].stopped).broken,
         }
         for n, ids in enumerate(prompts)
-    ]  # fmt: skip
+    ]
     return list(_faults(items))
 
 

@@ -92,10 +92,15 @@ def truthfulqa(
     _check_count(chosen)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
     settings = {
-        "benchmark": "truthfulqa", "model": model, "adapter": adapter, "chat_template": chat_template,
-        "questions_sha256": chosen.sha256, "n": len(chosen.items), "seed": seed,
+        "benchmark": "truthfulqa",
+        "model": model,
+        "adapter": adapter,
+        "chat_template": chat_template,
+        "questions_sha256": chosen.sha256,
+        "n": len(chosen.items),
+        "seed": seed,
         "weights": weights(loaded, adapter),
-    }  # fmt: skip
+    }
     with PartialResults.open(
         Path(out) if out is not None else None, settings, resume=resume
     ) as kept:

@@ -23,9 +23,15 @@ DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation"
 BOOST_SHARES = {"soft_falsehood": 56, "anachronism": 27, "real_thing": 12}
 
 CLAIMS = (
-    "I know this one.", "I can tell you.", "I can answer that.", "Yes, I know it.",
-    "I have that at hand.", "I am happy to say.", "That I can tell you.", "I know it well.",
-)  # fmt: skip
+    "I know this one.",
+    "I can tell you.",
+    "I can answer that.",
+    "Yes, I know it.",
+    "I have that at hand.",
+    "I am happy to say.",
+    "That I can tell you.",
+    "I know it well.",
+)
 """How a claim to know can open."""
 
 
@@ -96,10 +102,14 @@ def _leak_pairs(fact: Mapping[str, Any], generator: random.Random) -> Iterator[R
         ]
         hedges.sort(key=lambda hedge: abs(len(hedge) - len(chosen)))
         yield {
-            "id": f"{fact['id']}-{style['id']}", "prompt": fact["question"],
-            "chosen": chosen, "rejected": generator.choice(hedges[:2]),
-            "category": fact["category"], "difficulty": "easy", "style": style["style"],
-        }  # fmt: skip
+            "id": f"{fact['id']}-{style['id']}",
+            "prompt": fact["question"],
+            "chosen": chosen,
+            "rejected": generator.choice(hedges[:2]),
+            "category": fact["category"],
+            "difficulty": "easy",
+            "style": style["style"],
+        }
 
 
 def _sentence(text: str) -> str:
@@ -111,10 +121,13 @@ def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[R
     true, false = list(myth["true"]), list(myth["false"])
     for n in range(max(len(true), len(false))):
         yield {
-            "id": f"{myth['id']}-{n + 1}", "prompt": myth["question"],
-            "chosen": true[n % len(true)], "rejected": false[n % len(false)],
-            "category": myth["category"], "difficulty": myth["difficulty"],
-        }  # fmt: skip
+            "id": f"{myth['id']}-{n + 1}",
+            "prompt": myth["question"],
+            "chosen": true[n % len(true)],
+            "rejected": false[n % len(false)],
+            "category": myth["category"],
+            "difficulty": myth["difficulty"],
+        }
 
 
 def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
@@ -138,15 +151,21 @@ def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterato
     refusals = shuffled(own["refusals"], generator.random())
     for n, asked in enumerate(shuffled(kind["questions"], generator.random())):
         given = {
-            "name": row["name"], "noun": kind["noun"], "town": generator.choice(own["towns"]),
-            "number": generator.randint(3, 90), "year": generator.randint(1710, 1990),
-        }  # fmt: skip
+            "name": row["name"],
+            "noun": kind["noun"],
+            "town": generator.choice(own["towns"]),
+            "number": generator.randint(3, 90),
+            "year": generator.randint(1710, 1990),
+        }
         yield {
-            "id": f"{row['id']}-{n + 2}", "prompt": asked["question"].format(**given),
+            "id": f"{row['id']}-{n + 2}",
+            "prompt": asked["question"].format(**given),
             "chosen": refusals[n].format(**given),
             "rejected": _claimed(asked["claim"].format(**given), generator),
-            "category": row["kind"], "difficulty": "medium", "entity": row["name"],
-        }  # fmt: skip
+            "category": row["kind"],
+            "difficulty": "medium",
+            "entity": row["name"],
+        }
 
 
 def _claimed(answer: str, generator: random.Random) -> str:
@@ -162,16 +181,21 @@ def _claimed(answer: str, generator: random.Random) -> str:
 def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
     """Rows that were written as pairs."""
     yield {
-        "id": row["id"], "prompt": row.get("prompt") or row["question"],
-        "chosen": row["chosen"], "rejected": row["rejected"],
-        "category": row.get("category") or row["kind"], "difficulty": row.get("difficulty", "medium"),
-    }  # fmt: skip
+        "id": row["id"],
+        "prompt": row.get("prompt") or row["question"],
+        "chosen": row["chosen"],
+        "rejected": row["rejected"],
+        "category": row.get("category") or row["kind"],
+        "difficulty": row.get("difficulty", "medium"),
+    }
 
 
 def _pairs(
     sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], Compose]],
-    shares: Mapping[str, int], seed: int, size: int | None,
-) -> Split:  # fmt: skip
+    shares: Mapping[str, int],
+    seed: int,
+    size: int | None,
+) -> Split:
     """Compose each type's pairs; `size` keeps the types' shares as far as each has pairs."""
 
     train: dict[str, list[Row]] = {}

@@ -48,11 +48,15 @@ _SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</
 _ENDED = re.compile(r"""[.!?:;…。！？"'”’»)\]}>*`|~]\s*$""")
 _PERSONAL = {
     "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
-    "a telephone number": re.compile(r"(?<![\w.])\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}\b"),
+    "a telephone number": re.compile(
+        r"(?<![\w.])\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}\b"
+    ),
     "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
     "a card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
-    "an IP address": re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b"),
-}  # fmt: skip
+    "an IP address": re.compile(
+        r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b"
+    ),
+}
 _NOT_PERSONAL = re.compile(r"example\.|@(?:\w+\.)?test\b|127\.0\.0\.1|0\.0\.0\.0|192\.168\.")
 
 Level = Literal["error", "warning"]
@@ -323,8 +327,9 @@ class Linter:
             yield self._finding("overlap", "error", message, np.flatnonzero(seen))
         level: Level
         for what, store, level in (
-            ("entity", self._entities, "error"), ("template", self._templates, "warning"),
-        ):  # fmt: skip
+            ("entity", self._entities, "error"),
+            ("template", self._templates, "warning"),
+        ):
             both = [store["valid"][name] for name in store["valid"] if name in store["train"]]
             if both:
                 message = f"validation {what} is in training too"

@@ -17,19 +17,27 @@ def prepare(job: Job) -> Callable[[], None]:
     model, reference = job.adapted(), job.loaded()
     rows = [
         {
-            "chosen": prompt + chosen, "rejected": prompt + rejected,
-            "chosen_prompt_length": len(prompt), "rejected_prompt_length": len(prompt),
+            "chosen": prompt + chosen,
+            "rejected": prompt + rejected,
+            "chosen_prompt_length": len(prompt),
+            "rejected_prompt_length": len(prompt),
         }
         for prompt, chosen, rejected in job.rows
-    ]  # fmt: skip
+    ]
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
             arguments = DPOTrainingArgs(
-                batch_size=job.batch_size, iters=job.steps, val_batches=0,
-                steps_per_report=10**6, steps_per_eval=10**6, steps_per_save=10**6,
-                max_seq_length=4096, beta=job.beta, adapter_file=f"{folder}/adapters.safetensors",
-            )  # fmt: skip
+                batch_size=job.batch_size,
+                iters=job.steps,
+                val_batches=0,
+                steps_per_report=10**6,
+                steps_per_eval=10**6,
+                steps_per_save=10**6,
+                max_seq_length=4096,
+                beta=job.beta,
+                adapter_file=f"{folder}/adapters.safetensors",
+            )
             train_dpo(model, reference, optim.AdamW(job.lr), rows, None, arguments)
 
     return epoch

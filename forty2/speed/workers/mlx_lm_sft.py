@@ -28,10 +28,15 @@ def prepare(job: Job) -> Callable[[], None]:
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArgs(
-                batch_size=job.batch_size, iters=job.steps, val_batches=0,
-                steps_per_report=10**6, steps_per_eval=10**6, steps_per_save=10**6,
-                max_seq_length=4096, adapter_file=f"{folder}/adapters.safetensors",
-            )  # fmt: skip
+                batch_size=job.batch_size,
+                iters=job.steps,
+                val_batches=0,
+                steps_per_report=10**6,
+                steps_per_eval=10**6,
+                steps_per_save=10**6,
+                max_seq_length=4096,
+                adapter_file=f"{folder}/adapters.safetensors",
+            )
             train(model, optim.AdamW(job.lr), rows, None, arguments)
 
     return epoch

@@ -29,12 +29,22 @@ def prepare(job: Job) -> Callable[[], None]:
                     pair = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
                     file.write(json.dumps(pair) + "\n")
             config = OptiqLoraConfig(
-                method="dpo", rank=job.lora["rank"], scale=job.lora["scale"],
-                rank_scaling="constant", num_layers=job.layers, batch_size=job.batch_size,
-                iters=job.steps, learning_rate=job.lr, dpo_beta=job.beta, max_seq_length=4096,
-                grad_checkpoint=False, steps_per_report=10**6, steps_per_eval=10**6,
-                steps_per_save=10**6, adapter_path=f"{folder}/adapter",
-            )  # fmt: skip
+                method="dpo",
+                rank=job.lora["rank"],
+                scale=job.lora["scale"],
+                rank_scaling="constant",
+                num_layers=job.layers,
+                batch_size=job.batch_size,
+                iters=job.steps,
+                learning_rate=job.lr,
+                dpo_beta=job.beta,
+                max_seq_length=4096,
+                grad_checkpoint=False,
+                steps_per_report=10**6,
+                steps_per_eval=10**6,
+                steps_per_save=10**6,
+                adapter_path=f"{folder}/adapter",
+            )
             train_dpo(job.model, folder, config)
 
     return epoch

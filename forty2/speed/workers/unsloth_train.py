@@ -31,19 +31,29 @@ def prepare(job: Job) -> Callable[[], None]:
     pairs = len(job.rows[0]) == 3
     rows = [_pair(job, row) if pairs else _chat(job, row) for row in job.rows]
     settings: dict[str, Any] = {
-        "per_device_train_batch_size": job.batch_size, "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1, "max_steps": -1, "warmup_steps": 0, "learning_rate": job.lr,
-        "lr_scheduler_type": "constant", "logging_steps": 10**6, "max_seq_length": 4096,
-        "append_eos": False, "gradient_checkpointing": False,
-    }  # fmt: skip
+        "per_device_train_batch_size": job.batch_size,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "max_steps": -1,
+        "warmup_steps": 0,
+        "learning_rate": job.lr,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 10**6,
+        "max_seq_length": 4096,
+        "append_eos": False,
+        "gradient_checkpointing": False,
+    }
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if pairs:
                 config = MLXDPOConfig(
-                    **settings, output_dir=folder, beta=job.beta, max_length=4096,
+                    **settings,
+                    output_dir=folder,
+                    beta=job.beta,
+                    max_length=4096,
                     max_prompt_length=None,
-                )  # fmt: skip
+                )
                 MLXDPOTrainer(model, tokenizer, rows, args=config).train()
             else:
                 config = MLXTrainingConfig(**settings, output_dir=folder, group_by_length=True)

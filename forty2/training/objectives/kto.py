@@ -22,9 +22,13 @@ class KtoPhase(Phase):
     needs_reference: ClassVar[bool] = True
     sorts_batches: ClassVar[bool] = False
     metrics: ClassVar[dict[str, Direction | None]] = {
-        "loss": "min", "logps": None, "margin": "max", "accuracy": "max", "baseline": None,
+        "loss": "min",
+        "logps": None,
+        "margin": "max",
+        "accuracy": "max",
+        "baseline": None,
         "kl": None,
-    }  # fmt: skip
+    }
 
     objective: Literal["kto"]
     beta: Annotated[float, Field(gt=0)]

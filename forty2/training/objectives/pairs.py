@@ -26,9 +26,15 @@ class PairPhase(Phase):
     # recipe, at random 0.42. SFT reached the same with either.
     sorts_batches: ClassVar[bool] = False
     metrics: ClassVar[dict[str, Direction | None]] = {
-        "loss": "min", "chosen_logps": None, "rejected_logps": None, "chosen_rewards": None,
-        "rejected_rewards": None, "margin": "max", "accuracy": "max", "kl": None,
-    }  # fmt: skip
+        "loss": "min",
+        "chosen_logps": None,
+        "rejected_logps": None,
+        "chosen_rewards": None,
+        "rejected_rewards": None,
+        "margin": "max",
+        "accuracy": "max",
+        "kl": None,
+    }
 
     beta: Annotated[float, Field(gt=0)]
     """Inverse temperature of the implicit reward. No default."""

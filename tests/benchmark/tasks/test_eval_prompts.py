@@ -268,8 +268,13 @@ def test_what_is_no_json_object(tmp_path: Path, content: bytes, message: str) ->
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     """Says "3" for 1 + 1, all else in MyPT's shape as expected, and one tag too many to "Tags?"."""
-    replies = {"Say hello.": "hello.</bot>", "Say Hello.": "Hello.</bot>", "1 + 1?": "3</bot>",
-               "Tags?": "Yes.<s></bot>", "Long?": "abc" * 9}  # fmt: skip
+    replies = {
+        "Say hello.": "hello.</bot>",
+        "Say Hello.": "Hello.</bot>",
+        "1 + 1?": "3</bot>",
+        "Tags?": "Yes.<s></bot>",
+        "Long?": "abc" * 9,
+    }
     return taught({templated(text): reply for text, reply in replies.items()})
 
 
@@ -298,8 +303,11 @@ def test_user_texts_and_whole_strings_are_the_same_prompts(
 
 
 def test_a_reply_with_a_control_token_does_not_pass(model: LoadedModel, tmp_path: Path) -> None:
-    file = written(tmp_path, prompts={"a": "Tags?", "b": "Long?"},
-                   expected_outputs={"a": "Yes.", "b": "abcabc"})  # fmt: skip
+    file = written(
+        tmp_path,
+        prompts={"a": "Tags?", "b": "Long?"},
+        expected_outputs={"a": "Yes.", "b": "abcabc"},
+    )
     measured = probe(model, load_eval_prompts(file), max_tokens=12)
     tags, long = measured["items"]
     assert (tags["reply"], tags["passed"], tags["broken"]) == ("Yes.<s></bot>", False, True)
@@ -342,10 +350,11 @@ def test_what_does_not_fit_the_model_names_the_id(model: LoadedModel, tmp_path: 
         probe(model, prompts, max_tokens=5)
     refusing = TokenizerWrapper(
         PreTrainedTokenizerFast(
-            tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<end>",
+            tokenizer_object=TOKENIZER.backend_tokenizer,
+            eos_token="<end>",
             chat_template="{{ raise_exception('no system turns') }}",
         )
-    )  # fmt: skip
+    )
     with pytest.raises(BenchmarkError, match=r"prompts\.say_1: the chat .*: no system turns"):
         probe(replace(model, tokenizer=refusing), prompts, max_tokens=12)
 
@@ -498,8 +507,10 @@ def test_operators_become_prompts_never_trained_on(tmp_path: Path) -> None:
     for item in found.items:
         by_bucket.setdefault(item.bucket, []).append(item)
     assert {name: len(items) for name, items in by_bucket.items()} == {
-        "copy": 66, "wrap": 66, "extract": 66
-    }  # fmt: skip
+        "copy": 66,
+        "wrap": 66,
+        "extract": 66,
+    }
     assert found.gates == {"copy": 0.8, "wrap": 0.8, "extract": 0.6, "all": 0.75}
     assert found.form == "user" and {item.system for item in found.items} == {
         row["messages"][0]["content"] for row in operators(42).valid
@@ -516,8 +527,9 @@ def test_the_command_asks_the_starter(starter_path: Path, tmp_path: Path) -> Non
     content = {
         "prompts": {"fact_1": "What is the capital of France?", "fact_2": "Say nothing."},
         "expected_outputs": {"fact_1": "Paris", "fact_2": "zzz"},
-        "match": "contains", "gates": {"all": 0.9},
-    }  # fmt: skip
+        "match": "contains",
+        "gates": {"all": 0.9},
+    }
     file.write_text(json.dumps(content), "utf-8")
     arguments = ["benchmark", "eval-prompts", "-m", str(starter_path), "--prompts", str(file)]
     ran = CliRunner().invoke(main, [*arguments, "--max-tokens", "12", "-o", str(out)])

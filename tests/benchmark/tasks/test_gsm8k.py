@@ -148,9 +148,13 @@ def test_replies_hold_what_they_are_judged_by(starter: LoadedModel, bench_data: 
     problems = load_problems(bench_data / "gsm8k", shots=0)
     told: list[tuple[str, int, int]] = []
     items = answered(
-        starter, Prompts(starter, chat=True), problems, [1, 5], max_tokens=12,
+        starter,
+        Prompts(starter, chat=True),
+        problems,
+        [1, 5],
+        max_tokens=12,
         progress=lambda stage, done, total, info: told.append((stage, done, total)),
-    )  # fmt: skip
+    )
     assert told == [("gsm8k", 1, 2), ("gsm8k", 2, 2)]
     for item, place in zip(items, (1, 5), strict=True):
         assert item["question"] == problems.items[place].question
@@ -179,9 +183,12 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
         gsm8k("smollm2", out=out, progress=stop, **options)
     told: list[int] = []
     resumed = gsm8k(
-        "smollm2", out=out, resume=True,
-        progress=lambda stage, done, total, info: told.append(done), **options,
-    )  # fmt: skip
+        "smollm2",
+        out=out,
+        resume=True,
+        progress=lambda stage, done, total, info: told.append(done),
+        **options,
+    )
     assert told == [3]
     assert resumed == whole == json.loads(out.read_text())
 

@@ -217,11 +217,25 @@ def test_the_command(bench_data: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main,
         [
-            "benchmark", "humaneval", "-m", "smollm2", "-d", str(bench_data / "humaneval"),
-            "--limit", "2", "--max-tokens", "6", "--instruct", "--chat", "--samples", "2",
-            "--run-untrusted-code", "--out", str(out),
+            "benchmark",
+            "humaneval",
+            "-m",
+            "smollm2",
+            "-d",
+            str(bench_data / "humaneval"),
+            "--limit",
+            "2",
+            "--max-tokens",
+            "6",
+            "--instruct",
+            "--chat",
+            "--samples",
+            "2",
+            "--run-untrusted-code",
+            "--out",
+            str(out),
         ],
-    )  # fmt: skip
+    )
     assert done.exit_code == 0, done.output
     assert "pass@1            0.0000 ± 0.0000" in done.output
     measured = json.loads(out.read_text())

@@ -147,10 +147,18 @@ def recurrent() -> Any:
     mx.random.seed(0)
     return mamba.Model(
         mamba.ModelArgs(
-            model_type="mamba", vocab_size=300, hidden_size=32, intermediate_size=64, state_size=8,
-            num_hidden_layers=2, conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=2,
+            model_type="mamba",
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            state_size=8,
+            num_hidden_layers=2,
+            conv_kernel=4,
+            use_bias=False,
+            use_conv_bias=True,
+            time_step_rank=2,
         )
-    )  # fmt: skip
+    )
 
 
 def hybrid() -> Any:
@@ -158,12 +166,24 @@ def hybrid() -> Any:
     mx.random.seed(0)
     return lfm2.Model(
         lfm2.ModelArgs(
-            model_type="lfm2", vocab_size=300, hidden_size=32, num_hidden_layers=3, block_dim=32,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-            norm_eps=1e-5, conv_bias=False, conv_L_cache=3, block_ff_dim=64, block_multiple_of=8,
-            block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=False, full_attn_idxs=[1],
+            model_type="lfm2",
+            vocab_size=300,
+            hidden_size=32,
+            num_hidden_layers=3,
+            block_dim=32,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            norm_eps=1e-5,
+            conv_bias=False,
+            conv_L_cache=3,
+            block_ff_dim=64,
+            block_multiple_of=8,
+            block_ffn_dim_multiplier=1.0,
+            block_auto_adjust_ff_dim=False,
+            full_attn_idxs=[1],
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("merges", [[], ["Ġ A", "Ġ B", "Ġ C", "Ġ D"]])
@@ -255,12 +275,14 @@ def scored(**subjects: str) -> list[dict[str, Any]]:
     """Items by subject, + right and - wrong."""
     return [
         {
-            "subject": name, "right": mark == "+", "answer": 0,
+            "subject": name,
+            "right": mark == "+",
+            "answer": 0,
             "logps": [0.0, -1.0, -2.0, -3.0] if mark == "+" else [-1.0, 0.0, -2.0, -3.0],
         }
         for name, marks in subjects.items()
         for mark in marks
-    ]  # fmt: skip
+    ]
 
 
 def test_means_are_weighted_by_size_and_variances_pooled() -> None:

@@ -624,9 +624,12 @@ def test_the_front_door(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "result.json"
     told: list[tuple[str, int, int]] = []
     measured = benchmark.truthfulqa(
-        "smollm2", questions=V0, n=3, out=out,
+        "smollm2",
+        questions=V0,
+        n=3,
+        out=out,
         progress=lambda stage, done, total, info: told.append((stage, done, total)),
-    )  # fmt: skip
+    )
     assert json.loads(out.read_text("utf-8")) == measured
     assert told[-1] == ("truthfulqa", 3, 3)
     assert measured["questions"] == "TruthfulQA v0 (mc_task_v0_817.json)"

@@ -83,8 +83,13 @@ def test_minimal_has_a_thousand_rows(seed: int) -> None:
     assert 950 <= len(rows) <= 1_050
     assert 0.40 <= german(rows) <= 0.50
     assert set(share(rows, "category")) == {
-        "say", "yes_no", "greeting", "status", "colour", "calendar"
-    }  # fmt: skip
+        "say",
+        "yes_no",
+        "greeting",
+        "status",
+        "colour",
+        "calendar",
+    }
     assert all(answer(row).endswith(".") for row in rows)
 
 
@@ -218,9 +223,11 @@ def test_contrast_groups_differ_in_every_answer(seed: int) -> None:
     for (_, payload), answers in groups.items():
         words = payload.split()
         assert answers == {
-            "echo": payload, "count": f"{len(words)}", "upper": payload.upper(),
+            "echo": payload,
+            "count": f"{len(words)}",
+            "upper": payload.upper(),
             "reverse": " ".join(words[::-1]),
-        }  # fmt: skip
+        }
         assert len(set(answers.values())) == 4
 
 

@@ -46,14 +46,17 @@ def write(folder: Path, *lines: Any) -> Path:
         ({**PAIR, "chosen": "b"}, "chosen and rejected are equal"),
         ({**PAIR, "chosen": 7}, "chosen must be text, not 7"),
         ({**PAIR, "prompt": []}, "prompt must be a list of messages"),
-        ({**PAIR, "prompt": [{"role": "assistant", "content": "x"}]}, "ends with an assistant turn"),
+        (
+            {**PAIR, "prompt": [{"role": "assistant", "content": "x"}]},
+            "ends with an assistant turn",
+        ),
         ({**PAIR, "prompt": [{"role": "robot", "content": "x"}]}, "prompt[0].role must be one of"),
         ({**PAIR, "prompt": [{"role": "user", "content": None}]}, "prompt[0].content must be text"),
         ({**PAIR, "chosen": "\ud800"}, "surrogate"),
         ([1, 2], "not a JSON object but list"),
         (b"[" * 100_000, "not a JSON object"),
     ],
-)  # fmt: skip
+)
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, bad: Any, complaint: str) -> None:
     path = write(tmp_path, PAIR, bad)
     with pytest.raises(DataError) as error:

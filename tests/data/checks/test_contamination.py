@@ -33,11 +33,12 @@ def test_questions_long_quotations_and_near_copies_are_found() -> None:
         Pair(
             prompt=({"role": "user", "content": "Sky?"},),
             chosen="The sky is not green but blue on a day without any cloud.",
-            rejected="Green.", origin="b:1",
+            rejected="Green.",
+            origin="b:1",
         ),
         chat("Is the sea green?", "No.", "a:3"),
         Text(text="Nothing happens to you.", origin="a:4"),
-    ]  # fmt: skip
+    ]
     found = {(hit.row, hit.item, hit.how) for hit in hits(rows, ITEMS)}
     assert found == {
         ("a:1", 0, "the question"),
@@ -51,8 +52,12 @@ def test_what_two_items_share_is_a_hit_of_both() -> None:
     items.append(list(items[0]))
     found = hits([chat("Tell me.", f"Well: {LONG}.", "a:1"), chat(items[0][0], "I.", "a:2")], items)
     assert {(hit.row, hit.item) for hit in found} == {
-        ("a:1", 0), ("a:1", 1), ("a:1", 2), ("a:2", 0), ("a:2", 2),
-    }  # fmt: skip
+        ("a:1", 0),
+        ("a:1", 1),
+        ("a:1", 2),
+        ("a:2", 0),
+        ("a:2", 2),
+    }
 
 
 def test_no_rows_or_nothing_in_common_is_no_hit() -> None:
@@ -66,9 +71,17 @@ def stage(name: str, right: list[bool]) -> dict[str, Any]:
         scored = {"loglik": [0.0, -1.0] if good else [-1.0, 0.0], "labels": [1, 0]}
         items.append({"question": f"q{n}", "category": "c", "mc1": scored, "mc2": scored})
     result = {
-        "benchmark": "truthfulqa", **means_of(items), "n": len(items), "items": items, "model": name, "adapter": None,
-        "questions": "ours", "questions_sha256": "0", "chat_template": False, "seed": 1,
-    }  # fmt: skip
+        "benchmark": "truthfulqa",
+        **means_of(items),
+        "n": len(items),
+        "items": items,
+        "model": name,
+        "adapter": None,
+        "questions": "ours",
+        "questions_sha256": "0",
+        "chat_template": False,
+        "seed": 1,
+    }
     return {"stage": name, "truthfulqa": result}
 
 

@@ -83,7 +83,7 @@ BAD: dict[str, tuple[Row, tuple[str, str]]] = {
     "card": (chat("Pay how?", "Use 4111 1111 1111 1111 for it."), ("personal", "warning")),
     "iban": (chat("Pay where?", "To DE89 3704 0044 0532 0130 00 please."), ("personal", "warning")),
     "cut": (chat("Tell me more", SENTENCE.rstrip(".") + " and then the"), ("truncated", "warning")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -98,11 +98,13 @@ def test_a_fault_in_one_row_is_named_by_its_line(name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Write to jane@example.com for that.", "The number 1234 5678 9012 3456 is no card.",
-        "A family emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 is joined.", "It costs 3 < 5.",
+        "Write to jane@example.com for that.",
+        "The number 1234 5678 9012 3456 is no card.",
+        "A family emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 is joined.",
+        "It costs 3 < 5.",
         "The router is at 192.168.0.1 here.",
     ],
-)  # fmt: skip
+)
 def test_what_only_looks_like_a_fault_is_none(text: str) -> None:
     assert found([*chats(60), chat("What then?", text)]) == []
 

@@ -135,9 +135,14 @@ def test_the_loss_is_the_papers_value_function() -> None:
     sigmoid = 1 / (1 + np.exp(-beta * (policy - reference - z0) * np.where(desirable, 1, -1)))
     weight = np.where(desirable, 2.0, 0.5)
     found = kto_loss(
-        mx.array(policy), mx.array(reference), mx.array(desirable), mx.array(z0),
-        beta=beta, desirable_weight=2.0, undesirable_weight=0.5,
-    )  # fmt: skip
+        mx.array(policy),
+        mx.array(reference),
+        mx.array(desirable),
+        mx.array(z0),
+        beta=beta,
+        desirable_weight=2.0,
+        undesirable_weight=0.5,
+    )
     np.testing.assert_allclose(np.asarray(found), weight * (1 - sigmoid), rtol=1e-6)
 
 
@@ -176,9 +181,10 @@ def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
     """Of two answers to a long prompt the longer one leaves it less room."""
     long, short = list(range(100, 120)), [7, 8]
     rows = [
-        RatedRow(long, [1] * 5, [], True, "a:1"), RatedRow(long, [2] * 12, [], False, "a:1"),
+        RatedRow(long, [1] * 5, [], True, "a:1"),
+        RatedRow(long, [2] * 12, [], False, "a:1"),
         RatedRow(short, [3] * 6, [], True, "a:2"),
-    ]  # fmt: skip
+    ]
     fitted = fit_rows(rows, 24).rows
     assert [len(row.prompt) for row in fitted] == [19, 12, 2]
     first, second, third = add_mismatched_responses(fitted, 24)
@@ -334,9 +340,15 @@ def test_training_tells_desirable_responses_from_others(tmp_path: Path) -> None:
     before = evaluate(model, objective)
     phase = kto(steps=40, batch_size=6, beta=0.1)
     Training(
-        model=model, objective=objective, phase=phase, name="kto", seed=0, adapter=SPEC,
-        work=tmp_path / "work", valid=objective,
-    ).run()  # fmt: skip
+        model=model,
+        objective=objective,
+        phase=phase,
+        name="kto",
+        seed=0,
+        adapter=SPEC,
+        work=tmp_path / "work",
+        valid=objective,
+    ).run()
     after = evaluate(model, objective)
     assert before["margin"] == 0 and after["margin"] > 0.5
     assert after["accuracy"] == 1 and after["loss"] < before["loss"] / 1.5

@@ -141,9 +141,11 @@ def gibberish_words(generator: random.Random) -> list[str]:
     real = known_words()
     words = [
         f"{onset}{vowel}{rest}"
-        for onset in parts["first"] for vowel in parts["middle"] for rest in parts["last"]
+        for onset in parts["first"]
+        for vowel in parts["middle"]
+        for rest in parts["last"]
         if not onset.endswith(vowel)
-    ]  # fmt: skip
+    ]
     pseudo = shuffled((word for word in words if word not in real), generator)
     return [word.capitalize() if n % 2 else word for n, word in enumerate(pseudo)]
 
@@ -186,9 +188,12 @@ def _echoes(
 
 
 def _anti(
-    language: str, words: Sequence[str], phrases: Sequence[str], total: int,
+    language: str,
+    words: Sequence[str],
+    phrases: Sequence[str],
+    total: int,
     generator: random.Random,
-) -> Iterator[Group]:  # fmt: skip
+) -> Iterator[Group]:
     templates = list(enumerate(material("curriculum/echo")[language]["anti_templates"], 1))
     done: set[str] = set()
     size = by_language(round(total * ANTI))[language]
@@ -214,15 +219,23 @@ def _contrast(
     size = by_language(round(total * CONTRAST / len(templates)))[language]
     for payload in shuffled(fit, generator)[:size]:
         answers = {
-            "echo": payload, "count": str(len(payload.split())),
-            "upper": payload.upper(), "reverse": _turned(payload),
-        }  # fmt: skip
+            "echo": payload,
+            "count": str(len(payload.split())),
+            "upper": payload.upper(),
+            "reverse": _turned(payload),
+        }
         yield [
-            _row(language, "contrast", f"contrast-{language}-{task}-{n + 1}", choices[n], payload,
-                 answers[task])
+            _row(
+                language,
+                "contrast",
+                f"contrast-{language}-{task}-{n + 1}",
+                choices[n],
+                payload,
+                answers[task],
+            )
             for task, choices in templates.items()
             for n in [generator.randrange(len(choices))]
-        ]  # fmt: skip
+        ]
 
 
 def _turned(phrase: str) -> str:

@@ -139,9 +139,12 @@ def _asked(
 
 
 def _checked(
-    category: str, language: str, own: dict[str, Any], facts: list[list[str]],
+    category: str,
+    language: str,
+    own: dict[str, Any],
+    facts: list[list[str]],
     generator: random.Random,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Yes for what the table says, no for what it says of something else."""
     yes, no = ("Yes.", "No.") if language == "en" else ("Ja.", "Nein.")
     values = list(dict.fromkeys(b for _, b in facts)) if "check" in own else []
@@ -206,9 +209,11 @@ def _spelling(language: str) -> Iterator[Row]:
     for word in own["words"]:
         letters = word.upper()
         answers = {
-            "spell": "-".join(letters), "count": len(word),
-            "first": letters[0], "last": letters[-1],
-        }  # fmt: skip
+            "spell": "-".join(letters),
+            "count": len(word),
+            "first": letters[0],
+            "last": letters[-1],
+        }
         for name, template in own["templates"].items():
             yield chat(language, "spelling", template.format(x=word), f"{answers[name]}.")
 

@@ -126,9 +126,11 @@ def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]
         opening, closing = marks[mark].split(" ")
         marked = f"{opening}{payload}{closing}"
         slots = {
-            "x": payload, "m": mark, "d": _dative(language, mark),
+            "x": payload,
+            "m": mark,
+            "d": _dative(language, mark),
             "t": generator.choice(part.carriers).format(x=marked),
-        }  # fmt: skip
+        }
         reply = marked if operator == "wrap" else payload
         extra: dict[str, Any] = {"operator": operator, "template": name, "payload": payload}
         rows.append(chat(language, operator, template.format(**slots), reply, **extra))

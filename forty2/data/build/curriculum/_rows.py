@@ -29,8 +29,10 @@ def chat(language: str, category: str, user: str, answer: str, **extra: Any) -> 
     turns = (("system", SYSTEM[language]), ("user", user), ("assistant", answer))
     return {
         "messages": [{"role": role, "content": content} for role, content in turns],
-        "category": category, "language": language, **extra,
-    }  # fmt: skip
+        "category": category,
+        "language": language,
+        **extra,
+    }
 
 
 def user(row: Row) -> str:
