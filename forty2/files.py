@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from forty2.errors import RunError
 
+JsonObject = dict[str, Any]
+"""A parsed JSON object of which nothing more is known."""
 SUMS = "SHA256SUMS"
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?P<old>\.old)?")
 
