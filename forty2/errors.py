@@ -66,12 +66,26 @@ class PeerLost(Forty2Error, ConnectionError):
     """Another of the processes that train together ended, or cannot be reached."""
 
 
+class OtherProcessEnded(Forty2Error):
+    """This process trained with others and is done; the first of them reports the outcome."""
+
+    exit_code = 0
+
+    def __init__(self) -> None:
+        super().__init__("the first process reports the outcome")
+
+
 class MemoryRanOut(Forty2Error, MemoryError):
     """There was not enough memory; the message says for what."""
 
 
 class RunError(Forty2Error, RuntimeError):
     """A run directory is in use, unreadable, or not what it should be."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from forty2.errors import Forty2Error, PeerLost, RunError, is_out_of_memory
+from forty2.errors import Forty2Error, OtherProcessEnded, PeerLost, RunError, is_out_of_memory
 
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """One of these is set in what `mlx.launch` starts; the last two are MPI's."""
@@ -138,7 +137,7 @@ class Group:
     def end(self, said: str) -> NoReturn:
         """End all processes, with a message by the first."""
         if not self.first:
-            sys.exit()
+            raise OtherProcessEnded
         raise RunError(said)
 
     def _gather(self, value: Any) -> list[Any]:

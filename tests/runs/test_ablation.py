@@ -26,16 +26,8 @@ from forty2.files import read_json
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.report.ablation import _shown, _shown_change, write_ablation
-from forty2.runs.ablation import (
-    Ablation,
-    ablate,
-    changes_of,
-    insight,
-    interval,
-    parts_of,
-    score_of,
-    steps_of,
-)
+from forty2.runs.ablation import Ablation, ablate, comparisons_of, variants_of
+from forty2.runs.seed_statistics import changes_of, insight, interval, score_of
 
 SMALL = [
     "benchmark.n=9",
@@ -215,12 +207,12 @@ def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alon
         ({"sft": sft}, ["sft"]),
         ({"dpo": dpo, "boost": dpo}, ["dpo", "dpo+boost"]),
     ]:
-        parts = parts_of(dataclasses.replace(recipe, phases=phases))
-        assert [part.variants for part in parts] == [wanted]
+        parts = variants_of(dataclasses.replace(recipe, phases=phases))
+        assert [part.stages for part in parts] == [wanted]
     phases = {"sft": sft, "more": sft, "dpo": dpo, "boost": dpo}
-    full, alone = parts_of(dataclasses.replace(recipe, phases=phases))
-    assert alone.variants == ["dpo only"] and list(alone.phases) == ["dpo"]
-    assert steps_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
+    full, alone = variants_of(dataclasses.replace(recipe, phases=phases))
+    assert alone.stages == ["dpo only"] and list(alone.phases) == ["dpo"]
+    assert comparisons_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 1], [], [1, -1], [1, 2**31]])
