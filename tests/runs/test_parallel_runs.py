@@ -66,7 +66,7 @@ def hidden(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("count", [3, pytest.param(16, marks=pytest.mark.slow)])
 def test_runs_at_once_share_a_cache(count: int, tmp_path: Path) -> None:
-    alone("-c", f"import test_parallel_runs as t; t.runs({str(tmp_path)!r}, {count})")
+    alone("-c", f"from runs import test_parallel_runs as t; t.runs({str(tmp_path)!r}, {count})")
 
 
 def runs(place: str, count: int) -> None:
@@ -102,7 +102,7 @@ def runs(place: str, count: int) -> None:
 
 
 def test_processes_at_once_make_the_starter_once(tmp_path: Path) -> None:
-    alone("-c", f"import test_parallel_runs as t; t.starters({str(tmp_path)!r}, 16)")
+    alone("-c", f"from runs import test_parallel_runs as t; t.starters({str(tmp_path)!r}, 16)")
 
 
 def starters(place: str, count: int) -> None:
@@ -215,14 +215,15 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
 # --- one writer's reader --------------------------------------------------------------------------
 
 
-WRITER = """
+WRITER = f"""
 import json, sys, time
 from pathlib import Path
 from forty2.runs.folder import RunFolder
+from forty2.runs.records import Provenance
 
 place = Path(sys.argv[1])
 records = [json.loads(line) for line in (place / "wanted.jsonl").read_text().splitlines()]
-with RunFolder.open(place / "run", "", PROVENANCE, resume=False) as run:
+with RunFolder.open(place / "run", "", {PROVENANCE!r}, resume=False) as run:
     for record in records:
         run.log(record)
         time.sleep(0.0005)
