@@ -42,7 +42,7 @@ from forty2.errors import (
     TrainingError,
     is_out_of_memory,
 )
-from forty2.export.fusing import Fused, fuse, quantised_path
+from forty2.export.fusing import fuse, quantized_path
 from forty2.files import (
     check_free_space,
     find_damage,
@@ -55,14 +55,15 @@ from forty2.files import (
     write_json,
     write_sealed,
 )
-from forty2.inference.logprobs import Shortcuts, can_pack, supported_shortcuts
+from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import (
     adapter_weights,
     attach_adapter,
     restore_adapter,
     save_adapter,
 )
-from forty2.model.loading import LoadedModel, load, model_sha256, parameter_count, resolve
+from forty2.model.kv_cache import can_pack
+from forty2.model.loading import LoadedModel, load, model_sha256, parameter_count, resolve_model
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
@@ -145,7 +146,7 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     with contextlib.ExitStack() as opened:
         with group.together() as alike:
-            provenance = _provenance(recipe, resolve(recipe.model))
+            provenance = _provenance(recipe, resolve_model(recipe.model))
             versions = provenance["versions"]
             alike.update(
                 {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
@@ -334,7 +335,7 @@ class _Run:
                 phase, loaded, held_out, range(len(held_out)), evaluations, f"{label} valid", work
             )
         if isinstance(objective, ResponseLoss) and objective.reference and not checkpoints(work):
-            exact = in_fp32(loaded.model) and not loaded.quantised
+            exact = in_fp32(loaded.model) and not loaded.quantized
             objective.check_start(
                 loaded.model,
                 next(micro_batches(objective, list(objective.reference)[: phase.batch_size])),
@@ -550,7 +551,7 @@ class _Run:
         assert self.recipe.fuse is not None
         out = self._fused_path()
         bits = self.recipe.fuse.quantize
-        quantised = quantised_path(out, bits) if bits is not None else None
+        quantised = quantized_path(out, bits) if bits is not None else None
         written = [path for path in (out, quantised) if path is not None]
         record = self.rundir.path / "fused.json"
         if record.exists() and all((path / "fused.json").exists() for path in written):
@@ -568,7 +569,7 @@ class _Run:
             for path in written:
                 seal(path)
             self.rundir.check_there()
-            write_json(record, fused_record(fused))
+            write_json(record, fused.to_json())
         return out, quantised
 
     def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
@@ -610,14 +611,6 @@ class _Run:
             report,
             notices(self.rundir.path),
         )
-
-
-def fused_record(fused: Fused) -> dict[str, Any]:
-    """A fuse's outcome as JSON."""
-    record: dict[str, Any] = {**fused._asdict(), "path": str(fused.path)}
-    if fused.quantised is not None:
-        record["quantised"] = {**fused.quantised._asdict(), "path": str(fused.quantised.path)}
-    return record
 
 
 def _reread(path: Path, recipe: Recipe) -> str:
