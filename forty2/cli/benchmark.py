@@ -220,7 +220,7 @@ def behaviour_command(
     """Held-out behaviour gates, each judged by likelihood and by generation."""
     from forty2.benchmark.tasks.behaviour import behaviour, format_gates
     from forty2.files import write_json
-    from forty2.model import load
+    from forty2.model.loading import load
 
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
     with Bars() as bars:
@@ -347,7 +347,7 @@ def perplexity_command(
     """Perplexity on neutral prose, or on text FILES."""
     from forty2.benchmark.tasks.perplexity import perplexity
     from forty2.files import write_json
-    from forty2.model import load
+    from forty2.model.loading import load
 
     try:
         texts = {str(file): file.read_text("utf-8") for file in files} or None

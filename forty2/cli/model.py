@@ -26,9 +26,9 @@ def model_command() -> None:
 @click.argument("name", default="smollm2")
 def fetch_command(name: str) -> None:
     """Fetch a model: the starter (smollm2), or a hub name. Prints its folder."""
-    from forty2.model import resolve
+    from forty2.model.loading import resolve_model
 
-    click.echo(resolve(name))
+    click.echo(resolve_model(name))
 
 
 @model_command.command("import")
@@ -49,10 +49,11 @@ def import_command(gguf: Path, out: Path) -> None:
 def info_command(model: str, trust_remote_code: bool) -> None:
     """Describe a model, and the device and BLAS that it would run on."""
     from forty2 import machine
-    from forty2.model import load
-    from forty2.model.loading import describe
+    from forty2.model.loading import load, model_facts
 
-    facts = describe(load(model, trust_remote_code=trust_remote_code, lazy=True)) | machine.facts()
+    facts = (
+        model_facts(load(model, trust_remote_code=trust_remote_code, lazy=True)) | machine.facts()
+    )
     for key, value in facts.items():
         click.echo(f"{key:<14} {value}")
 
@@ -63,7 +64,7 @@ def info_command(model: str, trust_remote_code: bool) -> None:
     "--adapter", "-a", required=True, help="Adapter folder, or a run folder (its last phase)."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--quantize", type=click.Choice(["4", "8"]), help="Also write a quantised copy.")
+@click.option("--quantize", type=click.Choice(["4", "8"]), help="Also write a quantized copy.")
 @_TRUST
 def fuse_command(
     model: str, adapter: str, out: Path, quantize: str | None, trust_remote_code: bool
@@ -82,12 +83,12 @@ def fuse_command(
         f"log-probabilities {fused.max_logit_difference:.1e}"
     )
     click.echo(f"adapter   KL {fused.adapter_kl:.1e} a token from base")
-    if fused.quantised is not None:
-        quantised = fused.quantised
-        click.echo(f"quantised {quantised.path}")
+    if fused.quantized is not None:
+        quantized = fused.quantized
+        click.echo(f"quantized {quantized.path}")
         click.echo(
-            f"survival  cosine {quantised.cosine:.3f} of the intended change; KL "
-            f"{quantised.kl:.1e} a token from the fused model"
+            f"survival  cosine {quantized.cosine:.3f} of the intended change; KL "
+            f"{quantized.kl:.1e} a token from the fused model"
         )
     for warning in fused.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -115,15 +116,17 @@ def generate_command(
     """Answer a prompt through the model's chat template. Temperature 0 is greedy."""
     import sys
 
-    from forty2.model import load
-    from forty2.model.loading import stream
+    from forty2.inference.generation import stream_reply
+    from forty2.model.loading import load
     from forty2.text.encoder import Encoder
 
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system is not None else []
     ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
-    for piece in stream(loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed):
+    for piece in stream_reply(
+        loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed
+    ):
         click.echo(piece, nl=False)
     click.echo()
 
@@ -142,7 +145,7 @@ def logprobs_command(
     """Summed log-probabilities of both responses of each pair, with the supervised token ids."""
     from forty2.data.formats import read_pairs
     from forty2.files import write_json
-    from forty2.model import load
+    from forty2.model.loading import load
     from forty2.text.encoder import Encoder
     from forty2.training.batched_loss import pair_logprobs
 

@@ -16,7 +16,7 @@ import yaml
 from forty2 import machine
 from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, make_folder, remove_leftovers
-from forty2.model.loading import model_sha256, resolve
+from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
@@ -101,7 +101,7 @@ def open_run(
 
 def provenance_of(recipe: Recipe) -> Provenance:
     """Model, weights' hash and versions that a run of this recipe starts from."""
-    model = resolve(recipe.model)
+    model = resolve_model(recipe.model)
     return Provenance(
         name=recipe.name,
         model=recipe.model,

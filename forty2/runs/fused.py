@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.errors import RunError
-from forty2.export.fusing import Fused, fuse, quantised_path
-from forty2.files import JsonObject, find_damage, read_json, seal, write_json
+from forty2.export.fusing import fuse, quantized_path
+from forty2.files import find_damage, read_json, seal, write_json
 from forty2.recipe.schema import Fuse
 from forty2.runs.context import RunContext
 
@@ -50,7 +50,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
     """
     out = fused_path(run, settings)
     bits = settings.quantize
-    models = FusedModels(out, quantised_path(out, bits) if bits is not None else None)
+    models = FusedModels(out, quantized_path(out, bits) if bits is not None else None)
     folders = [folder for folder in models if folder is not None]
     record = run.path / "fused.json"
     if record.exists() and all((folder / "fused.json").exists() for folder in folders):
@@ -72,13 +72,5 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
     for folder in folders:
         seal(folder)
     run.folder.check_there()
-    write_json(record, fused_record(fused))
+    write_json(record, fused.to_json())
     return models
-
-
-def fused_record(fused: Fused) -> JsonObject:
-    """A fuse's outcome as JSON."""
-    record: JsonObject = {**fused._asdict(), "path": str(fused.path)}
-    if fused.quantised is not None:
-        record["quantised"] = {**fused.quantised._asdict(), "path": str(fused.quantised.path)}
-    return record

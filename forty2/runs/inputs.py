@@ -20,8 +20,8 @@ from forty2.benchmark.tasks.eval_prompts import (
 )
 from forty2.errors import ModelError, RunError
 from forty2.files import read_json, write_json
-from forty2.inference.logprobs import can_pack
 from forty2.model.adapter import attach_adapter
+from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer, write_contamination

@@ -95,7 +95,7 @@ def _train(
     train_loss, valid_loss = _losses(run, phase, loaded, plan, work)
     if isinstance(train_loss, ResponseLoss) and train_loss.reference and not checkpoints(work):
         first_rows = list(train_loss.reference)[: phase.phase.batch_size]
-        exact = in_fp32(loaded.model) and not loaded.quantised
+        exact = in_fp32(loaded.model) and not loaded.quantized
         train_loss.check_start(
             loaded.model,
             next(micro_batches(train_loss, first_rows)),

@@ -14,12 +14,13 @@ from mlx.utils import tree_flatten
 from forty2 import machine
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
+from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.runs.phase_data import check_measured, phase_data
 from forty2.text.encoder import AnyPair, Encoder, RatedRow
-from forty2.training.batches import lengths_of, together, weights_of
+from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import WORTH, frozen_states_size
 from forty2.training.loop import due, order_of, total_steps
 from forty2.training.objectives.kto import KtoPhase
@@ -127,7 +128,7 @@ def _phase(
         weight_bytes
         + 4 * 4 * trainable  # weight, gradient, two moments
         + _activation_bytes(
-            loaded, recipe.adapter.layers, max(together(), max(lengths)), phase.grad_checkpoint
+            loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
         )
     )
     exposures = steps * phase.accumulate / order.epoch_length

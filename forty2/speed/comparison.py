@@ -20,7 +20,7 @@ from mlx_lm.utils import load_model
 from forty2 import machine
 from forty2.errors import BenchmarkError
 from forty2.files import write_json
-from forty2.model import resolve
+from forty2.model.loading import resolve_model
 from forty2.progress import Progress, silent
 from forty2.speed import operation_count, tables
 from forty2.speed.environments import PEERS, measure, python_of
@@ -72,7 +72,7 @@ def bench(
         raise BenchmarkError(
             f"{rows} rows: give a multiple of {BATCH}, for every trainer here takes batches of that"
         )
-    folder, dtype = resolve(model), precision()
+    folder, dtype = resolve_model(model), precision()
     result: dict[str, Any] = {
         "machine": machine.facts(),
         "model": model,

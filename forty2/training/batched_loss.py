@@ -31,10 +31,11 @@ from forty2.inference.logprobs import (
     pair_arrays,
     response_logps,
     run_model,
-    segment_cache,
     supported_shortcuts,
     target_logps,
 )
+from forty2.inference.padding import PairBatch, group_by_length, positions
+from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import BlockInput, evaluating
 from forty2.progress import Progress, silent
 from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
@@ -44,13 +45,10 @@ from forty2.training.batches import (
     CHOSEN,
     REJECTED,
     Batch,
-    PairBatch,
     SftBatch,
-    grouped,
     lengths_of,
     pair_batch,
     parts_of,
-    positions,
     sft_batch,
     weights_of,
 )
@@ -108,7 +106,7 @@ class BatchedLoss(Protocol):
 
 def micro_batches(batched_loss: BatchedLoss, indices: Sequence[int]) -> Iterator[Batch]:
     """These rows in batches of what is best computed at once; their sums are those of one batch."""
-    for group in grouped(batched_loss.parts[list(indices)]):
+    for group in group_by_length(batched_loss.parts[list(indices)]):
         yield batched_loss.batch([indices[n] for n in group])
 
 
@@ -142,7 +140,7 @@ class ConversationLoss(BatchedLoss):
         ids, where, *rest = arrays
         entry = BlockInput(rest.pop(0), self._frozen.depth) if self._frozen is not None else None
         cache = segment_cache(model, rest[0][:, :-1]) if rest else None
-        output = run_model(model, ids[:, :-1], self._shortcuts, cache=cache, entry=entry)
+        output = run_model(model, ids[:, :-1], self._shortcuts, cache=cache, block_input=entry)
         total = -target_logps(model, output, ids[:, 1:], where, self._shortcuts).sum()
         return Loss(total, {"loss": total})
 
@@ -470,7 +468,7 @@ def _token_logps(
 ) -> dict[int, npt.NDArray[np.float32]]:
     """By index, the log-probability of each response token: the chosen's, then the rejected's."""
     result: dict[int, npt.NDArray[np.float32]] = {}
-    for places in grouped(parts_of(rows, apart=False)[list(which)]):
+    for places in group_by_length(parts_of(rows, apart=False)[list(which)]):
         indices = [which[n] for n in places]
         batch = pair_batch([rows[i] for i in indices], indices)
         entry = None

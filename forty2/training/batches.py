@@ -7,20 +7,15 @@ without replaying what came before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from forty2.machine import on_gpu
+from forty2.inference.padding import PairBatch, pad, padded_width
 from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
 
-BUCKET = 8
-"""Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
-TOGETHER_GPU, TOGETHER_CPU = 4096, 512
-"""Tokens computed at once: enough to keep matrix products busy. More takes more memory, and on the
-CPU more time, as what is passed on leaves the caches."""
 BOTH = CHOSEN, REJECTED = 0, 1
 """Sides of a pair."""
 POOL = 64
@@ -42,32 +37,6 @@ class SftBatch(NamedTuple):
     """Without padding."""
     rows: npt.NDArray[np.int64]
     """(B,) index of each row in the data."""
-    origins: tuple[str, ...]
-
-
-class PairBatch(NamedTuple):
-    """B prompts, each once, then k responses to each: of pairs all chosen, then all rejected.
-
-    A response is predicted from the prompt's last token on, so that token opens its inputs:
-    prompt [a b c], response [x y]: prefix [a b], inputs [c x], targets [x y].
-    """
-
-    prefixes: npt.NDArray[np.int32]
-    """(B, P) prompts without their last token, padded on the right."""
-    prefix_lengths: npt.NDArray[np.int32]
-    """(B,)"""
-    inputs: npt.NDArray[np.int32]
-    """(kB, T) last prompt token and response without its last, padded on the right."""
-    targets: npt.NDArray[np.int32]
-    """(kB, T) the response: every token is supervised."""
-    mask: npt.NDArray[np.bool_]
-    """(kB, T), false on padding."""
-    rows: npt.NDArray[np.int64]
-    """(B,) index of each row in the data, to look up its reference log-probabilities."""
-    weight: int
-    """Rows."""
-    tokens: int
-    """Without padding, each prompt once."""
     origins: tuple[str, ...]
 
 
@@ -179,7 +148,7 @@ def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
 def sft_batch(rows: Sequence[Row], indices: Sequence[int]) -> SftBatch:
     """Pad conversations into one batch."""
     # One more than a multiple: the model sees all tokens but the last.
-    width = _round_up(max(len(row.ids) for row in rows) - 1) + 1
+    width = padded_width(max(len(row.ids) for row in rows) - 1) + 1
     ids = pad([row.ids for row in rows], width)
     mask = pad([row.mask for row in rows], width).astype(np.bool_)
     origins = tuple(row.origin for row in rows)
@@ -198,9 +167,9 @@ def pair_batch(
     prefixes = [row.prompt[:-1] for row in rows]
     lasts = [row.prompt[-1] for row in rows] * len(sides)
     responses = [(row.chosen, row.rejected)[side] for side in sides for row in rows]
-    width = _round_up(max(map(len, responses)))
+    width = padded_width(max(map(len, responses)))
     return PairBatch(
-        prefixes=pad(prefixes, _round_up(max(map(len, prefixes)))),
+        prefixes=pad(prefixes, padded_width(max(map(len, prefixes)))),
         prefix_lengths=np.array([len(prefix) for prefix in prefixes], np.int32),
         inputs=pad([[last, *ids[:-1]] for last, ids in zip(lasts, responses, strict=True)], width),
         targets=pad(responses, width),
@@ -244,85 +213,3 @@ def row_length(row: Row | AnyPair) -> int:
     if isinstance(row, Row):
         return len(row.ids)
     return len(row.prompt) + len(row.chosen) + len(row.rejected) * isinstance(row, PairRow)
-
-
-def together() -> int:
-    """Tokens, padding included, that this machine does best to compute at once."""
-    return TOGETHER_GPU if on_gpu() else TOGETHER_CPU
-
-
-def grouped(parts: npt.ArrayLike, tokens: int | None = None) -> list[list[int]]:
-    """Indices in groups of like lengths, longest first, each of at most so many padded tokens.
-
-    Args:
-        parts: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
-        tokens: absent, `together()`.
-    """
-    lengths = np.asarray(parts)
-    if not len(lengths):
-        return []
-    lengths = lengths.reshape(len(lengths), -1)
-    limit = tokens or together()
-    ways = (_filled(order[::-1], lengths, limit) for order in _orders(lengths))
-    return min(ways, key=lambda way: way[0])[1]
-
-
-def _filled(
-    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], limit: int
-) -> tuple[int, list[list[int]]]:
-    """An order cut into groups, each as large as the limit allows; and their padded tokens."""
-    groups: list[list[int]] = []
-    padded, widest = 0, [0] * lengths.shape[1]
-    for index, widths in zip(order.tolist(), _rounded(lengths[order]).tolist(), strict=True):
-        wider = [*map(max, widest, widths)]
-        if groups and sum(wider) * (len(groups[-1]) + 1) <= limit:
-            padded += sum(wider) + (sum(wider) - sum(widest)) * len(groups[-1])
-            groups[-1].append(index)
-            widest = wider
-        else:
-            padded += sum(widths)
-            groups.append([index])
-            widest = widths
-    return padded, groups
-
-
-def _orders(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """Orders in which neighbours are of like length, shortest first.
-
-    Where rows have two parts, no one order makes neighbours alike in both: they are sorted by the
-    second, more or less coarsely, and among equals by the first.
-    """
-    for power in (0,) if lengths.shape[1] == 1 else range(0, 12, 2):
-        yield np.lexsort((lengths[:, 0], lengths[:, -1] >> power))
-
-
-def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Where a mask is true, in the flattened array; -1 pads to one of few lengths.
-
-    Where steps are compiled, to one of eight between any length and twice it: they are another
-    dimension of a step's shape, and each shape is compiled.
-    """
-    found = np.flatnonzero(mask).astype(np.int32)
-    eighth = 1 << max(0, len(found).bit_length() - 4) if on_gpu() else 1
-    padded = np.full(_round_up(-(-len(found) // eighth) * eighth), -1, np.int32)
-    padded[: len(found)] = found
-    return padded
-
-
-def _round_up(length: int) -> int:
-    return max(1, int(_rounded(length)))
-
-
-def _rounded(lengths: Any) -> Any:
-    """As wide as sequences of such lengths are padded to."""
-    bucket = BUCKET if on_gpu() else 1
-    return -(-lengths // bucket) * bucket
-
-
-def pad(sequences: Sequence[Sequence[int]], width: int | None = None) -> npt.NDArray[np.int32]:
-    """Sequences as rows, zeros on the right up to a width; absent, that of the longest."""
-    width = max(map(len, sequences)) if width is None else width
-    padded = np.zeros((len(sequences), width), np.int32)
-    for i, sequence in enumerate(sequences):
-        padded[i, : len(sequence)] = sequence
-    return padded

@@ -21,15 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.files import atomic_write
-from forty2.inference.logprobs import compute_pair_block_input, pair_arrays, segment_cache
+from forty2.inference.logprobs import compute_pair_block_input, pair_arrays
+from forty2.inference.padding import PairBatch, group_by_length
+from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
 from forty2.text.encoder import AnyPair, Row
 from forty2.training.batches import (
     BOTH,
-    PairBatch,
     SftBatch,
-    grouped,
     pair_batch,
     parts_of,
     sft_batch,
@@ -167,7 +167,7 @@ def _fill(
     counts = np.array([state_count(rows[i]) for i in which])
     starts = np.cumsum(counts) - counts
     done = 0
-    for places in grouped(parts_of(rows, apart=False)[list(which)]):
+    for places in group_by_length(parts_of(rows, apart=False)[list(which)]):
         indices = [which[n] for n in places]
         for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
             file.seek(int(starts[n]) * size.width * size.dtype.size)

@@ -1048,7 +1048,7 @@ def counts(tensors: int, values: int) -> bytes:
 
 gguf("missing", None, "cannot be read: No such file")
 gguf("a folder", empty_folder, "cannot be read: Is a directory")
-gguf("a pipe", pipe, "is no file but a pipe or a device")
+gguf("a pipe", pipe, "this is a pipe or a device")
 gguf("empty", "", "not a GGUF file")
 gguf("bad magic", edit(b"GGUF", b"GGML"), "not a GGUF file", "check the path")
 gguf("magic alone", b"GGUF", "damaged or cut short", "download the file again")

@@ -21,7 +21,8 @@ from forty2.data.formats import parse
 from forty2.data.library import isotopes
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
-from forty2.inference.logprobs import can_pack, supported_shortcuts
+from forty2.inference.logprobs import supported_shortcuts
+from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder, Row
 from forty2.text.prepared import Prepared, open_prepared, packed, prepare, tokenizer_key

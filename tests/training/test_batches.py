@@ -14,7 +14,7 @@ from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder
-from forty2.training.batches import Order, grouped, positions, rows_of_epoch
+from forty2.training.batches import Order, rows_of_epoch
 from forty2.training.loop import order_of
 from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.sft import SftPhase
@@ -66,28 +66,6 @@ def test_batches_by_tokens_hold_about_so_many() -> None:
     assert 1 - sum(lengths) / padded < 0.05
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=80),
-    st.integers(1, 2000),
-    st.integers(1, 2),
-)
-def test_groups_keep_to_their_tokens(
-    lengths: list[tuple[int, int]], tokens: int, parts: int
-) -> None:
-    cut = np.array(lengths)[:, :parts]
-    groups = grouped(cut, tokens)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert cut[group].max(axis=0).sum() * len(group) <= tokens or len(group) == 1
-
-
-def test_groups_of_pairs_waste_little() -> None:
-    """Prompts and responses of unlike lengths: no one order makes neighbours alike in both."""
-    lengths = np.random.default_rng(3).integers([20, 60], [400, 200], (400, 2))
-    padded = sum(lengths[g].max(axis=0).sum() * len(g) for g in grouped(lengths, 2000))
-    assert 1 - lengths.sum() / padded < 0.12
-
-
 def test_over_many_epochs_a_weight_is_met_on_average() -> None:
     weights = [0.25, 1.0, 1.0, 2.5, 1.0, 0.25]
     order = Order([10] * 6, 2, 1, weights)
@@ -115,20 +93,6 @@ def test_rows_of_like_length_share_a_batch() -> None:
         for b in (order.batch(n) for n in range(order.batches_per_epoch))
     )
     assert padded / sum(lengths) < 1.05
-
-
-def test_compiled_steps_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiled step of another number of supervised tokens is another compilation."""
-    counts = range(1, 2000)
-
-    def widths() -> list[int]:
-        return [len(positions(np.arange(2000) < count)) for count in counts]
-
-    assert widths() == list(counts)
-    monkeypatch.setattr("forty2.training.batches.on_gpu", lambda: True)
-    found = widths()
-    assert len(set(found)) <= 8 * 8
-    assert all(0 <= w - n < max(8, n / 8 + 8) for w, n in zip(found, counts, strict=True))
 
 
 @pytest.mark.parametrize("tokens", [None, 800])
