@@ -67,7 +67,7 @@ from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import AnyPhase, Recipe
-from forty2.report import notices, write_report
+from forty2.report.run import notices, write_report
 from forty2.runs.folder import RunDir
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder, first_prompts
