@@ -105,6 +105,8 @@ class Stage:
     perplexity: float | None
     kl: float | None
     calibration: Calibration | None
+    tasks: dict[str, float]
+    """Scores of further benchmarks, by metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +338,7 @@ def _stage(record: JsonObject) -> Stage:
         **{name: _number(record.get(name)) for name in figures},
         mc1_stderr=_number(stderr.get("mc1")),
         mc2_stderr=_number(stderr.get("mc2")),
+        tasks={name: float(value) for name, value in (record.get("tasks") or {}).items()},
         calibration=None
         if not calibration
         else Calibration(

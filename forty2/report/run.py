@@ -278,6 +278,7 @@ def _interval(change: Change) -> str:
 def _stages(summary: Summary) -> Table:
     head = ("Stage", "MC1", "MC2", "Leaks", "Prefers", "Margin", "Perplexity", "KL")
     forms = (".3f", ".3f", ".1%", ".1%", "+.3f", ".2f", ".2g")
+    tasks = list(dict.fromkeys(name for stage in summary.stages for name in stage.tasks))
     rows = []
     for stage in summary.stages:
         figures = (
@@ -288,13 +289,14 @@ def _stages(summary: Summary) -> Table:
             stage.margin,
             stage.perplexity,
             stage.kl,
+            *map(stage.tasks.get, tasks),
         )
         cells = [
             "–" if value is None else format(value, form)
-            for value, form in zip(figures, forms, strict=True)
+            for value, form in zip(figures, (*forms, *[".3f"] * len(tasks)), strict=True)
         ]
         rows.append((stage.name, *cells))
-    return Table(head, rows)
+    return Table((*head, *tasks), rows)
 
 
 def _changes(comparisons: Sequence[Comparison]) -> Table:

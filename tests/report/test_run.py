@@ -95,6 +95,15 @@ def test_every_figure_of_the_summary_is_shown_with_its_unit(run: Path) -> None:
         assert figure in page
 
 
+def test_scores_of_further_benchmarks_have_a_column_each(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"][1]["tasks"] = {"mmlu accuracy": 0.25}
+    write_json(run / "summary.json", summary)
+    markdown, page = documents(run)
+    assert "| KL | mmlu accuracy |" in markdown and "| 0.01 | 0.250 |" in markdown
+    assert "| 0.01 | – |" in markdown and "mmlu accuracy</th>" in page
+
+
 def test_only_verdicts_that_occur_are_explained(run: Path) -> None:
     for text in documents(run):
         assert "No tax: whatever was lost is less than the margin." in text
