@@ -25,8 +25,7 @@ from forty2.errors import RunError
 from forty2.files import read_json
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
-from forty2.report.ablation import shown_change, shown_score, write_ablation
-from forty2.report.records import Change, Score
+from forty2.report.ablation import write_ablation
 from forty2.runs.ablation import (
     Ablation,
     ablate,
@@ -194,18 +193,6 @@ def test_what_a_record_says_is_text_in_its_report(found: Ablation, tmp_path: Pat
     for text in (page.read_text(), (tmp_path / "ablation.md").read_text()):
         assert "\u202e" not in text
     assert f"`` {hostile[:-1]}\\u202e ``" in (tmp_path / "ablation.md").read_text()
-
-
-def test_a_table_shows_leaks_and_perplexity_as_readers_know_them() -> None:
-    """A third less "no leak" is a third more leaks; log p lower by log 2 is twice the perplexity."""
-    leaks = shown_score("no leak", Score(0.75, 0.7, 0.9))
-    assert leaks == pytest.approx((0.25, 0.1, 0.3))
-    perplexity = shown_score("log p of texts", Score(-np.log(8), -np.log(16), 0))
-    assert perplexity == pytest.approx((8, 1, 16))
-    fewer = Change(-1 / 3, -0.5, -0.1, None, "tax")
-    assert shown_change("no leak", fewer) == pytest.approx((1 / 3, 0.1, 0.5))
-    halved = Change(-np.log(2), -np.log(3), 0.0, None, "tax")
-    assert shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
 
 
 def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alone(
