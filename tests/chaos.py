@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import forty2  # isort: skip
 
+import matplotlib.backends.backend_svg  # noqa: F401 - here once, and not in every child
 import mlx.core as mx
 from mlx_lm.models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

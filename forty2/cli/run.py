@@ -208,6 +208,6 @@ def plan_command(
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report_command(run_dir: Path) -> None:
     """Write a run's report again, from what the run directory holds."""
-    from forty2.report import write_report
+    from forty2.report.run import write_report
 
     click.echo(write_report(run_dir))

@@ -26,7 +26,7 @@ from forty2.files import JsonObject
 from forty2.model.adapter import attach_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
-from forty2.report import notices, write_report
+from forty2.report.run import notices, write_report
 from forty2.runs.context import RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs

@@ -18,7 +18,7 @@ from chaos import make_inputs
 import forty2
 from forty2.errors import Forty2Error, ModelError, RunError
 from forty2.model import starter
-from forty2.report import write_report
+from forty2.report.run import write_report
 
 ROOT = Path(forty2.__file__).parent
 FORBIDDEN = {
