@@ -17,7 +17,7 @@ class Progress(Protocol):
             done: steps finished; `done` equal to `total` ends the stage.
             total: steps in the stage.
             info: figures and texts to show, by name: `loss` and the like. A text under `warning`
-                is a message of its own and no step.
+                or `table` is a message of its own and no step.
         """
 
 
