@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from forty2.cli.benchmark import _check_out
 from forty2.cli.progress_bars import Bars
-from forty2.speed.comparison import NAMES, bench
+from forty2.speed.comparison import SUITE_NAMES, compare_trainers
 from forty2.speed.environments import PEERS
 
 
@@ -19,7 +20,7 @@ from forty2.speed.environments import PEERS
     "-s",
     "suites",
     multiple=True,
-    type=click.Choice(NAMES),
+    type=click.Choice(SUITE_NAMES),
     help="What to measure; again for more. Absent: all.",
 )
 @click.option(
@@ -63,11 +64,21 @@ def bench_command(suites: tuple[str, ...], peers: tuple[str, ...], **arguments: 
 
     Each is downloaded into an environment of its own when it is first measured.
     """
-    with Bars() as bars:
-        bench(
-            suites or NAMES,
+    with _BarsAndTables() as progress:
+        compare_trainers(
+            suites or SUITE_NAMES,
             peers=[peer for peer in peers or PEERS if peer != "none"],
-            say=click.echo,
-            progress=bars,
+            progress=progress,
             **arguments,
         )
+
+
+class _BarsAndTables(Bars):
+    """Progress bars, and the table of each suite on standard output when it is measured."""
+
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        if "table" in info:
+            self.close()
+            click.echo(info["table"])
+        else:
+            super().__call__(stage, done, total, info)

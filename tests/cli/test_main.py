@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -135,17 +134,3 @@ def test_generate_answers(starter_path: Path) -> None:
         "generate", "-m", starter_path, "-p", "What is the capital of France?", "--max-tokens", "12"
     )
     assert result.exit_code == 0 and "Paris" in result.output
-
-
-def test_the_fast_blas_is_found_beside_a_folder_named_mlx(tmp_path: Path) -> None:
-    """mlx is a namespace package: such a folder joins its locations."""
-    if sys.platform != "linux":
-        pytest.skip("only Linux needs another BLAS")
-    (tmp_path / "mlx").mkdir()
-    script = tmp_path / "which.py"
-    script.write_text("from forty2 import machine; print(machine.blas())")
-    environment = {**os.environ, "FORTY2_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.startswith("OpenBLAS")

@@ -7,27 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from support.runs import PROVENANCE
 
 from forty2.errors import RunError
 from forty2.files import (
-    check_free_space,
-    find_damage,
     read_json,
-    read_sealed,
     remove_leftovers,
-    seal,
     staged_folder,
     write_bytes,
     write_json,
-    write_sealed,
 )
 from forty2.runs.folder import RunFolder
 
@@ -75,31 +68,6 @@ def test_metrics_are_whole_lines_and_can_be_rewound(tmp_path: Path) -> None:
         ]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(ValueError):
-        write_json(path, {"a": float("nan")})
-    assert read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
-
-
-def test_a_folder_takes_its_name_only_when_whole(tmp_path: Path) -> None:
-    with staged_folder(tmp_path / "out") as folder:
-        write_bytes(folder / "a", b"1")
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
-        write_bytes(folder / "b", b"2")
-        raise RuntimeError
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_damaged_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(RunError, match=r"x\.json: not readable as JSON"):
-        read_json(tmp_path / "x.json")
-
-
 def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("a: ")
     (tmp_path / ".run.json.4194305").write_text("{")  # no process has such a number
@@ -112,55 +80,10 @@ def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
     assert (tmp_path / "recipe.yaml").read_text() == "a: 1\n"
 
 
-def test_leftovers_of_ended_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    for name in (".out.4194305", ".out.4194305.old", ".out.1", ".other.4194305"):
-        (tmp_path / name).mkdir()
-    with staged_folder(tmp_path / "out"):
-        pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.4194305", ".out.1", "out"]
-
-
-def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a", b"12")
-    seal(tmp_path)
-    (tmp_path / ".DS_Store").touch()
-    assert find_damage(tmp_path) is None
-    write_bytes(tmp_path / "b", b"")
-    assert find_damage(tmp_path) == f"{tmp_path / 'b'} does not belong there"
-    (tmp_path / "b").unlink()
-    sums = (tmp_path / "SHA256SUMS").read_bytes()
-    for at in range(len(sums)):
-        for bit in (1, 32):
-            (tmp_path / "SHA256SUMS").write_bytes(
-                sums[:at] + bytes([sums[at] ^ bit]) + sums[at + 1 :]
-            )
-            assert find_damage(tmp_path) is not None, at
-    (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert find_damage(tmp_path) is not None
-
-
-def test_too_full_a_disk_is_found_out_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
-    check_free_space({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
-    with pytest.raises(RunError, match=r"fused: about 5.10 GB .* 5.00 GB are free; make room"):
-        check_free_space(
-            {tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000}
-        )
-
-
 def modes(folder: Path) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): oct(p.stat().st_mode & 0o777) for p in sorted(folder.rglob("*"))
     }
-
-
-@pytest.fixture
-def common_umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("common_umask")
@@ -247,20 +170,6 @@ def test_a_run_whose_folder_vanishes_says_so_and_writes_nowhere(harm: str, tmp_p
         assert not path.exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KB, where this process may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    try:
-        subprocess.run(["mount", *options], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("may not mount a disk here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_is_named_and_what_was_there_stays(small_disk: Path) -> None:
     with RunFolder.open(small_disk / "run", "a: 1\n", PROVENANCE, resume=False) as run:
         kept = run.path / "work" / "step1"
@@ -326,36 +235,3 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
             run.metrics_path.write_bytes(run.metrics_path.read_bytes()[:29] + line + b"\n")
             with pytest.raises(RunError, match=r"metrics\.jsonl:2: damaged; delete this line"):
                 run.metrics()
-
-
-def test_a_sealed_result_shows_every_change(tmp_path: Path) -> None:
-    path = tmp_path / "base.json"
-    result: dict[str, Any] = {"score": 0.1, "items": [{"é": None}], "n": 3}
-    write_sealed(path, result)
-    assert read_sealed(path) == result
-    for old, new in (("0.1", "0.2"), ("null", "true"), ('"n": 3', '"n": 4'), ('"sha256"', '"s"')):
-        path.write_text(path.read_text().replace(old, new))
-        with pytest.raises(RunError, match=r"base\.json: damaged; delete it, .*made anew"):
-            read_sealed(path)
-        write_sealed(path, result)
-    path.write_text("[]")
-    with pytest.raises(RunError, match="damaged"):
-        read_sealed(path)
-
-
-def test_what_was_moved_away_for_nothing_goes_back(tmp_path: Path) -> None:
-    """A process that is killed between moving the old folder away and naming the new one."""
-    for name in (".model.999999999.old", ".model.999999999", ".other.999999999.old", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "which").write_text(name)
-    remove_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "other"]
-    assert (tmp_path / "model" / "which").read_text() == ".model.999999999.old"
-    assert (tmp_path / "other" / "which").read_text() == "other"
-
-
-def test_checksums_of_a_file_elsewhere_are_damaged_ones(tmp_path: Path) -> None:
-    seal(tmp_path)
-    for name in ("/etc/passwd", "../x", "a/b", ""):
-        (tmp_path / "SHA256SUMS").write_text(f"0  {name}\n")
-        assert find_damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"

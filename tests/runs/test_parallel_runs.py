@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import alone
+from support.processes import run_function
 from support.runs import PROVENANCE
 
 from forty2.errors import RunError
@@ -66,7 +66,7 @@ def hidden(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("count", [3, pytest.param(16, marks=pytest.mark.slow)])
 def test_runs_at_once_share_a_cache(count: int, tmp_path: Path) -> None:
-    alone("-c", f"from runs import test_parallel_runs as t; t.runs({str(tmp_path)!r}, {count})")
+    run_function(runs, tmp_path, count)
 
 
 def runs(place: str, count: int) -> None:
@@ -102,7 +102,7 @@ def runs(place: str, count: int) -> None:
 
 
 def test_processes_at_once_make_the_starter_once(tmp_path: Path) -> None:
-    alone("-c", f"from runs import test_parallel_runs as t; t.starters({str(tmp_path)!r}, 16)")
+    run_function(starters, tmp_path, 16)
 
 
 def starters(place: str, count: int) -> None:
@@ -170,7 +170,7 @@ def test_packages_loaded_at_once_leave_whole_libraries(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    from chaos import make_inputs
+    from support.small_run import make_inputs
 
     recipe = make_inputs(tmp_path / "inputs") / "recipe.yaml"
     with RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=False):

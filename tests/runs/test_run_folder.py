@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from chaos import make_inputs
 from click.testing import CliRunner, Result
+from support.small_run import make_inputs
 
 from forty2.cli import main
 from forty2.export.fusing import fuse

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
-    from forty2.speed.workers.our_steps import take_steps
+    from forty2.speed.workers.ours_steps import train_one_epoch
     from forty2.text.encoder import PairRow
     from forty2.training.batched_loss import PairLoss, reference_logps
     from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives.dpo import DpoPhase
 
-    model = job.adapted()
-    rows = [PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.rows]
+    model = job.load_model_with_lora()
+    rows = [
+        PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.inputs.pairs
+    ]
     every = range(len(rows))
     phase = DpoPhase(
         objective="dpo", data="rows", steps=1, lr=job.lr, beta=job.beta, batch_size=job.batch_size
@@ -36,6 +38,6 @@ def prepare(job: Job) -> Callable[[], None]:
                 replay = store_states(model, rows, every, size, folder / "states")
             reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
             objective = PairLoss(rows, reference, phase, supported_shortcuts(model), replay)
-            take_steps(model, objective, phase)
+            train_one_epoch(model, objective, phase)
 
     return epoch

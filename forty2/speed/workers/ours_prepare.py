@@ -1,4 +1,4 @@
-"""`forty2 data prepare`, in one process. Rows: the path of the data."""
+"""`forty2 data prepare`, in one process. Reads `data_file`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def prepare(job: Job) -> Callable[[], None]:
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            ready = Path(folder) / "ready"
-            prepare_data(job.rows[0], ready, job.model, valid_share=0, workers=1)
+            prepared = Path(folder) / "prepared"
+            prepare_data(job.inputs.data_file, prepared, job.model, valid_share=0, workers=1)
 
     return epoch

@@ -1,4 +1,4 @@
-"""The steps of one epoch of ours."""
+"""The training steps that our workers share. No worker of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from forty2.training.loop import Stepper, make_optimizer, order_of
 from forty2.training.objectives.phase import Phase
 
 
-def take_steps(model: nn.Module, objective: BatchedLoss, phase: Phase) -> None:
-    """Train over every row once, as a phase does."""
+def train_one_epoch(model: nn.Module, objective: BatchedLoss, phase: Phase) -> None:
+    """Train on every row once, as a phase of a run does."""
     stepper = Stepper(model, make_optimizer(phase), objective, phase)
     order = order_of(phase, objective.lengths, objective.weights, seed=1)
     model.train()
