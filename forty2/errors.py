@@ -66,6 +66,15 @@ class PeerLost(Forty2Error, ConnectionError):
     """Another of the processes that train together ended, or cannot be reached."""
 
 
+class OtherProcessEnded(Forty2Error):
+    """This process trained with others and is done; the first of them reports the outcome."""
+
+    exit_code = 0
+
+    def __init__(self) -> None:
+        super().__init__("the first process reports the outcome")
+
+
 class MemoryRanOut(Forty2Error, MemoryError):
     """There was not enough memory; the message says for what."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from forty2.errors import Forty2Error, is_out_of_memory
+from forty2.errors import Forty2Error, OtherProcessEnded, is_out_of_memory
 
 COMMANDS = {
     "demo": "run",
@@ -71,6 +71,8 @@ class _Lazy(click.Group):
         try:
             with _terminable(), _plain_warnings():
                 return super().invoke(ctx)
+        except OtherProcessEnded:
+            ctx.exit(OtherProcessEnded.exit_code)
         except Forty2Error as error:
             raise _Refused(str(error), error.exit_code) from error
         except KeyboardInterrupt as error:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from forty2.errors import (
     Interrupted,
     MemoryRanOut,
     ModelError,
+    OtherProcessEnded,
     RecipeError,
     RunError,
     TrainingError,
@@ -78,11 +78,10 @@ from forty2.training.batched_loss import (
     ResponseLoss,
     batched_loss,
     micro_batches,
-    reference_key,
-    reference_logps,
 )
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.checkpoints import checkpoints
+from forty2.training.checkpoints import Checkpoints, find_checkpoints
+from forty2.training.evaluation import Evaluator, ReplyCheck
 from forty2.training.frozen_states import (
     WORTH,
     FrozenStates,
@@ -90,8 +89,10 @@ from forty2.training.frozen_states import (
     has_room,
     store_states,
 )
-from forty2.training.loop import ReplyCheck, Trained, Training, due, order_of, total_steps
+from forty2.training.loop import Trained, Training, train
 from forty2.training.processes import Group, joined
+from forty2.training.reference import reference_key, reference_logps
+from forty2.training.schedule import plan_phase
 
 CONTAMINATION = "contamination.json"
 DATA = "data.json"
@@ -134,7 +135,7 @@ def run(
         progress: is told what goes on.
 
     Of several processes started by `mlx.launch` all train. The first alone writes the run, measures,
-    fuses and returns; the others exit when the last phase is trained.
+    fuses and returns; the others raise `OtherProcessEnded` when the last phase is trained.
 
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
@@ -144,7 +145,7 @@ def run(
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     with contextlib.ExitStack() as opened:
-        with group.together() as alike:
+        with group.synchronized() as alike:
             provenance = _provenance(recipe, resolve(recipe.model))
             versions = provenance["versions"]
             alike.update(
@@ -164,14 +165,14 @@ def run(
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
-        group.mirror(rundir.path, TRAINED)
+        group.broadcast_files(rundir.path, TRAINED)
         fingerprint = provenance["model_sha256"]
         under_way = _Run(recipe, rundir, fingerprint, trust_remote_code, progress, group)
         try:
             return under_way.go(only)
-        except (Interrupted, TrainingError):
+        except (Interrupted, TrainingError) as error:
             if not group.first:
-                sys.exit()  # all come here, and the first says why
+                raise OtherProcessEnded from error  # all come here, and the first says why
             raise
         except Exception as error:
             if not is_out_of_memory(error):
@@ -271,7 +272,7 @@ class _Run:
 
     def go(self, only: str | None) -> RunResult:
         recipe = self.recipe
-        with self.group.together() as alike:
+        with self.group.synchronized() as alike:
             if only is None:
                 self._check_fused_path()
             loaded, data, asked = self._read(alike)
@@ -282,7 +283,7 @@ class _Run:
             self.rundir.check_there()
             folder = self.rundir.path / f"phase{number}_{name}"
             if (folder / "phase.json").exists():
-                with self.group.together():
+                with self.group.synchronized():
                     _refuse_damage(folder, "the phase is trained anew")
                     restore_adapter(loaded.model, folder)
                 shutil.rmtree(self.rundir.path / "work" / folder.name, ignore_errors=True)
@@ -292,7 +293,7 @@ class _Run:
             if name == only:
                 break
         if not self.group.first:
-            sys.exit()
+            raise OtherProcessEnded
         fused = None
         if recipe.fuse is not None and only is None:
             del loaded, asked  # what asks the model holds it
@@ -318,22 +319,21 @@ class _Run:
         work = self.rundir.path / "work" / label
         self._check_room(loaded, work)
         rows = data.train.rows
-        order = order_of(phase, lengths_of(rows), weights_of(rows), seed)
-        steps = total_steps(phase, order)
+        plan = plan_phase(phase, lengths_of(rows), weights_of(rows), seed)
         # A short phase over a long file needs no reference for all of it.
-        seen = order.rows_seen(steps * phase.accumulate)
-        passes = max(1.0, steps * phase.accumulate / order.batches_per_epoch)  # of those seen
-        objective = self._objective(phase, loaded, rows, seen, passes, label, work)
+        objective = self._objective(phase, loaded, rows, plan.rows_used, plan.passes, label, work)
         valid = None
         if data.valid is not None:
             held_out = data.valid.rows
-            evaluations = 1 + sum(
-                due(phase.eval_every_steps, n, steps) for n in range(1, steps + 1)
-            )
+            every = range(len(held_out))
             valid = self._objective(
-                phase, loaded, held_out, range(len(held_out)), evaluations, f"{label} valid", work
+                phase, loaded, held_out, every, plan.evaluations, f"{label} valid", work
             )
-        if isinstance(objective, ResponseLoss) and objective.reference and not checkpoints(work):
+        if (
+            isinstance(objective, ResponseLoss)
+            and objective.reference
+            and not find_checkpoints(work)
+        ):
             exact = in_fp32(loaded.model) and not loaded.quantised
             objective.check_start(
                 loaded.model,
@@ -341,24 +341,22 @@ class _Run:
                 tolerance=2e-3 if exact else None,
             )
         self.at = label
-        trained = Training(
-            model=loaded.model,
-            objective=objective,
-            phase=phase,
-            name=name,
-            seed=seed,
-            adapter=self.recipe.adapter,
-            work=work,
-            valid=valid,
-            ask=lambda: ReplyCheck(*self.group.from_first(ask)),
-            log=self.rundir.log,
-            rewind=lambda step: self.rundir.forget_metrics_after(name, step),
-            progress=lambda _, done, total, info: self.progress(label, done, total, info),
-            group=self.group,
-        ).run()
+        trained = train(
+            Training(
+                name=name,
+                plan=plan,
+                model=loaded.model,
+                loss=objective,
+                evaluator=Evaluator(valid, ask),
+                checkpoints=Checkpoints(work, self.recipe.adapter),
+                log=self.rundir,
+                progress=lambda _, done, total, info: self.progress(label, done, total, info),
+                group=self.group,
+            )
+        )
         with staged_folder(folder) as aside:
             save_adapter(loaded.model, self.recipe.adapter, aside)
-            exposures = trained.steps * phase.accumulate / order.epoch_length
+            exposures = plan.exposures(trained.steps)
             record = _phase_record(name, phase, data, trained, objective, exposures)
             write_json(aside / "phase.json", record)
             seal(aside)
@@ -442,10 +440,11 @@ class _Run:
                 rows,
                 which,
                 machine.cache_dir() / "reference" / f"{key[:32]}.npz",
-                allowed=allowed,
-                replay=replay,
-                progress=self.progress,
-                stage=f"{label}: reference",
+                shortcuts=allowed,
+                frozen=replay,
+                progress=lambda stage, done, total, info: self.progress(
+                    f"{label}: {stage}", done, total, info
+                ),
                 group=self.group,
             )
         return batched_loss(phase, rows, reference, allowed, replay)
@@ -683,7 +682,7 @@ def _phase_record(
         "steps": trained.steps,
         "exposures": round(exposures, 3),
         "kept_step": trained.kept_step,
-        "spared": objective.spared,
+        "spared": objective.shortcuts_taken,
         "shortened": data.train.shortened,
         "dropped": data.train.dropped,
         "metrics": trained.metrics,

@@ -167,7 +167,7 @@ def _fill(
     counts = np.array([state_count(rows[i]) for i in which])
     starts = np.cumsum(counts) - counts
     done = 0
-    for places in grouped(parts_of(rows, apart=False)[list(which)]):
+    for places in grouped(parts_of(rows, both_responses=True)[list(which)]):
         indices = [which[n] for n in places]
         for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
             file.seek(int(starts[n]) * size.width * size.dtype.size)
