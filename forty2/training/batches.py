@@ -1,7 +1,7 @@
-"""Rows to batches: seeded order, length buckets, fixed shapes.
+"""Batches of rows: seeded order, similar lengths together, few shapes.
 
 The batch of a step is a pure function of (seed, step), so a run that stops can go on at any step
-without replaying what came before.
+without going through what came before.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class BestEvaluation:
 
 @dataclass
 class PhaseState:
-    """Where a phase stands, without its arrays; state.json of a checkpoint, under the aliases."""
+    """The progress of a phase, without its arrays; a checkpoint's state.json, under the aliases."""
 
     step: int = 0
     """The last step that was taken or skipped."""
@@ -53,12 +53,12 @@ _STATE = TypeAdapter(PhaseState)
 
 
 class Resumed(NamedTuple):
-    """What a work folder held of a phase that was begun."""
+    """The outcome of looking for a checkpoint to go on from."""
 
     state: PhaseState | None
-    """Of the newest checkpoint that is whole; None: there was none."""
+    """The state in the newest undamaged checkpoint; None: there is no checkpoint."""
     damage: list[str]
-    """What is wrong with newer checkpoints."""
+    """Defects of newer checkpoints, one each."""
 
 
 def find_checkpoints(work: Path) -> list[Path]:

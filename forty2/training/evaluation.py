@@ -18,11 +18,11 @@ class ReplyCheck(NamedTuple):
     metrics: dict[str, float]
     """Shares of the prompts; empty where no reply is expected."""
     faults: list[str]
-    """What is broken in the replies, whatever was asked; each in a few words."""
+    """Defects of the replies that are wrong after any prompt, each in a few words."""
 
 
 class Evaluator(NamedTuple):
-    """What an evaluation measures."""
+    """The validation rows and the prompts that an evaluation uses."""
 
     valid_loss: BatchedLoss | None = None
     """The loss over the validation rows; None: there are none."""

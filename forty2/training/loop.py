@@ -33,11 +33,11 @@ from forty2.training.step import Stepper, StepResult
 from forty2.training.stop_signals import stop_signals
 
 MAX_ROLLBACKS = 3
-"""How often a phase may go back to a checkpoint; its learning rate is then an eighth."""
+"""Times that a phase may go back to a checkpoint; its learning rate is then an eighth."""
 
 
 class MetricsLog(Protocol):
-    """Where a phase's metrics are recorded: one record a step, evaluation and warning."""
+    """The record of a phase's metrics: one entry a step, evaluation and warning."""
 
     def log(self, record: Mapping[str, str | float], /) -> None:
         """Append a record."""

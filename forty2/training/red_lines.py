@@ -35,7 +35,7 @@ class RedLine(NamedTuple):
 
     line: Line
     reason: str
-    """In a few words, without step and rows."""
+    """A few words, without step and rows."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class RedLineMonitor:
     valid_losses: Annotated[list[float], Field(alias="valid")] = field(default_factory=list)
     """Losses of all evaluations, in nats."""
     rollbacks: int = 0
-    """How often the phase went back to a checkpoint."""
+    """Times that the phase went back to a checkpoint."""
 
     def spike_limit(self, spike_threshold: float = SPIKE_THRESHOLD) -> float:
         """Compute the loss beyond which the next step is a spike, in nats.

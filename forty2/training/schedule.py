@@ -15,7 +15,7 @@ from forty2.training.objectives.phase import Phase
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """What a phase does at each of its steps, which are numbered from 1."""
+    """The course of a phase, step by step; steps are numbered from 1."""
 
     phase: Phase
     order: Order
@@ -37,7 +37,7 @@ class PhasePlan:
 
     @property
     def passes(self) -> float:
-        """How often each of the rows used comes, on average."""
+        """Average number of times that a batch has each of the rows used."""
         return max(1.0, self.batches / self.order.batches_per_epoch)
 
     @property
@@ -51,7 +51,7 @@ class PhasePlan:
         return sum(map(self.saves_after, range(1, self.steps + 1)))
 
     def exposures(self, steps: int) -> float:
-        """Compute how often so many steps show each row of the file, on average: their epochs."""
+        """Compute the average number of times that so many steps use each row of the file: epochs."""
         return steps * self.phase.accumulate / self.order.epoch_length
 
     def step_rows(self, step: int) -> list[list[int]]:

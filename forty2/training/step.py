@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class StepResult(NamedTuple):
-    """What an optimizer step measured over all its batches."""
+    """The measurements of an optimizer step, over all its batches."""
 
     metrics: dict[str, float]
     """Means over supervised tokens or rows."""

@@ -1,4 +1,4 @@
-"""What is spared changes nothing: shared prompts, head, replayed blocks, checkpoints, in any mix."""
+"""No shortcut changes the numbers: shared prompts, head, stored states, checkpoints, in any mix."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_a_step_beyond_the_limit_changes_nothing(value: float) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="mlx compiles for the CPU with a C++ compiler")
-def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
+def test_a_compiled_step_is_the_plain_one_even_when_it_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on Metal, where every step is compiled."""
@@ -204,12 +204,12 @@ def test_a_compiled_step_is_the_plain_one_even_when_it_is_left_out(
         with monkeypatch.context() as patch:
             patch.setattr(mx, "default_device", lambda: device)
             stepper = Stepper(model, optimizer, objective, phase)
-        seen = []
+        results = []
         for step, limit in enumerate((math.inf, math.inf, 0.1, math.inf)):
             mx.random.seed(step)
             taken = stepper.step([objective.batch(range(12))], 1e-2, limit)
-            seen.append((taken.loss, taken.norm, int(optimizer.state["step"])))
-        return [*seen, *values(model)]
+            results.append((taken.loss, taken.norm, int(optimizer.state["step"])))
+        return [*results, *values(model)]
 
     plain, compiled = losses(mx.Device(mx.cpu)), losses(mx.Device(mx.gpu))
     assert [step for _, _, step in plain[:4]] == [1, 2, 2, 3]

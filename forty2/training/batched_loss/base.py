@@ -45,7 +45,7 @@ class BatchedLoss(ABC):
         self.lengths = lengths_of(rows)
         """Tokens of each row."""
         self.weights = weights_of(rows)
-        """How often an epoch has each row, on average."""
+        """Average number of times that an epoch has each row."""
         self.part_lengths = parts_of(rows)
         """(rows, 1 or 2) tokens of each part that is padded by itself."""
         self._shortcuts, self._frozen = shortcuts, frozen

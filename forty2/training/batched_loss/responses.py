@@ -1,4 +1,4 @@
-"""What the losses of responses to prompts share: batches, log-probabilities, the reference."""
+"""The base of losses of responses to prompts: batches, log-probabilities, the reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ResponseLoss(BatchedLoss):
     name: str
     """The loss's name in messages."""
     start_slack = 1.0
-    """How many times a rounding error of the log-probabilities counts in the loss at the start."""
+    """Factor by which the loss at the start magnifies rounding errors of the log-probabilities."""
     sides: Sequence[int] = BOTH
     """Which of a row's two responses the loss reads."""
 

@@ -35,7 +35,7 @@ class KtoPhase(Phase):
 
     objective: Literal["kto"]
     beta: Annotated[float, Field(gt=0)]
-    """How soon gains and losses saturate, per nat. No default."""
+    """Speed at which gains and losses saturate, per nat. No default."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the desirable rows' loss: λ_D of the paper."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0

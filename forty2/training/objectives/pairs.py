@@ -46,7 +46,7 @@ class PairPhase(Phase):
 
     @property
     def start_slack(self) -> float:
-        """How many times a rounding error of the log-probabilities counts in the loss at the start."""
+        """Factor by which the loss at the start magnifies rounding errors of the log-probabilities."""
         return 1.0
 
     def losses(self, logps: PairLogps, chosen_tokens: array, rejected_tokens: array) -> array:

@@ -62,7 +62,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
-    """What to do when training goes wrong (`training.red_lines` says when it does).
+    """Actions to take when training goes wrong (`training.red_lines` says when it does).
 
     warn: report it and go on. stop: end the phase; the steps before are saved. skip: do not take
     the step. back: go on from the last checkpoint at half the rate, three times at most.
@@ -116,7 +116,7 @@ class Phase:
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up: not at all, or towards zero, past the last step."""
+    """Course of the rate after warm-up: constant, or falling to reach zero after the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
