@@ -36,7 +36,9 @@ from support.small_run import make_inputs as make_inputs
 
 import forty2.runs.pipeline
 import forty2.training.batched_loss
-import forty2.training.loop
+import forty2.training.evaluation
+import forty2.training.reference
+import forty2.training.step
 from forty2.errors import Forty2Error
 from forty2.recipe.reading import load_recipe
 
@@ -84,9 +86,9 @@ class Killer:
             forty2.training.batched_loss.PairLoss,
         ):
             self.around(kind, "batch", "batch")
-        self.around(forty2.training.batched_loss, "response_logps", "reference batch")
-        self.around(forty2.training.loop.Stepper, "step", "step")
-        self.around(forty2.training.loop, "evaluate", "evaluation")
+        self.around(forty2.training.reference, "response_logps", "reference batch")
+        self.around(forty2.training.step.Stepper, "step", "step")
+        self.around(forty2.training.evaluation, "evaluate", "evaluation")
         opened, saved = io.open, mx.save_safetensors
 
         def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:

@@ -147,7 +147,7 @@ def logprobs_command(
     from forty2.files import write_json
     from forty2.model.loading import load
     from forty2.text.encoder import Encoder
-    from forty2.training.batched_loss import pair_logprobs
+    from forty2.training.reference import pair_logprobs
 
     pairs = read_pairs(data)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)

@@ -73,7 +73,7 @@ def open_run(
     """
     group = joined()
     with contextlib.ExitStack() as opened:
-        with group.together() as must_agree:
+        with group.synchronized() as must_agree:
             provenance = provenance_of(recipe)
             versions = provenance.versions
             must_agree.update(
@@ -95,7 +95,7 @@ def open_run(
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
-        group.mirror(folder.path, NEEDED_BY_ALL)
+        group.broadcast_files(folder.path, NEEDED_BY_ALL)
         yield RunContext(recipe, folder, provenance, group, Activity(progress), trust_remote_code)
 
 

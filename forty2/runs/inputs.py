@@ -28,7 +28,7 @@ from forty2.runs.measuring import StageMeasurer, write_contamination
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder, first_prompts
 from forty2.text.prepared import is_packed
-from forty2.training.loop import ReplyCheck
+from forty2.training.evaluation import ReplyCheck
 from forty2.training.objectives.phase import Phase
 
 DATA_HASHES = "data.json"

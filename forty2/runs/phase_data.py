@@ -15,9 +15,7 @@ from forty2.errors import DataError, RecipeError
 from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.text.encoder import Encoder, FittedRows, add_mismatched_responses, fit_rows
 from forty2.text.prepared import Prepared, is_prepared, open_prepared, tokenizer_key
-from forty2.training.objectives.dpo import DpoPhase
-from forty2.training.objectives.kto import KtoPhase
-from forty2.training.objectives.sft import SftPhase
+from forty2.text.row_kinds import CONVERSATIONS, PAIRS, RATED
 
 
 class PhaseData(NamedTuple):
@@ -47,10 +45,10 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
     else:
         source = phase.data
     if is_prepared(source):
-        if not isinstance(phase, SftPhase):
+        if phase.row_kind is not CONVERSATIONS:
             raise DataError(
                 f"{source}: holds prepared conversations; a {phase.objective} phase needs "
-                f"{'pairs' if isinstance(phase, DpoPhase) else 'rated responses'}"
+                f"{phase.row_kind.name}"
             )
         splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
@@ -67,9 +65,9 @@ def phase_data(phase: AnyPhase, recipe: Recipe, encoder: Encoder, folder: Path) 
 
 
 def _tokenise(phase: AnyPhase, source: str, encoder: Encoder, max_length: int) -> FittedRows:
-    if isinstance(phase, DpoPhase):
+    if phase.row_kind is PAIRS:
         fitted = fit_rows([encoder.encode_pair(pair) for pair in read_pairs(source)], max_length)
-    elif isinstance(phase, KtoPhase):
+    elif phase.row_kind is RATED:
         fitted = fit_rows([encoder.encode_rated(rated) for rated in read_rated(source)], max_length)
         if fitted.rows:
             fitted = fitted._replace(rows=add_mismatched_responses(fitted.rows, max_length))

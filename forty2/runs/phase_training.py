@@ -23,16 +23,10 @@ from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.records import PhaseRecord
 from forty2.text.row_kinds import CONVERSATIONS
-from forty2.training.batched_loss import (
-    BatchedLoss,
-    ResponseLoss,
-    batched_loss,
-    micro_batches,
-    reference_key,
-    reference_logps,
-)
-from forty2.training.batches import Order, lengths_of, weights_of
-from forty2.training.checkpoints import checkpoints
+from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
+from forty2.training.batches import lengths_of, weights_of
+from forty2.training.checkpoints import Checkpoints, find_checkpoints
+from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
     WORTH,
     FrozenStates,
@@ -40,15 +34,9 @@ from forty2.training.frozen_states import (
     has_room,
     store_states,
 )
-from forty2.training.loop import ReplyCheck, Trained, Training, due, order_of, total_steps
-
-
-class PhaseSteps(NamedTuple):
-    """The order of a phase's rows and how long it trains, worked out once."""
-
-    order: Order
-    steps: int
-    seed: int
+from forty2.training.loop import Trained, Training, train
+from forty2.training.reference import reference_key, reference_logps
+from forty2.training.schedule import PhasePlan, plan_phase
 
 
 def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
@@ -59,12 +47,12 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
             phase's adapter afterwards.
 
     Raises:
-        TrainingError, RunError, Interrupted: see `Training.run`.
+        TrainingError, RunError, Interrupted: see `training.loop.train`.
     """
     folder = run.path / phase.label
     work = run.path / "work" / phase.label
     if (folder / "phase.json").exists():
-        with run.group.together():
+        with run.group.synchronized():
             refuse_damage(folder, "the phase is trained anew")
             restore_adapter(loaded.model, folder)
     else:
@@ -90,10 +78,9 @@ def _train(
     _check_free_space(run, loaded, work)
     rows = phase.data.train.rows
     seed = run.recipe.seed + 1000 * phase.number
-    order = order_of(phase.phase, lengths_of(rows), weights_of(rows), seed)
-    plan = PhaseSteps(order, total_steps(phase.phase, order), seed)
+    plan = plan_phase(phase.phase, lengths_of(rows), weights_of(rows), seed)
     train_loss, valid_loss = _losses(run, phase, loaded, plan, work)
-    if isinstance(train_loss, ResponseLoss) and train_loss.reference and not checkpoints(work):
+    if isinstance(train_loss, ResponseLoss) and train_loss.reference and not find_checkpoints(work):
         first_rows = list(train_loss.reference)[: phase.phase.batch_size]
         exact = in_fp32(loaded.model) and not loaded.quantized
         train_loss.check_start(
@@ -101,24 +88,22 @@ def _train(
             next(micro_batches(train_loss, first_rows)),
             tolerance=2e-3 if exact else None,
         )
-    trained = Training(
-        model=loaded.model,
-        objective=train_loss,
-        phase=phase.phase,
-        name=phase.name,
-        seed=seed,
-        adapter=run.recipe.adapter,
-        work=work,
-        valid=valid_loss,
-        ask=lambda: ReplyCheck(*run.group.from_first(phase.check_replies)),
-        log=run.folder.log,
-        rewind=lambda step: run.folder.forget_metrics_after(phase.name, step),
-        progress=lambda _, done, total, info: run.progress(phase.label, done, total, info),
-        group=run.group,
-    ).run()
+    trained = train(
+        Training(
+            name=phase.name,
+            plan=plan,
+            model=loaded.model,
+            loss=train_loss,
+            evaluator=Evaluator(valid_loss, phase.check_replies),
+            checkpoints=Checkpoints(work, run.recipe.adapter),
+            log=run.folder,
+            progress=lambda _, done, total, info: run.progress(phase.label, done, total, info),
+            group=run.group,
+        )
+    )
     with staged_folder(folder) as staged:
         save_adapter(loaded.model, run.recipe.adapter, staged)
-        record = _record(phase, trained, train_loss, order)
+        record = _record(phase, trained, train_loss, plan)
         write_json(staged / "phase.json", record.to_json())
         seal(staged)
 
@@ -137,33 +122,19 @@ def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
 
 
 def _losses(
-    run: RunContext, phase: PhaseInput, loaded: LoadedModel, plan: PhaseSteps, work: Path
+    run: RunContext, phase: PhaseInput, loaded: LoadedModel, plan: PhasePlan, work: Path
 ) -> tuple[BatchedLoss, BatchedLoss | None]:
     """The losses over the training rows and over the validation rows."""
     loaded.model.eval()
     shortcuts = supported_shortcuts(loaded.model)
-    batches = plan.steps * phase.phase.accumulate
-    train = _loss(
-        run,
-        phase,
-        loaded,
-        shortcuts,
-        _RowsUsed(
-            phase.data.train.rows,
-            plan.order.rows_seen(batches),  # a short phase needs no reference for a long file
-            max(1.0, batches / plan.order.batches_per_epoch),
-            phase.label,
-        ),
-        work,
-    )
+    # A short phase needs no reference for all of a long file.
+    used = _RowsUsed(phase.data.train.rows, plan.rows_used, plan.passes, phase.label)
+    train_loss = _loss(run, phase, loaded, shortcuts, used, work)
     if phase.data.valid is None:
-        return train, None
+        return train_loss, None
     held_out = phase.data.valid.rows
-    evaluations = 1 + sum(
-        due(phase.phase.eval_every_steps, step, plan.steps) for step in range(1, plan.steps + 1)
-    )
-    used = _RowsUsed(held_out, range(len(held_out)), evaluations, f"{phase.label} valid")
-    return train, _loss(run, phase, loaded, shortcuts, used, work)
+    used = _RowsUsed(held_out, range(len(held_out)), plan.evaluations, f"{phase.label} valid")
+    return train_loss, _loss(run, phase, loaded, shortcuts, used, work)
 
 
 class _RowsUsed(NamedTuple):
@@ -207,10 +178,11 @@ def _loss(
             used.rows,
             used.which,
             machine.cache_dir() / "reference" / f"{key[:32]}.npz",
-            allowed=shortcuts,
-            replay=frozen,
-            progress=run.progress,
-            stage=f"{used.label}: reference",
+            shortcuts=shortcuts,
+            frozen=frozen,
+            progress=lambda stage, done, total, info: run.progress(
+                f"{used.label}: {stage}", done, total, info
+            ),
             group=run.group,
         )
     return batched_loss(objective, used.rows, reference, shortcuts, frozen)
@@ -244,7 +216,7 @@ def _frozen_states(
 
 
 def _record(
-    phase: PhaseInput, trained: Trained, train_loss: BatchedLoss, order: Order
+    phase: PhaseInput, trained: Trained, train_loss: BatchedLoss, plan: PhasePlan
 ) -> PhaseRecord:
     data = phase.data
     return PhaseRecord(
@@ -253,9 +225,9 @@ def _record(
         rows=len(train_loss.lengths),
         valid_rows=len(data.valid.rows) if data.valid is not None else 0,
         steps=trained.steps,
-        exposures=round(trained.steps * phase.phase.accumulate / order.epoch_length, 3),
+        exposures=round(plan.exposures(trained.steps), 3),
         kept_step=trained.kept_step,
-        spared=train_loss.spared,
+        spared=train_loss.shortcuts_taken,
         shortened=data.train.shortened,
         dropped=data.train.dropped,
         metrics=trained.metrics,

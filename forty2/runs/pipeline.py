@@ -142,7 +142,7 @@ def _train_phases(
     Returns:
         The last phase's folder.
     """
-    with run.group.together() as must_agree:
+    with run.group.synchronized() as must_agree:
         if only is None:
             check_fused_path(run)
         inputs = read_inputs(run, measurer, must_agree)

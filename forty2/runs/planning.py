@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,10 @@ from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.runs.phase_data import check_measured, phase_data
-from forty2.text.encoder import AnyPair, Encoder, RatedRow
+from forty2.text.encoder import AnyPair, Encoder
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import WORTH, frozen_states_size
-from forty2.training.loop import due, order_of, total_steps
-from forty2.training.objectives.kto import KtoPhase
+from forty2.training.schedule import plan_phase
 
 
 class PhasePlan(NamedTuple):
@@ -47,8 +45,8 @@ class PhasePlan(NamedTuple):
     """Estimated."""
     replayed_gb: float
     """On disk while the phase runs: what frozen blocks make of its training rows."""
-    balance: float
-    """Of a kto phase: desirable rows over undesirable ones, times their weights; else 1."""
+    data_warnings: tuple[str, ...]
+    """What in its rows does not suit its objective."""
 
 
 class Plan(NamedTuple):
@@ -85,11 +83,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
                 warnings.append(
                     f"{name}: each row is seen {one.exposures:.0f} times; expect it to be memorised"
                 )
-            if isinstance(phase, KtoPhase) and not 1 <= round(one.balance, 2) <= 1.34:
-                warnings.append(
-                    f"{name}: desirable rows weigh {one.balance:.2f} times what others do; 1 to 4/3 "
-                    "is best (desirable_weight, undesirable_weight)"
-                )
+            warnings += [f"{name}: {warning}" for warning in one.data_warnings]
             if one.dropped:
                 warnings.append(f"{name}: {one.dropped} rows are dropped, longer than max_length")
             if one.shortened:
@@ -121,9 +115,7 @@ def _phase(
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     valid_rows = len(data.valid.rows) if data.valid is not None else 0
     lengths = lengths_of(data.train.rows)
-    order = order_of(phase, lengths, weights_of(data.train.rows), recipe.seed)
-    steps = total_steps(phase, order)
-    numbers = range(1, steps + 1)
+    course = plan_phase(phase, lengths, weights_of(data.train.rows), recipe.seed)
     memory = (
         weight_bytes
         + 4 * 4 * trainable  # weight, gradient, two moments
@@ -131,7 +123,7 @@ def _phase(
             loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
         )
     )
-    exposures = steps * phase.accumulate / order.epoch_length
+    exposures = course.exposures(course.steps)
     # Rows that are seen at all; the reference pass of a preference phase is one more time.
     size = frozen_states_size(loaded.model, data.train.rows, range(len(lengths)))
     stored = size.bytes / 1e9 * min(1.0, exposures)
@@ -145,13 +137,13 @@ def _phase(
         len(data.train.shortened),
         int(np.median(lengths)),
         _longest(data.train.rows, lengths),
-        steps,
+        course.steps,
         exposures,
-        sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
-        sum(due(phase.save_every_steps, n, steps) for n in numbers),
+        course.evaluations,
+        course.saves,
         memory / 1e9,
         stored if replayed else 0.0,
-        _balance(phase, data.train.rows) if isinstance(phase, KtoPhase) else 1.0,
+        tuple(phase.data_warnings(data.train.rows)),
     )
 
 
@@ -160,15 +152,6 @@ def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     if isinstance(rows[0], AnyPair):
         return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
     return max(lengths)
-
-
-def _balance(phase: KtoPhase, rows: Sequence[RatedRow]) -> float:
-    """Desirable rows over the others, each times its weight; infinite where there are no others."""
-    sums = [
-        sum(row.weight for row in rows if row.desirable is verdict) for verdict in (True, False)
-    ]
-    desirable, others = sums[0] * phase.desirable_weight, sums[1] * phase.undesirable_weight
-    return desirable / others if others else math.inf
 
 
 def _activation_bytes(

@@ -1,7 +1,7 @@
-"""Rows to batches: seeded order, length buckets, fixed shapes.
+"""Batches of rows: seeded order, similar lengths together, few shapes.
 
 The batch of a step is a pure function of (seed, step), so a run that stops can go on at any step
-without replaying what came before.
+without going through what came before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
 BOTH = CHOSEN, REJECTED = 0, 1
 """Sides of a pair."""
 POOL = 64
-"""Batches formed together from rows of like length; larger pads less and shuffles less."""
+"""Batches formed together from rows of similar length; a larger pool pads less and shuffles less."""
 
 
 class SftBatch(NamedTuple):
@@ -44,17 +44,18 @@ Batch = SftBatch | PairBatch
 
 
 class Order:
-    """Which rows make up the batches of each epoch.
+    """The rows of each batch of each epoch.
 
-    Rows are shuffled, cut into batches of like length within pools of batches, and the batches
-    shuffled. Every row comes once an epoch, or as often as its weight says: 2.5 is twice or
-    three times, evenly over the epochs.
+    Rows are shuffled, cut into batches of similar length within pools of batches, and the batches
+    shuffled. Every row comes once an epoch, or as often as its weight says: a weight of 2.5 means
+    twice or three times, evenly over the epochs.
 
     Args:
-        lengths: (rows,) tokens of each.
+        lengths: (rows,) tokens of each row.
         batch_size: rows in a batch.
-        tokens: in place of `batch_size`, about so many tokens in a batch, whatever its rows.
-        pool: batches formed together. 1: each is drawn at random.
+        weights: (rows,) how often an epoch has each row, on average; None: once.
+        tokens: tokens in a batch, about, in place of `batch_size`.
+        pool: batches formed together. 1: each batch is drawn at random.
     """
 
     def __init__(
@@ -85,20 +86,20 @@ class Order:
         return math.ceil(self.epoch_length)
 
     def batch(self, index: int) -> list[int]:
-        """Row indices of the index-th batch since the beginning."""
+        """Return the row indices of a batch, numbered from 0 at the beginning of training."""
         epoch, position = divmod(index, self.batches_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._form(epoch))
         return self._epoch[1][position]
 
     def rows_seen(self, batches: int) -> list[int]:
-        """Indices of the rows in the first so many batches, each once, in file order."""
+        """Return the indices of the rows in the first batches, each once, in file order."""
         if batches >= self.batches_per_epoch:
             return list(range(len(self._lengths)))
         return sorted(row for index in range(batches) for row in self.batch(index))
 
     def _sampled(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Row indices in random order, each as often as its weight: systematic sampling."""
+        """Draw row indices in random order, each as often as its weight: systematic sampling."""
         order = random.permutation(len(self._lengths))
         if (self._weights == 1).all():
             return order
@@ -114,20 +115,20 @@ class Order:
         if self._tokens is None:
             pool = self._size * self._pool
             for start in range(0, len(order), pool):
-                rows = self._alike(order[start : start + pool]).tolist()
+                rows = self._by_length(order[start : start + pool]).tolist()
                 batches += [rows[n : n + self._size] for n in range(0, len(rows), self._size)]
         else:
             pools = -(-self.batches_per_epoch // self._pool)
             counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
             for rows, count in zip(self._evenly(order, counts), counts, strict=True):
-                alike = self._alike(rows)
-                batches += [b.tolist() for b in self._evenly(alike, np.ones(int(count)))]
+                rows = self._by_length(rows)
+                batches += [b.tolist() for b in self._evenly(rows, np.ones(int(count)))]
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _evenly(
         self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
     ) -> list[npt.NDArray[np.int64]]:
-        """Rows cut, in order, into pieces with these shares of the tokens and no piece empty."""
+        """Cut rows, in order, into pieces with these shares of the tokens, none of them empty."""
         upto = np.cumsum(self._lengths[rows])
         wanted = np.cumsum(shares) / np.sum(shares) * upto[-1]
         cuts = np.searchsorted(upto, wanted[:-1] - 1e-6 * upto[-1]) + 1
@@ -135,13 +136,13 @@ class Order:
         cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
         return np.split(rows, cuts)
 
-    def _alike(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows in order of length."""
         return rows[np.argsort(self._lengths[rows], kind="stable")]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
-    """How many rows an epoch has, counting each as often as it comes."""
+    """Count the rows of an epoch, each as often as it comes."""
     return max(1, round(float(np.sum(weights))))
 
 
@@ -182,26 +183,29 @@ def pair_batch(
 
 
 def lengths_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[int]:
-    """Tokens of each row; rows on disk know theirs without being read."""
+    """Return the tokens of each row; rows on disk know theirs without being read."""
     return getattr(rows, "lengths", None) or [row_length(row) for row in rows]
 
 
 def weights_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[float]:
-    """How often an epoch has each row, on average."""
+    """Return how often an epoch has each row, on average."""
     return getattr(rows, "weights", None) or [row.weight for row in rows]
 
 
 def parts_of(
-    rows: Sequence[Row] | Sequence[AnyPair], *, apart: bool = True
+    rows: Sequence[Row] | Sequence[AnyPair], *, both_responses: bool = False
 ) -> npt.NDArray[np.int64]:
-    """Lengths by part, as a batch pads them: of a pair its prompt, and its responses together.
+    """Return the lengths of a row's parts, as a batch pads them.
 
     Args:
-        apart: of a rated row's two responses a batch has one, that to learn from or the other.
+        both_responses: count both responses of a rated row, of which a training batch has one.
+
+    Returns:
+        (rows, 1) tokens of conversations; (rows, 2) tokens of prompts, and of responses together.
     """
     if len(rows) and isinstance(rows[0], AnyPair):
         pairs: Any = rows
-        sides = 1 if apart and isinstance(rows[0], RatedRow) else 2
+        sides = 1 if isinstance(rows[0], RatedRow) and not both_responses else 2
         return np.array(
             [(len(r.prompt), sides * max(len(r.chosen), len(r.rejected))) for r in pairs]
         )
@@ -209,7 +213,7 @@ def parts_of(
 
 
 def row_length(row: Row | AnyPair) -> int:
-    """Tokens to learn from, and those before them."""
+    """Count the tokens to learn from and those before them."""
     if isinstance(row, Row):
         return len(row.ids)
     return len(row.prompt) + len(row.chosen) + len(row.rejected) * isinstance(row, PairRow)

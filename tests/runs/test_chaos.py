@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.processes import run_function, run_python
-from support.training import ROWS, adapted, run, sft
+from support.training import ROWS, ListLog, adapted, run, sft
 
 from forty2.errors import RunError
 from forty2.inference.logprobs import Shortcuts
 from forty2.model.adapter import adapter_weights
 from forty2.training.batched_loss import ConversationLoss
-from forty2.training.checkpoints import checkpoints
+from forty2.training.checkpoints import find_checkpoints
 
 FILES = (
     "SHA256SUMS",
@@ -65,7 +65,7 @@ def interrupted(place: str) -> None:
 
         folder = Path(place, f"{number.name}{times}")
         ended = run_child(inputs, folder, Killer(steps[7], ask), resume=False)
-        newest = checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
+        newest = find_checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
         if times == 1:
             assert (ended.code, newest) == (128 + number, "step3"), ended
             assert ended.message.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), (
@@ -210,17 +210,16 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
     work = tmp_path_factory.mktemp("stopped")
     whole, model = adapted(0.2), adapted(0.2)
-    run(whole, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole", [])
+    run(whole, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole")
     with pytest.raises(Stop):
         run(
             model,
             ConversationLoss(ROWS, Shortcuts(split_head=True)),
             PHASE,
             work / "stopped",
-            [],
             progress=stop,
         )
-    assert [p.name for p in checkpoints(work / "stopped")] == ["step6", "step3"]
+    assert [p.name for p in find_checkpoints(work / "stopped")] == ["step6", "step3"]
     return work / "stopped", adapter_weights(whole)
 
 
@@ -233,22 +232,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     shutil.copytree(stopped[0], work)
     assert sorted(p.name for p in (work / "step6").iterdir()) == list(FILES)
     harm(work / "step6" / file)
-    model, log, told, rewound = adapted(0.2), list[Any](), list[Any](), list[int]()
+    model, log, told = adapted(0.2), ListLog(), list[Any]()
     run(
         model,
         ConversationLoss(ROWS, Shortcuts(split_head=True)),
         PHASE,
         work,
         log,
-        rewind=rewound.append,
         progress=lambda _, done, total, info: told.append(info),
     )
-    assert rewound == [3]
-    assert "went back to the checkpoint of step 3" in log[0]["warning"]
-    assert str(work / "step6") in log[0]["warning"] and told[0]["warning"] == log[0]["warning"]
+    assert log.went_on_from == [3]
+    warning = log.records[0]["warning"]
+    assert "went back to the checkpoint of step 3" in warning
+    assert str(work / "step6") in warning and told[0]["warning"] == warning
     for name, value in adapter_weights(model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted[name]))
-    assert [p.name for p in checkpoints(work)] == ["step8", "step6"]
+    assert [p.name for p in find_checkpoints(work)] == ["step8", "step6"]
 
 
 def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
@@ -259,6 +258,6 @@ def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
     for step in ("step3", "step6"):
         flip(work / step / "optimizer.safetensors")
     with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* --resume") as error:
-        run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work, [])
+        run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work)
     assert "\n" not in str(error.value)
-    assert len(checkpoints(work)) == 2
+    assert len(find_checkpoints(work)) == 2

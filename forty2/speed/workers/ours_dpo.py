@@ -15,9 +15,10 @@ def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
     from forty2.speed.workers.ours_steps import train_one_epoch
     from forty2.text.encoder import PairRow
-    from forty2.training.batched_loss import PairLoss, reference_logps
+    from forty2.training.batched_loss import PairLoss
     from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives.dpo import DpoPhase
+    from forty2.training.reference import reference_logps
 
     model = job.load_model_with_lora()
     rows = [
@@ -36,7 +37,7 @@ def prepare(job: Job) -> Callable[[], None]:
             size = frozen_states_size(model, rows, every)
             if size.depth:
                 replay = store_states(model, rows, every, size, folder / "states")
-            reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
+            reference = reference_logps(model, rows, every, folder / "reference.npz", frozen=replay)
             objective = PairLoss(rows, reference, phase, supported_shortcuts(model), replay)
             train_one_epoch(model, objective, phase)
 

@@ -1,20 +1,21 @@
-"""What every phase of a recipe has, and what an objective states about itself.
+"""The keys that every phase of a recipe has, and what an objective states about itself.
 
-An objective is a subclass of `Phase` in a file of this folder: its fields are the keys that a
-recipe may give, its class attributes tell the rest of the package how to train it. Nothing here
-imports mlx, so that reading a recipe needs none of it; the equations are in `training.losses` and
-are imported when the first loss is computed.
+An objective is a subclass of `Phase` in a file of this folder. Its fields are the keys that a
+recipe may give, its class attributes tell the rest of the package how to train it, its methods call
+the equations in `training.losses`. Reading a recipe must not import mlx, so methods import the
+equations when they are called.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from forty2.text.encoder import AnyPair, Row
 from forty2.text.row_kinds import RowKind
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
@@ -61,18 +62,18 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
-    """What to do when training goes wrong (`training.red_lines` says when it does).
+    """Actions to take when training goes wrong (`training.red_lines` says when it does).
 
-    warn: say so and go on. stop: end the phase, saved as it was before. skip: leave the step out.
-    back: go on from the last checkpoint at half the rate, three times at most.
+    warn: report it and go on. stop: end the phase; the steps before are saved. skip: do not take
+    the step. back: go on from the last checkpoint at half the rate, three times at most.
     """
 
     not_finite: Literal["stop", "skip", "back"] = "stop"
     """The loss or the gradient is not a number."""
     spike: Literal["warn", "stop", "skip", "back"] = "warn"
-    """The loss leaps."""
+    """The loss jumps far above the recent steps'."""
     stuck: Literal["warn", "stop"] = "warn"
-    """No gradient, or a loss as of a model that knows nothing, for many steps."""
+    """For many steps there is no gradient, or the loss is that of a model that knows nothing."""
     validation: Literal["warn", "stop", "back"] = "warn"
     """Validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
@@ -81,21 +82,21 @@ class RedLines:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Phase:
-    """What every phase has, whatever its objective."""
+    """A phase, whatever its objective."""
 
     row_kind: ClassVar[RowKind]
-    """What its data files hold."""
+    """Kind of rows in its data files."""
     needs_reference: ClassVar[bool]
     """Whether its loss reads the log-probabilities of the policy as the phase begins."""
     sorts_batches: ClassVar[bool]
-    """Whether batches are formed from rows of like length (less padding) or at random."""
+    """Whether batches are formed from rows of similar length (less padding) or at random."""
     metrics: ClassVar[Mapping[str, Direction | None]]
-    """What a step measures, each with the direction that is better; None: neither is."""
+    """Metrics of a step, each with the direction that is better; None: neither is."""
     uninformed_loss: ClassVar[float] = math.inf
-    """Mean loss of a model that knows nothing; staying above it is a red line."""
+    """Mean loss of a model that knows nothing, in nats; staying above it is a red line."""
 
     objective: str
-    """What the phase minimises."""
+    """Name of the objective that the phase optimizes."""
     data: str
     """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
     valid: str | None = None
@@ -115,7 +116,7 @@ class Phase:
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up: not at all, or towards zero, past the last step."""
+    """Course of the rate after warm-up: constant, or falling to reach zero after the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
@@ -156,6 +157,10 @@ class Phase:
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
+
+    def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
+        """List what in the training rows does not suit the objective; `forty2 plan` prints it."""
+        return []
 
     @field_validator("best", "until")
     @classmethod

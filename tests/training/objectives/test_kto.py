@@ -15,6 +15,7 @@ from chaos import make_inputs
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
 from support.models import ARCHITECTURES, tiny_model
+from support.training import run
 
 from forty2.cli import main
 from forty2.data.build import build
@@ -33,13 +34,16 @@ from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Adapter
 from forty2.text.encoder import PairRow, RatedRow, add_mismatched_responses, fit_rows
-from forty2.training.batched_loss import RatedLoss, micro_batches, reference_logps
+from forty2.training.batched_loss import RatedLoss, micro_batches
 from forty2.training.batches import BOTH, lengths_of, parts_of
+from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
-from forty2.training.loop import Stepper, Training, evaluate, make_optimizer
 from forty2.training.losses import kto_loss
 from forty2.training.objectives.kto import KtoPhase
+from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE
+from forty2.training.reference import reference_logps
+from forty2.training.step import Stepper
 
 RNG = np.random.default_rng(7)
 SPEC = Adapter(rank=4, scale=4.0, layers=2)
@@ -87,7 +91,9 @@ def objective_of(
     """Against the model as it stands."""
     model.eval()
     allowed = by or supported_shortcuts(model)
-    logps = reference_logps(model, ROWS, ALL, tmp_path / "ref.npz", allowed=allowed, replay=replay)
+    logps = reference_logps(
+        model, ROWS, ALL, tmp_path / "ref.npz", shortcuts=allowed, frozen=replay
+    )
     return RatedLoss(ROWS, logps, PHASE, allowed, replay)
 
 
@@ -198,7 +204,7 @@ def test_a_batch_counts_what_is_learned_from_and_groups_what_is_computed() -> No
     assert lengths_of([row]) == [10]
     assert lengths_of([PairRow([1] * 4, [2] * 6, [3] * 9, "a:1")]) == [19]
     assert parts_of([row]).tolist() == [[4, 9]]
-    assert parts_of([row], apart=False).tolist() == [[4, 18]]
+    assert parts_of([row], both_responses=True).tolist() == [[4, 18]]
 
 
 def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
@@ -249,7 +255,7 @@ def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
             for i, logps in (objective.reference or {}).items()
             for others in [logps[len(ROWS[i].chosen) :]]
         }
-        (z0,) = objective.shared(model, [objective.batch(ALL)], ALONE)
+        (z0,) = objective.step_arrays(model, [objective.batch(ALL)], ALONE)
         assert float(z0) == pytest.approx(expected, abs=1e-4)
         objective = objective_of(model, tmp_path)
 
@@ -264,7 +270,9 @@ def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: P
     objective = RatedLoss(rows, logps, PHASE)
     one, other = (
         np.asarray(
-            response_logps(model, pair_arrays(objective._batch(range(10), [side])), NO_SHORTCUTS)
+            response_logps(
+                model, pair_arrays(objective.batch_of_sides(range(10), [side])), NO_SHORTCUTS
+            )
         )
         for side in BOTH
     )
@@ -315,9 +323,9 @@ def test_drift_is_measured_without_dropout(tmp_path: Path) -> None:
     objective = drifted(objective_of(model, tmp_path))
     move(model)
     batch = objective.batch(ALL)
-    (still,) = objective.shared(model, [batch], ALONE)
+    (still,) = objective.step_arrays(model, [batch], ALONE)
     model.train()
-    (training,) = objective.shared(model, [batch], ALONE)
+    (training,) = objective.step_arrays(model, [batch], ALONE)
     assert model.training and float(training) == float(still) != 0
 
 
@@ -339,16 +347,7 @@ def test_training_tells_desirable_responses_from_others(tmp_path: Path) -> None:
     objective = objective_of(model, tmp_path)
     before = evaluate(model, objective)
     phase = kto(steps=40, batch_size=6, beta=0.1)
-    Training(
-        model=model,
-        objective=objective,
-        phase=phase,
-        name="kto",
-        seed=0,
-        adapter=SPEC,
-        work=tmp_path / "work",
-        valid=objective,
-    ).run()
+    run(model, objective, phase, tmp_path / "work", valid=objective)
     after = evaluate(model, objective)
     assert before["margin"] == 0 and after["margin"] > 0.5
     assert after["accuracy"] == 1 and after["loss"] < before["loss"] / 1.5
