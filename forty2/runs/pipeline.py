@@ -31,8 +31,7 @@ from forty2.benchmark.tasks.eval_prompts import (
     metrics,
     probe,
 )
-from forty2.data.checks.contamination import hits
-from forty2.data.formats import read_records
+from forty2.data.checks.contamination import ContaminationFinder
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,
@@ -70,9 +69,10 @@ from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.report import notices, write_report
 from forty2.runs.folder import RunDir
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
-from forty2.text.encoder import Encoder, first_prompts
+from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.row_kinds import CONVERSATIONS
+from forty2.text.rows import first_prompts
 from forty2.training.batched_loss import (
     BatchedLoss,
     ResponseLoss,
@@ -249,8 +249,12 @@ class _Run:
         # All data is read and tokenised before anything is trained: a bad row at the end of the
         # last phase's file must not cost a night.
         folder = self.rundir.path / "data"
+        finder = None
+        if self.questions is not None:
+            items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in self.questions.items]
+            finder = ContaminationFinder(items)
         data = {
-            name: phase_data(phase, recipe, encoder, folder)
+            name: phase_data(phase, recipe, encoder, folder, finder)
             for name, phase in recipe.phases.items()
         }
         if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
@@ -501,12 +505,10 @@ class _Run:
         """Write down which training rows hold which of the benchmark's questions."""
         if self.questions is None:
             return
-        items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in self.questions.items]
         found = [
             {"phase": name, "row": hit.row, "item": hit.item, "how": hit.how}
             for name, part in data.items()
-            if part.source is not None
-            for hit in hits(read_records(part.source), items)
+            for hit in part.hits
         ]
         unread = [name for name, part in data.items() if part.source is None]
         record = {"hits": found, "unread_phases": unread, "questions": self.questions.name}

@@ -37,8 +37,8 @@ from forty2.inference.logprobs import (
 )
 from forty2.model.surgery import BlockInput, evaluating
 from forty2.progress import Progress, silent
-from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
 from forty2.text.row_kinds import CONVERSATIONS, PAIRS, RATED
+from forty2.text.rows import AnyPair, PairRow, RatedRow, Row
 from forty2.training.batches import (
     BOTH,
     CHOSEN,
@@ -223,7 +223,7 @@ class ResponseLoss(BatchedLoss):
         reference = np.zeros(batch.targets.shape, np.float32)
         for n, index in enumerate(batch.rows if self.reference is not None else ()):
             assert self.reference is not None
-            both = np.split(self.reference[index], [len(self.rows[index].chosen)])
+            both = np.split(self.reference[index], [len(self.rows[index].responses[0])])
             for k, side in enumerate(sides):
                 reference[n + k * batch.weight, : len(both[side])] = both[side]
         stored = self._frozen.of_pairs(batch, sides) if self._frozen is not None else []
@@ -390,7 +390,7 @@ def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence
         digest.update(name.encode())
         digest.update(np.asarray(value.astype(mx.float32)).tobytes())
     for row in rows:
-        digest.update(json.dumps([row.prompt, row.chosen, row.rejected]).encode())
+        digest.update(json.dumps([row.prompt, *row.responses]).encode())
     return digest.hexdigest()
 
 
@@ -418,7 +418,7 @@ def reference_logps(
     Returns:
         By index, (chosen + rejected tokens,) fp32.
     """
-    sizes = [len(rows[i].chosen) + len(rows[i].rejected) for i in which]
+    sizes = [sum(map(len, rows[i].responses)) for i in which]
     flat = read_store(store, sum(sizes))
     kept = not group.most(flat is None)
     if not kept:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.machine import on_gpu
-from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
+from forty2.text.rows import AnyPair, PairRow, RatedRow, Row
 
 BUCKET = 8
 """Where steps are compiled, sequences are padded to a multiple of this: few shapes."""
@@ -197,7 +197,7 @@ def pair_batch(
     """Pad pairs, or one side of them, into one batch."""
     prefixes = [row.prompt[:-1] for row in rows]
     lasts = [row.prompt[-1] for row in rows] * len(sides)
-    responses = [(row.chosen, row.rejected)[side] for side in sides for row in rows]
+    responses = [row.responses[side] for side in sides for row in rows]
     width = _round_up(max(map(len, responses)))
     return PairBatch(
         prefixes=pad(prefixes, _round_up(max(map(len, prefixes)))),
@@ -233,9 +233,7 @@ def parts_of(
     if len(rows) and isinstance(rows[0], AnyPair):
         pairs: Any = rows
         sides = 1 if apart and isinstance(rows[0], RatedRow) else 2
-        return np.array(
-            [(len(r.prompt), sides * max(len(r.chosen), len(r.rejected))) for r in pairs]
-        )
+        return np.array([(len(r.prompt), sides * max(map(len, r.responses))) for r in pairs])
     return np.array(lengths_of(rows))[:, None]
 
 
@@ -243,7 +241,8 @@ def row_length(row: Row | AnyPair) -> int:
     """Tokens to learn from, and those before them."""
     if isinstance(row, Row):
         return len(row.ids)
-    return len(row.prompt) + len(row.chosen) + len(row.rejected) * isinstance(row, PairRow)
+    first, second = row.responses
+    return len(row.prompt) + len(first) + len(second) * isinstance(row, PairRow)
 
 
 def together() -> int:

@@ -28,7 +28,7 @@ from forty2.inference.logprobs import (
     token_logps,
 )
 from forty2.model.surgery import can_split, head, sample_ids, scores_agree
-from forty2.text.encoder import PairRow
+from forty2.text.rows import PairRow
 from forty2.training.batches import pair_batch, positions
 
 RNG = np.random.default_rng(1)

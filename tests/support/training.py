@@ -12,7 +12,7 @@ import numpy as np
 from forty2.inference.logprobs import supported_shortcuts
 from forty2.model.adapter import attach_adapter
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import PairRow, Row
+from forty2.text.rows import PairRow, Row
 from forty2.training.batched_loss import (
     PairLoss,
     reference_logps,

@@ -18,7 +18,7 @@ from forty2.errors import TrainingError
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights
 from forty2.model.gradient_checkpointing import checkpoint_gradients
-from forty2.text.encoder import PairRow, RatedRow, Row
+from forty2.text.rows import PairRow, RatedRow, Row
 from forty2.training.batched_loss import (
     ConversationLoss,
     PairLoss,

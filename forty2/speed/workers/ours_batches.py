@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
+    from forty2.model.loading import load_tokenizer
     from forty2.text.prepared import Prepared
-    from forty2.text.prepared import prepare as prepare_data
+    from forty2.text.preparing import Preparation
+    from forty2.text.preparing import prepare as prepare_data
     from forty2.training.batches import Order, sft_batch
 
     folder = tempfile.TemporaryDirectory()
     ready = Path(folder.name) / "ready"
-    prepare_data(job.rows[0], ready, job.model, valid_share=0, workers=1)
+    how = Preparation(valid_share=0)
+    prepare_data(job.rows[0], ready, job.model, load_tokenizer, how, workers=1)
 
     def epoch() -> None:
         with folder:

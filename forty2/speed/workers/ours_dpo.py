@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
     from forty2.speed.workers.our_steps import take_steps
-    from forty2.text.encoder import PairRow
+    from forty2.text.rows import PairRow
     from forty2.training.batched_loss import PairLoss, reference_logps
     from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives.dpo import DpoPhase
