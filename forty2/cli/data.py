@@ -15,7 +15,7 @@ import click
 from forty2.errors import DataError
 
 if TYPE_CHECKING:
-    from forty2.data.checks.lint import Finding
+    from forty2.data.checks.findings import Finding
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -405,9 +405,9 @@ def split_command(
 ) -> None:
     """Split off validation rows; rows of one prompt or entity stay together."""
     from forty2.data.formats import parse, to_row
-    from forty2.data.mixing import split
     from forty2.data.sets import write_set
     from forty2.data.sources import read_rows
+    from forty2.data.splitting import split
 
     folder = _free(output_dir, source)
     held = split(source, val_split, by=by, seed=seed)
@@ -445,7 +445,8 @@ def prepare_command(
 ) -> None:
     """Tokenise conversations once, into a folder that a recipe can name as `data`."""
     from forty2.cli.progress_bars import Bars
-    from forty2.text.prepared import prepare
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.preparing import Preparation, prepare
 
     folder = _free(output_dir, source)
     with Bars() as bars:
@@ -453,10 +454,13 @@ def prepare_command(
             source,
             folder,
             model,
-            valid_share=val_split,
-            max_length=pack or max_length,
-            pack=pack is not None,
-            seed=seed,
+            load_tokenizer,
+            Preparation(
+                valid_share=val_split,
+                max_length=pack or max_length,
+                pack=pack is not None,
+                seed=seed,
+            ),
             workers=workers,
             about={"command": _command()},
             progress=bars,

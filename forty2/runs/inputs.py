@@ -26,8 +26,9 @@ from forty2.model.loading import LoadedModel, load
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer, write_contamination
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
-from forty2.text.encoder import Encoder, first_prompts
+from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
+from forty2.text.rows import first_prompts
 from forty2.training.evaluation import ReplyCheck
 from forty2.training.objectives.phase import Phase
 
@@ -76,8 +77,9 @@ def read_inputs(
     recipe = run.recipe
     loaded = load(recipe.model, trust_remote_code=run.trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
+    finder = measurer.contamination_finder() if measurer is not None else None
     data = {
-        name: phase_data(phase, recipe, encoder, run.path / "data")
+        name: phase_data(phase, recipe, encoder, run.path / "data", finder)
         for name, phase in recipe.phases.items()
     }
     if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):

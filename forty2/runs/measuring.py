@@ -9,8 +9,7 @@ from forty2.benchmark.partial_results import PartialResults, partial_path
 from forty2.benchmark.questions import Questions
 from forty2.benchmark.suite import measure, questions_of
 from forty2.benchmark.tasks.divergence import Base, base_of
-from forty2.data.checks.contamination import hits
-from forty2.data.formats import read_records
+from forty2.data.checks.contamination import ContaminationFinder
 from forty2.files import JsonObject, read_sealed, write_json, write_sealed
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.schema import Benchmark
@@ -28,6 +27,11 @@ class StageMeasurer:
         self._run, self._benchmark = run, benchmark
         self.questions = questions_of(benchmark, run.recipe.seed)
         self._base: Base | None = None
+
+    def contamination_finder(self) -> ContaminationFinder:
+        """A finder of these questions in training rows."""
+        items = self.questions.items
+        return ContaminationFinder([(q.question, *q.mc1.choices, *q.mc2.choices) for q in items])
 
     def measure_base(self, loaded: LoadedModel) -> JsonObject:
         """Measure the base model, which must be bare: the other stages are compared with it."""
@@ -76,14 +80,8 @@ class StageMeasurer:
 
 def write_contamination(path: Path, data: Mapping[str, PhaseData], questions: Questions) -> None:
     """Write down which training rows hold which of the benchmark's questions."""
-    items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in questions.items]
     record = ContaminationRecord(
-        hits=tuple(
-            (name, hit)
-            for name, part in data.items()
-            if part.source is not None
-            for hit in hits(read_records(part.source), items)
-        ),
+        hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
         unread_phases=tuple(name for name, part in data.items() if part.source is None),
         questions=questions.name,
     )

@@ -18,7 +18,8 @@ from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import AnyPhase, Recipe
 from forty2.runs.phase_data import check_measured, phase_data
-from forty2.text.encoder import AnyPair, Encoder
+from forty2.text.encoder import Encoder
+from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import WORTH, frozen_states_size
 from forty2.training.schedule import plan_phase
@@ -150,7 +151,7 @@ def _phase(
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     """Tokens of the longest sequence: each response of a pair follows the prompt by itself."""
     if isinstance(rows[0], AnyPair):
-        return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
+        return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
     return max(lengths)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.inference.padding import PairBatch, pad, padded_width
-from forty2.text.encoder import AnyPair, PairRow, RatedRow, Row
+from forty2.text.rows import AnyPair, PairRow, RatedRow, Row
 
 BOTH = CHOSEN, REJECTED = 0, 1
 """Sides of a pair."""
@@ -167,7 +167,7 @@ def pair_batch(
     """Pad pairs, or one side of them, into one batch."""
     prefixes = [row.prompt[:-1] for row in rows]
     lasts = [row.prompt[-1] for row in rows] * len(sides)
-    responses = [(row.chosen, row.rejected)[side] for side in sides for row in rows]
+    responses = [row.responses[side] for side in sides for row in rows]
     width = padded_width(max(map(len, responses)))
     return PairBatch(
         prefixes=pad(prefixes, padded_width(max(map(len, prefixes)))),
@@ -206,9 +206,7 @@ def parts_of(
     if len(rows) and isinstance(rows[0], AnyPair):
         pairs: Any = rows
         sides = 1 if isinstance(rows[0], RatedRow) and not both_responses else 2
-        return np.array(
-            [(len(r.prompt), sides * max(len(r.chosen), len(r.rejected))) for r in pairs]
-        )
+        return np.array([(len(r.prompt), sides * max(map(len, r.responses))) for r in pairs])
     return np.array(lengths_of(rows))[:, None]
 
 
@@ -216,4 +214,5 @@ def row_length(row: Row | AnyPair) -> int:
     """Count the tokens to learn from and those before them."""
     if isinstance(row, Row):
         return len(row.ids)
-    return len(row.prompt) + len(row.chosen) + len(row.rejected) * isinstance(row, PairRow)
+    first, second = row.responses
+    return len(row.prompt) + len(first) + len(second) * isinstance(row, PairRow)

@@ -26,7 +26,7 @@ from forty2.inference.padding import PairBatch, group_by_length
 from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
-from forty2.text.encoder import AnyPair, Row
+from forty2.text.rows import AnyPair, Row
 from forty2.training.batches import (
     BOTH,
     SftBatch,
@@ -82,7 +82,9 @@ class FrozenStates:
         for n, index in enumerate(batch.rows.tolist()):
             row: Any = self._rows[index]
             given = len(row.prompt) - 1
-            prefix, *responses = np.split(self._states(index), [given, given + len(row.chosen)])
+            prefix, *responses = np.split(
+                self._states(index), [given, given + len(row.responses[0])]
+            )
             prefixes[n, :given] = prefix
             for k, side in enumerate(sides):
                 inputs[n + k * pairs, : len(responses[side])] = responses[side]
@@ -120,7 +122,7 @@ class FrozenStates:
 def state_count(row: Row | AnyPair) -> int:
     """Count the tokens of a row that a batch feeds to the model."""
     if isinstance(row, AnyPair):
-        return len(row.prompt) - 1 + len(row.chosen) + len(row.rejected)
+        return len(row.prompt) - 1 + sum(map(len, row.responses))
     return len(row.ids) - 1
 
 
@@ -197,8 +199,8 @@ def _computed(model: nn.Module, rows: Rows, indices: Sequence[int], size: Size) 
             yield np.concatenate(
                 [
                     prefixes[n, : len(row.prompt) - 1],
-                    inputs[n, : len(row.chosen)],
-                    inputs[n + len(chosen), : len(row.rejected)],
+                    inputs[n, : len(row.responses[0])],
+                    inputs[n + len(chosen), : len(row.responses[1])],
                 ]
             )
         return

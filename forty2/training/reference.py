@@ -26,7 +26,7 @@ from forty2.inference.logprobs import (
 )
 from forty2.inference.padding import group_by_length
 from forty2.progress import Progress, silent
-from forty2.text.encoder import AnyPair, PairRow
+from forty2.text.rows import AnyPair, PairRow
 from forty2.training.batches import pair_batch, parts_of
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.processes import ALONE, Group
@@ -48,7 +48,7 @@ def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence
         digest.update(name.encode())
         digest.update(np.asarray(value.astype(mx.float32)).tobytes())
     for row in rows:
-        digest.update(json.dumps([row.prompt, row.chosen, row.rejected]).encode())
+        digest.update(json.dumps([row.prompt, *row.responses]).encode())
     return digest.hexdigest()
 
 
@@ -75,7 +75,7 @@ def reference_logps(
     Raises:
         TrainingError: a log-probability is not finite.
     """
-    sizes = [len(rows[i].chosen) + len(rows[i].rejected) for i in which]
+    sizes = [sum(map(len, rows[i].responses)) for i in which]
     stored = _read_store(store, sum(sizes))
     missing = group.all_max(stored is None)
     if not missing:

@@ -26,7 +26,7 @@ from forty2.inference.logprobs import (
 from forty2.inference.padding import positions
 from forty2.model.kv_cache import can_pack
 from forty2.model.surgery import can_split, head, sample_ids, scores_agree
-from forty2.text.encoder import PairRow
+from forty2.text.rows import PairRow
 from forty2.training.batches import pair_batch
 
 RNG = np.random.default_rng(1)

@@ -16,7 +16,7 @@ from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import PairRow, Row
+from forty2.text.rows import PairRow, Row
 from forty2.training.batched_loss import BatchedLoss, ConversationLoss, LossSums, PairLoss
 from forty2.training.checkpoints import Checkpoints
 from forty2.training.evaluation import Evaluator, ReplyCheck

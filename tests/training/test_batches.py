@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder, PairRow
+from forty2.text.encoder import Encoder
+from forty2.text.rows import PairRow
 from forty2.training.batches import Order, pair_batch, rows_of_epoch
 from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.sft import SftPhase

@@ -22,7 +22,8 @@ from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import load
 from forty2.model.surgery import can_split, frozen_depth
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import Encoder, PairRow, Row
+from forty2.text.encoder import Encoder
+from forty2.text.rows import PairRow, Row
 from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.objectives.dpo import DpoPhase

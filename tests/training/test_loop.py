@@ -27,7 +27,7 @@ from support.training import (
 from forty2.errors import TrainingError
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights
-from forty2.text.encoder import RatedRow
+from forty2.text.rows import RatedRow
 from forty2.training.batched_loss import ConversationLoss, RatedLoss
 from forty2.training.checkpoints import find_checkpoints
 from forty2.training.evaluation import ReplyCheck, evaluate

@@ -16,7 +16,7 @@ from support.training import ROWS, adapted, dpo, ids, poisoned, preference, sft,
 from forty2.inference.logprobs import Shortcuts
 from forty2.model.adapter import adapter_weights
 from forty2.model.gradient_checkpointing import checkpoint_gradients
-from forty2.text.encoder import Row
+from forty2.text.rows import Row
 from forty2.training.batched_loss import ConversationLoss, PairLoss, micro_batches
 from forty2.training.optimizers import make_optimizer
 from forty2.training.step import Stepper

@@ -12,13 +12,22 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
+    from forty2.model.loading import load_tokenizer
     from forty2.text.prepared import Prepared
-    from forty2.text.prepared import prepare as prepare_data
+    from forty2.text.preparing import Preparation
+    from forty2.text.preparing import prepare as prepare_data
     from forty2.training.batches import Order, sft_batch
 
     folder = tempfile.TemporaryDirectory()
     prepared = Path(folder.name) / "prepared"
-    prepare_data(job.inputs.data_file, prepared, job.model, valid_share=0, workers=1)
+    prepare_data(
+        job.inputs.data_file,
+        prepared,
+        job.model,
+        load_tokenizer,
+        Preparation(valid_share=0),
+        workers=1,
+    )
 
     def epoch() -> None:
         with folder:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
     from forty2.speed.workers.ours_steps import train_one_epoch
-    from forty2.text.encoder import PairRow
+    from forty2.text.rows import PairRow
     from forty2.training.batched_loss import PairLoss
     from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives.dpo import DpoPhase

@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    from forty2.text.prepared import prepare as prepare_data
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.preparing import Preparation
+    from forty2.text.preparing import prepare as prepare_data
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepared = Path(folder) / "prepared"
-            prepare_data(job.inputs.data_file, prepared, job.model, valid_share=0, workers=1)
+            prepare_data(
+                job.inputs.data_file,
+                prepared,
+                job.model,
+                load_tokenizer,
+                Preparation(valid_share=0),
+                workers=1,
+            )
 
     return epoch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
     from forty2.speed.workers.ours_steps import train_one_epoch
-    from forty2.text.encoder import Row
+    from forty2.text.rows import Row
     from forty2.training.batched_loss import ConversationLoss
     from forty2.training.objectives.sft import SftPhase
 

@@ -16,7 +16,7 @@ from forty2.inference.logprobs import (
 from forty2.inference.padding import positions
 from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import BlockInput
-from forty2.text.encoder import Row
+from forty2.text.rows import Row
 from forty2.training.batched_loss.base import BatchedLoss, LossSums
 from forty2.training.batches import Batch, SftBatch, sft_batch
 from forty2.training.frozen_states import FrozenStates

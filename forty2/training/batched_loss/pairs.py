@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
-from forty2.text.encoder import PairRow
+from forty2.text.rows import PairRow
 from forty2.training.batched_loss.base import LossSums
 from forty2.training.batched_loss.responses import Reference, ResponseLoss, kl_per_token
 from forty2.training.frozen_states import FrozenStates

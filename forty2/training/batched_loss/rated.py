@@ -11,7 +11,7 @@ import numpy as np
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
 from forty2.model.surgery import evaluating
-from forty2.text.encoder import RatedRow
+from forty2.text.rows import RatedRow
 from forty2.training.batched_loss.base import LossSums
 from forty2.training.batched_loss.responses import Reference, ResponseLoss, kl_per_token
 from forty2.training.batches import CHOSEN, REJECTED, Batch

@@ -20,7 +20,7 @@ from forty2.inference.logprobs import (
     response_logps,
 )
 from forty2.inference.padding import PairBatch
-from forty2.text.encoder import AnyPair
+from forty2.text.rows import AnyPair
 from forty2.training.batched_loss.base import BatchedLoss
 from forty2.training.batches import BOTH, Batch, pair_batch
 from forty2.training.frozen_states import FrozenStates
@@ -81,7 +81,7 @@ class ResponseLoss(BatchedLoss):
         reference = np.zeros(batch.targets.shape, np.float32)
         if self.reference is not None:
             for n, index in enumerate(batch.rows):
-                responses = np.split(self.reference[index], [len(self.rows[index].chosen)])
+                responses = np.split(self.reference[index], [len(self.rows[index].responses[0])])
                 for k, side in enumerate(sides):
                     logps = responses[side]
                     reference[n + k * batch.weight, : len(logps)] = logps

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from forty2.text.encoder import AnyPair, RatedRow, Row
 from forty2.text.row_kinds import RATED, RowKind
+from forty2.text.rows import AnyPair, RatedRow, Row
 from forty2.training.objectives.phase import STRICT, Direction, Phase
 
 if TYPE_CHECKING:

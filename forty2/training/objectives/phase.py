@@ -15,8 +15,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from forty2.text.encoder import AnyPair, Row
 from forty2.text.row_kinds import RowKind
+from forty2.text.rows import AnyPair, Row
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 """A rule between fields is a validator of the last of them, so that it is reported along with what

@@ -124,7 +124,7 @@ def test_the_published_counts() -> None:
     sets = [build(name) for name in ("spark-sft", "spark-dpo", "spark-boost")]
     assert [len(data.train) for data in sets] == [377, 126, 95]
     assert [len(data.valid) for data in sets] == [42, 14, 11]
-    with pytest.raises(DataError, match=r"asked for 999999 rows, the library composes"):
+    with pytest.raises(DataError, match=r"asked for 999999 rows, but the library gives"):
         build("spark-dpo", size=999_999)
 
 

@@ -33,7 +33,7 @@ from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import PairRow, RatedRow, add_mismatched_responses, fit_rows
+from forty2.text.rows import PairRow, RatedRow, add_mismatched_responses, fit_rows
 from forty2.training.batched_loss import RatedLoss, micro_batches
 from forty2.training.batches import BOTH, lengths_of, parts_of
 from forty2.training.evaluation import evaluate
@@ -173,10 +173,10 @@ def test_each_response_has_one_to_another_prompt_beside_it() -> None:
     found = add_mismatched_responses(rows, 5)
     assert found == add_mismatched_responses(rows, 5)
     for row, before in zip(found, rows, strict=True):
-        assert row._replace(rejected=[]) == before
-        other = next(r for r in rows if r.chosen[0] == row.rejected[0])
+        assert row._replace(mismatched_response=[]) == before
+        other = next(r for r in rows if r.response[0] == row.mismatched_response[0])
         assert other.prompt != row.prompt
-        assert row.rejected == other.chosen[: 5 - len(row.prompt)]
+        assert row.mismatched_response == other.response[: 5 - len(row.prompt)]
     with pytest.raises(DataError, match=r"^a:1: all rows that fit have this one prompt"):
         add_mismatched_responses(
             [RatedRow([1], [2], [], True, "a:1"), RatedRow([1], [3], [], False, "a:2")], 9
@@ -194,7 +194,8 @@ def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
     fitted = fit_rows(rows, 24).rows
     assert [len(row.prompt) for row in fitted] == [19, 12, 2]
     first, second, third = add_mismatched_responses(fitted, 24)
-    assert set(first.rejected) == set(second.rejected) == {3} and set(third.rejected) < {1, 2}
+    assert set(first.mismatched_response) == set(second.mismatched_response) == {3}
+    assert set(third.mismatched_response) < {1, 2}
     with pytest.raises(DataError, match="all rows that fit have this one prompt"):
         add_mismatched_responses(fitted[:2], 24)
 
@@ -228,10 +229,10 @@ def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
 def test_loss_and_drift_are_those_of_whole_rows_alone(architecture: str, tmp_path: Path) -> None:
     model = adapted(architecture)
     objective = drifted(objective_of(model, tmp_path))
-    before = [[plain_logp(model, r.prompt, s) for s in (r.chosen, r.rejected)] for r in ROWS]
+    before = [[plain_logp(model, r.prompt, s) for s in r.responses] for r in ROWS]
     move(model)
-    after = [[plain_logp(model, r.prompt, s) for s in (r.chosen, r.rejected)] for r in ROWS]
-    tokens = np.array([[len(r.chosen), len(r.rejected)] for r in ROWS])
+    after = [[plain_logp(model, r.prompt, s) for s in r.responses] for r in ROWS]
+    tokens = np.array([[*map(len, r.responses)] for r in ROWS])
     ratios, drifts = (np.array(after) - np.array(before) + tokens).T
     z0 = drifts.mean()
     assert z0 > 0
@@ -251,9 +252,9 @@ def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
     objective = objective_of(model, tmp_path)
     for by, expected in ((1.0, 0.0), (-1.0, 1.0)):
         objective.reference = {
-            i: np.concatenate([logps[: len(ROWS[i].chosen)], others + by / len(others)])
+            i: np.concatenate([logps[: len(ROWS[i].response)], others + by / len(others)])
             for i, logps in (objective.reference or {}).items()
-            for others in [logps[len(ROWS[i].chosen) :]]
+            for others in [logps[len(ROWS[i].response) :]]
         }
         (z0,) = objective.step_arrays(model, [objective.batch(ALL)], ALONE)
         assert float(z0) == pytest.approx(expected, abs=1e-4)

@@ -1,18 +1,20 @@
-"""What the generators share: rows, the word material, and seeded choices."""
+"""Parts that the generators share: rows of one exchange, and seeded choices."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-Row = dict[str, Any]
+from forty2.files import JsonObject
+
+Row = JsonObject
 T = TypeVar("T")
 U = TypeVar("U")
 
 LANGUAGES = ("en", "de")
 ENGLISH = 0.55
-"""Share of English where a set has a choice."""
+"""Share of English rows where a set can choose."""
 SYSTEM = {
     "en": "Keep it brief and do exactly what is asked.",
     "de": "Fasse dich kurz und tu genau, was verlangt wird.",
@@ -20,12 +22,12 @@ SYSTEM = {
 
 
 def fields(line: str) -> list[str]:
-    """The fields of one line of a table."""
+    """Split one line of a table into its fields."""
     return line.split(" | ")
 
 
-def chat(language: str, category: str, user: str, answer: str, **extra: Any) -> Row:
-    """One exchange; its id comes when the set is complete."""
+def chat(language: str, category: str, user: str, answer: str, **extra: str) -> Row:
+    """Make a row of one exchange; `numbered` gives it its id."""
     turns = (("system", SYSTEM[language]), ("user", user), ("assistant", answer))
     return {
         "messages": [{"role": role, "content": content} for role, content in turns],
@@ -36,17 +38,17 @@ def chat(language: str, category: str, user: str, answer: str, **extra: Any) -> 
 
 
 def user(row: Row) -> str:
-    """What is asked."""
+    """Return the text of the user's turn."""
     return str(row["messages"][1]["content"])
 
 
 def answer(row: Row) -> str:
-    """What is to be answered."""
+    """Return the text of the assistant's turn."""
     return str(row["messages"][2]["content"])
 
 
 def unambiguous(rows: Iterable[Row]) -> list[Row]:
-    """Each user text once; none that was given two answers."""
+    """Return the first row with each user text; none of texts that have two answers."""
     found: dict[str, Row] = {}
     disputed = set()
     for row in rows:
@@ -57,13 +59,13 @@ def unambiguous(rows: Iterable[Row]) -> list[Row]:
 
 
 def numbered(rows: Iterable[Row], prefix: str, generator: random.Random) -> list[Row]:
-    """In seeded order, with ids."""
+    """Return the rows in seeded order, with ids."""
     mixed = shuffled(rows, generator)
     return [{"id": f"{prefix}-{n:05d}", **row} for n, row in enumerate(mixed, 1)]
 
 
 def shuffled(source: Iterable[T], generator: random.Random) -> list[T]:
-    """A shuffled copy."""
+    """Return a shuffled copy."""
     result = list(source)
     generator.shuffle(result)
     return result
@@ -72,7 +74,7 @@ def shuffled(source: Iterable[T], generator: random.Random) -> list[T]:
 def paired(
     first: Sequence[T], second: Sequence[U], generator: random.Random
 ) -> Iterator[tuple[T, U]]:
-    """Every pair once; any beginning uses each of `first`, and each of `second`, evenly."""
+    """Yield every pair once; any beginning uses each of `first`, and each of `second`, evenly."""
     first, second = shuffled(first, generator), shuffled(second, generator)
     for turn in range(len(second)):
         for n, item in enumerate(first):
@@ -80,6 +82,6 @@ def paired(
 
 
 def by_language(count: int) -> dict[str, int]:
-    """So many rows, divided between the languages."""
+    """Divide a number of rows between the languages."""
     english = round(count * ENGLISH)
     return {"en": english, "de": count - english}

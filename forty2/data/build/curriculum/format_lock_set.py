@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from typing import Any, Literal
+from typing import Literal
 
-from forty2.data.build.curriculum._rows import (
+from forty2.data.build.curriculum.chat_rows import (
     LANGUAGES,
     Row,
     by_language,
@@ -19,14 +19,16 @@ from forty2.data.build.curriculum._rows import (
     unambiguous,
 )
 from forty2.data.library import material
+from forty2.files import JsonObject
 
 SMALL = 1_000
 """Rows without arithmetic in minimal mode."""
 TOTAL = {"full": 11_000, "minimal": 2 * SMALL}
 """Rows with arithmetic."""
 LITTLE = 0.05
-"""Most arithmetic with math="minimal"."""
+"""Largest share of arithmetic with math="minimal"."""
 SEQUENCES = 100
+"""Number sequences in each language."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -35,14 +37,14 @@ def format_lock(
     math: Literal["include", "exclude", "only", "minimal"],
     seed: int,
 ) -> list[Row]:
-    """Questions whose answer has one form: a word, a number, a short sentence and its full stop.
+    """Build questions whose answer has one form: a word, a number or a short sentence, full stop.
 
     Minimal mode has 1,000 rows of small talk, and 2,000 with arithmetic; full mode adds facts and
     has 11,000 rows with arithmetic, under half of them arithmetic. Answers that are code or a file
-    extension stand bare: a full stop would make them wrong.
+    extension have no full stop: it would make them wrong.
 
     Args:
-        math: with arithmetic; without; nothing else; or at most 5%.
+        math: whether there is arithmetic; "only": nothing else; "minimal": at most 5%.
     """
     generator = random.Random(f"format-lock-{seed}")
     rows = unambiguous(_small(generator))
@@ -65,13 +67,13 @@ def _small(generator: random.Random) -> list[Row]:
     rows = []
     for language, size in by_language(SMALL).items():
         own = material("curriculum/small_talk")[language]
-        asked = [*_told(own, language), *_calendar(own["calendar"], language)]
-        asked += islice(_say(own, language, generator), size - len(asked))
-        rows += asked
+        first = [*_listed(own, language), *_calendar(own["calendar"], language)]
+        rows += first
+        rows += islice(_say(own, language, generator), size - len(first))
     return rows
 
 
-def _told(own: dict[str, Any], language: str) -> Iterator[Row]:
+def _listed(own: JsonObject, language: str) -> Iterator[Row]:
     for category in ("greeting", "status"):
         for line in own[category]:
             yield chat(language, category, *fields(line))
@@ -84,7 +86,7 @@ def _told(own: dict[str, Any], language: str) -> Iterator[Row]:
             yield chat(language, "colour", template.format(a=thing), colour)
 
 
-def _calendar(own: dict[str, Any], language: str) -> Iterator[Row]:
+def _calendar(own: JsonObject, language: str) -> Iterator[Row]:
     for names, after, before in (
         (own["days"], own["next_day"], own["last_day"]),
         (own["months"], own["next_month"], own["last_month"]),
@@ -98,8 +100,8 @@ def _calendar(own: dict[str, Any], language: str) -> Iterator[Row]:
         yield chat(language, "calendar", *fields(line))
 
 
-def _say(own: dict[str, Any], language: str, generator: random.Random) -> Iterator[Row]:
-    """Each word in every case it can have, under one template after another."""
+def _say(own: JsonObject, language: str, generator: random.Random) -> Iterator[Row]:
+    """Yield each word in every case it can have, under one template after another."""
     for word, template in paired(own["say_words"], own["say_templates"], generator):
         # Names and German nouns have no small form.
         for shape in dict.fromkeys((word, _capital(word), word.upper())):
@@ -141,11 +143,11 @@ def _asked(
 def _checked(
     category: str,
     language: str,
-    own: dict[str, Any],
+    own: JsonObject,
     facts: list[list[str]],
     generator: random.Random,
 ) -> Iterator[Row]:
-    """Yes for what the table says, no for what it says of something else."""
+    """Yield questions to affirm, of what the table says, and to deny, with another row's value."""
     yes, no = ("Yes.", "No.") if language == "en" else ("Ja.", "Nein.")
     values = list(dict.fromkeys(b for _, b in facts)) if "check" in own else []
     for template in own.get("check", []):
@@ -168,7 +170,7 @@ def _generated(generator: random.Random) -> Iterator[Row]:
         yield from _sequences(own, language, generator)
 
 
-def _letters(own: dict[str, Any], language: str) -> Iterator[Row]:
+def _letters(own: JsonObject, language: str) -> Iterator[Row]:
     for letter, following in pairwise(LETTERS):
         yield chat(language, "letters", own["letter_after"].format(x=letter), f"{following}.")
         yield chat(language, "letters", own["letter_before"].format(x=following), f"{letter}.")
@@ -178,7 +180,7 @@ def _letters(own: dict[str, Any], language: str) -> Iterator[Row]:
         yield chat(language, "letters", own["letter_capital"].format(x=small), f"{letter}.")
 
 
-def _numbers(own: dict[str, Any], language: str) -> Iterator[Row]:
+def _numbers(own: JsonObject, language: str) -> Iterator[Row]:
     for n in range(101):
         word = number_word(n, language)
         yield chat(language, "numbers", own["number_word"].format(x=n), f"{_capital(word)}.")
@@ -189,7 +191,7 @@ def _numbers(own: dict[str, Any], language: str) -> Iterator[Row]:
 
 
 def number_word(n: int, language: str) -> str:
-    """0 to 100 in words."""
+    """Write 0 to 100 in words."""
     own = material("curriculum/facts")["generated"][language]
     small: list[str] = own["small"]
     if n == 100:
@@ -218,9 +220,9 @@ def _spelling(language: str) -> Iterator[Row]:
             yield chat(language, "spelling", template.format(x=word), f"{answers[name]}.")
 
 
-def _sequences(own: dict[str, Any], language: str, generator: random.Random) -> Iterator[Row]:
-    every = [(start, step) for start in range(21) for step in range(2, 12)]
-    for start, step in shuffled(every, generator)[:SEQUENCES]:
+def _sequences(own: JsonObject, language: str, generator: random.Random) -> Iterator[Row]:
+    starts = [(start, step) for start in range(21) for step in range(2, 12)]
+    for start, step in shuffled(starts, generator)[:SEQUENCES]:
         shown = ", ".join(str(start + step * n) for n in range(4))
         text = own["sequence_number"].format(x=shown)
         yield chat(language, "sequences", text, f"{start + step * 4}.")
@@ -236,23 +238,23 @@ def _sequences(own: dict[str, Any], language: str, generator: random.Random) -> 
 
 
 def _arithmetic(count: int, generator: random.Random) -> Iterator[Row]:
-    """So many different sums, the languages in turn so that any beginning has both."""
-    seen: set[str] = set()
-    while len(seen) < count:
-        language = LANGUAGES[len(seen) % 2]
+    """Make different sums, the languages in turn so that any beginning has both."""
+    texts: set[str] = set()
+    while len(texts) < count:
+        language = LANGUAGES[len(texts) % 2]
         own = material("curriculum/facts")["generated"][language]
         a, sign, b, result = _sum(generator)
         template = generator.choice(own["arithmetic"])
         # "3 plus 4 = ?" is neither a formula nor a sentence.
         spoken = "=" not in template and generator.random() < 0.5
         text = template.format(x=f"{a} {own['signs'][sign] if spoken else sign} {b}")
-        if text not in seen:
-            seen.add(text)
+        if text not in texts:
+            texts.add(text)
             yield chat(language, "arithmetic", text, f"{result}.")
 
 
 def _sum(generator: random.Random) -> tuple[int, str, int, int]:
-    """Two numbers, a sign and a result that is never negative nor broken."""
+    """Draw two numbers and a sign whose result is a whole number, never negative."""
     sign = generator.choice("+-×÷")
     if sign in "+-":
         a, b = generator.randrange(100), generator.randrange(100)

@@ -1,19 +1,13 @@
-"""Copy, wrap and extract, with nothing shared between training and validation."""
+"""The operators set: copy, wrap and extract, with nothing shared by training and validation."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from forty2.data.build.curriculum._echo import (
-    codes,
-    gibberish_phrases,
-    gibberish_words,
-    payloads_of,
-)
-from forty2.data.build.curriculum._rows import (
+from forty2.data.build.curriculum.chat_rows import (
     LANGUAGES,
     Row,
     answer,
@@ -22,31 +16,42 @@ from forty2.data.build.curriculum._rows import (
     shuffled,
     user,
 )
-from forty2.data.build.splitting import Split
+from forty2.data.build.curriculum.echo_set import (
+    codes,
+    gibberish_phrases,
+    gibberish_words,
+    payloads_of,
+)
 from forty2.data.library import material
+from forty2.data.splitting import Split
+from forty2.files import JsonObject
 
 OPERATORS = ("copy", "wrap", "extract")
 TRAIN = 300
 """Rows of each operator in each language."""
 VALID = 33
+"""Validation rows of each operator in each language."""
 VALID_TEMPLATES = 2
+"""Templates of each operator, and carrier sentences, that only validation uses."""
 GATES = {"copy": 0.8, "wrap": 0.8, "extract": 0.6, "all": 0.75}
-"""Least shares of replies that must be exact."""
+"""Smallest share of exact replies, by operator, for a model to pass."""
 
 
 class _Part(NamedTuple):
-    """What one side of the split composes from."""
+    """The material of one side of the split."""
 
     templates: dict[str, list[tuple[str, str]]]
+    """Name and text of each template, by operator."""
     carriers: list[str]
+    """Sentences that something is extracted from."""
     payloads: list[str]
 
 
 def operators(seed: int) -> Split:
-    """1,800 rows to train on and 198 to validate on, a third of each operator.
+    """Build 1,800 training rows and 198 validation rows, a third of each operator.
 
     No payload is used twice. Templates, payloads and the sentences that something is extracted from
-    are divided before rows are composed, so validation asks in words, and of texts, never trained on.
+    are divided before rows are composed, so no wording and no text of validation is trained on.
     """
     generator = random.Random(f"operators-{seed}")
     train: list[Row] = []
@@ -61,8 +66,8 @@ def operators(seed: int) -> Split:
     )
 
 
-def eval_prompts(rows: Iterable[Row]) -> dict[str, Any]:
-    """Rows of operators as a file of eval prompts, as `forty2/benchmark/tasks/eval_prompts.py` reads it.
+def eval_prompts(rows: Iterable[Row]) -> JsonObject:
+    """Turn rows of operators into a file of eval prompts, as the benchmark's `eval_prompts` reads it.
 
     Ids are operator and number, copy_001 the first; the gates are `GATES`.
     """
@@ -83,16 +88,16 @@ def eval_prompts(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _payloads(generator: random.Random) -> dict[str, list[str]]:
-    """Phrases, codes and pseudo-words for each language, none in both."""
+    """Make phrases, codes and pseudo-words for each language, none in both."""
     made = codes(700, generator)
     pseudo = gibberish_phrases(gibberish_words(generator), 400, generator)
-    seen: set[str] = set()
+    used: set[str] = set()
     result = {}
     for n, language in enumerate(LANGUAGES):
         own = payloads_of("phrase", language, generator)
         pool = [*own, *made[n :: len(LANGUAGES)], *pseudo[n :: len(LANGUAGES)]]
-        result[language] = shuffled((text for text in pool if text not in seen), generator)
-        seen.update(pool)
+        result[language] = shuffled((text for text in pool if text not in used), generator)
+        used.update(pool)
     return result
 
 
@@ -132,11 +137,11 @@ def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]
             "t": generator.choice(part.carriers).format(x=marked),
         }
         reply = marked if operator == "wrap" else payload
-        extra: dict[str, Any] = {"operator": operator, "template": name, "payload": payload}
+        extra = {"operator": operator, "template": name, "payload": payload}
         rows.append(chat(language, operator, template.format(**slots), reply, **extra))
     return rows
 
 
 def _dative(language: str, mark: str) -> str:
-    """German says "in eckige Klammern" where to, and "in eckigen Klammern" where."""
+    """Inflect a mark's name: German says "in eckige Klammern" (into) and "in eckigen" (inside)."""
     return str(material("curriculum/operators")[language].get("dative", {}).get(mark, mark))

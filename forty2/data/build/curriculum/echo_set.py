@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
-from forty2.data.build.curriculum._rows import (
+from forty2.data.build.curriculum.chat_rows import (
     LANGUAGES,
     Row,
     by_language,
@@ -18,30 +18,37 @@ from forty2.data.build.curriculum._rows import (
     unambiguous,
 )
 from forty2.data.library import material
+from forty2.data.strata import largest_remainder
+from forty2.files import JsonObject
 
 REAL = 5_000
+"""Rows of real text."""
 GIBBERISH = 3_500
+"""Rows of pseudo-words."""
 ANTI = 0.2
+"""Share of rows that only look like echoes."""
 CONTRAST = 0.2
+"""Share of rows that ask for one payload to be echoed, counted, written in capitals, reversed."""
 KINDS = ("word", "phrase", "code", "sentence")
 
 Group = list[Row]
+"""Rows that belong together."""
 
 
 def echo(
     gibberish: Literal["include", "exclude", "only"], max_examples: int | None, seed: int
 ) -> list[Row]:
-    """Copying in English and German: 5,000 rows of real text, 3,500 of pseudo-words, or both.
+    """Build instructions to copy: 5,000 rows of real text, 3,500 of pseudo-words, or both.
 
-    Three fifths are plain echoes, whose answer is the payload to the letter. A fifth only looks like
-    one and asks for something else to be said. A fifth are groups of four that ask of one payload
-    that it be echoed, counted, written in capitals, and reversed.
+    Three fifths are plain echoes, whose answer is the payload to the letter. A fifth only look like
+    echoes and ask for something else to be said. A fifth are groups of four that ask for one
+    payload to be echoed, counted, written in capitals, and reversed.
 
     Args:
-        max_examples: at most so many rows, in the same shares of language and kind.
+        max_examples: most rows; the shares of language and kind stay the same.
     """
     generator = random.Random(f"echo-{seed}")
-    # Both are always built, for a row not to depend on what else is asked for.
+    # Both are always built, so that a row does not depend on the choice between them.
     real, pseudo = _real(generator), _pseudo(generator)
     groups = {"exclude": real, "only": pseudo, "include": [*real, *pseudo]}[gibberish]
     rows = unambiguous(row for group in groups for row in group)
@@ -82,7 +89,7 @@ def _plain(total: int) -> int:
 
 
 def payloads_of(kind: str, language: str, generator: random.Random) -> list[str]:
-    """Words, phrases, codes or sentences of a language, in seeded order."""
+    """Return the words, phrases, codes or sentences of a language, in seeded order."""
     own = material("curriculum/echo")[language]
     if kind == "word":
         result = list(own["words"])
@@ -95,7 +102,7 @@ def payloads_of(kind: str, language: str, generator: random.Random) -> list[str]
     return shuffled(result, generator)
 
 
-def _described(own: dict[str, Any], language: str) -> Iterator[str]:
+def _described(own: JsonObject, language: str) -> Iterator[str]:
     for noun in own["nouns"]:
         for adjective in own["adjectives"]:
             if language == "en":
@@ -105,7 +112,7 @@ def _described(own: dict[str, Any], language: str) -> Iterator[str]:
                 yield f"{adjective}{ending} {word}"
 
 
-def _stated(own: dict[str, Any], language: str) -> Iterator[str]:
+def _stated(own: JsonObject, language: str) -> Iterator[str]:
     articles = {"er": "Der", "e": "Die", "es": "Das"}
     for noun in own["nouns"]:
         for adjective in own["adjectives"]:
@@ -116,7 +123,7 @@ def _stated(own: dict[str, Any], language: str) -> Iterator[str]:
 
 
 def codes(count: int, generator: random.Random) -> list[str]:
-    """Different strings of letters and digits such as people copy."""
+    """Make different strings of letters and digits, of shapes that people copy."""
     found: dict[str, None] = {}
     while len(found) < count:
         a, b, c = (generator.choice("ABCDEFGHKLMNPRSTUVWXYZ") for _ in range(3))
@@ -133,7 +140,7 @@ def codes(count: int, generator: random.Random) -> list[str]:
 
 
 def gibberish_words(generator: random.Random) -> list[str]:
-    """Pronounceable words of two syllables that no word list holds, half of them with a capital.
+    """Make pronounceable words of two syllables that no word list holds, half with a capital.
 
     Their letters are common neighbours, so that a byte-pair vocabulary needs at most four tokens.
     """
@@ -151,7 +158,7 @@ def gibberish_words(generator: random.Random) -> list[str]:
 
 
 def known_words() -> frozenset[str]:
-    """Every word of the curriculum's lists, in small letters."""
+    """Return every word of the curriculum's lists, in small letters."""
     echoed, talk, facts = (
         material("curriculum/echo"),
         material("curriculum/small_talk"),
@@ -169,7 +176,7 @@ def known_words() -> frozenset[str]:
 
 
 def gibberish_phrases(words: Sequence[str], count: int, generator: random.Random) -> list[str]:
-    """Different phrases of two to four pseudo-words."""
+    """Make different phrases of two to four pseudo-words."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[" ".join(generator.sample(words, generator.randint(2, 4)))] = None
@@ -253,15 +260,11 @@ def _row(
 
 
 def _capped(rows: Sequence[Row], most: int | None) -> list[Row]:
-    """The beginning of each language and kind, in proportion: rows come in seeded order."""
+    """Take the first rows of each language and kind, in proportion; they come in seeded order."""
     if most is None or most >= len(rows):
         return list(rows)
     strata: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         strata.setdefault((row["language"], row["kind"]), []).append(row)
-    counts = {name: len(own) * most // len(rows) for name, own in strata.items()}
-    # Rounding down leaves a few; they go where most was cut off.
-    by_rest = sorted(strata, key=lambda name: len(strata[name]) * most % len(rows), reverse=True)
-    for name in by_rest[: most - sum(counts.values())]:
-        counts[name] += 1
+    counts = largest_remainder({name: len(own) for name, own in strata.items()}, most)
     return [row for name, own in strata.items() for row in own[: counts[name]]]
