@@ -1,4 +1,4 @@
-"""A phase's rows: read or built, linted, tokenised, and known again by their hashes."""
+"""A phase's rows: read or built, linted, tokenized, and known again by their hashes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.lint import Linter
 from forty2.data.sources import BUILTIN, valid_beside
 from forty2.errors import DataError, RecipeError
-from forty2.recipe.schema import AnyPhase, Recipe
+from forty2.recipe.schema import Recipe
 from forty2.text.encoder import Encoder
 from forty2.text.phase_rows import read_phase_rows
 from forty2.text.prepared import Prepared, is_prepared, open_prepared, tokenizer_key
 from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import FittedRows, rows_sha256
+from forty2.training.objectives.phase import Phase
 
 
 class PhaseData(NamedTuple):
-    """A phase's rows, tokenised."""
+    """A phase's rows, tokenized."""
 
     train: FittedRows
     valid: FittedRows | None
@@ -34,13 +35,13 @@ class PhaseData(NamedTuple):
 
 
 def phase_data(
-    phase: AnyPhase,
+    phase: Phase,
     recipe: Recipe,
     encoder: Encoder,
     folder: Path,
     contamination: ContaminationFinder | None = None,
 ) -> PhaseData:
-    """Read, check and tokenise a phase's rows; a built-in set is written to `folder` first.
+    """Read, check and tokenize a phase's rows; a built-in set is written to `folder` first.
 
     Raises:
         DataError: a row is bad, the lint finds errors, or no row fits.
@@ -73,7 +74,7 @@ def phase_data(
     return PhaseData(found.train, found.valid, source, found.hits)
 
 
-def check_measured(name: str, phase: AnyPhase, data: PhaseData) -> None:
+def check_measured(name: str, phase: Phase, data: PhaseData) -> None:
     """Refuse to choose by a metric that nothing measures."""
     for key in ("best", "until"):
         wish = getattr(phase, key)
