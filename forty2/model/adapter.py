@@ -103,7 +103,30 @@ def adapter_dir(path: str | Path) -> Path:
     phases = sorted(p.parent for p in folder.glob(f"phase[0-9]*/{CONFIG}"))
     if phases:
         return max(phases, key=lambda p: int("".join(filter(str.isdigit, p.name.split("_")[0]))))
+    if (folder / "config.json").exists():
+        raise ModelError(f"{folder}: this is a whole model, not an adapter: give it as --model")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
+
+
+def recorded_model(adapter: str | Path) -> str | None:
+    """Return the model that an adapter was trained on, as the run that it belongs to records it.
+
+    Args:
+        adapter: a run folder, or the folder of one of its phases.
+
+    Raises:
+        ModelError: there is no adapter.
+    """
+    folder = adapter_dir(adapter)
+    for run in (Path(os.path.expanduser(adapter)), folder.parent):
+        try:
+            record = json.loads((run / "run.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        model = record.get("model") if isinstance(record, dict) else None
+        if isinstance(model, str):
+            return model
+    return None
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:
