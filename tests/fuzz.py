@@ -5,7 +5,7 @@
 An input is read, or refused by one of our errors, a line for each problem, each naming the file;
 in two seconds, in 300 MB, and nothing is left behind. Anything else is a finding: the file as it
 was read is kept in DIR, and the exit code is 1. Findings that are mended become cases in
-test_bad_input.py.
+tests/cli/test_bad_*.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ with (
     from forty2.recipe.schema import Adapter
     from forty2.text.encoder import Encoder
 
-from cli import test_bad_input as good
+from support import bad_input as good
 
 SECONDS, BYTES = 2.0, 300_000_000
 MAXRSS = 1024 if sys.platform == "linux" else 1
