@@ -5,7 +5,7 @@
 An input must be read, or refused by one of our errors with a line for each problem that names the
 file, within two seconds and 300 MB, and no file may stay behind. Anything else is a finding: the
 input is written to DIR, and the exit code is 1. Findings that are mended become cases in
-test_bad_input.py.
+tests/cli/test_bad_*.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ with (
     from forty2.recipe.schema import Adapter
     from forty2.text.encoder import Encoder
 
-from cli import test_bad_input as good
+from support import bad_input as good
 
 SECONDS, BYTES = 2.0, 300_000_000
 MAXRSS = 1024 if sys.platform == "linux" else 1

@@ -188,9 +188,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("recipe.yaml", "name a file that ends in .jsonl or .ndjson"),
         ("new.jsonl.gz", "name a file that ends in"),
         ("new", "name a file that ends in"),
-        ("mine.jsonl", "exists and is no older output of ours"),
-        ("nowhere.jsonl", "exists and is no older output of ours"),
-        ("noted.jsonl", "noted.manifest.json: exists and is no older output of ours"),
+        ("mine.jsonl", "exists and was not written by forty2"),
+        ("nowhere.jsonl", "exists and was not written by forty2"),
+        ("noted.jsonl", "noted.manifest.json: exists and was not written by forty2"),
     ],
 )
 def test_no_command_writes_over_what_is_not_its_own(

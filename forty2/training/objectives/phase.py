@@ -34,7 +34,9 @@ class Best:
     """Keep the adapter of the evaluation at which a validation metric was best."""
 
     metric: Metric
+    """Metric to compare: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
     direction: Literal["min", "max"]
+    """Whether the smallest or the largest value is best."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,8 +44,11 @@ class Goal:
     """End a phase at the evaluation whose metric reaches a value."""
 
     metric: Metric
+    """Metric to watch: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
     at_least: float | None = None
+    """Reached at this value or above. Give at_least or at_most."""
     at_most: float | None = None
+    """Reached at this value or below. Give at_least or at_most."""
 
     @field_validator("at_most")
     @classmethod
@@ -106,6 +111,7 @@ class Phase:
     steps: Positive | None = None
     """Optimizer steps. Give steps or epochs."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes over the training rows. Give steps or epochs."""
     batch_size: Positive = 4
     """Rows (for preferences: pairs) in a batch; how many are computed at once is the machine's."""
     batch_tokens: Positive | None = None
@@ -113,11 +119,15 @@ class Phase:
     accumulate: Positive = 1
     """Batches to one optimizer step; equals one batch of all their rows."""
     lr: Annotated[float, Field(gt=0, lt=1)]
+    """Learning rate after warm-up. No default."""
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
+    """Optimizer, as mlx implements it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay, as the optimizer applies it; adam has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after warm-up: constant, or falling to reach zero after the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises from zero to lr."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
     grad_checkpoint: bool | Positive = False
@@ -135,6 +145,7 @@ class Phase:
     until: Goal | None = None
     """End before the last step, when an evaluation is good enough."""
     red_lines: RedLines = Field(default_factory=RedLines)
+    """What to do when training goes wrong."""
 
     @field_validator("epochs")
     @classmethod

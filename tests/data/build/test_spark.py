@@ -129,8 +129,8 @@ def test_the_published_counts() -> None:
 
 
 def test_help_names_every_set_and_the_default_folder() -> None:
-    said = CliRunner().invoke(main, ["data", "build", "--help"]).output
-    assert set(NAMES) <= set(said.split()) and "default training_data/NAME" in said
+    words = CliRunner().invoke(main, ["data", "build", "--help"]).output.split()
+    assert set(NAMES) <= set(words) and "Default: training_data/NAME" in " ".join(words)
 
 
 def test_larger_sets_and_other_balances() -> None:
