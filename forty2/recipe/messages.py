@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: pydantic's errors, missing files, secrets."""
+"""The problems of a recipe, in words: pydantic's errors, missing files, secrets."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def explain(error: ErrorDetails, document: Document) -> Problem:
 def missing_files(document: Document) -> Iterator[Problem]:
     """Report files that a recipe names and that are not there."""
     phases = document.tree.get("phases")
-    for name, phase in phases.items() if isinstance(phases, dict) else ():
+    for name, section in phases.items() if isinstance(phases, dict) else ():
         for key in _FILES:
-            value = phase.get(key) if isinstance(phase, dict) else None
+            value = section.get(key) if isinstance(section, dict) else None
             if isinstance(value, str) and not value.startswith(NO_FILES):
                 path = Path(os.path.expanduser(value))
                 if not os.path.exists(path):

@@ -99,9 +99,9 @@ def _shorten(document: Document, steps_before: Mapping[str, object]) -> Iterator
 
 def _phases(document: Document) -> Iterator[tuple[str, dict[str, object]]]:
     phases = document.tree.get("phases")
-    for name, phase in phases.items() if isinstance(phases, dict) else ():
-        if isinstance(phase, dict):
-            yield name, phase
+    for name, section in phases.items() if isinstance(phases, dict) else ():
+        if isinstance(section, dict):
+            yield name, section
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -83,9 +83,9 @@ class Recipe:
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
     """Phases by name, trained in this order, each from where the one before it ended."""
     fuse: Fuse | None = None
-    """How to merge the adapter into the base; null: do not."""
+    """Merging of the adapter into the base; null: none."""
     benchmark: Benchmark | None = Field(default_factory=Benchmark)
-    """What to measure; null: nothing."""
+    """Measurements; null: measure nothing."""
 
 
 def _sections() -> dict[str, type]:

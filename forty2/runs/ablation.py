@@ -1,4 +1,4 @@
-"""What each phase bought and cost: a recipe's phases one after the other, over several seeds.
+"""Ablation: the gain and the cost of each phase of a recipe, over several seeds.
 
 For each seed there are two runs of the ordinary kind, in OUT/seedN: `full`, which measures the base
 and the model after every phase, and one of the first preference phase alone (`dpo-only`). All are
@@ -130,7 +130,7 @@ def _record(
     scores: Scores,
     found: Insight | None,
 ) -> JsonObject:
-    """What was measured and what it says, as JSON."""
+    """Describe the scores, the changes and the insight as JSON."""
     assert recipe.benchmark is not None
     margin, by_stage = recipe.benchmark.margin, scores.by_stage
     return {

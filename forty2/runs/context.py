@@ -1,4 +1,4 @@
-"""What every part of a run needs to know of it."""
+"""The context that every part of a run shares."""
 
 from __future__ import annotations
 

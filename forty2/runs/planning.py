@@ -1,4 +1,4 @@
-"""What a recipe would do, worked out before anything runs."""
+"""The forecast of a run: steps, exposures, memory and warnings, before anything runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from forty2.training.schedule import plan_phase
 
 
 class PhaseForecast(NamedTuple):
-    """What one phase would do."""
+    """The forecast of one phase."""
 
     name: str
     objective: str
@@ -50,7 +50,7 @@ class PhaseForecast(NamedTuple):
     replayed_gb: float
     """Disk for the frozen blocks' states of the training rows, while the phase runs."""
     data_warnings: tuple[str, ...]
-    """What in its rows does not suit its objective."""
+    """Properties of its rows that do not suit its objective."""
 
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
@@ -68,7 +68,7 @@ class PhaseForecast(NamedTuple):
 
 
 class RunForecast(NamedTuple):
-    """What a run would do."""
+    """The forecast of a run."""
 
     name: str
     model: str

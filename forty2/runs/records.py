@@ -1,4 +1,4 @@
-"""What a run writes about itself, as typed values; each is JSON in one file of the run folder."""
+"""A run's records of itself, as typed values; each is JSON in one file of the run folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a run was started from; in run.json, with the format's version and the start's time."""
+    """The recipe, model and versions that a run was started with; in run.json, with the format's version and the start's time."""
 
     name: str
     """The recipe's name."""

@@ -1,4 +1,4 @@
-"""What a run found out: its stages compared with the base, the verdict, and the report."""
+"""The summary of a run: its stages compared with the base, and the verdict."""
 
 from __future__ import annotations
 

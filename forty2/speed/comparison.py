@@ -43,7 +43,7 @@ OURS, RATE = "forty2", "rate"
 
 @dataclass(frozen=True)
 class _Conditions:
-    """What is the same for all suites."""
+    """The conditions that all suites share."""
 
     model: Path
     dtype: str

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Unit(NamedTuple):
-    """What shares and sizes of a mixture are counted in."""
+    """The unit in which shares and sizes of a mixture are counted."""
 
     name: str
     measure: Callable[[Row], int]

@@ -145,7 +145,7 @@ class Phase:
     until: Goal | None = None
     """End before the last step, when an evaluation is good enough."""
     red_lines: RedLines = Field(default_factory=RedLines)
-    """What to do when training goes wrong."""
+    """Actions when training goes wrong."""
 
     @field_validator("epochs")
     @classmethod
