@@ -25,6 +25,8 @@ from forty2.recipe.schema import Adapter
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+_MAX_QUOTE = 300
+"""Characters of another package's error that a message quotes."""
 
 
 # --- on a model ---
@@ -137,10 +139,8 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
             raise ModelError(f"{folder / CONFIG}: unknown fine_tune_type")
         load_adapters(model, str(folder))
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types
-        # all lines: mlx-lm lists each tensor that does not match on a line of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"{folder}: the adapter does not fit this model: {reason[:300]}"
+            f"{folder}: the adapter does not fit this model: {on_one_line(error)}"
         ) from error
 
 
@@ -213,3 +213,11 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     assert isinstance(loaded, dict)
     return loaded
+
+
+def on_one_line(error: Exception) -> str:
+    """Return the beginning of an error's message as one line, or the name of its type.
+
+    More than its first line: mlx-lm names each tensor that does not fit on a line of its own.
+    """
+    return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__

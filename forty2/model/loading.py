@@ -18,14 +18,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from forty2.errors import ModelError, first_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
-from forty2.model.adapter import adapter_dir, load_adapter, trained_on
+from forty2.model.adapter import adapter_dir, load_adapter, on_one_line, trained_on
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
 
 _MAX_LAYERS = 10_000
 """A damaged count would have mlx-lm build layers until the memory is full."""
-_MAX_REASON = 300
-"""Characters of another package's error that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ def load(
             path, lazy=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
-        raise ModelError(f"{path}: cannot load the model: {_reason(error)}") from error
+        raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
     tokenizer = _load_tokenizer(path, config, trust_remote_code)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
@@ -130,7 +128,7 @@ def load(
         try:
             mx.eval(model.parameters())
         except RuntimeError as error:
-            raise ModelError(f"{path}: cannot read the weights: {_reason(error)}") from error
+            raise ModelError(f"{path}: cannot read the weights: {on_one_line(error)}") from error
     return LoadedModel(model, tokenizer, config, path, name)
 
 
@@ -162,7 +160,7 @@ def read_config(path: Path) -> JsonObject:
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{file}: not readable: {_reason(error)}") from error
+        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
 
 
 def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> TokenizerWrapper:
@@ -179,7 +177,7 @@ def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> 
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # transformers raises errors of many types
-        raise ModelError(f"{path}: cannot load the tokenizer: {_reason(error)}") from error
+        raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     return tokenizer
@@ -244,7 +242,3 @@ def _warn_of_other_base(model: Path, adapter: Path) -> None:
 
 def _to_fp32(weight: mx.array) -> mx.array:
     return weight.astype(mx.float32) if weight.dtype in (mx.float16, mx.bfloat16) else weight
-
-
-def _reason(error: Exception) -> str:
-    return first_line(error)[:_MAX_REASON]

@@ -244,9 +244,7 @@ gguf("a pipe", pipe, "is no file but a pipe or a device")
 gguf("empty", "", "not a GGUF file")
 gguf("bad magic", edit(b"GGUF", b"GGML"), "not a GGUF file", "check the path")
 gguf("magic alone", b"GGUF", "damaged or cut short", "download the file again")
-gguf(
-    "of version 9", edit(struct.pack("<I", 3), struct.pack("<I", 9)), "GGUF version 9 is not known"
-)
+gguf("of version 9", edit(struct.pack("<I", 3), struct.pack("<I", 9)), "GGUF version 9 is unknown")
 gguf("cut within the names", cut(0.0005), "damaged or cut short")
 gguf("cut within the weights", cut(0.9), "damaged or cut short (it ends within")
 gguf("tensors without number", counts(2**63, 0), "damaged or cut short")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
+    from forty2.model import cpu_kernels
     from forty2.speed.workers.ours_steps import train_one_epoch
     from forty2.text.rows import PairRow
     from forty2.training.batched_loss import PairLoss
@@ -28,6 +29,8 @@ def prepare(job: Job) -> Callable[[], None]:
     phase = DpoPhase(
         objective="dpo", data="rows", steps=1, lr=job.lr, beta=job.beta, batch_size=job.batch_size
     )
+
+    cpu_kernels.install()  # as loading through forty2 does
 
     def epoch() -> None:
         model.eval()

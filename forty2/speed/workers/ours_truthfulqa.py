@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def prepare(job: Job) -> Callable[[], object]:
     from forty2.benchmark.questions import Options, Question, Questions
     from forty2.benchmark.tasks.truthfulqa import score
+    from forty2.model import cpu_kernels
     from forty2.model.loading import load_tokenizer
 
     model, tokenizer = job.load_model(), load_tokenizer(job.model)
@@ -23,4 +24,5 @@ def prepare(job: Job) -> Callable[[], object]:
         )
         for row in job.inputs.questions
     )
+    cpu_kernels.install()  # as loading through forty2 does
     return lambda: score(model, tokenizer, Questions(items, "", "rows", None))
