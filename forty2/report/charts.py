@@ -230,7 +230,7 @@ def _whole_ticks(low: float, high: float) -> list[float]:
 def _writer(
     ticks: Sequence[float], axis: Axis, change: bool = False, *, more: int = 0
 ) -> Callable[[float], str]:
-    """Return what writes values of an axis, with as many decimals as its ticks need.
+    """Return a function that writes values of an axis, with as many decimals as its ticks need.
 
     Args:
         change: whether values, except zero, have a sign.
@@ -301,7 +301,7 @@ class _Canvas:
         self._tooltips[name] = text
 
     def svg(self, title: str) -> str:
-        """The drawing without what only a file of its own needs: declarations, metadata, ids."""
+        """Return the drawing without declarations, metadata and ids, which only a file needs."""
         file = io.StringIO()
         self.figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
         root = ElementTree.fromstring(file.getvalue())
@@ -349,7 +349,9 @@ def _canvas(height: float, left: float, right: float, bottom: float) -> Iterator
 
     top = 10
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that its own font, which is not used, lacks
+        warnings.simplefilter(
+            "ignore"
+        )  # on letters that matplotlib's font lacks: the page has its own
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.fonttype"] = "none"
         matplotlib.rcParams["svg.hashsalt"] = "forty2"

@@ -9,9 +9,9 @@ from typing import NamedTuple
 Quote = Callable[[str], str]
 """Makes text from a run safe in one kind of report: `escape` in Markdown, `str` in a page, whose
 template escapes."""
-_PLAIN = re.compile(r"(?:[\w ()+–-]|(?<=\d)[.,:](?=\d)|[,:](?= )|(?<=\d)%)*")
-"""Text without markup: words, and figures such as +1,234.5 or 12.5%. What makes links has other
-characters, or these before a letter."""
+_PLAIN = re.compile(r"(?:[\w ()+–%-]|(?<=\d)[.,:](?=\d)|[,:](?= ))*")
+"""Text without markup: words, and figures such as +1,234.5 or 12.5%. Links need other characters,
+or these before a letter."""
 
 
 class Table(NamedTuple):

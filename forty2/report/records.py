@@ -20,8 +20,8 @@ _INVISIBLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Controls, overrides of direction, lone surrogates and characters without a width; lines and tabs
-are left alone."""
+"""Controls, overrides of direction, lone surrogates and characters without width; neither line
+breaks nor tabs."""
 _DAMAGE = (
     OSError,
     ValueError,
@@ -31,7 +31,7 @@ _DAMAGE = (
     ArithmeticError,
     RecursionError,
 )
-"""Errors that a file which is not as it was written may raise while it is read."""
+"""Errors that reading a damaged file may raise."""
 _T = TypeVar("_T")
 
 

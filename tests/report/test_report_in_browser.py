@@ -126,6 +126,8 @@ def laden(
     in_a_name = attack.replace("/", "\u2215").replace("\0", "").replace("\ud800", "")[:200]
 
     def lace(value: Any, key: str = "") -> Any:
+        if key == "judged":  # names of metrics, whose keys stay as well
+            return value
         if isinstance(value, str):
             return value + (in_a_name if key == "stage" else attack)
         if isinstance(value, dict):
