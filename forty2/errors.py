@@ -74,6 +74,11 @@ class RunError(Forty2Error, RuntimeError):
     """A run directory is in use, unreadable, or not what it should be."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is Python's or mlx's way to say that memory ran out.
 

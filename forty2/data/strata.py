@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from forty2.errors import DataError
 
@@ -19,6 +19,7 @@ LEVELS = {
 
 Row = Mapping[str, Any]
 Cell = tuple[str, ...]
+Name = TypeVar("Name")
 
 
 class Stratified(NamedTuple):
@@ -79,3 +80,27 @@ def hardness(row: Row) -> float:
         if row.get(key) in levels
     ]
     return round(sum(places) / len(places), 4) if places else 0.0
+
+
+def largest_remainder(
+    sizes: Mapping[Name, int], total: int, ties: Iterable[Name] | None = None
+) -> dict[Name, int]:
+    """Divide a total among strata in proportion to their sizes, in whole numbers.
+
+    Each stratum gets its exact share rounded down; what is left goes, one each, to the strata with
+    the largest remainders (Hamilton's method). No stratum gets more than its size, as long as the
+    total is at most the sum of the sizes.
+
+    Args:
+        sizes: of each stratum, not all 0.
+        ties: every stratum once, in the order in which equal remainders are served;
+            default: the order of `sizes`.
+
+    Returns:
+        Each stratum's part, in the order of `sizes`.
+    """
+    whole = sum(sizes.values())
+    shares = {name: divmod(total * size, whole) for name, size in sizes.items()}
+    order = sorted(sizes if ties is None else ties, key=lambda name: -shares[name][1])
+    rounded_up = set(order[: total - sum(quotient for quotient, _ in shares.values())])
+    return {name: quotient + (name in rounded_up) for name, (quotient, _) in shares.items()}

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from forty2.data.sources import BUILTIN, HUB
 from forty2.errors import RecipeError, redact
-from forty2.recipe.schema import Adapter, Benchmark, Fuse, Recipe
+from forty2.recipe.schema import Adapter, Benchmark, BenchmarkTask, Fuse, Recipe
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import Best, Goal, RedLines
 
@@ -46,6 +46,7 @@ _SECTIONS = {
     **OBJECTIVES,
     "fuse": Fuse,
     "benchmark": Benchmark,
+    "BenchmarkTask": BenchmarkTask,
     "best": Best,
     "until": Goal,
     "red_lines": RedLines,

@@ -21,8 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.compare import range_of, read_scores
-from forty2.benchmark.questions import Question
+from forty2.benchmark.compare import scores_of as scores_by_metric
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import questions_of
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -34,7 +35,8 @@ from forty2.benchmark.stats import (
     verdict,
     widened,
 )
-from forty2.benchmark.suite import questions_of
+from forty2.benchmark.tasks.perplexity import TEXTS
+from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RecipeError, RunError
 from forty2.files import read_json, read_sealed, write_json, write_sealed
 from forty2.progress import Progress, silent
@@ -320,13 +322,9 @@ def scores_of(stage: Mapping[str, Any]) -> dict[str, Values]:
     Higher is better, except for KL, from the base: its items are the probes, each weighing as many
     places as it has, as texts weigh in `log p of texts`.
     """
-    scores = {
-        name: np.array(list(values.values()), np.float64)
-        for name, values in read_scores(stage, f"stage {stage['stage']}").metrics.items()
-    }
-    probes = [item["kl"] for item in stage["divergence"]["items"]]
-    places = sum(map(len, probes)) / len(probes)
-    scores[KL] = np.array([math.fsum(kl) / places for kl in probes])
+    read = Stage.from_json(dict(stage), f"stage {stage['stage']}")
+    scores = {name: one.values() for name, one in scores_by_metric(read).metrics.items()}
+    scores[KL] = np.array([item.scores[KL] for item in read["divergence"].items])
     return {name: values for name, values in scores.items() if len(values) > 1}
 
 
@@ -366,7 +364,8 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
 def _range(metric: str) -> tuple[float, float]:
     """What a metric can be."""
-    return (0.0, math.inf) if metric == KL else range_of(metric)
+    unbounded = {KL: (0.0, math.inf), TEXTS: (-math.inf, 0.0)}
+    return unbounded.get(metric, (0.0, 1.0))
 
 
 def score_of(metric: str, values: Values) -> Score:

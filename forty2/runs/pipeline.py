@@ -19,16 +19,15 @@ import yaml
 from mlx.utils import tree_flatten
 
 from forty2 import machine
-from forty2.benchmark.compare import compare
 from forty2.benchmark.partial_results import PartialResults, partial_path
 from forty2.benchmark.replies import SEVERAL
-from forty2.benchmark.suite import line, measure, questions_of, table, without_contaminated
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import load_measurement, measure, read_stage, summarize, table
 from forty2.benchmark.tasks.divergence import Base, base_of
 from forty2.benchmark.tasks.eval_prompts import (
     Asked,
     check_replies,
     load_eval_prompts,
-    metrics,
     probe,
 )
 from forty2.data.checks.contamination import hits
@@ -48,7 +47,6 @@ from forty2.files import (
     find_damage,
     make_folder,
     read_json,
-    read_sealed,
     remove_leftovers,
     seal,
     staged_folder,
@@ -230,8 +228,8 @@ class _Run:
 
         self.progress: Progress = told
         self.trust_remote_code = trust_remote_code
-        self.questions = (
-            questions_of(recipe.benchmark, recipe.seed)
+        self.measurement = (
+            load_measurement(recipe.benchmark, recipe.seed)
             if recipe.benchmark is not None and group.first
             else None
         )
@@ -264,7 +262,7 @@ class _Run:
             name: self._ask(phase, loaded, data[name]) for name, phase in recipe.phases.items()
         }
         self._check_contamination(data)
-        if self.questions is not None:  # the base is measured for minutes before it is adapted
+        if self.measurement is not None:  # the base is measured for minutes before it is adapted
             bare = load(recipe.model, trust_remote_code=self.trust_remote_code, lazy=True)
             attach_adapter(bare.model, self.recipe.adapter, seed=0)
         return loaded, data, asked
@@ -373,8 +371,7 @@ class _Run:
             Asked(loaded, prompts)  # what does not fit is refused before anything is trained
 
             def ask() -> ReplyCheck:
-                replied = probe(loaded, prompts)
-                return ReplyCheck(metrics(replied), replied["faults"])
+                return ReplyCheck(*probe(loaded, prompts))
 
             return ask
         some = first_prompts((data.valid or data.train).rows, SEVERAL)
@@ -499,9 +496,10 @@ class _Run:
 
     def _check_contamination(self, data: Mapping[str, PhaseData]) -> None:
         """Write down which training rows hold which of the benchmark's questions."""
-        if self.questions is None:
+        if self.measurement is None:
             return
-        items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in self.questions.items]
+        questions = self.measurement.truthfulqa
+        items = [(q.question, *q.mc1.choices, *q.mc2.choices) for q in questions.items]
         found = [
             {"phase": name, "row": hit.row, "item": hit.item, "how": hit.how}
             for name, part in data.items()
@@ -509,40 +507,35 @@ class _Run:
             for hit in hits(read_records(part.source), items)
         ]
         unread = [name for name, part in data.items() if part.source is None]
-        record = {"hits": found, "unread_phases": unread, "questions": self.questions.name}
+        record = {"hits": found, "unread_phases": unread, "questions": questions.name}
         write_json(self.rundir.path / CONTAMINATION, record)
 
     def _measure(
         self, stage: str, loaded: LoadedModel | None, adapter: str | None, path: Path | None = None
-    ) -> dict[str, Any] | None:
+    ) -> Stage | None:
         """Measure a model, or the one in a folder; what was measured before is read back."""
-        if self.questions is None:
+        if self.measurement is None:
             return None
-        assert self.recipe.benchmark is not None
-        n = self.recipe.benchmark.n
         if self.base is None:  # the first stage is the base, bare
             assert loaded is not None and adapter is None
-            self.base = base_of(loaded, self.fingerprint, n)
+            self.base = base_of(loaded, self.fingerprint, self.measurement.n)
         file = self.rundir.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
-            return read_sealed(file)
+            return read_stage(file)
         loaded = loaded or load(str(path))
         loaded.model.eval()
-        settings = {"stage": stage, "questions_sha256": self.questions.sha256}
-        with PartialResults.open(file, settings, resume=True) as kept:
-            measured: dict[str, Any] = measure(
+        with PartialResults.open(file, self.measurement.settings(stage), resume=True) as partial:
+            measured = measure(
                 loaded,
-                self.questions,
-                n,
+                self.measurement,
                 self.base,
-                adapter=adapter,
-                seed=self.recipe.seed,
                 stage=stage,
-                kept=kept,
+                adapter=adapter,
+                partial=partial,
                 progress=self.progress,
             )
-            kept.finish(measured, write_sealed)
+            partial.finish(measured.to_json(), write_sealed)
         return measured
 
     def _fuse(self, adapter: Path) -> tuple[Path, Path | None]:
@@ -571,40 +564,21 @@ class _Run:
             write_json(record, fused_record(fused))
         return out, quantised
 
-    def _finish(self, adapter: Path, fused: Path | None, stages: list[dict[str, Any]]) -> RunResult:
+    def _finish(self, adapter: Path, fused: Path | None, stages: list[Stage]) -> RunResult:
         self.rundir.check_there()
         verdict = ""
         if self.recipe.benchmark is not None:
-            margin = self.recipe.benchmark.margin
-            base = stages[0]["truthfulqa"]
-            comparisons = [(s, compare(stages[0], s, margin=margin)) for s in stages[1:]]
-            verdict = comparisons[-1][1].verdict if comparisons else ""
-            summary = {
-                "verdict": verdict,
-                "margin": margin,
-                "questions": base["questions"],
-                "questions_sha256": base["questions_sha256"],
-                "n": base["n"],
-                "stages": [
-                    {
-                        **line(s)._asdict(),
-                        **{k: s["truthfulqa"].get(k) for k in ("stderr", "calibration")},
-                    }
-                    for s in stages
-                ],
-                "comparisons": [{"stage": s["stage"], **c.record()} for s, c in comparisons],
-                "contamination": without_contaminated(
-                    read_json(self.rundir.path / CONTAMINATION)["hits"], stages, margin
-                ),
-            }
-            write_json(self.rundir.path / "summary.json", summary)
+            hits_found = read_json(self.rundir.path / CONTAMINATION)["hits"]
+            summary = summarize(stages, self.recipe.benchmark.margin, hits_found)
+            verdict = summary.verdict
+            write_json(self.rundir.path / "summary.json", summary.to_json())
         report = write_report(self.rundir.path)
         shown = table(stages) if stages else ""
         return RunResult(
             self.rundir.path,
             adapter,
             fused,
-            stages,
+            [stage.to_json() for stage in stages],
             shown,
             verdict,
             report,

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forty2.benchmark.questions import Question, load_questions, sample
 from forty2.benchmark.tasks.truthfulqa import PRIMER
+from forty2.benchmark.truthfulqa_questions import Question, load_questions, sample
 from forty2.data.library import neutral_texts
 from forty2.data.library import rows as library
 from forty2.model.loading import load_tokenizer
