@@ -47,13 +47,13 @@ class Change(NamedTuple):
     """Lower end of the paired 95% bootstrap interval of the difference."""
     high: float
     stderr: float
-    """Of the difference, paired."""
+    """Paired standard error of the difference."""
     detectable: float | None
     """Smallest true change that this many questions would show with 80% power; None: unknown."""
     n: int
     """Questions that have this metric."""
     better: int
-    """Questions that scored higher after."""
+    """Questions that scored better after."""
     worse: int
     p: float
     """McNemar's exact p where every score is 0 or 1, else that of random signs."""
@@ -73,10 +73,10 @@ class Comparison(NamedTuple):
     margin: float
     metrics: dict[str, Change]
     judged: tuple[str, ...]
-    """The metrics that the verdict is over; the others are parts of them, or stand beside."""
+    """Metrics that the verdict is over; the others are parts of them, or stand beside."""
     categories: dict[str, float]
-    """Mean change by category of TruthfulQA (of MC2) or by subject of MMLU: to look at, too few
-    questions each to judge by."""
+    """Mean change by category of TruthfulQA (of MC2) or by subject of MMLU: too few questions each
+    for a verdict."""
     kl: float | None
     """KL(after ‖ before) a token, where before is the base of a run and after one of its stages."""
     changed: float

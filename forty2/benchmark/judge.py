@@ -73,12 +73,12 @@ _WORTH = {"win": 1.0, "yes": 1.0, "tie": 0.0, "no": 0.0, "loss": -1.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """How a judge is asked."""
+    """Settings with which a judge is asked."""
 
     criterion: str = CRITERION
-    """What the judge is told to look at."""
+    """Rule that the judge is given."""
     repeats: int = 2
-    """How often each question is asked. At temperature 0 an endpoint may well repeat itself, and
+    """Times that each question is asked. At temperature 0 an endpoint may well repeat itself, and
     agreement then says little."""
     temperature: float = 0.7
     max_tokens: int = 256
@@ -131,7 +131,7 @@ def judge(
     Args:
         after, before: parsed results whose items hold `id`, `prompt` and `answer`, of the same
             prompts. Without `before`, each reply is asked to meet the criterion or not.
-        how: how the judge is asked.
+        how: settings with which the judge is asked.
         out: JSON to write; until it is complete, judged items are stored beside it.
         resume: go on with these.
 

@@ -25,7 +25,7 @@ class Item:
     """One question, problem, prompt or text with its scores."""
 
     record: JsonObject
-    """What the task wrote about it: the question, the reply, log-probabilities, …"""
+    """Facts that the task wrote: the question, the reply, log-probabilities, …"""
     scores: dict[str, float]
     """By metric."""
     category: str | None = None
@@ -54,14 +54,14 @@ class Result:
     versions: dict[str, str]
     """Device and versions: `machine.facts()`."""
     settings: JsonObject
-    """How the items were asked."""
+    """Settings with which the items were asked."""
     figures: JsonObject
     """Means, standard errors and whatever else the task reports, and `n`."""
     items: tuple[Item, ...]
 
     @property
     def questions(self) -> str:
-        """What was asked, for a reader."""
+        """Name of the questions, for a reader."""
         return task_class(self.benchmark).title or self.data
 
     def to_json(self) -> JsonObject:
@@ -148,11 +148,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Everything that a run measured of one model: the base, one after a phase, or the fused one."""
+    """Results of one model of a run: the base, the model after a phase, or the fused one."""
 
     name: str
     results: dict[str, Result]
-    """By task, in the order in which they are compared; the verdict is over the first."""
+    """Results by task, in the order of comparison; the verdict is over the first."""
 
     def __getitem__(self, task: str) -> Result:
         return self.results[task]

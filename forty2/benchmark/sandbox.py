@@ -33,12 +33,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from forty2.errors import BenchmarkError
+from forty2.files import JsonObject
 
 START_SECONDS = 30.0
 """Time for the interpreter to start on a busy machine, before the program's own time."""
@@ -63,11 +63,11 @@ class Limits:
     seconds: float = 3.0
     """Wall-clock time once the interpreter runs, as in HumanEval."""
     cpu_seconds: int = 4
-    """Of all threads together; the kernel enforces it even when our process has died."""
+    """Time of all threads together; the kernel enforces it even when our process has died."""
     memory_mb: int = 512
     """Address space on Linux, resident memory on macOS."""
     file_mb: int = 16
-    """One file, and all files in the folder together."""
+    """Limit of one file, and of all files in the folder together."""
     entries: int = 1000
     """Files and folders in the folder."""
     open_files: int = 64
@@ -361,25 +361,14 @@ _ALLOWED_WITH = (  # number, which argument, its allowed values
 )
 
 
-def _child() -> None:
-    """Run the program in the child process, to which only this function's source is sent.
-
-    The nonce is nowhere while the program runs but on the interpreter's stack, in no variable: it
-    was read unbuffered from a file without a name, and is written only when `exec` has returned.
-    """
+def _restrict(job: JsonObject) -> None:
+    """Set the limits of the child process, in which this source runs."""
     import contextlib
     import ctypes
-    import json
     import os
     import resource
     import struct
     import sys
-    import types
-
-    with open(0, "rb", buffering=0, closefd=False) as file:
-        job = json.loads(file.readall())
-    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    write, leave, writer = os.write, os._exit, job["writer"]
 
     def limit(name: str, soft: int, hard: int) -> None:
         with contextlib.suppress(ValueError, OSError):  # macOS refuses some
@@ -421,6 +410,23 @@ def _child() -> None:
     if not filtered:
         limit("NPROC", 0, 0)
 
+
+def _child() -> None:
+    """Run the program in the child process, to which only this source and `_restrict` are sent.
+
+    The nonce is nowhere while the program runs but on the interpreter's stack, in no variable: it
+    was read unbuffered from a file without a name, and is written only when `exec` has returned.
+    """
+    import json
+    import os
+    import sys
+    import types
+
+    with open(0, "rb", buffering=0, closefd=False) as file:
+        job = json.loads(file.readall())
+    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+    write, leave, writer = os.write, os._exit, job["writer"]
+    _restrict(job)
     module = types.ModuleType("program")
     sys.modules["program"] = module
     write(writer, b"ready\n")
@@ -438,4 +444,5 @@ def _child() -> None:
 
 @functools.cache
 def _child_source() -> str:
-    return textwrap.dedent(inspect.getsource(_child)) + "_child()\n"
+    sources = (inspect.getsource(function) for function in (_restrict, _child))
+    return "from __future__ import annotations\n" + "".join(sources) + "_child()\n"

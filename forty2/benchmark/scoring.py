@@ -133,7 +133,7 @@ class ScorerAfter:
         return functools.partial(logits_after, self._scorer.model, cache, last=last)
 
     def _skipped(self, rows: Sequence[Row]) -> int:
-        """How many ids of the rows' beginning need not run again: all of it or none."""
+        """Count the ids of the rows' beginning that need not run again: all of it or none."""
         length = len(self._beginning)
         begins = (row.given[:length] == self._beginning and len(row.given) > length for row in rows)
         return length if all(begins) else 0

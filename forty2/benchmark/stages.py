@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What is measured at every stage of a run: the same questions each time."""
+    """The tasks of a run with their questions, the same at every stage."""
 
     truthfulqa: Questions
     more: dict[str, Loaded]
@@ -229,7 +229,7 @@ def table(stages: Sequence[Stage]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """How much of TruthfulQA was trained on, and the comparisons without these questions."""
+    """TruthfulQA questions that were trained on, and the comparisons without them."""
 
     rows: int
     """Training rows that hold one of its questions."""
@@ -248,7 +248,7 @@ class Contamination:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run found out: its stages, each compared with the base, and the verdict."""
+    """The stages of a run, each compared with the base, and the verdict."""
 
     stages: tuple[Stage, ...]
     margin: float

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from forty2.model.loading import LoadedModel
 
 Questions = TypeVar("Questions")
-"""What a task asks, as it loads it."""
+"""The questions of a task, as it loads them."""
 Report = Callable[[int, int, Mapping[str, object]], None]
 """Called as items are scored: how many are done, how many there are, and figures to show."""
 
 
 class Metric(NamedTuple):
-    """What an item's score in one metric can be, and what a change of it means."""
+    """Range of an item's score in one metric, and the meaning of a change."""
 
     low: float = 0.0
     high: float = 1.0
@@ -40,7 +40,7 @@ SHARE = Metric()
 
 
 class Source(NamedTuple):
-    """What was asked."""
+    """Name, hash and number of the questions."""
 
     name: str
     sha256: str
@@ -58,7 +58,7 @@ class Task(ABC, Generic[Questions]):
     name: ClassVar[str]
     """Name of the task, of its module and of its result."""
     title: ClassVar[str] = ""
-    """What is asked, for a reader; empty: the data's name."""
+    """Name of the questions for a reader; empty: the data's name."""
     data_key: ClassVar[str] = "data"
     """Key of the data's name in a result; its hash has `_sha256` after it."""
     judged: ClassVar[tuple[str, ...]]
@@ -76,7 +76,7 @@ class Task(ABC, Generic[Questions]):
 
     @abstractmethod
     def load(self) -> Questions:
-        """Read what is asked, and draw the sample.
+        """Read the questions, and draw the sample.
 
         Raises:
             BenchmarkError: it is unusable. Says where.
@@ -84,7 +84,7 @@ class Task(ABC, Generic[Questions]):
 
     @abstractmethod
     def source(self, questions: Questions) -> Source:
-        """Name, hash and number of what is asked."""
+        """Return name, hash and number of the questions."""
 
     def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
         """Return how the items are asked, as JSON: a stopped measurement goes on only if equal."""
@@ -117,7 +117,7 @@ class Task(ABC, Generic[Questions]):
     @classmethod
     @abstractmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
-        """Means, standard errors and whatever else is reported of scored items, as JSON."""
+        """Compute means, standard errors and other figures of scored items, as JSON."""
 
     # --- reading a result ---
 
@@ -135,26 +135,26 @@ class Task(ABC, Generic[Questions]):
     @classmethod
     @abstractmethod
     def identify(cls, record: JsonObject) -> tuple[str, object]:
-        """Name of an item, and what else of it must be the same in results that are compared."""
+        """Return an item's name, and what else of it must agree between compared results."""
 
     @classmethod
     @abstractmethod
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:
-        """Means that a result states, by metric; they must be those of its items."""
+        """Return the means that a result states, by metric; they must be those of its items."""
 
     @classmethod
     def metric(cls, name: str) -> Metric:
-        """Range and direction of a metric."""
+        """Return range and direction of a metric."""
         return SHARE
 
     @classmethod
     def order(cls, names: Sequence[str]) -> list[str]:
-        """Metrics in the order in which a comparison shows them: those of the verdict first."""
+        """Sort metrics as a comparison shows them: those of the verdict first."""
         return [*(n for n in cls.judged if n in names), *(n for n in names if n not in cls.judged)]
 
     @classmethod
     def items(cls, records: Iterable[JsonObject]) -> tuple[Item, ...]:
-        """Items with their scores."""
+        """Score the records of all items."""
         return tuple(Item(record, cls.scores(record), cls._category(record)) for record in records)
 
     @classmethod
@@ -178,7 +178,7 @@ class Task(ABC, Generic[Questions]):
 
     @classmethod
     def text(cls, result: Result) -> str:
-        """A result as lines for the terminal."""
+        """Format a result for the terminal."""
         lines = [f"{result.figures['n']} questions"]
         for name, mean in cls.stored_means(result.figures).items():
             lines.append(f"{name:<18}{mean:.4f}")
@@ -186,7 +186,7 @@ class Task(ABC, Generic[Questions]):
 
 
 def as_share(value: object) -> float:
-    """1 for true and 0 for false.
+    """Return 1 for true and 0 for false.
 
     Raises:
         ValueError: it is neither.
@@ -197,12 +197,12 @@ def as_share(value: object) -> float:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """A mean with its standard error, where there is one, in columns."""
+    """Format a mean with its standard error, where there is one, in columns."""
     return f"{value:.4f} ± {error:.4f}" if error is not None else f"{value:.4f}         "
 
 
 def answers_text(figures: JsonObject, metrics: Sequence[str]) -> str:
-    """Figures of a benchmark that generates, as lines for the terminal."""
+    """Format the figures of a benchmark that generates, for the terminal."""
     return "\n".join(
         [
             f"{figures['n']} questions",

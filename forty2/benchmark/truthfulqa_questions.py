@@ -272,7 +272,7 @@ def _options(target: object, where: str, dropped: list[str]) -> Options:
         if len(target["choices"]) != len(target["labels"]):
             raise BenchmarkError(f"{where}: choices and labels differ in number")
         pairs = list(zip(target["choices"], target["labels"], strict=True))
-    kept = []
+    pairs_with_text = []
     for choice, label in pairs:
         if not isinstance(choice, str):
             raise BenchmarkError(f"{where}: the option {choice!r} is no text; quote it")
@@ -280,12 +280,13 @@ def _options(target: object, where: str, dropped: list[str]) -> Options:
         if type(label) is not int or label not in (0, 1):
             raise BenchmarkError(f"{where}: {choice!r} is labelled {label!r}; use 1 or 0")
         if choice.strip():
-            kept.append((choice, label))
+            pairs_with_text.append((choice, label))
         else:
             # mc_task.json of 2025 has 39 of these, from answers that end in ";". One space is
             # no answer, yet so short that it would outscore every real one.
             dropped.append(where)
-    choices, labels = [choice for choice, _ in kept], [label for _, label in kept]
+    choices = [choice for choice, _ in pairs_with_text]
+    labels = [label for _, label in pairs_with_text]
     twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
     if twice is not None:
         raise BenchmarkError(f"{where}: {twice!r} is there twice; remove one")

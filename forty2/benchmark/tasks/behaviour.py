@@ -212,7 +212,7 @@ def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
     for item in items:
         units.setdefault(str(item.get("pair", item["id"])), []).append(item)
     liked = [all(item["good"] > item["bad"] for item in unit) for unit in units.values()]
-    said = [all(item["ok"] for item in unit) for unit in units.values()]
+    passed = [all(item["ok"] for item in unit) for unit in units.values()]
     least = GATES[name].threshold
     n = len(units)
     return {
@@ -220,10 +220,10 @@ def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
         "n": n,
         "by_likelihood": sum(liked) / n,
         "likelihood_interval": wilson(sum(liked), n)._asdict(),
-        "by_generation": sum(said) / n,
-        "generation_interval": wilson(sum(said), n)._asdict(),
+        "by_generation": sum(passed) / n,
+        "generation_interval": wilson(sum(passed), n)._asdict(),
         "threshold": least,
-        "reached": sum(liked) >= least * n and sum(said) >= least * n,
+        "reached": sum(liked) >= least * n and sum(passed) >= least * n,
     }
 
 

@@ -1,4 +1,4 @@
-"""How far a model has moved from its base: KL(model ‖ base) a token, exactly over the vocabulary.
+"""Divergence of a model from its base: KL(model ‖ base) a token, exactly over the vocabulary.
 
     KL(p ‖ q) = Σ_v p log p/q = Σ_v (p log p/q - p + q)        nats
 

@@ -87,14 +87,14 @@ class EvalPrompt:
 
     def passes(self, reply: str) -> bool:
         """Whether a reply is as expected."""
-        said, expected = reply.strip(), self.expected.strip()
+        text, expected = reply.strip(), self.expected.strip()
         match self.match:
             case "exact":
-                return said == expected
+                return text == expected
             case "contains":
-                return expected in said
+                return expected in text
             case "regex":
-                return _found(expected, said)
+                return _found(expected, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
-        """Shares that passed and that the model ended itself, and faults that the replies show."""
+        """Compute shares that passed and that the model ended itself, and list faults."""
         buckets: dict[str, list[float]] = {}
         for item in items:
             buckets.setdefault(str(item.category), []).append(item.scores["passed"])

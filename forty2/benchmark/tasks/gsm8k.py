@@ -82,7 +82,7 @@ class Gsm8k(Task[Problems]):
     """GSM8K: sums answered at length, strict match and flexible extract."""
 
     data: str | Path
-    """What `load_problems` takes."""
+    """Folder or file of problems, as for `load_problems`."""
     shots: int = SHOTS
     """Examples before each question."""
     n: int | None = None

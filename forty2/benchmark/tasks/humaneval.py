@@ -101,7 +101,7 @@ class HumanEval(Task[Problems]):
     samples: int = 1
     """Answers to each problem."""
     temperature: float | None = None
-    """Of sampling; None: 0 (greedy) for one sample, else 0.2."""
+    """Temperature of the answers; None: 0 (greedy) for one sample, else 0.2."""
     top_p: float = TOP_P
     """Share of the probability that is sampled from."""
     n: int | None = None

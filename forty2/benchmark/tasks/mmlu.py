@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # a result is read without mlx
 
 LETTERS = "ABCD"
 SHOTS = 5
-"""Of the usual figure; the harness's own default is none."""
+"""Examples before each question in the usual figure; the harness's own default is none."""
 COLUMNS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
 NO_GROUP = "no group"
 """Subjects that are none of the 57."""
@@ -93,7 +93,7 @@ class Mmlu(Task[list[Subject]]):
     """MMLU by log-likelihood of four letters, by subject, group and in all."""
 
     data: str | Path
-    """What `load_subjects` takes."""
+    """MMLU's folder or one CSV, as for `load_subjects`."""
     shots: int = SHOTS
     """Examples before each question, the first ones of `dev`."""
     subjects: Sequence[str] = ()
@@ -143,7 +143,7 @@ class Mmlu(Task[list[Subject]]):
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
-        """By subject, by group and in all.
+        """Compute accuracies by subject, by group and in all.
 
         Standard errors over subjects are the harness's: the pooled variance within subjects.
         """

@@ -85,9 +85,9 @@ def truthfulqa(
     Args:
         model: folder, hub name or `smollm2`.
         adapter: adapter folder, or a run folder.
-        questions: what `load_questions` takes.
+        questions: file of questions or `probe`; None: the hub's, else the probe.
         n: how many questions to sample, stratified by category; None: all.
-        seed: of the sample.
+        seed: seed of the sample.
         out: JSON file to write; until it is complete, scored items are stored beside it.
         chat_template: put the context into one user turn (not the published setting).
         resume: go on with a measurement that stopped.
@@ -118,7 +118,7 @@ class TruthfulQA(Task[Questions]):
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
 
     questions: str | Path | None = None
-    """What `load_questions` takes."""
+    """File of questions or `probe`, as for `load_questions`."""
     n: int | None = None
     """Questions to sample, stratified by category; None: all."""
     seed: int = 42
@@ -255,12 +255,12 @@ def score(
 
 
 def _texts(item: Question) -> list[str]:
-    """Each option once: mc1's are mostly among mc2's."""
+    """Return each option once: mc1's are mostly among mc2's."""
     return list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
 
 
 def _record(item: Question, source: str, scores: Sequence[float]) -> JsonObject:
-    """A question with the scores of its `_texts`."""
+    """Make the record of a question from the scores of its `_texts`."""
     logliks = dict(zip(_texts(item), scores, strict=True))
     for text, loglik in logliks.items():
         if not math.isfinite(loglik):
