@@ -67,7 +67,7 @@ def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
     Raises:
         BenchmarkError: there is no such benchmark, or its questions are unusable.
     """
-    entries = {entry.task: entry for entry in benchmark.entries()}
+    entries = {entry.task: entry for entry in benchmark.tasks}
     more = {
         name: _load(entry, entry.n or benchmark.n, seed)
         for name, entry in entries.items()
@@ -78,7 +78,7 @@ def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
 
 def questions_of(benchmark: Benchmark, seed: int) -> Questions:
     """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run."""
-    entry = next(entry for entry in benchmark.entries() if entry.task == "truthfulqa")
+    entry = next(entry for entry in benchmark.tasks if entry.task == "truthfulqa")
     questions = load_questions(entry.data or benchmark.questions)
     n = entry.n or benchmark.n
     if n is not None and n < len(questions.items):

@@ -37,6 +37,8 @@ class Metric(NamedTuple):
 
 
 SHARE = Metric()
+BATCH_SIZE = 16
+"""Answers generated at a time."""
 
 
 class Source(NamedTuple):

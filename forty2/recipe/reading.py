@@ -46,7 +46,7 @@ _SECTIONS = {
     **OBJECTIVES,
     "fuse": Fuse,
     "benchmark": Benchmark,
-    "BenchmarkTask": BenchmarkTask,
+    "tasks": BenchmarkTask,
     "best": Best,
     "until": Goal,
     "red_lines": RedLines,
@@ -248,7 +248,8 @@ def _explain(item: Any, tree: dict[str, Any], lines: dict[Key, int], place: str)
     at = _locate(item["loc"], tree)
     kind, message = item["type"], item["msg"]
     if kind == "unexpected_keyword_argument":
-        message = _unknown_key(str(at[-1]), ("the recipe", *item["loc"])[-2])
+        named = [part for part in ("the recipe", *item["loc"][:-1]) if isinstance(part, str)]
+        message = _unknown_key(str(at[-1]), named[-1])
     elif kind == "union_tag_invalid":
         at, message = (*at, "objective"), f"{item['ctx']['tag']!r} is none of {_KINDS}"
     elif kind == "union_tag_not_found":

@@ -6,7 +6,7 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.training.objectives import OBJECTIVES
@@ -51,6 +51,11 @@ class BenchmarkTask:
     """true lets humaneval run the programs that the model writes, in a sandbox."""
 
 
+def _named(entry: object) -> object:
+    """A task that is given by its name alone."""
+    return BenchmarkTask(task=entry) if isinstance(entry, str) else entry
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Benchmark:
     """What to measure on the base, after each phase and on the fused model."""
@@ -61,24 +66,22 @@ class Benchmark:
     """Largest number of questions (stratified by category), held-out prompts and neutral windows."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
-    tasks: list[Slug | BenchmarkTask] = Field(default=["truthfulqa"])
+    tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
+        default=[BenchmarkTask(task="truthfulqa")]
+    )
     """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; the
     verdict is over truthfulqa, the others are compared beside it."""
 
     @field_validator("tasks")
     @classmethod
-    def _named_once(cls, tasks: list[str | BenchmarkTask]) -> list[str | BenchmarkTask]:
-        names = [entry if isinstance(entry, str) else entry.task for entry in tasks]
+    def _each_once(cls, tasks: list[BenchmarkTask]) -> list[BenchmarkTask]:
+        names = [entry.task for entry in tasks]
         if "truthfulqa" not in names:
             raise ValueError("tasks: truthfulqa is missing; the verdict is over it, so keep it")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"tasks: {twice} is there twice; remove one")
         return tasks
-
-    def entries(self) -> list[BenchmarkTask]:
-        """Return the tasks, each as a mapping."""
-        return [BenchmarkTask(task=t) if isinstance(t, str) else t for t in self.tasks]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -32,7 +32,8 @@ def sums(tmp_path: Path) -> Path:
 
 
 def measured(*tasks: Any, n: int | None = None) -> Any:
-    return load_measurement(Benchmark(questions="probe", n=n, tasks=list(tasks)), 7)
+    entries = [BenchmarkTask(task=t) if isinstance(t, str) else t for t in tasks]
+    return load_measurement(Benchmark(questions="probe", n=n, tasks=entries), 7)
 
 
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:
@@ -78,9 +79,9 @@ def test_a_recipe_names_tasks_or_spells_them_out(tmp_path: Path, sums: Path) -> 
     def loaded(tasks: str) -> Any:
         return load_recipe(file, [f"benchmark.tasks={tasks}"]).benchmark
 
-    assert [entry.task for entry in load_recipe(file).benchmark.entries()] == ["truthfulqa"]  # type: ignore[union-attr]
+    assert [entry.task for entry in load_recipe(file).benchmark.tasks] == ["truthfulqa"]  # type: ignore[union-attr]
     found = loaded(f"[truthfulqa, {{task: gsm8k, data: {sums}, n: 4}}]")
-    assert found.entries()[1] == BenchmarkTask(task="gsm8k", data=str(sums), n=4)
+    assert found.tasks[1] == BenchmarkTask(task="gsm8k", data=str(sums), n=4)
     (tmp_path / "again.yaml").write_text(
         to_yaml(load_recipe(file, [f"benchmark.tasks=[truthfulqa, {{task: gsm8k, data: {sums}}}]"]))
     )
@@ -92,10 +93,11 @@ def test_a_recipe_names_tasks_or_spells_them_out(tmp_path: Path, sums: Path) -> 
         ("[truthfulqa, truthfulqa]", "benchmark.tasks: truthfulqa is there twice"),
         ("[truthfulqa, {task: gsm8k, datum: x}]", "unknown key; did you mean data"),
         ("[truthfulqa, 3]", "benchmark.tasks"),
+        ("[truthfulqa, Mm!]", "benchmark.tasks"),
     ):
         with pytest.raises(RecipeError, match=message) as caught:
             loaded(tasks)
-        assert "Traceback" not in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_run_measures_its_tasks_at_every_stage_and_compares_them(

@@ -141,7 +141,9 @@ def test_a_new_file_is_a_command_and_its_results_are_compared(
 
 def test_a_new_file_can_be_measured_in_a_run(spelling: Path) -> None:
     asked = BenchmarkTask(task="spelling", data=str(spelling), n=3)
-    found = load_measurement(Benchmark(questions="probe", tasks=["truthfulqa", asked]), 1)
+    found = load_measurement(
+        Benchmark(questions="probe", tasks=[BenchmarkTask(task="truthfulqa"), asked]), 1
+    )
     assert found.more["spelling"].questions == ["a", "bb", "ccc"]
 
 

@@ -43,7 +43,7 @@ from forty2.benchmark.question_files import read_question_file
 from forty2.benchmark.replies import Tags, collapsed
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
-from forty2.benchmark.task import Report, Source, Task, as_share, with_error
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, as_share, with_error
 from forty2.data.sources import unique_keys
 from forty2.errors import BenchmarkError, DataError
 from forty2.files import JsonObject
@@ -117,7 +117,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
     """The JSON file."""
     max_tokens: int = MAX_TOKENS
     """Longest reply."""
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     """Replies generated at a time."""
 
     name = "eval_prompts"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from forty2.benchmark.prompts import Prompts, Shot, examples_sha256, pick
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
-from forty2.benchmark.task import Report, Source, Task, answers_text, as_share
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, answers_text, as_share
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
@@ -95,7 +95,7 @@ class Gsm8k(Task[Problems]):
     """With a chat template, examples are turns of their own, as by default in the harness."""
     max_tokens: int = MAX_TOKENS
     """Longest answer."""
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     """Answers generated at a time."""
 
     name = "gsm8k"

@@ -27,7 +27,7 @@ from forty2.benchmark.metrics import pass_at as pass_at
 from forty2.benchmark.prompts import Prompts, pick
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
-from forty2.benchmark.task import Report, Source, Task, answers_text, as_share
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, answers_text, as_share
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
@@ -113,7 +113,7 @@ class HumanEval(Task[Problems]):
     """None: instructions go through the template, plain prompts do not."""
     max_tokens: int = MAX_TOKENS
     """Longest answer."""
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     """Answers generated at a time."""
     run: Run = sandbox.run
     """Runs a program and says whether it passed."""
