@@ -102,7 +102,9 @@ class PartialResults:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
+        if self._out is not None and self._file is not None:
+            if not self._items:  # nothing to go on with
+                partial_path(self._out).unlink(missing_ok=True)
             self._file.close()
 
     def __contains__(self, key: str) -> bool:

@@ -42,6 +42,7 @@ def test_a_measurement_that_kept_nothing_just_starts(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with PartialResults.open(out, {"n": 1}, resume=False):
         pass
+    assert not list(tmp_path.iterdir())
     with PartialResults.open(out, {"n": 2}, resume=False) as kept:
         kept.add("1", {})
         assert "1" in kept and "2" not in kept
