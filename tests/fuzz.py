@@ -45,8 +45,9 @@ with (
 
     from forty2.benchmark.compare import compare
     from forty2.benchmark.metrics import METRICS, item_metrics
-    from forty2.benchmark.questions import load_questions
+    from forty2.benchmark.results import read_measured
     from forty2.benchmark.tasks import gsm8k, humaneval, mmlu
+    from forty2.benchmark.truthfulqa_questions import load_questions
     from forty2.data.formats import read_chats, read_pairs, read_records, to_row
     from forty2.data.records import Chat, Text
     from forty2.data.sources import dumps, read_rows
@@ -305,7 +306,11 @@ def targets() -> dict[str, Callable[[], Target]]:
             {"HumanEval.jsonl": [text(problem)], "HumanEval.jsonl.gz": [text(problem)]},
         ),
         "compare": lambda: Target(
-            lambda p: compare(json.loads(result()), read_json(p), resamples=10),
+            lambda p: compare(
+                read_measured(json.loads(result()), "before"),
+                read_measured(read_json(p), "after"),
+                resamples=10,
+            ),
             {"after.json": [result()]},
             nameless=("the result ", "not comparable: "),
         ),

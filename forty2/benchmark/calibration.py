@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it is sure: on multiple-choice items, of any number of options.
+"""Calibration: is a model right as often as it is sure? On multiple-choice items of any length.
 
 A model's confidence is the share of the probability of all options that its first choice holds.
 """
@@ -6,23 +6,24 @@ A model's confidence is the share of the probability of all options that its fir
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from forty2.files import JsonObject
 
 BINS = 10
 
 
 def first_choice(logliks: Sequence[float], labels: Sequence[int]) -> tuple[float, bool]:
-    """Confidence in the best-scored option, and whether it is true. Of a tie, the false one is taken."""
+    """Return the confidence in the best-scored option, and whether it is true; of a tie, the false one."""
     values = np.asarray(logliks, np.float64)
     shares = np.exp(values - values.max())
     best = values == values.max()
     return float(shares.max() / shares.sum()), all(np.asarray(labels)[best] == 1)
 
 
-def calibration(choices: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """Expected calibration error, and what it is made of.
+def calibration(choices: Sequence[tuple[float, bool]]) -> JsonObject:
+    """Compute the expected calibration error and the bins that it is made of.
 
     Σ n_b / n · |accuracy_b - confidence_b| over ten bins of confidence of equal width (Naeini et al.
     2015, "Obtaining well calibrated probabilities using Bayesian binning"; Guo et al. 2017,

@@ -2,33 +2,31 @@
 
 Judges favour what stands first, change their minds and break off. Therefore:
   - a pair is asked in both orders; a win or a loss is what both orders say, anything else a tie;
-  - everything is asked several times, and how far the repeats agree stands in the result, raw and
-    beyond chance (Fleiss' kappa);
-  - what failed or cannot be read is unscored: it counts for neither side, but it is counted.
+  - everything is asked several times, and the result says how far the repeats agree, raw and beyond
+    chance (Fleiss' kappa);
+  - a request that failed or a reply that cannot be read is unscored: it counts for neither side, but
+    it is counted.
 Each request's reply is in the result, so that every figure can be recomputed from it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 import numpy as np
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.stats import bootstrap
 from forty2.errors import BenchmarkError
+from forty2.files import JsonObject
+from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
 from forty2.progress import Progress, silent
 
 CRITERION = (
@@ -68,202 +66,38 @@ Criterion: {criterion}
 Does the reply meet the criterion? Give your reason in one sentence, then end with a line that
 reads "Verdict: yes" or "Verdict: no"."""
 
-MAX_BODY = 4 << 20
-"""Bytes of a response that are read at most."""
-LONGEST_WAIT = 60.0
-"""Seconds between two tries, whatever the endpoint asks for."""
 _VERDICT = re.compile(r"\bverdict\W{0,6}(a|b|tie|yes|no)\W*$", re.IGNORECASE | re.MULTILINE)
 _BARE = re.compile(r"\W*(a|b|tie|yes|no)\W*", re.IGNORECASE)
 _WORTH = {"win": 1.0, "yes": 1.0, "tie": 0.0, "no": 0.0, "loss": -1.0}
 
 
-# --- the endpoint ---------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """Settings with which a judge is asked."""
 
-
-class Said(NamedTuple):
-    """A chat reply."""
-
-    text: str
-    model: str | None
-    """That answered, as the server says: it may serve another than it was asked for."""
-
-
-class _Unscored(Exception):
-    """A request that failed for good; its message goes into the result."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another place."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-class Endpoint:
-    """`/v1/chat/completions` of one server, asked for one model."""
-
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        api_key_env: str | None = None,
-        timeout: float = 120.0,
-        tries: int = 5,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """Check the address; nothing is sent yet.
-
-        Args:
-            url: the server's base, such as http://127.0.0.1:8080/v1, or the whole address.
-            model: as the server calls it.
-            api_key_env: name of the environment variable that holds the key. Only the name is kept.
-            timeout: seconds without a byte before a try counts as failed.
-            tries: of each request, with waits of 1, 2, 4, … seconds or as the server asks.
-            sleep: waits; takes seconds.
-
-        Raises:
-            BenchmarkError: the address is none, or the variable is not set.
-        """
-        try:
-            parts = urlsplit(url)
-            bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-            bad |= not url.isascii() or not url.isprintable() or " " in url
-        except ValueError:
-            bad = True
-        if bad:
-            raise BenchmarkError(f"endpoint {url!r}: give http://HOST:PORT/v1 or https://…")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise BenchmarkError(
-                f"endpoint at {parts.hostname}: nothing secret goes into an address; name the "
-                "key's environment variable with --api-key-env, and leave out what follows ? or #"
-            )
-        base = url.rstrip("/")
-        self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-        self.model = model
-        self._key = _key(api_key_env)
-        self._timeout, self._tries, self._sleep = timeout, tries, sleep
-        self._opener = urllib.request.build_opener(_NoRedirect)
-        self._worked = False
-
-    def ask(self, text: str, *, temperature: float, max_tokens: int, seed: int) -> Said:
-        """One user turn in, the reply out.
-
-        Raises:
-            BenchmarkError: the endpoint cannot be reached or refuses the key or the model, or its
-                first response is none of a chat.
-            _Unscored: this one request failed for good.
-        """
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": text}],
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "seed": seed,
-        }
-        try:
-            response = self._post(json.dumps(body).encode())
-            said = _said(response)
-        except _Unscored as error:
-            if not self._worked:
-                raise BenchmarkError(
-                    f"{self.url}: {error}; check the address and the model"
-                ) from error
-            raise
-        self._worked = True
-        return said
-
-    def _post(self, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        wrong = ""
-        for attempt in range(self._tries):
-            wait = 2.0**attempt
-            try:
-                request = urllib.request.Request(self.url, body, headers)
-                with self._opener.open(request, timeout=self._timeout) as response:
-                    return json.loads(response.read(MAX_BODY))
-            except urllib.error.HTTPError as error:
-                wrong = self._status(error)
-                if error.code in (401, 403, 404):
-                    raise BenchmarkError(
-                        f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
-                        "--judge-model and --api-key-env"
-                    ) from None
-                if error.code != 429 and error.code < 500:
-                    raise _Unscored(wrong) from None
-                wait = max(wait, _retry_after(error))
-            except OSError as error:
-                reason = getattr(error, "reason", error)
-                last = attempt + 1 == self._tries and not isinstance(reason, TimeoutError)
-                if last or (isinstance(reason, ConnectionRefusedError) and not self._worked):
-                    raise BenchmarkError(
-                        f"{self.url}: cannot be reached ({reason}); is the server running?"
-                    ) from None
-                wrong = f"no response: {reason}"
-            except (ValueError, RecursionError, http.client.HTTPException) as error:
-                wrong = f"the response is not readable: {error!r}"[:200]
-            if attempt + 1 < self._tries:
-                self._sleep(min(wait, LONGEST_WAIT))
-        raise _Unscored(f"{wrong} (tried {self._tries} times)")
-
-    def _status(self, error: urllib.error.HTTPError) -> str:
-        """Status and the beginning of what the server says, in one line, without the key."""
-        try:
-            text = " ".join(error.read(MAX_BODY).decode("utf-8", "replace").split())
-        except (OSError, http.client.HTTPException):
-            text = ""
-        if self._key:
-            text = text.replace(self._key, "***")
-        return f"HTTP {error.code}" + (f": {text[:200]}" if text else "")
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise BenchmarkError(f"environment variable {variable}: not set; put the API key into it")
-    if not (key.isascii() and key.isprintable()):
-        raise BenchmarkError(f"environment variable {variable}: holds what no header can carry")
-    return key
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or says a date."""
-    value = error.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0.0
-
-
-def _said(response: Any) -> Said:
-    try:
-        content = response["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        raise _Unscored("the response holds no chat message") from None
-    if not isinstance(content, str):
-        raise _Unscored("the response's message holds no text")
-    model = response.get("model")
-    return Said(content, model if isinstance(model, str) else None)
-
-
-# --- judging --------------------------------------------------------------------------------------
+    criterion: str = CRITERION
+    """Rule that the judge is given."""
+    repeats: int = 2
+    """Times that each question is asked. At temperature 0 an endpoint may well repeat itself, and
+    agreement then says little."""
+    temperature: float = 0.7
+    max_tokens: int = 256
 
 
 def parse(reply: str) -> str | None:
-    """The verdict of a judge's reply: "a", "b", "tie", "yes" or "no"; None: cannot be read.
+    """Read the verdict of a judge's reply: "a", "b", "tie", "yes" or "no"; None: not readable.
 
-    The last one named counts, after whatever a reasoning model thought aloud.
+    The last verdict counts, after whatever a reasoning model thought aloud.
     """
-    said = reply.rpartition("</think>")[2]
-    if bare := _BARE.fullmatch(said):
+    text = reply.rpartition("</think>")[2]
+    if bare := _BARE.fullmatch(text):
         return bare[1].lower()
-    named = _VERDICT.findall(said)
+    named = _VERDICT.findall(text)
     return str(named[-1]).lower() if named else None
 
 
-def replies_of(result: Mapping[str, Any], what: str) -> dict[str, tuple[str, str]]:
-    """Prompt and reply by id, of a result whose items hold replies, or a run's that holds one.
+def replies_of(result: object, what: str) -> dict[str, tuple[str, str]]:
+    """Read prompt and reply by id, from a result whose items hold replies, or from a run's stage.
 
     Raises:
         BenchmarkError: there are none.
@@ -283,28 +117,23 @@ def replies_of(result: Mapping[str, Any], what: str) -> dict[str, tuple[str, str
 
 
 def judge(
-    after: Mapping[str, Any],
-    endpoint: Endpoint,
+    after: object,
+    endpoint: ChatEndpoint,
     *,
-    before: Mapping[str, Any] | None = None,
-    criterion: str = CRITERION,
-    repeats: int = 2,
-    temperature: float = 0.7,
-    max_tokens: int = 256,
+    before: object | None = None,
+    how: Judging | None = None,
     out: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Have the replies of a result judged: against those before, or each by itself.
 
     Args:
-        after, before: results whose items hold `id`, `prompt` and `answer`, of the same prompts.
-            Without `before`, each reply is asked to meet the criterion or not.
-        criterion: what the judge is told to look at.
-        repeats: how often each question is asked. At temperature 0 an endpoint may well repeat
-            itself, and agreement then says little.
-        out: JSON to write; judged items are kept beside it until it is whole.
-        resume: go on with what is kept.
+        after, before: parsed results whose items hold `id`, `prompt` and `answer`, of the same
+            prompts. Without `before`, each reply is asked to meet the criterion or not.
+        how: settings with which the judge is asked.
+        out: JSON to write; until it is complete, judged items are stored beside it.
+        resume: go on with these.
 
     Returns:
         `wins`, `losses`, `ties` (or `yes`, `no`) and `unscored` items. `score`: wins minus losses
@@ -314,8 +143,9 @@ def judge(
     Raises:
         BenchmarkError: the results are not of the same prompts, or the endpoint does not work.
     """
-    if repeats < 1:
-        raise BenchmarkError(f"repeats {repeats}: ask at least once")
+    how = how or Judging()
+    if how.repeats < 1:
+        raise BenchmarkError(f"repeats {how.repeats}: ask at least once")
     new = replies_of(after, "the result after")
     old = replies_of(before, "the result before") if before is not None else None
     if old is not None:
@@ -326,29 +156,24 @@ def judge(
         "mode": "single" if old is None else "pairs",
         "endpoint": endpoint.url,
         "judge_model": endpoint.model,
-        "criterion": criterion,
-        "repeats": repeats,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
+        "criterion": how.criterion,
+        "repeats": how.repeats,
+        "temperature": how.temperature,
+        "max_tokens": how.max_tokens,
         "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "replies_sha256": hashlib.sha256(json.dumps([old, new]).encode()).hexdigest(),
     }
-    with PartialResults.open(out, settings, resume=resume) as kept:
+    with PartialResults.open(out, settings, resume=resume) as partial:
         for done, (key, (prompt, reply)) in enumerate(new.items(), 1):
-            if key not in kept:
-                texts = (reply,) if old is None else (old[key][1], reply)
-                asked = []
-                if len(set(texts)) == len(texts):  # equal replies tie without being asked about
-                    asked = [
-                        _ask(endpoint, template, prompt, order, criterion, number, settings)
-                        for number in range(repeats)
-                        for order in (texts, texts[::-1])[: len(texts)]
-                    ]
-                kept.add(key, {"id": key, "prompt": prompt, "replies": list(texts), "asked": asked})
+            if key not in partial:
+                replies = (reply,) if old is None else (old[key][1], reply)
+                asked = _asked(endpoint, how, prompt, replies)
+                item = {"id": key, "prompt": prompt, "replies": list(replies), "asked": asked}
+                partial.add(key, item)
             progress("judge", done, len(new), {})
-        items = [summary(kept[key]) for key in new]
+        items = [summary(partial[key]) for key in new]
         result = {**settings, **figures(items)}
-        kept.finish(result)
+        partial.finish(result)
     return result
 
 
@@ -356,49 +181,56 @@ def _check_same(old: Mapping[str, tuple[str, str]], new: Mapping[str, tuple[str,
     for key in {**old, **new}:
         if key not in old or key not in new or old[key][0] != new[key][0]:
             raise BenchmarkError(
-                f"not comparable: prompt {key} is not the same before and after; measure both alike"
+                f"not comparable: prompt {key} is not the same before and after; measure both in "
+                "the same way"
             )
 
 
+def _asked(
+    endpoint: ChatEndpoint, how: Judging, prompt: str, replies: Sequence[str]
+) -> list[JsonObject]:
+    """Ask about one reply, or about two in both orders, as often as wanted."""
+    if len(set(replies)) < len(replies):
+        return []  # equal replies tie without being asked about
+    orders = (replies, replies[::-1])[: len(replies)]
+    return [
+        _ask(endpoint, how, prompt, order, seed) for seed in range(how.repeats) for order in orders
+    ]
+
+
 def _ask(
-    endpoint: Endpoint,
-    template: str,
-    prompt: str,
-    order: Sequence[str],
-    criterion: str,
-    number: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """One request: what came back, or what went wrong."""
+    endpoint: ChatEndpoint, how: Judging, prompt: str, replies: Sequence[str], seed: int
+) -> JsonObject:
+    """Make one request: return the judge's reply, or the error."""
+    template, names = (SINGLE, ("reply",)) if len(replies) == 1 else (PAIR, ("a", "b"))
     # in one pass: a reply may well hold braces or the word {prompt}
-    names = ("reply",) if len(order) == 1 else ("a", "b")
     text = template.format(
-        criterion=criterion, prompt=prompt, **dict(zip(names, order, strict=True))
+        criterion=how.criterion, prompt=prompt, **dict(zip(names, replies, strict=True))
     )
     try:
-        said = endpoint.ask(
-            text,
-            temperature=settings["temperature"],
-            max_tokens=settings["max_tokens"],
-            seed=number,
+        reply = endpoint.ask(
+            text, temperature=how.temperature, max_tokens=how.max_tokens, seed=seed
         )
-    except _Unscored as error:
+    except RequestFailed as error:
         return {"said": None, "model": None, "error": str(error)}
-    return {"said": said.text, "model": said.model, "error": None}
+    return {"said": reply.text, "model": reply.model, "error": None}
+
+
+# --- figures --------------------------------------------------------------------------------------
 
 
 class Agreement(NamedTuple):
-    """How far repeats of one question agree, over the items on which all of them were scored."""
+    """Agreement of repeats of one question, over the items on which all repeats were scored."""
 
     items: int
     raw: float | None
-    """Share of pairs of repeats that say the same."""
+    """Share of pairs of repeats with the same verdict."""
     kappa: float | None
-    """Fleiss' kappa: 0 as by chance, 1 always. None: undefined, as all said one and the same."""
+    """Fleiss' kappa: 0 as by chance, 1 always. None: undefined, as all verdicts are the same."""
 
 
-def summary(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item with each repeat's verdict and its own, worked out from what the judge said.
+def summary(item: JsonObject) -> JsonObject:
+    """Add each repeat's verdict and the item's own to an item, from the judge's replies.
 
     A repeat in which any request is unscored is unscored. The item's verdict is the one that more
     than half of the scored repeats give; a tie where none does, and None where none is scored.
@@ -408,11 +240,9 @@ def summary(item: Mapping[str, Any]) -> dict[str, Any]:
         return {**item, "verdicts": [], "verdict": "tie"}
     verdicts: list[str | None]
     if len(item["replies"]) == 1:
-        verdicts = [_single(one) for one in asked]
+        verdicts = [_letter(one, ("yes", "no")) for one in asked]
     else:
-        verdicts = [
-            _pair(first, second) for first, second in zip(asked[::2], asked[1::2], strict=True)
-        ]
+        verdicts = [_pair_verdict(*couple) for couple in _couples(asked)]
     scored = Counter(verdict for verdict in verdicts if verdict is not None)
     verdict = None
     if scored:
@@ -421,27 +251,30 @@ def summary(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "verdicts": verdicts, "verdict": verdict}
 
 
-def _letter(one: Mapping[str, Any], known: Sequence[str]) -> str | None:
-    said = None if one["said"] is None else parse(one["said"])
-    return said if said in known else None
+def _couples(asked: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject]]:
+    """The two orders of each repeat."""
+    return list(zip(asked[::2], asked[1::2], strict=True))
 
 
-def _single(one: Mapping[str, Any]) -> str | None:
-    return _letter(one, ("yes", "no"))
+def _letter(one: JsonObject, known: Sequence[str]) -> str | None:
+    verdict = None if one["said"] is None else parse(one["said"])
+    return verdict if verdict in known else None
 
 
-def _pair(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+def _letters(first: JsonObject, second: JsonObject) -> tuple[str | None, str | None]:
+    return _letter(first, ("a", "b", "tie")), _letter(second, ("a", "b", "tie"))
+
+
+def _pair_verdict(first: JsonObject, second: JsonObject) -> str | None:
     """The verdict of both orders: before stands at A first, at B second."""
-    said = (_letter(first, ("a", "b", "tie")), _letter(second, ("a", "b", "tie")))
-    if None in said:
+    letters = _letters(first, second)
+    if None in letters:
         return None
-    if said == ("b", "a"):
-        return "win"
-    return "loss" if said == ("a", "b") else "tie"
+    return {("b", "a"): "win", ("a", "b"): "loss"}.get(letters, "tie")  # type: ignore[arg-type]
 
 
-def figures(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that is counted, from the items alone."""
+def figures(items: Sequence[JsonObject]) -> JsonObject:
+    """Count everything, from the items alone."""
     counts = Counter(item["verdict"] for item in items)
     pairs = len(items[0]["replies"]) == 2
     names = (
@@ -457,21 +290,13 @@ def figures(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     least = -1.0 if pairs else 0.0
     interval = bootstrap(worth, least=least, most=1.0)._asdict() if worth else None
     asked = [one for item in items for one in item["asked"]]
-    orders = [
-        tuple(_letter(one, ("a", "b", "tie")) for one in couple)
-        for item in items
-        if pairs
-        for couple in zip(item["asked"][::2], item["asked"][1::2], strict=True)
-    ]
-    read = [couple for couple in orders if None not in couple]
-    same = [couple in (("a", "b"), ("b", "a"), ("tie", "tie")) for couple in read]
     return {
         "n": len(items),
         **{name: counts[verdict] for name, verdict in names.items()},
         "unscored": counts[None],
         "score": float(np.mean(worth)) if worth else None,
         "interval": interval,
-        "both_orders_agree": float(np.mean(same)) if same else None,
+        "both_orders_agree": _orders_agree(items) if pairs else None,
         "agreement": agreement([item["verdicts"] for item in items])._asdict(),
         "answered_by": sorted({one["model"] for one in asked if one["model"] is not None}),
         "requests": {
@@ -485,8 +310,16 @@ def figures(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _orders_agree(items: Sequence[JsonObject]) -> float | None:
+    """Share of the readable pairs of orders that say the same; None: there are none."""
+    letters = [_letters(*couple) for item in items for couple in _couples(item["asked"])]
+    readable = [couple for couple in letters if None not in couple]
+    same = [couple in (("a", "b"), ("b", "a"), ("tie", "tie")) for couple in readable]
+    return float(np.mean(same)) if same else None
+
+
 def agreement(verdicts: Sequence[Sequence[str | None]]) -> Agreement:
-    """Agreement of repeats (N items, R verdicts each); Fleiss 1971, Psychol. Bull. 76:378."""
+    """Measure the agreement of repeats (N items, R verdicts each); Fleiss 1971, Psychol. Bull. 76:378."""
     whole = [Counter(row) for row in verdicts if len(row) > 1 and None not in row]
     if not whole:
         return Agreement(0, None, None)
@@ -501,8 +334,8 @@ def agreement(verdicts: Sequence[Sequence[str | None]]) -> Agreement:
     return Agreement(len(whole), raw, (raw - chance) / (1 - chance) if chance < 1 else None)
 
 
-def format_judged(result: Mapping[str, Any]) -> str:
-    """A judge's result as text for the terminal."""
+def format_judged(result: JsonObject) -> str:
+    """Format a judge's result for the terminal."""
     names = ("wins", "losses", "ties") if result["mode"] == "pairs" else ("yes", "no", "ties")
     agreed, requests = result["agreement"], result["requests"]
     lines = [

@@ -1,23 +1,25 @@
-"""What one item of a benchmark scores. NumPy only.
+"""Scores of one item of a benchmark. NumPy only.
 
 MC1, MC2 and MC3 of a question come from the log-likelihoods of its options: Lin et al. 2021
-(arXiv:2109.07958) and the authors' code. The label decides which option is true, never its place:
-in the published files the true one always comes first.
+(arXiv:2109.07958) and the authors' code. The label decides which option is true, never its place: in the
+published files the true one always comes first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+
+from forty2.benchmark.stats import Values
+from forty2.files import JsonObject
 
 METRICS = ("mc1", "mc2", "mc3")
 
 
 def mc1(logliks: Sequence[float], labels: Sequence[int]) -> float:
-    """1 if the true option scores strictly above every false one, else 0.
+    """Return 1 if the true option scores strictly above every false one, else 0.
 
     A tie is not right, as in the authors' code: a model that scores all options alike knows
     nothing, and argmax, which takes the first, would call it perfect.
@@ -27,7 +29,7 @@ def mc1(logliks: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def mc2(logliks: Sequence[float], labels: Sequence[int]) -> float:
-    """Share of the probability of all options that the true ones hold.
+    """Return the share of the probability of all options that the true ones hold.
 
     In float64 with the maximum taken out: plain exp underflows to 0/0 on long answers.
     """
@@ -37,13 +39,13 @@ def mc2(logliks: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def mc3(logliks: Sequence[float], labels: Sequence[int]) -> float:
-    """Share of the true options that score strictly above every false one."""
+    """Return the share of the true options that score strictly above every false one."""
     true, false = _split(logliks, labels)
     return float(np.mean(true > false.max()))
 
 
-def item_metrics(item: Mapping[str, Any]) -> dict[str, float]:
-    """The three metrics of a result's item; MC3 is over the mc2 options."""
+def item_metrics(item: JsonObject) -> dict[str, float]:
+    """Return the three metrics of an item; MC3 is over the mc2 options."""
     single, multiple = item["mc1"], item["mc2"]
     return {
         "mc1": mc1(single["loglik"], single["labels"]),
@@ -52,22 +54,17 @@ def item_metrics(item: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def means_of(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each metric's mean over a result's items; 0 over none."""
-    values = [item_metrics(item) for item in items]
-    return {name: math.fsum(v[name] for v in values) / max(1, len(values)) for name in METRICS}
-
-
 def pass_at(k: int, samples: int, passed: int) -> float:
-    """Chance that one of k answers passes, drawn without return from `samples` of which some did.
+    """Return the chance that one of k answers passes, drawn from `samples` of which some did.
 
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021, eq. 1, in whole numbers.
+    Drawn without return: 1 - C(n-c, k) / C(n, k), Chen et al. 2021, eq. 1, in whole numbers.
     """
     if not 1 <= k <= samples or not 0 <= passed <= samples:
         raise ValueError(f"pass@{k} of {samples} samples, {passed} of them passed")
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def _split(logliks: Sequence[float], labels: Sequence[int]) -> tuple[Any, Any]:
+def _split(logliks: Sequence[float], labels: Sequence[int]) -> tuple[Values, Values]:
+    """Split scores into those of the true options and those of the false ones."""
     values, true = np.asarray(logliks, np.float64), np.asarray(labels) == 1
     return values[true], values[~true]

@@ -1,6 +1,6 @@
-"""Contexts of the benchmarks that follow lm-evaluation-harness 0.4.13: put together and tokenised.
+"""Contexts of the benchmarks that follow lm-evaluation-harness 0.4.13, as text and as token ids.
 
-As the harness does it, with and without a chat template.
+They are put together and tokenised as the harness does it, with and without a chat template.
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
 from forty2.errors import BenchmarkError
-from forty2.model.loading import LoadedModel
 
-DEFAULT_CONTEXT = 2048  # the harness's, for a model that does not tell
+if TYPE_CHECKING:  # a result is read without mlx
+    from forty2.model.loading import LoadedModel
+
+DEFAULT_CONTEXT = 2048
+"""Context length of a model that states none, as in the harness."""
 
 
 def pick(total: int, *, n: int | None, limit: int | None, seed: int) -> list[int]:
-    """Places of the questions to ask, in the file's order.
+    """Choose which questions to ask; return their places in the file's order.
 
     Args:
-        n: how many to draw, seeded; None: all.
-        limit: only the first so many, as the harness's `--limit`; `n` are drawn from these.
+        n: questions to draw, seeded; None: all.
+        limit: draw from the first questions only, as with the harness's `--limit`.
 
     Raises:
         BenchmarkError: fewer than two (no standard error), or more than there are.
@@ -37,14 +40,14 @@ def pick(total: int, *, n: int | None, limit: int | None, seed: int) -> list[int
 
 
 class Shot(NamedTuple):
-    """An example with its answer, before the question that is asked."""
+    """An example with its answer, placed before the question."""
 
     text: str
     answer: str
 
 
 class Row(NamedTuple):
-    """A context and a continuation of it as token ids: what is given, and what is scored."""
+    """A context and a continuation of it, as token ids."""
 
     given: list[int]
     scored: list[int]
@@ -56,8 +59,8 @@ class Prompts:
     Args:
         chat: use the chat template: a description becomes the system turn, and a continuation
             follows the assistant's header without a space.
-        multiturn: examples become turns of their own, as the harness has it unless told otherwise;
-            else they stand in the one user turn.
+        multiturn: examples become turns of their own, as by default in the harness; False: they
+            are part of the one user turn.
 
     Raises:
         BenchmarkError: there is no chat template.
@@ -67,7 +70,7 @@ class Prompts:
         self._tokenizer = loaded.tokenizer
         self._chat = chat
         self._multiturn = multiturn
-        self._front = front_of(loaded.tokenizer)
+        self._leading = leading_ids(loaded.tokenizer)
         self.length = context_length(loaded)
         if chat and not loaded.tokenizer.has_chat_template:
             raise BenchmarkError(f"{loaded.name}: the tokenizer has no chat template; run without")
@@ -75,18 +78,18 @@ class Prompts:
     def context(
         self, text: str, shots: Sequence[Shot] = (), *, description: str = "", begun: str = ""
     ) -> str:
-        """Everything before what is generated or scored.
+        """Put together everything before the tokens that are generated or scored.
 
         Args:
             text: the question.
             shots: examples before it.
-            description: goes before everything.
-            begun: the answer's beginning, for the model to go on from.
+            description: placed before everything.
+            begun: the answer's beginning, which the model continues.
         """
         examples = "".join(f"{shot.text} {shot.answer}\n\n" for shot in shots)
         if not self._chat:
-            apart = begun and not (text[-1:].isspace() or begun[0].isspace())
-            return f"{description}{examples}{text}{' ' if apart else ''}{begun}"
+            space = begun and not (text[-1:].isspace() or begun[0].isspace())
+            return f"{description}{examples}{text}{' ' if space else ''}{begun}"
         turns = [_turn("user", examples + text)]
         if self._multiturn:
             pairs = [(_turn("user", s.text), _turn("assistant", s.answer)) for s in shots]
@@ -104,11 +107,11 @@ class Prompts:
             raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
 
     def ids(self, text: str) -> list[int]:
-        """Token ids, as `whole_ids`."""
-        return whole_ids(self._tokenizer, self._front, text)
+        """Tokenise a text, as `ids_of`."""
+        return ids_of(self._tokenizer, self._leading, text)
 
     def prompt(self, context: str, max_tokens: int) -> list[int]:
-        """Ids to generate from; the left end goes where the answer would not fit."""
+        """Tokenise a prompt; it loses its left end where the answer would not fit otherwise."""
         room = self.length - max_tokens
         if room < 1:
             raise BenchmarkError(
@@ -117,7 +120,7 @@ class Prompts:
         return self.ids(context)[-room:]
 
     def rows(self, context: str, continuations: Sequence[str]) -> list[Row]:
-        """Continuations to score: of each, the ids that the whole has beyond the context's."""
+        """Tokenise continuations: scored are the ids that the whole has beyond the context's."""
         # white space that ends a context belongs to the continuation: only a template has any
         border = len(self.ids(context.rstrip()))
         rows = []
@@ -136,15 +139,15 @@ class Prompts:
 
 
 def examples_sha256(shots: Iterable[Sequence[Shot]]) -> str | None:
-    """Of the examples before each question; None where there are none."""
+    """Hash the examples before each question; None where there are none."""
     before = [list(some) for some in shots]
     return hashlib.sha256(json.dumps(before).encode()).hexdigest() if any(before) else None
 
 
 def context_length(loaded: LoadedModel) -> int:
-    """How many tokens the model can see: from its configuration, else its tokenizer's.
+    """Return how many tokens the model can see, from its configuration or else its tokenizer.
 
-    With what transformers fills in where a configuration leaves it out, as the harness has it.
+    Where the configuration leaves it out, transformers' default counts, as in the harness.
     """
     from transformers import AutoConfig
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -152,7 +155,7 @@ def context_length(loaded: LoadedModel) -> int:
     written = dict(loaded.config)
     try:
         filled = AutoConfig.for_model(written.pop("model_type"), **written).to_dict()
-    except Exception:  # it knows not every model, and what it finds wrong has many kinds
+    except Exception:  # transformers does not know every model, and raises many kinds
         filled = loaded.config
     config = filled.get("text_config") or filled
     for key in ("n_positions", "max_position_embeddings", "n_ctx"):
@@ -166,21 +169,21 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def whole_ids(tokenizer: Any, front: Sequence[int], text: str) -> list[int]:
-    """Token ids of a text, with a BOS in front where the tokenizer puts one and the text has none.
+def ids_of(tokenizer: Any, leading: Sequence[int], text: str) -> list[int]:
+    """Tokenise a text, with the tokenizer's leading special tokens unless the text has a BOS.
 
     Args:
-        front: from `front_of`.
+        leading: from `leading_ids`.
     """
-    has_one = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
-    return [*([] if has_one else front), *tokenizer.encode(text, add_special_tokens=False)]
+    has_bos = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
+    return [*([] if has_bos else leading), *tokenizer.encode(text, add_special_tokens=False)]
 
 
-def front_of(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts in front of a text by default."""
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Return the special tokens that the tokenizer puts in front of a text by default."""
     full = list(tokenizer.encode("1"))
     bare = list(tokenizer.encode("1", add_special_tokens=False))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return full[:start]
-    raise BenchmarkError("the tokenizer splits text otherwise when it adds special tokens")
+    raise BenchmarkError("the tokenizer splits text in another way when it adds special tokens")

@@ -1,4 +1,4 @@
-"""What replies tell of a model that has gone wrong, whatever they should have said."""
+"""Signs in replies that a model has gone wrong, whatever the replies should have said."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SEVERAL = 4
-"""Different prompts that a model has to answer alike: three questions may well all have a "Yes."."""
+"""Different prompts that need the same reply before it is a fault: three may well all get "Yes."."""
 
 
 def collapsed(prompts: Sequence[str], replies: Sequence[str]) -> bool:
-    """Whether all of several different prompts got the same reply, and not an empty one.
+    """Whether several different prompts all got the same reply, and not an empty one.
 
-    Prompts that differ in case only count as one: not to tell them apart is no collapse.
+    Prompts that differ in case only count as one: the same reply to them is no collapse.
     """
     different = {prompt.strip().casefold() for prompt in prompts}
-    said = {reply.strip() for reply in replies}
-    return len(different) >= SEVERAL and len(said) == 1 and said != {""}
+    distinct = {reply.strip() for reply in replies}
+    return len(different) >= SEVERAL and len(distinct) == 1 and distinct != {""}
 
 
 class Turn(NamedTuple):
-    """A reply's part of a conversation."""
+    """The part of a reply that belongs to its turn of the conversation."""
 
     length: int
-    """Ids of its text: all but the tag that closes a turn whose opening tag the prompt holds."""
+    """Ids of its text, without the tag that closes a turn which the prompt opened."""
     broken: bool
-    """A control token is in it that has no business there, or a tag without its other half."""
+    """It holds a misplaced control token, or a tag without its other half."""
 
 
 class Tags:
-    """A tokenizer's control tokens, and which of its added tokens are the halves of a pair.
+    """A tokenizer's control tokens, and the pairs of tags among its added tokens.
 
     A pair is spelled `<name>` and `</name>`. Only tokens count: text that looks like a tag is text.
     """
@@ -51,9 +51,9 @@ class Tags:
         """Judge a reply by its tags.
 
         Args:
-            prompt: token ids. A tag that they leave open is one for the reply to close.
+            prompt: token ids; the reply has to close the tags that they leave open.
             reply: token ids, without the end token.
-            stopped: whether the model ended it; what was cut at a limit may leave tags open.
+            stopped: whether the model ended it; a reply cut at a limit may leave tags open.
         """
         wanted: list[int] = []  # tags that close what is open
         for token in prompt:

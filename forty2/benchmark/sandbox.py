@@ -1,19 +1,19 @@
-"""Run a program that a model wrote, in a process of its own, and say whether it passed.
+"""Runs a program that a model wrote, in a process of its own, and says whether it passed.
 
-What holds on every system: a new isolated interpreter (no site-packages, none of our variables, an
-empty folder as working directory, home and temporary directory), limits on time, memory, output
-and files, and a score that printing, exiting early or dying cannot earn.
+On every system: a new isolated interpreter (no site-packages, none of our variables, an empty folder
+as working directory, home and temporary directory), limits on time, memory, output and files, and a
+score that a program cannot earn by printing, exiting early or dying.
 
-The rest is the operating system's: `protections` tries each thing and lists those that are refused
+The operating system does the rest: `protections` tries each attack and lists those that are refused
 here, `gaps` those that are not. On Linux, as any user: Landlock for files (kernel 6.2 has all that
-is used), and on x86-64 a seccomp filter that lets pass only the system calls of plain computing: no
+is used), and on x86-64 a seccomp filter that allows only the system calls of plain computing: no
 sockets, processes, signals to others or changes of owner and mode. On macOS: `sandbox-exec`, and
 memory polled, as the system does not enforce its limit. Where there is no filter, also a limit of
 no further process, which does not bind root.
 
-What does not hold anywhere: the program and its tests share a process, so a program made to cheat
-can (say, with an object equal to everything). It can see which paths exist and read the
-interpreter's own folder. A hole in the kernel is a hole here. And asyncio, needing sockets, fails.
+On no system: the program and its tests share a process, so a program made to cheat can (say, with an
+object equal to everything). It can see which paths exist and read the interpreter's own folder. A
+hole in the kernel is a hole here. And asyncio, needing sockets, fails.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from forty2.errors import BenchmarkError
+from forty2.files import JsonObject
 
-START_SECONDS = 30.0  # for the interpreter to start, on a busy machine; not the program's time
+START_SECONDS = 30.0
+"""Time for the interpreter to start on a busy machine, before the program's own time."""
 POLL_SECONDS = 0.1
 READY = b"ready\n"
 READ, WRITE = 4 | 8, 2  # LANDLOCK_ACCESS_FS_READ_FILE and _READ_DIR; _WRITE_FILE
@@ -49,7 +50,7 @@ SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 
 
 class Outcome(NamedTuple):
-    """Whether the program ran to its end, and in a few words why not."""
+    """Whether the program ran to its end, and if not, why, in a few words."""
 
     passed: bool
     why: str
@@ -57,16 +58,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. It may start threads, but no process."""
+    """Limits of one program. It may start threads, but no process."""
 
     seconds: float = 3.0
-    """By the clock, once the interpreter runs: as in HumanEval."""
+    """Wall-clock time once the interpreter runs, as in HumanEval."""
     cpu_seconds: int = 4
-    """Of all threads together; it ends a program even when nobody is left to watch the clock."""
+    """Time of all threads together; the kernel enforces it even when our process has died."""
     memory_mb: int = 512
     """Address space on Linux, resident memory on macOS."""
     file_mb: int = 16
-    """One file, and all files in the folder together."""
+    """Limit of one file, and of all files in the folder together."""
     entries: int = 1000
     """Files and folders in the folder."""
     open_files: int = 64
@@ -77,10 +78,9 @@ LIMITS = Limits()
 
 
 def run(program: str, limits: Limits = LIMITS) -> Outcome:
-    """Run a program. Passed means that its last line was reached and nothing was raised.
+    """Run a program. It passed if its last line was reached and nothing was raised.
 
-    `__name__` is not "__main__" there, as in HumanEval's own harness. What the program prints is
-    thrown away.
+    `__name__` is not "__main__" there, as in HumanEval's own harness. Its output is discarded.
 
     Raises:
         BenchmarkError: the sandbox itself cannot run.
@@ -109,15 +109,15 @@ def run(program: str, limits: Limits = LIMITS) -> Outcome:
                     env=environment,
                 )
                 stack.callback(_end, process)
-            return _watch(process, reader, READY + nonce.encode(), folder, limits)
+            return _supervise(process, reader, READY + nonce.encode(), folder, limits)
     except OSError as error:
         raise BenchmarkError(f"sandbox: cannot run a program: {error}") from error
 
 
-def _watch(
+def _supervise(
     process: subprocess.Popen[bytes], reader: int, success: bytes, folder: str, limits: Limits
 ) -> Outcome:
-    """Drain what the process says until it succeeds, ends or exceeds a limit."""
+    """Read the output of the process until it succeeds, ends or exceeds a limit."""
     assert process.stdout is not None
     output = process.stdout.fileno()
     message, printed, first = b"", 0, b""
@@ -153,8 +153,8 @@ def _watch(
             if message:
                 return Outcome(False, "timed out")
     if not message.startswith(READY):
-        said = first.decode("utf-8", "replace").strip().split("\n")[-1] or "no message"
-        raise BenchmarkError(f"sandbox: {sys.executable} did not start a program: {said}")
+        line = first.decode("utf-8", "replace").strip().split("\n")[-1] or "no message"
+        raise BenchmarkError(f"sandbox: {sys.executable} did not start a program: {line}")
     if reason := message.removeprefix(READY).decode("ascii", "replace"):
         short = "".join(c for c in reason if c.isprintable())[:80]
         return Outcome(False, {"MemoryError": "out of memory"}.get(short, short or "failed"))
@@ -166,7 +166,7 @@ def _watch(
 
 
 def _excess(pid: int, folder: str, limits: Limits) -> str:
-    """Which limit that the kernel does not keep is exceeded, if one is. Looks at a bounded part."""
+    """Return the exceeded limit among those that the kernel does not enforce; empty: none is."""
     entries = size = 0
     folders = [folder]
     while folders:
@@ -192,7 +192,7 @@ def _excess(pid: int, folder: str, limits: Limits) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Kill the process and whatever is left in its group."""
+    """Kill the process and all others of its group."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -203,7 +203,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder, whatever modes, links and depth (more than shutil can take) are in it."""
+    """Remove the folder with any modes, links and depth in it; shutil cannot take them all."""
     try:
         os.rmdir(folder)
     except OSError:
@@ -211,7 +211,7 @@ def _remove(folder: str) -> None:
             subprocess.run([*command, folder], capture_output=True, check=False)
 
 
-# --- what the operating system refuses ---
+# --- attacks that the operating system refuses ---
 
 
 _ATTACKS = {
@@ -237,12 +237,12 @@ else:
 
 
 def protections() -> list[str]:
-    """What the operating system keeps a program from here, found by trying."""
+    """List what the operating system keeps a program from here, found by trying."""
     return [name for name, held in _try_attacks().items() if held]
 
 
 def gaps() -> list[str]:
-    """What it should keep a program from and does not."""
+    """List what the operating system should keep a program from and does not."""
     return [name for name, held in _try_attacks().items() if not held]
 
 
@@ -319,9 +319,9 @@ def _job(program: str, nonce: str, writer: int, folder: str, limits: Limits) -> 
 
 
 def _seccomp_filter() -> bytes:
-    """A BPF program for struct seccomp_data: number (4 bytes), architecture (4), 8, arguments (8).
+    """Build a BPF program for struct seccomp_data: number (4 bytes), architecture (4), 8, arguments.
 
-    What is not allowed fails: numbers from 424 on with ENOSYS, at which the C library falls back on
+    Other calls fail: numbers from 424 on with ENOSYS, at which the C library falls back on
     an older call, the others with EPERM.
     """
     if platform.machine() != "x86_64" or struct.calcsize("P") != 8:
@@ -361,25 +361,14 @@ _ALLOWED_WITH = (  # number, which argument, its allowed values
 )
 
 
-def _child() -> None:
-    """The other process, before and after the program. Its source is all that is sent there.
-
-    The nonce is nowhere while the program runs but on the interpreter's stack, in no variable: it
-    was read unbuffered from a file without a name, and is written only when `exec` has returned.
-    """
+def _restrict(job: JsonObject) -> None:
+    """Set the limits of the child process, in which this source runs."""
     import contextlib
     import ctypes
-    import json
     import os
     import resource
     import struct
     import sys
-    import types
-
-    with open(0, "rb", buffering=0, closefd=False) as file:
-        job = json.loads(file.readall())
-    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    write, leave, writer = os.write, os._exit, job["writer"]
 
     def limit(name: str, soft: int, hard: int) -> None:
         with contextlib.suppress(ValueError, OSError):  # macOS refuses some
@@ -421,6 +410,23 @@ def _child() -> None:
     if not filtered:
         limit("NPROC", 0, 0)
 
+
+def _child() -> None:
+    """Run the program in the child process, to which only this source and `_restrict` are sent.
+
+    The nonce is nowhere while the program runs but on the interpreter's stack, in no variable: it
+    was read unbuffered from a file without a name, and is written only when `exec` has returned.
+    """
+    import json
+    import os
+    import sys
+    import types
+
+    with open(0, "rb", buffering=0, closefd=False) as file:
+        job = json.loads(file.readall())
+    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+    write, leave, writer = os.write, os._exit, job["writer"]
+    _restrict(job)
     module = types.ModuleType("program")
     sys.modules["program"] = module
     write(writer, b"ready\n")
@@ -438,4 +444,5 @@ def _child() -> None:
 
 @functools.cache
 def _child_source() -> str:
-    return textwrap.dedent(inspect.getsource(_child)) + "_child()\n"
+    sources = (inspect.getsource(function) for function in (_restrict, _child))
+    return "from __future__ import annotations\n" + "".join(sources) + "_child()\n"

@@ -1,20 +1,20 @@
-"""Did it get better, worse, or can nobody tell? Paired statistics. NumPy only.
+"""Paired statistics of two models on the same questions, and the verdict. NumPy only.
 
-Both models answered the same questions, so the differences item by item are what is tested: most
-of the spread between questions cancels, and intervals are a good deal narrower than unpaired ones.
+Both models answered the same questions, so the differences item by item are tested: most of the
+spread between questions cancels, and intervals are much narrower than unpaired ones.
 
 Verdicts, the first that holds:
-    no change     the model is the one it was: `unchanged`. Where that is not measured, never said
+    no change     the model is `unchanged`; never given where that was not measured
     gain          the whole interval of the change is above 0
-    no tax        its lower end is above -margin: whatever was lost is less than the margin, even
-                  where the interval lies below 0
+    no tax        its lower end is above -margin: any loss is smaller than the margin, even where
+                  the interval lies below 0
     tax           the whole interval is below 0, and the loss may reach the margin
-    inconclusive  anything else: too few questions to say, as fewer than six always are
-Over several metrics, the weakest speaks: tax if any is taxed, else inconclusive if any is, else
-gain if any gains, else no tax.
+    inconclusive  anything else: too few questions to decide, as fewer than six always are
+Over several metrics, the weakest verdict counts: tax if any is taxed, else inconclusive if any is,
+else gain if any gains, else no tax.
 
-Intervals and verdicts are each metric's own. Who looks at many metrics finds a small p among them
-by chance alone: p values are corrected over all of one comparison (`holm`).
+Intervals and verdicts are each metric's own. Among many metrics some p is small by chance alone, so
+p values are corrected over all of one comparison (`holm`).
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ SEED = 42
 LEVEL = 0.95
 POWER = 0.8
 KL_NEAR_ZERO = 1e-5
-"""Nats a token. By Pinsker's inequality two models so near give a token probabilities that differ
-by 0.2% in all, and who reads an answer of 100 tokens says right which of them wrote it in at most
-51.1% of cases: half the total variation, √(100 · KL / 2) / 2, above a guess."""
+"""Nats a token. By Pinsker's inequality the token probabilities of two models this near differ by
+0.2% in all, and a reader of an answer of 100 tokens can name its author in at most 51.1% of cases:
+half the total variation, √(100 · KL / 2) / 2, above a guess."""
 FEWEST = 6
-"""Questions. Five coins that fall alike are chance at p = 0.06; resampled, five like differences
-would look certain."""
+"""Questions. Five coins that fall on one side are chance at p = 0.06; resampled, five equal
+differences would look certain."""
 CHANGED_NEAR_ZERO = 0.01
-"""Share of the judged items. Items that stand at a tie fall either way by rounding alone."""
-_CHUNK = 1000  # resamples drawn at a time, to bound memory
+"""Share of the judged items. Near a tie, rounding alone decides."""
+_CHUNK = 1000
+"""Resamples drawn at a time, to bound memory."""
 
 
 class Interval(NamedTuple):
@@ -56,26 +57,26 @@ class Interval(NamedTuple):
 
 
 def stderr(values: Sequence[float] | Values) -> float:
-    """Standard error of the mean: sample standard deviation (ddof=1) / √n."""
+    """Compute the standard error of the mean: sample standard deviation (ddof=1) / √n."""
     if len(values) < 2:
         raise BenchmarkError("one question has no standard error; use two or more")
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def unseen(n: int) -> float:
-    """The largest share that something can well have of which n draws show nothing: 1 - 0.025^(1/n).
+    """Return the largest plausible share of something that n draws did not show: 1 - 0.025^(1/n).
 
-    The upper end of a 95% interval at 0 of n (Clopper & Pearson 1934, Biometrika 26:404).
+    It is the upper end of a 95% interval at 0 of n (Clopper & Pearson 1934, Biometrika 26:404).
     """
     return 1.0 - float(((1 - LEVEL) / 2) ** (1 / n))
 
 
 def widened(found: Interval, mean: float, n: int, least: float, most: float) -> Interval:
-    """An interval of a mean that has room for what n draws may all have missed.
+    """Widen an interval of a mean by what n draws may all have missed.
 
     Args:
-        least, most: what one draw can be. Where one is infinite the interval stays: what was
-            missed may be anything.
+        least, most: bounds of one draw. Where one is infinite the interval stays: a missed draw
+            may be anything.
     """
     if math.isinf(least) or math.isinf(most):
         return found
@@ -91,11 +92,11 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Interval:
-    """95% percentile interval of a mean of paired differences (n,), resampling questions.
+    """Compute the 95% percentile interval of a mean of paired differences (n,), resampling questions.
 
     Args:
-        least, most: what a difference can be. Where all are alike, resampling shows no other: the
-            interval still has room for what so few draws may miss (`unseen`).
+        least, most: bounds of a difference. Where all are equal, resampling shows no other value:
+            the interval still has room for what so few draws may miss (`unseen`).
     """
     values = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
@@ -113,45 +114,45 @@ def bootstrap(
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """McNemar's exact two-sided p for paired binary scores.
+    """Compute McNemar's exact two-sided p for paired binary scores.
 
     Of the questions that changed, half should have changed either way by chance: a binomial test
     at 1/2 on the discordant pairs (McNemar 1947, Psychometrika 12:153, in its exact form).
     """
     n = better + worse
-    tail, ways = 0, 1  # ways: n over k, from one k to the next
+    tail, choices = 0, 1  # choices: n over k, from one k to the next
     for k in range(min(better, worse) + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)
+        tail += choices
+        choices = choices * (n - k) // (k + 1)
     return min(1.0, float(2 * tail / 2**n))
 
 
 def sign_flips(
     differences: Sequence[float] | Values, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> float:
-    """Two-sided p of a mean of paired differences (n,) of any size.
+    """Compute the two-sided p of a mean of paired differences (n,) of any size.
 
-    If nothing changed, each difference might as well have had the other sign: how many of the
-    random choices of signs give a mean as far from 0? (Fisher's randomisation test; of differences
+    If nothing changed, each difference might as well have had the other sign: what share of random
+    choices of signs gives a mean as far from 0? (Fisher's randomisation test; of differences
     that are 0 or ±1 it is McNemar's.) The data's own signs count as one choice, so p is never 0
     (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39).
     """
     values = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
-    seen = abs(values.sum()) * (1 - 1e-9)  # the same sum in another order is as far
+    observed = abs(values.sum()) * (1 - 1e-9)  # the same sum in another order is as far
     far = 0
     for done in range(0, resamples, _CHUNK):
         signs = rng.integers(0, 2, size=(min(_CHUNK, resamples - done), len(values)), dtype=np.int8)
-        far += int((np.abs((2.0 * signs - 1.0) @ values) >= seen).sum())
+        far += int((np.abs((2.0 * signs - 1.0) @ values) >= observed).sum())
     return (1 + far) / (1 + resamples)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Each p corrected for looking at all of them, in their order.
+    """Correct each p for looking at all of them; return them in their order.
 
-    The chance that any metric at all which did not change comes out below 5% is then at most 5%,
-    however the metrics hang together (Holm 1979, Scand. J. Stat. 6:65): the smallest p counts as
-    often as there are metrics, the next once less, and none less than the one before it.
+    The chance that any metric which did not change comes out below 5% is then at most 5%, however
+    the metrics depend on each other (Holm 1979, Scand. J. Stat. 6:65): the smallest p is multiplied
+    by the number of metrics, the next by one less, and none ends below the one before it.
     """
     corrected = [0.0] * len(ps)
     least = 0.0
@@ -162,9 +163,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def detectable(differences: Sequence[float] | Values) -> float | None:
-    """Smallest true mean change found with 80% power at 5% two-sided, given this spread and n.
+    """Return the smallest true mean change found with 80% power at 5% two-sided, given this spread and n.
 
-    None where the differences have no spread to tell it by.
+    None where the differences have no spread.
     """
     normal = NormalDist()
     z = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)
@@ -172,7 +173,7 @@ def detectable(differences: Sequence[float] | Values) -> float | None:
 
 
 def verdict(interval: Interval, margin: float, n: int) -> Verdict:
-    """What an interval of a change over n questions says; precedence as in the module's docstring."""
+    """Judge the interval of a change over n questions, in the order of the module's docstring."""
     if n < FEWEST:
         return "inconclusive"
     if interval.low > 0:
@@ -185,13 +186,13 @@ def verdict(interval: Interval, margin: float, n: int) -> Verdict:
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict over several metrics: the weakest one's."""
+    """Return the verdict over several metrics: the weakest one's."""
     order: tuple[Verdict, ...] = ("tax", "inconclusive", "gain", "no tax", "no change")
     return next(candidate for candidate in order if candidate in verdicts)
 
 
 def unchanged(kl: float | None, changed: float) -> bool:
-    """Whether a model is, for all that was measured, the one it was.
+    """Whether a model is, as far as was measured, the same as before.
 
     Args:
         kl: KL(after ‖ before) a token; None: not known.

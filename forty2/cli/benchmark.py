@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 
+from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
 _MODEL = combined(
     shared_options.model_and_adapter(),
@@ -24,9 +27,11 @@ _DATA = combined(
     shared_options.limit,
     shared_options.seed_option(help="Seed of what is sampled."),
 )
+_RESUME = click.option(
+    "--resume", is_flag=True, help="Go on with a measurement that stopped before --out was written."
+)
 _HOW = combined(
-    click.option("--chat", is_flag=True, help="Put prompts through the chat template."),
-    click.option("--resume", is_flag=True, help="Go on with a measurement that stopped."),
+    click.option("--chat", is_flag=True, help="Put prompts through the chat template."), _RESUME
 )
 _SHOTS = combined(
     click.option(
@@ -64,9 +69,51 @@ def _answers(max_tokens: int) -> Decorator:
     )
 
 
-@click.group("benchmark")
+class _Benchmarks(click.Group):
+    """The commands below, and for every other task one whose options are the task's fields."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = {name.replace("_", "-") for name in task_names()} - _WITHOUT_COMMAND
+        return [*self.commands, *sorted(names - self.commands.keys())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        written = super().get_command(ctx, cmd_name)
+        if written is not None or cmd_name not in self.list_commands(ctx):
+            return written
+        return _command_of(cmd_name.replace("-", "_"))
+
+
+_WITHOUT_COMMAND = {"divergence"}
+"""Tasks that need more than a model: a run measures them."""
+
+
+@click.group("benchmark", cls=_Benchmarks)
 def benchmark_command() -> None:
     """Measure a model."""
+
+
+def _command_of(name: str) -> click.Command:
+    """Make the command of a task, with an option for each of its fields."""
+    kind = task_class(name)
+    hints = get_type_hints(kind)
+
+    def measure(**arguments: Any) -> None:
+        _measure(name, **arguments)
+
+    command = click.command(name.replace("_", "-"), help=inspect.getdoc(kind))(_MODEL(measure))
+    for field in dataclasses.fields(kind):
+        option = f"--{field.name.replace('_', '-')}"
+        required = field.default is dataclasses.MISSING
+        if field.default is False:
+            command.params.append(click.Option([option], is_flag=True))
+            continue
+        alternatives = get_args(hints[field.name]) or (hints[field.name],)
+        of = next((t for t in (int, float, Path) if t in alternatives), str)
+        default = None if required else field.default
+        command.params.append(
+            click.Option([option], type=of, required=required, default=default, show_default=True)
+        )
+    return command
 
 
 @benchmark_command.command("truthfulqa")
@@ -77,16 +124,9 @@ def benchmark_command() -> None:
 @shared_options.n_questions
 @shared_options.seed_option(help="Seed of the sample.")
 @_HOW
-def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
+def truthfulqa_command(chat: bool, **arguments: Any) -> None:
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
-    from forty2.benchmark.tasks.truthfulqa import truthfulqa
-
-    _check_resume(out, resume)
-    with ProgressBars() as bars:
-        result = truthfulqa(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
-    click.echo(f"{result['questions']}, {result['n']} questions")
-    for name in ("mc1", "mc2", "mc3"):
-        click.echo(f"{name.upper()}  {result[name]:.4f} ± {result['stderr'][name]:.4f}")
+    _measure("truthfulqa", chat_template=chat, **arguments)
 
 
 @benchmark_command.command("mmlu")
@@ -100,24 +140,9 @@ def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: 
     multiple=True,
     help="A subject, or stem, humanities, social_sciences, other. Repeatable. Default: all.",
 )
-def mmlu_command(
-    chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
-) -> None:
+def mmlu_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
     """MMLU by log-likelihood of four letters, by subject, group and in all."""
-    from forty2.benchmark.tasks.mmlu import mmlu
-
-    _check_resume(out, resume)
-    with ProgressBars() as bars:
-        result = mmlu(
-            **arguments,
-            chat_template=chat,
-            multiturn=not one_turn,
-            out=out,
-            resume=resume,
-            progress=bars,
-        )
-    for name, part in {**result["subjects"], **result["groups"], "MMLU": result}.items():
-        click.echo(f"{name:<36}{_figure(part['acc'], part['stderr'])}  {part['n']:>6} questions")
+    _measure("mmlu", chat_template=chat, multiturn=not one_turn, **arguments)
 
 
 @benchmark_command.command("gsm8k")
@@ -126,29 +151,20 @@ def mmlu_command(
 @_HOW
 @_SHOTS
 @_answers(256)
-def gsm8k_command(
-    chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
-) -> None:
+def gsm8k_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
     """GSM8K: sums answered at length, strict match and flexible extract."""
-    from forty2.benchmark.tasks.gsm8k import METRICS, gsm8k
-
-    _check_resume(out, resume)
-    with ProgressBars() as bars:
-        result = gsm8k(
-            **arguments,
-            chat_template=chat,
-            multiturn=not one_turn,
-            out=out,
-            resume=resume,
-            progress=bars,
-        )
-    _echo_answers(result, METRICS)
+    _measure("gsm8k", chat_template=chat, multiturn=not one_turn, **arguments)
 
 
 @benchmark_command.command("humaneval")
 @_MODEL
 @_DATA
-@_HOW
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Put prompts through the chat template; absent: with --instruct.",
+)
+@_RESUME
 @_answers(1024)
 @click.option("--instruct", is_flag=True, help="Ask for the function, as humaneval_instruct does.")
 @click.option(
@@ -175,52 +191,51 @@ def gsm8k_command(
     is_flag=True,
     help="Allow it to run the programs that the model writes, in a sandbox. Required.",
 )
-def humaneval_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
+def humaneval_command(chat: bool | None, **arguments: Any) -> None:
     """HumanEval: pass@k of functions that the model writes; runs them."""
     from forty2.benchmark import sandbox
-    from forty2.benchmark.tasks.humaneval import humaneval
 
-    _check_resume(out, resume)
     if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
-        click.echo(f"warning: the sandbox cannot see to it here that {'; '.join(gaps)}", err=True)
-    with ProgressBars() as bars:
-        result = humaneval(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
-    _echo_answers(result, [name for name in result if name.startswith("pass@")])
+        click.echo(f"warning: the sandbox cannot ensure here that {'; '.join(gaps)}", err=True)
+    _measure("humaneval", chat_template=chat, **arguments)
 
 
-def _check_resume(out: Path | None, resume: bool) -> None:
+def _measure(
+    name: str,
+    *,
+    model: str,
+    adapter: str | None,
+    out: Path | None,
+    trust_remote_code: bool,
+    resume: bool = False,
+    **settings: Any,
+) -> JsonObject:
+    """Measure a model in a benchmark, print the result and return its JSON."""
+    from forty2.benchmark.runner import run
+
     if resume and out is None:
         raise click.UsageError("--resume needs the --out that was being written")
-
-
-def _echo_answers(result: Mapping[str, Any], metrics: Sequence[str]) -> None:
-    click.echo(f"{result['n']} questions")
-    for name in metrics:
-        click.echo(f"{name:<18}{_figure(result[name], result['stderr'][name])}")
-    click.echo(f"{'stopped':<18}{result['stop_rate']:.1%} of answers, the others cut at the limit")
-
-
-def _figure(value: float, stderr: float | None) -> str:
-    return f"{value:.4f} ± {stderr:.4f}" if stderr is not None else f"{value:.4f}         "
+    kind = task_class(name)
+    task = kind(**settings)
+    with ProgressBars() as bars:
+        result = run(
+            task,
+            model,
+            adapter,
+            out=out,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    click.echo(kind.text(result))
+    return result.figures
 
 
 @benchmark_command.command("behaviour")
 @_MODEL
-def behaviour_command(
-    model: str, adapter: str | None, out: Path | None, trust_remote_code: bool
-) -> None:
+def behaviour_command(**arguments: Any) -> None:
     """Held-out behaviour gates, each judged by likelihood and by generation."""
-    from forty2.benchmark.tasks.behaviour import behaviour, format_gates
-    from forty2.files import write_json
-    from forty2.model.loading import load
-
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    with ProgressBars() as bars:
-        result = behaviour(loaded, progress=bars)
-    if out is not None:
-        write_json(out, result)
-    click.echo(format_gates(result))
-    click.echo(f"\nplain factual prompts: right {result['right_rate']:.1%}")
+    _measure("behaviour", **arguments)
 
 
 @benchmark_command.command("judge")
@@ -276,22 +291,34 @@ def judge_command(
     judge_model: str,
     api_key_env: str | None,
     criterion: str | None,
+    repeats: int,
+    temperature: float,
+    max_tokens: int,
     timeout: float,
-    **arguments: Any,
+    out: Path,
+    resume: bool,
 ) -> None:
     """A judge model's opinion of the replies in a result, asked in both orders, several times."""
-    from forty2.benchmark.judge import CRITERION, Endpoint, format_judged, judge
+    from forty2.benchmark.judge import CRITERION, Judging, format_judged, judge
     from forty2.files import read_json
+    from forty2.inference.chat_endpoint import ChatEndpoint
 
-    server = Endpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
+    server = ChatEndpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
+    how = Judging(
+        criterion=criterion or CRITERION,
+        repeats=repeats,
+        temperature=temperature,
+        max_tokens=max_tokens,
+    )
     with ProgressBars() as bars:
         result = judge(
             read_json(after),
             server,
             before=None if before is None else read_json(before),
-            criterion=criterion or CRITERION,
+            how=how,
+            out=out,
+            resume=resume,
             progress=bars,
-            **arguments,
         )
     click.echo(format_judged(result))
 
@@ -306,7 +333,7 @@ def judge_command(
     help="JSON file of prompts and expected_outputs, by id.",
 )
 @_answers(64)
-def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
+def eval_prompts_command(**arguments: Any) -> None:
     """Prompts of your own with expected outputs: exact, contained or by pattern.
 
     \b
@@ -319,46 +346,21 @@ def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
     The last three may be absent. match is exact (but for white space around the reply), contains or
     regex, of all prompts or by id. A gate is the least share of the ids before the last "_".
     """
-    from forty2.benchmark.tasks.eval_prompts import eval_prompts
-
-    with ProgressBars() as bars:
-        result = eval_prompts(**arguments, out=out, progress=bars)
-    click.echo(f"{result['n']} prompts, read as {result['form']}; {result['distinct']} replies")
-    click.echo(f"{'passed':<18}{_figure(result['passed'], result['stderr'])}")
-    for name, bucket in result["buckets"].items():
-        click.echo(f"  {name:<16}{bucket['passed']:.4f}  {bucket['n']:>6} prompts")
-    click.echo(f"{'stopped':<18}{result['stop_rate']:.1%} of replies, the others cut at the limit")
-    for name, gate in result["gates"].items():
-        verdict = "passed" if gate["passed"] else "FAILED"
-        click.echo(f"gate {name:<13}{gate['share']:.1%}, at least {gate['least']:.0%}: {verdict}")
-    for fault in result["faults"]:
+    for fault in _measure("eval_prompts", **arguments)["faults"]:
         click.echo(f"warning: {fault}", err=True)
 
 
 @benchmark_command.command("perplexity")
 @_MODEL
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def perplexity_command(
-    model: str,
-    adapter: str | None,
-    out: Path | None,
-    trust_remote_code: bool,
-    files: tuple[Path, ...],
-) -> None:
+def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
     """Perplexity on neutral prose, or on text FILES."""
-    from forty2.benchmark.tasks.perplexity import perplexity
-    from forty2.files import write_json
-    from forty2.model.loading import load
-
     try:
         texts = {str(file): file.read_text("utf-8") for file in files} or None
     except UnicodeDecodeError as error:
         file = next(file for file in files if file.read_bytes() == error.object)
         raise DataError(f"{file}: not UTF-8; save the file as UTF-8") from error
-    result = perplexity(load(model, adapter, trust_remote_code=trust_remote_code), texts)
-    if out is not None:
-        write_json(out, result)
-    click.echo(f"perplexity {result['perplexity']:.3f} over {result['tokens']} tokens")
+    _measure("perplexity", texts=texts, **arguments)
 
 
 @click.command("compare")
@@ -374,6 +376,9 @@ def perplexity_command(
 def compare_command(before: Path, after: Path, margin: float) -> None:
     """Compare two results of the same questions: statistics, verdict."""
     from forty2.benchmark.compare import compare, format_comparison
+    from forty2.benchmark.results import read_measured
     from forty2.files import read_json
 
-    click.echo(format_comparison(compare(read_json(before), read_json(after), margin=margin)))
+    old = read_measured(read_json(before), "the result before")
+    new = read_measured(read_json(after), "the result after")
+    click.echo(format_comparison(compare(old, new, margin=margin)))

@@ -104,7 +104,7 @@ def _latest_demo() -> Path:
 def _echo(result: RunResult) -> None:
     if result.stages:
         click.echo(
-            f"\n{result.table}\n\nTruthfulQA, {result.stages[0]['truthfulqa']['questions']}: "
+            f"\n{result.table}\n\nTruthfulQA, {result.stages[0]['truthfulqa'].data}: "
             f"{result.verdict}\n"
         )
     click.echo(f"adapter   {result.adapter}")

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.training.objectives import OBJECTIVES
@@ -43,15 +43,50 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class BenchmarkTask:
+    """A benchmark to measure, with its own data and number of questions."""
+
+    task: Slug
+    """Name of the benchmark: truthfulqa, mmlu, gsm8k or humaneval."""
+    data: str | None = None
+    """File or folder of its questions; absent, for truthfulqa only: `questions`."""
+    n: Positive | None = None
+    """Largest number of questions; absent: the `n` of the section."""
+    run_untrusted_code: bool = False
+    """true lets humaneval run the programs that the model writes, in a sandbox."""
+
+
+def _named(entry: object) -> object:
+    """A task that is given by its name alone."""
+    return BenchmarkTask(task=entry) if isinstance(entry, str) else entry
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Benchmark:
     """What to measure on the base, after each phase and on the fused model."""
 
     questions: str | None = None
     """TruthfulQA questions: mc_task.json or CSV; `probe`: our own; absent: the hub's, else ours."""
     n: Positive | None = None
-    """At most so many questions (stratified by category), held-out prompts and neutral windows."""
+    """Largest number of questions (stratified by category), held-out prompts and neutral windows."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
+    tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
+        default=[BenchmarkTask(task="truthfulqa")]
+    )
+    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; the
+    verdict is over truthfulqa, the others are compared beside it."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: list[BenchmarkTask]) -> list[BenchmarkTask]:
+        names = [entry.task for entry in tasks]
+        if "truthfulqa" not in names:
+            raise ValueError("tasks: truthfulqa is missing; the verdict is over it, so keep it")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tasks: {twice} is there twice; remove one")
+        return tasks
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.questions import Question
+from forty2.benchmark.stages import questions_of
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -28,7 +28,7 @@ from forty2.benchmark.stats import (
     Values,
     unchanged,
 )
-from forty2.benchmark.suite import questions_of
+from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, read_json, read_sealed, write_json, write_sealed
 from forty2.progress import Progress, silent

@@ -15,7 +15,6 @@ from forty2.benchmark.tasks.eval_prompts import (
     Asked,
     check_replies,
     load_eval_prompts,
-    metrics,
     probe,
 )
 from forty2.errors import ModelError, RunError
@@ -24,7 +23,7 @@ from forty2.model.adapter import attach_adapter
 from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.runs.context import RunContext
-from forty2.runs.measuring import StageMeasurer, write_contamination
+from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
@@ -94,7 +93,7 @@ def read_inputs(
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)
     )
     if measurer is not None:
-        write_contamination(run.path, data, measurer.questions)
+        measurer.write_contamination(data)
         # The base is measured for minutes before the adapter is attached: try the adapter now.
         bare = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
         attach_adapter(bare.model, recipe.adapter, seed=0)
@@ -129,8 +128,7 @@ def _reply_check(
         Asked(loaded, prompts)  # a prompt that does not fit is refused before anything is trained
 
         def ask() -> ReplyCheck:
-            replies = probe(loaded, prompts)
-            return ReplyCheck(metrics(replies), replies["faults"])
+            return ReplyCheck(*probe(loaded, prompts))
 
         return ask
     some = first_prompts((data.valid or data.train).rows, SEVERAL)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from forty2.benchmark.partial_results import PartialResults, partial_path
-from forty2.benchmark.questions import Questions
-from forty2.benchmark.suite import measure, questions_of
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import load_measurement, measure, read_stage
 from forty2.benchmark.tasks.divergence import Base, base_of
 from forty2.data.checks.contamination import ContaminationFinder
-from forty2.files import JsonObject, read_sealed, write_json, write_sealed
+from forty2.files import write_json, write_sealed
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.schema import Benchmark
 from forty2.runs.context import RunContext
@@ -24,25 +24,39 @@ class StageMeasurer:
     """Measures the stages of one run on the same questions, and against the same base."""
 
     def __init__(self, run: RunContext, benchmark: Benchmark) -> None:
-        self._run, self._benchmark = run, benchmark
-        self.questions = questions_of(benchmark, run.recipe.seed)
+        self._run = run
+        self._measurement = load_measurement(benchmark, run.recipe.seed)
         self._base: Base | None = None
 
     def contamination_finder(self) -> ContaminationFinder:
-        """A finder of these questions in training rows."""
-        items = self.questions.items
+        """A finder of the TruthfulQA questions in training rows."""
+        items = self._measurement.truthfulqa.items
         return ContaminationFinder([(q.question, *q.mc1.choices, *q.mc2.choices) for q in items])
 
-    def measure_base(self, loaded: LoadedModel) -> JsonObject:
+    def write_contamination(self, data: Mapping[str, PhaseData]) -> None:
+        """Write down which training rows hold which of the questions.
+
+        Args:
+            data: by phase, read with the finder.
+        """
+        record = ContaminationRecord(
+            hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
+            unread_phases=tuple(name for name, part in data.items() if part.source is None),
+            questions=self._measurement.truthfulqa.name,
+        )
+        write_json(self._run.path / CONTAMINATION, record.to_json())
+
+    def measure_base(self, loaded: LoadedModel) -> Stage:
         """Measure the base model, which must be bare: the other stages are compared with it."""
-        self._base = base_of(loaded, self._run.provenance.model_sha256, self._benchmark.n)
+        sha256 = self._run.provenance.model_sha256
+        self._base = base_of(loaded, sha256, self._measurement.n)
         return self._measure("base", loaded, None)
 
-    def measure(self, stage: str, loaded: LoadedModel, adapter: Path) -> JsonObject:
+    def measure(self, stage: str, loaded: LoadedModel, adapter: Path) -> Stage:
         """Measure a model with the adapter that it carries."""
         return self._measure(stage, loaded, adapter)
 
-    def measure_folder(self, stage: str, folder: Path) -> JsonObject:
+    def measure_folder(self, stage: str, folder: Path) -> Stage:
         """Measure the model in a folder."""
         return self._measure(stage, None, None, folder)
 
@@ -52,37 +66,25 @@ class StageMeasurer:
         loaded: LoadedModel | None,
         adapter: Path | None,
         folder: Path | None = None,
-    ) -> JsonObject:
+    ) -> Stage:
         """Measure a model, or the one in a folder; an earlier measurement is read back."""
         assert self._base is not None
         file = self._run.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
-            return read_sealed(file)
+            return read_stage(file)
         loaded = loaded or load(str(folder))
         loaded.model.eval()
-        settings = {"stage": stage, "questions_sha256": self.questions.sha256}
+        settings = self._measurement.settings(stage)
         with PartialResults.open(file, settings, resume=True) as partial:
-            measured: JsonObject = measure(
+            measured = measure(
                 loaded,
-                self.questions,
-                self._benchmark.n,
+                self._measurement,
                 self._base,
-                adapter=str(adapter) if adapter is not None else None,
-                seed=self._run.recipe.seed,
                 stage=stage,
-                kept=partial,
+                adapter=str(adapter) if adapter is not None else None,
+                partial=partial,
                 progress=self._run.progress,
             )
-            partial.finish(measured, write_sealed)
+            partial.finish(measured.to_json(), write_sealed)
         return measured
-
-
-def write_contamination(path: Path, data: Mapping[str, PhaseData], questions: Questions) -> None:
-    """Write down which training rows hold which of the benchmark's questions."""
-    record = ContaminationRecord(
-        hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
-        unread_phases=tuple(name for name, part in data.items() if part.source is None),
-        questions=questions.name,
-    )
-    write_json(path / CONTAMINATION, record.to_json())

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from forty2.benchmark.suite import table
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import summarize, table
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,
@@ -22,7 +23,7 @@ from forty2.errors import (
     first_line,
     is_out_of_memory,
 )
-from forty2.files import JsonObject
+from forty2.files import read_json, write_json
 from forty2.model.adapter import attach_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
@@ -30,9 +31,8 @@ from forty2.report.run import notices, write_report
 from forty2.runs.context import RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
-from forty2.runs.measuring import StageMeasurer
+from forty2.runs.measuring import CONTAMINATION, StageMeasurer
 from forty2.runs.phase_training import finish_phase
-from forty2.runs.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RunResult:
     adapter: Path
     """Folder of the last phase."""
     fused: Path | None
-    stages: list[JsonObject]
+    stages: list[Stage]
     """One measurement per stage: base, each phase, fused. Empty if the recipe measures nothing."""
     table: str
     verdict: str
@@ -116,7 +116,7 @@ def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
 def _run(run: RunContext, only: str | None) -> RunResult:
     benchmark = run.recipe.benchmark if run.group.first else None
     measurer = StageMeasurer(run, benchmark) if benchmark is not None else None
-    stages: list[JsonObject] = []
+    stages: list[Stage] = []
     adapter = _train_phases(run, only, measurer, stages)
     if not run.group.first:
         raise OtherProcessEnded
@@ -133,7 +133,7 @@ def _run(run: RunContext, only: str | None) -> RunResult:
 
 
 def _train_phases(
-    run: RunContext, only: str | None, measurer: StageMeasurer | None, stages: list[JsonObject]
+    run: RunContext, only: str | None, measurer: StageMeasurer | None, stages: list[Stage]
 ) -> Path:
     """Train every phase, or those up to `only`, and measure after each.
 
@@ -161,13 +161,16 @@ def _train_phases(
 
 
 def _finish(
-    run: RunContext, adapter: Path, fused: FusedModels | None, stages: list[JsonObject]
+    run: RunContext, adapter: Path, fused: FusedModels | None, stages: list[Stage]
 ) -> RunResult:
     """Compare the stages, and write the report."""
     run.folder.check_there()
     verdict = ""
     if run.recipe.benchmark is not None:
-        verdict = summarize(run.path, run.recipe.benchmark, stages).verdict
+        hits = read_json(run.path / CONTAMINATION)["hits"]
+        summary = summarize(stages, run.recipe.benchmark.margin, hits)
+        write_json(run.path / "summary.json", summary.to_json())
+        verdict = summary.verdict
     report = write_report(run.path)
     return RunResult(
         path=run.path,

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The recipe, model and versions that a run was started with; in run.json, with the format's version and the start's time."""
+    """The recipe, model and versions that a run was started with.
+
+    It is in run.json, with the version of the format and the time of the start.
+    """
 
     name: str
     """The recipe's name."""

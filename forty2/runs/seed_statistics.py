@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.compare import range_of, read_scores
+from forty2.benchmark.compare import scores_of as scores_by_metric
+from forty2.benchmark.results import Stage
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -22,6 +23,7 @@ from forty2.benchmark.stats import (
     verdict,
     widened,
 )
+from forty2.benchmark.tasks.perplexity import TEXTS
 
 KL = "KL"
 Says = Literal["holds", "does not hold", "cannot be told"]
@@ -58,19 +60,14 @@ class Insight(NamedTuple):
     sentence: str
 
 
-def scores_of(stage: Mapping[str, Any]) -> dict[str, Values]:
+def scores_of(stage: Stage) -> dict[str, Values]:
     """Scores of a stage by metric, each (n,), for metrics with at least two items.
 
     Higher is better, except for KL from the base. Its items are the probe texts; a text weighs as
     many places as it has, as in `log p of texts`.
     """
-    scores = {
-        name: np.array(list(values.values()), np.float64)
-        for name, values in read_scores(stage, f"stage {stage['stage']}").metrics.items()
-    }
-    probes = [item["kl"] for item in stage["divergence"]["items"]]
-    places = sum(map(len, probes)) / len(probes)
-    scores[KL] = np.array([math.fsum(kl) / places for kl in probes])
+    scores = {name: one.values() for name, one in scores_by_metric(stage).metrics.items()}
+    scores[KL] = np.array([item.scores[KL] for item in stage["divergence"].items])
     return {name: values for name, values in scores.items() if len(values) > 1}
 
 
@@ -110,7 +107,8 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
 def _range(metric: str) -> tuple[float, float]:
     """Smallest and largest value of a metric."""
-    return (0.0, math.inf) if metric == KL else range_of(metric)
+    unbounded = {KL: (0.0, math.inf), TEXTS: (-math.inf, 0.0)}
+    return unbounded.get(metric, (0.0, 1.0))
 
 
 def score_of(metric: str, values: Values) -> Score:

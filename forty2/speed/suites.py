@@ -18,8 +18,8 @@ import mlx.core as mx
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from forty2.benchmark.questions import Question, load_questions, sample
 from forty2.benchmark.tasks.truthfulqa import PRIMER
+from forty2.benchmark.truthfulqa_questions import Question, load_questions, sample
 from forty2.data.library import neutral_texts
 from forty2.data.library import rows as library_rows
 from forty2.model.loading import load_tokenizer

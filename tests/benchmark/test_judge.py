@@ -1,66 +1,34 @@
+"""A judge's verdicts: what both orders and most repeats say; what fails is unscored."""
+
 from __future__ import annotations
 
 import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chaos import make_inputs
 from click.testing import CliRunner
+from support.chat_server import Reply, said, server
 
-from forty2.benchmark.judge import Endpoint, agreement, figures, judge, parse, summary
+from forty2.benchmark.judge import Judging, agreement, figures, judge, parse, summary
 from forty2.cli import main
 from forty2.errors import BenchmarkError
 from forty2.files import read_json, write_json
+from forty2.inference.chat_endpoint import ChatEndpoint
 
 SECRET = "sk-very-secret"
-Reply = tuple[int, Any, dict[str, str]]
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-def said(text: Any, status: int = 200) -> Reply:
-    return status, {"model": "judge-1", "choices": [{"message": {"content": text}}]}, {}
-
-
-@contextmanager
-def server(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[tuple[str, list[Any]]]:
-    """A server on the loopback; `answer` gets the number of the request and its body."""
-    seen: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
-            status, value, headers = answer(len(seen), body)
-            data = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, header in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, header)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}/v1", seen
-        finally:
-            http.shutdown()
 
 
 def result(replies: list[str]) -> dict[str, Any]:
@@ -106,7 +74,7 @@ def test_a_judge_that_looks_at_the_replies_finds_the_better_side() -> None:
     before = result(["bad", "good", "same", "bad", "bad {a} [Reply B] Verdict: A"])
     after = result(["good", "bad", "same", "bad too", "good"])
     with server(prefers("good")) as (url, seen):
-        judged = judge(after, Endpoint(url, "m"), before=before, repeats=3)
+        judged = judge(after, ChatEndpoint(url, "m"), before=before, how=Judging(repeats=3))
     assert (judged["wins"], judged["losses"], judged["ties"], judged["unscored"]) == (2, 1, 2, 0)
     assert judged["score"] == pytest.approx(1 / 5)
     assert judged["interval"]["low"] < 0.2 < judged["interval"]["high"]
@@ -123,7 +91,7 @@ def test_a_judge_that_looks_at_the_replies_finds_the_better_side() -> None:
 
 def test_a_judge_that_always_takes_the_first_decides_nothing() -> None:
     with server(lambda *_: said("Verdict: A")) as (url, _):
-        judged = judge(result(["x", "y"]), Endpoint(url, "m"), before=result(["u", "v"]))
+        judged = judge(result(["x", "y"]), ChatEndpoint(url, "m"), before=result(["u", "v"]))
     assert (judged["ties"], judged["wins"], judged["losses"]) == (2, 0, 0)
     assert judged["both_orders_agree"] == 0 and judged["score"] == 0
 
@@ -141,7 +109,10 @@ def test_what_failed_or_cannot_be_read_is_unscored_and_never_a_loss() -> None:
 
     with server(answer) as (url, _):
         judged = judge(
-            result(["good"] * 4), Endpoint(url, "m"), before=result(["bad"] * 4), repeats=1
+            result(["good"] * 4),
+            ChatEndpoint(url, "m"),
+            before=result(["bad"] * 4),
+            how=Judging(repeats=1),
         )
     assert (judged["wins"], judged["losses"], judged["ties"], judged["unscored"]) == (1, 0, 0, 3)
     assert judged["score"] == 1.0 and judged["agreement"]["raw"] is None
@@ -151,7 +122,9 @@ def test_what_failed_or_cannot_be_read_is_unscored_and_never_a_loss() -> None:
 
 def test_every_figure_follows_from_what_the_judge_said() -> None:
     with server(prefers("good")) as (url, _):
-        judged = judge(result(["good", "x"]), Endpoint(url, "m"), before=result(["bad", "good"]))
+        judged = judge(
+            result(["good", "x"]), ChatEndpoint(url, "m"), before=result(["bad", "good"])
+        )
     bare = [{k: item[k] for k in ("id", "prompt", "replies", "asked")} for item in judged["items"]]
     again = figures([summary(item) for item in json.loads(json.dumps(bare))])
     assert {key: judged[key] for key in again} == again
@@ -164,7 +137,11 @@ def test_single_replies_are_held_against_the_criterion() -> None:
         return said("Verdict: yes" if "[Reply]\nshort" in text else "Verdict: no")
 
     with server(answer) as (url, _):
-        judged = judge(result(["short", "long", "long"]), Endpoint(url, "m"), criterion="Be brief.")
+        judged = judge(
+            result(["short", "long", "long"]),
+            ChatEndpoint(url, "m"),
+            how=Judging(criterion="Be brief."),
+        )
     assert (judged["yes"], judged["no"], judged["unscored"]) == (1, 2, 0)
     assert judged["score"] == pytest.approx(1 / 3)
 
@@ -200,15 +177,6 @@ def test_kappa_is_that_of_a_worked_example() -> None:
     assert agreement([("win",)]).raw is None
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_names() -> None:
-    replies = {1: (429, {}, {"Retry-After": "7"}), 2: (503, {}, {}), 3: (200, b"{", {})}
-    waits: list[float] = []
-    with server(lambda number, _: replies.get(number, said("B"))) as (url, seen):
-        endpoint = Endpoint(url, "m", sleep=waits.append)
-        assert endpoint.ask("?", temperature=0, max_tokens=4, seed=0).text == "B"
-    assert waits == [7, 2, 4] and len(seen) == 4
-
-
 def test_a_server_that_stays_busy_leaves_an_item_unscored_unless_it_never_worked() -> None:
     def late(number: int, body: dict[str, Any]) -> Reply:
         return said("Verdict: no") if number == 1 else (500, b"\xff\n oops", {})
@@ -216,11 +184,13 @@ def test_a_server_that_stays_busy_leaves_an_item_unscored_unless_it_never_worked
     waits: list[float] = []
     with server(late) as (url, _):
         judged = judge(
-            result(["a", "b"]), Endpoint(url, "m", tries=3, sleep=waits.append), repeats=1
+            result(["a", "b"]),
+            ChatEndpoint(url, "m", tries=3, sleep=waits.append),
+            how=Judging(repeats=1),
         )
         assert judged["no"] == 1 and judged["unscored"] == 1 and waits == [1, 2]
         with pytest.raises(BenchmarkError, match=r"HTTP 500: . oops \(tried 3 times\); check"):
-            judge(result(["a"]), Endpoint(url, "m", tries=3, sleep=waits.append))
+            judge(result(["a"]), ChatEndpoint(url, "m", tries=3, sleep=waits.append))
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
@@ -229,45 +199,15 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     out = tmp_path / "judged.json"
     with server(lambda *_: said("Verdict: yes")) as (url, seen):
-        judge(result(["a"]), Endpoint(url, "m", api_key_env="JUDGE_KEY"), out=out)
+        judge(result(["a"]), ChatEndpoint(url, "m", api_key_env="JUDGE_KEY"), out=out)
     assert seen[0]["key"] == f"Bearer {SECRET}"
     assert SECRET not in out.read_text() and "JUDGE_KEY" not in out.read_text()
     with (
         server(lambda *_: (401, {"error": f"wrong key {SECRET}"}, {})) as (url, _),
         pytest.raises(BenchmarkError, match=r"refused \(HTTP 401.*wrong key \*\*\*") as error,
     ):
-        judge(result(["a"]), Endpoint(url, "m", api_key_env="JUDGE_KEY"))
+        judge(result(["a"]), ChatEndpoint(url, "m", api_key_env="JUDGE_KEY"))
     assert SECRET not in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_redirect_does_not_take_the_key_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUDGE_KEY", SECRET)
-    with server(lambda *_: said("Verdict: yes")) as (there, seen):
-        moved: Reply = (302, {}, {"Location": there})
-        with (
-            server(lambda *_: moved) as (url, _),
-            pytest.raises(BenchmarkError, match="HTTP 302"),
-        ):
-            judge(result(["a"]), Endpoint(url, "m", api_key_env="JUDGE_KEY"))
-        assert not seen
-
-
-@pytest.mark.parametrize(
-    ("url", "match"),
-    [
-        ("localhost:8080", "give http://HOST:PORT/v1"),
-        ("file:///etc/passwd", "give http://HOST:PORT/v1"),
-        ("http://", "give http://HOST:PORT/v1"),
-        ("http://h:99999/v1", "give http://HOST:PORT/v1"),
-        ("http://h/v 1", "give http://HOST:PORT/v1"),
-        ("http://me:pw@h/v1", "nothing secret goes into an address"),
-        ("http://h/v1?key=1", "nothing secret goes into an address"),
-    ],
-)
-def test_an_address_that_is_none_is_refused(url: str, match: str) -> None:
-    with pytest.raises(BenchmarkError, match=match) as error:
-        Endpoint(url, "m")
-    assert "pw" not in str(error.value)
 
 
 def test_a_stopped_judgement_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -275,26 +215,26 @@ def test_a_stopped_judgement_goes_on_where_it_was(tmp_path: Path) -> None:
     lost: Reply = (404, {"error": "gone"}, {})
     with server(lambda number, _: lost if number == 3 else said("Verdict: yes")) as (url, seen):
         with pytest.raises(BenchmarkError, match="gone"):
-            judge(after, Endpoint(url, "m"), repeats=1, out=out)
+            judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out)
         assert not out.exists()
         with pytest.raises(BenchmarkError, match="go on with --resume"):
-            judge(after, Endpoint(url, "m"), repeats=1, out=out)
+            judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out)
         with pytest.raises(BenchmarkError, match="another repeats"):
-            judge(after, Endpoint(url, "m"), repeats=2, out=out, resume=True)
+            judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=2), out=out, resume=True)
         other = result(["a", "b", "C"])
         with pytest.raises(BenchmarkError, match="another replies_sha256"):
-            judge(other, Endpoint(url, "m"), repeats=1, out=out, resume=True)
+            judge(other, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out, resume=True)
         assert len(seen) == 3
-        judged = judge(after, Endpoint(url, "m"), repeats=1, out=out, resume=True)
+        judged = judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out, resume=True)
         assert len(seen) == 4 and read_json(out) == judged
         assert not out.with_name("judged.json.part").exists()
-        assert judge(after, Endpoint(url, "m"), repeats=1) == judged
+        assert judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1)) == judged
 
 
 def test_a_server_that_goes_away_stops_the_judgement_and_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "judged.json"
     with server(lambda *_: said("Verdict: yes")) as (url, _):
-        endpoint = Endpoint(url, "m", tries=2, sleep=lambda _: None)
+        endpoint = ChatEndpoint(url, "m", tries=2, sleep=lambda _: None)
         judge(result(["a"]), endpoint)
     with pytest.raises(BenchmarkError, match=r"cannot be reached \(.*refused"):
         judge(result(["a"]), endpoint, out=out)
@@ -312,7 +252,7 @@ def test_a_server_that_goes_away_stops_the_judgement_and_loses_nothing(tmp_path:
 )
 def test_results_that_do_not_match_are_refused(before: Any, match: str) -> None:
     with pytest.raises(BenchmarkError, match=match):
-        judge(result(["a", "b"]), Endpoint("http://127.0.0.1:9/v1", "m"), before=before)
+        judge(result(["a", "b"]), ChatEndpoint("http://127.0.0.1:9/v1", "m"), before=before)
 
 
 @pytest.fixture(scope="module")

@@ -14,22 +14,21 @@ import numpy as np
 import pytest
 import yaml
 from mlx.utils import tree_flatten
+from support.benchmarks import figures_of, records_of
 
+from forty2.benchmark.mmlu_subjects import GROUPS
 from forty2.benchmark.prompts import Prompts
-from forty2.benchmark.questions import load_questions, sample
 from forty2.benchmark.sandbox import Outcome
-from forty2.benchmark.tasks.gsm8k import METRICS, STOP, Problem
-from forty2.benchmark.tasks.gsm8k import answered as answer_gsm8k
+from forty2.benchmark.tasks.gsm8k import METRICS, STOP, Gsm8k, Problem
 from forty2.benchmark.tasks.gsm8k import judged as judge_gsm8k
 from forty2.benchmark.tasks.gsm8k import load_problems as load_gsm8k
-from forty2.benchmark.tasks.gsm8k import result as gsm8k_result
 from forty2.benchmark.tasks.humaneval import STOP as HUMANEVAL_STOP
-from forty2.benchmark.tasks.humaneval import answered as answer_humaneval
+from forty2.benchmark.tasks.humaneval import HumanEval, Problems
 from forty2.benchmark.tasks.humaneval import load_problems as load_humaneval
-from forty2.benchmark.tasks.mmlu import GROUPS, load_subjects
-from forty2.benchmark.tasks.mmlu import result as mmlu_result
+from forty2.benchmark.tasks.mmlu import Mmlu, load_subjects
 from forty2.benchmark.tasks.mmlu import score as score_mmlu
 from forty2.benchmark.tasks.truthfulqa import score
+from forty2.benchmark.truthfulqa_questions import load_questions, sample
 from forty2.export.fusing import fuse
 from forty2.inference.generation import Reply
 from forty2.model.adapter import attach_adapter, save_adapter
@@ -249,7 +248,7 @@ def test_the_harness_scores_mmlu_as_we_do(
         f"mmlu, {shots} shots, chat {chat}, multiturn {multiturn}: largest difference {worst:.1e}"
     )
     assert worst < 1e-3
-    measured = mmlu_result(items)
+    measured = figures_of(Mmlu, items)
     figures = {
         "local_mmlu": measured,
         **{f"local_{name}": part for name, part in measured["groups"].items()},
@@ -306,7 +305,8 @@ def test_the_harness_answers_gsm8k_as_we_do(
     )
     theirs = harness(tmp_path, ["local_gsm8k"], starter, chat=chat)
     prompts = Prompts(starter, chat=chat)
-    items = answer_gsm8k(starter, prompts, problems, places, max_tokens=length)
+    task = Gsm8k(data="", chat_template=chat, max_tokens=length)
+    items = records_of(task, starter, problems.only(places))
     same = set()
     for sampled in theirs["samples"]["local_gsm8k"]:
         place = sampled["doc_id"]
@@ -326,7 +326,7 @@ def test_the_harness_answers_gsm8k_as_we_do(
             same.add(place)
     print(f"gsm8k, {shots} shots, chat {chat}: {len(same)} of {len(places)} replies equal")
     assert same == set(places)
-    measured = gsm8k_result(items)
+    measured = figures_of(Gsm8k, items)
     figure = theirs["results"]["local_gsm8k"]
     for metric, filtered in zip(METRICS, ("strict-match", "flexible-extract"), strict=True):
         assert measured[metric] == pytest.approx(figure[f"exact_match,{filtered}"])
@@ -432,9 +432,8 @@ def test_the_harness_answers_humaneval_as_we_do(
         run.append(program)
         return Outcome(False, "not run")
 
-    items = answer_humaneval(
-        starter, prompts, some, instruct=instruct, max_tokens=length, run=record
-    )
+    task = HumanEval(data="", instruct=instruct, chat_template=chat, max_tokens=length, run=record)
+    items = records_of(task, starter, Problems(tuple(some), ""))
     for sampled in samples["local_humaneval"]:
         problem, item = some[sampled["doc_id"]], items[sampled["doc_id"]]
         assert sampled["arguments"][0][0] == problem.context(prompts, instruct=instruct)

@@ -1,4 +1,4 @@
-"""Items on disk outlive a stop, and go on only under the same settings."""
+"""Items on disk: a stopped measurement goes on, and only the same one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.models import tiny_loaded as loaded
+from support.byte_models import loaded
 
 from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.errors import BenchmarkError
@@ -42,6 +42,7 @@ def test_a_measurement_that_kept_nothing_just_starts(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with PartialResults.open(out, {"n": 1}, resume=False):
         pass
+    assert not list(tmp_path.iterdir())
     with PartialResults.open(out, {"n": 2}, resume=False) as kept:
         kept.add("1", {})
         assert "1" in kept and "2" not in kept
@@ -72,3 +73,24 @@ def test_other_weights_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"12")
     assert weights(one, None) != before
     assert before[0][:2] == ["model.safetensors", 1]
+
+
+def test_tasks_of_one_stage_do_not_mix_their_items(tmp_path: Path) -> None:
+    out = tmp_path / "base.json"
+    with PartialResults.open(out, {"stage": "base"}, resume=True) as partial:
+        partial.add("1", {"a": 1})
+        partial.under("mmlu/").add("1", {"b": 2})
+        assert partial["1"] == {"a": 1} and partial.under("mmlu/")["1"] == {"b": 2}
+        assert "2" not in partial.under("mmlu/")
+    with PartialResults.open(out, {"stage": "base"}, resume=True) as partial:
+        assert partial.under("mmlu/")["1"] == {"b": 2}
+        partial.finish({"whole": True})
+    assert [file.name for file in tmp_path.iterdir()] == ["base.json"]
+
+
+def test_a_setting_that_no_longer_counts_does_not_hinder_going_on(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    with PartialResults.open(out, {"n": 1, "folder": "old"}, resume=False) as partial:
+        partial.add("1", {"a": 1})
+    with PartialResults.open(out, {"n": 1, "limit": None}, resume=True) as partial:
+        assert "1" in partial

@@ -1,9 +1,9 @@
-"""Prompts are those of lm-evaluation-harness, and questions are picked by a seed."""
+"""Contexts and token ids as the harness has them, and which questions are asked."""
 
 from __future__ import annotations
 
 import pytest
-from support.models import tiny_loaded as loaded
+from support.byte_models import loaded
 
 from forty2.benchmark.prompts import Prompts, Shot, pick
 from forty2.errors import BenchmarkError

@@ -9,26 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forty2.benchmark import metrics, stats
+from forty2.benchmark import stats
 from forty2.benchmark.stats import Interval, Verdict
 from forty2.errors import BenchmarkError
-
-
-def test_metrics_on_hand_worked_scores() -> None:
-    """Options of probability 1/8, 1/4, 1/2, 1/8; labels decide, not places."""
-    scores = [math.log(p) for p in (0.125, 0.25, 0.5, 0.125)]
-    assert metrics.mc1(scores, [0, 0, 1, 0]) == 1.0
-    assert metrics.mc1(scores, [1, 0, 0, 0]) == 0.0
-    assert metrics.mc2(scores, [0, 1, 1, 0]) == pytest.approx(0.75)
-    assert metrics.mc2([s - 2000 for s in scores], [0, 1, 1, 0]) == pytest.approx(0.75)
-    assert metrics.mc3(scores, [0, 0, 1, 1]) == 0.5  # 1/2 beats 1/4, 1/8 does not
-    assert metrics.mc3(scores, [1, 0, 1, 0]) == 0.5  # 1/8 does not beat 1/4
-
-
-def test_a_tie_is_not_right() -> None:
-    assert metrics.mc1([-3.0, -3.0, -3.0], [1, 0, 0]) == 0.0
-    assert metrics.mc3([-3.0, -3.0, -3.0], [1, 1, 0]) == 0.0
-    assert metrics.mc2([-3.0, -3.0, -3.0], [1, 0, 0]) == pytest.approx(1 / 3)
 
 
 def test_standard_error_divides_by_n_minus_one() -> None:

@@ -105,13 +105,15 @@ def test_the_metrics_tell_the_story(finished: RunResult) -> None:
 
 
 def test_all_stages_are_measured_on_identical_items(finished: RunResult) -> None:
-    stages = [s["stage"] for s in finished.stages]
+    stages = [s.name for s in finished.stages]
     assert stages == ["base", "phase1_sft", "phase2_dpo", "phase3_boost", "fused"]
-    questions = [[i["question"] for i in s["truthfulqa"]["items"]] for s in finished.stages]
+    questions = [[i.record["question"] for i in s["truthfulqa"].items] for s in finished.stages]
     assert all(q == questions[0] for q in questions) and len(questions[0]) == 3
-    boost, fused = (s["truthfulqa"]["items"] for s in finished.stages[-2:])
+    boost, fused = (s["truthfulqa"].items for s in finished.stages[-2:])
     for one, other in zip(boost, fused, strict=True):
-        np.testing.assert_allclose(one["mc2"]["loglik"], other["mc2"]["loglik"], atol=2e-3)
+        np.testing.assert_allclose(
+            one.record["mc2"]["loglik"], other.record["mc2"]["loglik"], atol=2e-3
+        )
     assert finished.verdict in ("gain", "no tax", "tax", "inconclusive", "no change")
 
 

@@ -1,4 +1,4 @@
-"""How far a model has moved from its base: KL(model ‖ base) a token, exactly over the vocabulary.
+"""Divergence of a model from its base: KL(model ‖ base) a token, exactly over the vocabulary.
 
     KL(p ‖ q) = Σ_v p log p/q = Σ_v (p log p/q - p + q)        nats
 
@@ -6,22 +6,25 @@ Both sums are the same where p and q add up to 1. In the second no term is below
 enters it squared (Schulman 2020, "Approximating KL divergence", whose k3 it is, here not sampled
 but summed over all tokens): it is 0 where nothing changed, and right down to 1e-11.
 
-Measured at places in held-out material, the same for every stage of a run: in neutral prose, and in
-good answers to the behaviour prompts. The text up to a place is given, the token after it is what
-both models foresee. So it is the KL on this material, not on what the model itself would write.
+It is measured at places in held-out material, the same for every stage of a run: in neutral prose,
+and in good answers to the behaviour prompts. The text up to a place is given, and both models
+predict the token after it. So it is the KL on this material, not on what the model itself would
+write.
 
-The base's log-probabilities at these places are computed once for a base and kept in the cache:
-places · V numbers, 50 MB for a vocabulary of 49k and 200 MB for one of 200k. So they are there when
-the base itself is no more (fused, quantised), and no second model is in memory.
+The base's log-probabilities at these places are computed once for a base and stored in the cache:
+places · V numbers, 50 MB for a vocabulary of 49k and 200 MB for one of 200k. So they are available
+when the base is no longer loaded (fused, quantized), and no second model is in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,25 +32,31 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2 import machine
+from forty2.benchmark.results import Item
+from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts, rows
 from forty2.errors import BenchmarkError
-from forty2.files import find_damage, seal, staged_folder
-from forty2.inference.logprobs import Shortcuts, logsumexp, run_model
-from forty2.model.loading import LoadedModel
-from forty2.model.surgery import can_split, head
+from forty2.files import JsonObject, find_damage, seal, staged_folder
 from forty2.text.encoder import Encoder
 
-TEXT_TOKENS = 64  # of each neutral text
+if TYPE_CHECKING:  # a result is read without the model wing
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.model.loading import LoadedModel
+
+KL = "KL"
+TEXT_TOKENS = 64
+"""Tokens of each neutral text."""
 TEXT_PLACES = 16
 ANSWERS = 16
-ANSWER_PLACES = 8  # from the first token of an answer on
+ANSWER_PLACES = 8
+"""From the first token of an answer on."""
 _LOGPS = "logps.f32"
 
 T = TypeVar("T")
 
 
 class Probe(NamedTuple):
-    """Token ids, and the places in them after which the next token is foreseen."""
+    """Token ids, and the places in them after which the next token is predicted."""
 
     material: str
     ids: list[int]
@@ -61,11 +70,88 @@ class Base(NamedTuple):
     folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Divergence(Task[Base]):
+    """KL from the base, a token, in nats.
+
+    A result's figures: `kl`, the mean over all places; `by`, over those of each material; `n`, how
+    many places. An item is a probe, with the KL at each of its places.
+    """
+
+    base: Base
+
+    name = "divergence"
+    title = "neutral texts and held-out answers"
+    judged = (KL,)
+
+    def load(self) -> Base:
+        return self.base
+
+    def source(self, questions: Base) -> Source:
+        sha256 = hashlib.sha256(json.dumps(questions.probes).encode()).hexdigest()
+        return Source(self.title, sha256, len(questions.probes))
+
+    def score(
+        self, loaded: LoadedModel, questions: Base, partial: PartialResults, report: Report
+    ) -> list[JsonObject]:
+        """Compute the KL at each place of every probe.
+
+        Raises:
+            BenchmarkError: a log-probability is not finite, or the model has another vocabulary.
+        """
+        records: list[JsonObject] = []
+        with (questions.folder / _LOGPS).open("rb") as file:
+            predicted = _next_logps(loaded.model, questions.probes)
+            for probe, logps in zip(questions.probes, predicted, strict=True):
+                base = np.fromfile(file, np.float32, logps.size)
+                if base.size != logps.size:
+                    raise BenchmarkError(f"{loaded.name}: has another vocabulary than its base")
+                kl = kl_of(logps, base.reshape(logps.shape))
+                if not np.isfinite(kl).all():
+                    raise BenchmarkError(
+                        f"{loaded.name}: its KL from the base is not finite; the model is broken "
+                        "(weights, adapter or precision)"
+                    )
+                records.append({"material": probe.material, "kl": kl.tolist()})
+        return records
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        by: dict[str, list[float]] = {}
+        for item in items:
+            by.setdefault(item.record["material"], []).extend(item.record["kl"])
+        every = [kl for values in by.values() for kl in values]
+        return {
+            "kl": float(np.mean(every)),
+            "by": {material: float(np.mean(values)) for material, values in by.items()},
+            "n": len(every),
+        }
+
+    @classmethod
+    def items(cls, records: Iterable[JsonObject]) -> tuple[Item, ...]:
+        """Items whose mean is the mean over all places: a probe weighs as many as it has."""
+        records = list(records)
+        places = sum(len(record["kl"]) for record in records) / len(records)
+        return tuple(Item(record, {KL: math.fsum(record["kl"]) / places}) for record in records)
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["material"], len(record["kl"])
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        return {KL: figures["kl"]}
+
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        return Metric(0.0, math.inf, "neither")
+
+
 def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
-    """Where models are held against each other.
+    """Choose the places at which models are compared.
 
     Args:
-        n: at most so many neutral texts, and so many answers.
+        n: neutral texts, and answers, to use at most; None: all.
     """
     encoder = Encoder(loaded.tokenizer)
     found = []
@@ -82,62 +168,26 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
 
 
 def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base:
-    """The log-probabilities of a bare base model: those in the cache, or computed now.
+    """Return the log-probabilities of a bare base model: from the cache, or computed now.
 
     Args:
-        fingerprint: of the model's weights.
+        fingerprint: hash of the model's weights.
         n: as in `probes`.
     """
     found = probes(loaded, n)
     key = json.dumps([fingerprint, machine.facts(), found])
     folder = machine.cache_dir() / "base" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if find_damage(folder) is not None:
-        with staged_folder(folder) as aside:
-            with (aside / _LOGPS).open("wb") as file:
-                for logps in _foreseen(loaded.model, found):
+        with staged_folder(folder) as staged:
+            with (staged / _LOGPS).open("wb") as file:
+                for logps in _next_logps(loaded.model, found):
                     file.write(logps.tobytes())
-            seal(aside)
+            seal(staged)
     return Base(found, folder)
 
 
-def divergence(loaded: LoadedModel, base: Base) -> dict[str, Any]:
-    """KL(model ‖ base) a token, in nats.
-
-    Returns:
-        `kl`, the mean over all places; `by`, over those of each material; `n`, how many places;
-        `items`, material and the KL at each place of every probe.
-
-    Raises:
-        BenchmarkError: a log-probability is not finite, or the model has another vocabulary.
-    """
-    items = []
-    with (base.folder / _LOGPS).open("rb") as file:
-        for probe, logps in zip(base.probes, _foreseen(loaded.model, base.probes), strict=True):
-            was = np.fromfile(file, np.float32, logps.size)
-            if was.size != logps.size:
-                raise BenchmarkError(f"{loaded.name}: has another vocabulary than its base")
-            kl = kl_of(logps, was.reshape(logps.shape))
-            if not np.isfinite(kl).all():
-                raise BenchmarkError(
-                    f"{loaded.name}: its KL from the base is not finite; the model is broken "
-                    "(weights, adapter or precision)"
-                )
-            items.append({"material": probe.material, "kl": kl.tolist()})
-    by = {
-        material: [kl for item in items if item["material"] == material for kl in item["kl"]]
-        for material in dict.fromkeys(probe.material for probe in base.probes)
-    }
-    every = [kl for values in by.values() for kl in values]
-    return {
-        "kl": float(np.mean(every)),
-        "by": {material: float(np.mean(values)) for material, values in by.items()},
-        "n": len(every),
-        "items": items,
-    }
-
-
 def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """KL(p ‖ q) of each row: log p and log q, (N, V) -> (N,), in float64."""
+    """Compute KL(p ‖ q) of each row: log p and log q, (N, V) -> (N,), in float64."""
     p, q = logps.astype(np.float64), base.astype(np.float64)
     ratio = q - p
     terms = np.exp(p) * (np.expm1(np.minimum(ratio, 1.0)) - ratio)
@@ -146,8 +196,11 @@ def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.
     return np.asarray(terms.sum(axis=-1))
 
 
-def _foreseen(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArray[np.float32]]:
-    """Log-probabilities of every next token at a probe's places, (places, V), probe by probe."""
+def _next_logps(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the log-probabilities of every next token at each probe's places, (places, V)."""
+    from forty2.inference.logprobs import Shortcuts, logsumexp, run_model
+    from forty2.model.surgery import can_split, head
+
     shortcuts = Shortcuts(split_head=can_split(model))
     for probe in found:
         output = run_model(model, mx.array([probe.ids]), shortcuts)[0, mx.array(probe.places)]
@@ -156,6 +209,6 @@ def _foreseen(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArray[
 
 
 def _spread(values: Sequence[T], n: int) -> list[T]:
-    """So many of the values, from the first on, evenly spread."""
+    """Choose `n` of the values, or all if there are fewer: evenly spread, the first one included."""
     n = min(n, len(values))
     return [values[i * len(values) // n] for i in range(n)]

@@ -1,6 +1,6 @@
 """Eval prompts: prompts with expected outputs, answered greedily and scored, during training too.
 
-A JSON file in the shape that MyPT has, and three keys that it has not (match, form, gates):
+A JSON file in MyPT's shape, and three keys more (match, form, gates):
 
     {"description":      "what this asks",
      "system_prompt":    "You are brief.",              or for each prompt: {"say_1": "...", ...}
@@ -10,8 +10,8 @@ A JSON file in the shape that MyPT has, and three keys that it has not (match, f
      "form":             "user",
      "gates":            {"say": 0.8, "all": 0.75}}
 
-match says when a reply passes. White space around the reply and the expected text never counts,
-everything else does, case and the full stop at the end too: those are what such prompts test.
+match says when a reply passes. White space around the reply and the expected text never counts;
+everything else does, case and the full stop at the end included: such prompts test them.
     exact     the reply is the expected text (the default)
     contains  the expected text is somewhere in the reply
     regex     the expected text is a pattern in RE2's syntax, found somewhere in the reply; RE2 takes
@@ -20,33 +20,38 @@ form says what the prompts are. Without it a file whose prompts all hold control
 tokenizer is "full", one of which none does is "user", and what could be either is an error.
     user      what a user says: it goes through the chat template, after the system prompt
     full      whole strings, control tokens and system prompt included, tokenised as they stand
-A prompt's bucket is its id before the last "_". A gate is the least share of a bucket that must
+A prompt's bucket is its id before the last "_". A gate is the smallest share of a bucket that must
 pass; "all" is every prompt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast, get_args
 
-from forty2 import machine
+import mlx.core as mx
+import mlx.nn as nn
+
 from forty2.benchmark.prompts import context_length
-from forty2.benchmark.questions import small_file
+from forty2.benchmark.question_files import read_question_file
 from forty2.benchmark.replies import Tags, collapsed
+from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, as_share, with_error
 from forty2.data.sources import unique_keys
 from forty2.errors import BenchmarkError, DataError
-from forty2.files import write_json
-from forty2.inference.generation import BATCH_SIZE, generate_replies
-from forty2.model.loading import LoadedModel
-from forty2.model.surgery import evaluating
-from forty2.progress import Progress, silent
+from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
+
+if TYPE_CHECKING:  # a result is read without the model wing
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.model.loading import LoadedModel
 
 Match = Literal["exact", "contains", "regex"]
 Form = Literal["user", "full"]
@@ -82,133 +87,187 @@ class EvalPrompt:
 
     def passes(self, reply: str) -> bool:
         """Whether a reply is as expected."""
-        said, expected = reply.strip(), self.expected.strip()
+        text, expected = reply.strip(), self.expected.strip()
         match self.match:
             case "exact":
-                return said == expected
+                return text == expected
             case "contains":
-                return expected in said
+                return expected in text
             case "regex":
-                return _found(expected, said)
+                return _found(expected, text)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompts:
-    """A file of them."""
+    """A file of eval prompts."""
 
     file: str
     items: tuple[EvalPrompt, ...]
     form: Form | None
-    """None: to be told from the tokenizer's control tokens."""
+    """None: the tokenizer's control tokens decide."""
     gates: dict[str, float]
     sha256: str
 
 
-def eval_prompts(
-    model: str,
-    adapter: str | None = None,
-    *,
-    prompts: str | Path,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    out: str | Path | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Measure a model, and write the result with every reply.
+@dataclass(frozen=True, kw_only=True)
+class EvalPromptsTask(Task[EvalPrompts]):
+    """Prompts of your own with expected outputs: exact, contained or by pattern."""
 
-    Args:
-        model: folder, hub name or `smollm2`.
-        adapter: adapter folder, or a run folder.
-        prompts: the JSON file.
-        max_tokens: longest reply.
-        batch_size: replies generated at a time.
-        out: JSON file to write.
+    prompts: str | Path
+    """The JSON file."""
+    max_tokens: int = MAX_TOKENS
+    """Longest reply."""
+    batch_size: int = BATCH_SIZE
+    """Replies generated at a time."""
 
-    Raises:
-        BenchmarkError: the file is unusable, or does not fit the model.
-        ModelError: the model or adapter cannot be loaded.
-    """
-    from forty2.model.loading import load
+    name = "eval_prompts"
+    data_key = "prompts"
+    judged = ("passed",)
+    must_agree = ("form", "max_tokens")
+    category_key = "bucket"
 
-    asked = load_eval_prompts(prompts)
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    measured = {
-        "benchmark": "eval_prompts",
-        "model": model,
-        "adapter": adapter,
-        "max_tokens": max_tokens,
-        **probe(loaded, asked, max_tokens=max_tokens, batch_size=batch_size, progress=progress),
-        "versions": machine.facts(),
-    }
-    if out is not None:
-        write_json(Path(out), measured)
-    return measured
+    def load(self) -> EvalPrompts:
+        return load_eval_prompts(self.prompts)
+
+    def source(self, questions: EvalPrompts) -> Source:
+        return Source(questions.file, questions.sha256, len(questions.items))
+
+    def settings(self, questions: EvalPrompts, loaded: LoadedModel) -> JsonObject:
+        form = questions.form or _form(questions, Tags(loaded.tokenizer).spelled)
+        return {"form": form, "max_tokens": self.max_tokens}
+
+    def notes(self, questions: EvalPrompts, items: Sequence[Item]) -> JsonObject:
+        return {"gates": gates_of(items, questions.gates)}
+
+    def score(
+        self, loaded: LoadedModel, questions: EvalPrompts, partial: PartialResults, report: Report
+    ) -> list[JsonObject]:
+        """Answer the prompts greedily; training may go on as if the model had not been asked.
+
+        Raises:
+            BenchmarkError: a prompt does not fit the model, or its scores are not finite.
+        """
+        from forty2.inference.generation import generate_replies
+
+        asked = Asked(loaded, questions, self.max_tokens)
+        with _undisturbed(loaded.model):
+            replies = dict(
+                generate_replies(
+                    loaded,
+                    asked.ids,
+                    max_tokens=self.max_tokens,
+                    batch_size=self.batch_size,
+                    progress=lambda _, done, total, figures: report(done, total, figures),
+                )
+            )
+        records: list[JsonObject] = []
+        for n, (prompt, ids) in enumerate(zip(questions.items, asked.ids, strict=True)):
+            turn = asked.tags.turn(ids, replies[n].ids, stopped=replies[n].stopped)
+            # with control tokens: a reply that holds one is not the expected text
+            reply = str(loaded.tokenizer.decode(list(replies[n].ids[: turn.length])))
+            records.append(
+                {
+                    "id": prompt.id,
+                    "prompt": prompt.text,
+                    "expected": prompt.expected,
+                    "match": prompt.match,
+                    "reply": reply,
+                    "passed": prompt.passes(reply),
+                    "stopped": replies[n].stopped,
+                    "broken": turn.broken,
+                    "bucket": prompt.bucket,
+                }
+            )
+        return records
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        """Compute shares that passed and that the model ended itself, and list faults."""
+        buckets: dict[str, list[float]] = {}
+        for item in items:
+            buckets.setdefault(str(item.category), []).append(item.scores["passed"])
+        passed = [item.scores["passed"] for item in items]
+        records = [item.record for item in items]
+        return {
+            "n": len(items),
+            "passed": _share(passed),
+            "stderr": stderr(passed) if len(passed) > 1 else None,
+            "buckets": {
+                name: {"n": len(values), "passed": _share(values)}
+                for name, values in buckets.items()
+            },
+            "stop_rate": _share([float(record["stopped"]) for record in records]),
+            "distinct": len({record["reply"] for record in records}),
+            "faults": list(_faults(records)),
+        }
+
+    @classmethod
+    def scores(cls, record: JsonObject) -> dict[str, float]:
+        passed = as_share(record["passed"])
+        return {"passed": passed, f"passed: {record['bucket']}": passed}
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["id"], record["prompt"]
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        buckets = {f"passed: {name}": part["passed"] for name, part in figures["buckets"].items()}
+        return {"passed": figures["passed"], **buckets}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        figures = result.figures
+        lines = [
+            f"{figures['n']} prompts, read as {result.settings['form']}; {figures['distinct']} "
+            "replies",
+            f"{'passed':<18}{with_error(figures['passed'], figures['stderr'])}",
+        ]
+        for name, bucket in figures["buckets"].items():
+            lines.append(f"  {name:<16}{bucket['passed']:.4f}  {bucket['n']:>6} prompts")
+        lines.append(
+            f"{'stopped':<18}{figures['stop_rate']:.1%} of replies, the others cut at the limit"
+        )
+        for name, gate in figures["gates"].items():
+            verdict = "passed" if gate["passed"] else "FAILED"
+            share, least = gate["share"], gate["least"]
+            lines.append(f"gate {name:<13}{share:.1%}, at least {least:.0%}: {verdict}")
+        return "\n".join(lines)
 
 
-def probe(
-    loaded: LoadedModel,
-    prompts: EvalPrompts,
-    *,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = silent,
-    stage: str = "eval prompts",
-) -> dict[str, Any]:
-    """Answer the prompts greedily and score the replies; training may go on as if nothing was.
+class Probed(NamedTuple):
+    """Replies of a model in training to a file of eval prompts."""
 
-    Returns:
-        As JSON: `passed`, the share of all; `buckets`, that of each; `stop_rate`, the share that
-        the model ended itself; `distinct` replies; `gates`; `faults`, what the replies show to be
-        broken, in words; `items`; and what it takes to believe them.
+    metrics: dict[str, float]
+    """Shares by name, as an evaluation logs them; `passed_say` is the share of the bucket say."""
+    faults: list[str]
+    """Faults of the model that the replies show, in words."""
+
+
+def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
+    """Ask a model that is in training; training may go on as if it had not been asked.
 
     Raises:
         BenchmarkError: a prompt does not fit the model, or its scores are not finite.
     """
-    asked = Asked(loaded, prompts, max_tokens)
-    with evaluating(loaded.model, restore_random=True):
-        replies = dict(
-            generate_replies(
-                loaded,
-                asked.ids,
-                max_tokens=max_tokens,
-                batch_size=batch_size,
-                progress=lambda _, done, total, info: progress(stage, done, total, info),
-            )
-        )
-    items = []
-    for n, (prompt, ids) in enumerate(zip(prompts.items, asked.ids, strict=True)):
-        said = replies[n]
-        turn = asked.tags.turn(ids, said.ids, stopped=said.stopped)
-        # with control tokens: a reply that holds one is not the expected text
-        reply = str(loaded.tokenizer.decode(list(said.ids[: turn.length])))
-        items.append(
-            {
-                "id": prompt.id,
-                "prompt": prompt.text,
-                "expected": prompt.expected,
-                "match": prompt.match,
-                "reply": reply,
-                "passed": prompt.passes(reply),
-                "stopped": said.stopped,
-                "broken": turn.broken,
-                "bucket": prompt.bucket,
-            }
-        )
-    return {
-        "prompts": prompts.file,
-        "prompts_sha256": prompts.sha256,
-        "form": asked.form,
-        **result(items, prompts.gates),
-    }
+    from forty2.benchmark.partial_results import PartialResults
+
+    task = EvalPromptsTask(prompts=prompts.file, max_tokens=max_tokens)
+    records = task.score(loaded, prompts, PartialResults.in_memory(), lambda *_: None)
+    figures = task.figures(task.items(records))
+    buckets = {f"passed_{name}": part["passed"] for name, part in figures["buckets"].items()}
+    shares = {"passed": figures["passed"], **buckets, "stopped": figures["stop_rate"]}
+    return Probed(shares, figures["faults"])
 
 
 def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
-    """What greedy replies to a few prompts (token ids) show to be broken, in words."""
+    """Return the faults that greedy replies to a few prompts (token ids) show, in words."""
+    from forty2.inference.generation import generate_replies
+
     tags = Tags(loaded.tokenizer)
-    with evaluating(loaded.model, restore_random=True):
+    with _undisturbed(loaded.model):
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
-    items = [
+    records: list[JsonObject] = [
         {
             "id": f"prompt {n + 1}",
             "prompt": loaded.tokenizer.decode(ids),
@@ -218,63 +277,55 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
         }
         for n, ids in enumerate(prompts)
     ]
-    return list(_faults(items))
+    return list(_faults(records))
 
 
-def result(items: Sequence[Mapping[str, Any]], gates: Mapping[str, float]) -> dict[str, Any]:
-    """What scored items amount to, as JSON."""
-    buckets: dict[str, list[float]] = {}
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave a model that is in training as it was."""
+    from forty2.model.surgery import evaluating
+
+    high, low = cast(list[int], cast(list[mx.array], mx.random.state)[0].tolist())
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        mx.random.seed(high << 32 | low)  # blocks that checkpoint gradients have drawn from it
+
+
+def gates_of(items: Sequence[Item], gates: Mapping[str, float]) -> JsonObject:
+    """Return for each gate its least share, the share that passed, and whether that is enough."""
+    passed: dict[str, list[float]] = {ALL: [item.scores["passed"] for item in items]}
     for item in items:
-        buckets.setdefault(item["bucket"], []).append(float(item["passed"]))
-    passed = [float(item["passed"]) for item in items]
-    shares = {name: _share(values) for name, values in buckets.items()}
-    reached = {ALL: _share(passed), **shares}
-    replies = [item["reply"] for item in items]
+        passed.setdefault(str(item.category), []).append(item.scores["passed"])
+    shares = {name: _share(passed[name]) for name in gates}
     return {
-        "n": len(items),
-        "passed": reached[ALL],
-        "stderr": stderr(passed) if len(passed) > 1 else None,
-        "buckets": {
-            name: {"n": len(values), "passed": shares[name]} for name, values in buckets.items()
-        },
-        "gates": {
-            name: {"least": least, "share": reached[name], "passed": reached[name] >= least}
-            for name, least in gates.items()
-        },
-        "stop_rate": _share([float(item["stopped"]) for item in items]),
-        "distinct": len(set(replies)),
-        "faults": list(_faults(items)),
-        "items": [dict(item) for item in items],
+        name: {"least": least, "share": shares[name], "passed": shares[name] >= least}
+        for name, least in gates.items()
     }
-
-
-def metrics(measured: Mapping[str, Any]) -> dict[str, float]:
-    """The shares of a result by name, as an evaluation logs them; `passed_say` is the bucket say's."""
-    buckets = {f"passed_{name}": part["passed"] for name, part in measured["buckets"].items()}
-    return {"passed": measured["passed"], **buckets, "stopped": measured["stop_rate"]}
 
 
 def _share(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _faults(items: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    prompts, replies = ([str(item[key]) for item in items] for key in ("prompt", "reply"))
+def _faults(records: Sequence[JsonObject]) -> Iterable[str]:
+    prompts, replies = ([str(record[key]) for record in records] for key in ("prompt", "reply"))
     # where every prompt expects the same, the same is right
-    if collapsed(prompts, replies) and not all(item["passed"] for item in items):
-        yield f"all {len(items)} prompts get the reply {replies[0].strip()[:60]!r}"
-    broken = [str(item["id"]) for item in items if item["broken"]]
+    if collapsed(prompts, replies) and not all(record["passed"] for record in records):
+        yield f"all {len(records)} prompts get the reply {replies[0].strip()[:60]!r}"
+    broken = [str(record["id"]) for record in records if record["broken"]]
     if broken:
         some = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
-        yield f"broken tags in {len(broken)} of {len(items)} replies ({some})"
+        yield f"broken tags in {len(broken)} of {len(records)} replies ({some})"
 
 
 class Asked:
     """Prompts as one model reads them.
 
     Raises:
-        BenchmarkError: it cannot be told what form the prompts have, the chat template refuses one,
-            or there is no room for a reply or for what it should be.
+        BenchmarkError: the form of the prompts is not clear, the chat template refuses one, or there
+            is no room for a reply or for the expected text.
     """
 
     def __init__(
@@ -306,7 +357,7 @@ class Asked:
 
 
 def _form(prompts: EvalPrompts, control: Sequence[str]) -> Form:
-    """What prompts are that do not say so: whole strings if they hold control tokens."""
+    """Decide the form of prompts that do not state it: whole strings hold control tokens."""
     full = [prompt for prompt in prompts.items if any(token in prompt.text for token in control)]
     if len(full) == len(prompts.items):
         return "full"
@@ -341,8 +392,8 @@ def load_eval_prompts(file: str | Path) -> EvalPrompts:
     """Read a file of prompts.
 
     Raises:
-        BenchmarkError: it is not as above, a prompt has no expected output or the other way round,
-            a pattern is not RE2's, or a prompt cannot fail. Names file and id.
+        BenchmarkError: the file has another shape, a prompt has no expected output or the other way
+            round, a pattern is not RE2's, or a prompt cannot fail. Names file and id.
     """
     path = Path(file).expanduser()
     data, found = _read(path)
@@ -369,8 +420,8 @@ def load_eval_prompts(file: str | Path) -> EvalPrompts:
     return EvalPrompts(str(file), items, form, gates, hashlib.sha256(data).hexdigest())
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
-    data = small_file(path)
+def _read(path: Path) -> tuple[bytes, JsonObject]:
+    data = read_question_file(path)
     if not data.strip():
         raise BenchmarkError(f"{path}: is empty")
     try:
@@ -384,7 +435,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
     return data, found
 
 
-def _texts(path: Path, found: Mapping[str, Any], key: str) -> dict[str, str]:
+def _texts(path: Path, found: JsonObject, key: str) -> dict[str, str]:
     texts = found.get(key)
     if not isinstance(texts, dict) or not texts:
         _fail(path, key, "must be an object of ids and texts, one at least")
@@ -395,9 +446,9 @@ def _texts(path: Path, found: Mapping[str, Any], key: str) -> dict[str, str]:
 
 
 def _each(
-    path: Path, found: Mapping[str, Any], key: str, prompts: Iterable[str], default: str
+    path: Path, found: JsonObject, key: str, prompts: Iterable[str], default: str
 ) -> dict[str, str]:
-    """A text for each prompt: one for all, or for some by their ids."""
+    """Return a text for each prompt: one for all, or for some by their ids."""
     value = found.get(key, default)
     given = dict.fromkeys(prompts, value) if isinstance(value, str) else value
     if not isinstance(given, dict):
@@ -411,7 +462,7 @@ def _each(
 
 
 def _check(path: Path, key: str, match: str, expected: str) -> None:
-    """That a way to match is one, and its pattern can be searched for and can fail."""
+    """Refuse an unknown kind of match, and a pattern that is none or that cannot fail."""
     if match not in get_args(Match):
         _fail(path, f"match.{key}", f"{match!r}: must be one of {', '.join(get_args(Match))}")
     if match == "regex":
@@ -424,7 +475,7 @@ def _check(path: Path, key: str, match: str, expected: str) -> None:
             _fail(path, where, f"not a pattern in RE2's syntax: {reason}")
 
 
-def _gates(path: Path, gates: Any, buckets: set[str]) -> dict[str, float]:
+def _gates(path: Path, gates: object, buckets: set[str]) -> dict[str, float]:
     if not isinstance(gates, dict):
         _fail(path, "gates", "must be an object of buckets and shares")
     if ALL in buckets:

@@ -12,23 +12,27 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from forty2 import machine
-from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, Shot, examples_sha256, pick
+from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, answers_text, as_share
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import BATCH_SIZE, Reply, generate_replies
-from forty2.model.loading import LoadedModel
-from forty2.progress import Progress, silent
+from forty2.files import JsonObject
+
+if TYPE_CHECKING:  # a result is read without mlx
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.inference.generation import Reply
+    from forty2.model.loading import LoadedModel
 
 SHOTS = 5
-SHOT_SEED = 1234  # the harness's
+SHOT_SEED = 1234
+"""The harness's."""
 MAX_TOKENS = 256
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
@@ -45,153 +49,132 @@ class Problem:
     question: str
     answer: str
     number: int
-    """Its place in its file, from 1."""
+    """Place in its file, from 1."""
 
     def asked(self) -> str:
-        """As the model reads it."""
+        """Return the question as the model reads it."""
         return f"Question: {self.question}\nAnswer:"
 
     def shot(self) -> Shot:
-        """As an example."""
+        """Return the problem as an example."""
         return Shot(self.asked(), self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What is asked, and the examples before each problem."""
+    """Problems, and the examples before each."""
 
     items: tuple[Problem, ...]
     shots: tuple[tuple[Shot, ...], ...]
     sha256: str
-    """Of the file of problems."""
+    """sha256 of the file of problems."""
+    examples_sha256: str | None
+    """sha256 of the examples before all problems of the file; None: there are none."""
+
+    def only(self, places: Sequence[int]) -> Problems:
+        """Return the problems at some places."""
+        items, shots = (self.items[n] for n in places), (self.shots[n] for n in places)
+        return Problems(tuple(items), tuple(shots), self.sha256, self.examples_sha256)
 
 
-def gsm8k(
-    model: str,
-    adapter: str | None = None,
-    *,
-    data: str | Path,
-    shots: int = SHOTS,
-    n: int | None = None,
-    limit: int | None = None,
-    seed: int = 42,
-    chat_template: bool = False,
-    multiturn: bool = True,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    out: str | Path | None = None,
-    resume: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Measure a model, and write the result with every answer.
+@dataclass(frozen=True, kw_only=True)
+class Gsm8k(Task[Problems]):
+    """GSM8K: sums answered at length, strict match and flexible extract."""
 
-    Args:
-        model: folder, hub name or `smollm2`.
-        adapter: adapter folder, or a run folder.
-        data: what `load_problems` takes.
-        shots: examples before each question.
-        n: how many questions to sample; None: all.
-        limit: only the first questions, as the harness's `--limit`.
-        seed: of the sample.
-        chat_template: put the context through the model's chat template.
-        multiturn: with it, examples as turns of their own, as the harness has it by default.
-        max_tokens: longest answer.
-        batch_size: answers generated at a time.
-        out: JSON file to write; until it is whole, items are kept beside it (`Kept`).
-        resume: go on with a measurement that stopped.
+    data: str | Path
+    """Folder or file of problems, as for `load_problems`."""
+    shots: int = SHOTS
+    """Examples before each question."""
+    n: int | None = None
+    """Questions to sample; None: all."""
+    limit: int | None = None
+    """Only the first questions, as with the harness's `--limit`."""
+    seed: int = 42
+    chat_template: bool = False
+    multiturn: bool = True
+    """With a chat template, examples are turns of their own, as by default in the harness."""
+    max_tokens: int = MAX_TOKENS
+    """Longest answer."""
+    batch_size: int = BATCH_SIZE
+    """Answers generated at a time."""
 
-    Raises:
-        BenchmarkError: questions are unusable, or a score is not finite.
-        ModelError: the model or adapter cannot be loaded.
-    """
-    from forty2.model.loading import load
+    name = "gsm8k"
+    title = "GSM8K"
+    judged = METRICS
+    must_agree = ("chat_template", "multiturn", "shots", "max_tokens", "examples_sha256")
+    may_differ = ("limit",)
 
-    problems = load_problems(data, shots=shots)
-    places = pick(len(problems.items), n=n, limit=limit, seed=seed)
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    settings: dict[str, Any] = {
-        "benchmark": "gsm8k",
-        "model": model,
-        "adapter": adapter,
-        "data": str(data),
-        "data_sha256": problems.sha256,
-        "examples_sha256": examples_sha256(problems.shots),
-        "shots": shots,
-        "chat_template": chat_template,
-        "multiturn": chat_template and multiturn,
-        "max_tokens": max_tokens,
-        "n": len(places),
-        "limit": limit,
-        "seed": seed,
-    }
-    with PartialResults.open(
-        Path(out) if out is not None else None,
-        {**settings, "weights": weights(loaded, adapter)},
-        resume=resume,
-    ) as kept:
-        items = answered(
+    def load(self) -> Problems:
+        problems = load_problems(self.data, shots=self.shots)
+        return problems.only(pick(len(problems.items), n=self.n, limit=self.limit, seed=self.seed))
+
+    def source(self, questions: Problems) -> Source:
+        return Source(str(self.data), questions.sha256, len(questions.items))
+
+    def settings(self, questions: Problems, loaded: LoadedModel) -> JsonObject:
+        return {
+            "examples_sha256": questions.examples_sha256,
+            "shots": self.shots,
+            "chat_template": self.chat_template,
+            "multiturn": self.chat_template and self.multiturn,
+            "max_tokens": self.max_tokens,
+            "limit": self.limit,
+        }
+
+    def score(
+        self, loaded: LoadedModel, questions: Problems, partial: PartialResults, report: Report
+    ) -> list[JsonObject]:
+        from forty2.inference.generation import generate_replies
+
+        prompts = Prompts(loaded, chat=self.chat_template, multiturn=self.multiturn)
+        keys = [str(problem.number - 1) for problem in questions.items]
+        left = [place for place, key in enumerate(keys) if key not in partial]
+        contexts = [
+            prompts.context(questions.items[place].asked(), questions.shots[place])
+            for place in left
+        ]
+        replies = generate_replies(
             loaded,
-            Prompts(loaded, chat=chat_template, multiturn=multiturn),
-            problems,
-            places,
-            kept,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            progress=progress,
+            [prompts.prompt(context, self.max_tokens) for context in contexts],
+            stop=STOP,
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
         )
-        measured = {**settings, **result(items)}
-        kept.finish(measured)
-    return measured
+        for done, (number, reply) in enumerate(replies, len(keys) - len(left) + 1):
+            place = left[number]
+            partial.add(keys[place], judged(questions.items[place], reply))
+            report(done, len(keys), {})
+        return [partial[key] for key in keys]
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        each = {name: [item.scores[name] for item in items] for name in METRICS}
+        return {
+            **{name: sum(values) / len(values) for name, values in each.items()},
+            "stderr": {name: stderr(values) for name, values in each.items()},
+            "stop_rate": sum(item.record["stopped"] for item in items) / len(items),
+            "n": len(items),
+        }
+
+    @classmethod
+    def scores(cls, record: JsonObject) -> dict[str, float]:
+        return {name: as_share(record[name]) for name in METRICS}
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["question"], record["answer"]
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        return {name: figures[name] for name in METRICS}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        return answers_text(result.figures, METRICS)
 
 
-def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What answered items amount to, as JSON."""
-    each = {name: [float(item[name]) for item in items] for name in METRICS}
-    return {
-        **{name: sum(values) / len(values) for name, values in each.items()},
-        "stderr": {name: stderr(values) for name, values in each.items()},
-        "stop_rate": sum(item["stopped"] for item in items) / len(items),
-        "versions": machine.facts(),
-        "items": [dict(item) for item in items],
-    }
-
-
-def answered(
-    loaded: LoadedModel,
-    prompts: Prompts,
-    problems: Problems,
-    places: Sequence[int],
-    kept: PartialResults | None = None,
-    *,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """Answer the problems at `places`, and judge the answers.
-
-    Args:
-        kept: items that are there already are not answered again.
-    """
-    kept = kept if kept is not None else PartialResults(None, None, {})
-    left = [place for place in places if str(place) not in kept]
-    ids = [
-        prompts.prompt(
-            prompts.context(problems.items[place].asked(), problems.shots[place]), max_tokens
-        )
-        for place in left
-    ]
-    before = len(places) - len(left)
-    replies = generate_replies(loaded, ids, stop=STOP, max_tokens=max_tokens, batch_size=batch_size)
-    for done, (number, reply) in enumerate(replies, before + 1):
-        place = left[number]
-        kept.add(str(place), judged(problems.items[place], reply))
-        progress("gsm8k", done, len(places), {})
-    return [kept[str(place)] for place in places]
-
-
-def judged(problem: Problem, reply: Reply) -> dict[str, Any]:
-    """An item of the result: the answer, what was found in it, and whether that is right."""
+def judged(problem: Problem, reply: Reply) -> JsonObject:
+    """Judge an answer: return its record, with what was found in it and whether that is right."""
     right = bare(problem.answer)
     strict, flexible = strict_answer(reply.text), last_number(reply.text)
     return {
@@ -209,19 +192,19 @@ def judged(problem: Problem, reply: Reply) -> dict[str, Any]:
 
 
 def strict_answer(text: str) -> str:
-    """The number after the first "#### "."""
+    """Return the number after the first "#### "."""
     found = _STRICT.findall(text)
     return found[0].strip() if found else INVALID
 
 
 def last_number(text: str) -> str:
-    """The last number, with its sign, `$` and punctuation; a dot and a comma also are one."""
+    """Return the last number, with its sign, `$` and punctuation; a bare dot or comma counts, too."""
     found = _FLEXIBLE.findall(text)
     return next(part for part in found[-1] if part).strip() if found else INVALID
 
 
 def bare(text: str) -> str:
-    """What is compared: the part after the last "#### ", without commas, `$` and a final dot."""
+    """Return what is compared: the part after the last "#### ", without commas, `$` and a final dot."""
     for pattern in _IGNORED:
         text = re.sub(pattern, "", text)
     return text.lower()
@@ -233,11 +216,12 @@ def bare(text: str) -> str:
 def load_problems(source: str | Path, *, shots: int = SHOTS) -> Problems:
     """Read the problems, and draw the examples before each from the training file.
 
-    One generator of random numbers goes through all problems in the file's order, so a problem
-    has the same examples here as in the harness's run of the whole file.
+    One random generator goes through all problems in the file's order, so a problem has the same
+    examples here as in the harness's run of the whole file.
 
     Args:
-        source: a folder with `test.jsonl` and `train.jsonl`; or the former, the latter beside it.
+        source: a folder with `test.jsonl` and `train.jsonl`; or the former with the latter beside
+            it.
 
     Raises:
         BenchmarkError: a file holds too little, or a row has other columns. Names file and line.
@@ -257,7 +241,7 @@ def load_problems(source: str | Path, *, shots: int = SHOTS) -> Problems:
         rng = random.Random(SHOT_SEED)
         drawn = [tuple(q.shot() for q in rng.sample(examples, shots)) for _ in problems]
     sha256 = hashlib.sha256(test.read_bytes()).hexdigest()
-    return Problems(tuple(problems), tuple(drawn), sha256)
+    return Problems(tuple(problems), tuple(drawn), sha256, examples_sha256(drawn))
 
 
 def _read(file: Path) -> list[Problem]:

@@ -5,9 +5,9 @@ humaneval_instruct (4.0): prompts, stop strings, 1024 tokens, greedy answers. pa
 estimator of Chen et al. 2021 (arXiv:2107.03374), eq. 1; for k above 1, answers are sampled at
 temperature 0.2 from the nucleus of 0.95, as in the harness's humaneval_64.
 
-Measuring runs what the model wrote: only when asked for, and in `sandbox`. There it finds Python's
-own library alone, and no sockets or processes, so a solution that imports NumPy or needs asyncio
-fails here, where the harness would pass it: `refused` counts such samples.
+Measuring runs what the model wrote: only when asked for, and in `sandbox`. A program finds Python's
+own library there and nothing else, and no sockets or processes, so a solution that imports NumPy or
+needs asyncio fails here, where the harness would pass it: `refused` counts such samples.
 """
 
 from __future__ import annotations
@@ -17,32 +17,36 @@ import math
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from forty2 import machine
 from forty2.benchmark import sandbox
 from forty2.benchmark.metrics import pass_at as pass_at
-from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.prompts import Prompts, pick
+from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
+from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, answers_text, as_share
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError
-from forty2.inference.generation import BATCH_SIZE, Reply, Sampling, generate_replies
-from forty2.model.loading import LoadedModel
-from forty2.progress import Progress, silent
+from forty2.files import JsonObject
+
+if TYPE_CHECKING:  # a result is read without mlx
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.inference.generation import Reply
+    from forty2.model.loading import LoadedModel
 
 MAX_TOKENS = 1024
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 TEMPERATURE, TOP_P = 0.2, 0.95
 KS = (1, 2, 8, 10, 16, 32, 64, 100)
-"""pass@k is told of those that there are samples for."""
+"""pass@k is reported for those k that there are enough samples for."""
 FILES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
 REFUSAL = (
-    "HumanEval runs programs that the model writes; allow it with --run-untrusted-code "
-    "(they run in a sandbox, which limits what they can do to this machine)"
+    "HumanEval runs programs that the model writes; allow it with --run-untrusted-code, in a recipe "
+    "with run_untrusted_code: true (they run in a sandbox, which limits what they can do to this "
+    "machine)"
 )
 _INSTRUCTION = (
     "Write a solution to the following problem and make sure that it passes the tests:\n"
@@ -63,195 +67,183 @@ class Problem:
     entry_point: str
 
     def context(self, prompts: Prompts, *, instruct: bool) -> str:
-        """What the model goes on from."""
+        """Return the text that the model continues."""
         if not instruct:
             return prompts.context(self.prompt)
         begun = _BEGUN.format(prompt=self.prompt)
         return prompts.context(_INSTRUCTION.format(prompt=self.prompt), begun=begun)
 
     def program(self, reply: str, *, instruct: bool) -> str:
-        """What is run for a reply: the function and its tests."""
+        """Return the program that is run for a reply: the function and its tests."""
         code = reply.split("```", 1)[0] if instruct else reply
         return f"{self.prompt}{code}\n{self.test}\ncheck({self.entry_point})"
 
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What is asked."""
+    """A set of problems."""
 
     items: tuple[Problem, ...]
     sha256: str
+    """sha256 of their file."""
 
 
-def humaneval(
-    model: str,
-    adapter: str | None = None,
-    *,
-    data: str | Path,
-    run_untrusted_code: bool,
-    instruct: bool = False,
-    samples: int = 1,
-    temperature: float | None = None,
-    top_p: float = TOP_P,
-    n: int | None = None,
-    limit: int | None = None,
-    seed: int = 42,
-    chat_template: bool = False,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    out: str | Path | None = None,
-    resume: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Measure a model, and write the result with every answer.
+@dataclass(frozen=True, kw_only=True)
+class HumanEval(Task[Problems]):
+    """HumanEval: pass@k of functions that the model writes; runs them."""
 
-    Args:
-        model: folder, hub name or `smollm2`.
-        adapter: adapter folder, or a run folder.
-        data: HumanEval.jsonl.gz or .jsonl, or a folder with one of them.
-        run_untrusted_code: must be True: what the model writes is run.
-        instruct: ask for the function, its head repeated as the answer's beginning.
-        samples: answers to each problem.
-        temperature: of sampling; None: greedy for one sample, else 0.2.
-        top_p: share of the probability that is sampled from.
-        n: how many problems to sample; None: all.
-        limit: only the first problems, as the harness's `--limit`.
-        seed: of the sample of problems, and of the answers.
-        chat_template: put the context through the model's chat template.
-        max_tokens: longest answer.
-        batch_size: answers generated at a time.
-        out: JSON file to write; until it is whole, items are kept beside it (`Kept`).
-        resume: go on with a measurement that stopped.
+    data: str | Path
+    """HumanEval.jsonl.gz or .jsonl, or a folder with one of them."""
+    run_untrusted_code: bool = False
+    """Must be True: what the model writes is run."""
+    instruct: bool = False
+    """Ask for the function, and begin the answer with its head."""
+    samples: int = 1
+    """Answers to each problem."""
+    temperature: float | None = None
+    """Temperature of the answers; None: 0 (greedy) for one sample, else 0.2."""
+    top_p: float = TOP_P
+    """Share of the probability that is sampled from."""
+    n: int | None = None
+    """Problems to sample; None: all."""
+    limit: int | None = None
+    """Only the first problems, as with the harness's `--limit`."""
+    seed: int = 42
+    chat_template: bool | None = None
+    """None: instructions go through the template, plain prompts do not."""
+    max_tokens: int = MAX_TOKENS
+    """Longest answer."""
+    batch_size: int = BATCH_SIZE
+    """Answers generated at a time."""
+    run: Run = sandbox.run
+    """Runs a program and says whether it passed."""
 
-    Raises:
-        BenchmarkError: not allowed, or problems are unusable, or a score is not finite.
-        ModelError: the model or adapter cannot be loaded.
-    """
-    from forty2.model.loading import load
-
-    if not run_untrusted_code:
-        raise BenchmarkError(REFUSAL)
-    if temperature is None:
-        temperature = 0.0 if samples == 1 else TEMPERATURE
-    if samples > 1 and temperature == 0:
-        raise BenchmarkError(f"{samples} greedy answers would be the same; give a temperature")
-    problems = load_problems(data)
-    places = pick(len(problems.items), n=n, limit=limit, seed=seed)
-    held, gaps = sandbox.protections(), sandbox.gaps()
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    settings: dict[str, Any] = {
-        "benchmark": "humaneval",
-        "model": model,
-        "adapter": adapter,
-        "data": str(data),
-        "data_sha256": problems.sha256,
-        "instruct": instruct,
-        "chat_template": chat_template,
-        "samples": samples,
-        "temperature": temperature,
-        "top_p": top_p if temperature else None,
-        "max_tokens": max_tokens,
-        "n": len(places),
-        "limit": limit,
-        "seed": seed,
-    }
-    with PartialResults.open(
-        Path(out) if out is not None else None,
-        {**settings, "weights": weights(loaded, adapter)},
-        resume=resume,
-    ) as kept:
-        items = answered(
-            loaded,
-            Prompts(loaded, chat=chat_template),
-            [problems.items[place] for place in places],
-            kept,
-            instruct=instruct,
-            samples=samples,
-            sampling=Sampling(temperature, top_p) if temperature else None,
-            seed=seed,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        measured = {**settings, "sandbox": {"held": held, "gaps": gaps}, **result(items)}
-        kept.finish(measured)
-    return measured
-
-
-def result(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What judged items amount to, as JSON."""
-    samples = min(len(item["samples"]) for item in items)
-    each = {
-        f"pass@{k}": [
-            pass_at(k, len(item["samples"]), sum(s["passed"] for s in item["samples"]))
-            for item in items
-        ]
-        for k in KS
-        if k <= samples
-    }
-    every = [sample for item in items for sample in item["samples"]]
-    return {
-        **{name: math.fsum(values) / len(values) for name, values in each.items()},
-        "stderr": {name: stderr(values) for name, values in each.items()},
-        "stop_rate": sum(sample["stopped"] for sample in every) / len(every),
-        "refused": sum(_refused(sample["why"]) for sample in every),
-        "versions": machine.facts(),
-        "items": [dict(item) for item in items],
-    }
-
-
-def answered(
-    loaded: LoadedModel,
-    prompts: Prompts,
-    problems: Sequence[Problem],
-    kept: PartialResults | None = None,
-    *,
-    instruct: bool = False,
-    samples: int = 1,
-    sampling: Sampling | None = None,
-    seed: int = 42,
-    max_tokens: int = MAX_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = silent,
-    run: Run = sandbox.run,
-) -> list[dict[str, Any]]:
-    """Answer problems, and run each one's answers as soon as all of them are there.
-
-    Args:
-        kept: items that are there already are not answered again.
-        run: what says whether a program passes.
-    """
-    kept = kept if kept is not None else PartialResults(None, None, {})
-    left = [problem for problem in problems if problem.task_id not in kept]
-    ids = [prompts.prompt(p.context(prompts, instruct=instruct), max_tokens) for p in left]
-    replies = generate_replies(
-        loaded,
-        [row for row in ids for _ in range(samples)],
-        stop=STOP,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        seeds=[_seed(seed, problem, number) for problem in left for number in range(samples)],
-        batch_size=batch_size,
+    name = "humaneval"
+    title = "HumanEval"
+    must_agree = (
+        "chat_template",
+        "instruct",
+        "samples",
+        "temperature",
+        "top_p",
+        "max_tokens",
     )
-    collected: dict[int, dict[int, Reply]] = defaultdict(dict)
-    done = len(problems) - len(left)
-    for place, reply in replies:
-        index, number = divmod(place, samples)
-        collected[index][number] = reply
-        if len(collected[index]) == samples:
-            said = collected.pop(index)
-            in_order = [said[number] for number in range(samples)]
-            kept.add(left[index].task_id, judged(left[index], in_order, run, instruct=instruct))
-            done += 1
-            progress("humaneval", done, len(problems), {})
-    return [kept[problem.task_id] for problem in problems]
+    may_differ = ("limit",)
+    judged = tuple(f"pass@{k}" for k in KS)
+
+    @property
+    def templated(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return self.instruct if self.chat_template is None else self.chat_template
+
+    @property
+    def drawn_at(self) -> float:
+        """Temperature of the answers."""
+        if self.temperature is None:
+            return 0.0 if self.samples == 1 else TEMPERATURE
+        return self.temperature
+
+    def load(self) -> Problems:
+        if not self.run_untrusted_code:
+            raise BenchmarkError(REFUSAL)
+        if self.samples > 1 and self.drawn_at == 0:
+            raise BenchmarkError(
+                f"{self.samples} greedy answers would be the same; give a temperature"
+            )
+        problems = load_problems(self.data)
+        places = pick(len(problems.items), n=self.n, limit=self.limit, seed=self.seed)
+        sandbox.protections()  # a sandbox that cannot run is found before the model is loaded
+        return replace(problems, items=tuple(problems.items[place] for place in places))
+
+    def source(self, questions: Problems) -> Source:
+        return Source(str(self.data), questions.sha256, len(questions.items))
+
+    def settings(self, questions: Problems, loaded: LoadedModel) -> JsonObject:
+        return {
+            "instruct": self.instruct,
+            "chat_template": self.templated,
+            "samples": self.samples,
+            "temperature": self.drawn_at,
+            "top_p": self.top_p if self.drawn_at else None,
+            "max_tokens": self.max_tokens,
+            "limit": self.limit,
+        }
+
+    def notes(self, questions: Problems, items: Sequence[Item]) -> JsonObject:
+        return {"sandbox": {"held": sandbox.protections(), "gaps": sandbox.gaps()}}
+
+    def score(
+        self, loaded: LoadedModel, questions: Problems, partial: PartialResults, report: Report
+    ) -> list[JsonObject]:
+        """Answer the problems, and run a problem's answers as soon as all of them are there."""
+        from forty2.inference.generation import Sampling, generate_replies
+
+        prompts = Prompts(loaded, chat=self.templated)
+        problems, samples = questions.items, self.samples
+        left = [problem for problem in problems if problem.task_id not in partial]
+        contexts = [problem.context(prompts, instruct=self.instruct) for problem in left]
+        ids = [prompts.prompt(context, self.max_tokens) for context in contexts]
+        replies = generate_replies(
+            loaded,
+            [row for row in ids for _ in range(samples)],
+            stop=STOP,
+            max_tokens=self.max_tokens,
+            sampling=Sampling(self.drawn_at, self.top_p) if self.drawn_at else None,
+            seeds=[
+                _seed(self.seed, problem, number) for problem in left for number in range(samples)
+            ],
+            batch_size=self.batch_size,
+        )
+        collected: dict[int, dict[int, Reply]] = defaultdict(dict)
+        done = len(problems) - len(left)
+        for place, reply in replies:
+            index, number = divmod(place, samples)
+            collected[index][number] = reply
+            if len(collected[index]) == samples:
+                answers = collected.pop(index)
+                in_order = [answers[number] for number in range(samples)]
+                record = judged(left[index], in_order, self.run, instruct=self.instruct)
+                partial.add(left[index].task_id, record)
+                done += 1
+                report(done, len(problems), {})
+        return [partial[problem.task_id] for problem in problems]
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        names = [name for name in cls.judged if all(name in item.scores for item in items)]
+        each = {name: [item.scores[name] for item in items] for name in names}
+        samples = [sample for item in items for sample in item.record["samples"]]
+        return {
+            **{name: math.fsum(values) / len(values) for name, values in each.items()},
+            "stderr": {name: stderr(values) for name, values in each.items()},
+            "stop_rate": sum(sample["stopped"] for sample in samples) / len(samples),
+            "refused": sum(_refused(sample["why"]) for sample in samples),
+            "n": len(items),
+        }
+
+    @classmethod
+    def scores(cls, record: JsonObject) -> dict[str, float]:
+        samples = record["samples"]
+        passed = int(sum(as_share(sample["passed"]) for sample in samples))
+        return {f"pass@{k}": pass_at(k, len(samples), passed) for k in KS if k <= len(samples)}
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["task_id"], len(record["samples"])
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        return {name: figures[name] for name in cls.judged if name in figures}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        return answers_text(result.figures, list(cls.stored_means(result.figures)))
 
 
 def judged(
     problem: Problem, replies: Sequence[Reply], run: Run = sandbox.run, *, instruct: bool = False
-) -> dict[str, Any]:
-    """An item of the result: each answer, whether it passed, and why not."""
+) -> JsonObject:
+    """Run a problem's answers: return its record, with whether each passed and why not."""
     samples = []
     for reply in replies:
         outcome = run(problem.program(reply.text, instruct=instruct))
@@ -268,12 +260,12 @@ def judged(
 
 
 def _refused(why: str) -> bool:
-    """Whether a program may have failed for what it finds here and not for what it does."""
+    """Whether a program may have failed because of the sandbox and not because it is wrong."""
     return why.startswith(("ModuleNotFoundError", "PermissionError"))
 
 
 def _seed(seed: int, problem: Problem, number: int) -> int:
-    """Of one answer: the same whatever else is measured beside it."""
+    """Return the seed of one answer: the same whatever else is measured with it."""
     return random.Random(f"{seed} {problem.task_id} {number}").getrandbits(63)
 
 

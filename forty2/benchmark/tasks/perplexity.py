@@ -2,59 +2,135 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
+from forty2.benchmark.results import Item, Result
+from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts
 from forty2.errors import BenchmarkError
-from forty2.inference.shared_prefix import score_rows
-from forty2.model.loading import LoadedModel
-from forty2.model.surgery import can_split
+from forty2.files import JsonObject
+
+if TYPE_CHECKING:  # a result is read without mlx
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.model.loading import LoadedModel
 
 WINDOW = 256
+TEXTS = "log p of texts"
+"""Log-probability a token, which is -log perplexity; each text weighs as many tokens as it has."""
 
 
-def perplexity(
-    loaded: LoadedModel, texts: Mapping[str, str] | None = None, n: int | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Task[Mapping[str, str]]):
     """exp of the mean negative log-likelihood a token, over all texts together.
 
     Each text is cut into windows of `WINDOW` tokens; a window's first token is given, not scored.
-
-    Args:
-        texts: by title; default the project's neutral prose.
-        n: windows to use at most.
-
-    Raises:
-        BenchmarkError: no text is long enough, or a score is not finite.
     """
-    items: dict[str, dict[str, Any]] = {}
-    split_head = can_split(loaded.model)
-    left = n if n is not None else math.inf
-    for title, text in (texts or neutral_texts()).items():
-        ids = loaded.tokenizer.encode(text)
-        total, count = 0.0, 0
-        for start in range(0, len(ids) - 1, WINDOW):
-            if left <= 0:
-                break
-            left -= 1
-            window = ids[start : start + WINDOW + 1]
-            total += score_rows(loaded.model, [(window[:1], window[1:])], split_head=split_head)[0]
-            count += len(window) - 1
-        if count:
-            items[title] = {"logp": total, "tokens": count}
-    tokens = sum(item["tokens"] for item in items.values())
-    if not tokens:
-        raise BenchmarkError(
-            f"{', '.join(texts or ())}: no text of two tokens or more; the first is given, not scored"
-        )
-    mean = -sum(item["logp"] for item in items.values()) / tokens
-    if not math.isfinite(mean):
-        raise BenchmarkError(f"the texts score {-mean} a token; the model is broken")
-    return {
-        "benchmark": "perplexity",
-        "perplexity": math.exp(mean),
-        "tokens": tokens,
-        "items": items,
-    }
+
+    texts: Mapping[str, str] | None = None
+    """By title; None: the project's neutral prose."""
+    n: int | None = None
+    """Windows to use at most; None: all."""
+
+    name = "perplexity"
+    title = "texts"
+    judged = (TEXTS,)
+
+    def load(self) -> Mapping[str, str]:
+        return self.texts or neutral_texts()
+
+    def source(self, questions: Mapping[str, str]) -> Source:
+        name = ", ".join(self.texts) if self.texts else "neutral texts"
+        sha256 = hashlib.sha256(json.dumps(dict(questions)).encode()).hexdigest()
+        return Source(name, sha256, len(questions))
+
+    def score(
+        self,
+        loaded: LoadedModel,
+        questions: Mapping[str, str],
+        partial: PartialResults,
+        report: Report,
+    ) -> list[JsonObject]:
+        from forty2.inference.shared_prefix import score_rows
+        from forty2.model.surgery import can_split
+
+        records: list[JsonObject] = []
+        split_head = can_split(loaded.model)
+        left = self.n if self.n is not None else math.inf
+        for title, text in questions.items():
+            ids = loaded.tokenizer.encode(text)
+            total, count = 0.0, 0
+            for start in range(0, len(ids) - 1, WINDOW):
+                if left <= 0:
+                    break
+                left -= 1
+                window = ids[start : start + WINDOW + 1]
+                row = (window[:1], window[1:])
+                total += score_rows(loaded.model, [row], split_head=split_head)[0]
+                count += len(window) - 1
+            if count:
+                records.append({"title": title, "logp": total, "tokens": count})
+        if not records:
+            raise BenchmarkError(
+                f"{', '.join(questions)}: no text of two tokens or more; the first is given, not "
+                "scored"
+            )
+        mean = _mean(records)
+        if not math.isfinite(mean):
+            raise BenchmarkError(f"the texts score {mean} a token; the model is broken")
+        return records
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        records = [item.record for item in items]
+        return {
+            "perplexity": math.exp(-_mean(records)),
+            "tokens": sum(record["tokens"] for record in records),
+            "n": len(items),
+        }
+
+    @classmethod
+    def items(cls, records: Iterable[JsonObject]) -> tuple[Item, ...]:
+        records = list(records)
+        tokens = sum(record["tokens"] for record in records) / len(records)
+        return tuple(Item(record, {TEXTS: float(record["logp"]) / tokens}) for record in records)
+
+    @classmethod
+    def items_to_json(cls, items: Sequence[Item]) -> JsonObject:
+        """Texts by title, as in every release."""
+        by_title = {item.record["title"]: item.to_json() for item in items}
+        return {
+            title: {key: value for key, value in item.items() if key != "title"}
+            for title, item in by_title.items()
+        }
+
+    @classmethod
+    def items_from_json(cls, found: object) -> list[tuple[JsonObject, dict[str, float] | None]]:
+        texts = cast(Mapping[str, JsonObject], found)
+        return [cls._split({"title": title, **item}) for title, item in texts.items()]
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["title"], record["tokens"]
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        return {TEXTS: -math.log(figures["perplexity"])}
+
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        return Metric(-math.inf, 0.0)
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        figures = result.figures
+        return f"perplexity {figures['perplexity']:.3f} over {figures['tokens']} tokens"
+
+
+def _mean(records: Sequence[JsonObject]) -> float:
+    """Log-probability a token, over all texts together."""
+    return float(sum(r["logp"] for r in records) / sum(r["tokens"] for r in records))

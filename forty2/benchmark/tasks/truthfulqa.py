@@ -11,25 +11,36 @@ The primer runs through the model once for all questions, a question once for al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import mlx.nn as nn
+import numpy as np
 
-from forty2 import machine
 from forty2.benchmark.calibration import calibration, first_choice
 from forty2.benchmark.metrics import METRICS, item_metrics
-from forty2.benchmark.partial_results import PartialResults, weights
-from forty2.benchmark.prompts import front_of, whole_ids
-from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
+from forty2.benchmark.prompts import Row, ids_of, leading_ids
+from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
+from forty2.benchmark.task import Report, Source, Task
+from forty2.benchmark.truthfulqa_questions import (
+    Options,
+    Question,
+    Questions,
+    load_questions,
+    sample,
+)
 from forty2.errors import BenchmarkError
-from forty2.inference.shared_prefix import SharedPrefix, score_rows
-from forty2.model.kv_cache import keeps_plain_keys
+from forty2.files import JsonObject
 from forty2.progress import Progress, silent
+
+if TYPE_CHECKING:  # a result is read without mlx
+    import mlx.nn as nn
+
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.model.loading import LoadedModel
 
 PRIMER = """\
 Q: What is human life expectancy in the United States?
@@ -52,7 +63,7 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 
 """
 """The six pairs of the authors' "QA" prompt: part of every context, not few-shot examples."""
-TOGETHER = 32
+BATCH_QUESTIONS = 32
 """Questions scored at once: among more options there are more of one length."""
 
 
@@ -68,95 +79,133 @@ def truthfulqa(
     resume: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measure a model, and write the result with every item's scores.
 
     Args:
         model: folder, hub name or `smollm2`.
         adapter: adapter folder, or a run folder.
-        questions: what `load_questions` takes.
+        questions: file of questions or `probe`; None: the hub's, else the probe.
         n: how many questions to sample, stratified by category; None: all.
-        seed: of the sample.
-        out: JSON file to write; until it is whole, items are kept beside it (`Kept`).
+        seed: seed of the sample.
+        out: JSON file to write; until it is complete, scored items are stored beside it.
         chat_template: put the context into one user turn (not the published setting).
         resume: go on with a measurement that stopped.
+
+    Returns:
+        The result, as its file holds it.
 
     Raises:
         BenchmarkError: questions are unusable, or a score is not finite.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model.loading import load
+    from forty2.benchmark.runner import run
 
-    chosen = load_questions(questions)
-    if n is not None:
-        chosen = sample(chosen, n, seed)
-    _check_count(chosen)
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    settings = {
-        "benchmark": "truthfulqa",
-        "model": model,
-        "adapter": adapter,
-        "chat_template": chat_template,
-        "questions_sha256": chosen.sha256,
-        "n": len(chosen.items),
-        "seed": seed,
-        "weights": weights(loaded, adapter),
-    }
-    with PartialResults.open(
-        Path(out) if out is not None else None, settings, resume=resume
-    ) as kept:
-        items = score(
+    task = TruthfulQA(questions=questions, n=n, seed=seed, chat_template=chat_template)
+    return run(
+        task,
+        model,
+        adapter,
+        out=out,
+        resume=resume,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    ).to_json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthfulQA(Task[Questions]):
+    """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
+
+    questions: str | Path | None = None
+    """File of questions or `probe`, as for `load_questions`."""
+    n: int | None = None
+    """Questions to sample, stratified by category; None: all."""
+    seed: int = 42
+    chat_template: bool = False
+
+    name = "truthfulqa"
+    data_key = "questions"
+    judged = METRICS
+    must_agree = ("chat_template",)
+    category_key = "category"
+    category_metric = "mc2"
+
+    def load(self) -> Questions:
+        questions = load_questions(self.questions)
+        if self.n is not None:
+            questions = sample(questions, self.n, self.seed)
+        if len(questions.items) < 2:
+            raise BenchmarkError(
+                f"{questions.name}: one question has no standard error; use two or more"
+            )
+        return questions
+
+    def source(self, questions: Questions) -> Source:
+        return Source(questions.name, questions.sha256, len(questions.items))
+
+    def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
+        return {"chat_template": self.chat_template}
+
+    def notes(self, questions: Questions, items: Sequence[Item]) -> JsonObject:
+        return {"notes": list(questions.notes)}
+
+    def score(
+        self, loaded: LoadedModel, questions: Questions, partial: PartialResults, report: Report
+    ) -> list[JsonObject]:
+        return score(
             loaded.model,
             loaded.tokenizer,
-            chosen,
-            progress=lambda done, total: progress("truthfulqa", done, total, {}),
-            chat_template=chat_template,
-            kept=kept,
+            questions,
+            chat_template=self.chat_template,
+            partial=partial,
+            report=report,
         )
-        measured = result(
-            items, chosen, model=model, adapter=adapter, seed=seed, chat_template=chat_template
+
+    @classmethod
+    def figures(cls, items: Sequence[Item]) -> JsonObject:
+        categories: dict[str, list[Item]] = {}
+        for item in items:
+            categories.setdefault(str(item.category), []).append(item)
+        choices = [item.record["mc1"] for item in items]
+        return {
+            **_means(items),
+            "stderr": {name: stderr([item.scores[name] for item in items]) for name in METRICS},
+            "calibration": calibration([first_choice(c["loglik"], c["labels"]) for c in choices]),
+            "n": len(items),
+            "per_category": {
+                name: {"n": len(categories[name]), **_means(categories[name])}
+                for name in sorted(categories)
+            },
+        }
+
+    @classmethod
+    def scores(cls, record: JsonObject) -> dict[str, float]:
+        for part in ("mc1", "mc2"):
+            labels = record[part]["labels"]
+            if set(labels) != {0, 1}:
+                raise ValueError(f"{record['question']!r}: labels must be 0 and 1, both present")
+            if not np.isfinite(np.asarray(record[part]["loglik"], np.float64)).all():
+                return dict.fromkeys(METRICS, math.nan)
+        return item_metrics(record)
+
+    @classmethod
+    def identify(cls, record: JsonObject) -> tuple[str, object]:
+        return record["question"], [record["mc1"]["labels"], record["mc2"]["labels"]]
+
+    @classmethod
+    def stored_means(cls, figures: JsonObject) -> dict[str, float]:
+        return {name: float(figures[name]) for name in METRICS}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        figures = result.figures
+        return "\n".join(
+            [
+                f"{result.data}, {figures['n']} questions",
+                *(f"{m.upper()}  {figures[m]:.4f} ± {figures['stderr'][m]:.4f}" for m in METRICS),
+            ]
         )
-        kept.finish(measured)
-    return measured
-
-
-def result(
-    items: Sequence[Mapping[str, Any]],
-    questions: Questions,
-    *,
-    model: str,
-    adapter: str | None,
-    seed: int,
-    chat_template: bool = False,
-) -> dict[str, Any]:
-    """What a scored benchmark amounts to, as JSON: means, standard errors, and all it rests on."""
-    _check_count(questions)
-    values = [item_metrics(item) for item in items]
-    categories: dict[str, list[dict[str, float]]] = {}
-    for item, value in zip(items, values, strict=True):
-        categories.setdefault(item["category"], []).append(value)
-    return {
-        "benchmark": "truthfulqa",
-        **_means(values),
-        "stderr": {name: stderr([value[name] for value in values]) for name in METRICS},
-        "calibration": calibration(
-            [first_choice(item["mc1"]["loglik"], item["mc1"]["labels"]) for item in items]
-        ),
-        "n": len(items),
-        "questions": questions.name,
-        "questions_sha256": questions.sha256,
-        "notes": list(questions.notes),
-        "seed": seed,
-        "chat_template": chat_template,
-        "model": model,
-        "adapter": adapter,
-        "versions": machine.facts(),
-        "per_category": {
-            name: {"n": len(categories[name]), **_means(categories[name])}
-            for name in sorted(categories)
-        },
-        "items": [dict(item) for item in items],
-    }
 
 
 def score(
@@ -164,19 +213,18 @@ def score(
     tokenizer: Any,
     questions: Questions,
     *,
-    progress: Callable[[int, int], None] | None = None,
     chat_template: bool = False,
-    kept: PartialResults | None = None,
-) -> list[dict[str, Any]]:
-    """Summed log-probability of every option, no length normalisation.
+    partial: PartialResults | None = None,
+    report: Report | None = None,
+) -> list[JsonObject]:
+    """Compute the summed log-probability of every option, without length normalisation.
 
-    The shared primer is used where the model's cache allows it, whole rows where not; the numbers
-    are the same. No prompt comes near any model's context length, so none is shortened.
+    No prompt comes near any model's context length, so none is shortened.
 
     Args:
-        progress: called with questions done and in all.
         chat_template: context in one user turn, options right after the assistant's header.
-        kept: has questions that were scored before, and takes the others.
+        partial: holds records of questions scored before, and takes new ones.
+        report: called with questions done and in all.
 
     Returns:
         Per question: question, category, and for mc1 and mc2 `loglik` and `labels` in file order.
@@ -184,32 +232,35 @@ def score(
     Raises:
         BenchmarkError: a score is not finite.
     """
-    prompts = _Prompts(tokenizer, chat_template)
-    scorer: _Whole | _Shared = _Shared(model, prompts) if keeps_plain_keys(model) else _Whole(model)
-    kept = kept or PartialResults.nothing()
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.benchmark.scoring import Scorer
+
+    contexts = _Contexts(tokenizer, chat_template)
+    scorer = Scorer(model).after(contexts.beginning())
+    partial = partial or PartialResults.in_memory()
     total = len(questions.items)
-    for start in range(0, total, TOGETHER):
-        places = range(start, min(start + TOGETHER, total))
-        # The same questions together whatever is kept, so that going on gives the same bits.
-        if not all(str(n + 1) in kept for n in places):
-            some = [questions.items[n] for n in places]
-            scored = scorer([prompts.rows(item, _texts(item)) for item in some])
+    for start in range(0, total, BATCH_QUESTIONS):
+        places = range(start, min(start + BATCH_QUESTIONS, total))
+        # A batch is the same questions whatever is stored, so that going on gives the same bits.
+        if not all(str(n + 1) in partial for n in places):
+            batch = [questions.items[n] for n in places]
+            scored = scorer.score([contexts.rows(item, _texts(item)) for item in batch])
         for n in places:
-            if str(n + 1) not in kept:
+            if str(n + 1) not in partial:
                 item = questions.items[n]
-                kept.add(str(n + 1), _item(item, questions.name, scored[n - start]))
-            if progress is not None:
-                progress(n + 1, total)
-    return [kept[str(n + 1)] for n in range(total)]
+                partial.add(str(n + 1), _record(item, questions.name, scored[n - start]))
+            if report is not None:
+                report(n + 1, total, {})
+    return [partial[str(n + 1)] for n in range(total)]
 
 
 def _texts(item: Question) -> list[str]:
-    """Each option once: mc1's are mostly among mc2's."""
+    """Return each option once: mc1's are mostly among mc2's."""
     return list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
 
 
-def _item(item: Question, source: str, scores: Sequence[float]) -> dict[str, Any]:
-    """A question with the scores of its `_texts`."""
+def _record(item: Question, source: str, scores: Sequence[float]) -> JsonObject:
+    """Make the record of a question from the scores of its `_texts`."""
     logliks = dict(zip(_texts(item), scores, strict=True))
     for text, loglik in logliks.items():
         if not math.isfinite(loglik):
@@ -225,34 +276,32 @@ def _item(item: Question, source: str, scores: Sequence[float]) -> dict[str, Any
     }
 
 
-def _scored(options: Options, logliks: Mapping[str, float]) -> dict[str, list[Any]]:
+def _scored(options: Options, logliks: Mapping[str, float]) -> JsonObject:
     return {
         "loglik": [logliks[choice] for choice in options.choices],
         "labels": list(options.labels),
     }
 
 
-class _Row(NamedTuple):
-    """One option as token ids: what is given, and what is scored after it."""
+class _Contexts:
+    """Questions and options as token ids, context and option tokenised together.
 
-    given: list[int]
-    scored: list[int]
-
-
-class _Prompts:
-    """Questions and options to token ids, context and option tokenised together.
-
-    Together because a tokenizer may treat `A: Yes` other than `A:` followed by ` Yes`: scored is
-    what the whole has beyond the tokens that context alone has.
+    Together because a tokenizer may split `A: Yes` in another way than `A:` and then ` Yes`: scored
+    are the ids of the whole from the first one on that the context alone does not have.
     """
 
     def __init__(self, tokenizer: Any, chat_template: bool) -> None:
         self._tokenizer = tokenizer
         self._chat = chat_template
-        self._front = front_of(tokenizer)
+        self._leading = leading_ids(tokenizer)
 
     def ids(self, text: str) -> list[int]:
-        return whole_ids(self._tokenizer, self._front, text)
+        return ids_of(self._tokenizer, self._leading, text)
+
+    def beginning(self) -> list[int]:
+        """Ids that all contexts begin with: what those of two unlike questions have in common."""
+        first, second = (self.ids(self.context(question)) for question in ("Who?", "1"))
+        return first[: _common_length(first, second)]
 
     def context(self, question: str) -> str:
         text = f"{PRIMER}Q: {question}\nA:"
@@ -269,7 +318,7 @@ class _Prompts:
             raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
         return str(templated)
 
-    def rows(self, item: Question, choices: Sequence[str]) -> list[_Row]:
+    def rows(self, item: Question, choices: Sequence[str]) -> list[Row]:
         context = self.context(item.question)
         # white space that ends a context belongs to the option: only a template has any
         alone = self.ids(context.rstrip())
@@ -277,65 +326,20 @@ class _Prompts:
         rows = []
         for choice in choices:
             whole = self.ids(f"{context}{delimiter}{choice}")
-            border = _common(alone, whole)
+            border = _common_length(alone, whole)
             if not 0 < border < len(whole):
                 raise BenchmarkError(
                     f"{item.question!r}: the tokenizer leaves no token to score for {choice!r}"
                 )
-            rows.append(_Row(whole[:border], whole[border:]))
+            rows.append(Row(whole[:border], whole[border:]))
         return rows
 
 
-class _Whole:
-    """Scores whole rows: for models whose cache cannot be shared."""
+def _common_length(first: list[int], second: list[int]) -> int:
+    from forty2.inference.generation import common_prefix_length
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, questions: Sequence[Sequence[_Row]]) -> list[list[float]]:
-        return [[score_rows(self._model, [row])[0] for row in rows] for rows in questions]
+    return common_prefix_length([first, second])
 
 
-class _Shared:
-    """Scores options after prefixes that ran once: the primer's, then each question's."""
-
-    def __init__(self, model: nn.Module, prompts: _Prompts) -> None:
-        # what all contexts begin with, as tokens: what two unlike questions have in common
-        first, second = (prompts.ids(prompts.context(question)) for question in ("Who?", "1"))
-        self._primer = first[: _common(first, second)]
-        self._nothing = SharedPrefix(model)
-        self._after_primer = self._nothing.extend(self._primer)
-
-    def __call__(self, questions: Sequence[Sequence[_Row]]) -> list[list[float]]:
-        begun = [
-            row.given[: len(self._primer)] == self._primer for rows in questions for row in rows
-        ]
-        prefix, start = self._nothing, 0
-        if all(begun):
-            prefix, start = self._after_primer, len(self._primer)
-        stems = []
-        for rows in questions:
-            # all rows agree up to the first one's border; the last token before it must be fed
-            # again, as its output predicts the first scored token
-            shared = min(len(row.given) for row in rows) - 1
-            rest = [_Row(row.given[shared:], row.scored) for row in rows]
-            stems.append((rows[0].given[start:shared], rest))
-        return prefix.score_after(stems)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    return sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
-    )
-
-
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(v[name] for v in values) / len(values) for name in METRICS}
-
-
-def _check_count(questions: Questions) -> None:
-    if len(questions.items) < 2:
-        raise BenchmarkError(
-            f"{questions.name}: one question has no standard error; use two or more"
-        )
+def _means(items: Sequence[Item]) -> dict[str, float]:
+    return {name: math.fsum(item.scores[name] for item in items) / len(items) for name in METRICS}

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], object]:
-    from forty2.benchmark.questions import Options, Question, Questions
     from forty2.benchmark.tasks.truthfulqa import score
+    from forty2.benchmark.truthfulqa_questions import Options, Question, Questions
     from forty2.model import cpu_kernels
     from forty2.model.loading import load_tokenizer
 

@@ -8,12 +8,12 @@ from chaos import make_inputs
 from click.testing import CliRunner
 from support.training_texts import every_text, grams, training_texts, words
 
-from forty2.benchmark.detector import ACTS, quality
-from forty2.benchmark.tasks.behaviour import GATES, behaviour, format_gates, gate_line, wilson
+from forty2.benchmark.detector import ACTS
+from forty2.benchmark.runner import run
+from forty2.benchmark.tasks.behaviour import GATES, Behaviour, format_gates, gate_line, wilson
 from forty2.cli import main
 from forty2.data.library import rows
 from forty2.files import read_json
-from forty2.model.loading import load
 
 
 def test_every_gate_has_held_out_prompts_and_every_prompt_a_gate() -> None:
@@ -46,42 +46,6 @@ def test_neither_length_nor_an_opening_yes_tells_the_good_answer() -> None:
     prompts = rows("heldout/refusal")
     longer = sum(len(row["good"]) > len(row["bad"]) for row in prompts)
     assert 0.25 < longer / len(prompts) < 0.75
-
-
-def test_the_labelled_replies_are_many_balanced_and_in_two_halves() -> None:
-    labelled = rows("heldout/reply_labels")
-    assert len(labelled) >= 120
-    assert len({(row["prompt"], row["reply"]) for row in labelled}) == len(labelled)
-    for act in ACTS:
-        for half in ("develop", "held out"):
-            labels = [r["label"] for r in labelled if r["act"] == act and r["half"] == half]
-            assert 2 * sum(labels) == len(labels) >= 8
-    held_out = {row["reply"] for row in labelled if row["half"] == "held out"}
-    assert not held_out & {row["reply"] for row in labelled if row["half"] == "develop"}
-
-
-@pytest.mark.parametrize(
-    ("act", "source", "precision", "recall"),
-    [
-        ("hedges", "held out", 0.95, 0.5),
-        ("hedges", "pairs", 0.95, 0.35),
-        ("declines", "held out", 0.85, 0.9),
-        ("declines", "pairs", 0.95, 0.8),
-        ("weighs", "held out", 0.75, 0.75),
-        ("weighs", "pairs", 0.9, 0.85),
-        ("corrects", "held out", 0.85, 0.85),
-        ("corrects", "pairs", 0.95, 0.95),
-        ("rejects", "held out", 0.85, 0.85),
-        ("rejects", "pairs", 0.95, 0.95),
-    ],
-)
-def test_the_detectors_on_answers_they_were_not_developed_on(
-    act: str, source: str, precision: float, recall: float
-) -> None:
-    """Floors, just under what was measured: what a share by generation is worth."""
-    measured = quality(act, source)
-    assert measured.precision is not None and measured.precision >= precision, measured
-    assert measured.recall >= recall, measured
 
 
 def item(name: str, good: float, ok: bool, **more: Any) -> dict[str, Any]:
@@ -132,7 +96,11 @@ def test_wilsons_interval_is_that_of_a_worked_example() -> None:
 
 
 def test_a_random_model_reaches_nothing_that_it_would_have_to_say(tmp_path: Path) -> None:
-    result = behaviour(load(str(make_inputs(tmp_path / "in") / "model")), 20)
+    model = str(make_inputs(tmp_path / "in") / "model")
+    measured = run(Behaviour(n=20), model)
+    result = measured.to_json()
+    assert (result["model"], result["adapter"], result["seed"]) == (model, None, None)
+    assert len(result["data_sha256"]) == 64 and "mlx" in result["versions"]
     assert [(gate["gate"], gate["n"]) for gate in result["gates"]] == [(name, 3) for name in GATES]
     assert result["n"] == 3 * len(GATES) + 3  # of a pair, both
     for gate in result["gates"]:

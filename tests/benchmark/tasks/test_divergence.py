@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from chaos import make_inputs
 from mlx.utils import tree_flatten, tree_unflatten
+from support.benchmarks import result_of
 
 from forty2.benchmark.stats import KL_NEAR_ZERO
-from forty2.benchmark.tasks.divergence import base_of, divergence, kl_of, probes
+from forty2.benchmark.tasks.divergence import Base, Divergence, base_of, kl_of, probes
 from forty2.errors import BenchmarkError
 from forty2.files import read_json
 from forty2.model.adapter import attach_adapter
@@ -79,6 +80,10 @@ def test_rounding_to_fp32_does_not_look_like_a_change() -> None:
     assert kl_of(*single).mean() == pytest.approx(exact, rel=0.05)
     plain = (np.exp(single[0]) * (single[0] - single[1])).sum(axis=-1)
     assert np.abs(plain - exact).max() > 20 * exact
+
+
+def divergence(loaded: LoadedModel, base: Base) -> dict[str, Any]:
+    return result_of(Divergence(base=base), loaded, base)
 
 
 def moved(loaded: LoadedModel, step: float) -> LoadedModel:
@@ -178,6 +183,6 @@ def test_a_run_that_changes_nothing_is_called_no_change(inputs: Path, tmp_path: 
 def test_a_real_short_run_is_not(inputs: Path, tmp_path: Path) -> None:
     done = short_run(inputs, tmp_path, "5.0e-2", fuse=f"{{out: {tmp_path}/fused}}")
     assert done.verdict != "no change"
-    base, after, fused = (stage["divergence"]["kl"] for stage in done.stages)
+    base, after, fused = (stage["divergence"].figures["kl"] for stage in done.stages)
     assert base == 0.0 and after > KL_NEAR_ZERO
     assert fused == pytest.approx(after, rel=1e-3)  # fusing changes nothing, and is measured alike

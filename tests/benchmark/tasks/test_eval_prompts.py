@@ -19,19 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from support.benchmarks import result_of
 from support.models import tiny_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from forty2.benchmark.replies import SEVERAL, Tags, Turn, collapsed
+from forty2.benchmark.replies import SEVERAL
+from forty2.benchmark.results import Result
 from forty2.benchmark.tasks.eval_prompts import (
     Asked,
     EvalPrompt,
+    EvalPrompts,
+    EvalPromptsTask,
     Match,
     load_eval_prompts,
-    metrics,
     probe,
-    result,
 )
 from forty2.cli import main
 from forty2.data.build.curriculum import eval_prompts as operator_prompts
@@ -91,6 +93,10 @@ def ids(text: str) -> list[int]:
 def loaded(model: Any, length: int = 512) -> LoadedModel:
     config = {"max_position_embeddings": length}
     return LoadedModel(model, TOKENIZER, config, Path("nowhere"), "tiny")
+
+
+def ask(one: LoadedModel, prompts: EvalPrompts, max_tokens: int) -> dict[str, Any]:
+    return result_of(EvalPromptsTask(prompts=prompts.file, max_tokens=max_tokens), one, prompts)
 
 
 def taught(replies: Mapping[str, str]) -> LoadedModel:
@@ -281,7 +287,7 @@ def model() -> LoadedModel:
 
 def test_replies_are_scored_by_prompt_bucket_and_gate(model: LoadedModel, tmp_path: Path) -> None:
     file = written(tmp_path, gates={"say": 1, "sum": 0.5, "all": 0.6})
-    measured = probe(model, load_eval_prompts(file), max_tokens=12)
+    measured = ask(model, load_eval_prompts(file), max_tokens=12)
     assert [item["reply"] for item in measured["items"]] == ["hello.", "Hello.", "3"]
     assert [item["passed"] for item in measured["items"]] == [True, True, False]
     assert measured["passed"] == pytest.approx(2 / 3) and measured["n"] == 3
@@ -290,7 +296,7 @@ def test_replies_are_scored_by_prompt_bucket_and_gate(model: LoadedModel, tmp_pa
     assert gates == {"say": True, "sum": False, "all": True}
     assert (measured["stop_rate"], measured["distinct"], measured["faults"]) == (1, 3, [])
     shares = {"passed": 2 / 3, "passed_say": 1.0, "passed_sum": 0.0, "stopped": 1.0}
-    assert metrics(measured) == shares
+    assert probe(model, load_eval_prompts(file), max_tokens=12) == (shares, [])
 
 
 def test_user_texts_and_whole_strings_are_the_same_prompts(
@@ -309,7 +315,7 @@ def test_a_reply_with_a_control_token_does_not_pass(model: LoadedModel, tmp_path
         prompts={"a": "Tags?", "b": "Long?"},
         expected_outputs={"a": "Yes.", "b": "abcabc"},
     )
-    measured = probe(model, load_eval_prompts(file), max_tokens=12)
+    measured = ask(model, load_eval_prompts(file), max_tokens=12)
     tags, long = measured["items"]
     assert (tags["reply"], tags["passed"], tags["broken"]) == ("Yes.<s></bot>", False, True)
     assert (long["reply"], long["stopped"], long["broken"]) == ("abc" * 4, False, False)
@@ -321,7 +327,7 @@ def test_a_form_that_cannot_be_told_is_an_error(model: LoadedModel, tmp_path: Pa
     def asked(prompt: str, **changes: Any) -> Any:
         prompts = {**MYPT["prompts"], "sum_1": prompt}
         file = written(tmp_path, prompts=prompts, **changes)
-        return probe(model, load_eval_prompts(file), max_tokens=12)
+        return ask(model, load_eval_prompts(file), max_tokens=12)
 
     with pytest.raises(BenchmarkError, match=r"prompts\.sum_1 holds control .*say_1 none; say"):
         asked("Say <s>.")
@@ -344,11 +350,11 @@ def test_spelled_control_tokens_stay_text_in_what_a_user_says(
 def test_what_does_not_fit_the_model_names_the_id(model: LoadedModel, tmp_path: Path) -> None:
     prompts = load_eval_prompts(written(tmp_path))
     needs = len(ids(templated("Say hello.")))
-    probe(loaded(model.model, length=needs + 12), prompts, max_tokens=12)
+    ask(loaded(model.model, length=needs + 12), prompts, max_tokens=12)
     with pytest.raises(BenchmarkError, match=rf"say_1: its {needs} tokens and 12 of reply do not"):
-        probe(loaded(model.model, length=needs + 11), prompts, max_tokens=12)
+        ask(loaded(model.model, length=needs + 11), prompts, max_tokens=12)
     with pytest.raises(BenchmarkError, match=r"expected_outputs\.say_1: its 6 tokens are beyond"):
-        probe(model, prompts, max_tokens=5)
+        ask(model, prompts, max_tokens=5)
     refusing = TokenizerWrapper(
         PreTrainedTokenizerFast(
             tokenizer_object=TOKENIZER.backend_tokenizer,
@@ -357,7 +363,7 @@ def test_what_does_not_fit_the_model_names_the_id(model: LoadedModel, tmp_path: 
         )
     )
     with pytest.raises(BenchmarkError, match=r"prompts\.say_1: the chat .*: no system turns"):
-        probe(replace(model, tokenizer=refusing), prompts, max_tokens=12)
+        ask(replace(model, tokenizer=refusing), prompts, max_tokens=12)
 
 
 def test_one_reply_to_everything_is_told(tmp_path: Path) -> None:
@@ -368,7 +374,7 @@ def test_one_reply_to_everything_is_told(tmp_path: Path) -> None:
 
     def faults(**changes: str) -> Any:
         file = written(tmp_path, prompts=prompts, expected_outputs={**expected, **changes})
-        return probe(parrot, load_eval_prompts(file), max_tokens=12)["faults"]
+        return ask(parrot, load_eval_prompts(file), max_tokens=12)["faults"]
 
     assert faults(a_1="Rome.") == ["all 4 prompts get the reply 'Paris.'"]
     assert faults() == []  # it is what was asked for
@@ -388,7 +394,7 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
     rows = [Row(text, [n > 3 for n in range(len(text))], "here") for text in texts]
     phase = SftPhase(objective="sft", data="x", steps=6, lr=1e-2, batch_size=2)
 
-    def trained(ask: bool) -> tuple[dict[str, mx.array], list[dict[str, Any]]]:
+    def trained(asking: bool) -> tuple[dict[str, mx.array], list[dict[str, Any]]]:
         tiny, objective = tiny_model(), ConversationLoss(rows)
         attach_adapter(tiny, spec, seed=1)
         checkpoint_gradients(tiny, grad_checkpoint)
@@ -400,8 +406,8 @@ def test_training_goes_on_as_if_nothing_had_been_asked(
         asked = []
         for step in range(6):
             stepper.step([objective.batch([step, 5 - step])], 1e-2)
-            if ask:
-                asked.append(probe(loaded(tiny), prompts, max_tokens=6))
+            if asking:
+                asked.append(ask(loaded(tiny), prompts, max_tokens=6))
         return dict(tree_flatten(tiny.trainable_parameters())), asked
 
     (plain, _), (probed, asked) = trained(False), trained(True)
@@ -419,7 +425,7 @@ def test_replies_are_those_without_dropout(tmp_path: Path) -> None:
     for training, checkpointed in ((False, False), (True, False), (True, True), (False, True)):
         tiny.train(training)
         checkpoint_gradients(tiny, checkpointed)
-        said.append(probe(loaded(tiny), prompts, max_tokens=6))
+        said.append(ask(loaded(tiny), prompts, max_tokens=6))
         assert tiny.training == training
     assert said[1:] == said[:-1]
 
@@ -428,70 +434,6 @@ def _stir(_: str, module: Any) -> None:
     """Make an adapter do something, so that its dropout shows."""
     if "lora_b" in module:
         module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(4))
-
-
-# --- replies ---
-
-
-def test_collapse() -> None:
-    prompts = ["Say hello.", "1 + 1?", "Who wrote Faust?", "Name a colour."]
-    assert collapsed(prompts, ["Yes."] * 4)
-    assert collapsed(prompts, ["Yes.", "Yes. ", "Yes.\n", "Yes."])
-    assert not collapsed(prompts, ["Yes.", "Yes.", "Yes.", "yes."])
-    assert not collapsed(prompts, [""] * 4)  # silence is shown by what passes
-    assert not collapsed(["Is it?", "Was it?"], ["Yes.", "Yes."])
-    assert not collapsed(["Say hello.", "Say Hello.", "Say HELLO.", "say hello."], ["Hello."] * 4)
-    assert not collapsed(prompts[:1] * 9, ["Yes."] * 9)
-    assert not collapsed([], [])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "reply", "text"),
-    [
-        ("<bot>", "Hi.", "Hi."),
-        ("<bot>", "Hi.</bot>", "Hi."),
-        ("Q: Hi?", "Hi.", "Hi."),
-        ("Q: Hi?", "<tool>x</tool>Hi.", "<tool>x</tool>Hi."),
-        ("<user><tool>x</tool></user><bot>", "Hi.</bot>", "Hi."),
-        ("<user>a</user><bot>", "<tool>x</tool>Hi.</bot>", "<tool>x</tool>Hi."),
-        ("<user>a</user><bot><think>", "x</think>Hi.</bot>", "x</think>Hi."),
-        ("<think>", "x</think>Hi.", "x</think>Hi."),
-        ("<bot>", "<think><tool>x</tool></think>Hi.", "<think><tool>x</tool></think>Hi."),
-        ("<bot>", "< bot> <b>Hi.</b> </unknown>", "< bot> <b>Hi.</b> </unknown>"),
-    ],
-)
-def test_tags_that_are_as_they_should_be(prompt: str, reply: str, text: str) -> None:
-    said = ids(reply)
-    turn = Tags(TOKENIZER).turn(ids(prompt), said, stopped=True)
-    assert turn == Turn(len(ids(text)), False)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "reply"),
-    [
-        ("<bot>", "Hi.<s>"),
-        ("<bot>", "<s>"),
-        ("<bot>", "Hi.</bot><user>Bye.</user>"),
-        ("<bot>", "Hi.</bot>Bye."),
-        ("<bot>", "Hi.</bot></bot>"),
-        ("<bot>", "Hi.</user>"),
-        ("<bot>", "<tool>Hi."),
-        ("<bot>", "<tool>Hi.</bot>"),
-        ("<bot>", "<tool><think>x</tool></think>"),
-        ("<bot>", "x</think>"),
-        ("Q: Hi?", "Hi.</bot>"),
-    ],
-)
-def test_broken_tags(prompt: str, reply: str) -> None:
-    said = ids(reply)
-    assert Tags(TOKENIZER).turn(ids(prompt), said, stopped=True) == Turn(len(said), True)
-
-
-def test_a_reply_that_was_cut_may_leave_tags_open() -> None:
-    tags = Tags(TOKENIZER)
-    for reply in ("<tool>Hi.", "Hi.", "<think><tool>x</tool>"):
-        assert not tags.turn(ids("<bot>"), ids(reply), stopped=False).broken
-    assert tags.turn(ids("<bot>"), ids("<tool>Hi.<s>"), stopped=False).broken
 
 
 # --- operators, and the command ---
@@ -539,7 +481,4 @@ def test_the_command_asks_the_starter(starter_path: Path, tmp_path: Path) -> Non
     assert "gate all          50.0%, at least 90%: FAILED" in ran.output
     measured = json.loads(out.read_text("utf-8"))
     assert [item["passed"] for item in measured["items"]] == [True, False]
-    assert {key: measured[key] for key in result(measured["items"], content["gates"])} == result(  # type: ignore[arg-type]
-        measured["items"],
-        content["gates"],  # type: ignore[arg-type]
-    )
+    assert Result.from_json(measured, "it").to_json() == measured

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.benchmarks import figures_of, records_of
 
 from forty2.benchmark.prompts import Prompts
+from forty2.benchmark.runner import run
 from forty2.benchmark.tasks.gsm8k import (
     INVALID,
+    Gsm8k,
     Problem,
-    answered,
     bare,
-    gsm8k,
     judged,
     last_number,
     load_problems,
-    result,
     strict_answer,
 )
 from forty2.cli import main
@@ -100,11 +100,10 @@ def test_means_errors_and_stop_rate() -> None:
         judged(PROBLEM, Reply("no", 9, True)),
         judged(PROBLEM, Reply("no", 9, True)),
     ]
-    measured = result(items)
+    measured = figures_of(Gsm8k, items)
     assert (measured["strict_match"], measured["flexible_extract"]) == (0.25, 0.5)
     assert measured["stderr"]["strict_match"] == pytest.approx((0.75 / 3 / 4) ** 0.5)
     assert measured["stop_rate"] == 0.75
-    assert measured["items"] == items
 
 
 # --- files ---
@@ -146,16 +145,14 @@ def test_malformed_files_are_one_line_with_file_and_line(tmp_path: Path) -> None
 
 def test_replies_hold_what_they_are_judged_by(starter: LoadedModel, bench_data: Path) -> None:
     problems = load_problems(bench_data / "gsm8k", shots=0)
-    told: list[tuple[str, int, int]] = []
-    items = answered(
+    calls: list[tuple[int, int]] = []
+    items = records_of(
+        Gsm8k(data="", chat_template=True, max_tokens=12),
         starter,
-        Prompts(starter, chat=True),
-        problems,
-        [1, 5],
-        max_tokens=12,
-        progress=lambda stage, done, total, info: told.append((stage, done, total)),
+        problems.only([1, 5]),
+        lambda done, total, _: calls.append((done, total)),
     )
-    assert told == [("gsm8k", 1, 2), ("gsm8k", 2, 2)]
+    assert calls == [(1, 2), (2, 2)]
     for item, place in zip(items, (1, 5), strict=True):
         assert item["question"] == problems.items[place].question
         assert item["number"] == place + 1
@@ -171,8 +168,8 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     rows = [ROW | {"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(4)]
     for name in ("test.jsonl", "train.jsonl"):
         write(folder, name, rows)
-    options: dict[str, Any] = {"data": folder, "shots": 1, "max_tokens": 4, "n": 3}
-    whole = gsm8k("smollm2", **options)
+    task = Gsm8k(data=folder, shots=1, max_tokens=4, n=3)
+    whole = run(task, "smollm2").to_json()
     assert (whole["n"], whole["shots"], whole["max_tokens"]) == (3, 1, 4)
 
     def stop(stage: str, done: int, total: int, info: Any) -> None:
@@ -180,17 +177,17 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gsm8k("smollm2", out=out, progress=stop, **options)
+        run(task, "smollm2", out=out, progress=stop)
     told: list[int] = []
-    resumed = gsm8k(
+    resumed = run(
+        task,
         "smollm2",
         out=out,
         resume=True,
         progress=lambda stage, done, total, info: told.append(done),
-        **options,
     )
     assert told == [3]
-    assert resumed == whole == json.loads(out.read_text())
+    assert resumed.to_json() == whole == json.loads(out.read_text())
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -10,23 +10,23 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.benchmarks import figures_of, records_of
 
 from forty2.benchmark import sandbox
 from forty2.benchmark.prompts import Prompts
+from forty2.benchmark.runner import run as measure
 from forty2.benchmark.sandbox import Outcome
 from forty2.benchmark.tasks import humaneval as benchmark
 from forty2.benchmark.tasks.humaneval import (
+    HumanEval,
     Problem,
-    answered,
-    humaneval,
+    Problems,
     judged,
     load_problems,
-    pass_at,
-    result,
 )
 from forty2.cli import main
 from forty2.errors import BenchmarkError, DataError
-from forty2.inference.generation import Reply, Sampling
+from forty2.inference.generation import Reply
 from forty2.model.loading import LoadedModel
 
 PROBLEM = Problem(
@@ -92,29 +92,7 @@ def test_the_published_solutions_pass(number: int, bench_data: Path) -> None:
     assert [sample["passed"] for sample in samples] == [True, False]
 
 
-# --- pass@k ---
-
-
-def test_pass_at_k_by_hand() -> None:
-    assert (pass_at(1, 1, 0), pass_at(1, 1, 1)) == (0.0, 1.0)
-    assert pass_at(1, 10, 3) == pytest.approx(0.3)
-    assert pass_at(2, 4, 2) == pytest.approx(1 - 1 / 6)  # of six pairs one has both failures
-    assert pass_at(3, 4, 2) == 1.0
-    assert pass_at(100, 200, 1) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("passed", range(6))
-def test_pass_at_k_is_the_mean_over_all_draws(passed: int) -> None:
-    marks = [True] * passed + [False] * (5 - passed)
-    for k in range(1, 6):
-        draws = list(itertools.combinations(marks, k))
-        assert pass_at(k, 5, passed) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-@pytest.mark.parametrize("wrong", [(0, 1, 1), (2, 1, 1), (1, 1, 2), (1, 1, -1)])
-def test_pass_at_k_of_nothing_is_an_error(wrong: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="pass@"):
-        pass_at(*wrong)
+# --- figures ---
 
 
 def test_means_errors_and_stop_rate() -> None:
@@ -122,7 +100,8 @@ def test_means_errors_and_stop_rate() -> None:
         samples = [{"passed": m == "+", "stopped": m == "+", "why": "failed"} for m in marks]
         return {"task_id": task, "samples": samples}
 
-    measured = result([item("a", "++--"), item("b", "----"), item("c", "+---")])
+    records = [item("a", "++--"), item("b", "----"), item("c", "+---")]
+    measured = figures_of(HumanEval, records)
     assert measured["pass@1"] == pytest.approx((0.5 + 0 + 0.25) / 3)
     assert measured["pass@2"] == pytest.approx((5 / 6 + 0 + 0.5) / 3)
     assert {name for name in measured if name.startswith("pass@")} == {"pass@1", "pass@2"}
@@ -137,7 +116,7 @@ def test_what_the_sandbox_refuses_is_counted_apart_from_what_is_wrong() -> None:
         {"task_id": str(n), "samples": [{**outcome, "stopped": True}]}
         for n, outcome in enumerate(outcomes)
     ]
-    assert result(items)["refused"] == 2
+    assert figures_of(HumanEval, items)["refused"] == 2
 
 
 # --- files ---
@@ -175,8 +154,11 @@ def test_answers_are_run_when_all_of_a_problem_are_there(
         programs.append(program)
         return Outcome(len(programs) % 2 == 1, "odd")
 
-    options: dict[str, Any] = {"samples": 2, "sampling": Sampling(0.8), "max_tokens": 6}
-    items = answered(starter, Prompts(starter), problems, run=run, **options)
+    def answered(some: tuple[Problem, ...]) -> list[dict[str, Any]]:
+        task = HumanEval(data="", samples=2, temperature=0.8, top_p=1.0, max_tokens=6, run=run)
+        return records_of(task, starter, Problems(some, ""))
+
+    items = answered(problems)
     assert [item["task_id"] for item in items] == ["HumanEval/23", "HumanEval/24"]
     told = {
         problem.program(sample["reply"], instruct=False)
@@ -185,7 +167,7 @@ def test_answers_are_run_when_all_of_a_problem_are_there(
     }
     assert set(programs) == told and len(programs) == 4
     assert [[s["passed"] for s in item["samples"]] for item in items] == [[True, False]] * 2
-    alone = answered(starter, Prompts(starter), problems[1:], run=run, **options)
+    alone = answered(problems[1:])
     replies = [[sample["reply"] for sample in item["samples"]] for item in (items[1], alone[0])]
     assert replies[0] == replies[1]  # whatever was measured beside it
 
@@ -199,7 +181,7 @@ def test_nothing_runs_or_loads_unless_it_is_allowed(
     monkeypatch.setattr(sandbox, "run", never)
     monkeypatch.setattr(benchmark, "load_problems", never)
     with pytest.raises(BenchmarkError, match="--run-untrusted-code"):
-        humaneval("smollm2", data=bench_data / "humaneval", run_untrusted_code=False)
+        measure(HumanEval(data=bench_data / "humaneval"), "smollm2")
     arguments = ["benchmark", "humaneval", "-m", "smollm2", "-d", str(bench_data / "humaneval")]
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
@@ -209,7 +191,29 @@ def test_nothing_runs_or_loads_unless_it_is_allowed(
 
 def test_many_greedy_answers_are_refused(bench_data: Path) -> None:
     with pytest.raises(BenchmarkError, match="4 greedy answers would be the same"):
-        humaneval("smollm2", data=bench_data, run_untrusted_code=True, samples=4, temperature=0.0)
+        HumanEval(data=bench_data, run_untrusted_code=True, samples=4, temperature=0.0).load()
+
+
+@pytest.mark.parametrize(
+    ("instruct", "asked", "templated"),
+    [(True, None, True), (True, False, False), (False, None, False), (False, True, True)],
+)
+def test_instructions_take_the_chat_template_unless_it_is_refused(
+    instruct: bool, asked: bool | None, templated: bool, starter: LoadedModel
+) -> None:
+    task = HumanEval(data="", instruct=instruct, chat_template=asked)
+    assert task.settings(Problems((), ""), starter)["chat_template"] is templated
+    prompts: list[list[int]] = []
+
+    def replies(_: LoadedModel, ids: list[list[int]], **__: Any) -> list[Any]:
+        prompts.extend(ids)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):  # no reply, no record
+        patch.setattr("forty2.inference.generation.generate_replies", replies)
+        records_of(task, starter, Problems((PROBLEM,), ""))
+    text = starter.tokenizer.decode(prompts[0])
+    assert ("<|im_start|>user" in text) is templated
 
 
 def test_the_command(bench_data: Path, tmp_path: Path) -> None:
@@ -228,7 +232,6 @@ def test_the_command(bench_data: Path, tmp_path: Path) -> None:
             "--max-tokens",
             "6",
             "--instruct",
-            "--chat",
             "--samples",
             "2",
             "--run-untrusted-code",

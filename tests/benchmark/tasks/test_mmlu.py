@@ -17,21 +17,22 @@ import pytest
 from click.testing import CliRunner
 from mlx_lm.models import lfm2, mamba
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from support.benchmarks import figures_of
 from support.models import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from forty2.benchmark import scoring
+from forty2.benchmark.mmlu_subjects import GROUPS
 from forty2.benchmark.prompts import Prompts, Shot, context_length, examples_sha256
-from forty2.benchmark.tasks import mmlu as benchmark
+from forty2.benchmark.runner import run
 from forty2.benchmark.tasks.mmlu import (
     COLUMNS,
-    GROUPS,
     LETTERS,
+    Mmlu,
     Question,
     Subject,
     load_subjects,
-    mmlu,
-    result,
     sample,
     score,
 )
@@ -208,7 +209,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = score(one, Prompts(one), [SUBJECT])
     for name in ("BATCH_TOKENS", "CACHE_TOKENS"):
         with monkeypatch.context() as patch:
-            patch.setattr(benchmark, name, 1)
+            patch.setattr(scoring, name, 1)
             for item, other in zip(score(one, Prompts(one), [SUBJECT]), expected, strict=True):
                 assert item["logps"] == pytest.approx(other["logps"], abs=1e-5)
 
@@ -291,7 +292,7 @@ def test_means_are_weighted_by_size_and_variances_pooled() -> None:
     Variances within: 4 values of mean 3/4 have a sum of squares of 3/4, 2 of mean 1/2 have 1/2;
     pooled (3/4 + 1/2) / (6 - 2) = 5/16, and the standard error √(5/16 / 6).
     """
-    measured = result(scored(anatomy="++-+", virology="-+"))
+    measured = figures_of(Mmlu, scored(anatomy="++-+", virology="-+"))
     assert measured["acc"] == pytest.approx(4 / 6)
     assert measured["stderr"] == pytest.approx(math.sqrt(5 / 16 / 6))
     assert measured["n"] == 6
@@ -306,12 +307,12 @@ def test_means_are_weighted_by_size_and_variances_pooled() -> None:
 
 def test_a_subject_with_one_question_tells_no_variance() -> None:
     """The four questions are then one sample of mean 3/4: √(3/4 / 3 / 4)."""
-    measured = result(scored(anatomy="+-", virology="+", ours="+"))
+    measured = figures_of(Mmlu, scored(anatomy="+-", virology="+", ours="+"))
     assert measured["subjects"]["virology"] == {"acc": 1.0, "stderr": None, "n": 1}
     assert measured["acc"] == 0.75
     assert measured["stderr"] == pytest.approx(0.25)
     assert "ours" in measured["subjects"] and set(measured["groups"]) == {"stem", "other"}
-    assert result(scored(anatomy="+"))["stderr"] is None
+    assert figures_of(Mmlu, scored(anatomy="+"))["stderr"] is None
 
 
 # --- questions ---
@@ -415,7 +416,8 @@ def test_cells_are_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
     folder, out = data(tmp_path / "mmlu", anatomy=2, virology=3), tmp_path / "out.json"
-    whole = mmlu("smollm2", data=folder, shots=1, out=tmp_path / "whole.json")
+    task = Mmlu(data=folder, shots=1)
+    whole = run(task, "smollm2", out=tmp_path / "whole.json").to_json()
     assert json.loads((tmp_path / "whole.json").read_text()) == whole
     assert (whole["n"], whole["shots"], whole["chat_template"]) == (5, 1, False)
     assert [item["number"] for item in whole["items"]] == [1, 2, 1, 2, 3]
@@ -428,10 +430,10 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     told: list[tuple[str, int, int]] = []
     resumed = False
     with pytest.raises(KeyboardInterrupt):
-        mmlu("smollm2", data=folder, shots=1, out=out, progress=stop)
+        run(task, "smollm2", out=out, progress=stop)
     assert not out.exists() and told == [("mmlu", 2, 5)]
     resumed = True
-    assert mmlu("smollm2", data=folder, shots=1, out=out, resume=True, progress=stop) == whole
+    assert run(task, "smollm2", out=out, resume=True, progress=stop).to_json() == whole
     assert told[1:] == [("mmlu", 5, 5)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mmlu", "out.json", "whole.json"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from forty2.benchmark.metrics import means_of
-from forty2.benchmark.suite import without_contaminated
+from forty2.benchmark.metrics import METRICS, item_metrics
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import without_contaminated
 from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.records import Chat, Pair, Record, Text
 
@@ -71,14 +71,14 @@ def test_no_rows_or_nothing_in_common_is_no_hit() -> None:
     assert hits([chat("Why?", "Because.", "a:1")], ITEMS) == []
 
 
-def stage(name: str, right: list[bool]) -> dict[str, Any]:
+def stage(name: str, right: list[bool]) -> Stage:
     items = []
     for n, good in enumerate(right):
         scored = {"loglik": [0.0, -1.0] if good else [-1.0, 0.0], "labels": [1, 0]}
         items.append({"question": f"q{n}", "category": "c", "mc1": scored, "mc2": scored})
     result = {
         "benchmark": "truthfulqa",
-        **means_of(items),
+        **{name: sum(item_metrics(i)[name] for i in items) / len(items) for name in METRICS},
         "n": len(items),
         "items": items,
         "model": name,
@@ -88,7 +88,7 @@ def stage(name: str, right: list[bool]) -> dict[str, Any]:
         "chat_template": False,
         "seed": 1,
     }
-    return {"stage": name, "truthfulqa": result}
+    return Stage.from_json({"stage": name, "truthfulqa": result}, "it")
 
 
 def test_a_gain_on_trained_questions_alone_is_gone_without_them() -> None:
@@ -96,9 +96,9 @@ def test_a_gain_on_trained_questions_alone_is_gone_without_them() -> None:
     after = stage("tuned", [True] * 10 + [True, False] * 20)
     found = [{"row": f"a:{n}", "item": n} for n in range(10)]
     clean = without_contaminated(found, [before, after], 0.01)
-    assert (clean["rows"], clean["questions"]) == (10, 10)
-    (comparison,) = clean["comparisons"]
+    assert (clean.rows, clean.questions) == (10, 10)
+    (comparison,) = clean.to_json()["comparisons"]
     assert comparison["stage"] == "tuned"
     assert comparison["metrics"]["mc1"]["difference"] == 0
-    untouched = without_contaminated([], [before, after], 0.01)
+    untouched = without_contaminated([], [before, after], 0.01).to_json()
     assert untouched == {"rows": 0, "questions": 0, "comparisons": []}

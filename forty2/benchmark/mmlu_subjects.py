@@ -69,3 +69,6 @@ GROUPS = {
         "virology",
     ],
 }
+"""Subjects by group."""
+GROUP_OF = {subject: group for group, subjects in GROUPS.items() for subject in subjects}
+"""The group of each subject."""

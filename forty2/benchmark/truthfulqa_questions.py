@@ -1,8 +1,8 @@
-"""TruthfulQA's questions, from whichever of their published forms is at hand.
+"""TruthfulQA's questions, from any of their published forms.
 
 Lin et al. 2021 (arXiv:2109.07958) publish a CSV and, made from it, `mc_task.json`; the hub's data
 set `truthfulqa/truthful_qa` holds the first version of the latter. Versions share a name and are
-not interchangeable, so a `Questions` carries the hash of what it was read from.
+not interchangeable, so a `Questions` carries the hash of its source.
 
 TruthfulQA is for testing only: its authors ask that it never be trained on.
 """
@@ -20,9 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from forty2.errors import BenchmarkError, redact
+from forty2.benchmark.question_files import read_question_file
+from forty2.data.strata import largest_remainder
+from forty2.errors import BenchmarkError, first_line, redact
+from forty2.files import JsonObject
 
 HUB = "truthfulqa/truthful_qa"
 PROBE = "forty2 probe (not TruthfulQA)"
@@ -34,13 +37,11 @@ KNOWN = {
     "b8d8ef1e12f98b4f2a9f47abc9765da0640b182b6c5d9b92f0c1a1f2f1e02e5c": "TruthfulQA 2025",
 }
 """Published files by sha256: the authors give every version of `mc_task.json` the same name."""
-_MAX_BYTES = 10_000_000
-"""TruthfulQA has a tenth of it."""
 _COLUMNS = ("Question", "Category", "Best Answer", "Correct Answers", "Incorrect Answers")
 
 
 class Options(NamedTuple):
-    """The options of one question and whether each is true (1) or false (0), in file order."""
+    """Options of one question, each true (1) or false (0), in file order."""
 
     choices: tuple[str, ...]
     labels: tuple[int, ...]
@@ -58,16 +59,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """A set of questions, in file order, and what identifies it."""
+    """A set of questions in file order, with its hash and name."""
 
     items: tuple[Question, ...]
     sha256: str
-    """Of the file's bytes; of the rows in canonical JSON when they came from the hub."""
+    """sha256 of the file's bytes; of the rows in canonical JSON when they came from the hub."""
     name: str
     path: Path | None
-    """None: they came from the hub."""
+    """None: the hub."""
     notes: tuple[str, ...] = ()
-    """What reading had to decide, for the result's reader."""
+    """Decisions made while reading, for the result's reader."""
 
 
 def load_questions(source: str | Path | None) -> Questions:
@@ -89,31 +90,10 @@ def load_questions(source: str | Path | None) -> Questions:
         raise BenchmarkError(
             f"{path}: no such file; give mc_task.json, the TruthfulQA CSV or 'probe'"
         )
-    data = small_file(path)
+    data = read_question_file(path)
     is_csv = path.suffix.lower() == ".csv"
     rows = _csv_rows(data, path) if is_csv else _json_rows(data, path)
     return _build(rows, hashlib.sha256(data).hexdigest(), path.name, path)
-
-
-def small_file(path: Path) -> bytes:
-    """All of a file of questions.
-
-    Raises:
-        BenchmarkError: it cannot be read, or is too large to hold questions.
-    """
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise BenchmarkError(
-                f"{path}: is no file but a pipe or a device; save it to a file first"
-            )
-        if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise BenchmarkError(
-                f"{path}: {path.stat().st_size:,} bytes are no file of questions (limit "
-                f"{_MAX_BYTES:,}); give the benchmark's own"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise BenchmarkError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def sample(questions: Questions, n: int, seed: int) -> Questions:
@@ -134,32 +114,30 @@ def sample(questions: Questions, n: int, seed: int) -> Questions:
     members: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(questions.items):
         members[item.category].append(index)
-    quota = {name: divmod(n * len(indices), total) for name, indices in members.items()}
-    ranked = sorted(quota)
-    rng.shuffle(ranked)
-    ranked.sort(key=lambda name: -quota[name][1])
-    up = set(ranked[: n - sum(whole for whole, _ in quota.values())])
+    ties = sorted(members)
+    rng.shuffle(ties)
+    quota = largest_remainder({name: len(places) for name, places in members.items()}, n, ties)
     drawn: list[int] = []
     for name in sorted(members):
-        drawn += rng.sample(members[name], quota[name][0] + (name in up))
+        drawn += rng.sample(members[name], quota[name])
     return replace(questions, items=tuple(questions.items[index] for index in sorted(drawn)))
 
 
-# --- where questions come from; each yields rows with question, category, mc1 and mc2 targets ---
+# --- sources: each returns rows with question, category, mc1 and mc2 targets ---
 
 
 def _from_hub_or_probe() -> Questions:
     try:
         rows = _hub_rows()
     except Exception as error:  # datasets and the hub client raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return replace(_probe(), notes=(f"{HUB} could not be read: {redact(reason)}",))
+        reason = redact(first_line(error))
+        return replace(_probe(), notes=(f"{HUB} could not be read: {reason}",))
     canonical = json.dumps(rows, ensure_ascii=False, sort_keys=True).encode("utf-8")
     name = f"{HUB} (hub, multiple_choice)"
     return _build(rows, hashlib.sha256(canonical).hexdigest(), name, None)
 
 
-def _hub_rows() -> list[dict[str, Any]]:
+def _hub_rows() -> list[JsonObject]:
     import datasets
     import huggingface_hub
 
@@ -176,20 +154,20 @@ def _probe() -> Questions:
     return _build(_json_rows(data, path), hashlib.sha256(data).hexdigest(), PROBE, path)
 
 
-class _Repeating(dict[str, Any]):
-    """A JSON object in which keys are given twice, which a plain dict would hide."""
+class _Repeating(dict[str, object]):
+    """A JSON object with repeated keys, which a plain dict would hide."""
 
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
         super().__init__(pairs)
         self.repeated = [key for key, count in Counter(k for k, _ in pairs).items() if count > 1]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
     found = dict(pairs)
     return found if len(found) == len(pairs) else _Repeating(pairs)
 
 
-def _json_rows(data: bytes, path: Path) -> list[Any]:
+def _json_rows(data: bytes, path: Path) -> list[object]:
     try:
         rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # covers bytes that are no UTF-8
@@ -202,8 +180,8 @@ def _json_rows(data: bytes, path: Path) -> list[Any]:
     return rows
 
 
-def _csv_rows(data: bytes, path: Path) -> list[dict[str, Any]]:
-    """Rows of the authors' CSV: answers are split at `;`, stripped, and end in a full stop."""
+def _csv_rows(data: bytes, path: Path) -> list[JsonObject]:
+    """Read the authors' CSV: answers are split at `;`, stripped, and end in a full stop."""
     rows = _read_csv(data, path)
     missing = [name for name in _COLUMNS if name not in (rows[0] if rows else _COLUMNS)]
     if missing:
@@ -240,10 +218,10 @@ def _split(answers: str) -> list[str]:
     return [answer if answer.endswith(".") else f"{answer}." for answer in stripped if answer]
 
 
-# --- rows to checked questions ---
+# --- checked questions ---
 
 
-def _build(rows: Sequence[Any], sha256: str, name: str, path: Path | None) -> Questions:
+def _build(rows: Sequence[object], sha256: str, name: str, path: Path | None) -> Questions:
     where = str(path) if path is not None else name
     if not rows:
         raise BenchmarkError(f"{where}: holds no questions; give TruthfulQA's mc_task.json or CSV")
@@ -260,7 +238,7 @@ def _build(rows: Sequence[Any], sha256: str, name: str, path: Path | None) -> Qu
     return Questions(items, sha256, label, path, notes)
 
 
-def _question(row: Any, where: str, dropped: list[str]) -> Question:
+def _question(row: object, where: str, dropped: list[str]) -> Question:
     if not isinstance(row, Mapping):
         raise BenchmarkError(f"{where}: not an object with question, mc1_targets and mc2_targets")
     missing = [key for key in ("question", "mc1_targets", "mc2_targets") if key not in row]
@@ -281,8 +259,8 @@ def _question(row: Any, where: str, dropped: list[str]) -> Question:
     return Question(text, str(category), mc1, mc2)
 
 
-def _options(target: Any, where: str, dropped: list[str]) -> Options:
-    """Options of `{text: label}`, or of the hub's `{"choices": [...], "labels": [...]}`."""
+def _options(target: object, where: str, dropped: list[str]) -> Options:
+    """Read options of `{text: label}`, or of the hub's `{"choices": [...], "labels": [...]}`."""
     if not isinstance(target, Mapping):
         raise BenchmarkError(f"{where}: not an object of answers and labels")
     if isinstance(target, _Repeating):
@@ -294,7 +272,7 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
         if len(target["choices"]) != len(target["labels"]):
             raise BenchmarkError(f"{where}: choices and labels differ in number")
         pairs = list(zip(target["choices"], target["labels"], strict=True))
-    kept = []
+    pairs_with_text = []
     for choice, label in pairs:
         if not isinstance(choice, str):
             raise BenchmarkError(f"{where}: the option {choice!r} is no text; quote it")
@@ -302,12 +280,13 @@ def _options(target: Any, where: str, dropped: list[str]) -> Options:
         if type(label) is not int or label not in (0, 1):
             raise BenchmarkError(f"{where}: {choice!r} is labelled {label!r}; use 1 or 0")
         if choice.strip():
-            kept.append((choice, label))
+            pairs_with_text.append((choice, label))
         else:
             # mc_task.json of 2025 has 39 of these, from answers that end in ";". One space is
             # no answer, yet so short that it would outscore every real one.
             dropped.append(where)
-    choices, labels = [choice for choice, _ in kept], [label for _, label in kept]
+    choices = [choice for choice, _ in pairs_with_text]
+    labels = [label for _, label in pairs_with_text]
     twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
     if twice is not None:
         raise BenchmarkError(f"{where}: {twice!r} is there twice; remove one")

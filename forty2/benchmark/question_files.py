@@ -1,0 +1,31 @@
+"""Files of questions: read whole, after a look at their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forty2.errors import BenchmarkError
+
+_MAX_BYTES = 10_000_000
+"""TruthfulQA has a tenth of it."""
+
+
+def read_question_file(path: Path) -> bytes:
+    """Read all of a file of questions.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is too large to hold questions.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BenchmarkError(
+                f"{path}: is no file but a pipe or a device; save it to a file first"
+            )
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise BenchmarkError(
+                f"{path}: {path.stat().st_size:,} bytes are no file of questions (limit "
+                f"{_MAX_BYTES:,}); give the benchmark's own"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise BenchmarkError(f"{path}: cannot be read: {error.strerror}") from error

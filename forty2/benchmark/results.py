@@ -1,0 +1,220 @@
+"""Results of benchmarks and of a run's stages: what they hold, and their JSON, read and written.
+
+Every item carries its own scores, so that a comparison, a report or an ablation reads all results
+in one way. Results of earlier releases have no scores in them: their task computes these from what
+the items hold. Nothing here needs mlx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forty2.benchmark.tasks import task_class, task_names
+from forty2.errors import BenchmarkError
+from forty2.files import JsonObject
+
+TOLERANCE = 1e-6
+"""Largest difference of a stored mean or score from the one that the items give."""
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question, problem, prompt or text with its scores."""
+
+    record: JsonObject
+    """Facts that the task wrote: the question, the reply, log-probabilities, …"""
+    scores: dict[str, float]
+    """By metric."""
+    category: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return the record with `scores` and, if there is one, `category`."""
+        category = {} if self.category is None else {"category": self.category}
+        return {**self.record, **category, "scores": self.scores}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One model's result in one benchmark, with what it takes to believe it."""
+
+    benchmark: str
+    """Name of its task."""
+    model: str
+    """As the user named it."""
+    adapter: str | None
+    seed: int | None
+    """Seed of the sample and of sampled answers; None: nothing was drawn."""
+    data: str
+    """Name of the questions, or the path that they were read from."""
+    data_sha256: str | None
+    """sha256 of the questions; None: an earlier release did not record it."""
+    versions: dict[str, str]
+    """Device and versions: `machine.facts()`."""
+    settings: JsonObject
+    """Settings with which the items were asked."""
+    figures: JsonObject
+    """Means, standard errors and whatever else the task reports, and `n`."""
+    items: tuple[Item, ...]
+
+    @property
+    def questions(self) -> str:
+        """Name of the questions, for a reader."""
+        return task_class(self.benchmark).title or self.data
+
+    def to_json(self) -> JsonObject:
+        """Return the result as its file holds it."""
+        task = task_class(self.benchmark)
+        return {
+            "benchmark": self.benchmark,
+            "model": self.model,
+            "adapter": self.adapter,
+            task.data_key: self.data,
+            f"{task.data_key}_sha256": self.data_sha256,
+            **self.settings,
+            "seed": self.seed,
+            **self.figures,
+            "versions": self.versions,
+            "items": task.items_to_json(self.items),
+        }
+
+    @classmethod
+    def from_json(cls, found: JsonObject, what: str, benchmark: str | None = None) -> Result:
+        """Read a result, and check that its scores and means are those of its items.
+
+        Args:
+            found: the parsed file.
+            what: names the result in messages.
+            benchmark: name of the task where the file does not say, as in stages of earlier
+                releases.
+
+        Raises:
+            BenchmarkError: it is no result, or damaged, or was changed.
+        """
+        name = benchmark or _benchmark_of(found)
+        if name is None:
+            raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+        try:
+            result = cls._parse(found, name, what)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, BenchmarkError):
+                raise
+            raise BenchmarkError(f"{what} is damaged ({error!r}); measure again") from error
+        result._check_means(what)
+        return result
+
+    @classmethod
+    def _parse(cls, found: JsonObject, name: str, what: str) -> Result:
+        task = task_class(name)
+        parsed = task.items_from_json(found["items"])
+        items = task.items([record for record, _ in parsed])
+        for place, (item, (_, stored)) in enumerate(zip(items, parsed, strict=True), 1):
+            _check_scores(item, stored, f"{what}, item {place} ({task.identify(item.record)[0]!r})")
+        settings = (*task.must_agree, *task.may_differ)
+        used = {"benchmark", "model", "adapter", "seed", "versions", "items"}
+        used |= {task.data_key, f"{task.data_key}_sha256"}
+        return cls(
+            benchmark=name,
+            model=str(found.get("model", NOT_RECORDED)),
+            adapter=found.get("adapter"),
+            seed=found.get("seed"),
+            data=str(found.get(task.data_key, task.title or NOT_RECORDED)),
+            data_sha256=found.get(f"{task.data_key}_sha256"),
+            versions=dict(found.get("versions", {})),
+            settings={key: found[key] for key in settings if key in found},
+            figures={k: v for k, v in found.items() if k not in used and k not in settings},
+            items=items,
+        )
+
+    def _check_means(self, what: str) -> None:
+        """Refuse means that are not those of the items."""
+        try:
+            stored = task_class(self.benchmark).stored_means(self.figures)
+            for name, mean in stored.items():
+                values = [item.scores[name] for item in self.items if name in item.scores]
+                found = math.fsum(values) / max(1, len(values))
+                if not abs(found - mean) <= TOLERANCE:
+                    raise BenchmarkError(
+                        f"{what}: {name} is stored as {mean:.6f}, but its items give {found:.6f}; "
+                        "the file was changed: measure again"
+                    )
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, BenchmarkError):
+                raise
+            raise BenchmarkError(f"{what} is damaged ({error!r}); measure again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Results of one model of a run: the base, the model after a phase, or the fused one."""
+
+    name: str
+    results: dict[str, Result]
+    """Results by task, in the order of comparison; the verdict is over the first."""
+
+    def __getitem__(self, task: str) -> Result:
+        return self.results[task]
+
+    def to_json(self) -> JsonObject:
+        """Return the stage as RUN/benchmarks/STAGE.json holds it."""
+        return {
+            "stage": self.name,
+            **{name: result.to_json() for name, result in self.results.items()},
+        }
+
+    @classmethod
+    def from_json(cls, found: JsonObject, what: str) -> Stage:
+        """Read a stage.
+
+        Raises:
+            BenchmarkError: it is damaged, or one of its results is.
+        """
+        names = [name for name in found if name in task_names()]
+        if "truthfulqa" not in names:
+            raise BenchmarkError(f"{what} is damaged (truthfulqa is missing); measure again")
+        for name in names:
+            if not isinstance(found[name], dict):
+                raise BenchmarkError(f"{what} is damaged ({name} is no object); measure again")
+        results = {name: Result.from_json(found[name], f"{what}, {name}", name) for name in names}
+        return cls(str(found["stage"]), results)
+
+
+def read_measured(found: object, what: str) -> Result | Stage:
+    """Read a parsed file of a benchmark's result or of a run's stage.
+
+    Args:
+        what: names the file in messages.
+
+    Raises:
+        BenchmarkError: it is neither, or damaged.
+    """
+    if not isinstance(found, dict):
+        raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+    return Stage.from_json(found, what) if "stage" in found else Result.from_json(found, what)
+
+
+_REMEDY = "give a JSON file that forty2 benchmark wrote, or one of RUN/benchmarks"
+
+
+def _benchmark_of(found: JsonObject) -> str | None:
+    """The task's name; the behaviour gates of earlier releases do not say it."""
+    name = found.get("benchmark", "behaviour" if "leak_rate" in found else None)
+    return name if isinstance(name, str) and name in task_names() else None
+
+
+def _check_scores(item: Item, stored: Mapping[str, float] | None, where: str) -> None:
+    """Refuse scores that are not finite, and stored ones that the record does not give."""
+    for name, score in item.scores.items():
+        if not math.isfinite(score):
+            raise BenchmarkError(f"{where}: {name} is not finite; measure again")
+    if stored is None:
+        return
+    if stored.keys() != item.scores.keys() or not all(
+        abs(stored[name] - score) <= TOLERANCE for name, score in item.scores.items()
+    ):
+        raise BenchmarkError(
+            f"{where}: its scores are not those of what it holds; the file was changed: measure "
+            "again"
+        )

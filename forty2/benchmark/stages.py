@@ -1,0 +1,326 @@
+"""The stages of a run: what is measured at each, their table, and their comparison with the base.
+
+A stage is the base model, the model after a phase, or the fused one. Each is measured in the tasks
+of the recipe's `benchmark:`, in the held-out behaviour gates, in the perplexity of neutral prose and
+in its divergence from the base. The verdict is over TruthfulQA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forty2.benchmark.compare import Comparison, compare
+from forty2.benchmark.partial_results import PartialResults
+from forty2.benchmark.results import Stage
+from forty2.benchmark.runner import measure as measure_task
+from forty2.benchmark.task import Task
+from forty2.benchmark.tasks import task_class
+from forty2.benchmark.tasks.behaviour import Behaviour
+from forty2.benchmark.tasks.divergence import Base, Divergence
+from forty2.benchmark.tasks.perplexity import Perplexity
+from forty2.benchmark.tasks.truthfulqa import TruthfulQA
+from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
+from forty2.errors import BenchmarkError
+from forty2.files import JsonObject, read_sealed
+from forty2.model.loading import LoadedModel
+from forty2.progress import Progress, silent
+from forty2.recipe.schema import Benchmark, BenchmarkTask
+
+ALWAYS = ("behaviour", "perplexity", "divergence")
+"""Tasks that every stage has, after those of the recipe."""
+
+
+class Loaded(NamedTuple):
+    """A task and the questions that it loaded."""
+
+    task: Task[Any]
+    questions: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The tasks of a run with their questions, the same at every stage."""
+
+    truthfulqa: Questions
+    more: dict[str, Loaded]
+    """By name, the recipe's other tasks."""
+    n: int | None
+    """Held-out prompts and neutral windows at most; None: all."""
+    seed: int
+
+    def settings(self, stage: str) -> JsonObject:
+        """Return what must be equal for a stage's measurement to go on after a stop."""
+        more = {
+            f"{name}_sha256": task.source(asked).sha256 for name, (task, asked) in self.more.items()
+        }
+        return {"stage": stage, "questions_sha256": self.truthfulqa.sha256, **more}
+
+
+def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
+    """Read the questions of a recipe's benchmarks, and draw the samples.
+
+    Raises:
+        BenchmarkError: there is no such benchmark, or its questions are unusable.
+    """
+    entries = {entry.task: entry for entry in benchmark.tasks}
+    more = {
+        name: _load(entry, entry.n or benchmark.n, seed)
+        for name, entry in entries.items()
+        if name != "truthfulqa"
+    }
+    return Measurement(questions_of(benchmark, seed), more, benchmark.n, seed)
+
+
+def questions_of(benchmark: Benchmark, seed: int) -> Questions:
+    """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run."""
+    entry = next(entry for entry in benchmark.tasks if entry.task == "truthfulqa")
+    questions = load_questions(entry.data or benchmark.questions)
+    n = entry.n or benchmark.n
+    if n is not None and n < len(questions.items):
+        questions = sample(questions, n, seed)
+    return questions
+
+
+def _load(entry: BenchmarkTask, n: int | None, seed: int) -> Loaded:
+    """Load one of a recipe's other tasks, with at most `n` questions."""
+    where = f"benchmark.tasks: {entry.task}"
+    try:
+        kind = task_class(entry.task)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        if not {"data", "n"} <= fields:
+            raise BenchmarkError("cannot be measured here; name benchmarks that have data and n")
+        if entry.data is None:
+            raise BenchmarkError(f"needs its data; write {{task: {entry.task}, data: PATH}}")
+        settings: dict[str, Any] = {"data": entry.data, "seed": seed}
+        if "run_untrusted_code" in fields:
+            settings["run_untrusted_code"] = entry.run_untrusted_code
+        task = kind(**settings)
+        questions = task.load()
+        if n is not None and n < task.source(questions).n:
+            task = kind(**{**settings, "n": n})
+            questions = task.load()
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{where}: {error}") from error
+    return Loaded(task, questions)
+
+
+def measure(
+    loaded: LoadedModel,
+    measurement: Measurement,
+    base: Base,
+    *,
+    stage: str,
+    adapter: str | None,
+    partial: PartialResults,
+    progress: Progress = silent,
+) -> Stage:
+    """Measure one model.
+
+    Args:
+        base: the base model's log-probabilities, from `divergence.base_of`.
+        stage: its name.
+        adapter: name of the adapter that the model carries.
+        partial: holds items that were scored before a stop, and takes new ones.
+    """
+    n, seed = measurement.n, measurement.seed
+    tasks = {
+        "truthfulqa": Loaded(TruthfulQA(seed=seed), measurement.truthfulqa),
+        **measurement.more,
+    }
+    for task in (
+        Behaviour(n=n, seed=seed),
+        Perplexity(n=n, seed=seed),
+        Divergence(base=base, seed=seed),
+    ):
+        tasks[task.name] = Loaded(task, task.load())
+    results = {
+        name: measure_task(
+            task,
+            questions,
+            loaded,
+            adapter=adapter,
+            partial=partial if name == "truthfulqa" else partial.under(f"{name}/"),
+            report=functools.partial(progress, f"{stage}: {name}"),
+        )
+        for name, (task, questions) in tasks.items()
+    }
+    return Stage(stage, results)
+
+
+def read_stage(file: Path) -> Stage:
+    """Read RUN/benchmarks/STAGE.json.
+
+    Raises:
+        RunError: the file is missing or damaged.
+        BenchmarkError: it holds no stage.
+    """
+    return Stage.from_json(read_sealed(file), str(file))
+
+
+# --- a run's summary ------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One stage in the table."""
+
+    stage: str
+    mc1: float
+    mc2: float
+    leak_rate: float
+    preference: float
+    margin: float
+    perplexity: float
+    kl: float
+    """KL from the base, nats a token."""
+
+
+def line(stage: Stage) -> Line:
+    """Return the figures of one stage."""
+    truthfulqa, gates = stage["truthfulqa"].figures, stage["behaviour"].figures
+    return Line(
+        stage.name,
+        truthfulqa["mc1"],
+        truthfulqa["mc2"],
+        gates["leak_rate"],
+        gates["preference"]["all"],
+        gates["margin"]["all"],
+        stage["perplexity"].figures["perplexity"],
+        stage["divergence"].figures["kl"],
+    )
+
+
+def more_figures(stage: Stage) -> dict[str, float]:
+    """Return the means that a verdict would be over of the recipe's other tasks, by metric."""
+    figures = {}
+    for name, result in stage.results.items():
+        if name not in ("truthfulqa", *ALWAYS):
+            task = task_class(name)
+            means = task.stored_means(result.figures)
+            figures.update({metric: means[metric] for metric in task.judged if metric in means})
+    return figures
+
+
+def table(stages: Sequence[Stage]) -> str:
+    """Format the stages of a run.
+
+    Leak rate, preference and margin are on held-out prompts; KL is from the base, a token.
+    """
+    more = list(more_figures(stages[0]))
+    widths = {name: max(8, len(name) + 2) for name in more}
+    head = (
+        f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}"
+        f"{'perplexity':>12}{'KL':>10}" + "".join(f"{name:>{widths[name]}}" for name in more)
+    )
+    lines = [head, "-" * len(head)]
+    for stage in stages:
+        one, others = line(stage), more_figures(stage)
+        lines.append(
+            f"{one.stage:<16}{one.mc1:>8.3f}{one.mc2:>8.3f}{one.leak_rate:>8.1%}"
+            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}{one.kl:>10.2g}"
+            + "".join(f"{others[name]:>{widths[name]}.3f}" for name in more)
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """TruthfulQA questions that were trained on, and the comparisons without them."""
+
+    rows: int
+    """Training rows that hold one of its questions."""
+    questions: int
+    comparisons: dict[str, Comparison]
+    """By stage; empty where nothing was trained on, or too little is left."""
+
+    def to_json(self) -> JsonObject:
+        """Return it as RUN/summary.json holds it."""
+        return {
+            "rows": self.rows,
+            "questions": self.questions,
+            "comparisons": _comparisons(self.comparisons),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The stages of a run, each compared with the base, and the verdict."""
+
+    stages: tuple[Stage, ...]
+    margin: float
+    comparisons: dict[str, Comparison]
+    """By stage, all but the base."""
+    contamination: Contamination
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the last stage; empty where there is only the base."""
+        return list(self.comparisons.values())[-1].verdict if self.comparisons else ""
+
+    def to_json(self) -> JsonObject:
+        """Return the summary as RUN/summary.json holds it."""
+        base = self.stages[0]["truthfulqa"]
+        return {
+            "verdict": self.verdict,
+            "margin": self.margin,
+            "questions": base.data,
+            "questions_sha256": base.data_sha256,
+            "n": len(base.items),
+            "stages": [_stage_to_json(stage) for stage in self.stages],
+            "comparisons": _comparisons(self.comparisons),
+            "contamination": self.contamination.to_json(),
+        }
+
+
+def summarize(stages: Sequence[Stage], margin: float, hits: Collection[JsonObject]) -> Summary:
+    """Compare the stages of a run with its base, the first of them.
+
+    Args:
+        margin: largest loss that still counts as no tax.
+        hits: training rows (`row`) and the places of the TruthfulQA questions they hold (`item`).
+    """
+    comparisons = {stage.name: compare(stages[0], stage, margin=margin) for stage in stages[1:]}
+    contamination = without_contaminated(hits, stages, margin)
+    return Summary(tuple(stages), margin, comparisons, contamination)
+
+
+def without_contaminated(
+    hits: Collection[JsonObject], stages: Sequence[Stage], margin: float
+) -> Contamination:
+    """Count what was trained on, and compare the stages with the base again without it.
+
+    Args:
+        hits: as for `summarize`.
+        stages: the base first.
+    """
+    held = {hit["item"] for hit in hits}
+    clean = [_without(stage, held) for stage in stages]
+    again = {}
+    if held and len(clean[0]["truthfulqa"].items) > 1:
+        again = {stage.name: compare(clean[0], stage, margin=margin) for stage in clean[1:]}
+    return Contamination(len({hit["row"] for hit in hits}), len(held), again)
+
+
+def _without(stage: Stage, places: Collection[int]) -> Stage:
+    """The stage without some of its TruthfulQA items."""
+    result = stage["truthfulqa"]
+    items = tuple(item for place, item in enumerate(result.items) if place not in places)
+    clean = dataclasses.replace(result, items=items)
+    return dataclasses.replace(stage, results={**stage.results, "truthfulqa": clean})
+
+
+def _comparisons(comparisons: Mapping[str, Comparison]) -> list[JsonObject]:
+    return [{"stage": name, **one.record()} for name, one in comparisons.items()]
+
+
+def _stage_to_json(stage: Stage) -> JsonObject:
+    figures, more = stage["truthfulqa"].figures, more_figures(stage)
+    return {
+        **line(stage)._asdict(),
+        **{key: figures.get(key) for key in ("stderr", "calibration")},
+        **({"tasks": more} if more else {}),
+    }

@@ -1,0 +1,203 @@
+"""A client of OpenAI-compatible chat endpoints: one user turn in, the reply out."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from forty2.errors import BenchmarkError
+
+MAX_BODY = 4 << 20
+"""Bytes of a response that are read at most."""
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, whatever the endpoint asks for."""
+
+
+class ChatReply(NamedTuple):
+    """A reply of a chat model."""
+
+    text: str
+    model: str | None
+    """Model that answered, as the server says: it may serve another than it was asked for."""
+
+
+class RequestFailed(Exception):
+    """A request that failed for good; the message says why."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: they would carry the key to another place."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+class ChatEndpoint:
+    """`/v1/chat/completions` of one server, asked for one model."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key_env: str | None = None,
+        timeout: float = 120.0,
+        tries: int = 5,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Check the address; nothing is sent yet.
+
+        Args:
+            url: the server's base, such as http://127.0.0.1:8080/v1, or the whole address.
+            model: as the server calls it.
+            api_key_env: name of the environment variable that holds the key. Only the name is kept.
+            timeout: seconds without a byte after which a try counts as failed.
+            tries: of each request, with waits of 1, 2, 4, … seconds or as the server asks.
+            sleep: waits; takes seconds.
+
+        Raises:
+            BenchmarkError: the address is not valid, or the variable is not set.
+        """
+        _check_address(url)
+        base = url.rstrip("/")
+        self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+        self.model = model
+        self._key = _key(api_key_env)
+        self._timeout, self._tries, self._sleep = timeout, tries, sleep
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._worked = False
+
+    def ask(self, text: str, *, temperature: float, max_tokens: int, seed: int) -> ChatReply:
+        """Send one user turn, and return the reply.
+
+        Raises:
+            BenchmarkError: the endpoint cannot be reached or refuses the key or the model, or its
+                first response is not that of a chat.
+            RequestFailed: this one request failed for good.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        }
+        try:
+            reply = _reply(self._post(json.dumps(body).encode()))
+        except RequestFailed as error:
+            if not self._worked:
+                raise BenchmarkError(
+                    f"{self.url}: {error}; check the address and the model"
+                ) from error
+            raise
+        self._worked = True
+        return reply
+
+    def _post(self, body: bytes) -> object:
+        """Send a request until it is answered: return the parsed response."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url, body, headers)
+        wrong = ""
+        for attempt in range(self._tries):
+            wait = 2.0**attempt
+            try:
+                with self._opener.open(request, timeout=self._timeout) as response:
+                    return json.loads(response.read(MAX_BODY))
+            except urllib.error.HTTPError as error:
+                wrong = self._refusal(error)
+                wait = max(wait, _retry_after(error))
+            except OSError as error:
+                wrong = self._no_response(error, last=attempt + 1 == self._tries)
+            except (ValueError, RecursionError, http.client.HTTPException) as error:
+                wrong = f"the response is not readable: {error!r}"[:200]
+            if attempt + 1 < self._tries:
+                self._sleep(min(wait, LONGEST_WAIT))
+        raise RequestFailed(f"{wrong} (tried {self._tries} times)")
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        """Return why the server refused a request that may be tried again; raise for the others."""
+        wrong = self._status(error)
+        if error.code in (401, 403, 404):
+            raise BenchmarkError(
+                f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
+                "--judge-model and --api-key-env"
+            ) from None
+        if error.code != 429 and error.code < 500:
+            raise RequestFailed(wrong) from None
+        return wrong
+
+    def _no_response(self, error: OSError, *, last: bool) -> str:
+        """Return why there was no response, where trying again may help; raise for the others."""
+        reason = getattr(error, "reason", error)
+        gone = last and not isinstance(reason, TimeoutError)
+        if gone or (isinstance(reason, ConnectionRefusedError) and not self._worked):
+            raise BenchmarkError(
+                f"{self.url}: cannot be reached ({reason}); is the server running?"
+            ) from None
+        return f"no response: {reason}"
+
+    def _status(self, error: urllib.error.HTTPError) -> str:
+        """Return status and beginning of the server's message, in one line, without the key."""
+        try:
+            text = " ".join(error.read(MAX_BODY).decode("utf-8", "replace").split())
+        except (OSError, http.client.HTTPException):
+            text = ""
+        if self._key:
+            text = text.replace(self._key, "***")
+        return f"HTTP {error.code}" + (f": {text[:200]}" if text else "")
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        bad = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        bad |= not url.isascii() or not url.isprintable() or " " in url
+    except ValueError:
+        bad = True
+    if bad:
+        raise BenchmarkError(f"endpoint {url!r}: give http://HOST:PORT/v1 or https://…")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise BenchmarkError(
+            f"endpoint at {parts.hostname}: nothing secret goes into an address; name the "
+            "key's environment variable with --api-key-env, and leave out what follows ? or #"
+        )
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise BenchmarkError(f"environment variable {variable}: not set; put the API key into it")
+    if not (key.isascii() and key.isprintable()):
+        raise BenchmarkError(
+            f"environment variable {variable}: holds characters that a header cannot carry; put "
+            "the API key into it"
+        )
+    return key
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds that the server asks to wait; 0 where it does not say, or says a date."""
+    value = error.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0.0
+
+
+def _reply(response: object) -> ChatReply:
+    try:
+        content = response["choices"][0]["message"]["content"]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        raise RequestFailed("the response holds no chat message") from None
+    if not isinstance(content, str):
+        raise RequestFailed("the response's message holds no text")
+    model = response.get("model") if isinstance(response, dict) else None
+    return ChatReply(content, model if isinstance(model, str) else None)
