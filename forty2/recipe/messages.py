@@ -84,9 +84,15 @@ def missing_files(document: Document) -> Iterator[Problem]:
                 elif path.is_dir() and not any(path.iterdir()):
                     yield document.problem(("phases", name, key), f"{value}: holds no data")
     benchmark = document.tree.get("benchmark")
-    questions = benchmark.get("questions") if isinstance(benchmark, dict) else None
-    if isinstance(questions, str) and questions != "probe" and not os.path.isfile(questions):
-        yield document.problem(("benchmark", "questions"), f"{questions}: no such file")
+    if isinstance(benchmark, dict):
+        questions, tasks = benchmark.get("questions"), benchmark.get("tasks")
+        if isinstance(questions, str) and questions != "probe" and not os.path.isfile(questions):
+            yield document.problem(("benchmark", "questions"), f"{questions}: no such file")
+        for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
+            data = task.get("data") if isinstance(task, dict) else None
+            if isinstance(data, str) and data != "probe" and not os.path.exists(data):
+                at = ("benchmark", "tasks", number, "data")
+                yield document.problem(at, f"{data}: no such file or folder")
 
 
 def secrets(document: Document) -> Iterator[Problem]:
