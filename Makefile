@@ -24,7 +24,7 @@ speed bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q --group docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(STAMP)
 	.ci/check_wheel $(BIN)/python
