@@ -103,15 +103,22 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-def command_names(command: click.Command = main, name: str = "forty2") -> Iterator[str]:
-    """Names of a command and of all below it, as in `forty2 data lint`."""
+def load_commands(command: click.Command = main, name: str = "forty2") -> Iterator[str]:
+    """Import a command and all below it, and yield their names, as in `forty2 data lint`.
+
+    mkdocs-click looks no further than `commands`, which does not hold what a group loads when used.
+    """
     yield name
     if isinstance(command, click.Group):
         context = click.Context(command)
         for below in command.list_commands(context):
             found = command.get_command(context, below)
             assert found is not None
-            yield from command_names(found, f"{name} {below}")
+            command.commands[below] = found
+            yield from load_commands(found, f"{name} {below}")
+
+
+COMMANDS = list(load_commands())
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -122,6 +129,6 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def on_page_content(html: str, page: Page, **_: object) -> None:
     """Stop the build if the page of commands lacks one."""
     if page.file.src_uri == "reference/commands.md":
-        missing = [n for n in command_names() if f'id="{n.replace(" ", "-")}"' not in html]
+        missing = [n for n in COMMANDS if f'id="{n.replace(" ", "-")}"' not in html]
         if missing:
             raise PluginError(f"{page.file.src_uri} lacks {', '.join(missing)}")
