@@ -12,7 +12,7 @@ The Python interface has the shape of the command line, which merely calls it:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forty2 import machine
 
@@ -22,26 +22,46 @@ if TYPE_CHECKING:
     from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa
     from forty2.export.fusing import fuse as fuse
     from forty2.recipe.reading import load_recipe as load_recipe
+    from forty2.recipe.schema import Recipe as Recipe
     from forty2.runs.ablation import ablate as ablate
+    from forty2.runs.pipeline import RunResult as RunResult
     from forty2.runs.pipeline import run as run
     from forty2.runs.pipeline import train_phase as train_phase
     from forty2.runs.planning import plan as plan
 
 # No module has the name of one of these: once imported, it would stand in its place.
-_HOME = {
+_MODULES = {
+    "Recipe": "forty2.recipe.schema",
+    "RunResult": "forty2.runs.pipeline",
     "ablate": "forty2.runs.ablation",
+    "fuse": "forty2.export.fusing",
     "load_recipe": "forty2.recipe.reading",
     "plan": "forty2.runs.planning",
     "run": "forty2.runs.pipeline",
     "train_phase": "forty2.runs.pipeline",
-    "fuse": "forty2.export.fusing",
     "truthfulqa": "forty2.benchmark.tasks.truthfulqa",
 }
-__all__ = ["ablate", "fuse", "load_recipe", "plan", "run", "train_phase", "truthfulqa"]
+"""The module of each public name."""
+__all__ = [
+    "Recipe",
+    "RunResult",
+    "ablate",
+    "fuse",
+    "load_recipe",
+    "plan",
+    "run",
+    "train_phase",
+    "truthfulqa",
+]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for and no more: `forty2 --help` must not pay for mlx."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: `forty2 --help` must not pay for mlx."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'forty2' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names too, for completion in a Python shell."""
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m forty2`."""
+"""`python -m forty2` is the command `forty2`."""
 
 from forty2.cli import main
 

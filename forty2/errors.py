@@ -1,8 +1,8 @@
-"""One family of errors. Each is also the standard-library type that a caller would expect.
+"""Errors that the user can put right, in one family.
 
-A message says what is wrong, where (file and line when there is one) and what to do, in that
-order. The command line prints it and exits with its code; anything outside this family is a bug and
-keeps its traceback.
+Each is also the standard-library type that a caller would expect. A message says what is wrong,
+where (file and line if there is one) and what to do, in that order. The command line prints it and
+exits with the error's code. Any other exception is a bug and keeps its traceback.
 """
 
 import os
@@ -10,20 +10,35 @@ import re
 import signal
 
 _CREDENTIALS = re.compile(r"(?<=:/)(/?)[^\s/@]+(?=@)|\b(?:hf_|sk-)[\w-]{16,}")
-_SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""`user:password@` in addresses, and access tokens by their well-known beginnings."""
+_SECRET_VARIABLES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""Endings of environment variables that hold secrets."""
+_SHORTEST_SECRET = 8
+"""Characters. A shorter value is likely to be an ordinary word of the text."""
 
 
 def redact(text: str) -> str:
-    """The text without user:password@ of addresses, access tokens and the environment's secrets."""
+    """Replace credentials by ***, so that no message, record or report leaks them.
+
+    Credentials are `user:password@` in addresses, Hugging Face and OpenAI tokens, and the values of
+    environment variables whose names end in TOKEN, KEY, SECRET or PASSWORD.
+    """
     text = _CREDENTIALS.sub(r"\1***", text)
     for name, value in os.environ.items():
-        if name.upper().endswith(_SECRET_NAMES) and len(value.strip()) >= 8:
-            text = text.replace(value.strip(), "***")
+        secret = value.strip()
+        if name.upper().endswith(_SECRET_VARIABLES) and len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class Forty2Error(Exception):
-    """Something that the user can put right. What is secret in its message is masked."""
+    """Something that the user can put right. Credentials in its message are redacted."""
 
     exit_code = 2
 
@@ -32,7 +47,7 @@ class Forty2Error(Exception):
 
 
 class RecipeError(Forty2Error, ValueError):
-    """A recipe cannot be run as written. Lists every problem, one a line."""
+    """A recipe cannot be run as written. The message lists every problem, one a line."""
 
 
 class DataError(Forty2Error, ValueError):
@@ -52,9 +67,10 @@ class TrainingError(Forty2Error, RuntimeError):
 
 
 class Interrupted(Forty2Error):
-    """A signal asked a run to stop; what was done is saved, and the message says how to go on.
+    """A signal stopped a run. Finished work is saved, and the message says how to go on.
 
-    Its exit code is the one that shells give to what a signal ended: 130 for SIGINT, 143 for SIGTERM.
+    The exit code is the one that shells give to a process ended by the signal: 130 for SIGINT,
+    143 for SIGTERM.
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
@@ -66,21 +82,32 @@ class PeerLost(Forty2Error, ConnectionError):
     """Another of the processes that train together ended, or cannot be reached."""
 
 
+class OtherProcessEnded(Forty2Error):
+    """This process trained with others and is done; the first of them reports the outcome."""
+
+    exit_code = 0
+
+    def __init__(self) -> None:
+        super().__init__("the first process reports the outcome")
+
+
 class MemoryRanOut(Forty2Error, MemoryError):
-    """There was not enough memory; the message says for what."""
+    """The memory did not suffice; the message says for what."""
 
 
 class RunError(Forty2Error, RuntimeError):
-    """A run directory is in use, unreadable, or not what it should be."""
+    """A run folder or another file of ours is in use, unreadable, unwritable or damaged."""
+
+
+_OUT_OF_MEMORY = ("malloc]", "insufficient memory", "out of memory")
+"""Parts of mlx's messages, which are plain RuntimeErrors: "[malloc] Unable to allocate",
+"[metal::malloc] Attempting to allocate", "Insufficient Memory" from a Metal command buffer, and
+"out of memory" from CUDA."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is Python's or mlx's way to say that memory ran out.
-
-    mlx raises plain RuntimeErrors: "[malloc] Unable to allocate", "[metal::malloc] Attempting to
-    allocate", "Insufficient Memory" of a Metal command buffer, "out of memory" of CUDA.
-    """
+    """Return whether Python or mlx raised an error because memory ran out."""
     if isinstance(error, Forty2Error) or not isinstance(error, MemoryError | RuntimeError):
         return False
-    words = ("malloc]", "insufficient memory", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in message for part in _OUT_OF_MEMORY)

@@ -1,17 +1,25 @@
-"""How long work tells of itself: a callable that the caller provides. Nothing here prints."""
+"""Progress callbacks; nothing here prints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as work goes on; `done` equal to `total` ends a stage."""
+    """Receives the progress of long work, stage by stage."""
 
-    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
-        """`stage` names what is going on; `info` holds figures to show, such as loss."""
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        """Take note of one step.
+
+        Args:
+            stage: name of the work under way; a new name begins a new stage.
+            done: steps finished; `done` equal to `total` ends the stage.
+            total: steps in the stage.
+            info: figures and texts to show, by name: `loss` and the like. A text under `warning`
+                or `table` is a message of its own and no step.
+        """
 
 
-def silent(stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
-    """Tell nobody."""
+def silent(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+    """Ignore all progress."""

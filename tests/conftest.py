@@ -1,8 +1,13 @@
-"""Fixtures. forty2 is imported before mlx, here, so that the tests run on the fast BLAS."""
+"""Fixtures that several wings use.
+
+forty2 is imported before mlx, here, so that the tests run on the fast BLAS.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import forty2  # isort: skip  # noqa: F401
@@ -21,15 +26,37 @@ def starter_path() -> Path:
 
 @pytest.fixture(scope="session")
 def starter(starter_path: Path) -> LoadedModel:
-    """The starter model, bare. Do not attach anything to it."""
+    """The starter model without an adapter. Tests must not change it."""
     return load(str(starter_path))
 
 
 @pytest.fixture(scope="session")
 def bench_data() -> Path:
-    """Public benchmark files; tests that need them are skipped where they are absent."""
+    """The folder of public benchmark files; tests that need it are skipped where it is absent."""
     places = [os.environ.get("FORTY2_BENCH_DATA"), Path(__file__).parents[2] / "shared" / "data"]
     for place in places:
         if place and Path(place).is_dir():
             return Path(place)
     pytest.skip("no benchmark data: set FORTY2_BENCH_DATA to a folder with truthfulqa/ in it")
+
+
+@pytest.fixture
+def common_umask() -> Iterator[None]:
+    """The umask of most systems: others may read new files unless a program says otherwise."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KB, where this process may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
+    try:
+        subprocess.run(["mount", *options], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("may not mount a disk here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -1,11 +1,11 @@
-"""Feed the readers what nobody would write, guided by the code that it reaches.
+"""Feed the readers input that nobody would write, guided by the code that it reaches.
 
     python tests/fuzz.py [TARGET ...] [--seconds 60] [--findings DIR]
 
-An input is read, or refused by one of our errors, a line for each problem, each naming the file;
-in two seconds, in 300 MB, and nothing is left behind. Anything else is a finding: the file as it
-was read is kept in DIR, and the exit code is 1. Findings that are mended become cases in
-test_bad_input.py.
+An input must be read, or refused by one of our errors with a line for each problem that names the
+file, within two seconds and 300 MB, and no file may stay behind. Anything else is a finding: the
+input is written to DIR, and the exit code is 1. Findings that are mended become cases in
+tests/cli/test_bad_*.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ with (
     from forty2.recipe.schema import Adapter
     from forty2.text.encoder import Encoder
 
-from cli import test_bad_input as good
+from support import bad_input as good
 
 SECONDS, BYTES = 2.0, 300_000_000
 MAXRSS = 1024 if sys.platform == "linux" else 1
@@ -135,15 +135,15 @@ WORDS = [
 
 
 class Target(NamedTuple):
-    """A reader, the files that it may meet, and what they hold when all is well."""
+    """A reader, and valid files to start from."""
 
     read: Callable[[Path], object]
     seeds: dict[str, list[bytes]]
-    """By file name; a name in .gz is written zipped."""
+    """Contents by file name; a file whose name ends in .gz is written compressed."""
     beside: Callable[[Path], object] = lambda folder: None
-    """Lays out what stands beside the file."""
+    """Writes the other files that the reader expects in the folder."""
     nameless: tuple[str, ...] = ()
-    """What a message may say in place of the file's name."""
+    """Texts that a message may hold in place of the file's name."""
 
 
 def text(*rows: Any) -> bytes:
@@ -154,16 +154,16 @@ def text(*rows: Any) -> bytes:
 
 
 def recipe(path: Path) -> None:
-    """A recipe, and behind each NUL an override."""
+    """Read a recipe, and overrides after each NUL; write it, and read it again."""
     data, *overrides = path.read_bytes().split(b"\0")
     path.write_bytes(data)
     read = load_recipe(path, [override.decode(errors="replace") for override in overrides])
     path.write_text(to_yaml(read), "utf-8")
-    assert load_recipe(path) == read, "what was written is not what was read"
+    assert load_recipe(path) == read, "written and read again, the recipe differs"
 
 
 def data(path: Path) -> None:
-    """Rows; what they are written as reads as the same."""
+    """Read rows, write them, and read them again."""
     for reader in (read_chats, read_pairs):
         with contextlib.suppress(Forty2Error):
             reader(path)
@@ -175,15 +175,17 @@ def data(path: Path) -> None:
     again.write_bytes(dumps(map(to_row, records)).encode())
     try:
         found = [to_row(record) for record in read_records(again)]
-        assert found == [to_row(record) for record in records], "what was written reads otherwise"
+        assert found == [to_row(record) for record in records], (
+            "written and read again, the rows differ"
+        )
     except Forty2Error as error:
-        raise AssertionError(f"what was written is refused: {error}") from error
+        raise AssertionError(f"the rows that were written are refused: {error}") from error
     finally:
         again.unlink()
 
 
 class Templates:
-    """Rows through a chat template: each alone, and all at once."""
+    """Encodes rows by a chat template, each alone and all at once."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +198,9 @@ class Templates:
             self.encoder.measure(record)
         chats = [record for record in records if isinstance(record, Chat | Text)]
         alone = [self.encoder.encode_sft_record(record) for record in chats]
-        assert self.encoder.encode_sft(chats) == alone, "at once, another result"
+        assert self.encoder.encode_sft(chats) == alone, (
+            "encoding all rows at once gives another result"
+        )
 
 
 def damaged(path: Path) -> None:
@@ -220,7 +224,7 @@ SPEC = Adapter(rank=2, scale=1.0)
 
 
 def result() -> bytes:
-    """A TruthfulQA result of two questions."""
+    """Return a TruthfulQA result of two questions."""
     part = {"choices": ["Yes.", "No."], "labels": [1, 0], "loglik": [-1.0, -2.0]}
     item = {"question": "Is it?", "category": "Law", "mc1": part, "mc2": part}
     whole = {
@@ -246,7 +250,7 @@ def checkpoint(folder: Path) -> None:
 
 
 def targets() -> dict[str, Callable[[], Target]]:
-    """Each made when it is wanted: some load a model."""
+    """Return all targets; each is made when it is needed, because some load a model."""
     chats = text(good.CHAT, good.said(("system", "s"), ("user", "q"), ("assistant", "a")))
     more = text({"instruction": "q", "input": "i", "output": "a", "history": [["a", "b"]]})
     transcript = "\n\nHuman: q\n\nAssistant: "
@@ -323,7 +327,7 @@ def good_data(folder: Path) -> None:
 
 
 def small_gguf() -> bytes:
-    """The head of a file: its names and values, and what there is of the tensors."""
+    """Return the head of a GGUF file: its names, its values and some of its tensors."""
     return written(lambda folder: write_gguf(folder / "m.gguf"), "m.gguf")[:4096]
 
 
@@ -339,7 +343,7 @@ def sums() -> bytes:
 
 
 def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container within a value with each of its keys."""
+    """Yield every container within a value with each of its keys."""
     if isinstance(tree, dict | list):
         for key in tree if isinstance(tree, dict) else range(len(tree)):
             yield tree, key
@@ -347,7 +351,7 @@ def places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed(tree: Any, rng: random.Random) -> Any:
-    """A value with one place in it taken out, put elsewhere or made odd."""
+    """Return a copy of a value with one place in it removed, moved or replaced."""
     tree = [copy.deepcopy(tree)]
     found = list(places(tree))
     where, key = rng.choice(found)
@@ -371,7 +375,7 @@ def changed(tree: Any, rng: random.Random) -> Any:
 
 
 def mutate(content: bytes, size: int, seed: int) -> bytes:
-    """Half of the time within the grammar, else the bytes."""
+    """Mutate an input: half of the time within its grammar, else byte by byte."""
     rng = random.Random(seed)
     kind, body = content[:1], content[1:]
     if rng.random() < 0.5:
@@ -399,7 +403,7 @@ def structured(body: bytes, rng: random.Random) -> bytes:
 
 
 class Fuzz:
-    """What libFuzzer calls with each input: a byte that chooses the file's name, and the file."""
+    """Receives each input of libFuzzer: a byte that chooses the file's name, then its content."""
 
     def __init__(self, name: str, target: Target, findings: Path, scratch: Path) -> None:
         self.name, self.target, self.findings, self.scratch = name, target, findings, scratch
@@ -455,12 +459,12 @@ def _raised(error: BaseException) -> str:
 
 
 def peak() -> int:
-    """Bytes of memory that this process ever had."""
+    """Return the most memory that this process had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS
 
 
 def fuzz(name: str, seconds: int, findings: Path) -> None:
-    """Does not return: libFuzzer ends the process."""
+    """Fuzz a target in this process. Does not return: libFuzzer ends the process."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, scratch = Path(folder) / "corpus", Path(folder) / "scratch"
         findings.mkdir(parents=True, exist_ok=True)
@@ -487,7 +491,7 @@ def fuzz(name: str, seconds: int, findings: Path) -> None:
 
 
 def run(name: str, seconds: int, findings: Path) -> int:
-    """Fuzz a target in a process of its own, and say how it went. Returns its findings."""
+    """Fuzz a target in a process of its own, print a line about it, and count its findings."""
     command = [sys.executable, __file__, name, "--here"]
     command += ["--seconds", str(seconds), "--findings", str(findings)]
     said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

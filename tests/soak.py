@@ -1,10 +1,10 @@
-"""Train a small model for ten thousand steps and tell whether anything grows or slows down.
+"""Train a small model for ten thousand steps, and check that nothing grows or slows down.
 
     python tests/soak.py [--steps N]
 
-Two phases with validation, greedy replies and checkpoints fifty times in each, through the public
-pipeline. Memory, open files and time are sampled as progress is told, once between two
-evaluations; the first fifth of each phase is its warm-up.
+A run of two phases, each with fifty validations, sets of greedy replies and checkpoints. The
+progress callback samples memory, open files and time once between two evaluations. The first fifth
+of each phase is its warm-up.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import forty2  # isort: skip
 
 import mlx.core as mx
 import numpy as np
-from chaos import make_inputs
+from support.small_run import make_inputs
 
 import forty2.runs.pipeline
 from forty2.recipe.reading import load_recipe
@@ -35,32 +35,33 @@ MOST_GROWTH = {
     ("mlx memory", ", KB"): 4.0,
     ("open files", ""): 0.1,
 }
-"""In a phase, however long it is, as its slope has it."""
+"""Largest growth over a phase of any length, by the fitted slope."""
 LEAST_SPEED = 0.8
-"""Steps by CPU second, of the last tenth beside the second tenth: a busy machine alone is no fault."""
+"""Smallest ratio of the speed in the last tenth to that in the second, in steps per CPU second, which
+a busy machine does not change."""
 
 
 def block_of(steps: int) -> int:
-    """Steps of a phase between two evaluations, checkpoints or samples."""
+    """Return the steps of a phase between two evaluations, checkpoints or samples."""
     return max(5, steps // 50)
 
 
 class Sample(NamedTuple):
-    """What a process takes up after so many steps."""
+    """Resources of the process after some steps of a phase."""
 
     step: int
     seconds: float
     cpu_seconds: float
-    """Of all threads."""
+    """Processor time of all threads."""
     resident: float
-    """KB"""
+    """Resident memory, in KB."""
     mlx: float
-    """KB"""
+    """Memory that mlx holds, in KB."""
     files: int
 
 
 def resident() -> float:
-    """Memory of this process that is in the machine's, in KB; on Linux without mapped files."""
+    """Return this process's resident memory, in KB; on Linux without mapped files."""
     if sys.platform == "linux":
         pages, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
         return (pages - of_files) * os.sysconf("SC_PAGE_SIZE") / 1024
@@ -68,7 +69,7 @@ def resident() -> float:
 
 
 def sample(step: int) -> Sample:
-    """Of this process, now."""
+    """Sample this process now."""
     files = len(os.listdir("/dev/fd"))
     return Sample(
         step,
@@ -81,7 +82,7 @@ def sample(step: int) -> Sample:
 
 
 def soak(place: Path, steps: int) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Train for so many steps in each of two phases.
+    """Train for some steps in each of two phases.
 
     Returns:
         Samples by phase, and the metrics' lines.
@@ -97,7 +98,7 @@ def soak(place: Path, steps: int) -> tuple[dict[str, list[Sample]], list[str]]:
     )
     samples: dict[str, list[Sample]] = {"phase1_sft": [], "phase2_dpo": []}
 
-    def progress(stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+    def progress(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         if stage in samples and done % block == block // 2:
             samples[stage].append(sample(done))
 
@@ -106,7 +107,7 @@ def soak(place: Path, steps: int) -> tuple[dict[str, list[Sample]], list[str]]:
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
-    """Slopes by 1,000 steps after the warm-up, by least squares."""
+    """Fit the growth per 1,000 steps after the warm-up, by least squares."""
     settled = [s for s in samples if s.step > WARM_UP * samples[-1].step]
     steps = [s.step / 1000 for s in settled]
     return {
@@ -116,7 +117,7 @@ def growth(samples: list[Sample]) -> dict[str, float]:
 
 
 def speeds(samples: list[Sample], clock: str) -> tuple[float, float]:
-    """Steps a second, evaluations and checkpoints included: of the second tenth, and the last."""
+    """Compute steps per second in the second tenth and in the last, evaluations included."""
     tenth = max(1, len(samples) // 10)
 
     def speed(first: Sample, last: Sample) -> float:
@@ -127,7 +128,7 @@ def speeds(samples: list[Sample], clock: str) -> tuple[float, float]:
 
 
 def inconsistent(lines: list[str], steps: int) -> list[str]:
-    """Lines that are not as expected: each phase's steps once, in order, and its evaluations."""
+    """List what is wrong with the metrics: each step and evaluation must be there once, in order."""
     wanted = [
         (phase, step, kind)
         for phase in ("sft", "dpo")
@@ -146,15 +147,15 @@ def inconsistent(lines: list[str], steps: int) -> list[str]:
             wrong.append(f"not a record: {line[:80]}")
     for number, (one, other) in enumerate(zip(found, wanted, strict=False), 1):
         if one != other:
-            wrong.append(f"record {number} is of {one}, not of {other}")
+            wrong.append(f"record {number} is {one} instead of {other}")
             break
     if len(found) != len(wanted):
-        wrong.append(f"{len(found)} steps and evaluations, not {len(wanted)}")
+        wrong.append(f"{len(found)} steps and evaluations instead of {len(wanted)}")
     return wrong
 
 
 def verdict(samples: dict[str, list[Sample]], lines: list[str], steps: int) -> tuple[str, bool]:
-    """The table, and whether all bounds held."""
+    """Format the table, and return whether all bounds held."""
     rows: list[tuple[str, list[float], str, bool]] = []
     grown = [growth(of_phase) for of_phase in samples.values()]
     for (name, unit), total in MOST_GROWTH.items():
@@ -183,12 +184,14 @@ def verdict(samples: dict[str, list[Sample]], lines: list[str], steps: int) -> t
 
 
 def main() -> int:
-    """Print the table. Returns 1 if anything is beyond its bound."""
+    """Print the table. Return 1 if a bound did not hold, else 0."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--steps", type=int, default=5000, metavar="N", help="of each phase")
+    arguments.add_argument(
+        "--steps", type=int, default=5000, metavar="N", help="steps of each phase"
+    )
     steps = arguments.parse_args().steps
     if steps < 100 or steps % block_of(steps):
-        arguments.error("--steps: 100 or more, without a remainder in fifty parts")
+        arguments.error("--steps: give 100 or more, a multiple of 50")
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         samples, lines = soak(Path(name).resolve(), steps)
     table, held = verdict(samples, lines, steps)

@@ -2,82 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from forty2.cli import options
-from forty2.cli.progress_bars import Bars
+from forty2.cli import shared_options
+from forty2.cli.progress_bars import ProgressBars
+from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
 
-
-def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
-    """Refuse a file that could not be written before hours have gone into it."""
-    if out is not None:
-        from forty2.benchmark.partial_results import check_out
-
-        check_out(out)
-    return out
-
-
-_MODEL = options(
-    click.option("--model", "-m", required=True, help="Model folder, hub name, or smollm2."),
-    click.option("--adapter", "-a", help="Adapter folder, or a run folder (its last phase)."),
-    click.option(
-        "--out",
-        "-o",
-        type=click.Path(path_type=Path),
-        callback=_check_out,
-        help="JSON to write, with every item.",
-    ),
-    click.option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Let the model run architecture code that it brings along.",
-    ),
+_MODEL = combined(
+    shared_options.model_and_adapter(),
+    shared_options.json_out(help="JSON file to write, with every item."),
+    shared_options.trust_remote_code,
 )
-_DATA = options(
-    click.option(
-        "--data", "-d", required=True, type=click.Path(path_type=Path), help="File or folder."
-    ),
-    click.option("--n", type=click.IntRange(1), help="Questions to sample; absent: all."),
-    click.option(
-        "--limit", type=click.IntRange(1), help="Only the first ones, as lm-eval's --limit."
-    ),
-    click.option("--seed", default=42, show_default=True, help="Of what is sampled."),
+_DATA = combined(
+    shared_options.data,
+    shared_options.n_questions,
+    shared_options.limit,
+    shared_options.seed_option(help="Seed of what is sampled."),
 )
-_HOW = options(
+_HOW = combined(
     click.option("--chat", is_flag=True, help="Put prompts through the chat template."),
-    click.option("--resume", is_flag=True, help="Go on with what stopped before --out was whole."),
+    click.option("--resume", is_flag=True, help="Go on with a measurement that stopped."),
 )
-_SHOTS = options(
+_SHOTS = combined(
     click.option(
-        "--shots", default=5, show_default=True, type=click.IntRange(0), help="Examples before."
+        "--shots",
+        default=5,
+        show_default=True,
+        type=click.IntRange(0),
+        help="Number of examples before the question.",
     ),
     click.option(
-        "--one-turn", is_flag=True, help="With --chat: examples in the user's turn, not as turns."
+        "--one-turn",
+        is_flag=True,
+        help="With --chat: put the examples into the user's message, not into turns.",
     ),
 )
 
 
-def _answers(max_tokens: int) -> Callable[[Any], Any]:
+def _answers(max_tokens: int) -> Decorator:
     """Options of benchmarks that generate."""
-    return options(
+    return combined(
         click.option(
             "--max-tokens",
             default=max_tokens,
             show_default=True,
             type=click.IntRange(1),
-            help="Longest answer.",
+            help="Longest answer in tokens.",
         ),
         click.option(
             "--batch-size",
             default=16,
             show_default=True,
             type=click.IntRange(1),
-            help="Answers at a time; the answers stay the same.",
+            help="Answers generated at a time. Does not change them.",
         ),
     )
 
@@ -89,16 +71,18 @@ def benchmark_command() -> None:
 
 @benchmark_command.command("truthfulqa")
 @_MODEL
-@click.option("--questions", "-q", help="mc_task.json or CSV; `probe`: our own. Absent: the hub's.")
-@click.option("--n", type=click.IntRange(1), help="Questions to sample, stratified; absent: all.")
-@click.option("--seed", default=42, show_default=True, help="Of the sample.")
+@click.option(
+    "--questions", "-q", help="mc_task.json, CSV, or probe for our own. Default: the hub's."
+)
+@shared_options.n_questions
+@shared_options.seed_option(help="Seed of the sample.")
 @_HOW
 def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
     from forty2.benchmark.tasks.truthfulqa import truthfulqa
 
     _check_resume(out, resume)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = truthfulqa(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
     click.echo(f"{result['questions']}, {result['n']} questions")
     for name in ("mc1", "mc2", "mc3"):
@@ -114,7 +98,7 @@ def truthfulqa_command(chat: bool, resume: bool, out: Path | None, **arguments: 
     "--subjects",
     "-s",
     multiple=True,
-    help="A subject, or stem, humanities, social_sciences, other; again for more. Absent: all.",
+    help="A subject, or stem, humanities, social_sciences, other. Repeatable. Default: all.",
 )
 def mmlu_command(
     chat: bool, one_turn: bool, resume: bool, out: Path | None, **arguments: Any
@@ -123,7 +107,7 @@ def mmlu_command(
     from forty2.benchmark.tasks.mmlu import mmlu
 
     _check_resume(out, resume)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = mmlu(
             **arguments,
             chat_template=chat,
@@ -149,7 +133,7 @@ def gsm8k_command(
     from forty2.benchmark.tasks.gsm8k import METRICS, gsm8k
 
     _check_resume(out, resume)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = gsm8k(
             **arguments,
             chat_template=chat,
@@ -168,20 +152,28 @@ def gsm8k_command(
 @_answers(1024)
 @click.option("--instruct", is_flag=True, help="Ask for the function, as humaneval_instruct does.")
 @click.option(
-    "--samples", default=1, show_default=True, type=click.IntRange(1), help="Answers to a problem."
+    "--samples",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of answers to a problem.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
-    help="Absent: 0 (greedy) for one sample, 0.2 for more.",
+    help="Sampling temperature. Default: 0 (greedy) for one sample, 0.2 for more.",
 )
 @click.option(
-    "--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True)
+    "--top-p",
+    default=0.95,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the likeliest tokens to sample from.",
 )
 @click.option(
     "--run-untrusted-code",
     is_flag=True,
-    help="Required: the programs that the model writes are run, in a sandbox.",
+    help="Allow it to run the programs that the model writes, in a sandbox. Required.",
 )
 def humaneval_command(chat: bool, resume: bool, out: Path | None, **arguments: Any) -> None:
     """HumanEval: pass@k of functions that the model writes; runs them."""
@@ -191,7 +183,7 @@ def humaneval_command(chat: bool, resume: bool, out: Path | None, **arguments: A
     _check_resume(out, resume)
     if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
         click.echo(f"warning: the sandbox cannot see to it here that {'; '.join(gaps)}", err=True)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = humaneval(**arguments, chat_template=chat, out=out, resume=resume, progress=bars)
     _echo_answers(result, [name for name in result if name.startswith("pass@")])
 
@@ -220,10 +212,10 @@ def behaviour_command(
     """Held-out behaviour gates, each judged by likelihood and by generation."""
     from forty2.benchmark.tasks.behaviour import behaviour, format_gates
     from forty2.files import write_json
-    from forty2.model import load
+    from forty2.model.loading import load
 
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = behaviour(loaded, progress=bars)
     if out is not None:
         write_json(out, result)
@@ -236,22 +228,38 @@ def behaviour_command(
     "--before",
     "-b",
     type=click.Path(path_type=Path),
-    help="Behaviour result to compare with; absent: each reply is judged by itself.",
+    help="Behaviour result to compare with. Default: each reply is judged by itself.",
 )
 @click.option(
-    "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to be judged."
+    "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to judge."
 )
 @click.option("--endpoint", "-e", required=True, help="OpenAI-compatible server, http://HOST/v1.")
-@click.option("--judge-model", "-m", required=True, help="The judge, as the server calls it.")
+@click.option("--judge-model", "-m", required=True, help="Name of the judge model on the server.")
 @click.option("--api-key-env", help="Environment variable that holds the key.")
 @click.option(
-    "--criterion", help="What to look at; absent: true, direct, and open where it must be."
+    "--criterion", help="What to judge by. Default: true, direct, and open where it must be."
 )
 @click.option(
-    "--repeats", default=2, show_default=True, type=click.IntRange(1), help="Times each is asked."
+    "--repeats",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of times to ask about each reply.",
 )
-@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0))
-@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--temperature",
+    default=0.7,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Sampling temperature of the judge.",
+)
+@click.option(
+    "--max-tokens",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Longest reply of the judge in tokens.",
+)
 @click.option(
     "--timeout",
     default=120.0,
@@ -259,15 +267,8 @@ def behaviour_command(
     type=click.FloatRange(0, min_open=True),
     help="Seconds to wait for a reply.",
 )
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=Path),
-    callback=_check_out,
-    help="JSON to write, with every reply.",
-)
-@click.option("--resume", is_flag=True, help="Go on with what stopped before --out was whole.")
+@shared_options.json_out(required=True, help="JSON file to write, with every reply.")
+@click.option("--resume", is_flag=True, help="Go on with a measurement that stopped.")
 def judge_command(
     before: Path | None,
     after: Path,
@@ -283,7 +284,7 @@ def judge_command(
     from forty2.files import read_json
 
     server = Endpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = judge(
             read_json(after),
             server,
@@ -302,7 +303,7 @@ def judge_command(
     "-p",
     required=True,
     type=click.Path(path_type=Path),
-    help="JSON of prompts and expected_outputs, by id.",
+    help="JSON file of prompts and expected_outputs, by id.",
 )
 @_answers(64)
 def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
@@ -320,7 +321,7 @@ def eval_prompts_command(out: Path | None, **arguments: Any) -> None:
     """
     from forty2.benchmark.tasks.eval_prompts import eval_prompts
 
-    with Bars() as bars:
+    with ProgressBars() as bars:
         result = eval_prompts(**arguments, out=out, progress=bars)
     click.echo(f"{result['n']} prompts, read as {result['form']}; {result['distinct']} replies")
     click.echo(f"{'passed':<18}{_figure(result['passed'], result['stderr'])}")
@@ -347,7 +348,7 @@ def perplexity_command(
     """Perplexity on neutral prose, or on text FILES."""
     from forty2.benchmark.tasks.perplexity import perplexity
     from forty2.files import write_json
-    from forty2.model import load
+    from forty2.model.loading import load
 
     try:
         texts = {str(file): file.read_text("utf-8") for file in files} or None
@@ -368,10 +369,10 @@ def perplexity_command(
     default=0.01,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Largest loss that still counts as no tax.",
+    help="Largest drop of a score that still counts as unchanged.",
 )
 def compare_command(before: Path, after: Path, margin: float) -> None:
-    """Paired statistics and a verdict on two results of the same questions."""
+    """Compare two results of the same questions: statistics, verdict."""
     from forty2.benchmark.compare import compare, format_comparison
     from forty2.files import read_json
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import NoReturn
 
 from tqdm import tqdm
 
 
-class Bars:
+class ProgressBars:
     """A `Progress` that draws one bar per stage on standard error."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
-    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         if stage != self._stage:
             self.close()
             self._stage = stage
@@ -42,12 +42,12 @@ class Bars:
             self.close()
 
     def close(self) -> None:
-        """End the bar that is open, if any."""
+        """End the open bar, if any."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ProgressBars:
         return self
 
     def __exit__(

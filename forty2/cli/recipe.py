@@ -1,4 +1,4 @@
-"""`forty2 recipe`."""
+"""`forty2 recipe`: the packaged recipes, their keys, and checks of one's own."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
+from forty2.cli import shared_options
 from forty2.errors import RecipeError
 from forty2.recipe.reading import load_recipe, packaged_recipes, recipe_text
 
 
 @click.group("recipe")
 def recipe_command() -> None:
-    """List, show, copy and check recipes."""
+    """List, show, copy and check recipes, and look up their keys."""
 
 
 @recipe_command.command("list")
 def list_command() -> None:
-    """The packaged recipes, each with its first line."""
+    """List the packaged recipes, each with its first line."""
     formatter = click.HelpFormatter()
     formatter.write_dl(
         [(name, recipe_text(name).splitlines()[0].lstrip("# ")) for name in packaged_recipes()]
@@ -32,11 +33,27 @@ def show_command(name: str) -> None:
     click.echo(recipe_text(name), nl=False)
 
 
+@recipe_command.command("keys")
+@click.argument("section", required=False)
+def keys_command(section: str | None) -> None:
+    """Print every recipe key with its values, default and meaning.
+
+    SECTION is recipe (the top), an objective (sft, dpo, kto), adapter, fuse, benchmark, best, until
+    or red_lines. Default: all sections.
+    """
+    from forty2.recipe.keys import as_text
+
+    click.echo(as_text(section))
+
+
 @recipe_command.command("copy")
 @click.argument("name")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 def copy_command(name: str, target: Path | None) -> None:
-    """Copy a packaged recipe to a file, to make it yours."""
+    """Copy a packaged recipe to a file that you can change.
+
+    TARGET is the file to write. Default: NAME.yaml.
+    """
     path = target or Path(f"{name}.yaml")
     if path.exists():
         raise RecipeError(f"{path}: exists already; name another file")
@@ -50,8 +67,12 @@ def copy_command(name: str, target: Path | None) -> None:
 
 @recipe_command.command("check")
 @click.argument("source")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As in forty2 run.")
+@shared_options.set_option
 def check_command(source: str, overrides: tuple[str, ...]) -> None:
-    """Read a recipe and report every problem at once."""
+    """Check every key and value of a recipe, without reading data."""
     recipe = load_recipe(source, overrides)
-    click.echo(f"{source}: fine ({', '.join(recipe.phases)})")
+    click.echo(
+        f"{source}: every key and value is valid, and every file it names exists "
+        f"(phases: {', '.join(recipe.phases)})"
+    )
+    click.echo(f"Neither data nor model was read. To check them too: forty2 plan {source}")

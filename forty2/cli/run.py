@@ -1,100 +1,91 @@
-"""`forty2 demo`, `run`, `train`, `ablate`, `plan` and `report`."""
+"""`forty2 demo`, `run` and `train`."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from forty2.cli import options
-from forty2.cli.progress_bars import Bars
-from forty2.recipe.reading import load_recipe
-from forty2.recipe.schema import Recipe
+from forty2.cli import shared_options
+from forty2.cli.progress_bars import ProgressBars
 
-_RECIPE = options(
-    click.argument("recipe"),
-    click.option(
-        "--model", "-m", help="Model folder, hub name, or smollm2; instead of the recipe's."
-    ),
-    click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a field, e.g. phases.dpo.lr=2e-6. Repeatable.",
-    ),
-)
-_RUN_DIR = click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="Where the run is written; default adapters/NAME.",
-)
-_TRUST = click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Let the model run architecture code that it brings along.",
-)
-
-
-def _load(recipe: str, model: str | None, overrides: tuple[str, ...]) -> Recipe:
-    loaded = load_recipe(recipe, overrides)
-    return dataclasses.replace(loaded, model=model) if model is not None else loaded
+if TYPE_CHECKING:
+    from forty2.recipe.schema import Recipe
+    from forty2.runs.pipeline import RunResult
 
 
 @click.command("run")
-@_RECIPE
-@_RUN_DIR
+@shared_options.recipe
+@shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a run that stopped.")
-@_TRUST
+@shared_options.trust_remote_code
 def run_command(
-    recipe: str,
-    model: str | None,
-    overrides: tuple[str, ...],
-    run_dir: Path | None,
-    resume: bool,
-    trust_remote_code: bool,
+    recipe: Recipe, run_dir: Path | None, resume: bool, trust_remote_code: bool
 ) -> None:
-    """Run a recipe: its phases in order, fusing, measuring, reporting.
+    """Run a recipe: train, fuse, measure, report.
 
     RECIPE is a YAML file or the name of a packaged recipe (`forty2 recipe list`).
     """
-    _run(
-        _load(recipe, model, overrides), run_dir, resume=resume, trust_remote_code=trust_remote_code
-    )
+    from forty2.runs.pipeline import run
+
+    with ProgressBars() as bars:
+        result = run(
+            recipe,
+            run_dir=run_dir,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    _echo(result)
 
 
 @click.command("train")
-@_RECIPE
-@click.option("--phase", required=True, help="The last phase to run.")
-@_RUN_DIR
-@_TRUST
+@shared_options.recipe
+@click.option("--phase", required=True, help="Last phase to run.")
+@shared_options.run_dir
+@shared_options.trust_remote_code
 def train_command(
-    recipe: str,
-    model: str | None,
-    overrides: tuple[str, ...],
-    phase: str,
-    run_dir: Path | None,
-    trust_remote_code: bool,
+    recipe: Recipe, phase: str, run_dir: Path | None, trust_remote_code: bool
 ) -> None:
-    """Run a recipe as far as one phase: those before it first, as far as they are not done yet."""
-    loaded = _load(recipe, model, overrides)
-    path = run_dir or Path("adapters") / loaded.name
-    resume = (path / "run.json").exists()
-    _run(loaded, path, resume=resume, only=phase, trust_remote_code=trust_remote_code)
+    """Run a recipe up to one phase.
+
+    Phases before it run first, unless they are finished.
+    """
+    from forty2.runs.pipeline import run
+
+    path = run_dir or Path("adapters") / recipe.name
+    with ProgressBars() as bars:
+        result = run(
+            recipe,
+            run_dir=path,
+            resume=(path / "run.json").exists(),
+            only=phase,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    _echo(result)
 
 
 @click.command("demo")
-@_RUN_DIR
+@shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a demo that stopped.")
 def demo_command(run_dir: Path | None, resume: bool) -> None:
-    """The whole job on the starter model: data, three phases, fuse, benchmark, report."""
-    path = run_dir or _free(Path("adapters") / "demo") if not resume else run_dir or _latest()
-    _run(load_recipe("demo"), path, resume=resume)
+    """Try everything on the starter model, from data to report.
+
+    Builds the data, trains three phases, fuses, measures and reports, in minutes.
+    """
+    from forty2.recipe.reading import load_recipe
+    from forty2.runs.pipeline import run
+
+    path = run_dir or (_latest_demo() if resume else _unused(Path("adapters") / "demo"))
+    with ProgressBars() as bars:
+        result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
+    _echo(result)
 
 
-def _free(path: Path) -> Path:
-    """The path itself, or with the first number that is not taken: a demo never overwrites."""
+def _unused(path: Path) -> Path:
+    """The path itself, or with the first number that is free: a demo never overwrites."""
     number = 2
     free = path
     while free.exists():
@@ -103,32 +94,14 @@ def _free(path: Path) -> Path:
     return free
 
 
-def _latest() -> Path:
+def _latest_demo() -> Path:
     runs = sorted(Path("adapters").glob("demo*"), key=lambda p: p.stat().st_mtime)
     if not runs:
         raise click.UsageError("no demo to resume in adapters/")
     return runs[-1]
 
 
-def _run(
-    recipe: Recipe,
-    run_dir: Path | None,
-    *,
-    resume: bool = False,
-    only: str | None = None,
-    trust_remote_code: bool = False,
-) -> None:
-    from forty2.runs.pipeline import run
-
-    with Bars() as bars:
-        result = run(
-            recipe,
-            run_dir=run_dir,
-            resume=resume,
-            only=only,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
-        )
+def _echo(result: RunResult) -> None:
     if result.stages:
         click.echo(
             f"\n{result.table}\n\nTruthfulQA, {result.stages[0]['truthfulqa']['questions']}: "
@@ -140,74 +113,3 @@ def _run(
     click.echo(f"report    {result.report}")
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter("give whole numbers with commas between, e.g. 1,2,3") from error
-
-
-@click.command("ablate")
-@_RECIPE
-@click.option(
-    "--seeds", default="1,2,3", show_default=True, callback=_seeds, help="Two or more, of the runs."
-)
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), help="Folder; default adapters/NAME-ablation."
-)
-@click.option("--resume", is_flag=True, help="Go on with what stopped, or with more seeds.")
-@_TRUST
-def ablate_command(
-    recipe: str,
-    model: str | None,
-    overrides: tuple[str, ...],
-    seeds: list[int],
-    out: Path | None,
-    resume: bool,
-    trust_remote_code: bool,
-) -> None:
-    """What each phase of a recipe bought and cost, over several seeds.
-
-    Measures the base, every phase after those before it, and the first preference phase alone.
-    """
-    from forty2.runs.ablation import ablate
-
-    with Bars() as bars:
-        found = ablate(
-            _load(recipe, model, overrides),
-            seeds,
-            out=out,
-            resume=resume,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
-        )
-    for note in found.record["notes"]:
-        click.echo(note)
-    click.echo(f"\n{found.table}\n")
-    if found.insight is not None:
-        click.echo(f"{found.insight.sentence}\n")
-    click.echo(f"report    {found.report}")
-
-
-@click.command("plan")
-@_RECIPE
-@_TRUST
-def plan_command(
-    recipe: str, model: str | None, overrides: tuple[str, ...], trust_remote_code: bool
-) -> None:
-    """What a recipe would do: steps, exposures, evaluations, memory. Runs nothing."""
-    from forty2.runs.planning import format_plan, plan
-
-    loaded = _load(recipe, model, overrides)
-    click.echo(format_plan(plan(loaded, trust_remote_code=trust_remote_code)))
-
-
-@click.command("report")
-@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def report_command(run_dir: Path) -> None:
-    """Write a run's report again, from what the run directory holds."""
-    from forty2.report import write_report
-
-    click.echo(write_report(run_dir))

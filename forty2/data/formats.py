@@ -1,4 +1,4 @@
-"""What a row means: the shapes in which people keep training data, each read into one record.
+"""The shapes in which people write training rows, each read into one record.
 
     {"messages": [...]}, {"conversations": [{"from": "human", "value": ...}, ...]}     -> Chat
     {"prompt": ..., "completion": ...}, {"instruction": ..., "input": ..., "output"}   -> Chat
@@ -7,22 +7,25 @@
     `chosen` and `rejected` alone, as transcripts that share their beginning           -> Pair
     any of the first two lines with `label` or `kto_tag`: true or false                -> Rated
 
-A prompt is a text (one user turn) or a list of messages. Other keys are kept as `meta`.
+A prompt is a text (one user turn) or a list of messages. Other keys become the record's `meta`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
+Row = JsonObject
 R = TypeVar("R")
+Messages = tuple[Message, ...]
 ROLES = ("system", "user", "assistant", "tool")
 _FROM = {
     "human": "user",
@@ -40,11 +43,11 @@ _VERDICT = ("label", "kto_tag")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 
 
-def parse(row: Mapping[str, Any], origin: str) -> Record:
-    """The record that a row is.
+def parse(row: Row, origin: str) -> Record:
+    """Read a row of any shape.
 
     Raises:
-        DataError: one line that names file, line and field.
+        DataError: the row has none of the shapes; one line that names file, line and field.
     """
     if "chosen" in row or "rejected" in row:
         return parse_pair(row, origin)
@@ -55,16 +58,16 @@ def parse(row: Mapping[str, Any], origin: str) -> Record:
     return parse_chat(row, origin)
 
 
-def parse_chat(row: Mapping[str, Any], origin: str) -> Chat:
-    """A conversation."""
+def parse_chat(row: Row, origin: str) -> Chat:
+    """Read a conversation."""
     messages, taken = _conversation(row, origin)
     if not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"{origin}: {taken[0]}: no assistant turn, so nothing to learn")
     return Chat(messages=messages, origin=origin, meta=_meta(row, *taken))
 
 
-def parse_pair(row: Mapping[str, Any], origin: str) -> Pair:
-    """A preference pair. Equal sides are refused: they teach nothing."""
+def parse_pair(row: Row, origin: str) -> Pair:
+    """Read a preference pair. Equal sides are refused: nothing can be learned from them."""
     for key in ("chosen", "rejected"):
         if key not in row:
             raise DataError(f"{origin}: {key} is missing; has {_keys(row)}")
@@ -84,8 +87,8 @@ def parse_pair(row: Mapping[str, Any], origin: str) -> Pair:
     )
 
 
-def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
-    """A response with a verdict."""
+def parse_rated(row: Row, origin: str) -> Rated:
+    """Read a response with a verdict."""
     key = next(key for key in _VERDICT if key in row)
     if not isinstance(row[key], bool):
         raise DataError(f"{origin}: {key} must be true or false, not {_short(row[key])}")
@@ -102,30 +105,30 @@ def parse_rated(row: Mapping[str, Any], origin: str) -> Rated:
 
 
 def read_chats(source: str | Path) -> list[Chat | Text]:
-    """All conversations and texts of a source."""
+    """Read all conversations and texts of a source."""
     return _read(source, parse_imitated)
 
 
 def read_pairs(source: str | Path) -> list[Pair]:
-    """All preference pairs of a source."""
+    """Read all preference pairs of a source."""
     return _read(source, parse_pair)
 
 
 def read_rated(source: str | Path) -> list[Rated]:
-    """All rated responses of a source; a preference pair is two of them."""
-    return [rated for several in _read(source, parse_rated_rows) for rated in several]
+    """Read all rated responses of a source; a preference pair is two of them."""
+    return [side for record in _read(source, parse_rated_or_pair) for side in rated_sides(record)]
 
 
 def read_records(source: str | Path) -> list[Record]:
-    """All records of a source, of whatever kind."""
+    """Read all records of a source, of whatever kind."""
     return _read(source, parse)
 
 
-def to_row(record: Record) -> dict[str, Any]:
-    """A record in our own shape, as one row of JSON Lines."""
+def to_row(record: Record) -> JsonObject:
+    """Write a record in our own shape, as one row of JSON Lines."""
     match record:
         case Chat():
-            own: dict[str, Any] = {"messages": [dict(m) for m in record.messages]}
+            own: JsonObject = {"messages": [dict(m) for m in record.messages]}
         case Text():
             own = {"text": record.text}
         case Pair():
@@ -143,52 +146,56 @@ def to_row(record: Record) -> dict[str, Any]:
     return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- what one kind of phase reads -----------------------------------------------------------------
 
 
-def parse_imitated(row: Mapping[str, Any], origin: str) -> Chat | Text:
-    """A conversation or a text: what supervised fine-tuning reads."""
+def parse_imitated(row: Row, origin: str) -> Chat | Text:
+    """Read a conversation or a text, for supervised fine-tuning."""
     record = parse(row, origin)
     if isinstance(record, Chat | Text):
         return record
-    what = "a preference pair" if isinstance(record, Pair) else "a rated response"
-    raise DataError(f"{origin}: is {what}, but this phase imitates conversations")
+    kind = "a preference pair" if isinstance(record, Pair) else "a rated response"
+    raise DataError(f"{origin}: is {kind}, but this phase imitates conversations")
 
 
-def parse_rated_rows(row: Mapping[str, Any], origin: str) -> list[Rated]:
-    """The rated responses in a row: one, or the two sides of a preference pair."""
+def parse_rated_or_pair(row: Row, origin: str) -> Rated | Pair:
+    """Read a rated response, or a preference pair, which is two of them."""
     record = parse(row, origin)
-    match record:
-        case Rated():
-            return [record]
-        case Pair():
-            return [
-                Rated(
-                    prompt=record.prompt,
-                    response=response,
-                    desirable=desirable,
-                    origin=record.origin,
-                    meta=record.meta,
-                )
-                for response, desirable in ((record.chosen, True), (record.rejected, False))
-            ]
+    if isinstance(record, Rated | Pair):
+        return record
     raise DataError(
         f"{origin}: needs a label (true or false) or chosen and rejected; has {_keys(row)}"
     )
 
 
-def _read(source: str | Path, parse_row: Callable[[Mapping[str, Any], str], R]) -> list[R]:
+def rated_sides(record: Rated | Pair) -> list[Rated]:
+    """Return a rated response alone, and a pair as a desirable and an undesirable response."""
+    if isinstance(record, Rated):
+        return [record]
+    return [
+        Rated(
+            prompt=record.prompt,
+            response=response,
+            desirable=desirable,
+            origin=record.origin,
+            meta=record.meta,
+        )
+        for response, desirable in ((record.chosen, True), (record.rejected, False))
+    ]
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _read(source: str | Path, parse_row: Callable[[Row, str], R]) -> list[R]:
     records = [parse_row(row, origin) for origin, row in read_rows(source)]
     if not records:
         raise DataError(f"{source}: holds no rows")
     return records
 
 
-Messages = tuple[Message, ...]
-
-
-def _conversation(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[str, ...]]:
-    """Prompt and answer together, and the keys that they were under."""
+def _conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
+    """Read prompt and answer together; also return the keys that they were under."""
     for key in _CONVERSATION:
         if key in row:
             return _system(row) + _messages(row[key], key, origin), (key, "system")
@@ -202,8 +209,8 @@ def _conversation(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[
     raise DataError(f"{origin}: needs {', '.join(needed[:-1])}, or {needed[-1]}; has {_keys(row)}")
 
 
-def _prompt(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[str, ...]]:
-    """What is answered, and the keys it was under; empty where the row has none."""
+def _prompt(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
+    """Read the prompt; also return the keys it was under. Both are empty where there is none."""
     if "prompt" in row:
         if isinstance(row["prompt"], str):
             content = _text(row["prompt"], "prompt", origin)
@@ -222,8 +229,8 @@ def _prompt(row: Mapping[str, Any], origin: str) -> tuple[Messages, tuple[str, .
     return (), ()
 
 
-def _alpaca(row: Mapping[str, Any], key: str, origin: str) -> Messages:
-    """An instruction, what it is about, and the turns before it."""
+def _alpaca(row: Row, key: str, origin: str) -> Messages:
+    """Read an instruction, its input, and the turns before it."""
     content = _text(row[key], key, origin)
     if row.get("input"):
         content = f"{content}\n{_text(row['input'], 'input', origin)}"
@@ -239,53 +246,53 @@ def _alpaca(row: Mapping[str, Any], key: str, origin: str) -> Messages:
     return (*_system(row), *before, _turn("user", content))
 
 
-def _system(row: Mapping[str, Any]) -> Messages:
+def _system(row: Row) -> Messages:
     system = row.get("system")
     return (_turn("system", system),) if isinstance(system, str) and system.strip() else ()
 
 
-def _answer(value: Any, key: str, origin: str) -> Messages:
-    """The assistant's part: a text, or messages."""
+def _answer(value: object, key: str, origin: str) -> Messages:
+    """Read the assistant's part: a text, or messages."""
     if isinstance(value, list):
         return _messages(value, key, origin)
     return (_turn("assistant", _text(value, key, origin)),)
 
 
-def _side(value: Any, key: str, prompt: Messages, origin: str) -> str:
-    """A response: a text, one message, or a transcript that begins with the prompt."""
+def _side(value: object, key: str, prompt: Messages, origin: str) -> str:
+    """Read a response: a text, one message, or a transcript that begins with the prompt."""
     if not isinstance(value, list | dict):
         return _text(value, key, origin)
     messages = _messages(value if isinstance(value, list) else [value], key, origin)
     if len(messages) > 1:
-        asked = prompt if messages[0]["role"] == "system" else _unsystem(prompt)
-        if _spoken(messages[:-1]) != _spoken(asked):
+        same = prompt if messages[0]["role"] == "system" else _without_system(prompt)
+        if _contents(messages[:-1]) != _contents(same):
             raise DataError(f"{origin}: {key}: its first turns are not the prompt")
     return _last(messages, key, origin)
 
 
-def _transcripts(row: Mapping[str, Any], origin: str) -> tuple[Messages, str, str]:
-    """Prompt and responses of two whole conversations."""
+def _transcripts(row: Row, origin: str) -> tuple[Messages, str, str]:
+    """Read prompt and responses of two whole conversations."""
     chosen, rejected = (
-        _spoken_text(row[key], key, origin)
+        _transcript(row[key], key, origin)
         if isinstance(row[key], str)
         else _messages(row[key], key, origin)
         for key in ("chosen", "rejected")
     )
-    if len(chosen) < 2 or _spoken(chosen[:-1]) != _spoken(rejected[:-1]):
+    if len(chosen) < 2 or _contents(chosen[:-1]) != _contents(rejected[:-1]):
         raise DataError(
             f"{origin}: needs a prompt, or chosen and rejected that differ in the last turn alone"
         )
     return chosen[:-1], _last(chosen, "chosen", origin), _last(rejected, "rejected", origin)
 
 
-def _spoken_text(text: str, key: str, origin: str) -> Messages:
-    """Messages of a transcript whose turns begin with "\\n\\nHuman:" or "\\n\\nAssistant:"."""
+def _transcript(text: str, key: str, origin: str) -> Messages:
+    """Read a transcript whose turns begin with "\\n\\nHuman:" or "\\n\\nAssistant:"."""
     _text(text, key, origin)
     _, *parts = _SPEAKER.split(f"\n\n{text.lstrip()}")
     if not parts:
         raise DataError(f"{origin}: prompt is missing, and {key} is no transcript")
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(_turn(_FROM[who.lower()], said.strip()) for who, said in turns)
+    return tuple(_turn(_FROM[speaker.lower()], words.strip()) for speaker, words in turns)
 
 
 def _last(messages: Messages, key: str, origin: str) -> str:
@@ -303,13 +310,13 @@ def _check_open(messages: Messages, key: str, origin: str) -> None:
         )
 
 
-def _messages(value: Any, key: str, origin: str) -> Messages:
+def _messages(value: object, key: str, origin: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise DataError(f"{origin}: {key} must be a list of messages, not {_short(value)}")
     return tuple(_message(m, f"{origin}: {key}[{i}]") for i, m in enumerate(value))
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
         raise DataError(f"{where} must be an object with role and content")
     message: Message = value
@@ -318,8 +325,8 @@ def _message(value: Any, where: str) -> Message:
         role, content = _FROM.get(str(message["from"])), message["value"]
         message = {"role": role, "content": content, **rest}
     if message.get("role") not in ROLES:
-        said = message.get("role")
-        raise DataError(f"{where}.role must be one of {', '.join(ROLES)}, not {_short(said)}")
+        role = message.get("role")
+        raise DataError(f"{where}.role must be one of {', '.join(ROLES)}, not {_short(role)}")
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return message
@@ -331,7 +338,7 @@ def _message(value: Any, where: str) -> Message:
     return message
 
 
-def _text(value: Any, key: str, origin: str) -> str:
+def _text(value: object, key: str, origin: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{origin}: {key} must be text, not {_short(value)}")
     if not value.strip():
@@ -353,31 +360,31 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _unsystem(messages: Messages) -> Messages:
+def _without_system(messages: Messages) -> Messages:
     return tuple(m for m in messages if m["role"] != "system")
 
 
-def _spoken(messages: Sequence[Message]) -> list[tuple[Any, Any]]:
+def _contents(messages: Sequence[Message]) -> list[tuple[object, object]]:
     return [(m["role"], m.get("content")) for m in messages]
 
 
-def _plain(prompt: Messages) -> Any:
-    """A prompt as shortly as it can be written."""
+def _plain(prompt: Messages) -> object:
+    """Write a prompt in its shortest form: a text where it is one user turn."""
     if len(prompt) == 1 and set(prompt[0]) == {"role", "content"} and prompt[0]["role"] == "user":
         return prompt[0]["content"]
     return [dict(m) for m in prompt]
 
 
-def _meta(row: Mapping[str, Any], *taken: str) -> dict[str, Any]:
+def _meta(row: Row, *taken: str) -> JsonObject:
     return {key: value for key, value in row.items() if key not in taken}
 
 
-def _keys(row: Mapping[str, Any]) -> str:
-    """Of a row, as far as a message has room."""
+def _keys(row: Row) -> str:
+    """Name the keys of a row, as far as a message has room."""
     names = (str(key) if str(key).isprintable() else ascii(key) for key in islice(row, 20))
     return ", ".join(name[:40] for name in names) + ", ..." * (len(row) > 20) or "no keys"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

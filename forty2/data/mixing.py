@@ -1,4 +1,4 @@
-"""Mixing sources into one set, and splitting one off for validation.
+"""Mixtures of several sources.
 
 Weights are shares of what comes out, not of what goes in: 85 and 15 give a set of which 15% is
 replay, however large the replayed file is.
@@ -6,29 +6,27 @@ replay, however large the replayed file is.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from forty2.data.formats import parse, to_row
 from forty2.data.sources import read_rows
-from forty2.data.views import prompt_key
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
-Row = Mapping[str, Any]
+Row = JsonObject
 
 
 class Mixed(NamedTuple):
-    """A mixture and what it really is made of."""
+    """A mixture and the shares that it really has."""
 
     rows: list[Row]
     shares: dict[str, float]
-    """Of the output, by rows or tokens as asked for."""
+    """Each source's part of the output, between 0 and 1, in rows or tokens as asked for."""
     repeats: dict[str, float]
-    """How often each source's rows come on average, where more than once."""
+    """Times that each source's rows come on average; only sources whose rows come more than once."""
 
 
 def mix(
@@ -47,8 +45,8 @@ def mix(
         weights: in any unit; None takes every row of every source.
         size: of the output, in what `measure` counts; default: all that the weights allow.
         measure: 1 for shares by rows, a row's tokens for shares by tokens.
-        repeat: a source that is used up starts again, reshuffled.
-        shuffle: rows of all sources among each other; else source after source.
+        repeat: a source that is used up starts again, in another order.
+        shuffle: mix the rows of all sources; else they come source after source.
 
     Raises:
         DataError: a source is too small for its share and `repeat` is off.
@@ -85,44 +83,14 @@ def mix(
     )
 
 
-def split(source: str | Path, share: float, *, by: str | None = None, seed: int = 42) -> list[bool]:
-    """For each row of a source, whether it is for validation.
-
-    Rows of one prompt stay together (and rows of one `entity`, or of one value of `by`), so that
-    validation asks nothing that was trained on.
-
-    Args:
-        share: of rows for validation, between 0 and 1; groups are whole, so it is met nearly.
-
-    Raises:
-        DataError: there are too few groups to split.
-    """
-    # Digests, for the prompts of a large file would not fit into memory.
-    keys = [_digest(_group(row, at, by)) for at, row in read_rows(source)]
-    sizes = Counter(keys)
-    order = sorted(sizes, key=lambda key: _digest(f"{seed}-{key}"))
-    chosen: set[int] = set()
-    rows = 0
-    for key in order:
-        if rows + sizes[key] / 2 > share * len(keys):
-            break
-        chosen.add(key)
-        rows += sizes[key]
-    if share > 0 and (not chosen or len(chosen) == len(sizes)):
-        raise DataError(
-            f"{source}: {len(sizes)} prompts in {len(keys)} rows cannot be split at {share:g}"
-        )
-    return [key in chosen for key in keys]
-
-
 def _wanted(
     names: Sequence[str],
-    weights: list[float],
+    weights: Sequence[float],
     available: Sequence[int],
     size: int | None,
     repeat: bool,
 ) -> list[float]:
-    """How much to draw from each source."""
+    """Compute how much to draw from each source, in what `measure` counts."""
     if len(weights) != len(names):
         raise DataError(f"{len(names)} inputs but {len(weights)} weights; give one for each")
     if any(weight <= 0 for weight in weights):
@@ -143,7 +111,7 @@ def _wanted(
 def _draw(
     rows: int, sizes: Sequence[int], wanted: float, generator: random.Random
 ) -> Iterator[int]:
-    """Row indices in random order until their sizes come nearest to what is wanted."""
+    """Yield row indices in random order until their sizes come nearest to what is wanted."""
     drawn = 0
     while True:
         order = list(range(rows))
@@ -155,16 +123,3 @@ def _draw(
             yield n
         if not sum(sizes):
             return
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _group(row: Row, origin: str, by: str | None) -> str:
-    if by is not None:
-        if by not in row:
-            raise DataError(f"{origin}: has no {by} to split by")
-        return str(row[by])
-    entity = row.get("entity")
-    return f"entity {entity.casefold()}" if isinstance(entity, str) else prompt_key(row, origin)

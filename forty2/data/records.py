@@ -1,4 +1,4 @@
-"""What a row of training data is. Everything that reads data returns these; nothing else is trained.
+"""Records: the rows of training data in one form. All readers return these, all training takes them.
 
 A record remembers where it came from (`origin`, "file:line"), so that a fault found at any later
 stage, tokenising or training included, can name the row.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = Mapping[str, Any]
-"""`{"role": ..., "content": ...}`, and whatever else the chat template knows (tool calls, names)."""
+"""`{"role": ..., "content": ...}`, and whatever else the chat template reads (tool calls, names)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,16 +20,16 @@ class Chat:
 
     messages: tuple[Message, ...]
     origin: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A text to imitate as it stands, without a chat template: every token is supervised (SFT)."""
+    """A text to imitate without a chat template: every token is supervised (SFT)."""
 
     text: str
     origin: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Pair:
     chosen: str
     rejected: str
     origin: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Rated:
     response: str
     desirable: bool
     origin: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, object] = field(default_factory=dict)
 
 
 Record = Chat | Text | Pair | Rated

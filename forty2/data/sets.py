@@ -1,4 +1,4 @@
-"""Written data sets: rows in files, and a manifest that says what they really hold."""
+"""Written data sets: rows in files, and a manifest that counts what they hold."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import importlib.metadata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from forty2.data.checks.lint import Finding, lint
+from forty2.data.checks.findings import Finding
+from forty2.data.checks.lint import lint
 from forty2.data.sources import MANIFEST, dumps
 from forty2.errors import RunError
-from forty2.files import atomic_write, read_json, staged_folder, write_json
+from forty2.files import JsonObject, atomic_write, read_json, staged_folder, write_json
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 STRATA = (
     "pair_type",
@@ -32,17 +32,17 @@ STRATA = (
 """Keys of a row by which a manifest counts it."""
 _MOST_STRATA = 60
 SUFFIXES = (".jsonl", ".ndjson")
-"""Of files that rows are written to; by any other they would be read as what they are not."""
+"""Suffixes of files that rows are written to; under any other they would be misread later."""
 
 
 def write_set(
-    folder: Path, splits: Mapping[str, Iterable[Row]], about: Mapping[str, Any]
-) -> dict[str, Any]:
+    folder: Path, splits: Mapping[str, Iterable[Row]], about: Mapping[str, object]
+) -> JsonObject:
     """Write NAME.jsonl for each split and manifest.json, all or nothing.
 
     Args:
         splits: "train", and "valid" if there is one.
-        about: command, seed and whatever else tells where the rows come from.
+        about: command, seed and whatever else shows where the rows come from.
 
     Returns:
         The manifest.
@@ -56,7 +56,7 @@ def write_set(
     return manifest
 
 
-def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> dict[str, Any]:
+def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, object]) -> JsonObject:
     """Write one file of rows and NAME.manifest.json beside it."""
     tally = _write(path, rows)
     manifest = _manifest({path.stem: tally}, about, lint(path), path.suffix)
@@ -65,12 +65,12 @@ def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, Any]) -> dic
 
 
 def manifest_of(path: Path) -> Path:
-    """Where `write_file` says what a file holds."""
+    """Return the path of the manifest that `write_file` writes for a file."""
     return path.with_suffix(".manifest.json")
 
 
 def is_ours(path: Path) -> bool:
-    """Whether `write_file` wrote a file of this name, as the manifest beside it says."""
+    """Find out whether `write_file` wrote a file of this name, by the manifest beside it."""
     try:
         found = read_json(manifest_of(path))
     except RunError:
@@ -80,7 +80,7 @@ def is_ours(path: Path) -> bool:
 
 
 class _Tally:
-    """What passed by on its way into a file."""
+    """Counts of the rows that are written to a file."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -89,6 +89,7 @@ class _Tally:
         self.words: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, row: Row, line: bytes) -> None:
+        """Count a row; `line` is how it is written."""
         self.rows += 1
         self.digest.update(line)
         for key in STRATA:
@@ -112,10 +113,10 @@ def _write(path: Path, rows: Iterable[Row]) -> _Tally:
 
 def _manifest(
     tallies: Mapping[str, _Tally],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
     findings: Iterable[Finding],
     suffix: str = ".jsonl",
-) -> dict[str, Any]:
+) -> JsonObject:
     first = next(iter(tallies.values()))
     counts: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
     for finding in findings:
@@ -129,7 +130,7 @@ def _manifest(
             for key, counter in first.strata.items()
             if len(counter) <= _MOST_STRATA
         },
-        # Both sides of pairs, for length to be no shortcut.
+        # Of both sides of pairs, to show whether length is a shortcut.
         "mean_words": {
             kind: {s: round(n / words["rows"], 1) for s, n in sorted(words.items()) if s != "rows"}
             for kind, words in sorted(first.words.items())
@@ -140,10 +141,12 @@ def _manifest(
 
 
 def _learned(row: Row) -> Iterable[tuple[str, str]]:
-    """Texts of a row of ours that are imitated, preferred or rejected."""
+    """Yield the texts of a row in our own shape that are imitated, preferred or rejected."""
     for side in ("chosen", "rejected", "completion", "text"):
-        if isinstance(row.get(side), str):
-            yield side, row[side]
-    for message in row.get("messages", ()):
+        text = row.get(side)
+        if isinstance(text, str):
+            yield side, text
+    messages = row.get("messages")
+    for message in messages if isinstance(messages, list) else ():
         if message["role"] == "assistant":
             yield "answer", str(message.get("content") or "")

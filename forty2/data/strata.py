@@ -1,14 +1,15 @@
-"""Even samples over strata, and an order from easy to hard."""
+"""Strata of a data set: even samples, proportional shares, and an order from easy to hard."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
 LEVELS = {
     "difficulty": ("easy", "medium", "hard"),
@@ -17,12 +18,15 @@ LEVELS = {
 }
 """Keys whose values have an order, the easiest first."""
 
-Row = Mapping[str, Any]
+Row = JsonObject
 Cell = tuple[str, ...]
+"""One value for each key that rows are stratified by."""
+Name = TypeVar("Name", bound=Hashable)
+T = TypeVar("T")
 
 
 class Stratified(NamedTuple):
-    """Rows drawn evenly, the easiest first, and what the strata hold."""
+    """Rows drawn evenly, the easiest first, and how many each stratum gave."""
 
     rows: list[Row]
     drawn: dict[Cell, int]
@@ -39,7 +43,7 @@ def stratify(
 
     Args:
         keys: of the rows; a stratum is one combination of their values.
-        size: rows in all; default: what the smallest stratum allows all of them.
+        size: rows in all; default: as many as the smallest stratum allows for all of them.
 
     Raises:
         DataError: a row lacks a key, or there are too few rows.
@@ -60,9 +64,8 @@ def stratify(
     order = sorted(cells)
     for cell in order:
         generator.shuffle(cells[cell])
-    generator.shuffle(order)  # whom the remainder falls to
-    turns = itertools.zip_longest(*(cells[cell] for cell in order))
-    drawn = [row for row in itertools.chain.from_iterable(turns) if row is not None][:size]
+    generator.shuffle(order)  # decides which strata give one row more
+    drawn = list(itertools.islice(round_robin([cells[cell] for cell in order]), size))
     values = [sorted({cell[i] for cell in cells}) for i in range(len(keys))]
     return Stratified(
         sorted(({**row, "order": hardness(row)} for row in drawn), key=lambda row: row["order"]),
@@ -72,10 +75,47 @@ def stratify(
 
 
 def hardness(row: Row) -> float:
-    """How hard a row is, from 0 to 1, by those of its keys that have an order."""
+    """Compute how hard a row is, from 0 to 1, by those of its keys that have an order."""
     places = [
         levels.index(row[key]) / (len(levels) - 1)
         for key, levels in LEVELS.items()
         if row.get(key) in levels
     ]
     return round(sum(places) / len(places), 4) if places else 0.0
+
+
+def round_robin(groups: Iterable[Iterable[T]]) -> Iterator[T]:
+    """Yield the first item of every group, then every second one, until all are used up."""
+    active = [iter(group) for group in groups]
+    while active:
+        unfinished = []
+        for group in active:
+            for item in group:
+                yield item
+                unfinished.append(group)
+                break
+        active = unfinished
+
+
+def largest_remainder(
+    sizes: Mapping[Name, int], total: int, ties: Iterable[Name] | None = None
+) -> dict[Name, int]:
+    """Divide a total among strata in proportion to their sizes, in whole numbers.
+
+    Each stratum gets its exact share rounded down; what is left goes, one each, to the strata with
+    the largest remainders (Hamilton's method). No stratum gets more than its size, as long as the
+    total is at most the sum of the sizes.
+
+    Args:
+        sizes: of each stratum, not all 0.
+        ties: every stratum once, in the order in which equal remainders are served;
+            default: the order of `sizes`.
+
+    Returns:
+        Each stratum's part, in the order of `sizes`.
+    """
+    whole = sum(sizes.values())
+    shares = {name: divmod(total * size, whole) for name, size in sizes.items()}
+    order = sorted(sizes if ties is None else ties, key=lambda name: -shares[name][1])
+    rounded_up = set(order[: total - sum(quotient for quotient, _ in shares.values())])
+    return {name: quotient + (name in rounded_up) for name, (quotient, _) in shares.items()}

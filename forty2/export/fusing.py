@@ -1,62 +1,107 @@
-"""Merge an adapter into its base: W + scale · (AB)ᵀ in full precision, checked before it counts.
+"""Merge an adapter into its base: W + scale · (AB)ᵀ in full precision, checked before it is written.
 
-A quantised base is dequantised first: merged into 4-bit weights, an update as small as DPO's
-vanishes in the rounding. Quantising again is a separate, last step, which reports how much of the
-adapter it left over.
+A quantized base is dequantized first: merged into 4-bit weights, an update as small as DPO's
+vanishes in the rounding. Quantizing again is a separate, last step, which reports how much of the
+adapter was lost.
+
+Axes: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
-from mlx_lm.tuner.lora import LoRALinear
-from mlx_lm.utils import dequantize_model, quantize_model
 
 from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
-from forty2.files import staged_folder, write_json
+from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
-from forty2.model.adapter import adapter_dir
-from forty2.model.loading import LoadedModel, load, save
+from forty2.model.adapter import Update, adapter_dir, merge_adapter
+from forty2.model.loading import LoadedModel, load, save_model
+from forty2.model.quantization import dense_weight, dequantize, quantize_and_back
+from forty2.model.quantization import quantize as quantize_weights
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
 
 CHANGE_LOST = 0.05
 """Largest share of the adapter's effect (in KL) that fusing may change."""
 ROUNDING, ROUNDING_16 = 1e-7, 1e-2
-"""KL a token that rounding alone may make of it: in fp32, and where weights have 16 bits."""
+"""KL a token, in nats, that rounding alone may cause: in fp32, and where weights have 16 bits."""
+NO_EFFECT = 1e-6
+"""KL a token, in nats, below which an adapter changes nearly nothing."""
+MIN_COSINE = 0.9
+"""Cosine below which quantizing has lost too much of the adapter."""
 PARITY_TOKENS = 96
+"""Tokens of each text that models are compared on."""
+RECORD = "fused.json"
+"""The record in a fused folder; only a folder with one may be replaced."""
+_STEPS = 4
+_QUANTIZED_PROBES = 2  # a quantized model is slow on a CPU
 
 
-class Quantised(NamedTuple):
-    """What quantising left of the adapter."""
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A fused model after quantizing, and how much of the adapter is left."""
 
     path: Path
     bits: int
     cosine: float
-    """Between intended and applied change of the adapted weights; 1 is all of it."""
+    """Between the intended and the applied change of the adapted weights; 1: nothing is lost."""
     kl: float
-    """Mean KL(fused ‖ quantised) a token."""
+    """Mean KL(fused ‖ quantized) a token, in nats."""
+
+    def to_json(self) -> JsonObject:
+        """Convert to JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> Quantized:
+        """Read what `to_json` made."""
+        return cls(**{**record, "path": Path(str(record["path"]))})  # type: ignore[arg-type]
 
 
-class Fused(NamedTuple):
-    """What fusing did."""
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A fused model, and how close it is to base + adapter."""
 
     path: Path
     adapter_kl: float
     """Mean KL(base + adapter ‖ base) a token, in nats: how much the adapter changes."""
     parity_kl: float
-    """Mean KL(base + adapter ‖ fused) a token: how much fusing changed."""
+    """Mean KL(base + adapter ‖ fused) a token, in nats: how much fusing changed."""
     max_logit_difference: float
-    quantised: Quantised | None
+    """Largest difference of a log-probability between base + adapter and fused, in nats."""
+    quantized: Quantized | None
     warnings: tuple[str, ...]
+
+    def to_json(self) -> JsonObject:
+        """Convert to JSON, as a run's fused.json holds it."""
+        return {
+            "path": str(self.path),
+            "adapter_kl": self.adapter_kl,
+            "parity_kl": self.parity_kl,
+            "max_logit_difference": self.max_logit_difference,
+            "quantised": None if self.quantized is None else self.quantized.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, record: JsonObject) -> Fused:
+        """Read what `to_json` made."""
+        quantized = record["quantised"]
+        return cls(
+            Path(record["path"]),
+            record["adapter_kl"],
+            record["parity_kl"],
+            record["max_logit_difference"],
+            None if quantized is None else Quantized.from_json(quantized),
+            tuple(record["warnings"]),
+        )
 
 
 def fuse(
@@ -74,183 +119,178 @@ def fuse(
         model: the base, as `load` takes it.
         adapter: adapter folder or run folder.
         out: folder to write; replaced if it is a fused model already.
-        quantize: bits of the last step, 4 or 8; absent: none.
+        quantize: bits of the last step, 4 or 8; None: no quantized copy.
 
     Raises:
-        ModelError: the fused model does not do what base + adapter do. Nothing is written.
+        ModelError: the fused model differs from base + adapter (then nothing is written), or a
+            folder to write holds something else.
     """
-    out = Path(out)
-    folder = adapter_dir(adapter)
-    _check_target(out)
+    out, folder = Path(out), adapter_dir(adapter)
+    for target in (out, *([quantized_path(out, quantize)] if quantize is not None else [])):
+        _check_target(target)
     base = load(model, trust_remote_code=trust_remote_code)
     probes = _probes(base)
-    progress("fuse", 0, 4, {})
+    progress("fuse", 0, _STEPS, {})
     before = _log_probabilities(base.model, probes)
     del base
     adapted = load(model, folder, trust_remote_code=trust_remote_code)
     wanted = _log_probabilities(adapted.model, probes)
-    progress("fuse", 1, 4, {})
-    updates = merge(adapted.model)
-    if adapted.quantised:
-        adapted.model = dequantize_model(adapted.model)
-        for key in ("quantization", "quantization_config"):
-            adapted.config.pop(key, None)
+    progress("fuse", 1, _STEPS, {})
+    updates = merge_adapter(adapted.model)
+    if adapted.quantized:
+        dense, config = dequantize(adapted.model, adapted.config)
+        adapted = replace(adapted, model=dense, config=config)
     mx.eval(adapted.model.parameters())
     got = _log_probabilities(adapted.model, probes)
-    progress("fuse", 2, 4, {})
-    adapter_kl, parity_kl = _kl(wanted, before), _kl(wanted, got)
-    difference = max(float(mx.abs(a - b).max()) for a, b in zip(wanted, got, strict=True))
-    exact = in_fp32(adapted.model)
-    if not parity_kl <= (ROUNDING if exact else ROUNDING_16) + CHANGE_LOST * adapter_kl:
-        raise ModelError(
-            f"{folder}: fused, the model differs from base + adapter by KL {parity_kl:.2e} a token, "
-            f"and the adapter's whole effect is {adapter_kl:.2e}; nothing was written"
-        )
-    record = {
-        "base": model,
-        "adapter": str(folder),
-        "adapter_kl": adapter_kl,
-        "parity_kl": parity_kl,
-        "max_logit_difference": difference,
-    }
-    with staged_folder(out) as aside:
-        save(adapted, aside)
-        write_json(aside / "fused.json", record)
-    progress("fuse", 3, 4, {})
-    warnings = []
-    if not exact and parity_kl > CHANGE_LOST * adapter_kl:
-        warnings.append(
-            f"rounding to 16 bits moves the model by KL {parity_kl:.1e} a token, and the adapter by "
-            f"{adapter_kl:.1e}: measure the fused model before you trust it"
-        )
-    if adapter_kl < 1e-6:
-        warnings.append(
-            f"the adapter changes next to nothing (KL {adapter_kl:.1e} a token from base)"
-        )
-    quantised = None
+    progress("fuse", 2, _STEPS, {})
+    parity, exact = _compare(before, wanted, got), in_fp32(adapted.model)
+    _check_parity(folder, parity, exact)
+    record = {"base": model, "adapter": str(folder), **parity._asdict()}
+    _write(adapted, out, record)
+    progress("fuse", 3, _STEPS, {})
+    warnings, quantized = _warnings(parity, exact), None
     if quantize is not None:
-        quantised = _quantise(adapted, updates, out, quantize, probes, got)
-        if quantised.cosine < 0.9 or quantised.kl > adapter_kl:
-            warnings.append(
-                f"{quantize} bits keep little of the adapter: cosine {quantised.cosine:.2f} of the "
-                f"intended change, and quantising moves the model by KL {quantised.kl:.1e} where the "
-                f"adapter moved it by {adapter_kl:.1e}; use 8 bits, or measure before you trust it"
-            )
-    progress("fuse", 4, 4, {})
-    return Fused(out, adapter_kl, parity_kl, difference, quantised, tuple(warnings))
+        quantized = _quantize(adapted, updates, out, quantize, probes, got)
+        warnings += _quantized_warnings(quantized, parity)
+    progress("fuse", 4, _STEPS, {})
+    return Fused(out, **parity._asdict(), quantized=quantized, warnings=tuple(warnings))
 
 
-class Update(NamedTuple):
-    """What an adapter adds to a weight, by its factors: whole, all layers' take as much as a model."""
-
-    lora_a: mx.array
-    """(in, rank) fp32"""
-    lora_b: mx.array
-    """(rank, out) fp32, scaled."""
-
-    def delta(self) -> mx.array:
-        """(out, in) fp32"""
-        return self.lora_b.T @ self.lora_a.T
+def quantized_path(out: Path, bits: int) -> Path:
+    """Return the folder of a fused model's quantized copy."""
+    return out.with_name(f"{out.name}-{bits}bit")
 
 
-def merge(model: nn.Module) -> dict[str, Update]:
-    """Replace every adapter layer by a plain one, in place; the products are taken in fp32.
-
-    Returns:
-        The intended change of each weight, by layer name.
-    """
-    merged, updates = [], {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            scaled = module.scale * module.lora_b.astype(mx.float32)
-            update = Update(module.lora_a.astype(mx.float32), scaled)
-            weight, bias = _dense(module.linear)
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-            linear.weight = (weight.astype(mx.float32) + update.delta()).astype(weight.dtype)
-            if bias is not None:
-                linear.bias = bias
-            merged.append((name, linear))
-            updates[name] = update
-        elif hasattr(module, "fuse") and "lora_a" in module:
-            merged.append((name, module.fuse(dequantize=True)))
-    model.update_modules(tree_unflatten(merged))
-    return updates
+# --- checks ---
 
 
-def _dense(linear: Any) -> tuple[mx.array, mx.array | None]:
-    weight = linear.weight
-    if isinstance(linear, nn.QuantizedLinear):
-        weight = mx.dequantize(
-            weight,
-            linear.scales,
-            linear.get("biases"),
-            group_size=linear.group_size,
-            bits=linear.bits,
-            mode=linear.mode,
+class _Parity(NamedTuple):
+    """Differences between base, base + adapter and fused model; fields of `Fused`."""
+
+    adapter_kl: float
+    parity_kl: float
+    max_logit_difference: float
+
+
+def _compare(
+    base: Sequence[mx.array], adapted: Sequence[mx.array], fused: Sequence[mx.array]
+) -> _Parity:
+    """Compare three models' log-probabilities, each (1, T, V) of every text."""
+    pairs = zip(adapted, fused, strict=True)
+    difference = max(float(mx.abs(a - b).max()) for a, b in pairs)
+    return _Parity(_kl(adapted, base), _kl(adapted, fused), difference)
+
+
+def _check_parity(adapter: Path, parity: _Parity, exact: bool) -> None:
+    """Refuse a fused model that differs from base + adapter by more than rounding does."""
+    rounding = ROUNDING if exact else ROUNDING_16
+    if not parity.parity_kl <= rounding + CHANGE_LOST * parity.adapter_kl:
+        raise ModelError(
+            f"{adapter}: the fused model differs from base + adapter by KL {parity.parity_kl:.2e} "
+            f"a token, and the adapter's whole effect is {parity.adapter_kl:.2e}; nothing was written"
         )
-    return weight, linear.get("bias")
 
 
-def _quantise(
+def _check_target(out: Path) -> None:
+    """Refuse to replace a folder that fusing did not write."""
+    if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out}: exists and is not a fused model; name another --out")
+
+
+def _warnings(parity: _Parity, exact: bool) -> list[str]:
+    warnings = []
+    if not exact and parity.parity_kl > CHANGE_LOST * parity.adapter_kl:
+        warnings.append(
+            f"rounding to 16 bits moves the model by KL {parity.parity_kl:.1e} a token, and the "
+            f"adapter by {parity.adapter_kl:.1e}: measure the fused model before you trust it"
+        )
+    if parity.adapter_kl < NO_EFFECT:
+        warnings.append(
+            f"the adapter changes next to nothing (KL {parity.adapter_kl:.1e} a token from base)"
+        )
+    return warnings
+
+
+def _quantized_warnings(quantized: Quantized, parity: _Parity) -> list[str]:
+    if quantized.cosine >= MIN_COSINE and quantized.kl <= parity.adapter_kl:
+        return []
+    return [
+        f"{quantized.bits} bits keep little of the adapter: cosine {quantized.cosine:.2f} of the "
+        f"intended change, and quantizing moves the model by KL {quantized.kl:.1e} where the adapter "
+        f"moved it by {parity.adapter_kl:.1e}; use 8 bits, or measure before you trust it"
+    ]
+
+
+# --- steps ---
+
+
+def _quantize(
     fused: LoadedModel,
     updates: dict[str, Update],
     out: Path,
     bits: int,
     probes: Sequence[mx.array],
     wanted: Sequence[mx.array],
-) -> Quantised:
+) -> Quantized:
+    """Quantize the fused model in place, measure what is left of the adapter, and write it.
+
+    Args:
+        updates: the adapter's intended change of each weight, by layer name.
+        wanted: the fused model's log-probabilities of the probes.
+    """
     modules = dict(fused.model.named_modules())
     weights = {name: modules[name].weight for name in updates}
-    with contextlib.redirect_stdout(io.StringIO()):
-        fused.model, fused.config = quantize_model(fused.model, fused.config, 64, bits)
-    modules = dict(fused.model.named_modules())
+    model, config = quantize_weights(fused.model, fused.config, bits)
+    quantized = replace(fused, model=model, config=config)
+    cosine = _survival(dict(model.named_modules()), weights, updates, bits)
+    few = _QUANTIZED_PROBES
+    kl = _kl(wanted[:few], _log_probabilities(model, probes[:few]))
+    target = quantized_path(out, bits)
+    _write(quantized, target, {"fused": str(out), "bits": bits, "cosine": cosine, "kl": kl})
+    return Quantized(target, bits, cosine, kl)
+
+
+def _survival(
+    modules: Mapping[str, nn.Module],
+    weights: dict[str, mx.array],
+    updates: Mapping[str, Update],
+    bits: int,
+) -> float:
+    """Compute the cosine between the intended and the applied change of the adapted weights.
+
+    Args:
+        modules: of the quantized model, by name.
+        weights: before quantizing, by layer name; emptied, so that they can be freed.
+    """
     dot = intended = applied = 0.0
     for name, update in updates.items():
         layer, weight, delta = modules[name], weights.pop(name), update.delta()
         if not isinstance(layer, nn.QuantizedLinear):
             continue
-        # What the same grid would have made of the base is what the change is measured from.
-        original = mx.quantize(weight.astype(mx.float32) - delta, group_size=64, bits=bits)
-        grid = mx.dequantize(*original, group_size=64, bits=bits)
-        change = _dense(layer)[0].astype(mx.float32) - grid
+        # The applied change is measured from what the same rounding makes of the base.
+        original = quantize_and_back(weight.astype(mx.float32) - delta, bits)
+        change = dense_weight(layer)[0].astype(mx.float32) - original
         dot += float((change * delta).sum())
         intended += float(mx.square(delta).sum())
         applied += float(mx.square(change).sum())
-    target = quantised_path(out, bits)
-    _check_target(target)
-    with staged_folder(target) as aside:
-        save(fused, aside)
-        cosine = dot / (intended * applied) ** 0.5 if dot else 0.0
-        kl = _kl(wanted[:2], _log_probabilities(fused.model, probes[:2]))  # slow on a CPU
-        write_json(
-            aside / "fused.json", {"fused": str(out), "bits": bits, "cosine": cosine, "kl": kl}
-        )
-    return Quantised(target, bits, cosine, kl)
+    return dot / (intended * applied) ** 0.5 if dot else 0.0
 
 
-def quantised_path(out: Path, bits: int) -> Path:
-    """Where the quantised copy of a fused model goes."""
-    return out.with_name(f"{out.name}-{bits}bit")
-
-
-def _check_target(out: Path) -> None:
-    """Only a folder that fusing wrote may be replaced."""
-    if (
-        out.exists()
-        and not (out / "fused.json").exists()
-        and (not out.is_dir() or any(out.iterdir()))
-    ):
-        raise ModelError(f"{out}: exists and is no fused model; name another --out")
+def _write(loaded: LoadedModel, folder: Path, record: JsonObject) -> None:
+    """Write a model with a record of how it was made; a reader sees the folder whole or not at all."""
+    with staged_folder(folder) as unfinished:
+        save_model(loaded, unfinished)
+        write_json(unfinished / RECORD, record)
 
 
 def _probes(loaded: LoadedModel) -> list[mx.array]:
-    """Real text, as (1, T) ids."""
+    """Encode the texts that models are compared on, each (1, T)."""
     encode = loaded.tokenizer.encode
     return [mx.array([encode(text)[:PARITY_TOKENS]]) for text in neutral_texts().values()]
 
 
 def _log_probabilities(model: nn.Module, probes: Sequence[mx.array]) -> list[mx.array]:
-    """(1, T, V) fp32 of each probe."""
+    """Compute the log-probabilities (1, T, V) of each probe, fp32."""
     result = []
     for ids in probes:
         logits = model(ids).astype(mx.float32)
@@ -260,6 +300,6 @@ def _log_probabilities(model: nn.Module, probes: Sequence[mx.array]) -> list[mx.
 
 
 def _kl(p: Sequence[mx.array], q: Sequence[mx.array]) -> float:
-    """Mean KL(p ‖ q) over all positions, nats."""
+    """Compute the mean KL(p ‖ q) over all positions, in nats."""
     sums = [float((mx.exp(a) * (a - b)).sum()) for a, b in zip(p, q, strict=True)]
     return max(0.0, sum(sums)) / sum(a.shape[1] for a in p)

@@ -1,6 +1,6 @@
-"""LoRA adapters: attach, save, load. Files are stock mlx-lm's, so its tools read them too.
+"""LoRA adapters: attach, save, load, merge. Files are stock mlx-lm's, so its tools read them too.
 
-mlx-lm's layer computes y = Wx + scale · B(Ax): `scale` multiplies the update as it is, where other
+mlx-lm's layer computes y = Wx + scale · B(Ax): `scale` multiplies the update directly, where other
 packages write alpha / rank.
 """
 
@@ -9,39 +9,35 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from forty2.errors import ModelError
+from forty2.files import JsonObject
 from forty2.model.gradient_checkpointing import keyed_dropout
+from forty2.model.quantization import dense_weight
 from forty2.recipe.schema import Adapter
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+_MAX_QUOTE = 300
+"""Characters of another package's error that a message quotes."""
 
 
-def adapter_config(adapter: Adapter, model: nn.Module) -> dict[str, Any]:
-    """mlx-lm's `adapter_config.json` for an adapter of this shape on this model."""
-    parameters: dict[str, Any] = {
-        "rank": adapter.rank,
-        "scale": adapter.scale,
-        "dropout": adapter.dropout,
-    }
-    if adapter.keys is not None:
-        parameters["keys"] = list(adapter.keys)
-    return {
-        "fine_tune_type": "lora",
-        "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
-        "lora_parameters": parameters,
-    }
+# --- on a model ---
 
 
 def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
-    """Freeze the model and put fresh LoRA layers on it, B = 0, so that nothing changes yet."""
+    """Freeze the model and put new LoRA layers on it, with B = 0, so that nothing changes yet.
+
+    Raises:
+        ModelError: the adapter asks for blocks or layers that the model does not have.
+    """
     blocks = len(model.layers)
     if adapter.layers is not None and adapter.layers > blocks:
         raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
@@ -60,8 +56,64 @@ def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """The adapter's parameters by name: what training changes."""
+    """Return the adapter's parameters by name: those that training changes."""
     return dict(tree_flatten(model.trainable_parameters()))
+
+
+class Update(NamedTuple):
+    """An adapter's change of a weight, as factors: the products of all layers would fill a model."""
+
+    lora_a: mx.array
+    """(in, rank) fp32"""
+    lora_b: mx.array
+    """(rank, out) fp32, scaled."""
+
+    def delta(self) -> mx.array:
+        """Compute the change (out, in), fp32."""
+        return self.lora_b.T @ self.lora_a.T
+
+
+def merge_adapter(model: nn.Module) -> dict[str, Update]:
+    """Replace every adapter layer by a plain one, in place; the products are taken in fp32.
+
+    Returns:
+        The intended change of each weight, by layer name.
+    """
+    merged, updates = [], {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            scaled = module.scale * module.lora_b.astype(mx.float32)
+            update = Update(module.lora_a.astype(mx.float32), scaled)
+            weight, bias = dense_weight(module.linear)
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            linear.weight = (weight.astype(mx.float32) + update.delta()).astype(weight.dtype)
+            if bias is not None:
+                linear.bias = bias
+            merged.append((name, linear))
+            updates[name] = update
+        elif hasattr(module, "fuse") and "lora_a" in module:
+            merged.append((name, module.fuse(dequantize=True)))
+    model.update_modules(tree_unflatten(merged))
+    return updates
+
+
+# --- in a folder ---
+
+
+def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
+    """Build mlx-lm's `adapter_config.json` for an adapter on this model."""
+    parameters: JsonObject = {
+        "rank": adapter.rank,
+        "scale": adapter.scale,
+        "dropout": adapter.dropout,
+    }
+    if adapter.keys is not None:
+        parameters["keys"] = list(adapter.keys)
+    return {
+        "fine_tune_type": "lora",
+        "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
+        "lora_parameters": parameters,
+    }
 
 
 def save_adapter(model: nn.Module, adapter: Adapter, folder: Path) -> None:
@@ -76,25 +128,28 @@ def restore_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put a saved adapter on a bare model, for use (no further training).
+    """Put a saved adapter on a bare model, to use it without further training.
 
     Raises:
-        ModelError: files missing or damaged, or made for a model of another shape.
+        ModelError: its files are missing or damaged, or made for a model of another shape.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
         if config.get("fine_tune_type", "lora") not in ("lora", "dora", "full"):
             raise ModelError(f"{folder / CONFIG}: unknown fine_tune_type")
         load_adapters(model, str(folder))
-    except Exception as error:  # what a config makes of mlx-lm has many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # a damaged config makes mlx-lm raise errors of many types
         raise ModelError(
-            f"{folder}: the adapter does not fit this model: {reason[:300]}"
+            f"{folder}: the adapter does not fit this model: {on_one_line(error)}"
         ) from error
 
 
 def adapter_dir(path: str | Path) -> Path:
-    """The folder that holds an adapter: the one named, or a run's last finished phase."""
+    """Find the folder that holds an adapter: the one named, or a run's last finished phase.
+
+    Raises:
+        ModelError: there is none, or the folder holds a whole model.
+    """
     folder = Path(os.path.expanduser(path))
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists():
@@ -103,11 +158,51 @@ def adapter_dir(path: str | Path) -> Path:
     phases = sorted(p.parent for p in folder.glob(f"phase[0-9]*/{CONFIG}"))
     if phases:
         return max(phases, key=lambda p: int("".join(filter(str.isdigit, p.name.split("_")[0]))))
+    if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
+        raise ModelError(f"{folder}: this is a whole model: give it as --model")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
 
 
+class TrainedOn(NamedTuple):
+    """The model that an adapter was trained on, from its run's record; None: not recorded."""
+
+    name: str | None
+    """As the recipe names it: a folder, a hub name or `smollm2`."""
+    path: str | None
+    """The folder it was loaded from."""
+    sha256: str | None
+    """Checksum of its weights and config."""
+
+
+def trained_on(adapter: str | Path) -> TrainedOn:
+    """Read which model an adapter was trained on.
+
+    Args:
+        adapter: a run folder, or an adapter folder inside one.
+    """
+    folder = Path(os.path.expanduser(adapter)).absolute()
+    for place in (folder, *folder.parents[:2]):
+        try:
+            run = json.loads((place / "run.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(run, dict):
+            found = [run.get(key) for key in ("model", "model_path", "model_sha256")]
+            return TrainedOn(*(value if isinstance(value, str) else None for value in found))
+    return TrainedOn(None, None, None)
+
+
+def recorded_model(adapter: str | Path) -> str | None:
+    """Return the model that an adapter's run names in its run.json; None where there is none.
+
+    Args:
+        adapter: a run folder, or an adapter folder inside one.
+    """
+    return trained_on(adapter).name
+
+
 def load_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, by name.
+    """Load the arrays of a safetensors file, by name.
 
     Raises:
         ModelError: it is missing or damaged.
@@ -118,3 +213,11 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     assert isinstance(loaded, dict)
     return loaded
+
+
+def on_one_line(error: Exception) -> str:
+    """Return the beginning of an error's message as one line, or the name of its type.
+
+    More than its first line: mlx-lm names each tensor that does not fit on a line of its own.
+    """
+    return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__

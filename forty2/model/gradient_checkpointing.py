@@ -1,8 +1,9 @@
 """Gradient checkpointing that is exact: safe to switch on twice, and right with dropout.
 
-A checkpointed block keeps its inputs and recomputes the rest in the backward pass. Dropout must
-then draw the same mask both times, so each block draws one key up front and hands it in.
-mlx-lm patches the block's *class*, which nests when done twice and redraws the masks.
+A checkpointed block stores only its inputs and computes the rest again in the backward pass.
+Dropout must then draw the same mask both times, so each block draws its random keys first and
+passes them in. mlx-lm patches the block's *class* instead, which nests when done twice and draws
+other masks the second time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from forty2.inference.logprobs import CacheLayer
+from forty2.model.kv_cache import CacheLayer, KeysAndValues
 from forty2.model.surgery import blocks, frozen_depth
 
 
 class KeyedDropout(nn.Dropout):
-    """Dropout that can be told which random key to use."""
+    """Dropout whose random key can be set from outside."""
 
     _key: mx.array | None = None
 
     def use(self, key: mx.array | None) -> None:
-        self.__dict__["_key"] = key  # not a parameter, which plain assignment would make it
+        """Draw the next masks with this key; None: from mlx's random state."""
+        self.__dict__["_key"] = key  # plain assignment would make it a parameter
 
     def __call__(self, x: mx.array) -> mx.array:
         if self._key is None or self._p_1 == 1 or not self.training:
@@ -39,9 +41,10 @@ def keyed_dropout(model: nn.Module) -> None:
 
 
 def checkpoint_gradients(model: nn.Module, on: bool | int) -> None:
-    """Switch checkpointing on for all trained blocks or the first so many of them, or off.
+    """Switch checkpointing on or off; switching on twice is the same as once.
 
-    Twice is the same as once.
+    Args:
+        on: true for all trained blocks, false for none, or a number: the first ones, that many.
     """
     trained = blocks(model)[frozen_depth(model) :]
     for n, block in enumerate(trained):
@@ -54,21 +57,27 @@ def checkpoint_gradients(model: nn.Module, on: bool | int) -> None:
 
 
 class _Checkpointed(nn.Module):
-    """Mixed in before a block's own class."""
+    """Mix-in before a block's own class."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self  # mlx leaves these untyped
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        module: nn.Module = self  # whose methods mypy knows to be untyped
         dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
         plain = super().__call__
-        # Keys and values leave a block through its cache and enter it there. A checkpoint knows
-        # only of what is passed and returned, so they are.
-        kept = next((a for a in (*args, *kwargs.values()) if isinstance(a, CacheLayer)), None)
+        # Keys and values enter and leave a block through its cache. A checkpoint sees only what is
+        # passed in and returned, so they are.
+        cache = next((a for a in (*args, *kwargs.values()) if isinstance(a, CacheLayer)), None)
 
-        def run(parameters: Any, keys: mx.array, prefix: Any, *args: Any, **kwargs: Any) -> Any:
-            self.update(parameters)
-            cache = kept.with_prefix(prefix) if kept is not None else None
-            args = tuple(cache if a is kept else a for a in args)
-            kwargs = {name: cache if a is kept else a for name, a in kwargs.items()}
+        def run(
+            parameters: dict[str, Any],
+            keys: mx.array,
+            prefix: KeysAndValues | None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> tuple[mx.array, KeysAndValues | None]:
+            module.update(parameters)
+            layer = cache.with_prefix(prefix) if cache is not None else None
+            args = tuple(layer if a is cache else a for a in args)
+            kwargs = {name: layer if a is cache else a for name, a in kwargs.items()}
             for n, dropout in enumerate(dropouts):
                 dropout.use(mx.stop_gradient(keys[n]))
             try:
@@ -76,13 +85,15 @@ class _Checkpointed(nn.Module):
             finally:
                 for dropout in dropouts:
                     dropout.use(None)
-            # only a prompt's are read again
-            return output, cache.state if cache is not None and prefix is None else None
+            # only a prompt's keys and values are read again
+            return output, layer.state if layer is not None and prefix is None else None
 
         keys = mx.random.randint(0, 2**31 - 1, (len(dropouts), 2)).astype(mx.uint32)
-        prefix = kept.prefix if kept is not None else None
-        parameters = module.trainable_parameters()
-        output, state = mx.checkpoint(run)(parameters, keys, prefix, *args, **kwargs)
-        if kept is not None:
-            kept.state = state
+        prefix = cache.prefix if cache is not None else None
+        output: mx.array
+        output, state = mx.checkpoint(run)(
+            module.trainable_parameters(), keys, prefix, *args, **kwargs
+        )
+        if cache is not None:
+            cache.state = state
         return output

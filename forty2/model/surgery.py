@@ -1,10 +1,10 @@
-"""A language model taken apart: its blocks, and the head that turns their output into logits.
+"""A language model in parts: its blocks, and the head that turns their output into logits.
 
-mlx-lm's models differ in what surrounds the blocks (embedding scales, soft caps, tied heads), so
-nothing of that is written again here. To run one part alone, another is swapped for the length of
-a call: the head alone is the whole model around a body that returns given states, the upper blocks
-alone are the body with the lower ones passing given states on. mlx builds its graph lazily, so what
-a swap cuts off is never computed. Whether a model comes apart so is tried, not guessed.
+mlx-lm's models differ in what surrounds the blocks (embedding scales, soft caps, tied heads), and
+none of that is written again here. To run one part alone, another is replaced for the length of a
+call: the head alone is the whole model around a body that returns given states; the upper blocks
+alone are the body whose lower blocks pass given states on. mlx builds its graph lazily, so the
+replaced parts are never computed. Whether a model can be split like this is tried, not guessed.
 
 Axes: B sequences, T tokens, D model width, V vocabulary.
 """
@@ -12,57 +12,70 @@ Axes: B sequences, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from forty2.model import cpu_kernels
-
-cpu_kernels.install()
-
 
 class BlockInput(NamedTuple):
-    """States (B, T, D) at the door of block `depth`: what the blocks below it made of the ids."""
+    """States (B, T, D) at the entry of block `depth`: what the blocks before it made of the ids."""
 
     states: mx.array
     depth: int
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout for a while; then in training or not, as before."""
+def evaluating(model: nn.Module, *, restore_random: bool = False) -> Iterator[None]:
+    """Switch dropout off for a while; afterwards the model is in training or not, as before.
+
+    Args:
+        restore_random: set mlx's random state back at the end. Blocks that checkpoint gradients
+            draw from it even without dropout, and a benchmark must not change later training.
+    """
     training = model.training
+    state = mx.random.state[0].tolist() if restore_random else None  # type: ignore[index]
     model.eval()
     try:
         yield
     finally:
         model.train(training)
+        if state is not None:
+            high, low = state
+            mx.random.seed(high << 32 | low)
 
 
 def body(
-    model: nn.Module, ids: mx.array, *, cache: Any = None, entry: BlockInput | None = None
+    model: nn.Module,
+    ids: mx.array,
+    *,
+    cache: Sequence[object] | None = None,
+    block_input: BlockInput | None = None,
 ) -> mx.array:
-    """Everything but the head: ids (B, T) to states (B, T, D).
+    """Run everything but the head: ids (B, T) to states (B, T, D).
 
     Args:
-        entry: states to go on from; the blocks below are then not run.
+        cache: an entry a block, by mlx-lm's cache protocol.
+        block_input: stored states to go on from; the blocks before them are then not run.
     """
-    place = _place(model)
-    below = place.blocks[: entry.depth] if entry is not None else []
-    with _blocks_as(place, [_Passing(block, entry.states) for block in below if entry]):
+    place = _find_body(model)
+    first: list[Callable[..., object]] = []
+    if block_input is not None:
+        lower = place.blocks[: block_input.depth]
+        first += [_Constant(block, block_input.states) for block in lower]
+    with _replace_first_blocks(place, first):
         states: mx.array = place.body(ids, cache=cache)
     return states
 
 
 def head(model: nn.Module, states: mx.array) -> mx.array:
-    """States (..., D), as `body` returns them, to logits (..., V)."""
-    place = _place(model)
+    """Run the head alone: states (..., D), as `body` returns them, to logits (..., V)."""
+    place = _find_body(model)
     flat = states.reshape(1, -1, states.shape[-1])
-    dict.__setitem__(place.parent, place.name, _Passing(place.body, flat))
+    dict.__setitem__(place.parent, place.name, _Constant(place.body, flat))
     try:
         logits: mx.array = model(mx.zeros((1, 1), mx.int32))
     finally:
@@ -70,18 +83,20 @@ def head(model: nn.Module, states: mx.array) -> mx.array:
     return logits.reshape(*states.shape[:-1], -1)
 
 
-def compute_block_input(model: nn.Module, ids: mx.array, depth: int, cache: Any = None) -> mx.array:
-    """The states (B, T, D) that block `depth` is given for ids (B, T)."""
-    place = _place(model)
-    recorder = _Recording(place.blocks[depth])
-    with _blocks_as(place, [*place.blocks[:depth], recorder]):
+def compute_block_input(
+    model: nn.Module, ids: mx.array, depth: int, cache: Sequence[object] | None = None
+) -> mx.array:
+    """Compute the states (B, T, D) that block `depth` is given for ids (B, T)."""
+    place = _find_body(model)
+    recorder = _InputRecorder(place.blocks[depth])
+    with _replace_first_blocks(place, [*place.blocks[:depth], recorder]):
         place.body(ids, cache=cache)
     assert recorder.states is not None
     return recorder.states
 
 
 def frozen_depth(model: nn.Module) -> int:
-    """How many blocks, from the first, hold nothing that is trained."""
+    """Count the blocks, from the first, that hold no trainable parameter."""
     for depth, block in enumerate(blocks(model)):
         if tree_flatten(block.trainable_parameters()):
             return depth
@@ -89,29 +104,30 @@ def frozen_depth(model: nn.Module) -> int:
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The model's blocks, in order."""
+    """Return the model's blocks, in order."""
     found: Sequence[nn.Module] = model.layers
     return found
 
 
 def sample_ids(model: nn.Module, *shape: int) -> mx.array:
-    """Ids to try a model on, from all over its vocabulary: the first ones are control tokens."""
+    """Make ids to try a model on, from all over its vocabulary: the first are control tokens."""
     width = model(mx.array([[0]])).shape[-1]  # lazy: nothing is computed
     ids: mx.array = (mx.arange(1, 1 + math.prod(shape)) * 7919) % width
     return ids.reshape(shape)
 
 
 def in_fp32(model: nn.Module) -> bool:
-    """Whether no weight has 16 bits, nor is scaled by one that has."""
+    """Whether all weights and their scales are fp32."""
     floats = (v for _, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating))
     return all(v.dtype == mx.float32 for v in floats)
 
 
 def scores_agree(model: nn.Module, one: mx.array, other: mx.array) -> bool:
-    """Whether two ways of computing a model's scores agree, but for what its precision rounds.
+    """Whether two computations of a model's scores agree within the rounding of its precision.
 
-    In fp32 score by score. In 16 bits sums in another order differ by tenths of a nat, which says
-    nothing, and are held against the scores' spread: a wrong mask changes them by as much.
+    In fp32, scores are compared one by one. In 16 bits, sums in another order differ by tenths of
+    a nat, which proves nothing, so the root mean square difference is compared with the scores'
+    spread: a wrong mask changes them by as much as that.
     """
     if in_fp32(model):
         return bool(mx.allclose(one, other, rtol=2e-2, atol=2e-2).item())
@@ -120,78 +136,86 @@ def scores_agree(model: nn.Module, one: mx.array, other: mx.array) -> bool:
 
 
 def can_split(model: nn.Module) -> bool:
-    """Whether a head for some positions, and upper blocks after lower ones, are the whole model."""
+    """Whether body, upper blocks and head, run one after the other, give the whole model's logits."""
     ids = sample_ids(model, 2, 3)
     try:
         whole = model(ids)
         depth = len(blocks(model)) // 2
-        entry = BlockInput(compute_block_input(model, ids, depth), depth)
+        block_input = BlockInput(compute_block_input(model, ids, depth), depth)
         return all(
             scores_agree(model, head(model, states[:, 1:]), whole[:, 1:])
-            for states in (body(model, ids), body(model, ids, entry=entry))
+            for states in (body(model, ids), body(model, ids, block_input=block_input))
         )
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError):
         return False
 
 
-# --- how ---
+# --- replacing parts ---
 
 
-class _Passing:
-    """In a part's place: the same attributes, but given states come out whatever goes in."""
+class _Constant:
+    """Stand-in for a part: has its attributes, and returns the same states whatever it is given."""
 
-    def __init__(self, part: Any, states: mx.array) -> None:
+    def __init__(self, part: Callable[..., object], states: mx.array) -> None:
         self._part, self._states = part, states
 
-    def __call__(self, *_: Any, **__: Any) -> mx.array:
+    def __call__(self, *_: object, **__: object) -> mx.array:
         return self._states
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._part, name)
 
 
-class _Recording:
-    """Around a block: keeps what goes in."""
+class _InputRecorder:
+    """Wrapper of a block that records the states it is given."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Callable[..., object]) -> None:
         self._block = block
         self.states: mx.array | None = None
 
-    def __call__(self, states: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, states: mx.array, *args: object, **kwargs: object) -> object:
         self.states = states
         return self._block(states, *args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._block, name)
 
 
-class _Place(NamedTuple):
-    """Where the body is."""
+class _BodyPlace(NamedTuple):
+    """Where a model holds its body."""
 
     parent: nn.Module
-    """The module that calls it."""
+    """The module that calls the body."""
     name: str
-    body: Any
-    blocks: list[Any]
-    """The body's own list."""
+    """The body's attribute in the parent."""
+    body: nn.Module
+    blocks: list[Callable[..., object]]
+    """The body's own list, which may be changed for the length of a call."""
 
 
-def _place(model: nn.Module) -> _Place:
+def _find_body(model: nn.Module) -> _BodyPlace:
+    """Find the module that holds the model's blocks.
+
+    Raises:
+        LookupError: no module does.
+    """
     first = blocks(model)[0]
     for _, parent in model.named_modules():
         for name, child in parent.children().items():
             for value in child.values() if isinstance(child, nn.Module) else ():
                 if isinstance(value, list) and value and value[0] is first:
-                    return _Place(parent, name, child, value)
+                    return _BodyPlace(parent, name, child, value)
     raise LookupError("no module of this model holds its blocks")
 
 
 @contextmanager
-def _blocks_as(place: _Place, first: list[Any]) -> Iterator[None]:
-    """The body with its first blocks replaced, in place, for the length of a call."""
-    kept = list(place.blocks)
+def _replace_first_blocks(
+    place: _BodyPlace, first: Sequence[Callable[..., object]]
+) -> Iterator[None]:
+    """Replace the body's first blocks, in place, for the length of a call."""
+    original = list(place.blocks)
     place.blocks[: len(first)] = first
     try:
         yield
     finally:
-        place.blocks[:] = kept
+        place.blocks[:] = original

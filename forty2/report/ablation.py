@@ -1,20 +1,21 @@
-"""An ablation's report, from its record: a table for the terminal, Markdown, and one HTML page."""
+"""An ablation's report from its record: a table for the terminal, Markdown, and one HTML page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jinja2 import Environment
+from typing import NamedTuple
 
 from forty2.files import write_text
-from forty2.report import Quote, _fence, _md, _md_row, _seen
-from forty2.report.charts import Point, interval_chart
+from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
+from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
+from forty2.report.page import render
+from forty2.report.records import Ablation, Change, Score, VariantChange, read_ablation
+from forty2.report.run import origin_table
 
 _MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")
+"""Metrics that come first, and have charts."""
 _NAMES = {
     "mc1": "MC1",
     "mc2": "MC2",
@@ -23,222 +24,247 @@ _NAMES = {
     "log p of texts": "perplexity",
     "KL": "KL from base",
 }
-_NOTE = (
-    "Means over seeds, with 95% intervals over seeds and items. Leaks: share of plain factual prompts "
-    "answered with needless hedging. Prefers: share of held-out prompts whose good answer is likelier "
-    "than the bad one; answers: share answered as the gate asks. Perplexity: on neutral texts, lower "
-    "is better. KL from base: nats a token, neither good nor bad."
+_SCORES = ("mc1", "mc2", "mc3")
+_CHANGE_UNITS = {**dict.fromkeys(_SCORES, ""), "log p of texts": " (%)"}
+"""Units behind a metric's name in tables of changes; the other metrics are shares."""
+_SCORES_NOTE = (
+    "Means over seeds, with 95% intervals over seeds and items. MC1 and MC2: TruthfulQA scores from 0 "
+    "to 1, higher is better. Leaks: share of plain factual prompts answered with needless hedging, "
+    "lower is better. Prefers: share of held-out prompts whose good answer is likelier than the bad "
+    "one; answers: share answered as the gate asks. Perplexity: on neutral texts, lower is better. "
+    "KL from base: nats per token, neither good nor bad."
 )
+_STEPS_NOTE = "Each variant against one with a phase less."
 
 
-def _changes_note(record: Mapping[str, Any]) -> str:
-    """What stands under the table of changes."""
-    return (
-        "Paired: same seed, same item. Shares change in points, perplexity in percent of what it was; "
-        "of leaks and perplexity, less is better. "
-        f"A loss below {record['margin']:g} counts as no tax. Intervals are each line's own: among "
-        "many lines some exclude zero by chance."
-    )
+def write_ablation(record: Mapping[str, object], out: Path) -> Path:
+    """Write ablation.md and ablation.html into the ablation's folder.
 
-
-def write_ablation(record: Mapping[str, Any], out: Path) -> Path:
-    """Write OUT/ablation.md and OUT/ablation.html.
+    Args:
+        record: as ablation.json has it.
 
     Returns:
         The HTML file.
     """
-    seen = _seen({key: value for key, value in record.items() if key != "items"})
-    write_text(out / "ablation.md", _markdown(seen))
-    html = out / "ablation.html"
-    write_text(html, _html(seen))
-    return html
+    ablation = read_ablation(record)
+    write_text(out / "ablation.md", _markdown(ablation))
+    page = out / "ablation.html"
+    write_text(page, _html(ablation))
+    return page
 
 
-def text_table(record: Mapping[str, Any]) -> str:
-    """Variants and their main figures as text."""
-    metrics = _main(record)
-    width = max(map(len, record["variants"])) + 2
-    head = f"{'':<{width}}" + "".join(f"{_name(metric):>26}" for metric in metrics)
-    lines = [head, "-" * len(head)]
-    for name, scores in record["variants"].items():
-        lines.append(
-            f"{name:<{width}}" + "".join(f"{_score(metric, scores):>26}" for metric in metrics)
-        )
-    return "\n".join(lines)
+def text_table(record: Mapping[str, object]) -> str:
+    """Return the variants and their main metrics as text.
+
+    Args:
+        record: as ablation.json has it.
+    """
+    ablation = read_ablation(record)
+    metrics = _main(ablation)
+    rows = [["", *map(_name, metrics)]]
+    for name, scores in ablation.variants.items():
+        rows.append([name, *(_score(metric, scores[metric]) for metric in metrics)])
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    head, *lines = (
+        f"{row[0]:<{first}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
+        for row in rows
+    )
+    return "\n".join([head, "-" * len(head), *lines])
 
 
-class _Shown(NamedTuple):
-    """A figure as a reader knows it: leaks and perplexity, where the record has what is better."""
+# --- figures --------------------------------------------------------------------------------------
+
+
+class Figure(NamedTuple):
+    """A value with its interval, as it is shown: leaks and perplexity instead of their opposites."""
 
     value: float
     low: float
     high: float
 
 
-def _shown(metric: str, one: Mapping[str, Any]) -> _Shown:
-    value, low, high = one["value"], one["low"], one["high"]
+def shown_score(metric: str, score: Score) -> Figure:
+    """Return the figure to show for a score."""
+    value, low, high = score.value, score.low, score.high
     if metric == "no leak":
-        return _Shown(1 - value, 1 - high, 1 - low)
+        return Figure(1 - value, 1 - high, 1 - low)
     if metric == "log p of texts":
-        return _Shown(math.exp(-value), math.exp(-high), math.exp(-low))
-    return _Shown(value, low, high)
+        return Figure(math.exp(-value), math.exp(-high), math.exp(-low))
+    return Figure(value, low, high)
 
 
-def _shown_change(metric: str, one: Mapping[str, Any]) -> _Shown:
-    value, low, high = one["difference"], one["low"], one["high"]
+def shown_change(metric: str, change: Change) -> Figure:
+    """Return the figure to show for a change; that of perplexity is relative."""
+    value, low, high = change.difference, change.low, change.high
     if metric == "no leak":
-        return _Shown(0.0 - value, 0.0 - high, 0.0 - low)
+        return Figure(0.0 - value, 0.0 - high, 0.0 - low)
     if metric == "log p of texts":
-        return _Shown(*(math.expm1(-x) for x in (value, high, low)))
-    return _Shown(value, low, high)
+        return Figure(*(math.expm1(-x) for x in (value, high, low)))
+    return Figure(value, low, high)
 
 
 def _name(metric: str) -> str:
     return _NAMES.get(metric, metric)
 
 
-def _format(metric: str) -> str:
-    return {"log p of texts": ".2f", "KL": ".2g", "mc1": ".3f", "mc2": ".3f", "mc3": ".3f"}.get(
-        metric, ".1%"
-    )
-
-
-def _score(metric: str, scores: Mapping[str, Any]) -> str:
-    how = _format(metric)
-    value, low, high = (format(x, how) for x in _shown(metric, scores[metric]))
+def _score(metric: str, score: Score) -> str:
+    forms = {**dict.fromkeys(_SCORES, ".3f"), "log p of texts": ".2f", "KL": ".2g"}
+    form = forms.get(metric, ".1%")
+    value, low, high = (format(x, form) for x in shown_score(metric, score))
     return f"{value} ({low} to {high})"
 
 
-def _change(metric: str, changes: Mapping[str, Any]) -> str:
-    how = "+.3f" if metric.startswith("mc") else "+.1%"
-    value, low, high = (format(x, how) for x in _shown_change(metric, changes[metric]))
-    return f"{value} ({low} to {high}) {changes[metric]['verdict']}"
+def _change(metric: str, change: Change) -> str:
+    factor, form = (1, "+.3f") if metric in _SCORES else (100, "+.1f")
+    value, low, high = (format(factor * x, form) for x in shown_change(metric, change))
+    return f"{value} ({low} to {high}), {change.verdict}"
 
 
-def _metrics(record: Mapping[str, Any]) -> list[str]:
+def _main(ablation: Ablation) -> list[str]:
+    return [metric for metric in _MAIN if metric in ablation.variants["base"]]
+
+
+def _metrics(ablation: Ablation) -> list[str]:
     """All metrics, the main ones first."""
-    there = list(record["variants"]["base"])
-    return [*_main(record), *(metric for metric in there if metric not in _MAIN)]
+    others = [metric for metric in ablation.variants["base"] if metric not in _MAIN]
+    return [*_main(ablation), *others]
 
 
-def _main(record: Mapping[str, Any]) -> list[str]:
-    return [metric for metric in _MAIN if metric in record["variants"]["base"]]
+# --- tables ---------------------------------------------------------------------------------------
 
 
-Table = tuple[list[str], list[list[str]]]
-"""A head, and rows that begin with a metric's name."""
+def _scores_table(ablation: Ablation) -> Table:
+    return Table(
+        ["Metric", *ablation.variants],
+        [
+            [
+                _name(metric),
+                *(_score(metric, scores[metric]) for scores in ablation.variants.values()),
+            ]
+            for metric in _metrics(ablation)
+        ],
+    )
 
 
-def _scores_table(record: Mapping[str, Any]) -> Table:
-    rows = [
-        [_name(metric), *(_score(metric, scores) for scores in record["variants"].values())]
-        for metric in _metrics(record)
+def _changes_table(ablation: Ablation, chosen: Sequence[VariantChange]) -> Table:
+    return Table(
+        ["Metric", *(f"{one.variant} against {one.against}" for one in chosen)],
+        [
+            [
+                _name(metric) + _CHANGE_UNITS.get(metric, " (points)"),
+                *(_change(metric, one.changes[metric]) for one in chosen),
+            ]
+            for metric in _metrics(ablation)
+            if metric in ablation.changes[0].changes
+        ],
+    )
+
+
+def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
+    """Tables, each with its heading and the note below it."""
+    from_base = [one for one in ablation.changes if one.against == "base"]
+    others = [one for one in ablation.changes if one.against != "base"]
+    tables = [
+        ("Variants", _scores_table(ablation), _SCORES_NOTE),
+        ("Change from base", _changes_table(ablation, from_base), _changes_note(ablation)),
     ]
-    return ["", *record["variants"]], rows
-
-
-def _changes_table(record: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        [_name(metric), *(_change(metric, one["metrics"]) for one in chosen)]
-        for metric in _metrics(record)
-        if metric in record["changes"][0]["metrics"]
-    ]
-    return ["", *(f"{one['variant']} against {one['against']}" for one in chosen)], rows
-
-
-def _tables(record: Mapping[str, Any]) -> dict[str, Table]:
-    """By heading."""
-    from_base = [one for one in record["changes"] if one["against"] == "base"]
-    others = [one for one in record["changes"] if one["against"] != "base"]
-    tables = {
-        "Variants": _scores_table(record),
-        "Change from base": _changes_table(record, from_base),
-    }
     if others:
-        first = record["changes"][0]  # the first phase, from the base
-        tables["What each phase bought and cost"] = _changes_table(record, [first, *others])
+        first = ablation.changes[0]  # the first phase, from the base
+        steps = _changes_table(ablation, [first, *others])
+        tables.append(("What each phase bought and cost", steps, _STEPS_NOTE))
     return tables
 
 
-def _questions(record: Mapping[str, Any], quote: Quote = str) -> str:
-    asked = record["questions"]
-    drawn = f", drawn with seed {asked['drawn_with']:d}" if "drawn_with" in asked else ""
+def _changes_note(ablation: Ablation) -> str:
     return (
-        f"{quote(asked['name'])}, {asked['n']:d} questions{drawn}, sha256 {quote(asked['sha256'])}"
+        "Paired: same seed, same item. Points: percentage points of a share; %: percent of what it "
+        "was. Less is better for leaks and perplexity. A loss below "
+        f"{ablation.margin:g} counts as no tax. Each interval is for its own line: among many lines "
+        "some exclude zero by chance."
     )
 
 
-def _markdown(record: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, record["seeds"]))
-    lines = [
-        f"# Ablation of {_md(record['name'])}",
-        "",
-        f"Model {_md(record['run']['model'])}, seeds {seeds}.",
-    ]
-    if record["insight"]:
-        lines += ["", f"**{record['insight']['sentence']}**"]
-    for note in record["notes"]:
-        lines += ["", note]
-    for heading, (head, rows) in _tables(record).items():
-        lines += [
-            "",
-            f"## {heading}",
-            "",
-            _md_row([_md(cell) for cell in head]),
-            _md_row(["---"] * len(head)),
-        ]
-        lines += [_md_row(row) for row in rows]
-    recipe = record["recipe"].rstrip()
-    fence = _fence(recipe, 3)
-    versions = ", ".join(f"{_md(k)} {_md(v)}" for k, v in record["run"]["versions"].items())
-    return "\n".join(
+def _origin(ablation: Ablation) -> Table:
+    asked = ablation.questions
+    drawn = "" if asked.drawn_with is None else f", drawn with seed {asked.drawn_with}"
+    return origin_table(
+        ablation.provenance,
         [
-            *lines,
-            "",
-            f"{_NOTE} {_changes_note(record)}",
-            "",
-            "## What it takes to believe it",
-            "",
-            "- ablation.json holds every item's score; seedN/ the runs",
-            f"- {versions}",
-            f"- model weights sha256 {_md(record['run']['model_sha256'])}",
-            f"- {_questions(record, _md)}",
-            "",
-            f"{fence}yaml",
-            recipe,
-            fence,
-            "",
-        ]
+            ("questions", asked.name),
+            ("questions, number", f"{asked.n}{drawn}"),
+            ("questions, sha256", asked.sha256),
+            ("scores of every item", "ablation.json"),
+            ("the runs", "seedN"),
+        ],
     )
 
 
-def _charts(record: Mapping[str, Any]) -> list[str]:
-    """Each main metric of all variants, and beside it its paired change from the base."""
+# --- the two documents ----------------------------------------------------------------------------
+
+
+def _about(ablation: Ablation, quote: Quote = str) -> str:
+    seeds = ", ".join(map(str, ablation.seeds))
+    return f"Model {quote(ablation.provenance.model)}, seeds {seeds}."
+
+
+def _markdown(ablation: Ablation) -> str:
+    lines = [f"# Ablation of {escape(ablation.name)}", "", _about(ablation, escape)]
+    if ablation.insight:
+        lines += ["", f"**{ablation.insight}**"]
+    for note in ablation.notes:
+        lines += ["", note]
+    for heading, table, note in _tables(ablation):
+        lines += ["", f"## {heading}", "", *table_lines(table), "", note]
+    lines += ["", "## Where these numbers come from", "", *table_lines(_origin(ablation))]
+    return "\n".join([*lines, "", *code_lines(ablation.recipe, "yaml"), ""])
+
+
+def _html(ablation: Ablation) -> str:
+    return render(
+        "ablation.html.jinja",
+        name=ablation.name,
+        about=_about(ablation),
+        insight=ablation.insight,
+        notes=ablation.notes,
+        tables=_tables(ablation),
+        charts=_charts(ablation),
+        origin=_origin(ablation),
+        recipe=ablation.recipe,
+    )
+
+
+def _charts(ablation: Ablation) -> list[Chart]:
+    """Charts of each main metric: its scores, then its paired change from the base."""
     charts = []
-    for metric in _main(record):
+    for metric in _main(ablation):
         points = [
-            Point(name, *_shown(metric, scores[metric]))
-            for name, scores in record["variants"].items()
+            Point(name, *shown_score(metric, scores[metric]))
+            for name, scores in ablation.variants.items()
         ]
-        charts.append(interval_chart(f"{_name(metric)} with 95% interval", points))
+        value, change = _axes(metric)
+        title = _name(metric)[0].upper() + _name(metric)[1:]
+        charts.append(interval_chart(title, points, axis=value))
         changes = [
-            Point(one["variant"], *_shown_change(metric, one["metrics"][metric]))
-            for one in record["changes"]
-            if one["against"] == "base" and metric in one["metrics"]
+            Point(one.variant, *shown_change(metric, one.changes[metric]))
+            for one in ablation.changes
+            if one.against == "base" and metric in one.changes
         ]
-        title = f"{_name(metric)}: paired change from base"
-        charts.append(interval_chart(title, changes, zero=True))
-    return [svg for svg in charts if svg]
+        charts.append(
+            interval_chart(f"{title}: change from base", changes, axis=change, change=True)
+        )
+    return [chart for chart in charts if chart is not None]
 
 
-def _html(record: Mapping[str, Any]) -> str:
-    source = (resources.files(__package__) / "ablation.html.jinja").read_text("utf-8")
-    template = Environment(autoescape=True).from_string(source)
-    return template.render(
-        record=record,
-        tables=_tables(record),
-        charts=_charts(record),
-        note=_NOTE,
-        changes_note=_changes_note(record),
-        questions=_questions(record),
-    )
+def _axes(metric: str) -> tuple[Axis, Axis]:
+    """The axes of a main metric's scores and of its changes."""
+    interval = "with 95% interval"
+    if metric in _SCORES:
+        return Axis(f"score, {interval}", from_0_to_1=True), Axis(f"paired, {interval}")
+    if metric == "log p of texts":
+        relative = Axis(f"paired, percent of what it was, {interval}", 100.0, "%")
+        return Axis(f"on neutral texts, {interval}"), relative
+    if metric == "KL":
+        return Axis(f"nats per token, {interval}"), Axis(f"nats per token, {interval}")
+    points = Axis(f"paired, percentage points, {interval}", 100.0)
+    return percent(f"share of prompts, {interval}"), points

@@ -1,15 +1,61 @@
-"""Small SVG charts, drawn without a library so that a report is one file that works anywhere."""
+"""Charts as SVG to be put into a page, drawn with matplotlib.
+
+An SVG holds the axes, the tick labels and the data. Its title, its unit and its legend belong to
+the page, where they wrap. It has no background, its text takes the page's font and colour, and it
+has no references, inside or out. The same data give the same bytes. Labels may hold any text that
+XML can hold; it is drawn as it is written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import NamedTuple
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from xml.etree import ElementTree
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 28, 36
-COLOURS = ("#2a6f97", "#c8553d", "#588157", "#8d6a9f", "#b08900", "#555b6e")
+if TYPE_CHECKING:  # matplotlib takes half a second to import: only where a chart is drawn
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 440
+"""Width of every chart in its own units, about one pixel each on a wide screen."""
+FONT_SIZE = 12
+COLOURS = ("#2f7fc1", "#d2622f", "#4b9a57", "#9468bd", "#a88000", "#6f7b8a")
+"""Colours of series, readable on white and on black."""
+GREY = "#808080"
+_LETTER = 6.7
+"""Generous mean width of a letter: the font is the page's."""
+_LONGEST = 26
+"""Letters of a label that are drawn; the tooltip has all of them."""
+_LARGEST = 1e30
+"""Values beyond this are left out like infinite ones: the axes' arithmetic would overflow."""
+_FEW = 30
+"""A line of at most this many points has a dot at each."""
+
+
+class Axis(NamedTuple):
+    """A quantity with its unit, and how its values are written."""
+
+    label: str = ""
+    factor: float = 1.0
+    """Values are multiplied by this to be written."""
+    suffix: str = ""
+    from_0_to_1: bool = False
+    """Whether values lie in this range: a line chart shows all of it, others nothing beyond it."""
+
+
+PLAIN = Axis()
+STEPS = Axis("step")
+
+
+def percent(label: str) -> Axis:
+    """Return an axis of shares, written from 0% to 100%."""
+    return Axis(label, 100.0, "%", from_0_to_1=True)
 
 
 class Point(NamedTuple):
@@ -21,125 +67,333 @@ class Point(NamedTuple):
     high: float
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines over steps. `series` maps a name to (x, y) points; points that are not finite are left out."""
-    series = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        for name, points in series.items()
+class LegendEntry(NamedTuple):
+    """The name of a series and the look of its line."""
+
+    name: str
+    colour: str
+    dashed: bool = False
+
+
+class Chart(NamedTuple):
+    """A drawing, and the words that the page puts around it."""
+
+    title: str
+    unit: str
+    """Quantity and unit of the values; may be empty."""
+    legend: list[LegendEntry]
+    """Empty where there is one series."""
+    svg: str
+    """Safe to be put into a page as it is."""
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: Axis = STEPS,
+    y: Axis = PLAIN,
+    diagonal: str | None = None,
+) -> Chart | None:
+    """Draw one line per series.
+
+    Args:
+        series: (x, y) points by name; those that are not finite are left out.
+        x, y: the axes; one of shares runs from 0% to 100%.
+        diagonal: name of a dashed line from corner to corner, if there is to be one.
+
+    Returns:
+        None if there is no point to draw.
+    """
+    lines = {
+        name: [(a, b) for a, b in points if _is_drawable(a, b)] for name, points in series.items()
     }
-    series = {name: points for name, points in series.items() if points}
-    if not series:
-        return ""
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    x, y = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT), _axis(min(ys), max(ys))
-    parts = [_grid(y), _x_labels([(x(v), f"{v:g}") for v in (min(xs), max(xs))])]
-    for i, points in enumerate(series.values()):
-        colour = COLOURS[i % len(COLOURS)]
-        path = " ".join(f"{x(px):.1f},{y.at(py):.1f}" for px, py in points)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-        )
-        if len(points) == 1:
-            px, py = points[0]
-            parts.append(f'<circle cx="{x(px):.1f}" cy="{y.at(py):.1f}" r="3" fill="{colour}"/>')
-    return _svg(title, parts, list(series))
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+    xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
+    x_ticks = _SHARES if x.from_0_to_1 else _whole_ticks(min(xs), max(xs))
+    y_ticks = _SHARES if y.from_0_to_1 else _ticks(min(ys), max(ys), y)
+    x_labels, y_labels = (
+        list(map(_writer(ticks, axis), ticks)) for ticks, axis in ((x_ticks, x), (y_ticks, y))
+    )
+    left = 14 + _LETTER * max(map(len, y_labels))
+    with _canvas(240, left, right=16, bottom=40) as canvas:
+        axes = canvas.axes
+        canvas.set_ticks("x", x_ticks, x_labels)
+        canvas.set_ticks("y", y_ticks, y_labels)
+        first, last = (0.0, 1.0) if x.from_0_to_1 else (min(xs), max(xs))
+        axes.set_xlim(*((first, last) if last > first else (first - 0.5, first + 0.5)))
+        axes.set_ylim(y_ticks[0], y_ticks[-1])
+        axes.set_xlabel(x.label, fontsize=FONT_SIZE, parse_math=False)
+        legend = []
+        for n, (name, points) in enumerate(lines.items()):
+            legend.append(LegendEntry(name, COLOURS[n % len(COLOURS)]))
+            canvas.line(points, legend[-1].colour, 1.6 if len(points) <= 100 else 1.1)
+            for point in points if len(points) <= _FEW else ():
+                canvas.dot(point, legend[-1].colour, 6)
+        if diagonal is not None:
+            legend.append(LegendEntry(diagonal, GREY, dashed=True))
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        svg = canvas.svg(title)
+    return Chart(title, y.label, legend if len(legend) > 1 else [], svg)
 
 
-def interval_chart(title: str, points: Sequence[Point], *, zero: bool = False) -> str:
-    """Values side by side, each with its interval; `zero` draws the line of no change."""
+def interval_chart(
+    title: str, points: Sequence[Point], *, axis: Axis = PLAIN, change: bool = False
+) -> Chart | None:
+    """Draw one row per point: its label, a dot on its interval, and its value in figures.
+
+    Args:
+        points: those that are not finite are left out.
+        change: whether values are changes: figures then have a sign, and a line marks zero.
+
+    Returns:
+        None if there is no point to draw.
+    """
+    points = [point for point in points if _is_drawable(*point[1:])]
     if not points:
-        return ""
-    lows, highs = [p.low for p in points], [p.high for p in points]
-    y = _axis(min(lows + ([0.0] if zero else [])), max(highs + ([0.0] if zero else [])))
-    step = (WIDTH - LEFT - RIGHT) / len(points)
-    parts = [_grid(y)]
-    labels = []
-    if zero:
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.at(0):.1f}" y2="{y.at(0):.1f}" stroke="#333"/>'
-        )
-    for i, point in enumerate(points):
-        centre = LEFT + step * (i + 0.5)
-        parts.append(
-            f'<line x1="{centre:.1f}" x2="{centre:.1f}" y1="{y.at(point.low):.1f}" '
-            f'y2="{y.at(point.high):.1f}" stroke="{COLOURS[0]}" stroke-width="2"/>'
-            f'<circle cx="{centre:.1f}" cy="{y.at(point.value):.1f}" r="4" fill="{COLOURS[0]}">'
-            f"<title>{escape(point.label)}: {point.value:.4f} ({point.low:.4f} to {point.high:.4f})</title></circle>"
-        )
-        labels.append((centre, point.label))
-    parts.append(_x_labels(labels))
-    return _svg(title, parts, [])
+        return None
+    axis = axis._replace(from_0_to_1=axis.from_0_to_1 and not change)
+    ends = [end for point in points for end in point[2:]] + [0.0] * change
+    ticks = _ticks(min(ends), max(ends), axis)
+    write = _writer(ticks, axis, change, more=1)
+    figures = [write(point.value) for point in points]
+    with _rows([point.label for point in points], figures, 24) as canvas:
+        canvas.value_axis(ticks, axis, change)
+        for row, point in enumerate(points):
+            low, high = write(point.low), write(point.high)
+            canvas.line([(point.low, row), (point.high, row)], COLOURS[0], 2)
+            dot = canvas.dot((point.value, row), COLOURS[0], 8)
+            canvas.explain(dot, f"{point.label}: {figures[row]} ({low} to {high})")
+        svg = canvas.svg(title)
+    return Chart(title, axis.label, [], svg)
 
 
-def change_bars(title: str, changes: Sequence[tuple[str, float]]) -> str:
-    """Horizontal bars from zero, one per label, for changes by category."""
+def change_bars(
+    title: str, changes: Sequence[tuple[str, float]], *, axis: Axis = PLAIN
+) -> Chart | None:
+    """Draw one bar per labelled change, to the right of zero or to the left of it.
+
+    Args:
+        changes: those that are not finite are left out.
+
+    Returns:
+        None if there is no change to draw.
+    """
+    changes = [(label, value) for label, value in changes if _is_drawable(value)]
     if not changes:
-        return ""
-    row, left = 16, 190
-    height = TOP + row * len(changes) + 12
-    largest = max(abs(value) for _, value in changes) or 1.0
-    middle, reach = left + (WIDTH - left - RIGHT) / 2, (WIDTH - left - RIGHT) / 2 - 36
-    parts = []
-    for i, (label, value) in enumerate(changes):
-        top = TOP + row * i
-        length = reach * abs(value) / largest
-        start = middle if value >= 0 else middle - length
-        colour = COLOURS[2] if value >= 0 else COLOURS[1]
-        anchor, text_x = (
-            ("start", middle + length + 4) if value >= 0 else ("end", middle - length - 4)
+        return None
+    values = [value for _, value in changes]
+    ticks = _ticks(min(0.0, *values), max(0.0, *values), axis)
+    figures = list(map(_writer(ticks, axis, True, more=1), values))
+    with _rows([label for label, _ in changes], figures, 19) as canvas:
+        canvas.value_axis(ticks, axis, True)
+        for row, (label, value) in enumerate(changes):
+            colour = COLOURS[0] if value >= 0 else COLOURS[1]
+            bar = canvas.axes.barh(row, value, height=0.62, color=colour, clip_on=False)[0]
+            canvas.explain(bar, f"{label}: {figures[row]}")
+        svg = canvas.svg(title)
+    return Chart(title, axis.label, [], svg)
+
+
+# --- ticks and figures ----------------------------------------------------------------------------
+
+_SHARES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def _is_drawable(*values: float) -> bool:
+    return all(math.isfinite(value) and abs(value) < _LARGEST for value in values)
+
+
+def _ticks(low: float, high: float, axis: Axis) -> list[float]:
+    """Round values at equal distances, the first at or below `low` and the last at or above `high`."""
+    from matplotlib.ticker import MaxNLocator
+
+    if high <= low:
+        room = abs(low) * 0.1 or 1.0
+        low, high = 0.0 if 0 <= low < room else low - room, high + room
+    if axis.from_0_to_1:
+        low, high = max(0.0, low), min(1.0, high)
+    locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
+    return [float(tick) for tick in locator.tick_values(low, high)]
+
+
+def _whole_ticks(low: float, high: float) -> list[float]:
+    """Whole numbers at equal distances from `low` to `high`."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True)
+    return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+
+
+def _writer(
+    ticks: Sequence[float], axis: Axis, change: bool = False, *, more: int = 0
+) -> Callable[[float], str]:
+    """Return a function that writes values of an axis, with as many decimals as its ticks need.
+
+    Args:
+        change: whether values, except zero, have a sign.
+        more: decimals beyond those of the ticks.
+    """
+    scaled = [tick * axis.factor for tick in ticks]
+    exact = 1e-6 * max(map(abs, scaled), default=0.0)
+    needed = (n for n in range(5) if all(abs(round(tick, n) - tick) <= exact for tick in scaled))
+    decimals = next(needed, None)
+    form = f",.{decimals + more}f" if decimals is not None and exact < 1 else f".{3 + more}g"
+
+    def write(value: float) -> str:
+        value = value * axis.factor + 0.0  # the sum turns -0 into 0
+        text = f"{value:{'+' if change and value else ''}{form}}"
+        return text + axis.suffix
+
+    return write
+
+
+def _shortened(label: str) -> str:
+    """A label in one line, its middle left out if it is too long."""
+    label = " ".join(label.split())
+    if len(label) <= _LONGEST:
+        return label
+    return f"{label[: _LONGEST - 10]}…{label[-9:]}"
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+class _Canvas:
+    """A figure with one pair of axes, and the tooltips of what is drawn there."""
+
+    def __init__(self, figure: Figure, axes: Axes) -> None:
+        self.figure, self.axes = figure, axes
+        self._tooltips: dict[str, str] = {}
+
+    def set_ticks(
+        self, which: Literal["x", "y"], ticks: Sequence[float], labels: Sequence[str]
+    ) -> None:
+        """Put labels at places of an axis, as text and nothing else."""
+        axis = self.axes.xaxis if which == "x" else self.axes.yaxis
+        axis.set_ticks(ticks, labels, fontsize=FONT_SIZE, parse_math=False)
+        self.axes.grid(axis=which, color=GREY, alpha=0.25, linewidth=0.8)
+
+    def value_axis(self, ticks: Sequence[float], axis: Axis, change: bool) -> None:
+        """Make these ticks the horizontal axis; mark zero among changes."""
+        self.set_ticks("x", ticks, list(map(_writer(ticks, axis, change), ticks)))
+        self.axes.set_xlim(ticks[0], ticks[-1])
+        if change:
+            self.axes.axvline(0, color=GREY, linewidth=1.4)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> Artist:
+        """Draw a line with round ends, whole even at the edge."""
+        xs, ys = zip(*points, strict=True)
+        return self.axes.plot(
+            xs, ys, color=colour, linewidth=width, solid_capstyle="round", clip_on=False
+        )[0]
+
+    def dot(self, point: tuple[float, float], colour: str, size: float) -> Artist:
+        """Draw a dot: a line of no length, as markers would be references."""
+        return self.line([point, point], colour, size)
+
+    def explain(self, artist: Artist, text: str) -> None:
+        """Show a text when the mouse is on what was drawn."""
+        name = f"tooltip{len(self._tooltips)}"
+        artist.set_gid(name)
+        self._tooltips[name] = text
+
+    def svg(self, title: str) -> str:
+        """Return the drawing without declarations, metadata and ids, which only a file needs."""
+        file = io.StringIO()
+        self.figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+        root = ElementTree.fromstring(file.getvalue())
+        for parent in root.iter():
+            for child in list(parent):
+                if child.tag.endswith(("metadata", "defs")):
+                    parent.remove(child)
+        for element in list(root.iter()):
+            element.tag = element.tag.rpartition("}")[2]
+            element.attrib.pop("clip-path", None)  # nothing lies outside
+            tooltip = self._tooltips.get(element.attrib.pop("id", ""))
+            if tooltip is not None:
+                element.insert(0, _element("title", tooltip))
+            style = element.attrib.get("style", "")
+            if element.tag == "text":
+                anchor = re.search("text-anchor: (middle|end)", style)
+                del element.attrib["style"]
+                element.set("text-anchor", anchor[1] if anchor else "start")
+        height = float(root.attrib["viewBox"].split()[3])
+        root.attrib.clear()
+        root.attrib.update(
+            {
+                "viewBox": f"0 0 {WIDTH} {height:g}",
+                "role": "img",
+                "aria-label": title,
+                "fill": "currentColor",
+                "font-size": str(FONT_SIZE),
+            }
         )
-        parts.append(
-            f'<text x="{left - 6}" y="{top + 11}" text-anchor="end">{escape(label)}</text>'
-            f'<rect x="{start:.1f}" y="{top + 2}" width="{length:.1f}" height="{row - 5}" fill="{colour}"/>'
-            f'<text x="{text_x:.1f}" y="{top + 11}" text-anchor="{anchor}">{value:+.3f}</text>'
+        return ElementTree.tostring(root, "unicode")
+
+
+def _element(tag: str, text: str) -> ElementTree.Element:
+    element = ElementTree.Element(tag)
+    element.text = text
+    return element
+
+
+@contextlib.contextmanager
+def _canvas(height: float, left: float, right: float, bottom: float) -> Iterator[_Canvas]:
+    """A canvas of this height with room beside the axes, apart from the user's own settings."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    top = 10
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # on letters that matplotlib's font lacks: the page has its own
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.fonttype"] = "none"
+        matplotlib.rcParams["svg.hashsalt"] = "forty2"
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes(
+            (
+                left / WIDTH,
+                bottom / height,
+                (WIDTH - left - right) / WIDTH,
+                (height - bottom - top) / height,
+            )
         )
-    return _svg(title, parts, [], height)
+        axes.tick_params(length=0, pad=6)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.spines["bottom"].set_color(GREY)
+        axes.set_axisbelow(True)
+        yield _Canvas(figure, axes)
 
 
-class _Axis(NamedTuple):
-    low: float
-    high: float
+@contextlib.contextmanager
+def _rows(labels: Sequence[str], figures: Sequence[str], row: float) -> Iterator[_Canvas]:
+    """A canvas of one row per label, the first at the top, with a figure at the end of each.
 
-    def at(self, value: float) -> float:
-        return _scale(self.low, self.high, HEIGHT - BOTTOM, TOP)(value)
-
-
-def _axis(low: float, high: float) -> _Axis:
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return _Axis(low - room, high + room)
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
-
-
-def _grid(y: _Axis) -> str:
-    parts = []
-    for i in range(5):
-        value = y.low + (y.high - y.low) * i / 4
-        at = y.at(value)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-        )
-    return "".join(parts)
-
-
-def _x_labels(labels: Sequence[tuple[float, str]]) -> str:
-    return "".join(
-        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(text)}</text>'
-        for x, text in labels
-    )
-
-
-def _svg(title: str, parts: Sequence[str], legend: Sequence[str], height: int = HEIGHT) -> str:
-    keys = "".join(
-        f'<text x="{LEFT + 110 * i}" y="{height - 4}" fill="{COLOURS[i % len(COLOURS)]}">{escape(name)}</text>'
-        for i, name in enumerate(legend)
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-        f'<text x="{LEFT}" y="16" class="title">{escape(title)}</text>{"".join(parts)}{keys}</svg>'
-    )
+    Args:
+        row: height of a row.
+    """
+    shown = [_shortened(label) for label in labels]
+    left = 14 + _LETTER * max(map(len, shown))
+    right = 14 + _LETTER * max(map(len, figures))
+    with _canvas(36 + row * len(labels), left, right, bottom=26) as canvas:
+        canvas.axes.set_ylim(len(labels) - 0.5, -0.5)
+        canvas.axes.yaxis.set_ticks(range(len(labels)), shown, fontsize=FONT_SIZE, parse_math=False)
+        for n, figure in enumerate(figures):
+            canvas.axes.annotate(
+                figure,
+                (1, n),
+                (8, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=FONT_SIZE,
+                parse_math=False,
+            )
+        yield canvas

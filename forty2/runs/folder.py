@@ -1,7 +1,7 @@
-"""A run directory: everything that a run writes, in files that are never seen half-written.
+"""The run folder: everything that a run writes, in files that are never seen half-written.
 
 RUN/recipe.yaml            the resolved recipe, every default spelled out
-RUN/run.json               provenance: versions, device, hashes, when and how it was started
+RUN/run.json               provenance: versions, device, hashes, when the run was started
 RUN/metrics.jsonl          one line per step and evaluation
 RUN/data.json              hashes of the rows of each phase
 RUN/data/NAME/             built-in data sets as they were built for this run
@@ -10,7 +10,7 @@ RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, wi
 RUN/benchmarks/            results after the base, each phase and fusing, with a checksum in each
 RUN/report.md, report.html
 
-What is written is for its owner alone, unless it takes the place of what others could read.
+New files are readable by their owner only; a replaced file keeps its permissions.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from forty2.errors import RunError
 from forty2.files import (
+    JsonObject,
     make_folder,
     owner_only,
     read_json,
@@ -38,14 +39,15 @@ from forty2.files import (
     write_sealed,
     write_text,
 )
+from forty2.runs.records import Provenance
 
 VERSION = 2
-"""Of a run directory's format. 1: finished phases without checksums, one `best` a phase."""
+"""Version of the run folder's format. 1: finished phases without checksums, one `best` a phase."""
 _RESULTS = ("phase*", "work/*", "benchmarks/*", "metrics.jsonl")
 
 
-class RunDir:
-    """An open run directory, locked against a second writer until closed."""
+class RunFolder:
+    """An open run folder, locked against a second writer until closed."""
 
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
@@ -56,141 +58,42 @@ class RunDir:
         cls,
         path: Path,
         recipe_yaml: str,
-        provenance: Mapping[str, Any],
+        provenance: Provenance,
         *,
         resume: bool,
         reread: Callable[[Path], str] = Path.read_text,
-    ) -> RunDir:
-        """Start a run in a new or empty folder, or go on with the one that is there.
+    ) -> RunFolder:
+        """Start a run in a new or empty folder, or continue the one that is there.
 
         Args:
-            reread: the recipe that a run was started from, as this release would write it.
+            recipe_yaml: the resolved recipe.
+            reread: returns the recipe that a run was started from, as this release writes it.
 
         Raises:
-            RunError: the folder holds a run and `resume` is off, another process has it, or the
-                run there was started from another recipe or model, by a release that this one
-                cannot follow, or holds links that lead out of it.
+            RunError: the folder holds a run and `resume` is off, another process writes to it, the
+                run there was started from another recipe or model or by a release that this one
+                cannot follow, or the folder holds links that lead out of it.
         """
         with write_errors(path):
-            return cls._open(path, recipe_yaml, provenance, resume, reread)
+            _check_usable(path)
+            make_folder(path)
+            refuse_links(path)
+            lock = _lock(path)
+            try:
+                _start_or_continue(path, lock, recipe_yaml, provenance, resume, reread)
+            except BaseException:
+                lock.close()
+                raise
+            return cls(path, lock)
 
-    @classmethod
-    def _open(
-        cls,
-        path: Path,
-        recipe_yaml: str,
-        provenance: Mapping[str, Any],
-        resume: bool,
-        reread: Callable[[Path], str],
-    ) -> RunDir:
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: is a file; name another --run-dir")
-        if (
-            not (path / "run.json").exists()
-            and path.is_dir()
-            and any(map(_is_foreign, path.iterdir()))
-        ):
-            raise RunError(f"{path}: is not empty and holds no run; name another --run-dir")
-        make_folder(path)
-        refuse_links(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        lock = os.fdopen(owner_only(str(path / "run.lock"), flags), "a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            raise RunError(f"{path}: in use by {owner}") from error
-        run = cls(path, lock)
-        try:
-            existing = (path / "run.json").exists() and run._has_results()
-            if existing and not resume:
-                raise RunError(
-                    f"{path}: holds a run already; go on with --resume, or name another --run-dir"
-                )
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} since {now()}")
-            lock.flush()
-            remove_leftovers(path)
-            if existing:
-                run._check_same(recipe_yaml, provenance, reread)
-            else:
-                run._clear()
-                write_text(path / "recipe.yaml", recipe_yaml)
-                write_json(path / "run.json", {"version": VERSION, "started": now(), **provenance})
-        except BaseException:
-            lock.close()
-            raise
-        return run
-
-    def __enter__(self) -> RunDir:
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def _has_results(self) -> bool:
-        """Whether anything was trained or measured: a run whose recipe or data was refused has not."""
-        return any(path for kind in _RESULTS for path in self.path.glob(kind))
-
-    def _clear(self) -> None:
-        """Remove what a run without results found out about its data before it was refused."""
-        shutil.rmtree(self.path / "data", ignore_errors=True)
-        for name in ("data.json", "contamination.json"):
-            (self.path / name).unlink(missing_ok=True)
-
-    def _check_same(
-        self, recipe_yaml: str, provenance: Mapping[str, Any], reread: Callable[[Path], str]
-    ) -> None:
-        record = read_json(self.path / "run.json")
-        version = record.get("version") if isinstance(record, dict) else None
-        if version not in (1, VERSION):
-            raise RunError(
-                f"{self.path}: written by another release (run format {version}, this one reads 1 "
-                f"to {VERSION}); go on with that release, or name another --run-dir"
-            )
-        was, now_is = record.get("model_sha256"), provenance.get("model_sha256")
-        if was != now_is:
-            raise RunError(
-                f"{self.path}: was started from other weights than {provenance.get('model_path')} "
-                f"holds now (sha256 {was}, now {now_is}); put those back, or name another --run-dir"
-            )
-        started_with = reread(self.path / "recipe.yaml")
-        if started_with != recipe_yaml:
-            old, new = started_with.splitlines(), recipe_yaml.splitlines()
-            changed = next(
-                (n for n in new if n not in old), next((o for o in old if o not in new), "")
-            )
-            raise RunError(
-                f"{self.path}: was started from another recipe (first difference: "
-                f"{changed.strip()!r}); resume with {self.path / 'recipe.yaml'}, or name another "
-                "--run-dir"
-            )
-        if version == 1:
-            self._upgrade()
-            write_json(self.path / "run.json", {**record, "version": VERSION})
-
-    def _upgrade(self) -> None:
-        """Bring a run of format 1 to this one."""
-        for unsealed in self.path.glob("work/*/last"):
-            raise RunError(
-                f"{unsealed}: a checkpoint without checksums, by a release from before they were; "
-                f"go on with that release, or delete {unsealed.parent}: the phase starts anew"
-            )
-        for best in self.path.glob("work/*/best"):
-            # The newest checkpoint's, or a later one that will be found again.
-            states = map(read_json, best.parent.glob("step*/state.json"))
-            newest = max(states, key=lambda state: state["step"], default={"best": None})
-            if newest["best"] is not None:
-                best.replace(best.with_name(f"best{newest['best']['step']}"))
-        for done in self.path.glob("phase*/phase.json"):
-            seal(done.parent)
-        for result in self.path.glob("benchmarks/*.json"):
-            write_sealed(result, read_json(result))
-
     def check_there(self) -> None:
-        """Make sure that what is written still goes to this run.
+        """Make sure that writes still go to this run.
 
         Raises:
             RunError: the folder was removed, moved or replaced.
@@ -207,13 +110,12 @@ class RunDir:
                 "back, then go on with --resume"
             )
 
-    # --- metrics ---
-
     @property
     def metrics_path(self) -> Path:
+        """One line of JSON for each step, evaluation and warning."""
         return self.path / "metrics.jsonl"
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one whole line to the metrics, in one write."""
         line = json.dumps(record, allow_nan=False) + "\n"
         with write_errors(self.metrics_path):
@@ -222,11 +124,11 @@ class RunDir:
                 if file.write(line.encode()) < len(line.encode()):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[JsonObject]:
         """Every whole line of the metrics so far.
 
         Raises:
-            RunError: one of them is damaged.
+            RunError: a line is damaged.
         """
         if not self.metrics_path.exists():
             return []
@@ -244,10 +146,10 @@ class RunDir:
         return records
 
     def forget_metrics_after(self, phase: str, step: int) -> None:
-        """Drop what a phase logged beyond a checkpoint that it now goes on from."""
-        kept = [r for r in self.metrics() if r["phase"] != phase or r["step"] <= step]
-        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept)
-        # A file that is replaced is lost to whoever follows it.
+        """Drop the metrics of a phase beyond the checkpoint that it now continues from."""
+        remaining = [r for r in self.metrics() if r["phase"] != phase or r["step"] <= step]
+        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in remaining)
+        # A program that follows the file loses it when it is replaced.
         if not self.metrics_path.exists() or self.metrics_path.read_text("utf-8") != text:
             write_text(self.metrics_path, text)
 
@@ -257,6 +159,112 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _check_usable(path: Path) -> None:
+    """Refuse a path that is a file, or a folder with other things in it."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path}: is a file; name another --run-dir")
+    if not (path / "run.json").exists() and path.is_dir() and any(map(_is_foreign, path.iterdir())):
+        raise RunError(f"{path}: is not empty and holds no run; name another --run-dir")
+
+
 def _is_foreign(path: Path) -> bool:
-    """Whether an entry of a folder without run.json is not what a run that was just begun left."""
+    """Whether an entry of a folder without run.json is none that a run writes as it begins."""
     return path.name not in ("run.lock", "recipe.yaml") and not path.name.startswith(".")
+
+
+def _lock(path: Path) -> IO[str]:
+    """Lock a run folder for this process."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    lock = os.fdopen(owner_only(str(path / "run.lock"), flags), "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        raise RunError(f"{path}: in use by {owner}") from error
+    return lock
+
+
+def _start_or_continue(
+    path: Path,
+    lock: IO[str],
+    recipe_yaml: str,
+    provenance: Provenance,
+    resume: bool,
+    reread: Callable[[Path], str],
+) -> None:
+    existing = (path / "run.json").exists() and _has_results(path)
+    if existing and not resume:
+        raise RunError(
+            f"{path}: holds a run already; go on with --resume, or name another --run-dir"
+        )
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} since {now()}")
+    lock.flush()
+    remove_leftovers(path)
+    if existing:
+        _check_same(path, recipe_yaml, provenance, reread)
+        return
+    # A run without results was refused: what it found out about its data goes.
+    shutil.rmtree(path / "data", ignore_errors=True)
+    for name in ("data.json", "contamination.json"):
+        (path / name).unlink(missing_ok=True)
+    write_text(path / "recipe.yaml", recipe_yaml)
+    started = {"version": VERSION, "started": now(), **provenance.to_json()}
+    write_json(path / "run.json", started)
+
+
+def _has_results(path: Path) -> bool:
+    """Whether anything was trained or measured: a run whose recipe or data was refused has not."""
+    return any(found for kind in _RESULTS for found in path.glob(kind))
+
+
+def _check_same(
+    path: Path, recipe_yaml: str, provenance: Provenance, reread: Callable[[Path], str]
+) -> None:
+    """Refuse to continue a run of another format, model or recipe; bring an old one to this format."""
+    record = read_json(path / "run.json")
+    version = record.get("version") if isinstance(record, dict) else None
+    if version not in (1, VERSION):
+        raise RunError(
+            f"{path}: written by another release (run format {version}, this one reads 1 "
+            f"to {VERSION}); go on with that release, or name another --run-dir"
+        )
+    before, after = record.get("model_sha256"), provenance.model_sha256
+    if before != after:
+        raise RunError(
+            f"{path}: was started from other weights than {provenance.model_path} "
+            f"holds now (sha256 {before}, now {after}); put those back, or name another --run-dir"
+        )
+    started_with = reread(path / "recipe.yaml")
+    if started_with != recipe_yaml:
+        old, new = started_with.splitlines(), recipe_yaml.splitlines()
+        changed = next((n for n in new if n not in old), next((o for o in old if o not in new), ""))
+        raise RunError(
+            f"{path}: was started from another recipe (first difference: "
+            f"{changed.strip()!r}); resume with {path / 'recipe.yaml'}, or name another "
+            "--run-dir"
+        )
+    if version == 1:
+        _upgrade(path)
+        write_json(path / "run.json", {**record, "version": VERSION})
+
+
+def _upgrade(path: Path) -> None:
+    """Bring a run of format 1 to format 2."""
+    for unsealed in path.glob("work/*/last"):
+        raise RunError(
+            f"{unsealed}: a checkpoint without checksums, by a release that wrote none; "
+            f"go on with that release, or delete {unsealed.parent}: the phase starts anew"
+        )
+    for best in path.glob("work/*/best"):
+        # The newest checkpoint's, or a later one that will be found again.
+        states = map(read_json, best.parent.glob("step*/state.json"))
+        newest = max(states, key=lambda state: state["step"], default={"best": None})
+        if newest["best"] is not None:
+            best.replace(best.with_name(f"best{newest['best']['step']}"))
+    for done in path.glob("phase*/phase.json"):
+        seal(done.parent)
+    for result in path.glob("benchmarks/*.json"):
+        write_sealed(result, read_json(result))

@@ -1,8 +1,7 @@
-"""What a recipe would do, worked out before anything runs."""
+"""The forecast of a run: steps, exposures, memory and warnings, before anything runs."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,29 +13,33 @@ from mlx.utils import tree_flatten
 from forty2 import machine
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
+from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights, attach_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
-from forty2.recipe.schema import AnyPhase, Recipe
-from forty2.runs.phase_data import check_measured, phase_data
-from forty2.text.encoder import AnyPair, Encoder, RatedRow
-from forty2.training.batches import lengths_of, together, weights_of
+from forty2.recipe.schema import Recipe
+from forty2.runs.phase_data import PhaseData, check_measured, phase_data
+from forty2.text.encoder import Encoder
+from forty2.text.rows import AnyPair
+from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import WORTH, frozen_states_size
-from forty2.training.loop import due, order_of, total_steps
-from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.phase import Phase
+from forty2.training.schedule import plan_phase
 
 
-class PhasePlan(NamedTuple):
-    """What one phase would do."""
+class PhaseForecast(NamedTuple):
+    """The forecast of one phase."""
 
     name: str
     objective: str
     rows: int
     valid_rows: int
     dropped: int
+    """Rows whose response does not fit into max_length."""
     shortened: int
+    """Rows whose prompt loses its beginning to max_length."""
     median_tokens: int
     longest_tokens: int
-    """What max_length limits: of a pair, its prompt and the longer response."""
+    """The longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
     """How often each row is seen: the epochs."""
@@ -45,142 +48,135 @@ class PhasePlan(NamedTuple):
     peak_memory_gb: float
     """Estimated."""
     replayed_gb: float
-    """On disk while the phase runs: what frozen blocks make of its training rows."""
-    balance: float
-    """Of a kto phase: desirable rows over undesirable ones, times their weights; else 1."""
+    """Disk for the frozen blocks' states of the training rows, while the phase runs."""
+    data_warnings: tuple[str, ...]
+    """Properties of its rows that do not suit its objective."""
+
+    def warnings(self) -> list[str]:
+        """List what a user should look at before the run, each beginning with the phase's name."""
+        found = []
+        if self.exposures < 1:
+            found.append(f"{1 - self.exposures:.0%} of the rows are never seen")
+        if self.exposures > 10:
+            found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorised")
+        found += self.data_warnings
+        if self.dropped:
+            found.append(f"{self.dropped} rows are dropped, longer than max_length")
+        if self.shortened:
+            found.append(f"{self.shortened} prompts lose their beginning to max_length")
+        return [f"{self.name}: {warning}" for warning in found]
 
 
-class Plan(NamedTuple):
-    """What a run would do."""
+class RunForecast(NamedTuple):
+    """The forecast of a run."""
 
     name: str
     model: str
     parameters: int
     trainable: int
-    phases: tuple[PhasePlan, ...]
+    phases: tuple[PhaseForecast, ...]
     peak_memory_gb: float
     machine_memory_gb: float
     warnings: tuple[str, ...]
 
 
-def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
-    """Count what a recipe would do. Reads and tokenises the data; weights stay on disk."""
+class _ModelSize(NamedTuple):
+    """The sizes that memory depends on."""
+
+    weight_bytes: int
+    parameters: int
+    trainable: int
+
+
+def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
+    """Count what a recipe would do. Reads and tokenizes the data; weights stay on disk.
+
+    Raises:
+        DataError, ModelError: as the run would.
+    """
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
-    total = parameter_count(loaded.model)
+    parameters = parameter_count(loaded.model)
     attach_adapter(loaded.model, recipe.adapter, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
+    size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
-    phases, warnings = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, phase in recipe.phases.items():
-            one = _phase(
-                name, phase, recipe, loaded, encoder, Path(scratch), weight_bytes, trainable
-            )
-            phases.append(one)
-            if one.exposures < 1:
-                warnings.append(f"{name}: {1 - one.exposures:.0%} of the rows are never seen")
-            if one.exposures > 10:
-                warnings.append(
-                    f"{name}: each row is seen {one.exposures:.0f} times; expect it to be memorised"
-                )
-            if isinstance(phase, KtoPhase) and not 1 <= round(one.balance, 2) <= 1.34:
-                warnings.append(
-                    f"{name}: desirable rows weigh {one.balance:.2f} times what others do; 1 to 4/3 "
-                    "is best (desirable_weight, undesirable_weight)"
-                )
-            if one.dropped:
-                warnings.append(f"{name}: {one.dropped} rows are dropped, longer than max_length")
-            if one.shortened:
-                warnings.append(
-                    f"{name}: {one.shortened} prompts lose their beginning to max_length"
-                )
-    peak = max(one.peak_memory_gb for one in phases)
+        phases = tuple(
+            _forecast(name, recipe, phase_data(phase, recipe, encoder, Path(scratch)), loaded, size)
+            for name, phase in recipe.phases.items()
+        )
+    peak = max(phase.peak_memory_gb for phase in phases)
     memory = machine.memory_bytes() / 1e9
+    warnings = [warning for phase in phases for warning in phase.warnings()]
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
-    return Plan(
-        recipe.name, recipe.model, total, trainable, tuple(phases), peak, memory, tuple(warnings)
+    return RunForecast(
+        recipe.name, recipe.model, parameters, trainable, phases, peak, memory, tuple(warnings)
     )
 
 
-def _phase(
-    name: str,
-    phase: AnyPhase,
-    recipe: Recipe,
-    loaded: LoadedModel,
-    encoder: Encoder,
-    scratch: Path,
-    weight_bytes: int,
-    trainable: int,
-) -> PhasePlan:
-    data = phase_data(phase, recipe, encoder, scratch)
+def _forecast(
+    name: str, recipe: Recipe, data: PhaseData, loaded: LoadedModel, size: _ModelSize
+) -> PhaseForecast:
+    phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
-    valid_rows = len(data.valid.rows) if data.valid is not None else 0
-    lengths = lengths_of(data.train.rows)
-    order = order_of(phase, lengths, weights_of(data.train.rows), recipe.seed)
-    steps = total_steps(phase, order)
-    numbers = range(1, steps + 1)
-    memory = (
-        weight_bytes
-        + 4 * 4 * trainable  # weight, gradient, two moments
-        + _activation_bytes(
-            loaded, recipe.adapter.layers, max(together(), max(lengths)), phase.grad_checkpoint
-        )
+    lengths = lengths_of(rows)
+    course = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
+    exposures = course.exposures(course.steps)
+    activations = _activation_bytes(
+        loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
     )
-    exposures = steps * phase.accumulate / order.epoch_length
-    # Rows that are seen at all; the reference pass of a preference phase is one more time.
-    size = frozen_states_size(loaded.model, data.train.rows, range(len(lengths)))
-    stored = size.bytes / 1e9 * min(1.0, exposures)
-    replayed = max(1.0, exposures) + phase.needs_reference >= WORTH and stored <= phase.replay_gb
-    return PhasePlan(
-        name,
-        phase.objective,
-        len(lengths),
-        valid_rows,
-        len(data.train.dropped),
-        len(data.train.shortened),
-        int(np.median(lengths)),
-        _longest(data.train.rows, lengths),
-        steps,
-        exposures,
-        sum(due(phase.eval_every_steps, n, steps) for n in numbers) + 1,
-        sum(due(phase.save_every_steps, n, steps) for n in numbers),
-        memory / 1e9,
-        stored if replayed else 0.0,
-        _balance(phase, data.train.rows) if isinstance(phase, KtoPhase) else 1.0,
+    # Each trained parameter has a weight, a gradient and two moments of four bytes.
+    memory = size.weight_bytes + 4 * 4 * size.trainable + activations
+    return PhaseForecast(
+        name=name,
+        objective=phase.objective,
+        rows=len(lengths),
+        valid_rows=len(data.valid.rows) if data.valid is not None else 0,
+        dropped=len(data.train.dropped),
+        shortened=len(data.train.shortened),
+        median_tokens=int(np.median(lengths)),
+        longest_tokens=_longest(rows, lengths),
+        steps=course.steps,
+        exposures=exposures,
+        evaluations=course.evaluations,
+        saves=course.saves,
+        peak_memory_gb=memory / 1e9,
+        replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
+        data_warnings=tuple(phase.data_warnings(rows)),
     )
+
+
+def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: LoadedModel) -> float:
+    """Disk for the frozen blocks' states, in GB; 0 where keeping them does not pay or fit."""
+    size = frozen_states_size(loaded.model, rows, range(len(rows)))
+    stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
+    # The reference pass of a preference phase is one more time.
+    pays = max(1.0, exposures) + phase.needs_reference >= WORTH
+    return stored if pays and stored <= phase.replay_gb else 0.0
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     """Tokens of the longest sequence: each response of a pair follows the prompt by itself."""
     if isinstance(rows[0], AnyPair):
-        return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
+        return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
     return max(lengths)
-
-
-def _balance(phase: KtoPhase, rows: Sequence[RatedRow]) -> float:
-    """Desirable rows over the others, each times its weight; infinite where there are no others."""
-    sums = [
-        sum(row.weight for row in rows if row.desirable is verdict) for verdict in (True, False)
-    ]
-    desirable, others = sums[0] * phase.desirable_weight, sums[1] * phase.undesirable_weight
-    return desirable / others if others else math.inf
 
 
 def _activation_bytes(
     loaded: LoadedModel, layers: int | None, tokens: int, checkpointed: bool | int
 ) -> int:
-    """What a forward and backward pass over `tokens` keeps: each adapted block's values, and logits.
+    """Estimate the bytes of a forward and backward pass over `tokens`: block values and logits.
 
     A block keeps about ten vectors of the hidden size and four of the feed-forward size a token
     (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
     chunk at a time, about five times over (themselves, their softmax, what pulls them). All in fp32,
     as LoRA's own weights are, whatever the base's.
     """
-    config: dict[str, Any] = loaded.config
+    config = loaded.config
     hidden = int(config.get("hidden_size", 0))
     wide = int(config.get("intermediate_size", 4 * hidden))
     vocabulary = int(config.get("vocab_size", 0))
@@ -191,8 +187,8 @@ def _activation_bytes(
     return tokens * kept * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
 
 
-def format_plan(plan: Plan) -> str:
-    """A plan as text."""
+def format_plan(plan: RunForecast) -> str:
+    """Format a forecast as text."""
     share = plan.trainable / plan.parameters
     lines = [
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "

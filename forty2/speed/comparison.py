@@ -1,197 +1,234 @@
-"""Ours beside the peers on this machine: same model, rows, LoRA, precision and BLAS.
+"""Compare our time and memory with other trainers' on this machine.
 
-Each measurement is a process of its own in an environment of its own, on one thread, in turn: ours,
-theirs, ours, theirs. Only the ratios carry over to another machine. One epoch is all it takes, so
-that the reference pass counts.
+All get the same model, rows, LoRA, precision and BLAS. Each measurement is a process of its own on
+one thread, in turns: ours, theirs, ours, theirs. Only the ratios carry over to another machine. A
+measurement is one epoch, so that the reference pass counts.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-
-from mlx_lm.utils import load_model
+from typing import NamedTuple
 
 from forty2 import machine
 from forty2.errors import BenchmarkError
 from forty2.files import write_json
-from forty2.model import resolve
+from forty2.model.loading import load, resolve_model
 from forty2.progress import Progress, silent
-from forty2.speed import operation_count, tables
-from forty2.speed.environments import PEERS, measure, python_of
-from forty2.speed.growth import grow
-from forty2.speed.suites import BATCH, SUITES, Rows, compose, large_vocabulary
-from forty2.speed.workers.__main__ import Job
+from forty2.speed.environments import PEERS, measure, peer_python
+from forty2.speed.growth import measure_growth
+from forty2.speed.operation_count import linear_operations, linear_sizes, model_shapes
+from forty2.speed.results import ComparisonResult, Floor, SuiteResult
+from forty2.speed.suites import (
+    BATCH_SIZE,
+    SUITES,
+    Rows,
+    Suite,
+    compose_rows,
+    write_large_vocabulary_model,
+)
+from forty2.speed.tables import format_growth, format_suite
+from forty2.speed.workers.__main__ import Figures, Inputs, Job, Measurement
 
 GROWTH = "growth"
-NAMES = (*SUITES, GROWTH)
+SUITE_NAMES = (*SUITES, GROWTH)
 OURS, RATE = "forty2", "rate"
-OPERATIONS = {
-    "ours_dpo": operation_count.dpo_operations,
-    "ours_sft": operation_count.sft_operations,
-    "ours_truthfulqa": operation_count.scoring_operations,
-}
-
-Turn = tuple[str, str, Job]
-"""Python, worker, job."""
+"""Keys of the measurements that are not another trainer's: our own, and the machine's rate."""
 
 
-def bench(
-    suites: Sequence[str] = NAMES,
+@dataclass(frozen=True)
+class _Conditions:
+    """The conditions that all suites share."""
+
+    model: Path
+    dtype: str
+    row_count: int
+    rounds: int
+    peers: Sequence[str]
+    progress: Progress
+
+
+class _Turn(NamedTuple):
+    """A measurement to repeat in each round."""
+
+    python: str
+    worker: str
+    job: Job
+
+
+def compare_trainers(
+    suites: Sequence[str] = SUITE_NAMES,
     *,
     rows: int = 32,
     rounds: int = 2,
     model: str = "smollm2",
     peers: Sequence[str] = tuple(PEERS),
     out: Path | None = None,
-    say: Callable[[str], None] = print,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Measure suites, and tell a table of each as it is done.
+) -> ComparisonResult:
+    """Measure suites for ours and for other trainers.
 
-    A peer that cannot be installed or does not run is left out, and the table says why.
+    A trainer that cannot be installed or does not run is left out, and the result says why.
 
     Args:
-        rows: of a suite; of TruthfulQA, questions.
-        rounds: measurements of each, whose median counts.
+        suites: names of `SUITE_NAMES`.
+        rows: rows of each suite; of TruthfulQA, questions.
+        rounds: measurements of each trainer, whose median counts.
         model: folder, hub name or `smollm2`.
-        peers: whom to measure beside ours.
-        out: JSON file for every sample, written anew after each suite.
-        say: told the tables, and what is downloaded.
+        peers: the other trainers, by their names in `PEERS`.
+        out: JSON file for every measurement, written after each suite.
+        progress: also receives each finished suite as text, in `info["table"]`.
 
     Raises:
         BenchmarkError: the rows do not make whole batches, or ours does not run.
         ModelError: the model cannot be loaded.
     """
-    if rows < BATCH or rows % BATCH:
+    if rows < BATCH_SIZE or rows % BATCH_SIZE:
         raise BenchmarkError(
-            f"{rows} rows: give a multiple of {BATCH}, for every trainer here takes batches of that"
+            f"{rows} rows do not make whole batches; give a multiple of {BATCH_SIZE}, the batch "
+            "size of every trainer here"
         )
-    folder, dtype = resolve(model), precision()
-    result: dict[str, Any] = {
-        "machine": machine.facts(),
-        "model": model,
-        "precision": dtype,
-        "rows": rows,
-        "rounds": rounds,
-        "batch_size": BATCH,
-        "suites": {},
-    }
+    conditions = _Conditions(resolve_model(model), precision(), rows, rounds, peers, progress)
+    result = ComparisonResult(
+        machine=machine.facts(),
+        model=model,
+        precision=conditions.dtype,
+        rows=rows,
+        rounds=rounds,
+        batch_size=BATCH_SIZE,
+    )
     for name in suites:
         if name == GROWTH:
-            result[GROWTH] = grow(folder, dtype, rounds, progress)
-            say(tables.growth_table(result[GROWTH]))
+            growth = measure_growth(conditions.model, conditions.dtype, rounds, progress)
+            result, table = replace(result, growth=growth), format_growth(growth)
         else:
-            with tempfile.TemporaryDirectory() as made:
-                of = large_vocabulary(Path(made) / name) if name == "vocabulary" else folder
-                composed = compose(name, rows, of)
-                measured = beside(name, of, dtype, composed, rounds, peers, say, progress)
-            result["suites"][name] = measured
-            say(tables.suite_table(name, measured))
+            suite = _compare_on_suite(name, conditions)
+            result = replace(result, suites={**result.suites, name: suite})
+            table = format_suite(name, suite)
         if out is not None:
-            write_json(out, result)
+            write_json(out, result.as_json())
+        progress(name, 1, 1, {"table": table})
     return result
 
 
 def precision() -> str:
-    """fp32 on the CPU, where 16-bit products are many times slower, bf16 on a GPU."""
+    """Return the precision to measure in, as mlx names it.
+
+    That is fp32 on a CPU, where 16-bit products are many times slower, and bf16 on a GPU.
+    """
     return "bfloat16" if machine.on_gpu() else "float32"
 
 
-def beside(
-    name: str,
-    model: Path,
-    dtype: str,
-    rows: Rows,
-    rounds: int,
-    peers: Sequence[str],
-    say: Callable[[str], None],
-    progress: Progress,
-) -> dict[str, Any]:
-    """One suite: what each took, our share of what each peer took, and the operation_count."""
-    suite = SUITES[name]
-    units = len(rows.rows) // (BATCH if suite.unit == "batch" else 1)
-    job = Job(str(model), dtype, rows.rows, units, rows.tokens)
-    turns: dict[str, Turn] = {OURS: (sys.executable, suite.ours, job)}
-    operations, products = _floor(suite.ours, job, rows.work)
-    if products is not None:
-        turns[RATE] = (sys.executable, "matmul_rate", products)
-    left_out: dict[str, str] = {}
-    for peer in (peer for peer in suite.peers if peer in peers):
-        try:
-            turns[peer] = (python_of(peer, say), suite.peers[peer], job)
-        except BenchmarkError as error:
-            left_out[peer] = str(error)
-    runs = _in_turn(name, turns, rounds, left_out, progress)
-    medians = {who: medians_of([run["figures"] for run in each]) for who, each in runs.items()}
-    rate, ours = medians.pop(RATE, None), medians[OURS]
-    result: dict[str, Any] = {
-        "unit": suite.unit,
-        "units": units,
-        "tokens": rows.tokens,
-        "source": rows.source,
-        "medians": medians,
-        "ratios": {
-            peer: {key: ours[key] / theirs[key] for key in theirs}
-            for peer, theirs in medians.items()
-            if peer != OURS
-        },
-        "left_out": left_out,
-        "runs": runs,
-    }
-    if rate is not None:
-        seconds = operations / units / rate["per_s"]
-        result["floor"] = {
-            "operations": operations,
-            "operations_per_s": rate["per_s"],
-            "seconds": seconds,
-            "ratio": ours["seconds"] / seconds,
+def median_figures(samples: Sequence[Figures]) -> Figures:
+    """Compute the median of each figure."""
+    return Figures(
+        **{
+            field.name: statistics.median(getattr(each, field.name) for each in samples)
+            for field in fields(Figures)
         }
-    return result
+    )
 
 
-def _floor(worker: str, job: Job, work: operation_count.Work) -> tuple[int, Job | None]:
-    """How many operations are needed, and the products to measure the machine by; or none."""
-    model, config = load_model(Path(job.model), lazy=True)
-    shapes = operation_count.shapes(model, config, layers=job.layers, rank=job.lora["rank"])
+def ratio_of_figures(ours: Figures, theirs: Figures) -> Figures:
+    """Divide each of our figures by theirs."""
+    return Figures(
+        **{f.name: getattr(ours, f.name) / getattr(theirs, f.name) for f in fields(Figures)}
+    )
+
+
+def _compare_on_suite(name: str, conditions: _Conditions) -> SuiteResult:
+    suite = SUITES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        model = conditions.model
+        if name == "vocabulary":
+            model = write_large_vocabulary_model(Path(folder) / name)
+        rows = compose_rows(name, conditions.row_count, model)
+        units = rows.count // (BATCH_SIZE if suite.unit == "batch" else 1)
+        job = Job(str(model), conditions.dtype, rows.inputs, units, rows.tokens)
+        turns = {OURS: _Turn(sys.executable, suite.ours, job)}
+        operations, rate_job = _floor_job(suite, job, rows)
+        if rate_job is not None:
+            turns[RATE] = _Turn(sys.executable, "matmul_rate", rate_job)
+        left_out: dict[str, str] = {}
+        for peer in (peer for peer in suite.peers if peer in conditions.peers):
+            try:
+                python = peer_python(peer, conditions.progress)
+                turns[peer] = _Turn(python, suite.peers[peer], job)
+            except BenchmarkError as error:
+                left_out[peer] = str(error)
+        runs, failed = _measure_in_turns(name, turns, conditions)
+    medians = {
+        trainer: median_figures([each.figures for each in measurements])
+        for trainer, measurements in runs.items()
+    }
+    rate, ours = medians.pop(RATE, None), medians[OURS]
+    return SuiteResult(
+        unit=suite.unit,
+        units=units,
+        tokens=rows.tokens,
+        source=rows.source,
+        medians=medians,
+        ratios={
+            trainer: ratio_of_figures(ours, theirs)
+            for trainer, theirs in medians.items()
+            if trainer != OURS
+        },
+        left_out={**left_out, **failed},
+        runs=runs,
+        floor=None if rate is None else _floor(operations, units, rate, ours),
+    )
+
+
+def _floor_job(suite: Suite, job: Job, rows: Rows) -> tuple[int, Job | None]:
+    """Count the operations that a suite needs, and plan the measurement of the machine's rate.
+
+    Returns:
+        0 and None if the operations of the model cannot be counted.
+    """
+    loaded = load(job.model, lazy=True)
+    shapes = model_shapes(loaded.model, loaded.config, layers=job.layers, rank=job.rank)
     if shapes is None:
         return 0, None
-    sizes = operation_count.linear_counts(model)
+    sizes = linear_sizes(loaded.model)
     tokens = max(1, round(job.counted / job.units))
-    products = dataclasses.replace(
+    rate_job = replace(
         job,
-        rows=sizes,
-        batch_size=tokens,
+        inputs=Inputs(products=sizes, product_tokens=tokens),
         units=1,
-        counted=operation_count.operations_of(sizes, tokens),
+        counted=linear_operations(sizes, tokens),
     )
-    return OPERATIONS[worker](shapes, work), products
+    return suite.count_operations(shapes, rows.work), rate_job
 
 
-def _in_turn(
-    name: str, turns: Mapping[str, Turn], rounds: int, left_out: dict[str, str], progress: Progress
-) -> dict[str, list[dict[str, Any]]]:
-    """All, one after the other, and again; a peer that fails is left out from then on."""
-    runs: dict[str, list[dict[str, Any]]] = {who: [] for who in turns}
-    steps = [who for _ in range(rounds) for who in turns]
-    for done, who in enumerate(steps, 1):
-        if who in runs:
+def _floor(operations: int, units: int, rate: Figures, ours: Figures) -> Floor:
+    seconds = operations / units / rate.per_s
+    return Floor(operations, rate.per_s, seconds, ours.seconds / seconds)
+
+
+def _measure_in_turns(
+    name: str, turns: Mapping[str, _Turn], conditions: _Conditions
+) -> tuple[dict[str, list[Measurement]], dict[str, str]]:
+    """Measure each trainer once, and again in every round; a trainer that fails drops out.
+
+    Returns:
+        Measurements by trainer, and by trainer that dropped out the reason.
+    """
+    runs: dict[str, list[Measurement]] = {trainer: [] for trainer in turns}
+    failed: dict[str, str] = {}
+    order = [trainer for _ in range(conditions.rounds) for trainer in turns]
+    for done, trainer in enumerate(order, 1):
+        if trainer in runs:
             try:
-                runs[who].append(measure(*turns[who]))
+                runs[trainer].append(measure(*turns[trainer]))
             except BenchmarkError as error:
-                if who in (OURS, RATE):
+                if trainer in (OURS, RATE):
                     raise
-                left_out[who] = str(error)
-                del runs[who]
-        progress(name, done, len(steps), {"last": who})
-    return runs
-
-
-def medians_of(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure."""
-    return {key: statistics.median(each[key] for each in samples) for key in samples[0]}
+                failed[trainer] = str(error)
+                del runs[trainer]
+        conditions.progress(name, done, len(order), {"last": trainer})
+    return runs, failed

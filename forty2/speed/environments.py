@@ -1,8 +1,7 @@
-"""The peers' environments: each its own, made on first use from the Python package index."""
+"""The other trainers' environments: one each, made on first use from the Python package index."""
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -12,25 +11,29 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from forty2 import machine
-from forty2.errors import BenchmarkError
-from forty2.speed.workers.__main__ import Job
+from forty2.errors import BenchmarkError, first_line
+from forty2.progress import Progress
+from forty2.speed.workers.__main__ import Job, Measurement
 
 WORKERS = Path(__file__).parent / "workers"
 MLX_LM = "mlx-lm==0.32.2"
 
 
-class Peer(NamedTuple):
-    """What is installed for a peer, beside the mlx that runs ours."""
+@dataclass(frozen=True)
+class Peer:
+    """Another trainer, by the packages to install beside the mlx that runs ours."""
 
     package: str
-    along: tuple[str, ...] = (MLX_LM,)
-    off_mac: tuple[str, ...] | None = None
-    """Of a peer that asks for CUDA's packages on Linux: what it really needs there."""
+    companions: tuple[str, ...] = (MLX_LM,)
+    """Packages that its worker needs and it does not bring."""
+    linux_dependencies: tuple[str, ...] | None = None
+    """Set if the package asks for CUDA's packages on Linux: the dependencies to install instead of
+    all that it asks for."""
 
 
 PEERS = {
@@ -39,105 +42,118 @@ PEERS = {
     "mlx-optiq": Peer("mlx-optiq==0.7.7"),
     "unsloth": Peer(
         "unsloth_zoo==2026.10.9",
-        off_mac=("transformers<=5.17", "datasets<5", "psutil", "packaging", "pillow"),
+        linux_dependencies=("transformers<=5.17", "datasets<5", "psutil", "packaging", "pillow"),
     ),
 }
 
 
-def python_of(name: str, say: Callable[[str], None]) -> str:
-    """The interpreter of a peer's environment.
+def peer_python(name: str, progress: Progress) -> str:
+    """Return the path of the interpreter in a trainer's environment, which is made if missing.
 
     Raises:
         BenchmarkError: it could not be made.
     """
-    installs = _installs(PEERS[name])
-    short = hashlib.sha256(json.dumps(installs).encode()).hexdigest()[:8]
+    pip_calls = _pip_calls(PEERS[name])
+    short = hashlib.sha256(json.dumps(pip_calls).encode()).hexdigest()[:8]
     folder = machine.cache_dir() / "bench" / f"{name}-{short}"
-    python, done = folder / "bin" / "python", folder / "done"
-    if not done.exists():
+    complete = folder / "done"
+    if not complete.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
-            if not done.exists():
-                say(f"{PEERS[name].package}: downloading into {folder}, once")
-                _make(folder, python, name, installs)
-                done.touch()
-    return str(python)
+            if not complete.exists():
+                stage = f"installing {PEERS[name].package} into {folder}"
+                progress(stage, 0, 1, {})
+                _make_environment(folder, name, pip_calls)
+                complete.touch()
+                progress(stage, 1, 1, {})
+    return str(_python(folder))
 
 
-def measure(python: str, worker: str, job: Job) -> dict[str, Any]:
-    """One measurement in a process of its own, on one thread: what the worker prints.
+def measure(python: str, worker: str, job: Job) -> Measurement:
+    """Run a worker in a process of its own, on one thread.
+
+    Args:
+        python: path of the interpreter.
+        worker: name of the worker's module.
 
     Raises:
         BenchmarkError: it failed.
     """
-    # Ours finds forty2 as this process did; a peer must see no packages but its own.
-    outside = os.environ if python == sys.executable else _outside()
+    # Ours finds forty2 as this process did; other trainers must see only their own packages.
+    environment = dict(os.environ) if python == sys.executable else _without_python_path()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
-        path.write_text(json.dumps(dataclasses.asdict(job)))
+        job.write(path)
         done = subprocess.run(
             [python, str(WORKERS), worker, str(path)],
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
-            env={**outside, "OPENBLAS_NUM_THREADS": "1"},
+            env={**environment, "OPENBLAS_NUM_THREADS": "1"},
         )
     if done.returncode:
-        raise BenchmarkError(f"{worker} failed: {_reason(done.stderr, done.returncode)}")
-    printed: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return printed
+        raise BenchmarkError(f"{worker} failed: {_last_error(done)}")
+    return Measurement.from_json(done.stdout.strip().splitlines()[-1])
 
 
-def _installs(peer: Peer) -> list[list[str]]:
-    """What pip is given, call by call."""
-    if sys.platform == "darwin" or peer.off_mac is None:
-        return [[*_mlx(), peer.package, *peer.along]]
-    return [[*_mlx(), *peer.along, *peer.off_mac], ["--no-deps", peer.package]]
+def _pip_calls(peer: Peer) -> list[list[str]]:
+    """List the arguments of each call of pip."""
+    if sys.platform == "darwin" or peer.linux_dependencies is None:
+        return [[*_installed_mlx(), peer.package, *peer.companions]]
+    return [
+        [*_installed_mlx(), *peer.companions, *peer.linux_dependencies],
+        ["--no-deps", peer.package],
+    ]
 
 
-def _mlx() -> list[str]:
-    """The mlx that is installed here, and the BLAS that it is given."""
-    here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+def _installed_mlx() -> list[str]:
+    """Name the mlx and the OpenBLAS that are installed here, by their versions, for pip."""
+    versions = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     if sys.platform == "darwin":
-        return [f"mlx=={here['mlx']}"]
-    cuda = [f"cuda{release}" for release in (13, 12) if f"mlx-cuda-{release}" in here]
-    blas = [f"{name}=={here[name]}" for name in here if name == "cmeel-openblas"]
-    return [f"mlx[{(cuda or ['cpu'])[0]}]=={here['mlx']}", *blas]
+        return [f"mlx=={versions['mlx']}"]
+    cuda = [f"cuda{release}" for release in (13, 12) if f"mlx-cuda-{release}" in versions]
+    blas = [f"{name}=={versions[name]}" for name in versions if name == "cmeel-openblas"]
+    return [f"mlx[{(cuda or ['cpu'])[0]}]=={versions['mlx']}", *blas]
 
 
-def _make(folder: Path, python: Path, name: str, installs: Sequence[Sequence[str]]) -> None:
+def _make_environment(folder: Path, name: str, pip_calls: Sequence[Sequence[str]]) -> None:
     try:
         venv.create(folder, with_pip=True, clear=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BenchmarkError(
-            f"{name}: no virtual environment can be made in {folder}: {error}; on Debian: "
-            "apt install python3-venv"
+            f"{name}: no virtual environment can be made in {folder}: {first_line(error)}; on "
+            "Debian: apt install python3-venv"
         ) from error
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for arguments in installs:
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for arguments in pip_calls:
         done = subprocess.run(
-            [*pip, *arguments],
+            [str(_python(folder)), *pip, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
-            env=_outside(),
+            env=_without_python_path(),
             check=False,
         )
         if done.returncode:
             raise BenchmarkError(
-                f"{name}: pip could not install {arguments[-1]}: "
-                f"{_reason(done.stderr, done.returncode)}; check the network"
+                f"{name}: pip could not install {arguments[-1]}: {_last_error(done)}; check the "
+                "network"
             )
 
 
-def _outside() -> Mapping[str, str]:
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _without_python_path() -> dict[str, str]:
+    """Return the environment variables without the one that adds packages of this process."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def _reason(stderr: str, code: int) -> str:
-    """What went wrong, from a program's last words."""
-    said = [line.strip() for line in stderr.splitlines() if line.strip()]
-    error = next((line for line in said if line.startswith("ERROR")), (said or [""])[-1])
-    return error[:300] or f"it ended with {code} and said nothing"
+def _last_error(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why a process failed: its first line that begins with ERROR, else its last line."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    return errors[0][:300] if errors else f"exit code {done.returncode}, without a message"

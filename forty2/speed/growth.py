@@ -1,4 +1,4 @@
-"""How the cost of ours grows, so that a term that grows faster than it should is seen."""
+"""Growth of our own cost with size, so that a cost that grows faster than it should is noticed."""
 
 from __future__ import annotations
 
@@ -8,75 +8,82 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
 
-from forty2.data.library import rows as library
+from forty2.data.library import rows as library_rows
 from forty2.progress import Progress
 from forty2.speed.environments import measure
-from forty2.speed.suites import BATCH, pairs, prose
-from forty2.speed.workers.__main__ import Job
+from forty2.speed.results import GrowthCurve
+from forty2.speed.suites import BATCH_SIZE, compose_pairs, english_tokens
+from forty2.speed.workers.__main__ import Inputs, Job
 
-PROMPTS = (64, 128, 256, 512, 1024, 2048)
-"""Tokens, in batches of two pairs with responses of 48."""
-BATCHES = (1, 2, 4, 8, 16)
-"""Pairs of 64 + 48 + 48 tokens."""
-DATA = (100, 1_000, 10_000, 100_000)
+PROMPT_TOKENS = (64, 128, 256, 512, 1024, 2048)
+"""Tokens of a prompt, in batches of two pairs with responses of 48 tokens."""
+BATCH_SIZES = (1, 2, 4, 8, 16)
+"""Pairs in a batch, each of 64 + 48 + 48 tokens."""
+DATA_ROWS = (100, 1_000, 10_000, 100_000)
 """Conversations of about 100 tokens."""
 STEPS = 2
 RESPONSES = (48, 48)
 
 
-class Point(NamedTuple):
-    """Something to measure at one size."""
+@dataclass(frozen=True)
+class Point:
+    """One size to measure."""
 
-    what: str
+    quantity: str
+    """The quantity that grows."""
     size: int
     worker: str
+    memory: str
+    """The memory that counts: a field of `Figures`."""
     job: Job
 
 
-def grow(model: Path, dtype: str, rounds: int, progress: Progress) -> dict[str, Any]:
-    """By what grows: sizes, medians of seconds and gigabytes, and exponents between neighbours."""
-    result: dict[str, Any] = {}
+def measure_growth(
+    model: Path, dtype: str, rounds: int, progress: Progress
+) -> dict[str, GrowthCurve]:
+    """Measure our cost at each size.
+
+    Returns:
+        Medians over the rounds, by the quantity that grows.
+    """
+    measured: dict[str, list[tuple[int, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        every = list(points(model, dtype, Path(folder)))
-        for done, point in enumerate(every, 1):
-            samples = [
-                measure(sys.executable, point.worker, point.job)["figures"] for _ in range(rounds)
+        points = list(growth_points(model, dtype, Path(folder)))
+        for done, point in enumerate(points, 1):
+            figures = [
+                measure(sys.executable, point.worker, point.job).figures for _ in range(rounds)
             ]
-            # What data takes is no business of mlx.
-            memory = "mlx_gb" if point.worker == "ours_dpo" else "process_gb"
-            grown = result.setdefault(point.what, {"size": [], "seconds": [], "gb": []})
-            grown["size"].append(point.size)
-            grown["seconds"].append(median(sample["seconds"] for sample in samples))
-            grown["gb"].append(median(sample[memory] for sample in samples))
-            progress("growth", done, len(every), {})
-    for grown in result.values():
-        for of in ("seconds", "gb"):
-            grown[f"{of}_exponents"] = exponents(grown["size"], grown[of])
-    return result
+            seconds = median(each.seconds for each in figures)
+            gigabytes = median(getattr(each, point.memory) for each in figures)
+            measured.setdefault(point.quantity, []).append((point.size, seconds, gigabytes))
+            progress("growth", done, len(points), {})
+    return {quantity: _curve(costs) for quantity, costs in measured.items()}
 
 
-def points(model: Path, dtype: str, folder: Path) -> Iterator[Point]:
-    """Everything to measure; files of data are written into a folder."""
-    stream = prose(model)
-    for what, sizes in (("prompt tokens", PROMPTS), ("batch size", BATCHES)):
-        for size in sizes:
-            batch, prompt = (2, size) if what == "prompt tokens" else (size, PROMPTS[0])
-            rows = pairs(STEPS * batch, (prompt, *RESPONSES), stream, what, spread=0)
-            job = Job(str(model), dtype, rows.rows, STEPS, rows.tokens, batch_size=batch)
-            yield Point(what, size, "ours_dpo", job)
-    for size in DATA:
-        data = folder / f"{size}.jsonl"
-        write_chats(data, size)
-        for what, worker in (("rows prepared", "ours_prepare"), ("rows batched", "ours_batches")):
-            yield Point(what, size, worker, Job(str(model), dtype, [str(data)], 1, size, BATCH))
+def growth_points(model: Path, dtype: str, folder: Path) -> Iterator[Point]:
+    """Yield every point to measure; data files are written into a folder."""
+    tokens = english_tokens(model)
+    batches = [("prompt tokens", size, 2, size) for size in PROMPT_TOKENS]
+    batches += [("batch size", size, size, PROMPT_TOKENS[0]) for size in BATCH_SIZES]
+    for quantity, size, batch_size, prompt in batches:
+        rows = compose_pairs(STEPS * batch_size, (prompt, *RESPONSES), tokens, quantity, spread=0)
+        job = Job(str(model), dtype, rows.inputs, STEPS, rows.tokens, batch_size=batch_size)
+        yield Point(quantity, size, "ours_dpo", "mlx_gb", job)
+    for size in DATA_ROWS:
+        path = folder / f"{size}.jsonl"
+        write_chats(path, size)
+        job = Job(str(model), dtype, Inputs(data_file=str(path)), 1, size, batch_size=BATCH_SIZE)
+        # Preparing data happens outside mlx's memory.
+        yield Point("rows prepared", size, "ours_prepare", "process_gb", job)
+        yield Point("rows batched", size, "ours_batches", "process_gb", job)
 
 
-def exponents(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
-    """Between neighbours: 1 is proportional, 2 is square."""
+def growth_exponents(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
+    """Compute the exponent of a cost between neighbouring sizes: 1 is proportional, 2 is square."""
     return [
         math.log(costs[i + 1] / costs[i]) / math.log(sizes[i + 1] / sizes[i])
         for i in range(len(sizes) - 1)
@@ -84,8 +91,8 @@ def exponents(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
 
 
 def write_chats(path: Path, count: int) -> None:
-    """Conversations of the library's words, no two alike."""
-    words = [word for row in library("myths_a") for text in row["true"] for word in text.split()]
+    """Write conversations of random words from the package's library, each different."""
+    words = [w for row in library_rows("myths_a") for text in row["true"] for w in text.split()]
     generator = random.Random(count)
     with path.open("w") as file:
         for n in range(count):
@@ -94,3 +101,14 @@ def write_chats(path: Path, count: int) -> None:
             turns = [("user", question), ("assistant", answer)]
             messages = [{"role": role, "content": content} for role, content in turns]
             file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def _curve(costs: Sequence[tuple[int, float, float]]) -> GrowthCurve:
+    sizes, seconds, gigabytes = (list(column) for column in zip(*costs, strict=True))
+    return GrowthCurve(
+        size=sizes,
+        seconds=seconds,
+        gb=gigabytes,
+        seconds_exponents=growth_exponents(sizes, seconds),
+        gb_exponents=growth_exponents(sizes, gigabytes),
+    )

@@ -1,82 +1,114 @@
-"""The fewest operations that a suite needs, and so the least time that it can take on a machine.
+"""The fewest operations that a suite needs, hence the least time that it can take on a machine.
 
-Counted are matrix products, a multiplication and an addition each: every frozen block once for
-each token, the trained blocks once for the reference and once forward and once backward to their
-inputs (their weights are frozen) for the policy, adapters with their own gradients, and the head
-only where something is supervised. A prompt is computed once for all its responses. Everything
-else (norms, rotations, softmax, the optimizer, padding) is taken to cost nothing.
+Counted are matrix products, a multiplication and an addition each. Every frozen block runs once for
+each token. The trained blocks run once for the reference, and for the policy once forward and once
+backward to their inputs (their weights are frozen); adapters also need their own gradients. The
+head runs only where something is supervised. A prompt is computed once for all its responses.
+Everything else (norms, rotations, softmax, the optimizer, padding) is taken to cost nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.nn as nn
 
+from forty2.files import JsonObject
 from forty2.model.surgery import blocks
 
+LinearSize = tuple[int, int, int]
+"""Inputs and outputs of a linear layer, and the number of layers of that size."""
 
-class Shapes(NamedTuple):
-    """What a token meets in a model, in multiplications."""
+
+@dataclass(frozen=True)
+class Shapes:
+    """Multiplications that one token costs in a model, by the part of the model."""
 
     frozen: int
-    """In the linear layers of the blocks below the adapters."""
+    """Linear layers of the blocks below the adapters."""
     trained: int
-    """In those of the blocks with adapters, adapters not included."""
+    """Linear layers of the blocks with adapters, adapters not included."""
     adapters: int
+    """Adapters."""
     frozen_width: int
-    """Heads × head size, summed over the blocks below the adapters: what a query costs for each key
-    that it attends, and a value for each query."""
+    """Heads × head size, summed over the blocks below the adapters: a query's cost for each key that
+    it attends to, and again for each value."""
     trained_width: int
+    """The same for the blocks with adapters."""
     head: int
-    """Of the output head, for a position whose logits are needed."""
+    """Output head, for each position whose logits are needed."""
 
 
-class Work(NamedTuple):
-    """What some rows come to."""
+@dataclass(frozen=True)
+class Work:
+    """The size of some rows, in what their computation costs."""
 
     tokens: int
-    """That the model is fed."""
+    """Tokens that the model is fed."""
     attended: int
-    """Keys that all of them attend, themselves included."""
+    """Keys that these tokens attend to, each token's own included, summed."""
     supervised: int
     """Positions whose logits are needed."""
 
-    def __add__(self, other: Any) -> Work:
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.tokens + other.tokens,
+            self.attended + other.attended,
+            self.supervised + other.supervised,
+        )
 
 
-NOTHING = Work(0, 0, 0)
+NO_WORK = Work(0, 0, 0)
 
 
-def shapes(
-    model: nn.Module, config: Mapping[str, Any], *, layers: int = 0, rank: int = 0
+# --- models ---------------------------------------------------------------------------------------
+
+
+def model_shapes(
+    model: nn.Module, config: JsonObject, *, layers: int = 0, rank: int = 0
 ) -> Shapes | None:
-    """A model's shapes with adapters of a rank on its last blocks; None where they are not plain.
+    """Measure a model with adapters on its last blocks.
 
-    Plain are blocks that run all their linear layers on every token: no mixtures of experts.
+    Args:
+        config: the model's `config.json`.
+        layers: blocks with adapters, counted from the last.
+        rank: rank of the adapters.
+
+    Returns:
+        None if some linear layers do not run on every token: in mixtures of experts.
     """
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if not heads or not width or any("expert" in key for key in config):
         return None
-    width_of_heads = heads * (config.get("head_dim") or width // heads)
-    every = [list(linear_sizes(block)) for block in blocks(model)]
-    depth = max(0, len(every) - layers)
-    counts = [sum(a * b for a, b in block) for block in every]
+    attention_width = heads * (config.get("head_dim") or width // heads)
+    sizes = [list(_linear_layers(block)) for block in blocks(model)]
+    depth = max(0, len(sizes) - layers)
+    costs = [sum(inputs * outputs for inputs, outputs in block) for block in sizes]
     return Shapes(
-        frozen=sum(counts[:depth]),
-        trained=sum(counts[depth:]),
-        adapters=sum(rank * (a + b) for block in every[depth:] for a, b in block),
-        frozen_width=width_of_heads * depth,
-        trained_width=width_of_heads * (len(every) - depth),
+        frozen=sum(costs[:depth]),
+        trained=sum(costs[depth:]),
+        adapters=sum(rank * (a + b) for block in sizes[depth:] for a, b in block),
+        frozen_width=attention_width * depth,
+        trained_width=attention_width * (len(sizes) - depth),
         head=width * config["vocab_size"],
     )
 
 
-def linear_sizes(module: nn.Module) -> Iterable[tuple[int, int]]:
-    """Inputs and outputs of the linear layers in a module."""
+def linear_sizes(model: nn.Module) -> list[LinearSize]:
+    """List the sizes of the linear layers in all blocks."""
+    counts = Counter(size for block in blocks(model) for size in _linear_layers(block))
+    return [(*size, times) for size, times in sorted(counts.items())]
+
+
+def linear_operations(sizes: Sequence[LinearSize], tokens: int) -> int:
+    """Count the operations of linear layers on some tokens."""
+    return sum(2 * tokens * inputs * outputs * times for inputs, outputs, times in sizes)
+
+
+def _linear_layers(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """Yield inputs and outputs of each linear layer in a module."""
     for _, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             outputs, inputs = layer.weight.shape
@@ -86,64 +118,56 @@ def linear_sizes(module: nn.Module) -> Iterable[tuple[int, int]]:
             yield packed * 32 // layer.bits, outputs
 
 
-def linear_counts(model: nn.Module) -> list[tuple[int, int, int]]:
-    """Inputs, outputs and how often, of the linear layers of all blocks."""
-    found = Counter(size for block in blocks(model) for size in linear_sizes(block))
-    return [(*size, times) for size, times in sorted(found.items())]
+# --- rows -----------------------------------------------------------------------------------------
 
 
-def operations_of(sizes: Iterable[tuple[int, int, int]], tokens: int) -> int:
-    """Of such layers on so many tokens."""
-    return sum(2 * tokens * inputs * outputs * times for inputs, outputs, times in sizes)
+def responses_work(prompt: int, responses: Sequence[int], *, cached: int = 0) -> Work:
+    """Count the work of a prompt and its responses, by their numbers of tokens.
 
+    The prompt's last token is fed with each response, whose first token it predicts; a response's
+    own last token predicts nothing and is not fed.
 
-# --- rows ---
-
-
-def shared(prompt: int, responses: Sequence[int], known: int = 0) -> Work:
-    """A prompt and its responses, by their tokens; the first `known` of the prompt are there.
-
-    A response is predicted from the prompt's last token on, which is fed with it; its own last
-    token predicts nothing and is not fed.
+    Args:
+        cached: tokens at the start of the prompt whose keys and values are there already.
     """
-    work = _span(known, prompt - 1 - known)
+    work = _span(cached, prompt - 1 - cached)
     for response in responses:
-        work += _span(prompt - 1, response)._replace(supervised=response)
+        work += replace(_span(prompt - 1, response), supervised=response)
     return work
 
 
-def chat(tokens: int, start: int) -> Work:
-    """A row that is supervised from `start` on."""
-    return _span(0, tokens - 1)._replace(supervised=tokens - max(1, start))
+def conversation_work(tokens: int, start: int) -> Work:
+    """Count the work of a row of so many tokens that is supervised from position `start` on."""
+    return replace(_span(0, tokens - 1), supervised=tokens - max(1, start))
 
 
 def _span(start: int, tokens: int) -> Work:
-    """Tokens at positions `start` and on: the one at position t attends t + 1."""
+    """Count tokens at positions from `start` on; the one at position t attends to t + 1 keys."""
     return Work(tokens, tokens * start + tokens * (tokens + 1) // 2, 0)
 
 
-# --- suites ---
+# --- suites ---------------------------------------------------------------------------------------
 
 
 def dpo_operations(model: Shapes, work: Work) -> int:
-    """One epoch of DPO: the frozen blocks, the reference, the policy."""
+    """Count the operations of one epoch of DPO: the frozen blocks, the reference, the policy."""
     reference = _forward(model.trained, model.trained_width, work) + _head(model, work)
-    return _forward(model.frozen, model.frozen_width, work) + reference + _learning(model, work)
+    return _forward(model.frozen, model.frozen_width, work) + reference + _policy(model, work)
 
 
 def sft_operations(model: Shapes, work: Work) -> int:
-    """One epoch of SFT."""
-    return _forward(model.frozen, model.frozen_width, work) + _learning(model, work)
+    """Count the operations of one epoch of SFT."""
+    return _forward(model.frozen, model.frozen_width, work) + _policy(model, work)
 
 
 def scoring_operations(model: Shapes, work: Work) -> int:
-    """Log-probabilities alone."""
+    """Count the operations of log-probabilities without gradients."""
     weights, width = model.frozen + model.trained, model.frozen_width + model.trained_width
     return _forward(weights, width, work) + _head(model, work)
 
 
-def _learning(model: Shapes, work: Work) -> int:
-    """Forward and backward through the trained blocks and the head."""
+def _policy(model: Shapes, work: Work) -> int:
+    """Count forward and backward through the trained blocks, the adapters and the head."""
     forward = _forward(model.trained, model.trained_width, work) + _head(model, work)
     # Attention has two products forward, and two for the gradient of each.
     backward = 2 * model.trained * work.tokens + 8 * model.trained_width * work.attended

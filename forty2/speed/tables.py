@@ -1,62 +1,62 @@
-"""What was measured, as text."""
+"""Results as tables of text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from forty2.speed.results import GrowthCurve, SuiteResult
+from forty2.speed.workers.__main__ import Figures
 
 
-def suite_table(name: str, suite: Mapping[str, Any]) -> str:
-    """Medians of all, and beside each peer's time and memory the ratio of ours to its."""
-    head = f"s/{suite['unit']}", "ratio", "tokens/s", "mlx GB", "ratio", "RSS GB", "ratio"
-    rows = [(name, *head)]
-    for who, figures in suite["medians"].items():
-        share = suite["ratios"].get(who)
-        rows.append(
-            (
-                f"  {who}",
-                f"{figures['seconds']:.3f}",
-                _share(share, "seconds"),
-                f"{figures['per_s']:.1f}",
-                f"{figures['mlx_gb']:.2f}",
-                _share(share, "mlx_gb"),
-                f"{figures['process_gb']:.2f}",
-                _share(share, "process_gb"),
-            )
-        )
-    lines = [f"{row[0]:<16}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
-    if "floor" in suite:
-        floor = suite["floor"]
+def format_suite(name: str, suite: SuiteResult) -> str:
+    """Format every trainer's medians, and beside time and memory the ratio of ours to theirs."""
+    head = f"s/{suite.unit}", "ratio", "tokens/s", "mlx GB", "ratio", "RSS GB", "ratio"
+    lines = [_row(name, head)]
+    for trainer, figures in suite.medians.items():
+        lines.append(_row(f"  {trainer}", _cells(figures, suite.ratios.get(trainer))))
+    if suite.floor is not None:
+        floor = suite.floor
         lines.append(
-            f"  floor {floor['seconds']:.3f} s/{suite['unit']}: "
-            f"{floor['operations'] / suite['units'] / 1e9:,.0f} billion operations at "
-            f"{floor['operations_per_s'] / 1e9:,.0f} billion a second; ours takes "
-            f"{floor['ratio']:.2f} times as long"
+            f"  floor {floor.seconds:.3f} s/{suite.unit}: "
+            f"{floor.operations / suite.units / 1e9:,.0f} billion operations at "
+            f"{floor.operations_per_s / 1e9:,.0f} billion a second; forty2 takes "
+            f"{floor.ratio:.2f} times as long"
         )
-    lines += [f"  {who} left out: {why}" for who, why in suite["left_out"].items()]
+    lines += [f"  {trainer} left out: {reason}" for trainer, reason in suite.left_out.items()]
     return "\n".join(lines)
 
 
-def growth_table(growth: Mapping[str, Any]) -> str:
-    """Cost by size, with the exponent from the size before."""
+def format_growth(growth: Mapping[str, GrowthCurve]) -> str:
+    """Format cost by size, with the exponent of its growth from the size before."""
     lines = []
-    for what, grown in growth.items():
-        head = "seconds", "exponent", "GB", "exponent"
-        lines.append(f"{what:<16}" + "".join(f"{cell:>10}" for cell in head))
-        for i, size in enumerate(grown["size"]):
+    for quantity, curve in growth.items():
+        lines.append(_row(quantity, ("seconds", "exponent", "GB", "exponent")))
+        for i, size in enumerate(curve.size):
             cells = [
-                f"{grown['seconds'][i]:.3f}",
-                _exponent(grown["seconds_exponents"], i),
-                f"{grown['gb'][i]:.2f}",
-                _exponent(grown["gb_exponents"], i),
+                f"{curve.seconds[i]:.3f}",
+                _exponent(curve.seconds_exponents, i),
+                f"{curve.gb[i]:.2f}",
+                _exponent(curve.gb_exponents, i),
             ]
-            lines.append(f"{size:>16,}" + "".join(f"{cell:>10}" for cell in cells))
+            lines.append(_row(f"{size:>16,}", cells))
     return "\n".join(lines)
 
 
-def _share(ratios: Mapping[str, float] | None, key: str) -> str:
-    return "" if ratios is None else f"{ratios[key]:.2f}"
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<16}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def _exponent(exponents: list[float], index: int) -> str:
+def _cells(figures: Figures, ratios: Figures | None) -> list[str]:
+    return [
+        f"{figures.seconds:.3f}",
+        "" if ratios is None else f"{ratios.seconds:.2f}",
+        f"{figures.per_s:.1f}",
+        f"{figures.mlx_gb:.2f}",
+        "" if ratios is None else f"{ratios.mlx_gb:.2f}",
+        f"{figures.process_gb:.2f}",
+        "" if ratios is None else f"{ratios.process_gb:.2f}",
+    ]
+
+
+def _exponent(exponents: Sequence[float], index: int) -> str:
     return "" if index == 0 else f"{exponents[index - 1]:.2f}"

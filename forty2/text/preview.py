@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, NamedTuple
+
+from jinja2 import Environment
 
 from forty2.data.checks.lint import Linter
 from forty2.data.formats import parse
-from forty2.data.records import Chat, Pair, Rated, Record, Text
+from forty2.data.records import Chat, Record, Text
 from forty2.data.sets import STRATA
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
+from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
+from forty2.text.rows import PairRow, RatedRow, Row
+from forty2.text.tokenizer import Tokenizer
 
 Role = Literal["prompt", "supervised", "cut"]
 Span = tuple[str, Role]
 Section = tuple[str, list[Span]]
-T = TypeVar("T")
+"""A title, "" where there is one response, and a text in runs of one role."""
 
 _CHUNK = 256
-
-_PAGE = """<!doctype html><meta charset="utf-8"><title>forty2 data</title>
-<style>body{{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}}
-pre{{white-space:pre-wrap;background:#8881;padding:1em;border-radius:6px}}
-.prompt{{opacity:.55}}.supervised{{color:#0a7a3c;font-weight:600}}
-.cut{{text-decoration:line-through;opacity:.6}}</style>
-<p><span class="supervised">supervised</span>, <span class="prompt">prompt</span>,
-<span class="cut">cut off</span></p>
-{rows}"""
+"""Rows that are encoded together."""
 
 
-def spans(record: Record, encoder: Encoder, tokenizer: Any, max_length: int) -> list[Section]:
-    """A record's text in runs of one role, under a title for each response."""
-    match record:
-        case Chat() | Text():
-            row = encoder.encode_sft_record(record)
-            sections = [("", row.ids, row.mask)]
-        case Pair():
-            pair = encoder.encode_pair(record)
-            sections = [
-                (name, pair.prompt + ids, [False] * len(pair.prompt) + [True] * len(ids))
-                for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
-            ]
-        case Rated():
-            rated = encoder.encode_rated(record)
-            mask = [False] * len(rated.prompt) + [True] * len(rated.chosen)
-            verdict = "desirable" if record.desirable else "undesirable"
-            sections = [(verdict, rated.prompt + rated.chosen, mask)]
+def spans(record: Record, encoder: Encoder, tokenizer: Tokenizer, max_length: int) -> list[Section]:
+    """Cut a record's text into runs of one role, a section for each response."""
+    sections = list(_sections(record, encoder))
     longest = max(len(ids) for _, ids, _ in sections)
     start = min(mask.index(True) for _, _, mask in sections)
     excess = max(0, longest - max_length)
@@ -59,7 +42,26 @@ def spans(record: Record, encoder: Encoder, tokenizer: Any, max_length: int) -> 
     return [(title, list(_runs(ids, mask, excess, tokenizer))) for title, ids, mask in sections]
 
 
-def _runs(ids: Sequence[int], mask: Sequence[bool], cut: int, tokenizer: Any) -> Iterator[Span]:
+def _sections(
+    record: Record, encoder: Encoder
+) -> Iterator[tuple[str, Sequence[int], Sequence[bool]]]:
+    """Yield title, ids and mask of each response with its prompt."""
+    row = encoder.encode(record)
+    match row:
+        case Row():
+            yield "", row.ids, row.mask
+            return
+        case PairRow():
+            titled = {"chosen": row.chosen, "rejected": row.rejected}
+        case RatedRow():
+            titled = {"desirable" if row.desirable else "undesirable": row.response}
+    for title, ids in titled.items():
+        yield title, row.prompt + ids, [False] * len(row.prompt) + [True] * len(ids)
+
+
+def _runs(
+    ids: Sequence[int], mask: Sequence[bool], cut: int, tokenizer: Tokenizer
+) -> Iterator[Span]:
     roles: list[Role] = [
         "cut" if i < cut else "supervised" if on else "prompt" for i, on in enumerate(mask)
     ]
@@ -71,62 +73,76 @@ def _runs(ids: Sequence[int], mask: Sequence[bool], cut: int, tokenizer: Any) ->
 
 
 def page(rows: Sequence[tuple[str, Sequence[Section]]]) -> str:
-    """One HTML page of rows."""
-    parts = []
-    for origin, sections in rows:
-        parts.append(f"<h3>{html.escape(origin)}</h3>")
-        for title, runs in sections:
-            text = "".join(f'<span class="{role}">{html.escape(t)}</span>' for t, role in runs)
-            parts.append(f"<h4>{html.escape(title)}</h4><pre>{text}</pre>")
-    return _PAGE.format(rows="\n".join(parts))
+    """Write one HTML page of rows, each an origin and its sections."""
+    source = (resources.files(__package__) / "preview.html.jinja").read_text("utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(source).render(rows=rows)
 
 
-def _measured(
-    chunk: Sequence[tuple[str, dict[str, Any]]], encoder: Encoder
-) -> Iterator[tuple[Record | None, tuple[int, int] | None]]:
-    """Records of a chunk with their tokens and supervised tokens; None where one cannot be read."""
-    records = [_attempt(lambda raw=raw, at=at: parse(raw, at)) for at, raw in chunk]  # type: ignore[misc]
+class _Measured(NamedTuple):
+    """A record with its size."""
+
+    record: Record
+    tokens: int
+    supervised: int
+
+
+def _measured(chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder) -> list[_Measured | None]:
+    """Measure the rows of a chunk; None for one that is no record or cannot be encoded."""
+    records: list[Record | None] = []
+    for origin, raw in chunk:
+        try:
+            records.append(parse(raw, origin))
+        except DataError:
+            records.append(None)
     chats = [record for record in records if isinstance(record, Chat | Text)]
-    together = _attempt(lambda: encoder.encode_sft(chats))
-    rows = iter(together or ())
-    for record in records:
-        if record is None:
-            yield None, None
-        elif isinstance(record, Chat | Text) and together is not None:
-            row = next(rows)
-            yield record, (len(row.ids), sum(row.mask))
-        else:
-            yield record, _attempt(lambda record=record: encoder.measure(record))  # type: ignore[misc]
-
-
-def _attempt(action: Callable[[], T]) -> T | None:
     try:
-        return action()
+        together = iter(encoder.encode_sft(chats))
+    except DataError:  # some cannot be encoded; which, shows one by one
+        return [None if record is None else _measure(record, encoder) for record in records]
+    measured: list[_Measured | None] = []
+    for record in records:
+        if isinstance(record, Chat | Text):
+            row = next(together)
+            measured.append(_Measured(record, len(row.ids), sum(row.mask)))
+        else:
+            measured.append(None if record is None else _measure(record, encoder))
+    return measured
+
+
+def _measure(record: Record, encoder: Encoder) -> _Measured | None:
+    try:
+        return _Measured(record, *encoder.measure(record))
     except DataError:
         return None
 
 
-def stats(source: str | Path, encoder: Encoder) -> dict[str, Any]:
-    """Counts over a source: rows, tokens, supervised share, lengths, strata, near duplicates."""
+def stats(source: str | Path, encoder: Encoder) -> JsonObject:
+    """Count over a source: rows, tokens, supervised share, lengths, strata, near duplicates.
+
+    Raises:
+        DataError: it holds no readable row.
+    """
     linter = Linter()
     lengths: Counter[int] = Counter()
+    """Rows by the number of bits of their length: a histogram over powers of two."""
     strata: dict[str, Counter[str]] = {}
     tokens = supervised = rows = unreadable = 0
     stream = read_rows(source)
     while chunk := list(islice(stream, _CHUNK)):
-        for record, measured in _measured(chunk, encoder):
-            if record is None or measured is None:
+        for measured in _measured(chunk, encoder):
+            if measured is None:
                 unreadable += 1
                 continue
-            length, learned = measured
             rows += 1
-            tokens += length
-            supervised += learned
-            lengths[length.bit_length()] += 1
-            linter.add(record, "train")
+            tokens += measured.tokens
+            supervised += measured.supervised
+            lengths[measured.tokens.bit_length()] += 1
+            linter.add(measured.record, "train")
             for key in STRATA:
-                if isinstance(record.meta.get(key), str | int):
-                    strata.setdefault(key, Counter())[str(record.meta[key])] += 1
+                value = measured.record.meta.get(key)
+                if isinstance(value, str | int):
+                    strata.setdefault(key, Counter())[str(value)] += 1
     if not rows:
         raise DataError(f"{source}: holds no readable rows")
     near = sum(f.count for f in linter.findings() if f.check in ("near", "duplicate"))

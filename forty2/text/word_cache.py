@@ -1,9 +1,9 @@
-"""Texts encoded by the words met before, for tokenizers that never look past a space.
+"""Ids of words stored for reuse, for tokenizers that never look past a space.
 
 Byte-level tokenizers cut a text into words before they merge anything, and a single space between
-words is always such a cut. So a word's ids can be kept, and a data set's words repeat: looking them
-up is several times faster than tokenising them again. Whether a tokenizer is of that kind is tried
-on it; one that is not gets its texts whole.
+words is always such a cut. So a word's ids are the same in every text, and a data set's words
+repeat: looking them up is several times faster than tokenising them again. A trial shows whether a
+tokenizer is of that kind; any other gets its texts whole.
 """
 
 from __future__ import annotations
@@ -13,49 +13,51 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 
 _BORDER = re.compile(r"(?<=\S)(?= \S)")
 _BLANK = re.compile(r" \s|\s ")
-_MOST_KEPT, _LONGEST_KEPT = 200_000, 40
+_MOST_WORDS, _LONGEST_WORD = 200_000, 40
+"""Limits of the memory taken: words stored between two batches, and characters of a stored word."""
+# Ends of words on both sides of a space, for the trial.
 _LEFT = ("a", "Z9", "'s", "é", "好", "ß.", "-", "_", "(", '"', "7", "٣", "\u0301", "😀", "#", "'")
 _RIGHT = ("a", "Zq", "é", "好", "ß", ".", "-", "_", "(", "'s", "7", "12", "٣", "\u0301", "😀", "#a")
 
 
 class WordCache:
-    """Encodes texts as the tokenizer's backend does, without special tokens of its own."""
+    """Encodes texts as the tokenizer's backend does, and adds no special tokens to them."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         added = backend.get_added_tokens_decoder().items()
         self._added = {str(token.content): [i] for i, token in added}
         longest_first = sorted(self._added, key=len, reverse=True)
         self._added_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._known: dict[str, list[int]] = {}
+        self._ids: dict[str, list[int]] = {}
         self._cuts_at_spaces = _cuts_at_spaces(backend)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; added tokens spelled in it become their ids."""
+        """Encode each text; added tokens spelled in it become their ids."""
         if not self._cuts_at_spaces:
             return self._backend_ids(texts)
-        if len(self._known) > _MOST_KEPT:
-            self._known.clear()
-        self._known.update(self._added)
+        if len(self._ids) > _MOST_WORDS:
+            self._ids.clear()
+        self._ids.update(self._added)
         pieces = [self._pieces(text) for text in texts]
-        new = list({piece for text in pieces for piece in text}.difference(self._known))
-        self._known.update(zip(new, self._backend_ids(new), strict=True))
-        ids_of = self._known.__getitem__
+        new = list({piece for text in pieces for piece in text}.difference(self._ids))
+        self._ids.update(zip(new, self._backend_ids(new), strict=True))
+        ids_of = self._ids.__getitem__
         result = [list(itertools.chain.from_iterable(map(ids_of, text))) for text in pieces]
         for piece in new:
-            if len(piece) > _LONGEST_KEPT:
-                del self._known[piece]
+            if len(piece) > _LONGEST_WORD:
+                del self._ids[piece]
         return result
 
     def _pieces(self, text: str) -> list[str]:
+        """Cut a text into words and added tokens."""
         if not unicodedata.is_normalized("NFC", text):
-            return [text]  # the tokenizer's normaliser could join what a cut parts
+            return [text]  # the tokenizer's normaliser could join characters across a cut
         parts = self._added_pattern.split(text)
         pieces: list[str] = []
         for plain, token in itertools.zip_longest(parts[::2], parts[1::2]):
@@ -65,7 +67,7 @@ class WordCache:
         return pieces
 
     def _backend_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        # transformers leaves what its last call asked for set in the backend.
+        # transformers leaves the options of its last call set in the backend.
         self._backend.encode_special_tokens = False
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -74,14 +76,14 @@ class WordCache:
 
 
 def _cut(text: str) -> list[str]:
-    """Before every single space that stands between words."""
+    """Cut a text before every single space that stands between words."""
     if "\0" in text or _BLANK.search(text):
         return _BORDER.split(text)
     return text.replace(" ", "\0 ").split("\0")  # the same, three times as fast
 
 
-def _cuts_at_spaces(backend: Any) -> bool:
-    """Whether texts can be cut at any single space between two words."""
+def _cuts_at_spaces(backend: Tokenizer) -> bool:
+    """Find out whether texts can be cut at any single space between two words."""
     if backend.pre_tokenizer is None:
         return False
     state = json.loads(backend.pre_tokenizer.__getstate__())
@@ -103,5 +105,5 @@ def _cuts_at_spaces(backend: Any) -> bool:
     )
 
 
-def _words(backend: Any, text: str) -> list[str]:
+def _words(backend: Tokenizer, text: str) -> list[str]:
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]

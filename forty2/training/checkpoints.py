@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from forty2.errors import RunError
 from forty2.files import find_damage, seal, staged_folder, write_json
@@ -22,119 +22,142 @@ from forty2.training.objectives.phase import Best
 from forty2.training.red_lines import RedLineMonitor
 
 OPTIMIZER = "optimizer.safetensors"
-KEPT = 2
+NEWEST = 2
+"""Checkpoints of the last steps that stay on disk."""
 
 
 @dataclass
-class State:
-    """Where a phase stands, beside its arrays."""
+class BestEvaluation:
+    """The evaluation whose adapter is the best so far."""
+
+    step: int
+    valid: dict[str, float]
+    """Its metrics."""
+
+
+@dataclass
+class PhaseState:
+    """The progress of a phase, without its arrays; a checkpoint's state.json, under the aliases."""
 
     step: int = 0
+    """The last step that was taken or skipped."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last step that was taken."""
+    """Those of the last step that was taken."""
     valid: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-    best: dict[str, Any] | None = None
-    """The step of the best evaluation and its metrics."""
-    watch: RedLineMonitor = field(default_factory=RedLineMonitor)
+    """Those of the last evaluation."""
+    best: BestEvaluation | None = None
+    monitor: Annotated[RedLineMonitor, Field(alias="watch")] = field(default_factory=RedLineMonitor)
 
 
-_STATE = TypeAdapter(State)
+_STATE = TypeAdapter(PhaseState)
 
 
-def checkpoints(work: Path) -> list[Path]:
-    """The folders of a phase's checkpoints, newest first."""
+class Resumed(NamedTuple):
+    """The outcome of looking for a checkpoint to go on from."""
+
+    state: PhaseState | None
+    """The state in the newest undamaged checkpoint; None: there is no checkpoint."""
+    damage: list[str]
+    """Defects of newer checkpoints, one each."""
+
+
+def find_checkpoints(work: Path) -> list[Path]:
+    """List the folders of a phase's checkpoints, newest first."""
     return _numbered(work, "step")
 
 
-class Keeper:
-    """Writes and reads a phase's checkpoints: the two newest, and the best ones that they name."""
+class Checkpoints:
+    """The checkpoints in a phase's work folder: the newest, and the best adapters they refer to."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: optim.Optimizer, adapter: Adapter, work: Path
-    ) -> None:
-        self._model, self._optimizer, self._adapter, self._work = model, optimizer, adapter, work
+    def __init__(self, work: Path, adapter: Adapter) -> None:
+        self.work = work
+        """The caller deletes it when the phase is safely stored."""
+        self._adapter = adapter
 
-    def save(self, state: State) -> None:
-        """Write a checkpoint of this step; what no kept one needs goes."""
-        with staged_folder(self._work / f"step{state.step}") as folder:
-            save_adapter(self._model, self._adapter, folder)
-            arrays = dict(tree_flatten(self._optimizer.state))
+    def save(self, state: PhaseState, model: nn.Module, optimizer: optim.Optimizer) -> None:
+        """Write a checkpoint of this step, and delete those that are no longer needed."""
+        with staged_folder(self.work / f"step{state.step}") as folder:
+            save_adapter(model, self._adapter, folder)
+            arrays = dict(tree_flatten(optimizer.state))
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
-            write_json(folder / "state.json", _STATE.dump_python(state))
+            write_json(folder / "state.json", _STATE.dump_python(state, by_alias=True))
             seal(folder)
         # Beyond this step there can only be a damaged one that the phase went back from.
-        found = checkpoints(self._work)
-        kept = [old for old in found if _step_of(old) <= state.step][:KEPT]
-        bests = _numbered(self._work, "best")
-        needed = [old for old in bests if _step_of(old) <= _step_of(kept[-1])][:1]
-        needed += [old for old in bests if _step_of(old) > _step_of(kept[-1])]
-        _remove(old for old in (*found, *bests) if old not in (*kept, *needed))
+        steps, bests = find_checkpoints(self.work), _numbered(self.work, "best")
+        newest = [old for old in steps if _step_of(old) <= state.step][:NEWEST]
+        oldest = _step_of(newest[-1])
+        needed = [best for best in bests if _step_of(best) > oldest]
+        needed += [best for best in bests if _step_of(best) <= oldest][:1]
+        _remove(old for old in (*steps, *bests) if old not in (*newest, *needed))
 
-    def resume(self) -> tuple[State | None, list[str]]:
-        """Restore the newest checkpoint that is whole; also what is wrong with newer ones.
+    def resume(self, model: nn.Module, optimizer: optim.Optimizer) -> Resumed:
+        """Restore the newest checkpoint that is whole into the model and the optimizer.
 
         Raises:
             RunError: there are checkpoints and none is whole, or another release wrote them.
         """
-        wrong: list[str] = []
+        damage: list[str] = []
         state = None
-        for folder in checkpoints(self._work):
+        for folder in find_checkpoints(self.work):
             reason = find_damage(folder)
             if reason is not None:
-                wrong.append(reason)
+                damage.append(reason)
                 continue
             state = _read(folder)
-            restore_adapter(self._model, folder)
+            restore_adapter(model, folder)
             saved = load_arrays(folder / OPTIMIZER)
-            self._optimizer.state = tree_unflatten(list(saved.items()))
+            optimizer.state = tree_unflatten(list(saved.items()))
             break
-        if wrong and state is None:
+        if damage and state is None:
             raise RunError(
-                f"{'; '.join(wrong)}: no checkpoint is whole; delete {self._work}, then go on with "
+                f"{'; '.join(damage)}: no checkpoint is whole; delete {self.work}, then go on with "
                 "--resume: the phase starts anew"
             )
-        at = state.step if state is not None else -1
-        _remove(old for old in _numbered(self._work, "best") if _step_of(old) > at)
-        return state, wrong
+        step = state.step if state is not None else -1
+        _remove(best for best in _numbered(self.work, "best") if _step_of(best) > step)
+        return Resumed(state, damage)
 
-    def offer(self, state: State, best: Best) -> None:
-        """Keep the adapter aside if its last evaluation is the best so far."""
+    def save_if_best(self, state: PhaseState, model: nn.Module, best: Best) -> None:
+        """Save the adapter if the last evaluation is the best so far, and note so in the state."""
         sign = 1 if best.direction == "max" else -1
         value = state.valid[best.metric]
-        if state.best is None or sign * value > sign * state.best["valid"][best.metric]:
-            state.best = {"step": state.step, "valid": state.valid}
-            with staged_folder(self._work / f"best{state.step}") as folder:
-                save_adapter(self._model, self._adapter, folder)
+        if state.best is None or sign * value > sign * state.best.valid[best.metric]:
+            state.best = BestEvaluation(state.step, state.valid)
+            with staged_folder(self.work / f"best{state.step}") as folder:
+                save_adapter(model, self._adapter, folder)
                 seal(folder)
 
-    def take(self, best: dict[str, Any]) -> None:
-        """Put the best adapter back into the model."""
-        folder = self._work / f"best{best['step']}"
+    def restore_best(self, best: BestEvaluation, model: nn.Module) -> None:
+        """Put the best adapter back into the model.
+
+        Raises:
+            RunError: its file is damaged.
+        """
+        folder = self.work / f"best{best.step}"
         reason = find_damage(folder)
         if reason is not None:
             raise RunError(
-                f"{reason}: the best adapter is lost; delete {self._work}, then go on with "
+                f"{reason}: the best adapter is lost; delete {self.work}, then go on with "
                 "--resume: the phase starts anew"
             )
-        restore_adapter(self._model, folder)
+        restore_adapter(model, folder)
 
 
-def _read(checkpoint: Path) -> State:
+def _read(checkpoint: Path) -> PhaseState:
     record = (checkpoint / "state.json").read_bytes()
     try:
         return _STATE.validate_json(record, strict=True, extra="forbid")
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "state.json"
         raise RunError(
-            f"{checkpoint}: written by another release of forty2 ({where or 'state.json'}: "
-            f"{error.errors()[0]['msg']}); go on with that one, or delete {checkpoint.parent}: "
-            "the phase starts anew"
+            f"{checkpoint}: written by another release of forty2 ({where}: {first['msg']}); go on "
+            f"with that one, or delete {checkpoint.parent}: the phase starts anew"
         ) from error
 
 
 def _numbered(work: Path, kind: str) -> list[Path]:
-    """Folders named by their step, newest first."""
+    """List folders named by their step, newest first."""
     found = [p for p in work.glob(f"{kind}*") if p.name.removeprefix(kind).isdecimal()]
     return sorted(found, key=_step_of, reverse=True)
 

@@ -1,11 +1,11 @@
-"""The frozen blocks' work, done once: the states at the door of the trained blocks, kept on disk.
+"""The output of the frozen blocks, computed once for each row and kept on disk.
 
-With adapters on the upper blocks alone, the lower ones make the same of a row in every epoch, in
-the reference pass and in every validation. So their output is stored once for each row, as it is,
-and replayed: the trained blocks see the very numbers that the lower ones would give them.
+With adapters on the upper blocks alone, the lower ones compute the same for a row in every epoch,
+in the reference pass and in every validation. Their output, the states at the entry of the first
+trained block, is stored bit for bit, and the trained blocks are given what is stored.
 
-A row's states are those of the tokens that a batch feeds to the model: of a conversation all but
-its last, of a pair its prefix's, then its chosen's and its rejected's inputs. Width D.
+A row has a state, a vector of width D, for each token that a batch feeds to the model: in a
+conversation all but the last, in a pair the prefix's, then the chosen and the rejected inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,42 +21,47 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.files import atomic_write
-from forty2.inference.logprobs import compute_pair_block_input, pair_arrays, segment_cache
+from forty2.inference.logprobs import compute_pair_block_input, pair_arrays
+from forty2.inference.padding import PairBatch, group_by_length
+from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
-from forty2.text.encoder import AnyPair, Row
+from forty2.text.rows import AnyPair, Row
 from forty2.training.batches import (
     BOTH,
-    PairBatch,
     SftBatch,
-    grouped,
     pair_batch,
     parts_of,
     sft_batch,
 )
 
 WORTH = 1.5
-"""Times that a row must be seen for storing its states to pay."""
+"""Passes over a row above which storing its states saves time."""
 
 Rows = Sequence[Row] | Sequence[AnyPair]
+"""Rows of one kind."""
+Bits = npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
+"""States as integers with the same bits: numpy has no bfloat16."""
 
 
 class Size(NamedTuple):
-    """What storing a set's states takes."""
+    """The size of the stored states of some rows."""
 
     depth: int
-    """Blocks that are replayed."""
+    """Blocks whose output is stored."""
     width: int
+    """D"""
     dtype: mx.Dtype
     tokens: int
 
     @property
     def bytes(self) -> int:
+        """Bytes on disk."""
         return self.tokens * self.width * self.dtype.size
 
 
 class FrozenStates:
-    """Stored states, by row."""
+    """The stored states of some rows."""
 
     def __init__(self, path: Path, size: Size, rows: Rows, which: Sequence[int]) -> None:
         counts = [state_count(rows[i]) for i in which]
@@ -70,64 +75,66 @@ class FrozenStates:
         self._stored = np.memmap(path, kind, "r").reshape(size.tokens, size.width)
 
     def of_pairs(self, batch: PairBatch, sides: Sequence[int] = BOTH) -> list[mx.array]:
-        """States of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), k sides of pairs."""
+        """Read the states of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), zero-padded."""
         pairs = len(batch.rows)
         prefixes = self._zeros(pairs, batch.prefixes.shape[1])
         inputs = self._zeros(*batch.inputs.shape)
         for n, index in enumerate(batch.rows.tolist()):
             row: Any = self._rows[index]
             given = len(row.prompt) - 1
-            prefix, *responses = np.split(self._states(index), [given, given + len(row.chosen)])
+            prefix, *responses = np.split(
+                self._states(index), [given, given + len(row.responses[0])]
+            )
             prefixes[n, :given] = prefix
             for k, side in enumerate(sides):
                 inputs[n + k * pairs, : len(responses[side])] = responses[side]
         return [self._array(prefixes), self._array(inputs)]
 
     def of_rows(self, batch: SftBatch) -> list[mx.array]:
-        """States of a batch's tokens but the last column (B, T-1, D)."""
+        """Read the states of a batch's tokens without the last column, (B, T-1, D), zero-padded."""
         states = self._zeros(batch.ids.shape[0], batch.ids.shape[1] - 1)
         for n, index in enumerate(batch.rows.tolist()):
-            kept = self._states(index)
-            states[n, : len(kept)] = kept
+            stored = self._states(index)
+            states[n, : len(stored)] = stored
         return [self._array(states)]
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes on disk."""
         return self._size.bytes
 
     @property
     def depth(self) -> int:
-        """How many blocks are replayed."""
+        """Blocks whose output is stored."""
         return self._size.depth
 
-    def _states(self, index: int) -> npt.NDArray[Any]:
+    def _states(self, index: int) -> Bits:
         start, end = self._spans[index]
         return self._stored[start:end]
 
-    def _zeros(self, rows: int, columns: int) -> npt.NDArray[Any]:
+    def _zeros(self, rows: int, columns: int) -> Bits:
         return np.zeros((rows, columns, self._size.width), self._stored.dtype)
 
-    def _array(self, states: npt.NDArray[Any]) -> mx.array:
+    def _array(self, states: Bits) -> mx.array:
         return mx.array(states).view(self._size.dtype)
 
 
 def state_count(row: Row | AnyPair) -> int:
-    """Tokens of a row that a batch feeds to the model."""
+    """Count the tokens of a row that a batch feeds to the model."""
     if isinstance(row, AnyPair):
-        return len(row.prompt) - 1 + len(row.chosen) + len(row.rejected)
+        return len(row.prompt) - 1 + sum(map(len, row.responses))
     return len(row.ids) - 1
 
 
 def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Size:
-    """What it would take to store these rows' states."""
+    """Compute the size of these rows' states."""
     depth = frozen_depth(model)
     one = compute_block_input(model, mx.array([[0]]), depth) if depth else mx.zeros((1, 1, 1))
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
 def has_room(size: Size, most_gb: float, folder: Path) -> bool:
-    """Whether states of this size may be stored: within the limit, and a tenth of the disk left."""
+    """Whether states of this size are within the limit and leave a tenth of the disk free."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
     return size.bytes <= most_gb * 1e9 and size.bytes < disk.free - disk.total / 10
@@ -143,7 +150,12 @@ def store_states(
     progress: Progress = silent,
     stage: str = "frozen blocks",
 ) -> FrozenStates:
-    """Run the frozen blocks over these rows and keep what comes out; a whole file is kept as it is.
+    """Store what the frozen blocks compute for these rows; a complete file is used as it is.
+
+    Args:
+        which: indices of the rows.
+        size: from `frozen_states_size`.
+        path: of the file of states, (tokens, D), without a header.
 
     Rows are computed in the same batches every time, so a file made anew holds the same bits.
     """
@@ -159,15 +171,15 @@ def _fill(
     rows: Rows,
     which: Sequence[int],
     size: Size,
-    file: Any,
+    file: IO[bytes],
     progress: Progress,
     stage: str,
 ) -> None:
-    """Batches are of like length, so their rows are written each to its own place."""
+    """Fill the file in the order of batches of similar length, each row at its own place."""
     counts = np.array([state_count(rows[i]) for i in which])
     starts = np.cumsum(counts) - counts
     done = 0
-    for places in grouped(parts_of(rows, apart=False)[list(which)]):
+    for places in group_by_length(parts_of(rows, both_responses=True)[list(which)]):
         indices = [which[n] for n in places]
         for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
             file.seek(int(starts[n]) * size.width * size.dtype.size)
@@ -176,9 +188,7 @@ def _fill(
         progress(stage, done, len(which), {})
 
 
-def _computed(
-    model: nn.Module, rows: Rows, indices: Sequence[int], size: Size
-) -> Iterable[npt.NDArray[Any]]:
+def _computed(model: nn.Module, rows: Rows, indices: Sequence[int], size: Size) -> Iterable[Bits]:
     kind = mx.uint32 if size.dtype.size == 4 else mx.uint16
     chosen: Any = [rows[i] for i in indices]
     if isinstance(chosen[0], AnyPair):
@@ -189,8 +199,8 @@ def _computed(
             yield np.concatenate(
                 [
                     prefixes[n, : len(row.prompt) - 1],
-                    inputs[n, : len(row.chosen)],
-                    inputs[n + len(chosen), : len(row.rejected)],
+                    inputs[n, : len(row.responses[0])],
+                    inputs[n + len(chosen), : len(row.responses[1])],
                 ]
             )
         return

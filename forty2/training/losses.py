@@ -1,4 +1,4 @@
-"""Losses as pure functions of log-probabilities. Every one returns a value per row, (B,) fp32.
+"""Losses as pure functions of log-probabilities; each returns one value a row, (B,) fp32.
 
 Names are the papers': π is the policy, the reference is the policy as the phase began. With
     h = (log π(chosen) - log ref(chosen)) - (log π(rejected) - log ref(rejected))
@@ -35,13 +35,13 @@ def preference_loss(
     chosen_tokens: mx.array | None = None,
     rejected_tokens: mx.array | None = None,
 ) -> mx.array:
-    """The loss of each pair, (B,).
+    """Compute the loss of each pair, (B,).
 
     Args:
         logps: log-probabilities under policy and reference.
         loss: which of `PREFERENCE_LOSSES`.
         beta: β, inverse temperature of the implicit reward; for IPO it is the paper's τ.
-        label_smoothing: ε, the share of pairs thought to be labelled the wrong way round
+        label_smoothing: ε, the share of pairs assumed to be labelled the wrong way round
             (sigmoid only: this is cDPO). 0 <= ε < 0.5.
         dpop_lambda: λ, weight of DPOP's penalty.
         chosen_tokens, rejected_tokens: (B,) response lengths, needed by IPO, which averages.
@@ -82,12 +82,12 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> mx.array:
-    """The loss of each rated response, (B,).
+    """Compute the loss of each rated response, (B,).
 
     Args:
         policy_logps, reference_logps: (B,) summed log-probabilities in nats.
         desirable: (B,) bool, the verdicts.
-        baseline: scalar, how far the policy has drifted: KL(policy‖reference), not differentiated.
+        baseline: scalar z0, the policy's drift KL(policy‖reference) in nats, without gradient.
         beta: β, how soon gains and losses saturate.
         desirable_weight, undesirable_weight: λ_D and λ_U, the aversion to either loss.
     """
@@ -98,6 +98,6 @@ def kto_loss(
 
 
 def initial_preference_loss(loss: PreferenceLoss, beta: float) -> float:
-    """What each pair's loss must be while policy and reference are the same: h = 0."""
+    """Return the loss of each pair while the policy is the reference: h = 0."""
     at_zero = {"sigmoid": 0.6931471805599453, "hinge": 1.0, "dpop": 0.6931471805599453}
     return at_zero[loss] if loss in at_zero else 1 / (2 * beta) ** 2

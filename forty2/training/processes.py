@@ -1,11 +1,13 @@
 """The processes that train together, on one machine or on several, through `mx.distributed`.
 
-`mlx.launch` starts the same command in each of them. Each sees its own share of every batch, what
-they find is summed, and so all take the very same step. The first one alone writes and speaks; the
-others end, without a word, when their part is done or when the first says why it cannot be.
+`mlx.launch` starts the same command in each of them. Each process computes its own shard of every
+batch, gradients and metrics are summed over all, and so all take the very same step. The first
+process alone writes files and reports; the others end without a message when their part is done, or
+when the first one reports why they cannot go on.
 
-What is called here meets its like in every other process, so all must make the same calls in the
-same order. A process that is alone meets nobody: for it nothing is computed, copied or waited for.
+A collective call waits for the same call in every other process, so all processes must make the
+same calls in the same order. In a process that trains alone the calls return at once: nothing is
+computed, copied or waited for.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import functools
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,19 +25,21 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from forty2.errors import Forty2Error, PeerLost, RunError, is_out_of_memory
+from forty2.errors import Forty2Error, OtherProcessEnded, PeerLost, RunError, is_out_of_memory
 
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""One of these is set in what `mlx.launch` starts; the last two are MPI's."""
+"""Environment variables of which `mlx.launch` sets one; the last two are MPI's."""
 
 Value = TypeVar("Value")
+Json = Any
+"""A value that JSON can hold."""
 
 
 class Group:
-    """So many processes, and which of them this one is.
+    """The processes that train together, and the place of this one among them.
 
     Raises:
-        PeerLost: from whatever waits for the others: one of them ended or cannot be reached.
+        PeerLost: from every collective call, if a process ended or cannot be reached.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -44,26 +47,29 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Value], turn: int = 0) -> Sequence[Value]:
-        """Every size-th item, from this process's own on; none where there are too few.
+    def shard(self, items: Sequence[Value], rotation: int = 0) -> Sequence[Value]:
+        """Return this process's part of the items, every size-th; empty where there are too few.
 
         Args:
-            turn: by how much the processes change places, so that what is left over goes round.
+            rotation: places by which the processes move on, so that a remainder goes round.
         """
-        return items[(self.rank + turn) % self.size :: self.size]
+        return items[(self.rank + rotation) % self.size :: self.size]
 
-    def total(self, tree: Value) -> Value:
-        """The sum of a list or dict of arrays or numbers over all processes, in fp32, in one exchange."""
+    def all_sum(self, tree: Value) -> Value:
+        """Sum nested lists and dicts of arrays or numbers over all processes.
+
+        Sums are fp32 and have the dtypes of the parts; all are exchanged at once.
+        """
         if self.size == 1:
             return tree
-        # By name: what holds the arrays may have come about in another order elsewhere.
+        # By name: a dict's order may differ between processes.
         arrays = {name: mx.array(leaf) for name, leaf in sorted(tree_flatten(tree))}
         flat = mx.concatenate([one.astype(mx.float32).reshape(-1) for one in arrays.values()])
         ends = np.cumsum([one.size for one in arrays.values()])[:-1].tolist()
-        parts = mx.split(_exchanged(mx.distributed.all_sum, flat), ends)
+        parts = mx.split(_exchange(mx.distributed.all_sum, flat), ends)
         sums = {
             name: part.reshape(one.shape).astype(one.dtype)
             for (name, one), part in zip(arrays.items(), parts, strict=True)
@@ -71,22 +77,22 @@ class Group:
         summed: Value = tree_map_with_path(lambda name, _: sums[name], tree)
         return summed
 
-    def most(self, value: int) -> int:
-        """The largest of the processes' values."""
+    def all_max(self, value: int) -> int:
+        """Return the largest of the processes' values."""
         if self.size == 1:
             return value
-        largest: Any = _exchanged(mx.distributed.all_max, mx.array(value, mx.int32)).item()
+        largest = np.asarray(_exchange(mx.distributed.all_max, mx.array(value, mx.int32)))
         return int(largest)
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process, which alone calls it; it must be JSON."""
+    def broadcast(self, make: Callable[[], Value]) -> Value:
+        """Call `make` in the first process alone and return its value, which must be JSON, in all."""
         if self.size == 1:
             return make()
         value: Value = self._gather(make() if self.first else None)[0]
         return value
 
-    def mirror(self, folder: Path, patterns: Sequence[str]) -> None:
-        """Copy the files of the first one's folder that match into the others' folders."""
+    def broadcast_files(self, folder: Path, patterns: Sequence[str]) -> None:
+        """Copy files of the first process's folder into the same places of the others' folders."""
         if self.size == 1:
             return
         found = {
@@ -95,65 +101,69 @@ class Group:
             for path in folder.glob(pattern)
             if path.is_file()
         }
-        for name in self.from_first(lambda: sorted(found)):
+        for name in self.broadcast(lambda: sorted(found)):
             data = self._gather_bytes((folder / name).read_bytes() if self.first else b"")[0]
             if not self.first:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(data)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[dict[str, str]]:
-        """What each process does by itself: where one fails, all end, and the first says why.
+    def synchronized(self) -> Iterator[dict[str, str]]:
+        """Wait, after work that each process does by itself, until all have succeeded.
 
         Yields:
-            To be filled with what must be the same everywhere, by its name.
+            A dict for the caller to fill with values that must agree in all processes, by name.
 
         Raises:
-            RunError: another process failed, or something is not the same there.
+            RunError: in the first process, if another one failed or a value does not agree.
+            OtherProcessEnded: in the others then, or if the first process failed.
         """
-        alike: dict[str, str] = {}
+        must_agree: dict[str, str] = {}
         if self.size == 1:
-            yield alike
+            yield must_agree
             return
-        failed: Exception | None = None
+        error: Exception | None = None
         try:
-            yield alike
-        except Exception as error:
-            failed = error
-        said = None if failed is None else str(failed) or type(failed).__name__
-        all_said = self._gather({"host": socket.gethostname(), "said": said, "alike": alike})
-        if failed is not None and (self.first or not isinstance(failed, Forty2Error)):
-            raise failed
-        for number, other in enumerate(all_said):
-            where = f"on {other['host']}, process {number + 1} of {self.size}"
-            if other["said"] is not None:
-                self.end(f"{where}: {other['said']}")
-            for name, value in all_said[0]["alike"].items():
-                if other["alike"][name] != value:
-                    self.end(
-                        f"{where}: {name} is not the same as on {all_said[0]['host']}; copy what "
-                        "is there, so that all machines train on the same"
+            yield must_agree
+        except Exception as raised:
+            error = raised
+        message = None if error is None else str(error) or type(error).__name__
+        reports = self._gather(
+            {"host": socket.gethostname(), "error": message, "must_agree": must_agree}
+        )
+        if error is not None and (self.first or not isinstance(error, Forty2Error)):
+            raise error
+        for number, report in enumerate(reports, 1):
+            where = f"on {report['host']}, process {number} of {self.size}"
+            if report["error"] is not None:
+                self.stop_all(f"{where}: {report['error']}")
+            for name, value in reports[0]["must_agree"].items():
+                if report["must_agree"][name] != value:
+                    self.stop_all(
+                        f"{where}: {name} is not the same as on {reports[0]['host']}; copy the "
+                        "files from there, so that all machines train on the same"
                     )
 
-    def end(self, said: str) -> NoReturn:
-        """End all processes, with a message by the first."""
+    def stop_all(self, message: str) -> NoReturn:
+        """End all processes, which must all call this; the first one reports the message."""
         if not self.first:
-            sys.exit()
-        raise RunError(said)
+            raise OtherProcessEnded
+        raise RunError(message)
 
-    def _gather(self, value: Any) -> list[Any]:
-        """Every process's value, which must be JSON."""
+    def _gather(self, value: Json) -> list[Json]:
+        """Return the values of all processes, by rank."""
         return [json.loads(data) for data in self._gather_bytes(json.dumps(value).encode())]
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         gather = mx.distributed.all_gather
-        lengths: Any = _exchanged(gather, mx.array([len(data)])).tolist()
+        lengths = np.asarray(_exchange(gather, mx.array([len(data)]))).tolist()
         padded = np.frombuffer(data.ljust(max(1, *lengths), b"\0"), np.uint8)
-        rows = np.asarray(_exchanged(gather, mx.array(padded)[None]))
+        rows = np.asarray(_exchange(gather, mx.array(padded)[None]))
         return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 ALONE = Group()
+"""One process, which trains alone."""
 
 
 def launched() -> bool:
@@ -163,10 +173,10 @@ def launched() -> bool:
 
 @functools.cache
 def joined() -> Group:
-    """The group that this process was started in, once all of it is there.
+    """Return the group that this process was started in, once all of its processes are there.
 
     Raises:
-        RunError: it cannot be reached.
+        RunError: they cannot be reached.
     """
     if not launched():
         return ALONE
@@ -174,13 +184,13 @@ def joined() -> Group:
         group = mx.distributed.init(strict=True)
     except RuntimeError as error:
         raise RunError(
-            f"cannot meet the other processes: {error}; look at the hostfile's addresses, and "
+            f"cannot reach the other processes: {error}; check the hostfile's addresses, and "
             "whether another run has the port (mlx.launch --starting-port)"
         ) from error
     return Group(group.rank(), group.size())
 
 
-def _exchanged(function: Callable[[mx.array], mx.array], array: mx.array) -> mx.array:
+def _exchange(function: Callable[[mx.array], mx.array], array: mx.array) -> mx.array:
     mx.eval(array)  # before: a GPU that waited for another machine would be taken for hung
     try:
         whole = function(array)

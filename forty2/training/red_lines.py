@@ -1,6 +1,6 @@
-"""Red lines: when training has gone wrong, told from its own figures. What to do is the recipe's.
+"""Red lines: signs, in the figures of training, that it has gone wrong. The recipe says what to do.
 
-A slow loss is not red, nor is an answer that has not learned to generalise.
+A loss that falls slowly is no red line; nor are replies that have not learned to generalize.
 """
 
 from __future__ import annotations
@@ -8,97 +8,116 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 from forty2.training.objectives.phase import SPIKE_THRESHOLD
 
 WINDOW = 64
-"""Steps that a loss is compared with; fewer than a quarter of them say nothing."""
-SIGMAS = 6.0
-"""A leap, in standard deviations of the window: OLMo's rule for steps to be skipped."""
-IDLE = 16
-"""Steps in a row that taught nothing."""
+"""Recent steps that a loss is compared with; with fewer than a quarter of them nothing is judged."""
+SPIKE_SIGMAS = 6.0
+"""Standard deviations of the recent losses that make a spike: OLMo's rule for skipping steps."""
+PATIENCE = 16
+"""Steps in a row without a gradient, or skipped, that are too many."""
 RISE = 1.01
-"""Times the evaluation before: less is noise."""
-APART = 5.0
-"""Validation loss over training loss."""
-LEAST = 0.05
-"""Training losses below it count as this much: of almost nothing, anything is five times as much."""
+"""Smallest ratio of a validation loss to the one before that counts as a rise; less is noise."""
+MEMORIZING_RATIO = 5.0
+"""Ratio of validation loss to training loss above which the model memorizes its training rows."""
+SMALL_LOSS = 0.05
+"""Training losses below this count as this, in nats: anything is five times as much as nothing."""
 
 Line = Literal["not_finite", "spike", "stuck", "validation", "replies"]
 
 
-class Red(NamedTuple):
-    """A red line crossed."""
+class RedLine(NamedTuple):
+    """A red line that was crossed."""
 
     line: Line
-    what: str
-    """In a few words, without step and rows."""
+    reason: str
+    """A few words, without step and rows."""
 
 
 @dataclass
 class RedLineMonitor:
-    """What a phase's red lines are judged by; part of a checkpoint."""
+    """The figures by which red lines are judged; part of a checkpoint, under the aliases."""
 
-    recent: list[float] = field(default_factory=list)
-    """Losses of the last steps that were taken."""
-    idle: int = 0
+    recent_losses: Annotated[list[float], Field(alias="recent")] = field(default_factory=list)
+    """Losses of the last `WINDOW` steps that were taken, in nats."""
+    idle_steps: Annotated[int, Field(alias="idle")] = 0
     """Steps in a row without a gradient."""
-    left: int = 0
-    """Steps in a row left out."""
-    valid: list[float] = field(default_factory=list)
-    """Losses of all evaluations."""
+    skipped_steps: Annotated[int, Field(alias="left")] = 0
+    """Steps in a row that were skipped."""
+    valid_losses: Annotated[list[float], Field(alias="valid")] = field(default_factory=list)
+    """Losses of all evaluations, in nats."""
     rollbacks: int = 0
+    """Times that the phase went back to a checkpoint."""
 
-    def limit(self, spike_threshold: float = SPIKE_THRESHOLD) -> float:
-        """The loss beyond which the next step is a spike: above those before by `spike_threshold` at least."""
-        if len(self.recent) < WINDOW // 4:
+    def spike_limit(self, spike_threshold: float = SPIKE_THRESHOLD) -> float:
+        """Compute the loss beyond which the next step is a spike, in nats.
+
+        Args:
+            spike_threshold: smallest rise over the recent mean loss that counts.
+        """
+        if len(self.recent_losses) < WINDOW // 4:
             return math.inf
-        return fmean(self.recent) + max(SIGMAS * pstdev(self.recent), spike_threshold)
+        spread = SPIKE_SIGMAS * pstdev(self.recent_losses)
+        return fmean(self.recent_losses) + max(spread, spike_threshold)
 
-    def step(self, loss: float, norm: float, limit: float) -> Red | None:
+    def judge_step(self, loss: float, norm: float, limit: float) -> RedLine | None:
         """Judge a step's mean loss and its gradient's global norm, before the step counts.
 
         Args:
-            limit: as `limit` gave it.
+            limit: from `spike_limit`.
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "gradient" if math.isfinite(loss) else "loss"
-            return Red("not_finite", f"the {what} is not finite")
+            return RedLine("not_finite", f"the {what} is not finite")
         if loss > limit:
-            return Red("spike", f"the loss leaps to {loss:.3g}, beyond {limit:.3g}")
+            return RedLine("spike", f"the loss jumps to {loss:.3g}, beyond {limit:.3g}")
         return None
 
-    def taken(self, loss: float, norm: float, *, uninformed_loss: float) -> Red | None:
+    def count_taken(self, loss: float, norm: float, *, uninformed_loss: float) -> RedLine | None:
         """Count a step that was taken.
 
         Args:
-            uninformed_loss: a mean loss beyond which a model knows nothing.
+            uninformed_loss: mean loss of a model that knows nothing, in nats.
         """
-        before, self.left = self.recent, 0
-        self.recent = [*before, loss][-WINDOW:]
-        self.idle = self.idle + 1 if norm == 0 and loss > LEAST else 0
-        if self.idle == IDLE:
-            return Red("stuck", f"no gradient for {IDLE} steps: nothing is learned")
-        above = len(self.recent) == WINDOW and fmean(self.recent) > uninformed_loss
-        if above and not (len(before) == WINDOW and fmean(before) > uninformed_loss):
-            return Red("stuck", f"the loss stays above {uninformed_loss:g} over {WINDOW} steps")
+        before, self.skipped_steps = self.recent_losses, 0
+        self.recent_losses = [*before, loss][-WINDOW:]
+        self.idle_steps = self.idle_steps + 1 if norm == 0 and loss > SMALL_LOSS else 0
+        if self.idle_steps == PATIENCE:
+            return RedLine("stuck", f"no gradient for {PATIENCE} steps: nothing is learned")
+        if _stays_above(self.recent_losses, uninformed_loss) and not _stays_above(
+            before, uninformed_loss
+        ):
+            reason = f"the loss stays above {uninformed_loss:g} over {WINDOW} steps"
+            return RedLine("stuck", reason)
         return None
 
-    def left_out(self) -> bool:
-        """Count a step that was not taken; whether there are too many in a row."""
-        self.left += 1
-        return self.left >= IDLE
+    def count_skipped(self) -> bool:
+        """Count a step that was skipped; return whether there are too many in a row."""
+        self.skipped_steps += 1
+        return self.skipped_steps >= PATIENCE
 
-    def evaluation(self, loss: float) -> list[Red]:
-        """Judge and count an evaluation."""
-        self.valid.append(loss)
-        found = []
-        if len(self.valid) > 2 and all(
-            b > RISE * a > 0 for a, b in zip(self.valid[-3:], self.valid[-2:], strict=False)
-        ):
-            *_, first, second, third = self.valid
-            found.append(f"validation loss rises twice: {first:.4g}, {second:.4g}, {third:.4g}")
-        if self.recent and loss > APART * max(mean := fmean(self.recent), LEAST):
-            found.append(f"validation loss is {loss:.4g}, training loss {mean:.4g}: it memorises")
-        return [Red("validation", what) for what in found]
+    def judge_evaluation(self, loss: float) -> list[RedLine]:
+        """Judge and count an evaluation's mean loss, in nats."""
+        self.valid_losses.append(loss)
+        reasons = []
+        if len(self.valid_losses) > 2:
+            first, second, third = self.valid_losses[-3:]
+            if second > RISE * first > 0 and third > RISE * second > 0:
+                losses = f"{first:.4g}, {second:.4g}, {third:.4g}"
+                reasons.append(f"validation loss rises twice: {losses}")
+        if self.recent_losses:
+            mean = fmean(self.recent_losses)
+            if loss > MEMORIZING_RATIO * max(mean, SMALL_LOSS):
+                reasons.append(
+                    f"validation loss is {loss:.4g}, training loss {mean:.4g}: the model memorizes "
+                    "its training rows"
+                )
+        return [RedLine("validation", reason) for reason in reasons]
+
+
+def _stays_above(losses: list[float], limit: float) -> bool:
+    return len(losses) == WINDOW and fmean(losses) > limit

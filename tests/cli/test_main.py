@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from support.cli import forty2, refused
 
-from forty2.cli import COMMANDS, main
-
-
-def forty2(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    """The message of a command that must fail with exit code 2 and without a traceback."""
-    result = forty2(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return result.output
+from forty2.cli import COMMANDS
 
 
 def test_help_imports_no_mlx_and_answers_at_once() -> None:
@@ -52,17 +39,6 @@ def test_every_command_has_help(command: str) -> None:
     result = forty2(command, "--help")
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 4
-
-
-def test_recipes_are_listed_shown_copied_and_checked(tmp_path: Path) -> None:
-    assert "forty2-spark-smollm2" in forty2("recipe", "list").output
-    copy = tmp_path / "mine.yaml"
-    assert forty2("recipe", "copy", "demo", copy).exit_code == 0
-    assert forty2("recipe", "show", "demo").output == copy.read_text("utf-8")
-    assert forty2("recipe", "check", copy).exit_code == 0
-    assert "exists already" in refused("recipe", "copy", "demo", copy)
-    copy.write_text(copy.read_text("utf-8").replace("beta:", "bete:", 1))
-    assert "unknown key; did you mean beta?" in refused("recipe", "check", copy)
 
 
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path) -> None:
@@ -126,7 +102,9 @@ def test_data_sets_are_built_and_shown(tmp_path: Path, starter_path: Path) -> No
     keep = tmp_path / "keep"
     keep.mkdir()
     (keep / "thesis.txt").write_text("mine")
-    assert "is no data set of ours" in refused("data", "build", "spark-dpo", "--output-dir", keep)
+    assert "is not a data set of forty2" in refused(
+        "data", "build", "spark-dpo", "--output-dir", keep
+    )
     assert (keep / "thesis.txt").exists()
 
 
@@ -135,17 +113,3 @@ def test_generate_answers(starter_path: Path) -> None:
         "generate", "-m", starter_path, "-p", "What is the capital of France?", "--max-tokens", "12"
     )
     assert result.exit_code == 0 and "Paris" in result.output
-
-
-def test_the_fast_blas_is_found_beside_a_folder_named_mlx(tmp_path: Path) -> None:
-    """mlx is a namespace package: such a folder joins its locations."""
-    if sys.platform != "linux":
-        pytest.skip("only Linux needs another BLAS")
-    (tmp_path / "mlx").mkdir()
-    script = tmp_path / "which.py"
-    script.write_text("from forty2 import machine; print(machine.blas())")
-    environment = {**os.environ, "FORTY2_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.startswith("OpenBLAS")

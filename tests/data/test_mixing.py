@@ -1,4 +1,4 @@
-"""Mixtures have the shares asked for, splits keep together what belongs together."""
+"""Mixtures have the shares asked for, and commands write over nothing but their own output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forty2.cli import main
-from forty2.data.mixing import mix, split
+from forty2.data.mixing import mix
 from forty2.data.sources import dumps, read_rows
-from forty2.data.strata import stratify
 from forty2.errors import DataError
 
 
@@ -71,45 +70,6 @@ def test_too_little_is_an_error_that_says_what_would_do(tmp_path: Path) -> None:
         mix(inputs, [1, 1, 1])
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(2, 60), st.floats(0.05, 0.5), st.integers(0, 9))
-def test_a_split_never_parts_a_prompt(
-    tmp_path_factory: pytest.TempPathFactory, prompts: int, share: float, seed: int
-) -> None:
-    path = tmp_path_factory.mktemp("split") / "rows.jsonl"
-    rows = [
-        {"prompt": f"Question {i}{mark}", "chosen": f"a{j}", "rejected": "b"}
-        for i in range(prompts)
-        for j, mark in enumerate(["?", " ?", "!"])
-    ]
-    path.write_text(dumps(rows))
-    if round(share * prompts) == 0:
-        return
-    held = split(path, share, seed=seed)
-    by_prompt = Counter((i // 3, valid) for i, valid in enumerate(held))
-    assert set(by_prompt.values()) == {3}
-    assert abs(sum(held) - share * len(rows)) <= 3
-    assert split(path, share, seed=seed) == held
-
-
-def test_entities_and_named_keys_stay_together(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    rows = [
-        {"prompt": f"q{i}", "completion": "a", "entity": f"E{i % 7}", "topic": str(i % 3)}
-        for i in range(60)
-    ]
-    path.write_text(dumps(rows))
-    for by, key in ((None, "entity"), ("topic", "topic")):
-        held = split(path, 0.3, by=by)
-        sides = {(row[key], valid) for row, valid in zip(rows, held, strict=True)}
-        assert len(sides) == len({row[key] for row in rows}) and 0 < sum(held) < 60
-    with pytest.raises(DataError, match=r"rows.jsonl:1: has no colour to split by"):
-        split(path, 0.3, by="colour")
-    path.write_text(dumps(rows[:1]))
-    with pytest.raises(DataError, match="cannot be split"):
-        split(path, 0.3)
-
-
 def test_the_seed_documents_spelling_works(tmp_path: Path) -> None:
     """Flags as the curriculum's own commands write them, several files after --inputs."""
     a, b = write(tmp_path / "a.jsonl", "a", 200), write(tmp_path / "b.jsonl", "b", 200)
@@ -155,35 +115,6 @@ def test_a_stage_of_the_curriculum_by_command(tmp_path: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["written"]["train"] == rows and not manifest["lint"]["error"]
         assert {"en", "de"} == set(manifest["strata"]["language"])
-
-
-def test_strata_are_drawn_evenly_and_from_easy_to_hard(tmp_path: Path) -> None:
-    levels = ["simple", "moderate", "nuanced"]
-    rows = [
-        {
-            "prompt": f"q{i}",
-            "chosen": "a",
-            "rejected": "b",
-            "domain": "xy"[i % 2],
-            "complexity": levels[i % 3],
-        }
-        for i in range(90)
-        if i % 6 != 5
-    ]
-    rows += [{**rows[0], "prompt": f"more {i}"} for i in range(200)]
-    found = stratify(rows, ["domain", "complexity"], 25, seed=3)
-    assert found.empty == [("y", "nuanced")] and set(found.drawn.values()) == {5}
-    order = [row["order"] for row in found.rows]
-    assert order == sorted(order) and set(order) == {0.0, 0.5, 1.0}
-    assert stratify(rows, ["domain", "complexity"], 25, seed=3) == found
-    with pytest.raises(DataError, match="row 1: has no colour"):
-        stratify(rows, ["colour"])
-    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    source.write_text(dumps(rows))
-    args = ["data", "stratify", "-i", str(source), "--by-keys", "domain", "complexity"]
-    result = CliRunner().invoke(main, [*args, "--size", "25", "-o", str(out)])
-    assert result.exit_code == 0, result.output
-    assert "5 strata of 5 to 5 rows" in result.output and "y nuanced" in result.output
 
 
 def test_other_formats_become_ours(tmp_path: Path, bench_data: Path) -> None:
@@ -257,9 +188,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("recipe.yaml", "name a file that ends in .jsonl or .ndjson"),
         ("new.jsonl.gz", "name a file that ends in"),
         ("new", "name a file that ends in"),
-        ("mine.jsonl", "exists and is no older output of ours"),
-        ("nowhere.jsonl", "exists and is no older output of ours"),
-        ("noted.jsonl", "noted.manifest.json: exists and is no older output of ours"),
+        ("mine.jsonl", "exists and was not written by forty2"),
+        ("nowhere.jsonl", "exists and was not written by forty2"),
+        ("noted.jsonl", "noted.manifest.json: exists and was not written by forty2"),
     ],
 )
 def test_no_command_writes_over_what_is_not_its_own(

@@ -1,4 +1,4 @@
-"""Log-probabilities: float64 parity, padding and batch invariance, shared prompts equal whole rows."""
+"""Log-probabilities agree with float64, whatever the padding, the batch and the shortcuts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from forty2.inference import logprobs
 from forty2.inference.generation import supports_batches
 from forty2.inference.logprobs import (
     PairArrays,
-    SharedPrefix,
     Shortcuts,
-    can_pack,
     can_share_prompts,
-    keeps_plain_keys,
     logsumexp,
     response_logps,
-    score_rows,
     supervised_logps,
     supported_shortcuts,
     token_logps,
 )
+from forty2.inference.padding import positions
+from forty2.model.kv_cache import can_pack
 from forty2.model.surgery import can_split, head, sample_ids, scores_agree
-from forty2.text.encoder import PairRow
-from forty2.training.batches import pair_batch, positions
+from forty2.text.rows import PairRow
+from forty2.training.batches import pair_batch
 
 RNG = np.random.default_rng(1)
 
@@ -51,7 +49,7 @@ def reference(model: Any, row: PairRow, response: list[int]) -> float:
     return float(sum(logps[start + n, token] for n, token in enumerate(response)))
 
 
-ALL_WAYS = [Shortcuts(share, apart) for share in (False, True) for apart in (False, True)]
+ALL_SHORTCUTS = [Shortcuts(share, split) for share in (False, True) for split in (False, True)]
 
 
 def pair_arrays(rows: list[PairRow]) -> PairArrays:
@@ -69,7 +67,7 @@ def test_agrees_with_stock_logits_in_float64(architecture: str) -> None:
     wanted = [reference(model, r, r.chosen) for r in ROWS]
     wanted += [reference(model, r, r.rejected) for r in ROWS]
     assert supported_shortcuts(model).split_head
-    for by in ALL_WAYS:
+    for by in ALL_SHORTCUTS:
         if supported_shortcuts(model).shared_prompts or not by.shared_prompts:
             np.testing.assert_allclose(summed(model, ROWS, by), wanted, atol=1e-4)
 
@@ -101,7 +99,7 @@ def test_16_bits_allow_what_32_do(architecture: str) -> None:
     assert not scores_agree(model, whole, halves)  # as if rows packed together saw each other
 
 
-@pytest.mark.parametrize("by", ALL_WAYS)
+@pytest.mark.parametrize("by", ALL_SHORTCUTS)
 def test_neither_order_nor_company_nor_padding_changes_a_row(by: Shortcuts) -> None:
     model = tiny_model()
     together = summed(model, ROWS, by)
@@ -127,7 +125,7 @@ def test_gradients_through_a_shared_prompt_are_those_of_whole_rows(architecture:
     model.train()
     plain, *others = (
         np.asarray(mx.grad(functools.partial(loss, by=by))(weight))
-        for by in ALL_WAYS
+        for by in ALL_SHORTCUTS
         if supported_shortcuts(model).shared_prompts or not by.shared_prompts
     )
     assert np.abs(plain).max() > 1e-3
@@ -216,32 +214,3 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
     lse = np.log(np.exp(wide).sum(-1))
     wanted = wide[np.arange(40), np.asarray(targets)[0]] - lse
     np.testing.assert_allclose(np.asarray(got)[0], wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3", "gemma2"])
-@pytest.mark.parametrize("primer", [0, 9])
-def test_rows_after_several_stems_score_as_whole_rows(architecture: str, primer: int) -> None:
-    model = tiny_model(architecture)
-    begin = ids(primer)
-    stems = [
-        (ids(length), [(ids(given), ids(scored)) for given, scored in rows])
-        for length, rows in ((5, [(1, 1), (1, 9)]), (14, [(2, 4)]), (1, [(1, 3), (3, 2), (1, 1)]))
-    ]
-    got = SharedPrefix(model).extend(begin).score_after(stems)
-    for (middle, rows), scores in zip(stems, got, strict=True):
-        whole = [score_rows(model, [(begin + middle + g, s)])[0] for g, s in rows]
-        np.testing.assert_allclose(scores, whole, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "sliding", "qwen2", "phi3"])
-def test_a_prefix_followed_many_times_scores_as_whole_rows(architecture: str) -> None:
-    model = tiny_model(architecture)
-    assert keeps_plain_keys(model)
-    begin, middle = ids(9), ids(5)
-    rows = [(ids(1), ids(n)) for n in (1, 4, 9)]
-    whole = score_rows(model, [(begin + middle + given, scored) for given, scored in rows])
-    prefix = SharedPrefix(model).extend(begin)
-    for _ in range(2):  # following a prefix must not change it
-        scored = prefix.extend(middle).score(rows)
-        for one, other in zip(scored, whole, strict=True):
-            assert one == pytest.approx(other, abs=1e-4)

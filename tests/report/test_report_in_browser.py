@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 
 import forty2
 from forty2.files import read_json
-from forty2.report import write_report
+from forty2.report.run import write_report
 
 CHROMIUM = next(
     filter(
@@ -126,6 +126,8 @@ def laden(
     in_a_name = attack.replace("/", "\u2215").replace("\0", "").replace("\ud800", "")[:200]
 
     def lace(value: Any, key: str = "") -> Any:
+        if key == "judged":  # names of metrics, whose keys stay as well
+            return value
         if isinstance(value, str):
             return value + (in_a_name if key == "stage" else attack)
         if isinstance(value, dict):
@@ -260,7 +262,7 @@ def test_the_page_still_draws_under_its_policy(
     dom, plain = (Dom(browse(run / "report.html")) for run in (laden, finished))
     assert_dead(dom)
     assert not host[1]
-    for tag in ("svg", "polyline", "circle", "rect", "table", "tr", "li"):
+    for tag in ("svg", "path", "text", "figcaption", "table", "tr", "li"):
         assert dom.elements.count(tag) >= plain.elements.count(tag) > 0, tag
     html = (finished / "report.html").read_text("utf-8")
     pages = {"guarded": html, "bare": without_policy(html), "plain": html.replace("<style>", "<p>")}

@@ -25,17 +25,9 @@ from forty2.errors import RunError
 from forty2.files import read_json
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
-from forty2.report.ablation import _shown, _shown_change, write_ablation
-from forty2.runs.ablation import (
-    Ablation,
-    ablate,
-    changes_of,
-    insight,
-    interval,
-    parts_of,
-    score_of,
-    steps_of,
-)
+from forty2.report.ablation import write_ablation
+from forty2.runs.ablation import Ablation, ablate, comparisons_of, variants_of
+from forty2.runs.seed_statistics import changes_of, insight, interval, score_of
 
 SMALL = [
     "benchmark.n=9",
@@ -177,7 +169,9 @@ def test_the_report_has_every_variant_and_metric(found: Ablation) -> None:
             assert word in text
         assert found.insight is not None and found.insight.says in text
     bought = markdown.split("## What each phase bought and cost")[1].splitlines()[2]
-    assert bought == ("|  | sft against base | sft+dpo against sft | sft+dpo against dpo only |")
+    assert bought == (
+        "| Metric | sft against base | sft+dpo against sft | sft+dpo against dpo only |"
+    )
     assert page.count("<svg") == 11  # KL has no change from base
     assert "MC1" in found.table and found.table.count("\n") == 5
 
@@ -193,19 +187,6 @@ def test_what_a_record_says_is_text_in_its_report(found: Ablation, tmp_path: Pat
     assert f"`` {hostile[:-1]}\\u202e ``" in (tmp_path / "ablation.md").read_text()
 
 
-def test_a_table_shows_leaks_and_perplexity_as_readers_know_them() -> None:
-    """A third less "no leak" is a third more leaks; log p lower by log 2 is twice the perplexity."""
-    scores = {"value": 0.75, "low": 0.7, "high": 0.9}
-    assert _shown("no leak", scores) == pytest.approx((0.25, 0.1, 0.3))
-    assert _shown("log p of texts", {"value": -np.log(8), "low": -np.log(16), "high": 0}) == (
-        pytest.approx((8, 1, 16))
-    )
-    change = {"difference": -1 / 3, "low": -0.5, "high": -0.1}
-    assert _shown_change("no leak", change) == pytest.approx((1 / 3, 0.1, 0.5))
-    halved = {"difference": -np.log(2), "low": -np.log(3), "high": 0.0}
-    assert _shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
-
-
 def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alone(
     recipe: Recipe,
 ) -> None:
@@ -215,12 +196,12 @@ def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alon
         ({"sft": sft}, ["sft"]),
         ({"dpo": dpo, "boost": dpo}, ["dpo", "dpo+boost"]),
     ]:
-        parts = parts_of(dataclasses.replace(recipe, phases=phases))
-        assert [part.variants for part in parts] == [wanted]
+        parts = variants_of(dataclasses.replace(recipe, phases=phases))
+        assert [part.stages for part in parts] == [wanted]
     phases = {"sft": sft, "more": sft, "dpo": dpo, "boost": dpo}
-    full, alone = parts_of(dataclasses.replace(recipe, phases=phases))
-    assert alone.variants == ["dpo only"] and list(alone.phases) == ["dpo"]
-    assert steps_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
+    full, alone = variants_of(dataclasses.replace(recipe, phases=phases))
+    assert alone.stages == ["dpo only"] and list(alone.phases) == ["dpo"]
+    assert comparisons_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 1], [], [1, -1], [1, 2**31]])

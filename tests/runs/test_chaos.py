@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.processes import alone
-from support.training import ROWS, adapted, run, sft
+from support.processes import run_function, run_python
+from support.training import ROWS, ListLog, adapted, run, sft
 
 from forty2.errors import RunError
 from forty2.inference.logprobs import Shortcuts
 from forty2.model.adapter import adapter_weights
 from forty2.training.batched_loss import ConversationLoss
-from forty2.training.checkpoints import checkpoints
+from forty2.training.checkpoints import find_checkpoints
 
 FILES = (
     "SHA256SUMS",
@@ -32,7 +32,7 @@ FILES = (
 
 def test_a_run_killed_anywhere_resumes_to_the_same_bytes() -> None:
     """A sample; `make chaos` tries every event."""
-    lines = alone("chaos.py", "--points", "6").splitlines()
+    lines = run_python("chaos.py", "--points", "6").splitlines()
     figures = dict(line.rsplit(maxsplit=1) for line in lines)
     assert int(figures["survived"]) == int(figures["faults tried"]) >= 12
 
@@ -44,7 +44,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bytes() -> None:
 def test_a_run_that_is_stopped_says_so_and_resumes_to_the_same_bytes(
     scene: str, tmp_path: Path
 ) -> None:
-    alone("-c", f"import test_chaos; test_chaos.{scene}({str(tmp_path)!r})")
+    run_function(globals()[scene], tmp_path)
 
 
 def interrupted(place: str) -> None:
@@ -65,16 +65,18 @@ def interrupted(place: str) -> None:
 
         folder = Path(place, f"{number.name}{times}")
         ended = run_child(inputs, folder, Killer(steps[7], ask), resume=False)
-        newest = checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
+        newest = find_checkpoints(folder / "run" / "work" / "phase2_dpo")[0].name
         if times == 1:
             assert (ended.code, newest) == (128 + number, "step3"), ended
-            assert ended.said.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), ended
-            assert ended.said.endswith("go on with --resume") and "\n" not in ended.said
+            assert ended.message.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), (
+                ended
+            )
+            assert ended.message.endswith("go on with --resume") and "\n" not in ended.message
         else:
             assert (ended.code, newest) == (1, "step2"), ended
-            assert ended.said.strip().endswith("KeyboardInterrupt"), ended
+            assert ended.message.strip().endswith("KeyboardInterrupt"), ended
         again = run_child(inputs, folder, Killer(None), resume=True)
-        assert again.code == 0, again.said
+        assert again.code == 0, again.message
         assert results(folder) == wanted
 
 
@@ -96,10 +98,10 @@ def full_disk(place: str) -> None:
         for at in places[:: max(1, len(places) // some)]:
             folder = Path(place, str(at))
             ended = run_child(inputs, folder, Killer(at, how), resume=False)
-            assert ended.code == 2, (at, ended.said)
-            assert "\n" not in ended.said and "make room" in ended.said, (at, ended.said)
+            assert ended.code == 2, (at, ended.message)
+            assert "\n" not in ended.message and "make room" in ended.message, (at, ended.message)
             again = run_child(inputs, folder, Killer(None), resume=True)
-            assert again.code == 0, (at, again.said)
+            assert again.code == 0, (at, again.message)
             assert results(folder) == wanted, at
 
 
@@ -129,14 +131,14 @@ def out_of_memory(place: str) -> None:
             event = next(n for n in events if n > whole.labels.index("before reference batch"))
         folder = Path(place, str(number))
         ended = run_child(inputs, folder, Killer(event, refuse), resume=False)
-        assert ended.code == 2 and "\n" not in ended.said, ended.said
+        assert ended.code == 2 and "\n" not in ended.message, ended.message
         said = str(error) or "MemoryError"
-        assert ended.said.startswith(at) and f": memory ran out ({said}); " in ended.said, (
-            ended.said
+        assert ended.message.startswith(at) and f": memory ran out ({said}); " in ended.message, (
+            ended.message
         )
-        assert "--resume" in ended.said and "max_length" in ended.said
+        assert "--resume" in ended.message and "max_length" in ended.message
         again = run_child(inputs, folder, Killer(None), resume=True)
-        assert again.code == 0, again.said
+        assert again.code == 0, again.message
         assert results(folder) == wanted
 
 
@@ -146,7 +148,7 @@ def harmed(place: str) -> None:
 
     inputs, folder = make_inputs_in_child(Path(place, "inputs")), Path(place, "run")
     whole = run_child(inputs, folder, Killer(None), resume=False)
-    assert whole.code == 0, whole.said
+    assert whole.code == 0, whole.message
 
     def found() -> dict[str, Any]:
         """With the metrics by phase: a phase that is trained anew logs behind the later ones."""
@@ -165,16 +167,18 @@ def harmed(place: str) -> None:
         told = run_child(inputs, folder, Killer(None), resume=True)
         at = file.relative_to(folder)
         assert told.code == 2
-        assert told.said == f"{at} is damaged; delete {at.parent}, then go on with --resume: {then}"
+        assert (
+            told.message == f"{at} is damaged; delete {at.parent}, then go on with --resume: {then}"
+        )
         shutil.rmtree(file.parent)
         again = run_child(inputs, folder, Killer(None), resume=True)
-        assert again.code == 0, again.said
+        assert again.code == 0, again.message
         assert found() == wanted
     rows = inputs / "dpo.jsonl"
     rows.write_text(rows.read_text().replace("No.", "Yes.", 1))
     told = run_child(inputs, folder, Killer(None), resume=True)
     assert told.code == 2
-    assert told.said == (
+    assert told.message == (
         "phases.dpo: its train rows are not those that run began with; put the data back, or name "
         "another --run-dir"
     )
@@ -206,17 +210,16 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
     work = tmp_path_factory.mktemp("stopped")
     whole, model = adapted(0.2), adapted(0.2)
-    run(whole, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole", [])
+    run(whole, ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work / "whole")
     with pytest.raises(Stop):
         run(
             model,
             ConversationLoss(ROWS, Shortcuts(split_head=True)),
             PHASE,
             work / "stopped",
-            [],
             progress=stop,
         )
-    assert [p.name for p in checkpoints(work / "stopped")] == ["step6", "step3"]
+    assert [p.name for p in find_checkpoints(work / "stopped")] == ["step6", "step3"]
     return work / "stopped", adapter_weights(whole)
 
 
@@ -229,22 +232,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     shutil.copytree(stopped[0], work)
     assert sorted(p.name for p in (work / "step6").iterdir()) == list(FILES)
     harm(work / "step6" / file)
-    model, log, told, rewound = adapted(0.2), list[Any](), list[Any](), list[int]()
+    model, log, told = adapted(0.2), ListLog(), list[Any]()
     run(
         model,
         ConversationLoss(ROWS, Shortcuts(split_head=True)),
         PHASE,
         work,
         log,
-        rewind=rewound.append,
         progress=lambda _, done, total, info: told.append(info),
     )
-    assert rewound == [3]
-    assert "went back to the checkpoint of step 3" in log[0]["warning"]
-    assert str(work / "step6") in log[0]["warning"] and told[0]["warning"] == log[0]["warning"]
+    assert log.went_on_from == [3]
+    warning = log.records[0]["warning"]
+    assert "went back to the checkpoint of step 3" in warning
+    assert str(work / "step6") in warning and told[0]["warning"] == warning
     for name, value in adapter_weights(model).items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted[name]))
-    assert [p.name for p in checkpoints(work)] == ["step8", "step6"]
+    assert [p.name for p in find_checkpoints(work)] == ["step8", "step6"]
 
 
 def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
@@ -255,6 +258,6 @@ def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
     for step in ("step3", "step6"):
         flip(work / step / "optimizer.safetensors")
     with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* --resume") as error:
-        run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work, [])
+        run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work)
     assert "\n" not in str(error.value)
-    assert len(checkpoints(work)) == 2
+    assert len(find_checkpoints(work)) == 2

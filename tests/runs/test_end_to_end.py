@@ -222,11 +222,11 @@ def test_quantising_says_what_is_left_of_the_adapter(
     finished: RunResult, starter_path: Path, tmp_path: Path
 ) -> None:
     fused = fuse(str(starter_path), finished.adapter, tmp_path / "gold", quantize=8)
-    assert fused.quantised is not None
-    assert fused.quantised.path == tmp_path / "gold-8bit"
-    assert 0 < fused.quantised.cosine <= 1
+    assert fused.quantized is not None
+    assert fused.quantized.path == tmp_path / "gold-8bit"
+    assert 0 < fused.quantized.cosine <= 1
     assert fused.parity_kl < 1e-6 < fused.adapter_kl
-    assert load(str(fused.quantised.path)).quantised
+    assert load(str(fused.quantized.path)).quantized
 
 
 def test_the_plan_knows_what_the_run_did(finished: RunResult) -> None:

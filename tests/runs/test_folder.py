@@ -7,59 +7,54 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
+from support.runs import PROVENANCE
 
 from forty2.errors import RunError
 from forty2.files import (
-    check_free_space,
-    find_damage,
     read_json,
-    read_sealed,
     remove_leftovers,
-    seal,
     staged_folder,
     write_bytes,
     write_json,
-    write_sealed,
 )
-from forty2.runs.folder import RunDir
+from forty2.runs.folder import RunFolder
 
 
 def test_a_second_process_is_refused_with_the_owner(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path / "run", "a: 1\n", {}, resume=False):
+    with RunFolder.open(tmp_path / "run", "a: 1\n", PROVENANCE, resume=False):
         script = (
-            "from pathlib import Path; from forty2.runs.folder import RunDir\n"
-            f"RunDir.open(Path({str(tmp_path / 'run')!r}), 'a: 1\\n', {{}}, resume=True)"
+            "from pathlib import Path; from forty2.runs.folder import RunFolder\n"
+            "from forty2.runs.records import Provenance\n"
+            f"RunFolder.open(Path({str(tmp_path / 'run')!r}), 'a: 1\\n', {PROVENANCE!r}, resume=True)"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode != 0
         assert "in use by process" in done.stderr
-    with RunDir.open(tmp_path / "run", "a: 1\n", {}, resume=True):
+    with RunFolder.open(tmp_path / "run", "a: 1\n", PROVENANCE, resume=True):
         pass  # a lock whose owner is gone does not hold
 
 
 def test_an_existing_run_is_not_overwritten_nor_resumed_with_another_recipe(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path, "name: x\nsteps: 5\n", {}, resume=False) as run:
+    with RunFolder.open(tmp_path, "name: x\nsteps: 5\n", PROVENANCE, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
     with pytest.raises(RunError, match=r"--resume"):
-        RunDir.open(tmp_path, "name: x\nsteps: 5\n", {}, resume=False)
+        RunFolder.open(tmp_path, "name: x\nsteps: 5\n", PROVENANCE, resume=False)
     with pytest.raises(RunError, match=r"another recipe .*'steps: 6'"):
-        RunDir.open(tmp_path, "name: x\nsteps: 6\n", {}, resume=True)
+        RunFolder.open(tmp_path, "name: x\nsteps: 6\n", PROVENANCE, resume=True)
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
     with pytest.raises(RunError, match=r"is not empty"):
-        RunDir.open(other, "", {}, resume=False)
+        RunFolder.open(other, "", PROVENANCE, resume=False)
 
 
 def test_metrics_are_whole_lines_and_can_be_rewound(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path / "run", "", {}, resume=False) as run:
+    with RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=False) as run:
         for step in range(4):
             run.log({"phase": "sft", "step": step})
         run.log({"phase": "dpo", "step": 9})
@@ -73,35 +68,10 @@ def test_metrics_are_whole_lines_and_can_be_rewound(tmp_path: Path) -> None:
         ]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(ValueError):
-        write_json(path, {"a": float("nan")})
-    assert read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
-
-
-def test_a_folder_takes_its_name_only_when_whole(tmp_path: Path) -> None:
-    with staged_folder(tmp_path / "out") as folder:
-        write_bytes(folder / "a", b"1")
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
-        write_bytes(folder / "b", b"2")
-        raise RuntimeError
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_damaged_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(RunError, match=r"x\.json: not readable as JSON"):
-        read_json(tmp_path / "x.json")
-
-
 def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("a: ")
     (tmp_path / ".run.json.4194305").write_text("{")  # no process has such a number
-    with RunDir.open(tmp_path, "a: 1\n", {}, resume=False):
+    with RunFolder.open(tmp_path, "a: 1\n", PROVENANCE, resume=False):
         assert sorted(p.name for p in tmp_path.iterdir()) == [
             "recipe.yaml",
             "run.json",
@@ -110,60 +80,15 @@ def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:
     assert (tmp_path / "recipe.yaml").read_text() == "a: 1\n"
 
 
-def test_leftovers_of_ended_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    for name in (".out.4194305", ".out.4194305.old", ".out.1", ".other.4194305"):
-        (tmp_path / name).mkdir()
-    with staged_folder(tmp_path / "out"):
-        pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.4194305", ".out.1", "out"]
-
-
-def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a", b"12")
-    seal(tmp_path)
-    (tmp_path / ".DS_Store").touch()
-    assert find_damage(tmp_path) is None
-    write_bytes(tmp_path / "b", b"")
-    assert find_damage(tmp_path) == f"{tmp_path / 'b'} does not belong there"
-    (tmp_path / "b").unlink()
-    sums = (tmp_path / "SHA256SUMS").read_bytes()
-    for at in range(len(sums)):
-        for bit in (1, 32):
-            (tmp_path / "SHA256SUMS").write_bytes(
-                sums[:at] + bytes([sums[at] ^ bit]) + sums[at + 1 :]
-            )
-            assert find_damage(tmp_path) is not None, at
-    (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert find_damage(tmp_path) is not None
-
-
-def test_too_full_a_disk_is_found_out_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
-    check_free_space({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
-    with pytest.raises(RunError, match=r"fused: about 5.10 GB .* 5.00 GB are free; make room"):
-        check_free_space(
-            {tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000}
-        )
-
-
 def modes(folder: Path) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): oct(p.stat().st_mode & 0o777) for p in sorted(folder.rglob("*"))
     }
 
 
-@pytest.fixture
-def common_umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 @pytest.mark.usefixtures("common_umask")
 def test_what_is_written_is_for_its_owner_alone(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path / "runs" / "run", "a: 1\n", {}, resume=False) as run:
+    with RunFolder.open(tmp_path / "runs" / "run", "a: 1\n", PROVENANCE, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
         with staged_folder(run.path / "work" / "step1") as folder:
             (folder / "inner").mkdir()
@@ -187,7 +112,7 @@ def test_what_others_could_read_they_still_can(tmp_path: Path) -> None:
     (shared / "set").chmod(0o755)
     with staged_folder(shared / "set") as folder:
         write_bytes(folder / "rows", b"2")
-    with RunDir.open(run, "", {}, resume=False):
+    with RunFolder.open(run, "", PROVENANCE, resume=False):
         assert run.stat().st_mode & 0o777 == 0o750
     assert modes(shared) == {"report.html": "0o644", "set": "0o755", "set/rows": "0o644"}
 
@@ -196,7 +121,7 @@ def test_links_are_neither_followed_nor_swept_through(tmp_path: Path) -> None:
     outside, run = tmp_path / "outside", tmp_path / "run"
     outside.mkdir()
     (outside / "thesis.txt").write_text("precious")
-    with RunDir.open(run, "a: 1\n", {}, resume=False):
+    with RunFolder.open(run, "a: 1\n", PROVENANCE, resume=False):
         pass
     (run / ".out.4194305").symlink_to(outside)
     (run / "inside").symlink_to(run / "run.json")
@@ -205,7 +130,7 @@ def test_links_are_neither_followed_nor_swept_through(tmp_path: Path) -> None:
         link.symlink_to(outside if link.name != "gone" else tmp_path / "nowhere")
         (run / ".out.4194305").unlink(missing_ok=True)
         with pytest.raises(RunError, match=rf"{link}: is a link that leads out of the run"):
-            RunDir.open(run, "a: 1\n", {}, resume=True)
+            RunFolder.open(run, "a: 1\n", PROVENANCE, resume=True)
         link.unlink()
     with staged_folder(tmp_path / "out"):
         pass
@@ -213,7 +138,7 @@ def test_links_are_neither_followed_nor_swept_through(tmp_path: Path) -> None:
     (tmp_path / ".thesis.4194305").symlink_to(outside / "thesis.txt")
     remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "outside", "run"]
-    with RunDir.open(run, "a: 1\n", {}, resume=True):
+    with RunFolder.open(run, "a: 1\n", PROVENANCE, resume=True):
         assert (outside / "thesis.txt").read_text() == "precious"
 
 
@@ -222,20 +147,20 @@ def test_a_link_in_the_lock_s_place_empties_nothing(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "thesis.txt")
     with pytest.raises(RunError, match=r"run\.lock: is a link that leads out"):
-        RunDir.open(tmp_path / "run", "", {}, resume=False)
+        RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=False)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize("harm", ["removed", "moved", "replaced"])
 def test_a_run_whose_folder_vanishes_says_so_and_writes_nowhere(harm: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with RunDir.open(path, "", {}, resume=False) as run:
+    with RunFolder.open(path, "", PROVENANCE, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
         path.rename(tmp_path / "moved")
         if harm == "removed":
             shutil.rmtree(tmp_path / "moved")
         if harm == "replaced":
-            with RunDir.open(path, "", {}, resume=False) as other:
+            with RunFolder.open(path, "", PROVENANCE, resume=False) as other:
                 other.log({"phase": "sft", "step": 7})
         with pytest.raises(RunError, match=r"run: was removed, moved or replaced while .*put it b"):
             run.log({"phase": "sft", "step": 2})
@@ -245,22 +170,8 @@ def test_a_run_whose_folder_vanishes_says_so_and_writes_nowhere(harm: str, tmp_p
         assert not path.exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KB, where this process may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    try:
-        subprocess.run(["mount", *options], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("may not mount a disk here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_is_named_and_what_was_there_stays(small_disk: Path) -> None:
-    with RunDir.open(small_disk / "run", "a: 1\n", {}, resume=False) as run:
+    with RunFolder.open(small_disk / "run", "a: 1\n", PROVENANCE, resume=False) as run:
         kept = run.path / "work" / "step1"
         for size in (100_000, 250_000):
             told = pytest.raises(RunError, match="the disk is full; make room")
@@ -278,24 +189,24 @@ def test_a_full_disk_is_named_and_what_was_there_stays(small_disk: Path) -> None
 
 
 def test_a_disk_that_turns_read_only_is_named_and_what_was_there_stays(small_disk: Path) -> None:
-    with RunDir.open(small_disk / "run", "a: 1\n", {}, resume=False) as run:
+    with RunFolder.open(small_disk / "run", "a: 1\n", PROVENANCE, resume=False) as run:
         write_json(run.path / "x.json", 1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(RunError, match=r"Read-only file system; make it writable, then go on"):
-        RunDir.open(run.path, "a: 1\n", {}, resume=True)
+        RunFolder.open(run.path, "a: 1\n", PROVENANCE, resume=True)
     told = r"Read-only file system; make it writable, then go on"
     with pytest.raises(RunError, match=told):
         write_json(run.path / "x.json", 2)
     with pytest.raises(RunError, match=told), staged_folder(run.path / "y"):
         pass
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    with RunDir.open(run.path, "a: 1\n", {}, resume=True):
+    with RunFolder.open(run.path, "a: 1\n", PROVENANCE, resume=True):
         assert read_json(run.path / "x.json") == 1
 
 
 def test_lost_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Injected: permissions do not bind root."""
-    with RunDir.open(tmp_path / "run", "", {}, resume=False) as run:
+    with RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=False) as run:
 
         def refuse(*_: object, **__: object) -> NoReturn:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -311,7 +222,7 @@ def test_lost_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
-    with RunDir.open(tmp_path, "", {}, resume=False) as run:
+    with RunFolder.open(tmp_path, "", PROVENANCE, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
         for line in (
             b"{",
@@ -324,36 +235,3 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path: Path) -> None:
             run.metrics_path.write_bytes(run.metrics_path.read_bytes()[:29] + line + b"\n")
             with pytest.raises(RunError, match=r"metrics\.jsonl:2: damaged; delete this line"):
                 run.metrics()
-
-
-def test_a_sealed_result_shows_every_change(tmp_path: Path) -> None:
-    path = tmp_path / "base.json"
-    result: dict[str, Any] = {"score": 0.1, "items": [{"é": None}], "n": 3}
-    write_sealed(path, result)
-    assert read_sealed(path) == result
-    for old, new in (("0.1", "0.2"), ("null", "true"), ('"n": 3', '"n": 4'), ('"sha256"', '"s"')):
-        path.write_text(path.read_text().replace(old, new))
-        with pytest.raises(RunError, match=r"base\.json: damaged; delete it, .*made anew"):
-            read_sealed(path)
-        write_sealed(path, result)
-    path.write_text("[]")
-    with pytest.raises(RunError, match="damaged"):
-        read_sealed(path)
-
-
-def test_what_was_moved_away_for_nothing_goes_back(tmp_path: Path) -> None:
-    """A process that is killed between moving the old folder away and naming the new one."""
-    for name in (".model.999999999.old", ".model.999999999", ".other.999999999.old", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "which").write_text(name)
-    remove_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "other"]
-    assert (tmp_path / "model" / "which").read_text() == ".model.999999999.old"
-    assert (tmp_path / "other" / "which").read_text() == "other"
-
-
-def test_checksums_of_a_file_elsewhere_are_damaged_ones(tmp_path: Path) -> None:
-    seal(tmp_path)
-    for name in ("/etc/passwd", "../x", "a/b", ""):
-        (tmp_path / "SHA256SUMS").write_text(f"0  {name}\n")
-        assert find_damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import alone
+from support.processes import run_function
+from support.runs import PROVENANCE
 
 from forty2.errors import RunError
-from forty2.runs.folder import RunDir
+from forty2.runs.folder import RunFolder
 
 SINCE = r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 
@@ -65,7 +66,7 @@ def hidden(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("count", [3, pytest.param(16, marks=pytest.mark.slow)])
 def test_runs_at_once_share_a_cache(count: int, tmp_path: Path) -> None:
-    alone("-c", f"import test_parallel_runs as t; t.runs({str(tmp_path)!r}, {count})")
+    run_function(runs, tmp_path, count)
 
 
 def runs(place: str, count: int) -> None:
@@ -101,7 +102,7 @@ def runs(place: str, count: int) -> None:
 
 
 def test_processes_at_once_make_the_starter_once(tmp_path: Path) -> None:
-    alone("-c", f"import test_parallel_runs as t; t.starters({str(tmp_path)!r}, 16)")
+    run_function(starters, tmp_path, 16)
 
 
 def starters(place: str, count: int) -> None:
@@ -169,10 +170,10 @@ def test_packages_loaded_at_once_leave_whole_libraries(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
-    from chaos import make_inputs
+    from support.small_run import make_inputs
 
     recipe = make_inputs(tmp_path / "inputs") / "recipe.yaml"
-    with RunDir.open(tmp_path / "run", "", {}, resume=False):
+    with RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=False):
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         done = subprocess.run(
             [
@@ -196,31 +197,33 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path: Path) -> None
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     script = (
-        "import time\nfrom pathlib import Path\nfrom forty2.runs.folder import RunDir\n"
-        f"run = RunDir.open(Path({str(tmp_path / 'run')!r}), '', {{}}, resume=False)\n"
+        "import time\nfrom pathlib import Path\nfrom forty2.runs.folder import RunFolder\n"
+        "from forty2.runs.records import Provenance\n"
+        f"run = RunFolder.open(Path({str(tmp_path / 'run')!r}), '', {PROVENANCE!r}, resume=False)\n"
         "print('open', flush=True)\ntime.sleep(20)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None and owner.stdout.readline() == b"open\n"
         with pytest.raises(RunError, match=rf"in use by process {owner.pid} {SINCE}$"):
-            RunDir.open(tmp_path / "run", "", {}, resume=True)
+            RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=True)
         owner.kill()
     assert str(owner.pid) in (tmp_path / "run" / "run.lock").read_text()
-    with RunDir.open(tmp_path / "run", "", {}, resume=True) as run:
+    with RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=True) as run:
         assert re.fullmatch(rf"process {os.getpid()} {SINCE}", (run.path / "run.lock").read_text())
 
 
 # --- one writer's reader --------------------------------------------------------------------------
 
 
-WRITER = """
+WRITER = f"""
 import json, sys, time
 from pathlib import Path
-from forty2.runs.folder import RunDir
+from forty2.runs.folder import RunFolder
+from forty2.runs.records import Provenance
 
 place = Path(sys.argv[1])
 records = [json.loads(line) for line in (place / "wanted.jsonl").read_text().splitlines()]
-with RunDir.open(place / "run", "", {}, resume=False) as run:
+with RunFolder.open(place / "run", "", {PROVENANCE!r}, resume=False) as run:
     for record in records:
         run.log(record)
         time.sleep(0.0005)

@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from chaos import make_inputs
 from click.testing import CliRunner, Result
+from support.small_run import make_inputs
 
 from forty2.cli import main
 from forty2.export.fusing import fuse
@@ -86,7 +86,7 @@ def test_what_was_refused_does_not_hold_the_run_s_place(
 
 def test_a_resume_that_finds_no_run_says_so(here: Path) -> None:
     line = "run mine.yaml --resume --run-dir adapters/mien"
-    with pytest.warns(UserWarning, match="^adapters/mien: nothing to go on with"):
+    with pytest.warns(UserWarning, match="^adapters/mien: there is no run to resume"):
         done(line)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from soak import Sample, inconsistent, soak, verdict
-from support.processes import alone
+from support.processes import run_function
 
 BLOCKS = 50
 STEPS = 20 * BLOCKS
@@ -49,7 +49,7 @@ def samples(
 
 def test_a_short_soak_holds(tmp_path: Path) -> None:
     """`make soak` trains ten thousand steps; so few say nothing of speed."""
-    table = alone("-c", f"import test_soak; test_soak.short({str(tmp_path)!r})")
+    table = run_function(short, tmp_path)
     assert re.search(r"lines of metrics +\d+ +each step once, in order\n$", table), table
     broken = [line for line in table.splitlines() if "NOT HELD" in line]
     assert not [line for line in broken if not line.startswith("last tenth")], table

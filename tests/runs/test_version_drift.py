@@ -86,8 +86,8 @@ def test_an_unsealed_checkpoint_is_refused_and_deleting_it_is_enough(begun: Path
     with pytest.raises(RunError) as error:
         resume("unsealed")
     assert str(error.value) == (
-        "unsealed/work/phase2_dpo/last: a checkpoint without checksums, by a release from before "
-        "they were; go on with that release, or delete unsealed/work/phase2_dpo: the phase starts "
+        "unsealed/work/phase2_dpo/last: a checkpoint without checksums, by a release that wrote "
+        "none; go on with that release, or delete unsealed/work/phase2_dpo: the phase starts "
         "anew"
     )
     assert read_json(Path("unsealed/run.json"))["version"] == 1  # so that release can

@@ -9,22 +9,22 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from forty2.model.loading import LoadedModel
 
-# Like Mistral's: no header before the answer, a space around it, and </s> to end the turn.
 BRACKETS = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
     "{{ ' ' + m['content'] + '<|endoftext|>' }}{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% endif %}{% endfor %}"
 )
-
-# Like Qwen3's: forgets the thinking of earlier turns, so that what came before changes.
+"""Like Mistral's: no header before the answer, a space around it, and </s> to end the turn."""
 FORGETS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and not loop.last %}"
     "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+"""Like Qwen3's: drops the thinking of earlier turns, so that earlier text changes with each turn."""
 
 
 def with_template(loaded: LoadedModel, template: str | None, eos: str = "<|im_end|>") -> Any:
+    """Return a copy of a model's tokenizer with another chat template and end-of-text token."""
     inner = copy.deepcopy(loaded.tokenizer._tokenizer)
     inner.chat_template = template
     inner.eos_token = eos

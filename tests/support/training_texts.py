@@ -1,4 +1,4 @@
-"""Texts of the built-in training sets, for tests of what they share with others."""
+"""Texts of the built-in training sets, for tests of what they share with benchmarks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from forty2.data.build import NAMES, build
 
 
 def every_text(value: Any) -> Iterator[str]:
+    """Yield every text within a value, and keys that are texts themselves."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -22,14 +23,17 @@ def every_text(value: Any) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
+    """Split a text into words in lower case."""
     return re.findall(r"\w+", text.lower())
 
 
 def grams(texts: Iterator[str], n: int) -> set[tuple[str, ...]]:
+    """Collect all runs of n words."""
     return {tuple(w[i : i + n]) for t in texts for w in [words(t)] for i in range(len(w) - n + 1)}
 
 
 def training_texts() -> Iterator[str]:
+    """Yield every text of every full training set."""
     for name in NAMES:
         if name.endswith("-full"):
             data = build(name)

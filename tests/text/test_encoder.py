@@ -10,7 +10,7 @@ from support.templates import BRACKETS, FORGETS, with_template
 from forty2.data.records import Chat, Message, Pair
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder, PairRow, Row, fit_rows
+from forty2.text.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -189,21 +189,3 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedM
 def test_no_chat_template_is_refused(starter: LoadedModel) -> None:
     with pytest.raises(ModelError, match="no chat template"):
         Encoder(with_template(starter, None))
-
-
-def test_long_prompts_lose_their_left_end_and_long_responses_the_row() -> None:
-    rows = [
-        PairRow(list(range(10)), [1, 2], [3], "f:1"),
-        PairRow(list(range(50)), [1, 2], [3, 4, 5], "f:2"),
-        PairRow([7, 8], list(range(30)), [3], "f:3"),
-    ]
-    fitted = fit_rows(rows, 20)
-    assert fitted.rows == [rows[0], PairRow(list(range(33, 50)), [1, 2], [3, 4, 5], "f:2")]
-    assert (fitted.shortened, fitted.dropped) == (["f:2"], ["f:3"])
-
-
-def test_a_long_conversation_keeps_every_supervised_token_or_goes() -> None:
-    row = Row(list(range(30)), [False] * 20 + [True] * 10, "f:1")
-    assert fit_rows([row], 12).rows == [Row(list(range(18, 30)), [False] * 2 + [True] * 10, "f:1")]
-    assert fit_rows([row], 11).rows[0].mask == [False] + [True] * 10
-    assert fit_rows([row], 10).dropped == ["f:1"]  # nothing would be left to predict the first from

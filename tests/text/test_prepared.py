@@ -10,8 +10,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from support.models import ARCHITECTURES, tiny_model
 
@@ -21,10 +19,13 @@ from forty2.data.formats import parse
 from forty2.data.library import isotopes
 from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
-from forty2.inference.logprobs import can_pack, supported_shortcuts
-from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder, Row
-from forty2.text.prepared import Prepared, open_prepared, packed, prepare, tokenizer_key
+from forty2.inference.logprobs import supported_shortcuts
+from forty2.model.kv_cache import can_pack
+from forty2.model.loading import LoadedModel, load_tokenizer
+from forty2.text.encoder import Encoder
+from forty2.text.prepared import Prepared, open_prepared, tokenizer_key
+from forty2.text.preparing import Preparation, prepare
+from forty2.text.rows import Row
 from forty2.training.batched_loss import ConversationLoss
 from forty2.training.batches import sft_batch
 
@@ -41,8 +42,15 @@ def ready(source: Path, starter: LoadedModel) -> dict[str, Path]:
     folders = {}
     for name, pack in (("plain", False), ("packed", True)):
         folders[name] = source.parent / name
-        prepare(source, folders[name], starter.name, max_length=512, pack=pack, workers=1)
+        written(source, folders[name], starter, workers=1, max_length=512, pack=pack)
     return folders
+
+
+def written(
+    source: Path, folder: Path, starter: LoadedModel, workers: int | None = None, **how: Any
+) -> dict[str, Any]:
+    preparation = Preparation(**how)
+    return prepare(source, folder, starter.name, load_tokenizer, preparation, workers=workers)
 
 
 def opened(folder: Path, starter: LoadedModel) -> dict[str, Prepared]:
@@ -81,15 +89,6 @@ def test_packs_hold_the_same_rows_in_less_room(
             assert at == list(range(at[0], at[-1] + 1)) and not row.mask[at[0]]
             apart.append(tuple(row.ids[i] for i in at))
     assert sorted(apart) == sorted(tuple(row.ids) for row in plain)
-
-
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=300))
-def test_packing_takes_every_row_once_and_whole(lengths: list[int]) -> None:
-    packs = list(packed(lengths, 64))
-    assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
-    rooms = [sum(lengths[i] for i in pack) for pack in packs]
-    assert max(rooms) <= 64 and max(map(len, packs)) <= 255
-    assert sum(room <= 32 for room in rooms) <= 1 or max(map(len, packs)) == 255
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -168,7 +167,7 @@ def test_a_dropped_row_is_named_and_the_rest_keep_their_places(
     rows = [{"prompt": f"q{n}", "completion": "word " * (3 if n != 4 else 300)} for n in range(9)]
     source = tmp_path / "rows.jsonl"
     source.write_text(dumps(rows))
-    manifest = prepare(source, tmp_path / "p", starter.name, valid_share=0, max_length=64)
+    manifest = written(source, tmp_path / "p", starter, valid_share=0, max_length=64)
     assert manifest["dropped"] == [f"{source}:5"] and manifest["written"] == {"train": 8}
     origins = (tmp_path / "p" / "train" / "origins.txt").read_text().splitlines()
     assert origins == [f"{source}:{n}" for n in (1, 2, 3, 4, 6, 7, 8, 9)]
@@ -177,7 +176,7 @@ def test_a_dropped_row_is_named_and_the_rest_keep_their_places(
 def test_another_tokenizer_or_a_damaged_file_is_refused(
     source: Path, starter: LoadedModel, tmp_path: Path
 ) -> None:
-    prepare(source, tmp_path / "p", starter.name, max_length=512)
+    written(source, tmp_path / "p", starter, max_length=512)
     with pytest.raises(DataError, match="another tokenizer"):
         open_prepared(tmp_path / "p", "0" * 64, 512)
     with pytest.raises(DataError, match="max_length is 100"):
@@ -191,7 +190,7 @@ def test_another_tokenizer_or_a_damaged_file_is_refused(
 def test_several_processes_write_what_one_does(
     source: Path, starter: LoadedModel, ready: dict[str, Path], tmp_path: Path
 ) -> None:
-    prepare(source, tmp_path / "two", starter.name, max_length=512, workers=2)
+    written(source, tmp_path / "two", starter, workers=2, max_length=512)
     for name in ("tokens.bin", "mask.bin", "rows.idx", "origins.txt"):
         one = (ready["plain"] / "train" / name).read_bytes()
         assert (tmp_path / "two" / "train" / name).read_bytes() == one

@@ -67,5 +67,5 @@ def test_a_page_replaces_nothing_but_a_page(tmp_path: Path) -> None:
     source.write_text(dumps([{"prompt": "q", "completion": "a"}]))
     before = source.read_bytes()
     result = CliRunner().invoke(main, ["data", "show", str(source), "--html", str(source)])
-    assert result.exit_code == 2 and f"{source}: a page is written" in result.output
+    assert result.exit_code == 2 and f"{source}: the output is a web page" in result.output
     assert source.read_bytes() == before

@@ -12,7 +12,8 @@ from support.templates import BRACKETS, FORGETS, with_template
 from forty2.data.records import Chat, Message, Text
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder, Row
+from forty2.text.encoder import Encoder
+from forty2.text.rows import Row
 
 TRIMS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>"
@@ -87,11 +88,11 @@ def test_filled_in_is_what_rendered_is(name: str, encoders: dict[str, Encoder], 
 def test_it_is_used_where_it_can_be(encoders: dict[str, Encoder]) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for name in ("own", "forgets"):
-        assert encoders[name]._skeletons.encode([turns])[0] is not None, name
+        assert encoders[name]._templates.encode([turns])[0] is not None, name
     # Two newlines before the content are one token to generation and two in the whole text.
-    assert encoders["trims"]._skeletons.encode([turns]) == [None]
+    assert encoders["trims"]._templates.encode([turns]) == [None]
     odd = [turns[0], {"role": "assistant", "content": " a"}]
-    assert encoders["own"]._skeletons.encode([odd]) == [None]
+    assert encoders["own"]._templates.encode([odd]) == [None]
 
 
 def test_order_and_kinds_are_kept(encoders: dict[str, Encoder]) -> None:

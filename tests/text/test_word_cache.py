@@ -110,7 +110,7 @@ def test_a_tokenizer_that_looks_past_spaces_gets_texts_whole() -> None:
 def test_what_is_kept_stays_small() -> None:
     words = WordCache(trained("gpt-2"))
     words.encode_batch(["x" * 100, "word " * 50])
-    assert all(len(piece) <= 40 for piece in words._known)
+    assert all(len(piece) <= 40 for piece in words._ids)
     for start in range(0, 300_000, 50_000):
         words.encode_batch([" ".join(map(str, range(start, start + 50_000)))])
-    assert len(words._known) <= 250_000 + 10
+    assert len(words._ids) <= 250_000 + 10

@@ -14,10 +14,11 @@ from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder
-from forty2.training.batches import Order, grouped, positions, rows_of_epoch
-from forty2.training.loop import order_of
+from forty2.text.rows import PairRow
+from forty2.training.batches import Order, pair_batch, rows_of_epoch
 from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.sft import SftPhase
+from forty2.training.schedule import plan_phase
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
@@ -66,28 +67,6 @@ def test_batches_by_tokens_hold_about_so_many() -> None:
     assert 1 - sum(lengths) / padded < 0.05
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=80),
-    st.integers(1, 2000),
-    st.integers(1, 2),
-)
-def test_groups_keep_to_their_tokens(
-    lengths: list[tuple[int, int]], tokens: int, parts: int
-) -> None:
-    cut = np.array(lengths)[:, :parts]
-    groups = grouped(cut, tokens)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        assert cut[group].max(axis=0).sum() * len(group) <= tokens or len(group) == 1
-
-
-def test_groups_of_pairs_waste_little() -> None:
-    """Prompts and responses of unlike lengths: no one order makes neighbours alike in both."""
-    lengths = np.random.default_rng(3).integers([20, 60], [400, 200], (400, 2))
-    padded = sum(lengths[g].max(axis=0).sum() * len(g) for g in grouped(lengths, 2000))
-    assert 1 - lengths.sum() / padded < 0.12
-
-
 def test_over_many_epochs_a_weight_is_met_on_average() -> None:
     weights = [0.25, 1.0, 1.0, 2.5, 1.0, 0.25]
     order = Order([10] * 6, 2, 1, weights)
@@ -117,20 +96,6 @@ def test_rows_of_like_length_share_a_batch() -> None:
     assert padded / sum(lengths) < 1.05
 
 
-def test_compiled_steps_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiled step of another number of supervised tokens is another compilation."""
-    counts = range(1, 2000)
-
-    def widths() -> list[int]:
-        return [len(positions(np.arange(2000) < count)) for count in counts]
-
-    assert widths() == list(counts)
-    monkeypatch.setattr("forty2.training.batches.on_gpu", lambda: True)
-    found = widths()
-    assert len(set(found)) <= 8 * 8
-    assert all(0 <= w - n < max(8, n / 8 + 8) for w, n in zip(found, counts, strict=True))
-
-
 @pytest.mark.parametrize("tokens", [None, 800])
 def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
     tokens: int | None,
@@ -140,10 +105,45 @@ def test_batches_of_pairs_are_random_draws_and_those_of_conversations_alike(
 
     def spread(phase: DpoPhase | SftPhase) -> float:
         """Of the batches' mean lengths: 1 if each is a random draw, √8 if each is of one length."""
-        order = order_of(phase, lengths.tolist(), [1.0] * 1600, seed=3)
+        order = plan_phase(phase, lengths.tolist(), [1.0] * 1600, seed=3).order
         means = [lengths[order.batch(n)].mean() for n in range(order.batches_per_epoch)]
         return float(np.std(means) / lengths.std() * 8**0.5)
 
     common: Any = {"data": "rows", "steps": 1, "lr": 1e-3, "batch_size": 8, "batch_tokens": tokens}
     assert 0.85 < spread(DpoPhase(objective="dpo", beta=0.1, **common)) < 1.2
     assert spread(SftPhase(objective="sft", **common)) > 2.5
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 64])
+def test_every_row_comes_once_an_epoch_and_the_order_is_a_function_of_seed_and_step(
+    size: int,
+) -> None:
+    lengths = [int(n) for n in np.random.default_rng(3).integers(3, 400, 57)]
+    order, other = Order(lengths, size, seed=4), Order(lengths, size, seed=4)
+    for epoch in range(3):
+        indices = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
+        rows = [row for index in indices for row in order.batch(index)]
+        assert sorted(rows) == list(range(57))
+    assert order.batch(2) == other.batch(2)
+    assert order.rows_seen(2) == sorted({*order.batch(0), *order.batch(1)})
+
+
+def test_buckets_waste_little() -> None:
+    lengths = [int(n) for n in np.random.default_rng(5).exponential(80, 2000) + 4]
+    order = Order(lengths, 8, seed=0)
+    real = padded = 0
+    for index in range(order.batches_per_epoch):
+        batch = [lengths[row] for row in order.batch(index)]
+        real += sum(batch)
+        padded += max(batch) * len(batch)
+    assert 1 - real / padded < 0.06
+
+
+def test_pair_batches_line_up_inputs_and_targets() -> None:
+    batch = pair_batch([PairRow([5, 6, 7], [8, 9], [10], "f:1")], [0])
+    assert batch.prefixes[0, :2].tolist() == [5, 6]
+    assert batch.inputs[0, :2].tolist() == [7, 8]
+    assert batch.targets[0, :2].tolist() == [8, 9]
+    assert batch.inputs[1, 0] == 7
+    assert batch.targets[1, 0] == 10
+    assert batch.mask.sum(axis=1).tolist() == [2, 1]

@@ -1,4 +1,4 @@
-"""What is spared changes nothing: shared prompts, head, replayed blocks, checkpoints, in any mix."""
+"""No shortcut changes the numbers: shared prompts, head, stored states, checkpoints, in any mix."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import load
 from forty2.model.surgery import can_split, frozen_depth
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import Encoder, PairRow, Row
-from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, reference_logps
+from forty2.text.encoder import Encoder
+from forty2.text.rows import PairRow, Row
+from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.reference import reference_logps
 
 RNG = np.random.default_rng(11)
 PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)
@@ -187,7 +189,7 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
 def test_a_replayed_reference_is_the_reference(tmp_path: Path) -> None:
     model = moved()
     replay = stored(model, PAIRS, [3, 0, 1], tmp_path)
-    with_it = reference_logps(model, PAIRS, [3, 0, 1], tmp_path / "a.npz", replay=replay)
+    with_it = reference_logps(model, PAIRS, [3, 0, 1], tmp_path / "a.npz", frozen=replay)
     without = reference_logps(model, PAIRS, [3, 0, 1], tmp_path / "b.npz")
     for n in (3, 0, 1):
         np.testing.assert_allclose(with_it[n], without[n], atol=1e-5)

@@ -31,7 +31,7 @@ from forty2.runs.ablation import ablate
 from forty2.runs.pipeline import run
 from forty2.training.batched_loss import ConversationLoss
 from forty2.training.batches import Order, SftBatch
-from forty2.training.loop import evaluate
+from forty2.training.evaluation import evaluate
 from forty2.training.processes import Group, joined
 
 RECIPE = """
@@ -202,10 +202,10 @@ def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
 def test_shares_are_a_batch_cut_in_pieces_that_go_round(size: int) -> None:
     rows = list(range(20, 25))
     for turn in range(4):
-        shares = [Group(rank, size).share(rows, turn) for rank in range(size)]
+        shares = [Group(rank, size).shard(rows, turn) for rank in range(size)]
         assert sorted(row for share in shares for row in share) == rows
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert {tuple(Group(0, size).share([5], turn)) for turn in range(size)} == (
+    assert {tuple(Group(0, size).shard([5], turn)) for turn in range(size)} == (
         {(5,)} if size == 1 else {(5,), ()}
     )
 
@@ -216,7 +216,7 @@ def test_a_total_has_the_shape_and_types_of_what_is_summed() -> None:
         "a": [{}, {"b": mx.arange(6.0).reshape(2, 3)}],
         "c": mx.array([1.5], mx.bfloat16),
     }
-    two: Any = Group(0, 2).total([one, 7, mx.array(0.25)])
+    two: Any = Group(0, 2).all_sum([one, 7, mx.array(0.25)])
     assert two[0]["a"][0] == {} and two[0]["c"].dtype == mx.bfloat16
     assert two[0]["a"][1]["b"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert (two[0]["c"].item(), two[1].item(), two[2].item()) == (1.5, 7, 0.25)
@@ -235,7 +235,7 @@ def test_each_process_sees_its_share_under_a_key_of_its_own(tmp_path: Path) -> N
     phase = sft(steps=5, batch_size=5, accumulate=2)
     for rank in range(2):
         objective = Seen(ROWS, Shortcuts(split_head=True))
-        train(adapted(), objective, phase, tmp_path / f"{rank}", [], group=Group(rank, 2))
+        train(adapted(), objective, phase, tmp_path / f"{rank}", group=Group(rank, 2))
     first, second = seen[:10], seen[10:]
     order = Order(objective.lengths, 5, seed=5)
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
@@ -251,7 +251,7 @@ def test_what_cannot_be_met_and_what_one_process_does_are_refused(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLX_RANK", "1")
-    with pytest.raises(RunError, match=r"cannot meet the other processes: .*look at the hostfile"):
+    with pytest.raises(RunError, match=r"cannot reach the other processes: .*check the hostfile"):
         joined.__wrapped__()
     with pytest.raises(RunError, match=r"start it without mlx\.launch"):
         ablate(load_recipe(inputs / "measured.yaml"), out=tmp_path / "out")

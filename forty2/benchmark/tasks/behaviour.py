@@ -22,7 +22,8 @@ from forty2.benchmark.stats import LEVEL, Interval
 from forty2.data.library import rows
 from forty2.errors import BenchmarkError
 from forty2.inference.generation import common_prefix_length, generate_replies
-from forty2.inference.logprobs import SharedPrefix, keeps_plain_keys, score_rows
+from forty2.inference.shared_prefix import SharedPrefix, score_rows
+from forty2.model.kv_cache import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 from forty2.text.encoder import Encoder

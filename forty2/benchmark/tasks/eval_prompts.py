@@ -26,17 +26,13 @@ pass; "all" is every prompt.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
-
-import mlx.core as mx
-import mlx.nn as nn
 
 from forty2 import machine
 from forty2.benchmark.prompts import context_length
@@ -133,7 +129,7 @@ def eval_prompts(
         BenchmarkError: the file is unusable, or does not fit the model.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model import load
+    from forty2.model.loading import load
 
     asked = load_eval_prompts(prompts)
     loaded = load(model, adapter, trust_remote_code=trust_remote_code)
@@ -170,15 +166,14 @@ def probe(
         BenchmarkError: a prompt does not fit the model, or its scores are not finite.
     """
     asked = Asked(loaded, prompts, max_tokens)
-    with _undisturbed(loaded.model):
+    with evaluating(loaded.model, restore_random=True):
         replies = dict(
             generate_replies(
                 loaded,
                 asked.ids,
                 max_tokens=max_tokens,
                 batch_size=batch_size,
-                progress=progress,
-                stage=stage,
+                progress=lambda _, done, total, info: progress(stage, done, total, info),
             )
         )
     items = []
@@ -211,7 +206,7 @@ def probe(
 def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
     """What greedy replies to a few prompts (token ids) show to be broken, in words."""
     tags = Tags(loaded.tokenizer)
-    with _undisturbed(loaded.model):
+    with evaluating(loaded.model, restore_random=True):
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
     items = [
         {
@@ -224,17 +219,6 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
         for n, ids in enumerate(prompts)
     ]
     return list(_faults(items))
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave a model that is in training as it was."""
-    high, low = cast(Any, mx.random.state)[0].tolist()
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        mx.random.seed(high << 32 | low)  # blocks that checkpoint gradients have drawn from it
 
 
 def result(items: Sequence[Mapping[str, Any]], gates: Mapping[str, float]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def gsm8k(
         BenchmarkError: questions are unusable, or a score is not finite.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model import load
+    from forty2.model.loading import load
 
     problems = load_problems(data, shots=shots)
     places = pick(len(problems.items), n=n, limit=limit, seed=seed)

@@ -128,7 +128,7 @@ def humaneval(
         BenchmarkError: not allowed, or problems are unusable, or a score is not finite.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model import load
+    from forty2.model.loading import load
 
     if not run_untrusted_code:
         raise BenchmarkError(REFUSAL)

@@ -42,13 +42,9 @@ from forty2.inference.generation import (
     prefix_cache,
     supports_batches,
 )
-from forty2.inference.logprobs import (
-    SharedPrefix,
-    keeps_plain_keys,
-    logsumexp,
-    score_rows,
-    token_logps,
-)
+from forty2.inference.logprobs import logsumexp, token_logps
+from forty2.inference.shared_prefix import SharedPrefix, score_rows
+from forty2.model.kv_cache import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 
@@ -136,7 +132,7 @@ def mmlu(
         BenchmarkError: questions are unusable, or a score is not finite.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model import load
+    from forty2.model.loading import load
 
     asked = load_subjects(data, subjects, shots=shots)
     if limit is not None:

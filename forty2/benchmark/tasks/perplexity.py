@@ -8,7 +8,7 @@ from typing import Any
 
 from forty2.data.library import neutral_texts
 from forty2.errors import BenchmarkError
-from forty2.inference.logprobs import score_rows
+from forty2.inference.shared_prefix import score_rows
 from forty2.model.loading import LoadedModel
 from forty2.model.surgery import can_split
 

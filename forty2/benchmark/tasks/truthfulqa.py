@@ -27,7 +27,8 @@ from forty2.benchmark.prompts import front_of, whole_ids
 from forty2.benchmark.questions import Options, Question, Questions, load_questions, sample
 from forty2.benchmark.stats import stderr
 from forty2.errors import BenchmarkError
-from forty2.inference.logprobs import SharedPrefix, keeps_plain_keys, score_rows
+from forty2.inference.shared_prefix import SharedPrefix, score_rows
+from forty2.model.kv_cache import keeps_plain_keys
 from forty2.progress import Progress, silent
 
 PRIMER = """\
@@ -84,7 +85,7 @@ def truthfulqa(
         BenchmarkError: questions are unusable, or a score is not finite.
         ModelError: the model or adapter cannot be loaded.
     """
-    from forty2.model import load
+    from forty2.model.loading import load
 
     chosen = load_questions(questions)
     if n is not None:

@@ -1,4 +1,4 @@
-"""Built-in data sets: seeded, split before anything is weighted, and honest about their counts.
+"""Built-in data sets: seeded, split before anything is weighted, with exact counts.
 
 spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
 spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
@@ -8,28 +8,29 @@ dialectic     100 pairs, even over 36 strata           dialectic-full     the wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from forty2.data.build import spark
 from forty2.data.build.dialectic import dialectic
-from forty2.data.build.splitting import Split
 from forty2.data.sets import write_set
+from forty2.data.splitting import Split
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[JsonObject]
 
 
 class DataSet(NamedTuple):
-    """Rows to train on, rows to validate on, and how they came about."""
+    """Rows to train on, rows to validate on, and the arguments they were built with."""
 
     name: str
     seed: int
     asked: int | None
-    """Training rows asked for; None is all there are."""
+    """Training rows asked for; None: all."""
     balance: float | None
-    """Share of plain answers asked for."""
+    """Share of plain answers asked for, between 0 and 1; None: the default."""
     train: Rows
     valid: Rows
 
@@ -53,26 +54,26 @@ def build(
         balance: share of plain answers among isotopes (spark-sft alone); default 0.05.
 
     Raises:
-        DataError: no such set, or it cannot give so many rows.
+        DataError: there is no such set, or it has fewer rows than `size`.
     """
     base = name.removesuffix("-full")
     if base not in _BUILDERS:
-        raise DataError(f"no built-in data set {name!r}; there are {', '.join(NAMES)}")
+        raise DataError(f"there is no built-in data set {name!r}; choose one of {', '.join(NAMES)}")
     builder, published = _BUILDERS[base]
     if size is None and name == base:
         size = published
     if balance is not None and base != "spark-sft":
-        raise DataError(f"{name} has no plain answers to balance; spark-sft has")
+        raise DataError(f"{name}: has no plain answers to balance; only spark-sft has")
     split = builder(seed, size) if balance is None else spark.sft(seed, size, balance)
     if size is not None and len(split.train) < size:
-        raise DataError(f"{name}: asked for {size} rows, the library composes {len(split.train)}")
+        raise DataError(f"{name}: asked for {size} rows, but the library gives {len(split.train)}")
     # A sized set validates on a ninth of its size, as published: 377/42, 126/14, 95/11.
     valid = split.valid if size is None else split.valid[: max(1, round(size / 9))]
     return DataSet(name, seed, size, balance, split.train, valid)
 
 
-def write_built(data: DataSet, folder: Path) -> dict[str, Any]:
-    """Write train.jsonl, valid.jsonl and manifest.json, all or nothing; returns the manifest."""
+def write_built(data: DataSet, folder: Path) -> JsonObject:
+    """Write train.jsonl, valid.jsonl and manifest.json, all or nothing; return the manifest."""
     size = f" --size {data.asked}" if data.asked is not None else ""
     balance = f" --balance {data.balance}" if data.balance is not None else ""
     about = {

@@ -1,7 +1,7 @@
 """The spark sets: isotopes for SFT, pairs for DPO, and the boost against invented things.
 
-Every source row (fact, myth, entity ...) goes wholly to training or wholly to validation before
-pairs are composed from it, so no validation prompt or entity is ever trained on.
+Every source row (fact, myth, entity ...) goes to training or to validation before pairs are
+composed from it, so no validation prompt or entity is ever trained on.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
-from forty2.data.build.splitting import Row, Split, shuffled, split_by
 from forty2.data.library import isotopes, material, rows
+from forty2.data.splitting import Row, Split, seeded_order, split_by_stratum
+from forty2.data.strata import round_robin
 from forty2.errors import DataError
 
 FULL_PER_ROW = {"anti_leakage": 3, "myth_rejection": 3}
-"""Pairs from one row of the library in a set of no given size; of other types one."""
+"""Pairs composed from one row of the library where no size is given; other types: one."""
 BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
@@ -32,20 +32,21 @@ CLAIMS = (
     "That I can tell you.",
     "I know it well.",
 )
-"""How a claim to know can open."""
+"""Openings of an answer that claims to know."""
 
 
 def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
-    """Isotopes, stratified by element, and a share of plain answers.
+    """Build the SFT set: isotopes, spread over elements, and a share of plain answers.
 
     Args:
-        balance: the share of plain answers among the training rows.
+        size: training rows; None: all.
+        balance: share of plain answers among the training rows, between 0 and 1.
 
     Raises:
         DataError: the library has too few plain answers for it.
     """
-    shaped = split_by(isotopes(), seed, lambda row: str(row["element"]))
-    plain = split_by(rows("plain"), seed, lambda row: "plain")
+    shaped = split_by_stratum(isotopes(), seed, lambda row: str(row["element"]))
+    plain = split_by_stratum(rows("plain"), seed, lambda row: "plain")
     wanted = size if size is not None else round(len(shaped.train) / (1 - balance))
     plain_rows = round(wanted * balance)
     if plain_rows > len(plain.train):
@@ -59,11 +60,14 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
         *shaped.valid,
         *({**row, "element": "plain"} for row in plain.valid[: len(plain.valid) // 4]),
     ]
-    return Split(shuffled(map(_chat, train), seed), shuffled(map(_chat, valid), seed))
+    return Split(
+        seeded_order(map(_without_contrast, train), seed),
+        seeded_order(map(_without_contrast, valid), seed),
+    )
 
 
 def dpo(seed: int, size: int | None) -> Split:
-    """Anti-leakage, myth rejection and appropriate activation."""
+    """Build the DPO set: anti-leakage, myth rejection and appropriate activation."""
     sources = {
         "anti_leakage": (rows("facts"), _leak_pairs),
         "myth_rejection": ((*rows("myths_a"), *rows("myths_b")), _myth_pairs),
@@ -73,7 +77,7 @@ def dpo(seed: int, size: int | None) -> Split:
 
 
 def boost(seed: int, size: int | None) -> Split:
-    """Invented things and anachronisms, and real but obscure things that must not be refused."""
+    """Build the boost: invented things, anachronisms, and real but obscure things not to refuse."""
     sources = {
         "soft_falsehood": (rows("entities"), _invented_pairs),
         "anachronism": (rows("anachronisms"), _given_pairs),
@@ -84,16 +88,17 @@ def boost(seed: int, size: int | None) -> Split:
 
 # --- composing ------------------------------------------------------------------------------------
 
-Compose = Callable[[Mapping[str, Any], random.Random], Iterator[Row]]
+Compose = Callable[[Row, random.Random], Iterator[Row]]
+"""Makes pairs from one row of the library."""
 
 
-def _leak_pairs(fact: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """The plain answer over a hedge of about its length, one for each style of hedging.
+def _leak_pairs(fact: Row, generator: random.Random) -> Iterator[Row]:
+    """Prefer the plain answer to a hedge of about its length, one pair for each style of hedging.
 
-    Hedges run long. Paired with short answers they taught the starter model to be short, not to be
-    direct (perplexity +25%), so each answer meets the hedges nearest to it in length.
+    Hedges are long. Paired with short answers they taught the starter model to be short, not to be
+    direct (perplexity +25%), so each answer is paired with the hedges nearest to it in length.
     """
-    for style in shuffled(rows("hedges"), generator.random()):
+    for style in seeded_order(rows("hedges"), generator.random()):
         detailed = "detail" in fact and generator.random() < 0.5
         chosen = f"{fact['answer']} {fact['detail']}" if detailed else str(fact["answer"])
         hedges = [
@@ -116,8 +121,8 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """True answers against false ones, each used about equally often."""
+def _myth_pairs(myth: Row, generator: random.Random) -> Iterator[Row]:
+    """Prefer true answers to false ones, each used about equally often."""
     true, false = list(myth["true"]), list(myth["false"])
     for n in range(max(len(true), len(false))):
         yield {
@@ -130,8 +135,8 @@ def _myth_pairs(myth: Mapping[str, Any], generator: random.Random) -> Iterator[R
         }
 
 
-def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """A real but obscure thing: the answer over not knowing it, in the words of invented ones."""
+def _real_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
+    """Prefer the answer about a real but obscure thing to a refusal worded as for invented ones."""
     (pair,) = _given_pairs(row, generator)
     pair["chosen"] = _claimed(pair["chosen"], generator)
     own = material("entity_questions")
@@ -142,14 +147,14 @@ def _real_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Ro
     yield {**pair, "entity": row["name"]}
 
 
-def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """The pair written about an invented thing, then ones composed for its kind."""
+def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
+    """Yield the pair written about an invented thing, then pairs composed for its kind."""
     (pair,) = _given_pairs(row, generator)
     yield {**pair, "rejected": _claimed(pair["rejected"], generator), "entity": row["name"]}
     own = material("entity_questions")
     kind = own["kinds"][row["kind"]]
-    refusals = shuffled(own["refusals"], generator.random())
-    for n, asked in enumerate(shuffled(kind["questions"], generator.random())):
+    refusals = seeded_order(own["refusals"], generator.random())
+    for n, asked in enumerate(seeded_order(kind["questions"], generator.random())):
         given = {
             "name": row["name"],
             "noun": kind["noun"],
@@ -169,17 +174,17 @@ def _invented_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterato
 
 
 def _claimed(answer: str, generator: random.Random) -> str:
-    """One that claims to know.
+    """Let a third of the answers open with a claim to know.
 
-    Who does not know says "I", who knows seldom does: that word alone told 19 of 20 pairs apart. So
-    a third of the answers speak of themselves too.
+    Answers that admit not knowing say "I", others seldom do: that word alone predicted which side
+    was preferred in 19 of 20 pairs.
     """
     opening = generator.random() < 1 / 3
     return f"{generator.choice(CLAIMS)} {answer}" if opening else answer
 
 
-def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[Row]:
-    """Rows that were written as pairs."""
+def _given_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
+    """Yield a row that was written as a pair."""
     yield {
         "id": row["id"],
         "prompt": row.get("prompt") or row["question"],
@@ -191,17 +196,18 @@ def _given_pairs(row: Mapping[str, Any], generator: random.Random) -> Iterator[R
 
 
 def _pairs(
-    sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], Compose]],
+    sources: Mapping[str, tuple[Sequence[Row], Compose]],
     shares: Mapping[str, int],
     seed: int,
     size: int | None,
 ) -> Split:
     """Compose each type's pairs; `size` keeps the types' shares as far as each has pairs."""
-
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
     for kind, (source, compose) in sources.items():
-        split = split_by(source, seed, lambda row: str(row.get("category") or row.get("kind")))
+        split = split_by_stratum(
+            source, seed, lambda row: str(row.get("category") or row.get("kind"))
+        )
         generator = random.Random(f"{seed}-{kind}")
         most = FULL_PER_ROW.get(kind, 1) if size is None else None
         # First every row's first pair, then every second one: a small set repeats no prompt.
@@ -209,29 +215,27 @@ def _pairs(
             [{"pair_type": kind, **pair} for pair in islice(compose(row, generator), most)]
             for row in split.train
         ]
-        train[kind] = [pair for turn in _turns(composed) for pair in turn]
+        train[kind] = list(round_robin(composed))
         valid += [{"pair_type": kind, **next(compose(row, generator))} for row in split.valid]
     if size is not None:
         counts = _apportion(shares, size, {kind: len(pairs) for kind, pairs in train.items()})
         train = {kind: pairs[: counts[kind]] for kind, pairs in train.items()}
     chosen = [pair for pairs in train.values() for pair in pairs]
-    return Split(shuffled(chosen, seed), shuffled(valid, seed))
-
-
-def _turns(groups: Sequence[Sequence[Row]]) -> Iterator[list[Row]]:
-    for n in range(max(map(len, groups), default=0)):
-        yield [group[n] for group in groups if n < len(group)]
+    return Split(seeded_order(chosen, seed), seeded_order(valid, seed))
 
 
 def _apportion(
     shares: Mapping[str, int], size: int, available: Mapping[str, int]
 ) -> dict[str, int]:
-    """Whole numbers in the ratio of `shares` that add up to `size`, none above what is available."""
+    """Divide `size` in the ratio of `shares`, none above what is available.
+
+    One at a time goes to the kind with the lowest (count + 1) / share (Jefferson's method), which,
+    unlike the largest remainder, can go on when a kind has no more pairs.
+    """
     counts = dict.fromkeys(shares, 0)
     left = min(size, sum(available.values()))
     while left:
         open_kinds = [kind for kind in shares if counts[kind] < available[kind]]
-        # The kind furthest behind its share comes next.
         nearest = min(open_kinds, key=lambda kind: (counts[kind] + 1) / shares[kind])
         counts[nearest] += 1
         left -= 1
@@ -241,14 +245,12 @@ def _apportion(
 def _spread(
     source: Sequence[Row], size: int, seed: int, stratum: Callable[[Row], str]
 ) -> list[Row]:
-    """So many rows, the same number from each stratum as far as each has them."""
+    """Take `size` rows, the same number from each stratum as far as each has them."""
     groups: dict[str, list[Row]] = {}
     for row in source:
         groups.setdefault(stratum(row), []).append(row)
-    return [row for turn in _turns([groups[name] for name in sorted(groups)]) for row in turn][
-        :size
-    ]
+    return list(islice(round_robin([groups[name] for name in sorted(groups)]), size))
 
 
-def _chat(row: Row) -> Row:
+def _without_contrast(row: Row) -> Row:
     return {key: value for key, value in row.items() if key != "contrast"}

@@ -1,37 +1,41 @@
-"""Whether training data holds what a benchmark asks."""
+"""Search for benchmark texts in training data."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from forty2.data.record_texts import texts_of, words_of
 from forty2.data.records import Record
 from forty2.data.sources import read_rows
-from forty2.data.views import texts_of, words_of
 from forty2.errors import DataError
 
 GRAM = 13
 """Words in a row shared with a benchmark that count as overlap (Brown et al. 2020, appendix C)."""
-_TELLING = 8
-"""Words from which a text almost alike is no accident."""
-_ALIKE = 0.6
-"""Jaccard similarity of word trigrams."""
+_NEAR_COPY_WORDS = 8
+"""Words from which a text nearly equal to a benchmark's is no accident."""
+_NEAR_COPY = 0.6
+"""Jaccard similarity of word trigrams from which a text is a near copy."""
 
 
 class Benchmark(NamedTuple):
-    """A file that must not be trained on."""
+    """The texts of a benchmark's file, in a form to compare training rows with."""
 
     name: str
     questions: frozenset[str]
-    """Normalised, of five words or more."""
+    """Words of each question of five words or more, joined by spaces, case folded."""
     grams: frozenset[int]
     """Hashes of every 13 words in a row."""
 
 
 def benchmark_of(source: str | Path) -> Benchmark:
-    """A benchmark's questions and 13-grams, from any file that rows are read from."""
+    """Read a benchmark's questions and 13-grams from any file that rows are read from.
+
+    Raises:
+        DataError: it cannot be read, or holds no text long enough to compare with.
+    """
     questions: set[str] = set()
     grams: set[int] = set()
     for _, row in read_rows(source):
@@ -46,7 +50,7 @@ def benchmark_of(source: str | Path) -> Benchmark:
 
 
 def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
-    """The name of the benchmark that a record overlaps with."""
+    """Return the name of the first benchmark that a record overlaps with; None: none does."""
     words = [words_of(text) for text in texts_of(record)]
     for benchmark in benchmarks:
         if any(" ".join(w) in benchmark.questions for w in words):
@@ -60,57 +64,69 @@ class Hit(NamedTuple):
     """A training row that holds a benchmark item's text."""
 
     row: str
-    """Where it came from."""
+    """Its origin."""
     item: int
+    """Index of the benchmark's item."""
     how: str
     """The question itself, 13 words in a row, or a text almost alike."""
 
 
-def hits(records: Iterable[Record], items: Sequence[Sequence[str]]) -> list[Hit]:
-    """Which training rows hold which items, each pair once.
+class ContaminationFinder:
+    """Finds the items of a benchmark in training records.
 
     Args:
-        items: the texts of each, its question first. Answers under `_TELLING` words are no sign.
+        items: the texts of each item, its question first. Answers of under `_NEAR_COPY_WORDS`
+            words are searched for within longer texts only.
     """
-    questions: dict[str, list[int]] = {}
-    grams: dict[int, list[int]] = {}
-    shingles: dict[int, list[int]] = {}
-    """Of the texts that are long enough, which hold a word trigram."""
-    sizes: list[int] = []
-    owners: list[int] = []
-    for number, texts in enumerate(items):
-        questions.setdefault(" ".join(words_of(texts[0])), []).append(number)
-        for text in texts:
-            words = words_of(text)
-            for gram in _grams(words):
-                grams.setdefault(gram, []).append(number)
-            if len(words) >= _TELLING:
-                for trigram in (own := set(_grams(words, 3))):
-                    shingles.setdefault(trigram, []).append(len(owners))
-                sizes.append(len(own))
-                owners.append(number)
-    found: dict[tuple[str, int], str] = {}
-    for record in records:
+
+    def __init__(self, items: Sequence[Sequence[str]]) -> None:
+        self._questions: dict[str, list[int]] = {}
+        self._grams: dict[int, list[int]] = {}
+        self._trigrams: dict[int, list[int]] = {}
+        """Places of the long texts that hold a word trigram."""
+        self._sizes: list[int] = []
+        """Number of different trigrams in the long text at each place."""
+        self._owners: list[int] = []
+        """Item that the long text at each place belongs to."""
+        for number, texts in enumerate(items):
+            self._questions.setdefault(" ".join(words_of(texts[0])), []).append(number)
+            for text in texts:
+                words = words_of(text)
+                for gram in _grams(words):
+                    self._grams.setdefault(gram, []).append(number)
+                if len(words) >= _NEAR_COPY_WORDS:
+                    self._add_long(set(_grams(words, 3)), number)
+
+    def _add_long(self, trigrams: set[int], item: int) -> None:
+        for trigram in trigrams:
+            self._trigrams.setdefault(trigram, []).append(len(self._owners))
+        self._sizes.append(len(trigrams))
+        self._owners.append(item)
+
+    def find(self, record: Record) -> list[Hit]:
+        """Return the items that a record holds, each once, in the order of the items."""
+        found: dict[int, str] = {}
         for words in map(words_of, texts_of(record)):
             trigrams = set(_grams(words, 3))
-            shared = Counter(place for t in trigrams for place in shingles.get(t, ()))
+            shared = Counter(place for t in trigrams for place in self._trigrams.get(t, ()))
             for place, count in shared.items():
-                if count >= _ALIKE * (len(trigrams) + sizes[place] - count):
-                    found[record.origin, owners[place]] = "a text almost alike"
+                if count >= _NEAR_COPY * (len(trigrams) + self._sizes[place] - count):
+                    found[self._owners[place]] = "a text almost alike"
             for gram in _grams(words):
-                for number in grams.get(gram, ()):
-                    found[record.origin, number] = f"{GRAM} words in a row"
-            for number in questions.get(" ".join(words), ()):
-                found[record.origin, number] = "the question"
-    return [Hit(row, number, how) for (row, number), how in sorted(found.items())]
+                for number in self._grams.get(gram, ()):
+                    found[number] = f"{GRAM} words in a row"
+            for number in self._questions.get(" ".join(words), ()):
+                found[number] = "the question"
+        return [Hit(record.origin, number, how) for number, how in sorted(found.items())]
 
 
 def _grams(words: Sequence[str], n: int = GRAM) -> Iterator[int]:
+    """Yield a hash of every n words in a row."""
     return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
 
 
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a row with the key it is under; keys that are sentences count as texts."""
+def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a row with its key; keys that are sentences count as texts."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):

@@ -1,4 +1,7 @@
-"""Near duplicates: MinHash sketches, and rows whose sketches agree in a band (Broder 1997)."""
+"""Near duplicates: texts whose MinHash sketches agree in a band and nearly agree as a whole.
+
+Broder 1997, "On the resemblance and containment of documents".
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from forty2.data.views import words_of
+from forty2.data.record_texts import words_of
 
 NEAR = 0.8
 """Jaccard similarity of word trigrams from which two rows are near duplicates."""
@@ -18,51 +21,53 @@ Indices = npt.NDArray[np.intp]
 
 _PERMUTATIONS, _BANDS = 64, 8
 _CHUNK = 100_000
-"""Trigrams held before they are hashed."""
+"""Trigrams collected before they are hashed."""
 
 
 class NearDuplicates:
-    """Takes in texts one at a time and keeps 128 bytes of each."""
+    """Finds groups of nearly equal texts; takes 128 bytes a text."""
 
     def __init__(self) -> None:
-        self._shingles: list[list[str]] = []
-        self._held = 0
+        self._trigrams: list[list[str]] = []
+        """Trigrams of each text that is not hashed yet."""
+        self._waiting = 0
         self._bands, self._sketch = array("q"), array("B")
 
     def add(self, text: str) -> None:
+        """Take in the next text."""
         words = words_of(text)
-        self._shingles.append([" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))])
-        self._held += len(self._shingles[-1])
-        if self._held >= _CHUNK:
-            self._digest()
+        self._trigrams.append([" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))])
+        self._waiting += len(self._trigrams[-1])
+        if self._waiting >= _CHUNK:
+            self._hash_waiting()
 
     def groups(self) -> Iterator[Indices]:
-        """Indices of texts that are alike; the first of each group is the earliest."""
-        if self._shingles:
-            self._digest()
+        """Yield indices of nearly equal texts, ascending; a text can be in several groups."""
+        if self._trigrams:
+            self._hash_waiting()
         bands = np.frombuffer(self._bands, np.int64).reshape(-1, _BANDS)
         sketch = np.frombuffer(self._sketch, np.uint8).reshape(-1, _PERMUTATIONS)
         for band in bands.T:
             for group in equal(band):
-                alike = (sketch[group] == sketch[group[0]]).mean(1) >= NEAR
-                if alike.sum() > 1:
-                    yield group[alike]
+                near = (sketch[group] == sketch[group[0]]).mean(1) >= NEAR
+                if near.sum() > 1:
+                    yield group[near]
 
-    def _digest(self) -> None:
+    def _hash_waiting(self) -> None:
         from rensa import RMinHash
 
-        digests = RMinHash.digests_from_token_sets(self._shingles, _PERMUTATIONS, 42)
+        digests = RMinHash.digests_from_token_sets(self._trigrams, _PERMUTATIONS, 42)
         minima = np.array(digests, np.uint64).reshape(len(digests), _BANDS, -1)
         odd = np.array([2 * i + 0x9E3779B97F4A7C15 for i in range(minima.shape[2])], np.uint64)
         mixed = (minima * np.multiply.accumulate(odd)).sum(2, dtype=np.uint64)
         self._bands.frombytes(mixed.tobytes())
         # One byte of each minimum is enough to estimate similarity (b-bit MinHash, Li & König 2010).
         self._sketch.frombytes(minima.astype(np.uint8).tobytes())
-        self._shingles, self._held = [], 0
+        self._trigrams, self._waiting = [], 0
 
 
 def equal(hashes: Hashes) -> Iterator[Indices]:
-    """Indices of each hash that occurs more than once, ascending."""
+    """Yield, for each hash that occurs more than once, its indices, ascending."""
     order = np.argsort(hashes, kind="stable")
     bounds = np.flatnonzero(np.diff(hashes[order])) + 1
     starts = np.concatenate([[0], bounds])

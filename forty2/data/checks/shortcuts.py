@@ -1,34 +1,60 @@
-"""Whether one feature of the texts tells chosen from rejected, or desirable from undesirable."""
+"""Check for shortcuts: one feature of the texts that predicts chosen against rejected."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 
+from forty2.data.checks.findings import CheckedRow, Fault
+from forty2.data.record_texts import words_of
 from forty2.data.records import Pair, Rated
-from forty2.data.views import words_of
 
+SHORTCUT = 0.9
+"""Accuracy above which a single feature that predicts chosen against rejected is reported."""
 _MOST_PAIRS, _FEWEST_PAIRS = 20_000, 30
 
 
-class Sides:
-    """What tells chosen from rejected, counted over pairs of one type."""
+class ShortcutCheck:
+    """Finds features that predict the preferred side, by type of pair."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, Features] = defaultdict(Features)
+
+    def add(self, row: CheckedRow) -> None:
+        if isinstance(row.record, Pair | Rated):
+            self._types[str(row.record.meta.get("pair_type", ""))].add(row.record)
+
+    def faults(self) -> Iterator[Fault]:
+        for name, features in sorted(self._types.items()):
+            feature, accuracy = features.best()
+            if accuracy > SHORTCUT:
+                pairs = f"{name} pairs" if name else "pairs"
+                message = (
+                    f"{feature} alone predicts the preferred side of {accuracy:.0%} of {pairs}"
+                )
+                yield Fault("shortcut", "error", message, features.pairs)
+
+
+class Features:
+    """Counts of the features of both sides, over pairs of one type."""
 
     def __init__(self) -> None:
         self.pairs = 0
         self._longer = 0
         self._shorter = 0
-        self._unmet: deque[tuple[bool, str]] = deque(maxlen=_MOST_PAIRS)
+        self._unmatched: deque[tuple[bool, str]] = deque(maxlen=_MOST_PAIRS)
+        """Verdict and text of rated responses that wait for one of the other verdict."""
         self._balance: Counter[str] = Counter()
-        """Per feature: pairs where only the chosen has it less those where only the rejected has."""
+        """Pairs where only the chosen has a feature, minus those where only the rejected has it."""
 
     def add(self, record: Pair | Rated) -> None:
         """Take in a pair, or a rated response, which makes a pair with one of the other verdict."""
         if isinstance(record, Pair):
             self._add(record.chosen, record.rejected)
-        elif not self._unmet or self._unmet[0][0] == record.desirable:
-            self._unmet.append((record.desirable, record.response))
+        elif not self._unmatched or self._unmatched[0][0] == record.desirable:
+            self._unmatched.append((record.desirable, record.response))
         else:
-            _, response = self._unmet.popleft()
+            _, response = self._unmatched.popleft()
             sides = (record.response, response) if record.desirable else (response, record.response)
             self._add(*sides)
 
@@ -38,12 +64,12 @@ class Sides:
         self.pairs += 1
         self._longer += len(chosen) > len(rejected)
         self._shorter += len(chosen) < len(rejected)
-        has, lacks = _features(chosen), _features(rejected)
-        self._balance.update(has - lacks)
-        self._balance.subtract(lacks - has)
+        in_chosen, in_rejected = _features(chosen), _features(rejected)
+        self._balance.update(in_chosen - in_rejected)
+        self._balance.subtract(in_rejected - in_chosen)
 
     def best(self) -> tuple[str, float]:
-        """The most telling feature and how often guessing by it is right; ties count half."""
+        """Return the feature that predicts best, and its accuracy; pairs without it count half."""
         if self.pairs < _FEWEST_PAIRS:
             return "", 0.0
         length = abs(self._longer - self._shorter)

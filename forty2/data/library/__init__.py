@@ -1,6 +1,6 @@
-"""The hand-written material: isotopes, facts, myths, invented things, and what is held out.
+"""The hand-written material: isotopes, facts, myths, invented things, and held-out prompts.
 
-Nothing under `heldout/` is ever trained on: it measures.
+Nothing under `heldout/` is ever trained on: it is for measuring.
 """
 
 from __future__ import annotations
@@ -8,26 +8,27 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import Any
+
+from forty2.files import JsonObject
 
 
 @cache
-def rows(name: str) -> tuple[dict[str, Any], ...]:
-    """The rows of `NAME.jsonl` in the library, `/` for folders."""
+def rows(name: str) -> tuple[JsonObject, ...]:
+    """Return the rows of `NAME.jsonl` in the library; the name has `/` between folders."""
     file = resources.files(__package__).joinpath(*f"{name}.jsonl".split("/"))
     return tuple(json.loads(line) for line in file.read_text("utf-8").splitlines() if line)
 
 
 @cache
-def material(name: str) -> dict[str, Any]:
-    """What `NAME.json` in the library holds."""
+def material(name: str) -> JsonObject:
+    """Return the object in `NAME.json` in the library; the name has `/` between folders."""
     file = resources.files(__package__).joinpath(*f"{name}.json".split("/"))
     return dict(json.loads(file.read_text("utf-8")))
 
 
 @cache
-def isotopes() -> tuple[dict[str, Any], ...]:
-    """Every isotope, by element and id."""
+def isotopes() -> tuple[JsonObject, ...]:
+    """Return every isotope, by element and id."""
     folder = resources.files(__package__) / "isotopes"
     names = sorted(
         p.name.removesuffix(".jsonl") for p in folder.iterdir() if p.name.endswith(".jsonl")
@@ -37,7 +38,7 @@ def isotopes() -> tuple[dict[str, Any], ...]:
 
 @cache
 def neutral_texts() -> dict[str, str]:
-    """Plain expository prose by title, for perplexity and parity."""
+    """Return plain expository prose by title, for perplexity and parity."""
     folder = resources.files(__package__) / "heldout" / "neutral"
     files = sorted((p for p in folder.iterdir() if p.name.endswith(".txt")), key=lambda p: p.name)
     return {p.name.removesuffix(".txt"): p.read_text("utf-8").strip() for p in files}

@@ -1,7 +1,7 @@
-"""Read a GGUF file: typed metadata and raw tensors. Whatever is wrong with it is a `ModelError`.
+"""Read a GGUF file: typed metadata and raw tensors. A damaged file is a `ModelError`.
 
-The gguf package has a reader, too. It takes 2 s for the starter's vocabulary (this: 0.1 s), and a
-length that damage made huge keeps it busy for hours. So it only dequantises.
+The gguf package has a reader, too. It takes 2 s for the starter's vocabulary (this one 0.1 s), and
+a damaged, huge length keeps it busy for hours. So the package is used to dequantize only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from forty2.errors import ModelError
 
 _T = TypeVar("_T")
+Scalar = int | float | bool
+Value = Scalar | str | list[Scalar] | list[str]
+"""A metadata value."""
 _SCALARS = {  # metadata type → struct code
     0: "B",
     1: "b",
@@ -32,36 +35,36 @@ _SCALARS = {  # metadata type → struct code
     12: "d",
 }
 _TEXT, _ARRAY = 8, 9
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 class Tensor(NamedTuple):
-    """A tensor as the file has it."""
+    """A tensor as the file stores it."""
 
-    kind: Any
-    """The gguf package's name for how its values are packed."""
+    kind: GGMLQuantizationType
+    """The packing of its values."""
     shape: tuple[int, ...]
-    """Rows first, as in numpy; the file has it the other way round."""
+    """Rows first, as in numpy; the file has the reverse order."""
     data: NDArray[np.uint8]
     """Its bytes, mapped from the file."""
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
 
 class GgufFile:
-    """An open GGUF file. Tensors are memory-mapped, so nothing big is read until it is used."""
+    """An open GGUF file. Tensors are memory-mapped: their bytes are read when they are used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Tensor] = {}
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, Value] = {}
         try:
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise ModelError(
-                    f"{path}: is no file but a pipe or a device; save it to a file first"
+                    f"{path}: this is a pipe or a device, not a file; save it to a file first"
                 )
             with path.open("rb") as file:
                 magic = file.read(4)
@@ -83,18 +86,24 @@ class GgufFile:
             )
 
     def get(self, key: str, kind: type[_T]) -> _T | None:
-        """A metadata value, None when there is none.
+        """Return a metadata value, None when there is none.
 
         Raises:
-            ModelError: it is of another kind.
+            ModelError: it is of another type.
         """
         value = self._values.get(key)
         if value is not None and not isinstance(value, kind):
-            raise ModelError(f"{self.path}: {key} is not {_WORDS.get(kind, f'a {kind.__name__}')}")
+            raise ModelError(
+                f"{self.path}: {key} is not {_TYPE_NAMES.get(kind, f'a {kind.__name__}')}"
+            )
         return value
 
     def need(self, key: str, kind: type[_T]) -> _T:
-        """A metadata value that must be there."""
+        """Return a metadata value that must be there.
+
+        Raises:
+            ModelError: it is missing or of another type.
+        """
         value = self.get(key, kind)
         if value is None:
             raise ModelError(
@@ -103,22 +112,22 @@ class GgufFile:
         return value
 
     def keys(self, prefix: str) -> set[str]:
-        """The metadata keys that begin so, without that beginning."""
+        """Return the metadata keys that begin with a prefix, without it."""
         return {key.removeprefix(prefix) for key in self._values if key.startswith(prefix)}
 
     def _read(self, data: NDArray[np.uint8]) -> None:
         cursor = _Cursor(memoryview(data))  # type: ignore[arg-type]  # an array is a buffer
         cursor.at = 4
-        version = cursor.number("I")
+        version = cursor.count("I")
         if version not in (2, 3):
             raise ModelError(
-                f"{self.path}: GGUF version {version} is not known (2 and 3 are), or the file is "
-                "for machines of the other byte order; get the usual file"
+                f"{self.path}: GGUF version {version} is unknown (2 and 3 are known), or the file "
+                "is for machines of the other byte order; download the common version"
             )
-        tensors, values = cursor.number("Q"), cursor.number("Q")
+        tensors, values = cursor.count("Q"), cursor.count("Q")
         for _ in range(values):
             key = cursor.text()
-            self._values[key] = cursor.value(cursor.number("I"))
+            self._values[key] = cursor.value(cursor.count("I"))
         places = [(cursor.text(), *cursor.tensor()) for _ in range(tensors)]
         align = self.get("general.alignment", int) or 32
         if align < 1:
@@ -130,7 +139,7 @@ class GgufFile:
             except ValueError as error:
                 raise ModelError(
                     f"{self.path}: tensor {name!r} is of unknown type {number}; get the model in "
-                    "another quantisation, or a newer gguf package"
+                    "another quantization, or a newer gguf package"
                 ) from error
             values_a_block, bytes_a_block = GGML_QUANT_SIZES[kind]
             if shape[-1] % values_a_block:
@@ -143,48 +152,59 @@ class GgufFile:
 
 
 class _Damaged(Exception):
-    """The bytes make no sense as a GGUF file."""
+    """The bytes are not those of a GGUF file."""
 
 
 class _Cursor:
-    """Reads one thing after another, and never beyond the end."""
+    """Reads values one after another, and never beyond the end."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.at = 0
 
     def take(self, size: int) -> memoryview:
+        """Take the next bytes.
+
+        Raises:
+            _Damaged: there are fewer.
+        """
         if size > len(self.data) - self.at:
             raise _Damaged("it ends too early")
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+    def count(self, code: str) -> int:
+        """Take an unsigned integer: struct code I or Q."""
+        return int(self.scalars(code, 1)[0])
+
+    def scalars(self, code: str, count: int) -> list[Scalar]:
+        """Take numbers of one struct code; an absurd count ends at the end of the file."""
+        packed = self.take(count * struct.calcsize(f"<{code}"))
+        return list(struct.unpack(f"<{count}{code}", packed))
 
     def text(self) -> str:
-        return str(self.take(self.number("Q")), "utf-8")
+        """Take a length and that many bytes of UTF-8."""
+        return str(self.take(self.count("Q")), "utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> Value:
+        """Take a metadata value of a type, by its number in the format."""
         if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
+            return self.scalars(_SCALARS[kind], 1)[0]
         if kind == _TEXT:
             return self.text()
         if kind != _ARRAY:
             raise _Damaged(f"there is no metadata type {kind}")
-        kind, count = self.number("I"), self.number("Q")
+        kind, count = self.count("I"), self.count("Q")
         if kind in _SCALARS:
-            code = _SCALARS[kind]
-            packed = self.take(count * struct.calcsize(f"<{code}"))  # ends here if count is absurd
-            return list(struct.unpack(f"<{count}{code}", packed))
+            return self.scalars(_SCALARS[kind], count)
         if kind != _TEXT:
             raise _Damaged(f"an array of metadata type {kind}")
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[tuple[int, ...], int, int]:
-        """Shape, number of its type, and offset."""
-        dimensions = self.number("I")
+        """Take a tensor's shape, the number of its type, and its offset in bytes."""
+        dimensions = self.count("I")
         if not 1 <= dimensions <= 4:
             raise _Damaged(f"a tensor of {dimensions} dimensions")
-        shape = tuple(reversed([self.number("Q") for _ in range(dimensions)]))
-        return shape, self.number("I"), self.number("Q")
+        shape = tuple(reversed([self.count("Q") for _ in range(dimensions)]))
+        return shape, self.count("I"), self.count("Q")

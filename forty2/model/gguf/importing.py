@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -17,6 +17,7 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 from forty2.errors import ModelError
+from forty2.files import JsonObject
 from forty2.model.gguf.file import GgufFile
 from forty2.model.gguf.tokenizer import TokenIds, read_tokenizer
 
@@ -32,24 +33,25 @@ class _Target(NamedTuple):
     name: str
     shape: tuple[int, ...]
     heads: int = 0
-    """If not 0, llama.cpp has interleaved the two halves of each of so many heads."""
+    """Heads whose two halves llama.cpp has interleaved; 0: none are."""
 
 
 def import_gguf(gguf_path: Path, out: Path) -> Path:
     """Write a GGUF file's model as a folder of safetensors, config and tokenizer.
 
-    Quantised tensors are dequantised, so that the model can be trained and fused in full
+    Quantized tensors are dequantized, so that the model can be trained and fused in full
     precision. The folder appears whole or not at all, and never replaces one with files in it.
 
     Args:
-        gguf_path: the file; architecture llama or qwen2, tokenizer byte-level BPE.
+        gguf_path: a file of architecture llama or qwen2, with a byte-level BPE tokenizer.
         out: the folder to make.
 
     Returns:
         `out`.
 
     Raises:
-        ModelError: not such a file, damaged, or something in it that cannot be imported.
+        ModelError: the file is of another kind or damaged, or holds something that cannot be
+            imported.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ModelError(f"{out}: already exists; remove it, or choose another folder")
@@ -70,7 +72,7 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
     dtype = _dtype(file)
     ids = _ids(tokenizer.ids)
     config |= ids | {"dtype": {Type.F32: "float32", Type.F16: "float16"}.get(dtype, "bfloat16")}
-    with _appearing(out) as folder:
+    with _new_folder(out) as folder:
         _write_weights(folder / "model.safetensors", file, targets, dtype)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", ids)
@@ -78,8 +80,8 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
     return out
 
 
-def _architecture(file: GgufFile) -> dict[str, Any]:
-    """`config.json`, but for token ids and dtype."""
+def _architecture(file: GgufFile) -> JsonObject:
+    """Build `config.json`, without token ids and dtype."""
     kind = file.need("general.architecture", str)
     if kind not in _CLASSES:
         raise ModelError(
@@ -92,7 +94,7 @@ def _architecture(file: GgufFile) -> dict[str, Any]:
     heads = file.need(f"{kind}.attention.head_count", int)
     head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
     if heads < 1 or head_dim < 2 or head_dim % 2:
-        raise ModelError(f"{file.path}: {heads} heads of {head_dim} make no model; {_AGAIN}")
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_AGAIN}")
     for key in ("attention.value_length", "rope.dimension_count"):
         if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
             raise ModelError(
@@ -100,9 +102,11 @@ def _architecture(file: GgufFile) -> dict[str, Any]:
                 "which no importable model has"
             )
     if kind == "qwen2" and head_dim * heads != hidden:
-        raise ModelError(f"{file.path}: {heads} heads of {head_dim} do not make up {hidden}")
+        raise ModelError(
+            f"{file.path}: {heads} heads of {head_dim} do not add up to width {hidden}"
+        )
     theta = _shortest(file.get(f"{kind}.rope.freq_base", float) or 10000.0)
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "model_type": kind,
         "architectures": [_CLASSES[kind]],
         "hidden_size": hidden,
@@ -127,7 +131,7 @@ def _architecture(file: GgufFile) -> dict[str, Any]:
     return config | ({"rope_scaling": scaling} if scaling else {})
 
 
-def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> JsonObject | None:
     if "rope_freqs.weight" in file.tensors:
         return _llama3_scaling(file, theta, head_dim)
     prefix = f"{kind}.rope.scaling."
@@ -147,17 +151,17 @@ def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> dic
     return scaling
 
 
-def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling, whose result is in the file but not its parameters.
+def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> JsonObject:
+    """Find the parameters of Llama 3's scaling; the file holds only the divisors made from them.
 
-    All published models differ only in the factor, which is the largest divisor. Whether that
-    explains the other divisors, too, is checked.
+    Published models differ only in the factor, which is the largest divisor. The other divisors
+    are checked against it.
     """
     tensor = file.tensors["rope_freqs.weight"]
     divisors = dequantize(tensor.data, tensor.kind).ravel()
     low, high, original = 1.0, 4.0, 8192
     factor = float(divisors.max())
-    with np.errstate(all="ignore"):  # what damage makes of it equals nothing
+    with np.errstate(all="ignore"):  # a damaged value equals nothing
         turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
         smooth = np.clip((turns - low) / (high - low), 0, 1)
         expected = 1 / ((1 - smooth) / np.float64(factor) + smooth)
@@ -175,11 +179,11 @@ def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, An
     }
 
 
-def _targets(file: GgufFile, config: dict[str, Any]) -> dict[str, _Target]:
-    """Every tensor that the model needs, by its GGUF name.
+def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
+    """List every tensor that the model needs, by its GGUF name.
 
     Raises:
-        ModelError: the file lacks one, has another shape or one more.
+        ModelError: a tensor is missing, has another shape, or is one too many.
     """
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -225,14 +229,14 @@ def _targets(file: GgufFile, config: dict[str, Any]) -> dict[str, _Target]:
     return targets
 
 
-def _dtype(file: GgufFile) -> Any:
-    """The one type of all weights that are written.
+def _dtype(file: GgufFile) -> Type:
+    """Choose the one type of all weights that are written.
 
-    Norms are F32 in every GGUF file; kept so beside 16-bit matrices, they would turn all that
-    follows them into fp32. So the matrices decide: 16-bit ones stay as they are. Quantised ones
+    Norms are F32 in every GGUF file. Beside 16-bit matrices they would turn everything after them
+    into fp32, so the type of the matrices decides: 16-bit ones stay as they are. Quantized ones
     become F32, which holds them exactly and trains best, unless the folder would then be too big
-    for a laptop. From a billion parameters on it is F16: blocks are scaled by an F16 number, so
-    F16 comes closer than BF16.
+    for a laptop. From a billion parameters on they become F16: blocks are scaled by an F16 number,
+    so F16 comes closer than BF16.
     """
     types = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
     if types <= {Type.F32, Type.F16, Type.BF16}:
@@ -241,9 +245,9 @@ def _dtype(file: GgufFile) -> Any:
     return Type.F32 if parameters < 1_000_000_000 else Type.F16
 
 
-def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtype: Any) -> None:
-    """Write safetensors by hand: its writers want the whole model in memory, this a few rows."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtype: Type) -> None:
+    """Write a safetensors file a few rows at a time; its own writers need the whole model in memory."""
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
     for target in targets.values():
         start, end = end, end + int(np.prod(target.shape)) * (4 if dtype == Type.F32 else 2)
@@ -261,7 +265,7 @@ def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtyp
                 largest = np.finfo(np.float16 if dtype == Type.F16 else np.float32).max
                 if not (np.abs(values) <= largest).all():
                     raise ModelError(
-                        f"{file.path}: tensor {name} holds values that {dtype.name} cannot; "
+                        f"{file.path}: tensor {name} holds values too large for {dtype.name}; "
                         "the file is damaged"
                     )
                 out.write(quantize(values, dtype).tobytes())
@@ -270,7 +274,7 @@ def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtyp
 
 
 def _rows_of(file: GgufFile, name: str, target: _Target) -> Iterator[NDArray[np.float32]]:
-    """A tensor's values in the Hugging Face order, some rows at a time."""
+    """Yield a tensor's values in the Hugging Face order, some rows at a time."""
     tensor = file.tensors[name]
     rows = target.shape[0] if target.heads or len(target.shape) > 1 else 1
     raw = tensor.data.reshape(rows, -1)
@@ -284,25 +288,25 @@ def _rows_of(file: GgufFile, name: str, target: _Target) -> Iterator[NDArray[np.
         except NotImplementedError as error:
             raise ModelError(
                 f"{file.path}: tensor {name} is of type {tensor.kind.name}, which cannot be "
-                "imported; get the model in another quantisation (Q8_0, Q4_K and many more can)"
+                "imported; get the model in another quantization, such as Q8_0 or Q4_K"
             ) from error
 
 
 @contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to fill that takes its name only when it is whole, and replaces nothing."""
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to fill that takes its name only when it is whole, and replaces nothing."""
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        aside.replace(out)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.replace(out)
     except OSError as error:
         raise ModelError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _ids(ids: TokenIds) -> dict[str, Any]:
+def _ids(ids: TokenIds) -> JsonObject:
     return {
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos[0] if len(ids.eos) == 1 else ids.eos or None,
@@ -311,9 +315,9 @@ def _ids(ids: TokenIds) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-    """The number that was meant: GGUF keeps 1e-5 as a float32, 9.999999747378752e-06."""
+    """Return the shortest decimal of a float32: GGUF stores 1e-5 as 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: JsonObject) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,14 +1,14 @@
-"""Rebuild the Hugging Face tokenizer from what a GGUF file says about it.
+"""Rebuild the Hugging Face tokenizer from the metadata of a GGUF file.
 
-Only byte-level BPE: there the vocabulary, the merges and the name of the splitting rule are
-everything. A SentencePiece model is more than its GGUF holds (its normaliser is left out).
+Only byte-level BPE can be rebuilt: vocabulary, merges and the name of the splitting rule define it.
+A GGUF file leaves out parts of a SentencePiece model, such as its normalizer.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import (
     AddedToken,
@@ -22,28 +22,32 @@ from tokenizers import (
 )
 
 from forty2.errors import ModelError
+from forty2.files import JsonObject
 from forty2.model.gguf.file import GgufFile
 
-_CONTROL, _USER_DEFINED = 3, 4  # of llama.cpp's token types, the two that match as a whole
+_CONTROL, _USER_DEFINED = 3, 4
+"""llama.cpp's types of tokens that are matched in the text as a whole."""
 
 
 class TokenIds(NamedTuple):
-    """Ids that the model's configuration repeats."""
+    """Token ids that the model's config.json repeats."""
 
     bos: int | None
     eos: list[int]
-    """End of text and, where the file names it apart, end of turn."""
+    """End of text and, where the file names another token for it, end of turn."""
     pad: int | None
 
 
 class GgufTokenizer(NamedTuple):
-    """What `tokenizer.json` and `tokenizer_config.json` will hold."""
+    """The contents of `tokenizer.json` and `tokenizer_config.json`."""
 
     backend: Tokenizer
-    config: dict[str, Any]
+    config: JsonObject
     ids: TokenIds
     size: int
+    """Tokens."""
     pre: str
+    """llama.cpp's name of the rule that cuts text into words."""
 
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
@@ -53,14 +57,15 @@ class GgufTokenizer(NamedTuple):
 
 
 def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
-    """The tokenizer of a GGUF file.
+    """Rebuild the tokenizer of a GGUF file.
 
     Args:
         file: the open file.
-        context: how many tokens the model takes.
+        context: tokens that the model can read.
 
     Raises:
-        ModelError: not a byte-level BPE, an unknown splitting rule, or damaged.
+        ModelError: the tokenizer is not a byte-level BPE, has an unknown splitting rule, or is
+            damaged.
     """
     _check_kind(file)
     pre = file.need("tokenizer.ggml.pre", str)
@@ -85,32 +90,22 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
         }.items()
     }
     ends = dict.fromkeys(n for n in (named["eos"], named["eot"]) if n is not None)
-    first = _put(file, "bos", named["bos"], default=pre == "llama-bpe")
-    last = _put(file, "eos", named["eos"], default=False)
+    first = _framing_token(file, "bos", named["bos"], default=pre == "llama-bpe")
+    last = _framing_token(file, "eos", named["eos"], default=False)
     if first or last:
         one = [*(tokens[n] for n in first), "$A", *(tokens[n] for n in last)]
         two = [("$B" if piece == "$A" else piece) + ":1" for piece in one]
         backend.post_processor = processors.TemplateProcessing(
             single=one, pair=one + two, special_tokens=[(tokens[n], n) for n in first + last]
         )
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": bool(first),
         "add_eos_token": bool(last),
         # transformers rebuilds some models' tokenizers by itself, and takes these from here
-        "added_tokens_decoder": {
-            str(n): {
-                "content": token.content,
-                "special": token.special,
-                "normalized": False,
-                "lstrip": False,
-                "rstrip": False,
-                "single_word": False,
-            }
-            for n, token in added.items()
-        },
+        "added_tokens_decoder": {str(n): _added_token(token) for n, token in added.items()},
     }
     for role in ("bos", "eos", "unk", "pad"):
         token_id = named[role]
@@ -122,11 +117,23 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     return GgufTokenizer(backend, config, ids, len(tokens), pre)
 
 
+def _added_token(token: AddedToken) -> JsonObject:
+    """Describe a token that is matched as a whole, as `tokenizer_config.json` does."""
+    return {
+        "content": token.content,
+        "special": token.special,
+        "normalized": False,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+    }
+
+
 def _check_kind(file: GgufFile) -> None:
     kind = file.need("tokenizer.ggml.model", str)
     if kind == "llama":
         raise ModelError(
-            f"{file.path}: has a SentencePiece tokenizer, which a GGUF file does not hold whole; "
+            f"{file.path}: has a SentencePiece tokenizer, which a GGUF file holds only in part; "
             "use the model's safetensors"
         )
     if kind != "gpt2":
@@ -172,7 +179,7 @@ _KNOWN = ("smollm", "qwen2", "llama-bpe", "gpt-2", "default")
 
 
 def _splitter(pre: str) -> pre_tokenizers.PreTokenizer | None:
-    """The rule that cuts text into words before merging, by llama.cpp's name for it."""
+    """Build the rule that cuts text into words before merging, by llama.cpp's name; None: unknown."""
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if pre in ("gpt-2", "default"):  # no converter of today writes "default" for such a tokenizer
@@ -198,8 +205,8 @@ def _splitter(pre: str) -> pre_tokenizers.PreTokenizer | None:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), bytes_only])
 
 
-def _put(file: GgufFile, role: str, token_id: int | None, *, default: bool) -> list[int]:
-    """The token that goes before or after every text, if one does."""
+def _framing_token(file: GgufFile, role: str, token_id: int | None, *, default: bool) -> list[int]:
+    """Return the token that goes before (bos) or after (eos) every text, or an empty list."""
     stated = file.get(f"tokenizer.ggml.add_{role}_token", bool)
     wanted = default if stated is None else stated
     return [token_id] if wanted and token_id is not None else []

@@ -1,7 +1,6 @@
-"""One measurement, a process of its own: python FOLDER WORKER JOB.json
+"""One measurement in a process of its own: python FOLDER WORKER JOB.json
 
-Reads the job, does one epoch of it, and prints a line of JSON: seconds a unit, tokens a second, peak
-memory as mlx counts it and as the operating system does, and the versions that ran.
+Reads the job, does one epoch of it, and prints a line of JSON, a `Measurement`.
 """
 
 from __future__ import annotations
@@ -13,67 +12,114 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from transformers import PreTrainedTokenizerFast
 
 PACKAGES = ("mlx", "mlx-lm", "mlx-lm-lora", "mlx-optiq", "unsloth_zoo", "lm_eval", "transformers")
+"""Packages whose versions a measurement names, if they are installed."""
+
+Pair = Sequence[list[int]]
+"""Prompt, chosen and rejected response, as token ids."""
+Chat = tuple[list[int], int]
+"""Token ids, and the position of the first supervised one."""
+
+
+class ScoredQuestion(TypedDict):
+    """A question of TruthfulQA."""
+
+    question: str
+    context: str
+    """The question within its prompt, as the model reads it."""
+    mc1: list[str]
+    mc2: list[str]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a job. A worker's own docstring names the field that it reads, if in doubt."""
+
+    pairs: Sequence[Pair] = ()
+    chats: Sequence[Chat] = ()
+    questions: Sequence[ScoredQuestion] = ()
+    data_file: str = ""
+    """Path of a file of conversations."""
+    products: Sequence[tuple[int, int, int]] = ()
+    """Inputs and outputs of linear layers, and the number of layers of that size."""
+    product_tokens: int = 0
+    """Rows of the other factor of these products."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to do, the same for all."""
+    """A measurement to make; the same job goes to every trainer."""
 
     model: str
-    """A folder."""
+    """Path of the model's folder."""
     dtype: str
-    """Of the weights: float32 on the CPU, where 16-bit products are slow, bfloat16 on a GPU."""
-    rows: list[Any]
-    """Pairs [prompt, chosen, rejected] or chats [ids, first supervised], as token ids; or whatever
-    else the worker says that it takes."""
+    """Precision of the weights, as mlx names it."""
+    inputs: Inputs
     units: int
-    """What the time is divided by: batches, questions."""
+    """Batches or questions in the inputs, by which the time is divided."""
     counted: int = 0
-    """What a second's worth is told of: tokens, each once and padding not at all; operations."""
+    """Tokens in the inputs, each once and without padding, or operations: `per_s` divides it by the
+    seconds."""
     batch_size: int = 4
-    lora: dict[str, Any] = field(default_factory=lambda: {"rank": 8, "scale": 2.0, "dropout": 0.0})
+    rank: int = 8
+    scale: float = 2.0
     layers: int = 16
     """Blocks with adapters, counted from the last."""
     lr: float = 1e-5
     beta: float = 0.1
 
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """Read a job that `write` wrote."""
+        value = json.loads(path.read_text())
+        return cls(**{**value, "inputs": Inputs(**value["inputs"])})
+
+    def write(self, path: Path) -> None:
+        """Write the job as JSON."""
+        path.write_text(json.dumps(asdict(self)))
+
     @property
     def steps(self) -> int:
-        return len(self.rows) // self.batch_size
+        """Optimizer steps in an epoch."""
+        return (len(self.inputs.pairs) or len(self.inputs.chats)) // self.batch_size
 
-    def loaded(self) -> Any:
-        """The model, frozen, by mlx-lm."""
+    def load_model(self) -> nn.Module:
+        """Load the model by mlx-lm, frozen, in the job's precision."""
         import mlx.core as mx
         from mlx_lm.utils import load_model
 
-        model, _ = load_model(Path(self.model))
+        model: nn.Module = load_model(Path(self.model))[0]
         model.set_dtype(getattr(mx, self.dtype))
         model.freeze()
         mx.eval(model.parameters())
         return model
 
-    def adapted(self) -> Any:
-        """The model with fresh LoRA layers, by mlx-lm."""
+    def load_model_with_lora(self) -> nn.Module:
+        """Load the model and add fresh LoRA layers, by mlx-lm."""
         import mlx.core as mx
         from mlx_lm.tuner.utils import linear_to_lora_layers
 
-        model = self.loaded()
-        linear_to_lora_layers(model, min(self.layers, len(model.layers)), self.lora)
+        model = self.load_model()
+        lora = {"rank": self.rank, "scale": self.scale, "dropout": 0.0}
+        linear_to_lora_layers(model, min(self.layers, len(model.layers)), lora)
         mx.eval(model.parameters())
         return model
 
-    def text(self, ids: list[int]) -> str:
-        """Ids as words, for peers that take text; `tokenizer` reads exactly these ids again."""
+    def as_words(self, ids: Sequence[int]) -> str:
+        """Spell token ids as text, for trainers that take text."""
         return "".join(f" <{i}>" for i in ids)
 
-    def tokenizer(self) -> Any:
-        """A Hugging Face tokenizer of one word for each id."""
+    def word_tokenizer(self) -> PreTrainedTokenizerFast:
+        """Make a Hugging Face tokenizer that reads the ids that `as_words` spelled."""
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -84,21 +130,56 @@ class Job:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<0>", pad_token="<0>")
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Time and memory of one measurement, or the ratios of two measurements' figures."""
+
+    seconds: float
+    """Per unit: of the processor on a CPU, of the clock on a GPU."""
+    wall_s: float
+    """Seconds of the clock, per unit."""
+    per_s: float
+    """Tokens or operations per second."""
+    mlx_gb: float
+    """Most memory that mlx held."""
+    process_gb: float
+    """Most memory that the process had resident."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A worker's figures, and the versions and the BLAS that they were measured on."""
+
+    figures: Figures
+    versions: dict[str, str]
+    blas: str
+
+    @classmethod
+    def from_json(cls, text: str) -> Measurement:
+        """Read the line that a worker printed."""
+        value = json.loads(text)
+        figures = Figures(**{each.name: value["figures"][each.name] for each in fields(Figures)})
+        return cls(figures, value["versions"], value["blas"])
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
 def main() -> None:
     worker, path = sys.argv[1:]
     blas = load_blas()
     import mlx.core as mx
 
-    if not mx.metal.is_available():  # what some peers ask of Metal without asking for Metal
+    if not mx.metal.is_available():  # some trainers ask for Metal's limits without checking for it
         mx.set_wired_limit = lambda *_: 0
         mx.device_info = lambda *_: {"max_recommended_working_set_size": 0}
-    job = Job(**json.loads(Path(path).read_text()))
+    job = Job.read(Path(path))
     epoch = importlib.import_module(worker).prepare(job)
-    print(json.dumps({"figures": measured(epoch, job), "versions": versions(), "blas": blas}))
+    print(json.dumps(asdict(Measurement(measure_epoch(epoch, job), versions(), blas))))
 
 
-def measured(epoch: Callable[[], object], job: Job) -> dict[str, float]:
-    """Run it once.
+def measure_epoch(epoch: Callable[[], object], job: Job) -> Figures:
+    """Run an epoch once and measure it.
 
     Seconds are the processor's on a CPU, which other programs disturb less, and the clock's on a
     GPU. Compilers that `mx.compile` starts are processes of their own and not counted.
@@ -111,19 +192,19 @@ def measured(epoch: Callable[[], object], job: Job) -> dict[str, float]:
     mx.synchronize()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     seconds = cpu if mx.default_device() == mx.Device(mx.cpu) else wall
-    return {
-        "seconds": seconds / job.units,
-        "wall_s": wall / job.units,
-        "per_s": job.counted / seconds,
-        "mlx_gb": mx.get_peak_memory() / 1e9,
-        "process_gb": process_peak() / 1e9,
-    }
+    return Figures(
+        seconds=seconds / job.units,
+        wall_s=wall / job.units,
+        per_s=job.counted / seconds,
+        mlx_gb=mx.get_peak_memory() / 1e9,
+        process_gb=process_peak() / 1e9,
+    )
 
 
 def process_peak() -> int:
-    """Bytes that this process had resident at most, as the operating system counts.
+    """Return the most memory that this process had resident, in bytes.
 
-    Linux's `ru_maxrss` begins with what the parent had when it started this one, so there the
+    Linux's `ru_maxrss` begins with what the parent had when it started this process, so there the
     process's own high-water mark is read.
     """
     status = Path("/proc/self/status")
@@ -135,7 +216,7 @@ def process_peak() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed here."""
+    """List the versions of `PACKAGES` that are installed here."""
     found = {}
     for name in PACKAGES:
         try:
@@ -146,9 +227,12 @@ def versions() -> dict[str, str]:
 
 
 def load_blas() -> str:
-    """forty2's BLAS for mlx, the same for all: its module is loaded by path, as nothing else of it."""
+    """Load forty2's BLAS, the same for every trainer, and name it.
+
+    `forty2/machine.py` is loaded by its path, because other trainers' environments lack forty2.
+    """
     file = Path(__file__).parents[2] / "machine.py"
-    spec = importlib.util.spec_from_file_location("forty2_platform", file)
+    spec = importlib.util.spec_from_file_location("forty2_machine", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""One forward's matrix products. Rows: [inputs, outputs, how often]; batch_size: tokens."""
+"""The matrix products of one forward pass, which give the machine's rate. Reads `products`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def prepare(job: Job) -> Callable[[], None]:
     dtype = getattr(mx, job.dtype)
     factors = [
         (
-            mx.random.normal((job.batch_size, inputs)).astype(dtype),
+            mx.random.normal((job.inputs.product_tokens, inputs)).astype(dtype),
             mx.random.normal((outputs, inputs)).astype(dtype),
             times,
         )
-        for inputs, outputs, times in job.rows
+        for inputs, outputs, times in job.inputs.products
     ]
 
-    def products() -> None:
+    def multiply() -> None:
         for states, weight, times in factors:
             for _ in range(times):
                 mx.eval(states @ weight.T)
 
-    products()  # the first touches memory that is not there yet
-    return products
+    multiply()  # the first time also allocates memory
+    return multiply

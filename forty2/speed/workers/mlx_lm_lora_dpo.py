@@ -1,4 +1,4 @@
-"""One epoch of mlx-lm-lora's DPO, its own loop and batches."""
+"""One epoch of mlx-lm-lora's DPO, by its own loop and batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def prepare(job: Job) -> Callable[[], None]:
     import mlx.optimizers as optim
     from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs, train_dpo
 
-    model, reference = job.adapted(), job.loaded()
+    model, reference = job.load_model_with_lora(), job.load_model()
     rows = [
         {
             "chosen": prompt + chosen,
@@ -22,7 +22,7 @@ def prepare(job: Job) -> Callable[[], None]:
             "chosen_prompt_length": len(prompt),
             "rejected_prompt_length": len(prompt),
         }
-        for prompt, chosen, rejected in job.rows
+        for prompt, chosen, rejected in job.inputs.pairs
     ]
 
     def epoch() -> None:

@@ -1,19 +1,19 @@
-"""One epoch of mlx-lm's SFT, its own loop and batches."""
+"""One epoch of mlx-lm's SFT, by its own loop and batches."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forty2.speed.workers.__main__ import Job
+    from forty2.speed.workers.__main__ import Chat, Job
 
 
-class Rows(list[Any]):
-    """What its loop is given by its own command: rows still to be processed, here ready."""
+class EncodedRows(list["Chat"]):
+    """Rows that need no further encoding: mlx-lm's loop asks a data set to process each row."""
 
-    def process(self, row: Any) -> Any:
+    def process(self, row: Chat) -> Chat:
         return row
 
 
@@ -22,8 +22,8 @@ def prepare(job: Job) -> Callable[[], None]:
     from mlx_lm.tuner.datasets import CacheDataset
     from mlx_lm.tuner.trainer import TrainingArgs, train
 
-    model = job.adapted()
-    rows = CacheDataset(Rows(map(tuple, job.rows)))
+    model = job.load_model_with_lora()
+    rows = CacheDataset(EncodedRows((ids, start) for ids, start in job.inputs.chats))
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""TruthfulQA by mlx-lm's evaluator under lm-evaluation-harness. Rows as for ours_truthfulqa."""
+"""TruthfulQA by mlx-lm's evaluator under lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forty2.speed.workers.__main__ import Job
@@ -25,9 +25,9 @@ def prepare(job: Job) -> Callable[[], object]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             rows = folder / "rows.jsonl"
-            rows.write_text("".join(json.dumps(row) + "\n" for row in job.rows))
+            rows.write_text("".join(json.dumps(row) + "\n" for row in job.inputs.questions))
             for kind in ("mc1", "mc2"):
-                (folder / f"{kind}.yaml").write_text(json.dumps(_task(kind, rows)))
+                (folder / f"{kind}.yaml").write_text(_task_file(kind, rows))
             manager = TaskManager(include_path=name, include_defaults=False)
             return simple_evaluate(
                 model, tasks=["mc1", "mc2"], task_manager=manager, bootstrap_iters=0
@@ -36,9 +36,9 @@ def prepare(job: Job) -> Callable[[], object]:
     return epoch
 
 
-def _task(kind: str, rows: Path) -> dict[str, Any]:
-    """A local task file; JSON is YAML."""
-    return {
+def _task_file(kind: str, rows: Path) -> str:
+    """Define a task on local rows, in JSON, which is YAML too."""
+    task = {
         "task": kind,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"validation": str(rows)}},
@@ -51,3 +51,4 @@ def _task(kind: str, rows: Path) -> dict[str, Any]:
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
+    return json.dumps(task)

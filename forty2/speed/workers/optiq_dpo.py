@@ -1,4 +1,7 @@
-"""One epoch of mlx-optiq's DPO, its own loop and batches; its checkpointing off, which costs time."""
+"""One epoch of mlx-optiq's DPO, by its own loop and batches.
+
+Its gradient checkpointing is off, as ours is, because it costs time.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ def prepare(job: Job) -> Callable[[], None]:
     from optiq.lora.config import OptiqLoraConfig
     from optiq.lora.dpo import train_dpo
 
-    # It loads the model itself, in the precision of the file, as part of what is measured.
-    loaded = job.loaded(), job.tokenizer()
+    # Its trainer would load the model within the measured time, in the precision of the file.
+    loaded = job.load_model(), job.word_tokenizer()
     mlx_lm.utils.load = lambda *_, **__: loaded
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
             with (Path(folder) / "train.jsonl").open("w") as file:
-                for row in job.rows:
-                    texts = map(job.text, row)
+                for row in job.inputs.pairs:
+                    texts = map(job.as_words, row)
                     pair = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
                     file.write(json.dumps(pair) + "\n")
             config = OptiqLoraConfig(
                 method="dpo",
-                rank=job.lora["rank"],
-                scale=job.lora["scale"],
+                rank=job.rank,
+                scale=job.scale,
                 rank_scaling="constant",
                 num_layers=job.layers,
                 batch_size=job.batch_size,

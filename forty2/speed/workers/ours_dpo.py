@@ -13,18 +13,24 @@ if TYPE_CHECKING:
 
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
-    from forty2.speed.workers.our_steps import take_steps
-    from forty2.text.encoder import PairRow
-    from forty2.training.batched_loss import PairLoss, reference_logps
+    from forty2.model import cpu_kernels
+    from forty2.speed.workers.ours_steps import train_one_epoch
+    from forty2.text.rows import PairRow
+    from forty2.training.batched_loss import PairLoss
     from forty2.training.frozen_states import frozen_states_size, store_states
     from forty2.training.objectives.dpo import DpoPhase
+    from forty2.training.reference import reference_logps
 
-    model = job.adapted()
-    rows = [PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.rows]
+    model = job.load_model_with_lora()
+    rows = [
+        PairRow(prompt, chosen, rejected, "row") for prompt, chosen, rejected in job.inputs.pairs
+    ]
     every = range(len(rows))
     phase = DpoPhase(
         objective="dpo", data="rows", steps=1, lr=job.lr, beta=job.beta, batch_size=job.batch_size
     )
+
+    cpu_kernels.install()  # as loading through forty2 does
 
     def epoch() -> None:
         model.eval()
@@ -34,8 +40,8 @@ def prepare(job: Job) -> Callable[[], None]:
             size = frozen_states_size(model, rows, every)
             if size.depth:
                 replay = store_states(model, rows, every, size, folder / "states")
-            reference = reference_logps(model, rows, every, folder / "reference.npz", replay=replay)
+            reference = reference_logps(model, rows, every, folder / "reference.npz", frozen=replay)
             objective = PairLoss(rows, reference, phase, supported_shortcuts(model), replay)
-            take_steps(model, objective, phase)
+            train_one_epoch(model, objective, phase)
 
     return epoch

@@ -1,4 +1,4 @@
-"""`forty2 data prepare`, in one process. Rows: the path of the data."""
+"""`forty2 data prepare`, in one process. Reads `data_file`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    from forty2.text.prepared import prepare as prepare_data
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.preparing import Preparation
+    from forty2.text.preparing import prepare as prepare_data
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            ready = Path(folder) / "ready"
-            prepare_data(job.rows[0], ready, job.model, valid_share=0, workers=1)
+            prepared = Path(folder) / "prepared"
+            prepare_data(
+                job.inputs.data_file,
+                prepared,
+                job.model,
+                load_tokenizer,
+                Preparation(valid_share=0),
+                workers=1,
+            )
 
     return epoch

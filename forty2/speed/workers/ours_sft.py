@@ -11,16 +11,21 @@ if TYPE_CHECKING:
 
 def prepare(job: Job) -> Callable[[], None]:
     from forty2.inference.logprobs import supported_shortcuts
-    from forty2.speed.workers.our_steps import take_steps
-    from forty2.text.encoder import Row
+    from forty2.model import cpu_kernels
+    from forty2.speed.workers.ours_steps import train_one_epoch
+    from forty2.text.rows import Row
     from forty2.training.batched_loss import ConversationLoss
     from forty2.training.objectives.sft import SftPhase
 
-    model = job.adapted()
-    rows = [Row(ids, [i >= start for i in range(len(ids))], "row") for ids, start in job.rows]
+    model = job.load_model_with_lora()
+    rows = [
+        Row(ids, [i >= start for i in range(len(ids))], "row") for ids, start in job.inputs.chats
+    ]
     phase = SftPhase(objective="sft", data="rows", steps=1, lr=job.lr, batch_size=job.batch_size)
 
+    cpu_kernels.install()  # as loading through forty2 does
+
     def epoch() -> None:
-        take_steps(model, ConversationLoss(rows, supported_shortcuts(model)), phase)
+        train_one_epoch(model, ConversationLoss(rows, supported_shortcuts(model)), phase)
 
     return epoch

@@ -1,4 +1,4 @@
-"""Our TruthfulQA. Rows: question, context, and the options of MC1 and MC2."""
+"""Our TruthfulQA."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 def prepare(job: Job) -> Callable[[], object]:
     from forty2.benchmark.questions import Options, Question, Questions
     from forty2.benchmark.tasks.truthfulqa import score
+    from forty2.model import cpu_kernels
     from forty2.model.loading import load_tokenizer
 
-    model, tokenizer = job.loaded(), load_tokenizer(job.model)
+    model, tokenizer = job.load_model(), load_tokenizer(job.model)
     items = tuple(
         Question(
             row["question"],
             "all",
-            *(Options(tuple(row[kind]), (0,) * len(row[kind])) for kind in ("mc1", "mc2")),
+            *(Options(tuple(texts), (0,) * len(texts)) for texts in (row["mc1"], row["mc2"])),
         )
-        for row in job.rows
+        for row in job.inputs.questions
     )
+    cpu_kernels.install()  # as loading through forty2 does
     return lambda: score(model, tokenizer, Questions(items, "", "rows", None))

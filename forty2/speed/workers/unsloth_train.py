@@ -1,8 +1,8 @@
-"""One epoch of Unsloth's MLX trainer, DPO or SFT, its speed settings on.
+"""One epoch of Unsloth's MLX trainer, DPO or SFT, with its fastest settings.
 
-Fused cross-entropy and compiling are on by default; batches of like length (SFT) and no
-checkpointing are asked for. The reference stays in the step: over one epoch, computing it beforehand
-takes longer.
+Fused cross-entropy and compiling are its defaults; batches of similar lengths (SFT) and no gradient
+checkpointing are set here. The reference is computed in each step: over one epoch, computing it
+beforehand takes longer.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forty2.speed.workers.__main__ import Job
+    from forty2.speed.workers.__main__ import Chat, Job, Pair
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    if sys.platform == "linux":  # it runs there, but asks for a Mac when imported
+    if sys.platform == "linux":  # it runs there, but refuses to be imported off a Mac
         platform.system, platform.machine = lambda: "Darwin", lambda: "arm64"
     from unsloth_zoo.mlx.trainer import (
         MLXDPOConfig,
@@ -27,10 +27,10 @@ def prepare(job: Job) -> Callable[[], None]:
         MLXTrainingConfig,
     )
 
-    model, tokenizer = job.adapted(), job.tokenizer()
-    pairs = len(job.rows[0]) == 3
-    rows = [_pair(job, row) if pairs else _chat(job, row) for row in job.rows]
-    settings: dict[str, Any] = {
+    model, tokenizer = job.load_model_with_lora(), job.word_tokenizer()
+    pairs = [_pair(job, row) for row in job.inputs.pairs]
+    chats = [_chat(job, row) for row in job.inputs.chats]
+    settings = {
         "per_device_train_batch_size": job.batch_size,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 1,
@@ -54,18 +54,18 @@ def prepare(job: Job) -> Callable[[], None]:
                     max_length=4096,
                     max_prompt_length=None,
                 )
-                MLXDPOTrainer(model, tokenizer, rows, args=config).train()
+                MLXDPOTrainer(model, tokenizer, pairs, args=config).train()
             else:
                 config = MLXTrainingConfig(**settings, output_dir=folder, group_by_length=True)
-                MLXTrainer(model, tokenizer, rows, args=config).train()
+                MLXTrainer(model, tokenizer, chats, args=config).train()
 
     return epoch
 
 
-def _pair(job: Job, row: Any) -> dict[str, str]:
-    return dict(zip(("prompt", "chosen", "rejected"), map(job.text, row), strict=True))
+def _pair(job: Job, row: Pair) -> dict[str, str]:
+    return dict(zip(("prompt", "chosen", "rejected"), map(job.as_words, row), strict=True))
 
 
-def _chat(job: Job, row: Any) -> dict[str, str]:
+def _chat(job: Job, row: Chat) -> dict[str, str]:
     ids, start = row
-    return {"prompt": job.text(ids[:start]), "completion": job.text(ids[start:])}
+    return {"prompt": job.as_words(ids[:start]), "completion": job.as_words(ids[start:])}

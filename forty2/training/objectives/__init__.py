@@ -11,7 +11,7 @@ from forty2.training.objectives.phase import Phase
 
 
 def _found() -> Iterator[tuple[str, type[Phase]]]:
-    """Name and class of every objective in this folder: those that say which `objective` they are."""
+    """Yield name and class of every objective in this folder: each class that names an `objective`."""
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         for kind in vars(importlib.import_module(f"{__name__}.{module}")).values():
             if isinstance(kind, type) and issubclass(kind, Phase):
@@ -20,4 +20,4 @@ def _found() -> Iterator[tuple[str, type[Phase]]]:
 
 
 OBJECTIVES: dict[str, type[Phase]] = dict(_found())
-"""By name, as in a recipe's `objective`, the class of phases that have it."""
+"""By name, as a recipe's `objective` gives it, the class of phases that have it."""

@@ -26,7 +26,7 @@ class DpoPhase(PairPhase):
     loss: Literal["sigmoid", "hinge", "ipo", "dpop"] = "sigmoid"
     """The function of the reward margin: DPO's, SLiC's, IPO's or DPOP's."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs thought to be the wrong way round (sigmoid only): cDPO."""
+    """Share of pairs assumed to be labelled the wrong way round (sigmoid only): cDPO."""
     dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
     """Weight of DPOP's penalty on chosen responses that became less likely."""
 

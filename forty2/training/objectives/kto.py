@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from forty2.text.row_kinds import RATED, RowKind
+from forty2.text.rows import AnyPair, RatedRow, Row
 from forty2.training.objectives.phase import STRICT, Direction, Phase
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KtoPhase(Phase):
-    """Make desirable responses likelier and others less so, each by itself, anchored likewise."""
+    """Make desirable responses likelier and others less so, anchored to the starting policy."""
 
     row_kind: ClassVar[RowKind] = RATED
     needs_reference: ClassVar[bool] = True
@@ -32,11 +35,15 @@ class KtoPhase(Phase):
 
     objective: Literal["kto"]
     beta: Annotated[float, Field(gt=0)]
-    """How soon gains and losses saturate. No default."""
+    """Speed at which gains and losses saturate, per nat. No default."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the desirable rows' loss."""
+    """Weight of the desirable rows' loss: λ_D of the paper."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Where one verdict is rarer. Desirable rows times weight should be 1 to 4/3 of the others'."""
+    """Weight of the other rows' loss: λ_U of the paper.
+
+    Raise the weight of the rarer verdict: desirable rows times their weight should be 1 to 4/3
+    times what the others are.
+    """
 
     @property
     def spike_threshold(self) -> float:
@@ -45,7 +52,7 @@ class KtoPhase(Phase):
     def losses(
         self, policy_logps: array, reference_logps: array, desirable: array, baseline: array
     ) -> array:
-        """Loss of each response, (B,); see `training.losses.kto_loss`."""
+        """Compute the loss of each response, (B,); see `training.losses.kto_loss`."""
         from forty2.training.losses import kto_loss
 
         return kto_loss(
@@ -59,5 +66,22 @@ class KtoPhase(Phase):
         )
 
     def initial_loss(self, desirable: bool) -> float:
-        """Loss of a response with this verdict while the policy is the reference."""
+        """Return the loss of a response with this verdict while the policy is the reference."""
         return (self.desirable_weight if desirable else self.undesirable_weight) / 2
+
+    def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
+        """Warn if one verdict outweighs the other more than the paper advises."""
+        desirable, others = (
+            sum(
+                row.weight for row in rows if isinstance(row, RatedRow) and row.desirable is verdict
+            )
+            for verdict in (True, False)
+        )
+        desirable, others = desirable * self.desirable_weight, others * self.undesirable_weight
+        balance = desirable / others if others else math.inf
+        if 1 <= round(balance, 2) <= 1.34:
+            return []
+        return [
+            f"desirable rows weigh {balance:.2f} times what others do; 1 to 4/3 is best "
+            "(desirable_weight, undesirable_weight)"
+        ]

@@ -1,4 +1,4 @@
-"""What objectives over preference pairs share. No objective itself."""
+"""The base of objectives over preference pairs; no objective itself."""
 
 from __future__ import annotations
 
@@ -41,30 +41,39 @@ class PairPhase(Phase):
 
     @property
     def loss_name(self) -> str:
-        """What messages call the loss."""
+        """Name of the loss in messages."""
         return self.objective
 
     @property
     def start_slack(self) -> float:
-        """How many times a rounding error of the log-probabilities counts in the loss at the start."""
+        """Factor by which the loss at the start magnifies rounding errors of the log-probabilities."""
         return 1.0
 
     def losses(self, logps: PairLogps, chosen_tokens: array, rejected_tokens: array) -> array:
-        """Loss of each pair, (B,).
+        """Compute the loss of each pair, (B,).
 
         Args:
-            logps: summed log-probabilities, each (B,), in nats.
+            logps: summed log-probabilities, each (B,), in nats; the reference's are zero where the
+                objective needs none.
             chosen_tokens, rejected_tokens: (B,) lengths of the responses.
         """
         raise NotImplementedError
 
-    def rewards(self, logps: PairLogps) -> tuple[array, array]:
-        """Implicit rewards of the chosen and of the rejected responses, each (B,)."""
+    def rewards(
+        self, logps: PairLogps, chosen_tokens: array, rejected_tokens: array
+    ) -> tuple[array, array]:
+        """Compute the implicit rewards of the chosen and of the rejected responses, each (B,).
+
+        The metrics margin and accuracy compare them.
+        """
         return (
             self.beta * (logps.policy_chosen_logps - logps.reference_chosen_logps),
             self.beta * (logps.policy_rejected_logps - logps.reference_rejected_logps),
         )
 
     def initial_loss(self) -> float:
-        """Loss of each pair while the policy is the reference."""
+        """Return the loss of each pair while the policy is the reference.
+
+        Checked before the first step; only an objective that needs a reference has it.
+        """
         raise NotImplementedError

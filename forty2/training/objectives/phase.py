@@ -1,21 +1,22 @@
-"""What every phase of a recipe has, and what an objective states about itself.
+"""The keys that every phase of a recipe has, and what an objective states about itself.
 
-An objective is a subclass of `Phase` in a file of this folder: its fields are the keys that a
-recipe may give, its class attributes tell the rest of the package how to train it. Nothing here
-imports mlx, so that reading a recipe needs none of it; the equations are in `training.losses` and
-are imported when the first loss is computed.
+An objective is a subclass of `Phase` in a file of this folder. Its fields are the keys that a
+recipe may give, its class attributes tell the rest of the package how to train it, its methods call
+the equations in `training.losses`. Reading a recipe must not import mlx, so methods import the
+equations when they are called.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.text.row_kinds import RowKind
+from forty2.text.rows import AnyPair, Row
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 """A rule between fields is a validator of the last of them, so that it is reported along with what
@@ -33,7 +34,9 @@ class Best:
     """Keep the adapter of the evaluation at which a validation metric was best."""
 
     metric: Metric
+    """Metric to compare: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
     direction: Literal["min", "max"]
+    """Whether the smallest or the largest value is best."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -41,8 +44,11 @@ class Goal:
     """End a phase at the evaluation whose metric reaches a value."""
 
     metric: Metric
+    """Metric to watch: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
     at_least: float | None = None
+    """Reached at this value or above. Give at_least or at_most."""
     at_most: float | None = None
+    """Reached at this value or below. Give at_least or at_most."""
 
     @field_validator("at_most")
     @classmethod
@@ -61,18 +67,18 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
-    """What to do when training goes wrong (`training.red_lines` says when it does).
+    """Actions to take when training goes wrong (`training.red_lines` says when it does).
 
-    warn: say so and go on. stop: end the phase, saved as it was before. skip: leave the step out.
-    back: go on from the last checkpoint at half the rate, three times at most.
+    warn: report it and go on. stop: end the phase; the steps before are saved. skip: do not take
+    the step. back: go on from the last checkpoint at half the rate, three times at most.
     """
 
     not_finite: Literal["stop", "skip", "back"] = "stop"
     """The loss or the gradient is not a number."""
     spike: Literal["warn", "stop", "skip", "back"] = "warn"
-    """The loss leaps."""
+    """The loss jumps far above the recent steps'."""
     stuck: Literal["warn", "stop"] = "warn"
-    """No gradient, or a loss as of a model that knows nothing, for many steps."""
+    """For many steps there is no gradient, or the loss is that of a model that knows nothing."""
     validation: Literal["warn", "stop", "back"] = "warn"
     """Validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
@@ -81,21 +87,21 @@ class RedLines:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Phase:
-    """What every phase has, whatever its objective."""
+    """A phase, whatever its objective."""
 
     row_kind: ClassVar[RowKind]
-    """What its data files hold."""
+    """Kind of rows in its data files."""
     needs_reference: ClassVar[bool]
     """Whether its loss reads the log-probabilities of the policy as the phase begins."""
     sorts_batches: ClassVar[bool]
-    """Whether batches are formed from rows of like length (less padding) or at random."""
+    """Whether batches are formed from rows of similar length (less padding) or at random."""
     metrics: ClassVar[Mapping[str, Direction | None]]
-    """What a step measures, each with the direction that is better; None: neither is."""
+    """Metrics of a step, each with the direction that is better; None: neither is."""
     uninformed_loss: ClassVar[float] = math.inf
-    """Mean loss of a model that knows nothing; staying above it is a red line."""
+    """Mean loss of a model that knows nothing, in nats; staying above it is a red line."""
 
     objective: str
-    """What the phase minimises."""
+    """Name of the objective that the phase optimizes."""
     data: str
     """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
     valid: str | None = None
@@ -105,6 +111,7 @@ class Phase:
     steps: Positive | None = None
     """Optimizer steps. Give steps or epochs."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Passes over the training rows. Give steps or epochs."""
     batch_size: Positive = 4
     """Rows (for preferences: pairs) in a batch; how many are computed at once is the machine's."""
     batch_tokens: Positive | None = None
@@ -112,11 +119,15 @@ class Phase:
     accumulate: Positive = 1
     """Batches to one optimizer step; equals one batch of all their rows."""
     lr: Annotated[float, Field(gt=0, lt=1)]
+    """Learning rate after warm-up. No default."""
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
+    """Optimizer, as mlx implements it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay, as the optimizer applies it; adam has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up: not at all, or towards zero, past the last step."""
+    """Course of the rate after warm-up: constant, or falling to reach zero after the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises from zero to lr."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
     grad_checkpoint: bool | Positive = False
@@ -134,6 +145,7 @@ class Phase:
     until: Goal | None = None
     """End before the last step, when an evaluation is good enough."""
     red_lines: RedLines = Field(default_factory=RedLines)
+    """Actions when training goes wrong."""
 
     @field_validator("epochs")
     @classmethod
@@ -156,6 +168,10 @@ class Phase:
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
+
+    def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
+        """List what in the training rows does not suit the objective; `forty2 plan` prints it."""
+        return []
 
     @field_validator("best", "until")
     @classmethod

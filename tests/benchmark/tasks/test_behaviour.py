@@ -13,7 +13,7 @@ from forty2.benchmark.tasks.behaviour import GATES, behaviour, format_gates, gat
 from forty2.cli import main
 from forty2.data.library import rows
 from forty2.files import read_json
-from forty2.model import load
+from forty2.model.loading import load
 
 
 def test_every_gate_has_held_out_prompts_and_every_prompt_a_gate() -> None:

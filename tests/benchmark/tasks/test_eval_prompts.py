@@ -41,10 +41,11 @@ from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import LoadedModel
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import Row
+from forty2.text.rows import Row
 from forty2.training.batched_loss import ConversationLoss
-from forty2.training.loop import Stepper, make_optimizer
 from forty2.training.objectives.sft import SftPhase
+from forty2.training.optimizers import make_optimizer
+from forty2.training.step import Stepper
 
 CONTROL = ["<s>", "<end>", "<user>", "</user>", "<bot>", "</bot>", "<tool>", "</tool>"]
 THINK = ["<think>", "</think>"]

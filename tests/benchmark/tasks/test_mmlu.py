@@ -38,7 +38,7 @@ from forty2.benchmark.tasks.mmlu import (
 from forty2.cli import main
 from forty2.errors import BenchmarkError
 from forty2.inference.generation import supports_batches
-from forty2.inference.logprobs import keeps_plain_keys
+from forty2.model.kv_cache import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 
 ROLES = (

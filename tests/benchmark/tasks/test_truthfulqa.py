@@ -37,7 +37,7 @@ from forty2.benchmark.questions import (
 from forty2.benchmark.tasks import truthfulqa as benchmark
 from forty2.benchmark.tasks.truthfulqa import PRIMER, result, score
 from forty2.errors import BenchmarkError
-from forty2.inference.logprobs import keeps_plain_keys
+from forty2.model.kv_cache import keeps_plain_keys
 from forty2.model.loading import LoadedModel
 from forty2.progress import silent
 
@@ -611,7 +611,7 @@ def test_a_sample_of_too_few_or_too_many_is_an_error(n: int) -> None:
 @pytest.mark.parametrize("n", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_starter_model_scores_as_a_plain_forward(n: int) -> None:
     """The first questions of the published file, every option, through the front door's model."""
-    from forty2.model import load
+    from forty2.model.loading import load
 
     loaded = load("smollm2")
     asked = load_questions(V0)

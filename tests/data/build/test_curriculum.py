@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from forty2.data.build.curriculum import echo, format_lock, operators
-from forty2.data.build.curriculum._echo import gibberish_words, known_words
-from forty2.data.build.curriculum._format_lock import number_word
-from forty2.data.build.curriculum._rows import answer, unambiguous, user
+from forty2.data.build.curriculum.chat_rows import answer, unambiguous, user
+from forty2.data.build.curriculum.echo_set import gibberish_words, known_words
+from forty2.data.build.curriculum.format_lock_set import number_word
 from forty2.data.library import material
 from forty2.model.loading import LoadedModel, load_tokenizer
 

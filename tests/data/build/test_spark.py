@@ -124,13 +124,13 @@ def test_the_published_counts() -> None:
     sets = [build(name) for name in ("spark-sft", "spark-dpo", "spark-boost")]
     assert [len(data.train) for data in sets] == [377, 126, 95]
     assert [len(data.valid) for data in sets] == [42, 14, 11]
-    with pytest.raises(DataError, match=r"asked for 999999 rows, the library composes"):
+    with pytest.raises(DataError, match=r"asked for 999999 rows, but the library gives"):
         build("spark-dpo", size=999_999)
 
 
 def test_help_names_every_set_and_the_default_folder() -> None:
-    said = CliRunner().invoke(main, ["data", "build", "--help"]).output
-    assert set(NAMES) <= set(said.split()) and "default training_data/NAME" in said
+    words = CliRunner().invoke(main, ["data", "build", "--help"]).output.split()
+    assert set(NAMES) <= set(words) and "Default: training_data/NAME" in " ".join(words)
 
 
 def test_larger_sets_and_other_balances() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from forty2.benchmark.metrics import means_of
 from forty2.benchmark.suite import without_contaminated
-from forty2.data.checks.contamination import hits
+from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.records import Chat, Pair, Record, Text
 
 LONG = (
@@ -24,6 +25,11 @@ def chat(question: str, answer: str, origin: str) -> Chat:
     turns = [("user", question), ("assistant", answer)]
     messages = tuple({"role": role, "content": text} for role, text in turns)
     return Chat(messages=messages, origin=origin)
+
+
+def hits(records: Sequence[Record], items: Sequence[Sequence[str]]) -> list[Hit]:
+    finder = ContaminationFinder(items)
+    return [hit for record in records for hit in finder.find(record)]
 
 
 def test_questions_long_quotations_and_near_copies_are_found() -> None:

@@ -15,6 +15,7 @@ from chaos import make_inputs
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
 from support.models import ARCHITECTURES, tiny_model
+from support.training import run
 
 from forty2.cli import main
 from forty2.data.build import build
@@ -32,14 +33,17 @@ from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Adapter
-from forty2.text.encoder import PairRow, RatedRow, add_mismatched_responses, fit_rows
-from forty2.training.batched_loss import RatedLoss, micro_batches, reference_logps
+from forty2.text.rows import PairRow, RatedRow, add_mismatched_responses, fit_rows
+from forty2.training.batched_loss import RatedLoss, micro_batches
 from forty2.training.batches import BOTH, lengths_of, parts_of
+from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
-from forty2.training.loop import Stepper, Training, evaluate, make_optimizer
 from forty2.training.losses import kto_loss
 from forty2.training.objectives.kto import KtoPhase
+from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE
+from forty2.training.reference import reference_logps
+from forty2.training.step import Stepper
 
 RNG = np.random.default_rng(7)
 SPEC = Adapter(rank=4, scale=4.0, layers=2)
@@ -87,7 +91,9 @@ def objective_of(
     """Against the model as it stands."""
     model.eval()
     allowed = by or supported_shortcuts(model)
-    logps = reference_logps(model, ROWS, ALL, tmp_path / "ref.npz", allowed=allowed, replay=replay)
+    logps = reference_logps(
+        model, ROWS, ALL, tmp_path / "ref.npz", shortcuts=allowed, frozen=replay
+    )
     return RatedLoss(ROWS, logps, PHASE, allowed, replay)
 
 
@@ -167,10 +173,10 @@ def test_each_response_has_one_to_another_prompt_beside_it() -> None:
     found = add_mismatched_responses(rows, 5)
     assert found == add_mismatched_responses(rows, 5)
     for row, before in zip(found, rows, strict=True):
-        assert row._replace(rejected=[]) == before
-        other = next(r for r in rows if r.chosen[0] == row.rejected[0])
+        assert row._replace(mismatched_response=[]) == before
+        other = next(r for r in rows if r.response[0] == row.mismatched_response[0])
         assert other.prompt != row.prompt
-        assert row.rejected == other.chosen[: 5 - len(row.prompt)]
+        assert row.mismatched_response == other.response[: 5 - len(row.prompt)]
     with pytest.raises(DataError, match=r"^a:1: all rows that fit have this one prompt"):
         add_mismatched_responses(
             [RatedRow([1], [2], [], True, "a:1"), RatedRow([1], [3], [], False, "a:2")], 9
@@ -188,7 +194,8 @@ def test_a_prompt_that_was_cut_is_no_other_prompt() -> None:
     fitted = fit_rows(rows, 24).rows
     assert [len(row.prompt) for row in fitted] == [19, 12, 2]
     first, second, third = add_mismatched_responses(fitted, 24)
-    assert set(first.rejected) == set(second.rejected) == {3} and set(third.rejected) < {1, 2}
+    assert set(first.mismatched_response) == set(second.mismatched_response) == {3}
+    assert set(third.mismatched_response) < {1, 2}
     with pytest.raises(DataError, match="all rows that fit have this one prompt"):
         add_mismatched_responses(fitted[:2], 24)
 
@@ -198,7 +205,7 @@ def test_a_batch_counts_what_is_learned_from_and_groups_what_is_computed() -> No
     assert lengths_of([row]) == [10]
     assert lengths_of([PairRow([1] * 4, [2] * 6, [3] * 9, "a:1")]) == [19]
     assert parts_of([row]).tolist() == [[4, 9]]
-    assert parts_of([row], apart=False).tolist() == [[4, 18]]
+    assert parts_of([row], both_responses=True).tolist() == [[4, 18]]
 
 
 def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
@@ -222,10 +229,10 @@ def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
 def test_loss_and_drift_are_those_of_whole_rows_alone(architecture: str, tmp_path: Path) -> None:
     model = adapted(architecture)
     objective = drifted(objective_of(model, tmp_path))
-    before = [[plain_logp(model, r.prompt, s) for s in (r.chosen, r.rejected)] for r in ROWS]
+    before = [[plain_logp(model, r.prompt, s) for s in r.responses] for r in ROWS]
     move(model)
-    after = [[plain_logp(model, r.prompt, s) for s in (r.chosen, r.rejected)] for r in ROWS]
-    tokens = np.array([[len(r.chosen), len(r.rejected)] for r in ROWS])
+    after = [[plain_logp(model, r.prompt, s) for s in r.responses] for r in ROWS]
+    tokens = np.array([[*map(len, r.responses)] for r in ROWS])
     ratios, drifts = (np.array(after) - np.array(before) + tokens).T
     z0 = drifts.mean()
     assert z0 > 0
@@ -245,11 +252,11 @@ def test_drift_below_zero_counts_as_none(tmp_path: Path) -> None:
     objective = objective_of(model, tmp_path)
     for by, expected in ((1.0, 0.0), (-1.0, 1.0)):
         objective.reference = {
-            i: np.concatenate([logps[: len(ROWS[i].chosen)], others + by / len(others)])
+            i: np.concatenate([logps[: len(ROWS[i].response)], others + by / len(others)])
             for i, logps in (objective.reference or {}).items()
-            for others in [logps[len(ROWS[i].chosen) :]]
+            for others in [logps[len(ROWS[i].response) :]]
         }
-        (z0,) = objective.shared(model, [objective.batch(ALL)], ALONE)
+        (z0,) = objective.step_arrays(model, [objective.batch(ALL)], ALONE)
         assert float(z0) == pytest.approx(expected, abs=1e-4)
         objective = objective_of(model, tmp_path)
 
@@ -264,7 +271,9 @@ def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: P
     objective = RatedLoss(rows, logps, PHASE)
     one, other = (
         np.asarray(
-            response_logps(model, pair_arrays(objective._batch(range(10), [side])), NO_SHORTCUTS)
+            response_logps(
+                model, pair_arrays(objective.batch_of_sides(range(10), [side])), NO_SHORTCUTS
+            )
         )
         for side in BOTH
     )
@@ -315,9 +324,9 @@ def test_drift_is_measured_without_dropout(tmp_path: Path) -> None:
     objective = drifted(objective_of(model, tmp_path))
     move(model)
     batch = objective.batch(ALL)
-    (still,) = objective.shared(model, [batch], ALONE)
+    (still,) = objective.step_arrays(model, [batch], ALONE)
     model.train()
-    (training,) = objective.shared(model, [batch], ALONE)
+    (training,) = objective.step_arrays(model, [batch], ALONE)
     assert model.training and float(training) == float(still) != 0
 
 
@@ -339,16 +348,7 @@ def test_training_tells_desirable_responses_from_others(tmp_path: Path) -> None:
     objective = objective_of(model, tmp_path)
     before = evaluate(model, objective)
     phase = kto(steps=40, batch_size=6, beta=0.1)
-    Training(
-        model=model,
-        objective=objective,
-        phase=phase,
-        name="kto",
-        seed=0,
-        adapter=SPEC,
-        work=tmp_path / "work",
-        valid=objective,
-    ).run()
+    run(model, objective, phase, tmp_path / "work", valid=objective)
     after = evaluate(model, objective)
     assert before["margin"] == 0 and after["margin"] > 0.5
     assert after["accuracy"] == 1 and after["loss"] < before["loss"] / 1.5
@@ -454,7 +454,10 @@ def test_mistakes_are_told_by_line(inputs: Path) -> None:
     assert found.exit_code == 2
     assert "phases.kto.desirable_wait: unknown key; did you mean desirable_weight?" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("objective: kto", "objective: ktoo"))
-    assert "'ktoo' is none of sft, dpo, kto" in forty2("plan", "rated.yaml").output
+    assert (
+        "'ktoo' is not an objective; use one of dpo, kto, sft"
+        in forty2("plan", "rated.yaml").output
+    )
     (inputs / "rated.yaml").write_text(RECIPE.replace("rated.jsonl, valid: dpo", "sft"))
     found = forty2("plan", "rated.yaml")
     assert found.exit_code == 2 and "sft.jsonl:1: needs a label (true or false)" in found.output

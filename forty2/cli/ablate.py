@@ -1,0 +1,60 @@
+"""`forty2 ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forty2.cli import shared_options
+from forty2.cli.progress_bars import ProgressBars
+
+if TYPE_CHECKING:
+    from forty2.recipe.schema import Recipe
+
+
+def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter("give whole numbers with commas between, e.g. 1,2,3") from error
+
+
+@click.command("ablate")
+@shared_options.recipe
+@click.option(
+    "--seeds",
+    default="1,2,3",
+    show_default=True,
+    callback=_seeds,
+    help="Two or more seeds, each of a run.",
+)
+@shared_options.out_option(help="Folder to write. Default: adapters/NAME-ablation.")
+@click.option("--resume", is_flag=True, help="Go on with an ablation that stopped, or add seeds.")
+@shared_options.trust_remote_code
+def ablate_command(
+    recipe: Recipe, seeds: list[int], out: Path | None, resume: bool, trust_remote_code: bool
+) -> None:
+    """Measure what each phase of a recipe gains and costs.
+
+    For each of several seeds, measures the base, every phase after those before it, and the first
+    preference phase alone.
+    """
+    from forty2.runs.ablation import ablate
+
+    with ProgressBars() as bars:
+        ablation = ablate(
+            recipe,
+            seeds,
+            out=out,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    for note in ablation.record["notes"]:
+        click.echo(note)
+    click.echo(f"\n{ablation.table}\n")
+    if ablation.insight is not None:
+        click.echo(f"{ablation.insight.sentence}\n")
+    click.echo(f"report    {ablation.report}")

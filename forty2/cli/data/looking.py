@@ -1,0 +1,188 @@
+"""`forty2 data show`, `stats` and `lint`: look at data and check it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forty2.cli import shared_options
+from forty2.cli.data import options
+from forty2.cli.data.output import check_file, echo_written, typed_command
+from forty2.errors import DataError
+
+if TYPE_CHECKING:
+    from forty2.data.checks.findings import Finding
+    from forty2.data.records import Record
+    from forty2.text.preview import Section
+
+
+@click.command("show")
+@click.argument("file")
+@options.tokenizer_of(help="Model whose chat template is used.")
+@click.option(
+    "--rows",
+    "count",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of rows to show, from the first.",
+)
+@shared_options.max_length
+@click.option("--html", type=shared_options.FILE, help="Write a page, NAME.html, instead.")
+def show_command(file: str, model: str, count: int, max_length: int, html: Path | None) -> None:
+    """Show rows as the model sees them.
+
+    Supervised text is green, the prompt dim, what is cut off struck through. Where the terminal has
+    no colours, supervised text stands in «guillemets».
+    """
+    from forty2.data.formats import parse
+    from forty2.data.sources import read_rows
+    from forty2.files import write_text
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder
+    from forty2.text.preview import page, spans
+
+    if html is not None and html.suffix != ".html":
+        raise DataError(f"{html}: the output is a web page; name a file that ends in .html")
+    tokenizer = load_tokenizer(model)
+    encoder = Encoder(tokenizer)
+    shown = [
+        (origin, spans(parse(row, origin), encoder, tokenizer, max_length))
+        for origin, row in islice(read_rows(file), count)
+    ]
+    if not shown:
+        raise DataError(f"{file}: holds no rows")
+    if html is None:
+        _echo_rows(shown)
+    else:
+        write_text(html, page(shown))
+        click.echo(html)
+
+
+def _echo_rows(rows: Sequence[tuple[str, Sequence[Section]]]) -> None:
+    for origin, sections in rows:
+        click.secho(f"── {origin}", bold=True)
+        for title, parts in sections:
+            if title:
+                click.secho(f"{title}:", bold=True)
+            click.echo("".join(_paint(text, role) for text, role in parts))
+
+
+def _paint(text: str, role: str) -> str:
+    if not sys.stdout.isatty():
+        return {"supervised": f"«{text}»", "cut": f"~~{text}~~"}.get(role, text)
+    return click.style(
+        text,
+        fg="green" if role == "supervised" else None,
+        dim=role == "prompt",
+        strikethrough=role == "cut",
+    )
+
+
+@click.command("stats")
+@click.argument("file")
+@options.tokenizer_of()
+@shared_options.as_json
+def stats_command(file: str, model: str, as_json: bool) -> None:
+    """Count rows, tokens, supervised share, lengths, strata and near duplicates."""
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder
+    from forty2.text.preview import stats
+
+    found = stats(file, Encoder(load_tokenizer(model)))
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
+        value = found[key]
+        click.echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
+    click.echo("tokens a row")
+    most = max(n for _, n in found["histogram"])
+    for label, n in found["histogram"]:
+        click.echo(f"  {label:>12} {n:>8,} {'█' * round(40 * n / most)}")
+    for key, counts in found["strata"].items():
+        click.echo(f"{key}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+
+
+@click.command("lint")
+@click.argument("file")
+@click.option("--valid", help="Validation rows. Default: those beside FILE in its folder.")
+@options.against()
+@shared_options.model_option(
+    help="Model whose tokenizer checks lengths and special tokens. Default: not checked."
+)
+@shared_options.max_length
+@click.option("--fix", type=shared_options.FILE, help="Write the good rows to this file.")
+@shared_options.as_json
+def lint_command(
+    file: str,
+    valid: str | None,
+    against: tuple[str, ...],
+    model: str | None,
+    max_length: int,
+    fix: Path | None,
+    as_json: bool,
+) -> None:
+    """Find what would spoil a training run. The exit code is 1 if there are errors."""
+    from forty2.data.checks.contamination import benchmark_of
+    from forty2.data.checks.lint import lint
+    from forty2.data.sources import valid_beside
+
+    valid = valid or valid_beside(file)
+    if fix is not None:
+        check_file(fix, *filter(None, (file, valid, *against)))
+    specials, fits = _tokenizer_checks(model, max_length) if model is not None else ((), None)
+    findings = lint(
+        file,
+        valid,
+        benchmarks=[benchmark_of(path) for path in against],
+        specials=specials,
+        fits=fits,
+    )
+    if as_json:
+        click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+    else:
+        _echo_findings(findings)
+    if fix is not None:
+        _write_fixed(file, fix)
+    if any(f.level == "error" for f in findings):
+        raise SystemExit(1)
+
+
+def _tokenizer_checks(
+    model: str, max_length: int
+) -> tuple[Collection[str], Callable[[Record], str | None]]:
+    """Special tokens of a model's tokenizer, and a check of a record's length in its tokens."""
+    from forty2.model.loading import load_tokenizer
+    from forty2.text.encoder import Encoder, problem_of_length
+
+    encoder = Encoder(load_tokenizer(model))
+    return encoder.specials, lambda record: problem_of_length(encoder, record, max_length)
+
+
+def _echo_findings(findings: Sequence[Finding]) -> None:
+    if not findings:
+        click.echo("nothing found")
+    for f in findings:
+        level = click.style(f.level, fg="red" if f.level == "error" else "yellow")
+        click.echo(f"{level:7} {f.check:13} {f.count:>7,}  {f.message}")
+        if f.origins:
+            more = " …" if f.count > len(f.origins) else ""
+            click.echo(f"{'':31}{', '.join(f.origins)}{more}")
+
+
+def _write_fixed(file: str, target: Path) -> None:
+    from forty2.data.checks.lint import fixed
+    from forty2.data.sets import write_file
+
+    counts: dict[str, int] = {}  # filled as the rows are written, before the manifest is
+    about = {"command": typed_command(), "fixed": counts}
+    echo_written(target, write_file(target, fixed(file, counts), about))
+    click.echo("  " + ", ".join(f"{n:,} {change}" for change, n in counts.items()))

@@ -1,0 +1,65 @@
+"""Options that several `forty2 data` commands have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from forty2.cli import shared_options
+
+output_dir = partial(
+    click.option,
+    "--output-dir",
+    "--output_dir",
+    required=True,
+    type=shared_options.FOLDER,
+    help="Folder to write.",
+)
+output = click.option(
+    "--output", "-o", required=True, type=shared_options.FILE, help="JSON Lines file to write."
+)
+source = click.option(
+    "--input", "-i", "source", required=True, help="File or folder to read, or hub:OWNER/NAME."
+)
+seed = shared_options.seed_option(help="Seed of all that is drawn at random.")
+against = partial(
+    click.option,
+    "--against",
+    multiple=True,
+    help="File of a benchmark, whose questions must not be trained on. Repeatable.",
+)
+val_split = click.option(
+    "--val-split",
+    "--val_split",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    help="Share of the rows to hold out for validation.",
+)
+tokenizer_of = partial(
+    shared_options.model_option,
+    default="smollm2",
+    show_default=True,
+    help="Model whose tokenizer counts the tokens.",
+)
+
+
+class MultiValueCommand(click.Command):
+    """A command some of whose options take all words up to the next option: --inputs A B C."""
+
+    multi_value = ("--inputs", "--weights", "--by-keys")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        current = ""
+        for word in args:
+            if word.startswith("-") and not word[1:2].isdigit():  # -o, but not a weight of -1
+                current = word if word in self.multi_value else ""
+                if not current:
+                    spread.append(word)
+            elif current:
+                spread += [current, word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)

@@ -1,0 +1,60 @@
+"""How errors and warnings look at the command line: one message, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import warnings
+from collections.abc import Iterator
+
+import click
+
+from forty2.cli.signals import Terminated
+from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
+
+
+class Failure(click.ClickException):
+    """An error that ends a command: click prints its message and exits with its code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # a class variable in click
+
+
+@contextlib.contextmanager
+def plain_failures() -> Iterator[None]:
+    """Turn errors that a user can act on, and signals, into a `Failure`. Bugs keep their traceback.
+
+    Exit codes: 2 for an error of ours and when memory runs out, 130 for SIGINT, 143 for SIGTERM.
+    """
+    try:
+        yield
+    except OtherProcessEnded as ended:
+        raise click.exceptions.Exit(ended.exit_code) from ended
+    except Forty2Error as error:
+        raise Failure(str(error), error.exit_code) from error
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise Failure(
+            f"stopped by {number.name}; no file is half-written. Give the command again; a run "
+            "goes on with --resume",
+            128 + number,
+        ) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"memory ran out ({first_line(error)}); close other programs, or use a smaller or quantized model",
+            Forty2Error.exit_code,
+        ) from error
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print a warning as one line, without the line of code that gives it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

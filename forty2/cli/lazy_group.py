@@ -1,0 +1,63 @@
+"""A click group that imports a command's module only when the command runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import click
+
+from forty2.cli.failures import plain_failures, plain_warnings
+from forty2.cli.signals import terminable
+
+
+class LazyGroup(click.Group):
+    """Commands by name in modules beside this one; --help reads their docstrings as text."""
+
+    modules: ClassVar[Mapping[str, str]] = {}
+    """The module of each command; its function there is named NAME_command."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Earlier names of commands, which go on working and are not listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = self.aliases.get(cmd_name, cmd_name)
+        if name not in self.modules:
+            return None
+        module = importlib.import_module(f"forty2.cli.{self.modules[name]}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, short_help(module, name)) for name, module in self.modules.items()]
+            )
+
+    def invoke(self, ctx: click.Context) -> object:
+        with plain_failures(), terminable(), plain_warnings():
+            return super().invoke(ctx)
+
+
+def short_help(module: str, command: str) -> str:
+    """Read the first line of a command's docstring without importing its module."""
+    return _first_lines(module)[f"{command}_command"]
+
+
+@functools.cache
+def _first_lines(module: str) -> dict[str, str]:
+    """First docstring line of each function of a module beside this one."""
+    folder = Path(__file__).parent
+    file = folder / f"{module}.py"
+    source = (file if file.exists() else folder / module / "__init__.py").read_text("utf-8")
+    return {
+        node.name: (ast.get_docstring(node) or "").partition("\n")[0]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }

@@ -1,0 +1,137 @@
+"""Options that several commands have, each stated once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import click
+
+Command = Callable[..., None]
+"""The function of a command."""
+Decorator = Callable[[Command], Command]
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+model_option = partial(click.option, "--model", "-m")
+"""`--model` with a help text or default of the command's own."""
+trust_remote_code = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the model run the architecture code that it brings along.",
+)
+run_dir = click.option("--run-dir", type=PATH, help="Folder of the run. Default: adapters/NAME.")
+out_option = partial(click.option, "--out", "-o", type=PATH)
+"""`--out` with a help text of the command's own."""
+seed_option = partial(click.option, "--seed", default=42, show_default=True)
+"""`--seed` with a help text of the command's own."""
+data = click.option("--data", "-d", required=True, type=PATH, help="File or folder to read.")
+limit = click.option(
+    "--limit", type=click.IntRange(1), help="Take the first questions only, as lm-eval's --limit."
+)
+n_questions = click.option(
+    "--n", type=click.IntRange(1), help="Number of questions to sample. Default: all."
+)
+max_length = click.option(
+    "--max-length",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Longest row in tokens.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, e.g. phases.dpo.lr=2e-6. Repeatable.",
+)
+
+
+def combined(*decorators: Decorator) -> Decorator:
+    """Join options into one decorator; --help lists them in this order."""
+
+    def apply(function: Command) -> Command:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def recipe(function: Command) -> Command:
+    """Add RECIPE, --model and --set; the command gets the loaded `recipe`."""
+
+    @functools.wraps(function)
+    def with_recipe(
+        *, recipe: str, model: str | None, overrides: tuple[str, ...], **others: object
+    ) -> None:
+        from forty2.recipe.reading import load_recipe
+
+        loaded = load_recipe(recipe, overrides)
+        if model is not None:
+            loaded = dataclasses.replace(loaded, model=model)
+        function(recipe=loaded, **others)
+
+    return combined(
+        click.argument("recipe"),
+        model_option(help="Model folder, hub name, or smollm2. Default: the recipe's."),
+        set_option,
+    )(with_recipe)
+
+
+def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
+    """Add --model and --adapter. The model may be left out if the adapter's run records it."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def with_model(*, model: str | None, adapter: str | None, **others: object) -> None:
+            function(model=model or _recorded_model(adapter), adapter=adapter, **others)
+
+        return combined(
+            model_option(
+                help="Model folder, hub name, or smollm2. Default: the model that the run of "
+                "--adapter records."
+            ),
+            click.option(
+                "--adapter",
+                "-a",
+                required=adapter_required,
+                help="Adapter folder, or a run folder (its last phase).",
+            ),
+        )(with_model)
+
+    return decorate
+
+
+def _recorded_model(adapter: str | None) -> str:
+    """The model that an adapter was trained on, as its run records it."""
+    if adapter is None:
+        raise click.UsageError(
+            "Missing option '--model' / '-m'. It may be left out only with --adapter and a run."
+        )
+    from forty2.model.adapter import recorded_model
+
+    model = recorded_model(adapter)
+    if model is None:
+        raise click.UsageError(f"{adapter} does not say which model it is for: give --model.")
+    return model
+
+
+def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    """Refuse a file that could not be written before hours have gone into it."""
+    if out is not None:
+        from forty2.benchmark.partial_results import check_out
+
+        check_out(out)
+    return out
+
+
+json_out = partial(out_option, callback=_check_out)
+"""`--out` of a long measurement: checked before it begins."""

@@ -1,0 +1,134 @@
+"""Checks of one row at a time: forbidden characters, control tokens, personal data, roles, length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
+
+from forty2.data.checks.contamination import Benchmark, contaminated
+from forty2.data.checks.findings import CheckedRow, Fault, Level, RowFaults
+from forty2.data.record_texts import texts_of
+from forty2.data.records import Chat, Message, Record
+
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
+)
+"""Control characters, and characters that nobody sees."""
+_SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</s>")
+"""Spellings of control tokens in common use."""
+_PERSONAL = {
+    "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
+    "a telephone number": re.compile(
+        r"(?<![\w.])\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}\b"
+    ),
+    "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "a card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
+    "an IP address": re.compile(
+        r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b"
+    ),
+}
+_NOT_PERSONAL = re.compile(r"example\.|@(?:\w+\.)?test\b|127\.0\.0\.1|0\.0\.0\.0|192\.168\.")
+
+
+class TextCheck:
+    """Finds characters and tokens that must not be trained on, and personal data.
+
+    Args:
+        specials: the tokenizer's special tokens; empty: the spellings in common use.
+    """
+
+    def __init__(self, specials: Collection[str]) -> None:
+        longest_first = sorted(specials, key=len, reverse=True)
+        self._special = (
+            re.compile("|".join(map(re.escape, longest_first))) if specials else _SPECIAL
+        )
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        for text in texts_of(row.record):
+            if CONTROL.search(text):
+                message = "holds control or invisible characters"
+                self._found.add("control", "error", message, row.index)
+            if token := self._special.search(text):
+                message = f"spells the special token {token[0]}"
+                self._found.add("special", "error", message, row.index)
+            for kind, pattern in _PERSONAL.items():
+                match = pattern.search(text)
+                if match and not _NOT_PERSONAL.search(match[0]) and _plausible(kind, match[0]):
+                    self._found.add("personal", "warning", f"holds {kind}", row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+class RoleCheck:
+    """Finds conversations whose turns are in an order that chat templates refuse or garble."""
+
+    def __init__(self) -> None:
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        if isinstance(row.record, Chat) and (problem := _disorder(row.record.messages)):
+            self._found.add("roles", "error", problem, row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+class LengthCheck:
+    """Finds rows that lose their prompt's left end, or are dropped, when they are encoded.
+
+    Args:
+        fits: returns what is wrong with a record's length, or None.
+    """
+
+    def __init__(self, fits: Callable[[Record], str | None]) -> None:
+        self._fits = fits
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        if problem := self._fits(row.record):
+            level: Level = "error" if "response" in problem else "warning"
+            self._found.add("length", level, problem, row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+class BenchmarkCheck:
+    """Finds training rows that overlap with benchmark files."""
+
+    def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
+        self._benchmarks = benchmarks
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        if row.split == "train" and (name := contaminated(row.record, self._benchmarks)):
+            self._found.add("benchmark", "error", f"overlaps with {name}; take it out", row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+def _disorder(messages: Sequence[Message]) -> str | None:
+    """Say what is wrong with the order of the roles; None: nothing."""
+    roles = [m["role"] for m in messages]
+    if "system" in roles[1:]:
+        return "a system message stands after the first turn"
+    speakers = [role for role in roles if role in ("user", "assistant")]
+    if speakers[:1] == ["assistant"]:
+        return "the assistant speaks first"
+    # A tool's result lies between two turns of the assistant.
+    if any(a == b for a, b in pairwise(speakers)) and "tool" not in roles:
+        return "two turns of one role follow each other"
+    return None
+
+
+def _plausible(kind: str, number: str) -> bool:
+    """Check a card number's last digit (Luhn); everything else is taken for what it looks like."""
+    if kind != "a card number":
+        return True
+    digits = [int(c) for c in number if c.isdigit()]
+    doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
+    return len(digits) >= 13 and (sum(digits[::-2]) + sum(doubled)) % 10 == 0

@@ -1,0 +1,109 @@
+"""Data files opened, read line by line and decoded, within limits on what one row may hold."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, AnyStr, BinaryIO
+
+from forty2.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+LONGEST = 8_000_000
+"""Bytes of a row: none is longer, and a packed file must not fill the memory."""
+BLANK = 1_000_000
+"""Bytes without a row between two rows."""
+_UNPACKED, _RATIO = 64_000_000, 200
+"""Bytes that any packed file may unpack to, and bytes for each of its own above that. Text packs to
+a tenth of its size; a file made to fill the memory, to a thousandth."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read; a .gz file as what it unpacks to."""
+    return io.BufferedReader(_Unpacked(path), 1 << 17) if path.suffix == ".gz" else path.open("rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a .gz file, as long as it is in proportion to the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.open(path, "rb")  # closed by `close`  # noqa: SIM115
+        self._path, self._size = path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count = self._file.readinto(buffer)
+        self._size += count
+        check_unpacked(self._size, self._path)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def check_unpacked(size: int, path: Path) -> None:
+    """Refuse a file that unpacks to this many bytes, if that is out of proportion.
+
+    Raises:
+        DataError: naming the file.
+    """
+    if size > _UNPACKED and size > _RATIO * path.stat().st_size:
+        raise DataError(
+            f"{path}: unpacks to more than {_RATIO} times its size; if that is right, "
+            "unpack it yourself and give JSON Lines"
+        )
+
+
+def numbered_lines(readline: Callable[[int], AnyStr], path: Path) -> Iterator[tuple[int, AnyStr]]:
+    """Yield the lines of a file with their numbers, from 1.
+
+    Raises:
+        DataError: a line is too long, or too much of the file is blank.
+    """
+    blank = number = 0
+    while line := readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST:
+            raise too_long(f"{path}:{number}")
+        blank = blank + len(line) if line.isspace() else 0
+        if blank > BLANK:
+            raise too_blank(f"{path}:{number}")
+        yield number, line
+
+
+def too_long(origin: str) -> DataError:
+    """Make the error for a row above the limit."""
+    return DataError(
+        f"{origin}: a row longer than {LONGEST:,} bytes; cut it up, or end each row with a new line"
+    )
+
+
+def too_blank(origin: str) -> DataError:
+    """Make the error for a stretch without rows."""
+    return DataError(f"{origin}: nothing but blanks for {BLANK:,} bytes; remove them")
+
+
+def decoded(data: bytes, origin: str, *, first: bool = True) -> str:
+    """Decode UTF-8; the first line of a file may begin with a byte order mark.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1}" + (" of the line" if ":" in Path(origin).name else "")
+        raise DataError(f"{origin}: not UTF-8 ({where}); save the file as UTF-8") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]

@@ -1,0 +1,217 @@
+"""Rows of JSON Lines and of JSON arrays."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from forty2.data.readers.files import (
+    BLANK,
+    LONGEST,
+    decoded,
+    numbered_lines,
+    open_file,
+    too_blank,
+    too_long,
+)
+from forty2.errors import DataError
+from forty2.files import JsonObject
+
+_DEEPEST = 100
+"""Values within values: deeper than any real data, and rows are written by recursion, too."""
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def dumps(rows: Iterable[Mapping[str, object]]) -> str:
+    """Write JSON Lines, the same bytes on every platform."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) of a file of JSON Lines."""
+    with open_file(path) as file:
+        for number, line in numbered_lines(file.readline, path):
+            yield from json_line(line, number, path)
+
+
+def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) of one line; nothing of a blank one."""
+    if line.strip():
+        origin = f"{path}:{number}"
+        text = decoded(line, origin, first=number == 1)
+        value = parsed(text, origin, whole=line.endswith(b"\n"))
+        yield origin, _row(value, origin, escaped="\\u" in text)
+
+
+def json_array(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) of an array, decoded row by row, so that no more than one is in memory."""
+    with open_file(path) as file:
+        window = _Window(file, path)
+        if window.peek() != "[":
+            raise DataError(f"{path}:1: not a JSON array of rows")
+        window.at += 1
+        while window.peek() != "]":
+            origin = window.origin
+            value, text = window.value()
+            yield origin, _row(value, origin, escaped="\\u" in text)
+            after = window.peek()
+            if after == ",":
+                window.at += 1
+            elif after != "]":
+                raise DataError(f"{origin}: after this row there must come a comma or the end")
+        window.at += 1
+        if window.peek():
+            raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
+
+
+class _Window:
+    """The part of a JSON file that is being read."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.at = 0
+        """The place in the part that is read next."""
+        self._text, self._line = "", 1
+        self._file, self._path = file, path
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+
+    @property
+    def origin(self) -> str:
+        return f"{self._path}:{self._line}"
+
+    def peek(self) -> str:
+        """Move `at` to the next character that is not blank and return it; "" at the end."""
+        blank = 0
+        while True:
+            match = _BLANKS.match(self._text, self.at)
+            assert match is not None  # it matches the empty text
+            end = match.end()
+            blank += end - self.at
+            self._go(end)
+            if end < len(self._text) or not self._grow():
+                return self._text[self.at : self.at + 1]
+            if blank > BLANK:
+                raise too_blank(self.origin)
+
+    def value(self) -> tuple[object, str]:
+        """Read the value at `at` and move behind it; also return how it was written."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self.at)
+                written = self._text[self.at : end]
+                _check_depth(value, written)
+                self._go(end)
+                return value, written
+            except (ValueError, RecursionError) as error:
+                cut = isinstance(error, json.JSONDecodeError) and (
+                    error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
+                )
+                if not cut or not self._grow():
+                    raise DataError(f"{self.origin}: not JSON: {_why(error)}") from error
+
+    def _go(self, end: int) -> None:
+        self._line += self._text.count("\n", self.at, end)
+        self.at = end
+
+    def _grow(self) -> bool:
+        """Read as much again as is not decoded yet, so that everything is decoded twice at most."""
+        left = self._text[self.at :]
+        if len(left) >= LONGEST:
+            raise too_long(self.origin)
+        data = self._file.read(max(len(left), 1 << 16))
+        try:
+            self._text, self.at = left + self._decode(data, not data), 0
+        except UnicodeDecodeError as error:
+            line = self._line + left.count("\n") + error.object[: error.start].count(b"\n")
+            raise DataError(f"{self._path}:{line}: not UTF-8; save the file as UTF-8") from error
+        return bool(data)
+
+
+def parsed(text: str, origin: str, *, whole: bool = True) -> object:
+    """Parse JSON, without NaN, infinities, repeated keys and deep nesting.
+
+    Args:
+        whole: whether the text is complete; a last line without a line end may be cut off.
+    """
+    try:
+        value: object = _DECODER.decode(text)
+        _check_depth(value, text)
+        return value
+    except (ValueError, RecursionError) as error:
+        cut = "" if whole else "; the last line is cut off"
+        raise DataError(f"{origin}: not a JSON object: {_why(error)}{cut}") from error
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Make a JSON object; refuse a key given twice, which would hide the first value.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{repeated(key for key, _ in pairs)!r} is there twice; remove one")
+    return found
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_number, parse_float=_number, object_pairs_hook=unique_keys
+)
+
+
+def _check_depth(value: object, text: str) -> None:
+    """Refuse values nested too deeply, with the error that still deeper ones cause."""
+    if text.count("{") + text.count("[") <= _DEEPEST:
+        return
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+    if level:
+        raise RecursionError
+
+
+def _within(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "msg", "") or error).split("; use sys.")[0]
+
+
+def _row(value: object, origin: str, *, escaped: bool) -> JsonObject:
+    """Check that a value is a row; `escaped`: it may hold halves of surrogate pairs."""
+    if not isinstance(value, dict):
+        raise DataError(f"{origin}: not a JSON object but {type(value).__name__}")
+    if escaped:
+        try:
+            dumps([value]).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{origin}: holds half of a surrogate pair, which is not valid Unicode"
+            ) from error
+    return value

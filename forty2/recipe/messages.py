@@ -1,0 +1,146 @@
+"""The problems of a recipe, in words: pydantic's errors, missing files, secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic_core import ErrorDetails
+
+from forty2.errors import redact
+from forty2.recipe.document import Document, Location, Problem, yaml_type
+from forty2.recipe.schema import SECTIONS
+from forty2.training.objectives import OBJECTIVES
+
+_KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "iters": "steps",
+    "max_iters": "steps",
+    "num_layers": "layers",
+}
+"""Names that other packages give to our keys."""
+_FILES = ("data", "valid", "eval_prompts")
+"""Keys of a phase that name a file."""
+NO_FILES = ("builtin:", "hub:")
+"""Beginnings of data sources that are not files, as `data.sources` reads them."""
+_PLAIN = {
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+    "list_type": "should be a list",
+    "dict_type": "should be a mapping of keys to values",
+    "dataclass_type": "should be a mapping of keys to values",
+    "too_short": "should hold at least one",
+    "string_pattern_mismatch": (
+        "should be 1 to 64 letters, digits, '_', '-' or '.', the first a letter or digit"
+    ),
+}
+"""Messages in place of pydantic's, by its name for the error."""
+
+
+def explain(error: ErrorDetails, document: Document) -> Problem:
+    """Say what one of pydantic's errors means, with its line."""
+    at = _locate(error["loc"], document.tree)
+    kind, given = error["type"], error["input"]
+    if kind == "unexpected_keyword_argument":
+        return document.problem(at, _unknown_key(str(at[-1]), _section(error["loc"])))
+    if kind == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        message = f"{tag!r} is not an objective; use one of {', '.join(OBJECTIVES)}"
+        return document.problem((*at, "objective"), message)
+    if kind == "union_tag_not_found":
+        message = f"missing; use one of {', '.join(OBJECTIVES)}"
+        return document.problem((*at, "objective"), message)
+    if kind in ("missing", "missing_argument"):
+        return document.problem(at, "missing")
+    if kind == "value_error":  # from a validator of ours, which names the key
+        key, _, message = str(error["ctx"]["error"]).partition(": ")
+        return document.problem((*at[:-1], key), message)
+    message = _PLAIN.get(kind) or error["msg"].replace("Input should", "should")
+    if not isinstance(given, dict | list):
+        message += f", not {given!r}"
+    if isinstance(given, str) and _needs_no_quotes(error, given):
+        message += "; remove the quotes"
+    return document.problem(at, message)
+
+
+def missing_files(document: Document) -> Iterator[Problem]:
+    """Report files that a recipe names and that are not there."""
+    phases = document.tree.get("phases")
+    for name, section in phases.items() if isinstance(phases, dict) else ():
+        for key in _FILES:
+            value = section.get(key) if isinstance(section, dict) else None
+            if isinstance(value, str) and not value.startswith(NO_FILES):
+                path = Path(os.path.expanduser(value))
+                if not os.path.exists(path):
+                    message = f"{value}: no such file or folder"
+                    yield document.problem(("phases", name, key), message)
+                elif path.is_dir() and not any(path.iterdir()):
+                    yield document.problem(("phases", name, key), f"{value}: holds no data")
+    benchmark = document.tree.get("benchmark")
+    questions = benchmark.get("questions") if isinstance(benchmark, dict) else None
+    if isinstance(questions, str) and questions != "probe" and not os.path.isfile(questions):
+        yield document.problem(("benchmark", "questions"), f"{questions}: no such file")
+
+
+def secrets(document: Document) -> Iterator[Problem]:
+    """Report passwords and tokens: a recipe is copied into its run and its report."""
+    message = "holds a password or token; take it out, and log in with `hf auth login`"
+    for at, text in _texts(document.tree, ()):
+        if redact(text) != text:
+            yield document.problem(at, message)
+
+
+def _texts(value: object, at: Location) -> Iterator[tuple[Location, str]]:
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict | list):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(held, (*at, key))
+
+
+def _section(loc: Sequence[str | int]) -> str:
+    """The section that holds the key at pydantic's location."""
+    return next((str(key) for key in reversed(loc[:-1]) if key in SECTIONS), "recipe")
+
+
+def _unknown_key(key: str, section: str) -> str:
+    """Say where a key belongs that is no field of its section, or which key may be meant."""
+    known = _OTHER_NAMES.get(key, key)
+    owners = [name for name, keys in _KEYS.items() if known in keys]
+    if owners and section not in owners:
+        names = ["the recipe" if name == "recipe" else name for name in (*owners, section)]
+        joined = " and ".join(", ".join(names[:-1]).rsplit(", ", 1))
+        return f"belongs to {joined}, not to {names[-1]}; move it or remove it"
+    close = [known] if owners else difflib.get_close_matches(key, _KEYS[section], 1)
+    return f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
+
+
+def _needs_no_quotes(error: ErrorDetails, given: str) -> bool:
+    """Whether a text would be of the type asked for, did it not stand in quotes."""
+    kind = error["type"]
+    if kind == "literal_error":
+        return given in re.split(", | or ", error["ctx"]["expected"])
+    found = yaml_type(given)
+    return kind == f"{found}_type" or (kind, found) == ("float_type", "int")
+
+
+def _locate(loc: Sequence[str | int], tree: object) -> Location:
+    """pydantic's location without the tags that it adds for unions."""
+    at: list[str | int] = []
+    here = tree
+    for i, key in enumerate(loc):
+        if isinstance(here, dict) and key in here:  # noqa: SIM114  # as one, mypy cannot follow
+            here = here[key]
+        elif isinstance(here, list) and isinstance(key, int):
+            here = here[key]
+        elif i < len(loc) - 1 or not isinstance(here, dict) or key == "[key]" or key in OBJECTIVES:
+            continue
+        at.append(key)
+    return tuple(at)

@@ -1,0 +1,108 @@
+"""Overrides of a recipe from the command line: `--set phases.dpo.lr=2e-6`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeGuard
+
+from forty2.errors import RecipeError
+from forty2.recipe.document import COMMAND_LINE, Document, Problem, parse_value
+
+_MOST_KEYS = 10
+"""Keys below keys in an override: more than any field of a recipe has."""
+_COUNTS_WITHIN_STEPS = ("eval_every_steps", "save_every_steps", "warmup_steps")
+"""Keys of a phase that count steps and must not exceed its `steps`."""
+
+
+class Applied(NamedTuple):
+    """The outcome of applying overrides to a recipe."""
+
+    problems: list[Problem]
+    """Overrides that cannot be applied."""
+    notes: list[str]
+    """Sentences about values that were changed along with an override."""
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
+    """Apply "dotted.key=value" each, in place.
+
+    Where `steps` of a phase becomes smaller, the step counts of that phase that stand in the file
+    and would never be reached are lowered with it.
+    """
+    steps_before = {name: phase.get("steps") for name, phase in _phases(document)}
+    names = [str(at[1]) for at in document.lines if len(at) == 2 and at[0] == "phases"]
+    problems = []
+    for override in overrides:
+        try:
+            _apply(document, override)
+        except RecipeError as error:
+            problems.append(Problem(COMMAND_LINE, f"--set {override[:200]}: {error}"))
+    problems += _unknown_phases(document, names)
+    return Applied(problems, list(_shorten(document, steps_before)))
+
+
+def _apply(document: Document, override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys) or len(keys) > _MOST_KEYS:
+        raise RecipeError("write it as key.subkey=value")
+    value = parse_value(text)
+    holder = document.tree
+    for key in keys[:-1]:
+        if holder.get(key) is None:
+            holder[key] = {}
+        if not isinstance(holder[key], dict):
+            raise RecipeError(f"{key} is a value, it has no keys below it")
+        holder = holder[key]
+    holder[keys[-1]] = value
+    for at in [at for at in document.lines if at[: len(keys)] == tuple(keys)]:
+        del document.lines[at]  # what the override replaces
+    for n in range(1, len(keys)):
+        document.lines.setdefault(tuple(keys[:n]), COMMAND_LINE)
+    document.lines[tuple(keys)] = COMMAND_LINE
+
+
+def _unknown_phases(document: Document, known: Sequence[str]) -> Iterator[Problem]:
+    """Drop and report phases that overrides name, but that neither the file nor they define."""
+    phases = document.tree.get("phases")
+    replaced = document.line_of(("phases",)) == COMMAND_LINE
+    if not known or replaced or not isinstance(phases, dict):
+        return
+    for name in [name for name in phases if name not in known]:
+        if not isinstance(phases[name], dict) or "objective" not in phases[name]:
+            del phases[name]
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "a new one needs an objective"
+            message = f"no such phase; the recipe has {', '.join(known)}; {hint}"
+            yield document.problem(("phases", name), message)
+
+
+def _shorten(document: Document, steps_before: Mapping[str, object]) -> Iterator[str]:
+    """Lower step counts of the file to the `steps` that an override has lowered, in place."""
+    for name, phase in _phases(document):
+        at = ("phases", name)
+        steps, before = phase.get("steps"), steps_before.get(name)
+        overridden = document.line_of((*at, "steps")) == COMMAND_LINE
+        if not overridden or not _is_count(steps) or (_is_count(before) and before <= steps):
+            continue
+        changes = []
+        for key in _COUNTS_WITHIN_STEPS:
+            count = phase.get(key)
+            in_file = document.line_of((*at, key)) != COMMAND_LINE
+            if in_file and _is_count(count) and count > steps:
+                phase[key] = steps
+                changes.append(f"{key} from {count} to {steps}")
+        if changes:
+            yield f"phases.{name} now has {steps} steps; lowered {' and '.join(changes)} to match"
+
+
+def _phases(document: Document) -> Iterator[tuple[str, dict[str, object]]]:
+    phases = document.tree.get("phases")
+    for name, section in phases.items() if isinstance(phases, dict) else ():
+        if isinstance(section, dict):
+            yield name, section
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,507 @@
+"""Run folders and ablations, as far as the report shows them: the one place that reads their JSON.
+
+Files of earlier releases are read as well: what they do not have is None or empty. Characters that
+would hide or turn round the text beside them are spelled out in every text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forty2.errors import RunError
+from forty2.files import JsonObject, read_json
+
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Controls, overrides of direction, lone surrogates and characters without width; neither line
+breaks nor tabs."""
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""Errors that reading a damaged file may raise."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The origin of a run's results."""
+
+    model: str
+    model_sha256: str
+    versions: dict[str, str]
+    """Releases of the software, and the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of metrics.jsonl: a step, an evaluation or a warning."""
+
+    phase: str
+    step: int
+    values: dict[str, float]
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A finished phase."""
+
+    name: str
+    objective: str
+    steps: int
+    rows: int
+    exposures: float
+    """Times that each row was trained on."""
+    adapter_step: int
+    """Step whose adapter was taken."""
+    dropped: list[str]
+    """Places of rows that are longer than max_length."""
+    shortened: list[str]
+    """Places of rows whose prompt lost its beginning to max_length."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Questions on which the model is about equally confident."""
+
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence in the first choice of MC1, against its accuracy."""
+
+    error: float
+    """Expected calibration error, 0 to 1."""
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The measurements of the base model, of a phase or of the fused model."""
+
+    name: str
+    mc1: float | None
+    mc2: float | None
+    mc1_stderr: float | None
+    mc2_stderr: float | None
+    leak_rate: float | None
+    preference: float | None
+    margin: float | None
+    perplexity: float | None
+    kl: float | None
+    calibration: Calibration | None
+    tasks: dict[str, float]
+    """Scores of further benchmarks, by metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The paired change of one metric, with its 95% interval."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None
+    """p value, corrected for all metrics of the comparison."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A stage against the base model."""
+
+    stage: str
+    changes: dict[str, Change]
+    """By name, the metrics that the verdict is over."""
+    categories: dict[str, float]
+    """Mean change by category of questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """Questions of the benchmark that are in training rows."""
+
+    questions: int
+    comparisons: list[Comparison]
+    """The comparisons without those questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The outcome of a run that was measured."""
+
+    verdict: str
+    margin: float | None
+    questions: str
+    questions_sha256: str | None
+    n: int | None
+    stages: list[Stage]
+    comparisons: list[Comparison]
+    contamination: Contamination | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The quantized copy of a fused model."""
+
+    path: str
+    bits: int
+    cosine: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A fused model."""
+
+    path: str
+    parity_kl: float
+    adapter_kl: float
+    quantized: Quantized | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answers of the base and of the last stage to one plain factual prompt."""
+
+    prompt: str
+    before: str
+    after: str
+    before_leaks: bool
+    after_leaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder."""
+
+    name: str
+    started: str
+    provenance: Provenance
+    recipe: str
+    """recipe.yaml as it is written."""
+    phases: list[Phase]
+    log: list[LogLine]
+    summary: Summary | None
+    """None if the recipe measures nothing, or the run is not finished."""
+    unread_phases: list[str]
+    """Phases whose data could not be searched for the benchmark's questions."""
+    fused: Fused | None
+    answers: list[Answer]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: it holds no run, or one that is damaged.
+    """
+    if not (folder / "run.json").exists():
+        raise RunError(f"{folder}: no run here (run.json is missing)")
+    try:
+        return _run(folder)
+    except _DAMAGE as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"{folder}: damaged, or written by another release ({error!r}); go on with --resume, "
+            "which reports again, or run anew"
+        ) from error
+
+
+def visible(value: Any) -> Any:
+    """Return the same JSON with every character of every text visible."""
+    if isinstance(value, str):
+        return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, Mapping):
+        return {visible(key): visible(inner) for key, inner in value.items()}
+    return [visible(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _run(folder: Path) -> Run:
+    about = _object(folder / "run.json")
+    phases = [
+        _phase(_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
+    ]
+    summary = _optional(folder / "summary.json", _summary)
+    contamination = _optional(folder / "contamination.json", lambda record: record)
+    return Run(
+        name=str(about["name"]),
+        started=str(about["started"]),
+        provenance=_provenance(about),
+        recipe=visible((folder / "recipe.yaml").read_text("utf-8")),
+        phases=phases,
+        log=_log(folder / "metrics.jsonl", [phase.name for phase in phases]),
+        summary=summary,
+        unread_phases=_texts((contamination or {}).get("unread_phases")),
+        fused=_optional(folder / "fused.json", _fused),
+        answers=_answers(folder, summary.stages) if summary is not None else [],
+    )
+
+
+def _object(path: Path) -> JsonObject:
+    value = visible(read_json(path))
+    if not isinstance(value, dict):
+        raise TypeError(f"{path.name} holds no object")
+    return value
+
+
+def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
+    return read(_object(path)) if path.exists() else None
+
+
+def _place(path: Path) -> int:
+    """The number of a phase in its folder's name."""
+    found = re.match(r"phase(\d+)", path.parent.name)
+    return int(found[1]) if found else 0
+
+
+def _log(path: Path, phases: list[str]) -> list[LogLine]:
+    """The whole lines of the metrics, phase by phase: one that was trained anew logged last."""
+    if not path.exists():
+        return []
+    lines = [
+        _log_line(visible(json.loads(line))) for line in path.read_text("utf-8").split("\n")[:-1]
+    ]
+    order = {name: place for place, name in enumerate(phases)}
+    return sorted(lines, key=lambda line: order.get(line.phase, len(order)))
+
+
+def _log_line(record: JsonObject) -> LogLine:
+    warning = record.get("warning")
+    return LogLine(
+        phase=str(record["phase"]),
+        step=int(record["step"]),
+        values={key: float(v) for key, v in record.items() if isinstance(v, int | float)},
+        warning=None if warning is None else str(warning),
+    )
+
+
+def _provenance(record: JsonObject) -> Provenance:
+    versions = {str(name): str(version) for name, version in record["versions"].items()}
+    return Provenance(str(record["model"]), str(record["model_sha256"]), versions)
+
+
+def _phase(record: JsonObject) -> Phase:
+    return Phase(
+        name=str(record["name"]),
+        objective=str(record["objective"]),
+        steps=int(record["steps"]),
+        rows=int(record["rows"]),
+        exposures=float(record["exposures"]),
+        adapter_step=int(record["kept_step"]),
+        dropped=_texts(record.get("dropped")),
+        shortened=_texts(record.get("shortened")),
+    )
+
+
+def _summary(record: JsonObject) -> Summary:
+    found = record.get("contamination")
+    return Summary(
+        verdict=str(record.get("verdict") or ""),
+        margin=_number(record.get("margin")),
+        questions=str(record.get("questions") or ""),
+        questions_sha256=record.get("questions_sha256"),
+        n=record.get("n"),
+        stages=[_stage(stage) for stage in record.get("stages") or []],
+        comparisons=[_comparison(one) for one in record.get("comparisons") or []],
+        contamination=None
+        if not found
+        else Contamination(
+            int(found["questions"]), [_comparison(one) for one in found["comparisons"]]
+        ),
+    )
+
+
+def _stage(record: JsonObject) -> Stage:
+    stderr = record.get("stderr") or {}
+    calibration = record.get("calibration")
+    figures = ("mc1", "mc2", "leak_rate", "preference", "margin", "perplexity", "kl")
+    return Stage(
+        name=str(record["stage"]),
+        **{name: _number(record.get(name)) for name in figures},
+        mc1_stderr=_number(stderr.get("mc1")),
+        mc2_stderr=_number(stderr.get("mc2")),
+        tasks={name: float(value) for name, value in (record.get("tasks") or {}).items()},
+        calibration=None
+        if not calibration
+        else Calibration(
+            float(calibration["ece"]),
+            [
+                CalibrationBin(float(one["confidence"]), float(one["accuracy"]))
+                for one in calibration["bins"]
+            ],
+        ),
+    )
+
+
+def _comparison(record: JsonObject) -> Comparison:
+    metrics = record["metrics"]
+    judged = record.get("judged") or metrics
+    return Comparison(
+        stage=str(record["stage"]),
+        changes={name: _change(metrics[name]) for name in metrics if name in judged},
+        categories={name: float(value) for name, value in (record.get("categories") or {}).items()},
+    )
+
+
+def _change(record: JsonObject) -> Change:
+    return Change(
+        difference=float(record["difference"]),
+        low=float(record["low"]),
+        high=float(record["high"]),
+        p=_number(record.get("p_holm")),
+        verdict=str(record["verdict"]),
+    )
+
+
+def _fused(record: JsonObject) -> Fused:
+    copy = record.get("quantised")
+    return Fused(
+        path=str(record["path"]),
+        parity_kl=float(record["parity_kl"]),
+        adapter_kl=float(record["adapter_kl"]),
+        quantized=None
+        if not copy
+        else Quantized(
+            str(copy["path"]), int(copy["bits"]), float(copy["cosine"]), float(copy["kl"])
+        ),
+        warnings=_texts(record.get("warnings")),
+    )
+
+
+def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
+    """The answers to the plain factual prompts that both the base and the last stage were asked."""
+    if len(stages) < 2:
+        return []
+    # Looked up among the files there are: a name in a file must not lead to another folder.
+    files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
+    first, last = (
+        {
+            item["id"]: item
+            for item in _object(files[stage.name.replace(" ", "-")])
+            .get("behaviour", {})
+            .get("items", [])
+            if "leak" in item
+        }
+        for stage in (stages[0], stages[-1])
+    )
+    return [
+        Answer(
+            prompt=str(item.get("prompt", name)),
+            before=str(item["answer"]),
+            after=str(last[name]["answer"]),
+            before_leaks=bool(item["leak"]),
+            after_leaks=bool(last[name]["leak"]),
+        )
+        for name, item in first.items()
+        if name in last
+    ]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _texts(values: list[str] | None) -> list[str]:
+    return [str(value) for value in values or []]
+
+
+# --- ablations ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The mean of one metric, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class VariantChange:
+    """The paired changes from one variant to another, by metric."""
+
+    variant: str
+    against: str
+    changes: dict[str, Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions that every variant was asked."""
+
+    name: str
+    sha256: str
+    n: int
+    drawn_with: int | None
+    """Seed that drew them; None: all questions there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The outcome of an ablation."""
+
+    name: str
+    seeds: list[int]
+    provenance: Provenance
+    recipe: str
+    margin: float
+    """Largest loss that counts as no tax."""
+    questions: Questions
+    notes: list[str]
+    insight: str | None
+    """The answer to whether DPO repairs what SFT alone costs, in one sentence."""
+    variants: dict[str, dict[str, Score]]
+    """Scores by metric, by variant; the base first."""
+    changes: list[VariantChange]
+
+
+def read_ablation(record: Mapping[str, object]) -> Ablation:
+    """Read the record of an ablation, as ablation.json has it."""
+    seen: JsonObject = visible({key: record[key] for key in record if key != "items"})
+    asked, insight = seen["questions"], seen["insight"]
+    return Ablation(
+        name=str(seen["name"]),
+        seeds=[int(seed) for seed in seen["seeds"]],
+        provenance=_provenance(seen["run"]),
+        recipe=str(seen["recipe"]),
+        margin=float(seen["margin"]),
+        questions=Questions(
+            str(asked["name"]), str(asked["sha256"]), int(asked["n"]), asked.get("drawn_with")
+        ),
+        notes=_texts(seen["notes"]),
+        insight=None if not insight else str(insight["sentence"]),
+        variants={
+            variant: {
+                metric: Score(float(one["value"]), float(one["low"]), float(one["high"]))
+                for metric, one in scores.items()
+            }
+            for variant, scores in seen["variants"].items()
+        },
+        changes=[
+            VariantChange(
+                str(one["variant"]),
+                str(one["against"]),
+                {metric: _change(change) for metric, change in one["metrics"].items()},
+            )
+            for one in seen["changes"]
+        ],
+    )

@@ -1,0 +1,443 @@
+"""A run's report from what its folder holds: Markdown, and one self-contained HTML page.
+
+Texts of a model, a data row or a file name stay text: the page's templates escape them and the
+page forbids itself scripts and requests; in Markdown they are escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from forty2.files import refuse_links, write_text
+from forty2.report.charts import (
+    Axis,
+    Chart,
+    Point,
+    change_bars,
+    interval_chart,
+    line_chart,
+    percent,
+)
+from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
+from forty2.report.page import render
+from forty2.report.records import (
+    Change,
+    Comparison,
+    LogLine,
+    Phase,
+    Provenance,
+    Run,
+    Stage,
+    Summary,
+    read_run,
+)
+
+_SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
+    ("Loss", Axis("nats"), {"training": "loss", "validation": "valid_loss"}),
+    (
+        "Margin",
+        Axis("reward of the chosen response minus the rejected one's"),
+        {"training": "margin", "validation": "valid_margin"},
+    ),
+    (
+        "Rewards",
+        Axis("β times the log-probability ratio to the reference"),
+        {"chosen": "chosen_rewards", "rejected": "rejected_rewards"},
+    ),
+    (
+        "Pair accuracy",
+        percent("share of pairs whose chosen response has the higher reward"),
+        {"training": "accuracy", "validation": "valid_accuracy"},
+    ),
+    (
+        "KL from the phase's start",
+        Axis("nats per token"),
+        {"training": "kl", "validation": "valid_kl"},
+    ),
+    ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
+    ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
+)
+"""Charts of a phase: title, axis, and the logged metric by the name of its line."""
+_VERDICTS = {
+    "gain": "At least one score rose by more than chance explains, and none fell by the margin "
+    "({margin}) or more.",
+    "no tax": "No score fell by the margin ({margin}) or more.",
+    "tax": "At least one score fell, and the loss may reach the margin ({margin}).",
+    "inconclusive": "Too few questions to tell whether a score fell by the margin ({margin}).",
+    "no change": "As far as was measured, this is still the base model.",
+}
+_STAGES_NOTE = (
+    "MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Leaks: share of plain factual "
+    "prompts answered with needless hedging, lower is better. Prefers: share of held-out prompts "
+    "whose good answer is likelier than the bad one; margin: by how much, in nats per token. "
+    "Perplexity: on neutral texts, lower is better. KL: distance from the base model, in nats per "
+    "token."
+)
+_CHANGES_NOTE = (
+    "Paired: both models answered the same questions. p is corrected for all metrics that were "
+    "compared."
+)
+_METRIC_VERDICTS = {
+    "gain": "the whole interval is above zero",
+    "no tax": "whatever was lost is less than the margin",
+    "tax": "the whole interval is below zero, and the loss may reach the margin",
+    "inconclusive": "too few questions to tell",
+    "no change": "as far as was measured, this is still the base model",
+}
+_PHASES_NOTE = "Adapter: the step whose adapter was taken, which is the best or the last one."
+_FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
+_NAMED = 10
+"""Places that are named of rows that were dropped or shortened."""
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.md and report.html into a run folder.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        RunError: it holds no run, a damaged one, or links that lead out of it.
+    """
+    refuse_links(folder)
+    run = read_run(folder)
+    write_text(folder / "report.md", _markdown(run))
+    page = folder / "report.html"
+    write_text(page, _html(run))
+    return page
+
+
+def notices(folder: Path) -> list[str]:
+    """Return what the owner of a run should look at, one line each, fit for a terminal."""
+    return _warnings(read_run(folder))
+
+
+def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Table:
+    """Return the table of versions and hashes, these rows after the model's."""
+    return Table(
+        ("Source", "Value"),
+        [
+            ("model", provenance.model),
+            ("model weights, sha256", provenance.model_sha256),
+            *rows,
+            *provenance.versions.items(),
+        ],
+    )
+
+
+# --- the two documents ----------------------------------------------------------------------------
+
+
+def _markdown(run: Run) -> str:
+    lines = [f"# {escape(run.name)}", "", _about(run, escape)]
+    summary = run.summary
+    if summary is not None and summary.verdict:
+        lines += ["", f"**Verdict: {escape(summary.verdict)}.** {_meaning(summary, escape)}"]
+    warnings = _warnings(run, escape)
+    if warnings:
+        lines += ["", "## Look at this first", "", *(f"- {line}" for line in warnings)]
+    if summary is not None and summary.stages:
+        lines += ["", "## Measurements", "", *table_lines(_stages(summary)), "", _STAGES_NOTE]
+        changes = _changes(summary.comparisons)
+        if changes.rows:
+            lines += ["", "### Change from the base model", ""]
+            lines += [*table_lines(changes), "", _changes_note(summary)]
+        for line in _contamination(run, escape):
+            lines += ["", line]
+    lines += ["", "## Training", ""]
+    if run.phases:
+        lines += [*table_lines(_phases(run.phases)), "", _PHASES_NOTE]
+    else:
+        lines += ["No phase is finished yet."]
+    if run.fused is not None:
+        lines += ["", "## Fused model", "", *table_lines(_fused(run)), "", _FUSED_NOTE]
+    lines += ["", "## Where these numbers come from", "", *table_lines(_origin(run))]
+    return "\n".join([*lines, "", *code_lines(run.recipe, "yaml"), ""])
+
+
+def _html(run: Run) -> str:
+    summary = run.summary
+    measured = summary is not None and bool(summary.stages)
+    return render(
+        "run.html.jinja",
+        name=run.name,
+        about=_about(run),
+        verdict=summary.verdict if summary is not None else "",
+        meaning=_meaning(summary) if summary is not None else "",
+        warnings=_warnings(run),
+        stages=_stages(summary) if summary is not None else Table((), ()),
+        stages_note=_STAGES_NOTE,
+        changes=_changes(summary.comparisons) if summary is not None else Table((), ()),
+        changes_note=_changes_note(summary) if summary is not None else "",
+        contamination=_contamination(run) if measured else [],
+        scores=_truthfulqa(summary) if summary is not None else [],
+        curves=_curves_by_phase(run),
+        phases=_phases(run.phases),
+        phases_note=_PHASES_NOTE,
+        fused=_fused(run),
+        fused_note=_FUSED_NOTE,
+        answers=run.answers,
+        origin=_origin(run),
+        recipe=run.recipe,
+    )
+
+
+# --- sentences ------------------------------------------------------------------------------------
+
+
+def _about(run: Run, quote: Quote = str) -> str:
+    try:
+        started = f"{datetime.fromisoformat(run.started):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        started = run.started
+    return f"Model {quote(run.provenance.model)}, started {quote(started)}."
+
+
+def _meaning(summary: Summary, quote: Quote = str) -> str:
+    """The verdict in a sentence, and what it is over."""
+    margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
+    sentence = _VERDICTS.get(summary.verdict, "").format(margin=margin)
+    stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
+    asked = f" ({_counted(summary.n, 'question')})" if summary.n is not None else ""
+    compared = (
+        f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{asked}."
+    )
+    return f"{sentence} {compared}".strip()
+
+
+def _changes_note(summary: Summary) -> str:
+    """The note on changes, and the meaning of the verdicts that occur."""
+    found = {one.verdict for each in summary.comparisons for one in each.changes.values()}
+    meanings = [f"{name}: {text}" for name, text in _METRIC_VERDICTS.items() if name in found]
+    return " ".join([_CHANGES_NOTE, *(f"{text[0].upper()}{text[1:]}." for text in meanings)])
+
+
+def _warnings(run: Run, quote: Quote = str) -> list[str]:
+    """Warnings about data, training and fusing."""
+    found = []
+    for phase in run.phases:
+        for origins, noun, what in (
+            (phase.dropped, "row", "dropped, longer than max_length"),
+            (phase.shortened, "prompt", "lost {its} beginning, longer than max_length"),
+        ):
+            if origins:
+                named = ", ".join(map(quote, origins[:_NAMED]))
+                more = f" and {len(origins) - _NAMED:,} more" if len(origins) > _NAMED else ""
+                counted = _counted(len(origins), noun)
+                what = what.format(its="its" if len(origins) == 1 else "their")
+                found.append(f"{quote(phase.name)}: {counted} {what} ({named}{more})")
+    found += [quote(line.warning) for line in run.log if line.warning is not None]
+    return [*found, *map(quote, run.fused.warnings if run.fused is not None else [])]
+
+
+def _contamination(run: Run, quote: Quote = str) -> list[str]:
+    """Sentences on what training rows share with the benchmark."""
+    found = run.summary.contamination if run.summary is not None else None
+    lines = []
+    if found is not None and not found.questions:
+        lines.append("Contamination: no training row holds a question of the benchmark.")
+    elif found is not None:
+        text = (
+            f"Contamination: {_counted(found.questions, 'question')} of the benchmark "
+            f"{'is' if found.questions == 1 else 'are'} in training rows (contamination.json "
+            "names them)."
+        )
+        if found.comparisons:
+            last = found.comparisons[-1]
+            changes = "; ".join(
+                f"{quote(name.upper())} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
+                for name, one in last.changes.items()
+            )
+            text += f" Without them, {quote(last.stage)} against the base model: {changes}."
+        lines.append(text)
+    if run.unread_phases:
+        lines.append(
+            f"Not searched: the data of {', '.join(map(quote, run.unread_phases))}, which is "
+            "prepared and holds no texts."
+        )
+    return lines
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _signed(change: Change) -> str:
+    return f"{change.difference:+.4f}"
+
+
+def _interval(change: Change) -> str:
+    return f"{change.low:+.4f} to {change.high:+.4f}"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _stages(summary: Summary) -> Table:
+    head = ("Stage", "MC1", "MC2", "Leaks", "Prefers", "Margin", "Perplexity", "KL")
+    forms = (".3f", ".3f", ".1%", ".1%", "+.3f", ".2f", ".2g")
+    tasks = list(dict.fromkeys(name for stage in summary.stages for name in stage.tasks))
+    rows = []
+    for stage in summary.stages:
+        figures = (
+            stage.mc1,
+            stage.mc2,
+            stage.leak_rate,
+            stage.preference,
+            stage.margin,
+            stage.perplexity,
+            stage.kl,
+            *map(stage.tasks.get, tasks),
+        )
+        cells = [
+            "–" if value is None else format(value, form)
+            for value, form in zip(figures, (*forms, *[".3f"] * len(tasks)), strict=True)
+        ]
+        rows.append((stage.name, *cells))
+    return Table((*head, *tasks), rows)
+
+
+def _changes(comparisons: Sequence[Comparison]) -> Table:
+    return Table(
+        ("Stage", "Score", "Change", "95% interval", "p", "Verdict"),
+        [
+            (
+                comparison.stage,
+                name.upper(),
+                _signed(one),
+                _interval(one),
+                "–" if one.p is None else f"{one.p:.2g}",
+                one.verdict,
+            )
+            for comparison in comparisons
+            for name, one in comparison.changes.items()
+        ],
+    )
+
+
+def _phases(phases: Sequence[Phase]) -> Table:
+    return Table(
+        ("Phase", "Objective", "Steps", "Rows", "Times per row", "Adapter"),
+        [
+            (
+                phase.name,
+                phase.objective,
+                f"{phase.steps:,}",
+                f"{phase.rows:,}",
+                f"{phase.exposures:.2f}",
+                f"step {phase.adapter_step}",
+            )
+            for phase in phases
+        ],
+    )
+
+
+def _fused(run: Run) -> Table:
+    fused, rows = run.fused, list[tuple[str, str, str]]()
+    if fused is not None:
+        rows += [
+            (fused.path, "KL of base + adapter from base", f"{fused.adapter_kl:.1e}"),
+            (fused.path, "KL of the fused model from base + adapter", f"{fused.parity_kl:.1e}"),
+        ]
+        copy = fused.quantized
+        if copy is not None:
+            rows += [
+                (copy.path, f"KL of {copy.bits} bits from the fused model", f"{copy.kl:.1e}"),
+                (
+                    copy.path,
+                    "cosine of the change of weights with the adapter's (1: all of it kept)",
+                    f"{copy.cosine:.3f}",
+                ),
+            ]
+    return Table(("Model", "Measure", "Value"), rows)
+
+
+def _origin(run: Run) -> Table:
+    rows = [("started", run.started)]
+    if run.summary is not None and run.summary.questions_sha256:
+        rows += [
+            ("questions", run.summary.questions),
+            ("questions, sha256", run.summary.questions_sha256),
+        ]
+    return origin_table(run.provenance, rows)
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _curves_by_phase(run: Run) -> dict[str, list[Chart]]:
+    """Charts of the training, by phase."""
+    charts = {
+        phase: _curves([line for line in run.log if line.phase == phase])
+        for phase in dict.fromkeys(line.phase for line in run.log)
+    }
+    return {phase: drawn for phase, drawn in charts.items() if drawn}
+
+
+def _truthfulqa(summary: Summary) -> list[Chart]:
+    value = Axis("score with 95% interval", from_0_to_1=True)
+    change = Axis("paired change with 95% interval")
+    charts: list[Chart | None] = []
+    for name in ("mc1", "mc2"):
+        points = [point for stage in summary.stages if (point := _point(stage, name)) is not None]
+        charts.append(interval_chart(name.upper(), points, axis=value))
+        changes = [
+            Point(one.stage, found.difference, found.low, found.high)
+            for one in summary.comparisons
+            if (found := one.changes.get(name)) is not None
+        ]
+        title = f"{name.upper()}: change from the base model"
+        charts.append(interval_chart(title, changes, axis=change, change=True))
+    charts.append(_calibration(summary.stages))
+    if summary.comparisons:
+        last = summary.comparisons[-1]
+        by_category = sorted(last.categories.items(), key=lambda item: -item[1])
+        axis = Axis(f"mean change from base to {last.stage}; few questions each")
+        charts.append(change_bars("MC2 by category of questions", by_category, axis=axis))
+    return [chart for chart in charts if chart is not None]
+
+
+def _point(stage: Stage, name: str) -> Point | None:
+    """A stage's score with its interval by the normal approximation, inside 0 to 1."""
+    value, stderr = (
+        (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
+    )
+    if value is None:
+        return None
+    reach = 1.96 * (stderr or 0.0)
+    return Point(stage.name, value, max(0.0, value - reach), min(1.0, value + reach))
+
+
+def _calibration(stages: Sequence[Stage]) -> Chart | None:
+    """Accuracy against confidence, of the first stage and of the last."""
+    measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
+    return line_chart(
+        "Calibration of MC1",
+        {
+            f"{name} (calibration error {found.error:.2f})": [
+                (one.confidence, one.accuracy) for one in found.bins
+            ]
+            for name, found in (measured[:1] + measured[1:][-1:])
+        },
+        x=percent("confidence in the first choice"),
+        y=percent("how often the model's first choice is right"),
+        diagonal="ideal",
+    )
+
+
+def _curves(lines: Sequence[LogLine]) -> list[Chart]:
+    """Charts of one phase's metrics over its steps."""
+    charts = [
+        line_chart(
+            title,
+            {
+                name: [(line.step, line.values[key]) for line in lines if key in line.values]
+                for name, key in metrics.items()
+            },
+            y=axis,
+        )
+        for title, axis, metrics in _SERIES
+    ]
+    return [chart for chart in charts if chart is not None]

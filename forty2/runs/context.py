@@ -1,0 +1,150 @@
+"""The context that every part of a run shares."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from forty2 import machine
+from forty2.errors import RecipeError, RunError
+from forty2.files import JsonObject, make_folder, remove_leftovers
+from forty2.model.loading import model_sha256, resolve_model
+from forty2.progress import Progress, silent
+from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.schema import Recipe
+from forty2.runs.folder import RunFolder
+from forty2.runs.records import Provenance
+from forty2.training.processes import Group, joined
+
+NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
+"""Files of a run that the other processes of a group need to continue it."""
+
+
+class Activity:
+    """Progress that remembers what is under way, for the message if memory runs out."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.current = "loading the model"
+        self._progress = progress
+
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        self.current = f"{stage}, after {done} of {total}"
+        self._progress(stage, done, total, info)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run under way: its recipe, its folder, and the processes that share it."""
+
+    recipe: Recipe
+    folder: RunFolder
+    provenance: Provenance
+    group: Group
+    progress: Activity
+    trust_remote_code: bool
+
+    @property
+    def path(self) -> Path:
+        """The run folder; in a process that is not the first of its group, one for scratch."""
+        return self.folder.path
+
+
+@contextlib.contextmanager
+def open_run(
+    recipe: Recipe,
+    path: Path,
+    *,
+    resume: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> Iterator[RunContext]:
+    """Open or continue the run in `path`, in all processes of the group.
+
+    Raises:
+        RunError: see `RunFolder.open`; or the processes do not agree on versions, recipe or model.
+    """
+    group = joined()
+    with contextlib.ExitStack() as opened:
+        with group.synchronized() as must_agree:
+            provenance = provenance_of(recipe)
+            versions = provenance.versions
+            must_agree.update(
+                {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
+                **{"the recipe": to_yaml(recipe), "the model": provenance.model_sha256},
+            )
+            if not group.first:
+                resume, progress = False, silent
+            if resume and not (path / "run.json").exists():
+                warnings.warn(
+                    f"{path}: there is no run to resume, so a new one begins", stacklevel=4
+                )
+            folder = opened.enter_context(
+                RunFolder.open(
+                    path if group.first else opened.enter_context(_scratch_folder()),
+                    to_yaml(recipe),
+                    provenance,
+                    resume=resume,
+                    reread=lambda stored: _reread(stored, recipe),
+                )
+            )
+        group.broadcast_files(folder.path, NEEDED_BY_ALL)
+        yield RunContext(recipe, folder, provenance, group, Activity(progress), trust_remote_code)
+
+
+def provenance_of(recipe: Recipe) -> Provenance:
+    """Model, weights' hash and versions that a run of this recipe starts from."""
+    model = resolve_model(recipe.model)
+    return Provenance(
+        name=recipe.name,
+        model=recipe.model,
+        model_path=str(model),
+        model_sha256=model_sha256(model),
+        versions=machine.facts(),
+    )
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A run folder for a process that is not the first of its group, removed at the end."""
+    folder = machine.cache_dir() / "group" / f".run.{os.getpid()}"
+    make_folder(folder.parent)
+    remove_leftovers(folder.parent)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reread(path: Path, recipe: Recipe) -> str:
+    """The recipe that a run was started from, as this release writes it.
+
+    A key that it does not spell out was null, or is newer than its release: it becomes null where
+    `recipe` has null, else the default.
+    """
+    try:
+        load_recipe(path)
+        stored = yaml.safe_load(path.read_text("utf-8"))
+        return to_yaml(load_recipe(path, list(_nulls(dataclasses.asdict(recipe), stored))))
+    except RecipeError as error:
+        raise RunError(
+            f"{path.parent}: this release cannot read its recipe ({str(error).splitlines()[0]}); "
+            "go on with the release that started it, or name another --run-dir"
+        ) from error
+
+
+def _nulls(recipe: JsonObject, stored: JsonObject, at: str = "") -> Iterator[str]:
+    """Overrides that set to null what is null in `recipe` and not spelled out in a stored recipe."""
+    for key, value in recipe.items():
+        if value is None and key not in stored:
+            yield f"{at}{key}=null"
+        elif isinstance(value, Mapping) and isinstance(stored.get(key), Mapping):
+            yield from _nulls(dict(value), stored[key], f"{at}{key}.")

@@ -1,0 +1,76 @@
+"""The run's fused model, and its quantized copy where the recipe asks for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from forty2.errors import RunError
+from forty2.export.fusing import fuse, quantized_path
+from forty2.files import find_damage, read_json, seal, write_json
+from forty2.recipe.schema import Fuse
+from forty2.runs.context import RunContext
+
+
+class FusedModels(NamedTuple):
+    """Folders of a run's fused models."""
+
+    full: Path
+    quantized: Path | None
+
+
+def fused_path(run: RunContext, fuse: Fuse) -> Path:
+    """The folder of the fused model: the recipe's, else fused_models/NAME of the run folder."""
+    return Path(fuse.out or Path("fused_models") / run.path.resolve().name)
+
+
+def check_fused_path(run: RunContext) -> None:
+    """Refuse to replace another run's fused model."""
+    if run.recipe.fuse is None or not run.group.first:
+        return
+    out = fused_path(run, run.recipe.fuse)
+    record = read_json(out / "fused.json") if (out / "fused.json").exists() else {}
+    adapter = record.get("adapter")
+    if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
+        raise RunError(
+            f"{out}: holds the model fused with {adapter}; name another folder with "
+            "--set fuse.out=FOLDER, or delete it"
+        )
+
+
+def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
+    """Fuse the run's adapter into its base, or check what an earlier start of the run fused.
+
+    Args:
+        adapter: folder of the last phase.
+
+    Raises:
+        ModelError: the fused model does not do what base + adapter do.
+        RunError: the fused model there is damaged.
+    """
+    out = fused_path(run, settings)
+    bits = settings.quantize
+    models = FusedModels(out, quantized_path(out, bits) if bits is not None else None)
+    folders = [folder for folder in models if folder is not None]
+    record = run.path / "fused.json"
+    if record.exists() and all((folder / "fused.json").exists() for folder in folders):
+        for folder in folders:
+            damage = find_damage(folder)
+            if damage is not None:
+                raise RunError(
+                    f"{damage}; delete {folder}, then go on with --resume: the model is fused anew"
+                )
+        return models
+    fused = fuse(
+        run.recipe.model,
+        adapter,
+        out,
+        quantize=bits,
+        trust_remote_code=run.trust_remote_code,
+        progress=run.progress,
+    )
+    for folder in folders:
+        seal(folder)
+    run.folder.check_there()
+    write_json(record, fused.to_json())
+    return models

@@ -1,0 +1,137 @@
+"""Everything that a run reads before it trains: the model, and the data of all phases.
+
+All data is read and tokenized first: a bad row at the end of the last phase's file must not cost a
+night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forty2.benchmark.replies import SEVERAL
+from forty2.benchmark.tasks.eval_prompts import (
+    Asked,
+    check_replies,
+    load_eval_prompts,
+    metrics,
+    probe,
+)
+from forty2.errors import ModelError, RunError
+from forty2.files import read_json, write_json
+from forty2.model.adapter import attach_adapter
+from forty2.model.kv_cache import can_pack
+from forty2.model.loading import LoadedModel, load
+from forty2.runs.context import RunContext
+from forty2.runs.measuring import StageMeasurer, write_contamination
+from forty2.runs.phase_data import PhaseData, check_measured, phase_data
+from forty2.text.encoder import Encoder
+from forty2.text.prepared import is_packed
+from forty2.text.rows import first_prompts
+from forty2.training.evaluation import ReplyCheck
+from forty2.training.objectives.phase import Phase
+
+DATA_HASHES = "data.json"
+
+
+@dataclass(frozen=True)
+class PhaseInput:
+    """A phase of the run with its rows."""
+
+    name: str
+    number: int
+    """Its place in the recipe, from 1."""
+    phase: Phase
+    data: PhaseData
+    check_replies: Callable[[], ReplyCheck]
+    """Has the model answer prompts, at each evaluation."""
+
+    @property
+    def label(self) -> str:
+        """Name of its folder, and of the stage after it."""
+        return f"phase{self.number}_{self.name}"
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The base model, and all phases with their rows."""
+
+    loaded: LoadedModel
+    phases: tuple[PhaseInput, ...]
+
+
+def read_inputs(
+    run: RunContext, measurer: StageMeasurer | None, must_agree: dict[str, str]
+) -> RunInputs:
+    """Load the model; read, check and tokenize the data of all phases.
+
+    Args:
+        must_agree: takes hashes of the data, which must be the same in all processes.
+
+    Raises:
+        DataError: a row is bad, the lint finds errors, or no row fits.
+        ModelError: the model cannot take the data or the adapter.
+        RunError: the rows are not those that the run began with.
+    """
+    recipe = run.recipe
+    loaded = load(recipe.model, trust_remote_code=run.trust_remote_code)
+    encoder = Encoder(loaded.tokenizer)
+    finder = measurer.contamination_finder() if measurer is not None else None
+    data = {
+        name: phase_data(phase, recipe, encoder, run.path / "data", finder)
+        for name, phase in recipe.phases.items()
+    }
+    if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
+        raise ModelError(
+            f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
+        )
+    _check_unchanged(run.path, data, must_agree)
+    for name, phase in recipe.phases.items():
+        check_measured(name, phase, data[name])
+    phases = tuple(
+        PhaseInput(name, number, phase, data[name], _reply_check(run, phase, loaded, data[name]))
+        for number, (name, phase) in enumerate(recipe.phases.items(), 1)
+    )
+    if measurer is not None:
+        write_contamination(run.path, data, measurer.questions)
+        # The base is measured for minutes before the adapter is attached: try the adapter now.
+        bare = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
+        attach_adapter(bare.model, recipe.adapter, seed=0)
+    return RunInputs(loaded, phases)
+
+
+def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[str, str]) -> None:
+    """Refuse to continue with other rows than the run began with."""
+    hashes = {name: part.hashes() for name, part in data.items()}
+    for name, parts in hashes.items():
+        must_agree.update({f"the {part} data of {name}": str(parts[part]) for part in parts})
+    file = path / DATA_HASHES
+    if not file.exists():
+        write_json(file, hashes)
+        return
+    before = read_json(file)
+    for name, parts in hashes.items():
+        for part, digest in parts.items():
+            if digest != before[name][part]:
+                raise RunError(
+                    f"phases.{name}: its {part} rows are not those that {path} began "
+                    "with; put the data back, or name another --run-dir"
+                )
+
+
+def _reply_check(
+    run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
+) -> Callable[[], ReplyCheck]:
+    """Have the model answer the phase's eval prompts, or else a few of its rows' prompts."""
+    if phase.eval_prompts is not None and run.group.first:
+        prompts = load_eval_prompts(phase.eval_prompts)
+        Asked(loaded, prompts)  # a prompt that does not fit is refused before anything is trained
+
+        def ask() -> ReplyCheck:
+            replies = probe(loaded, prompts)
+            return ReplyCheck(metrics(replies), replies["faults"])
+
+        return ask
+    some = first_prompts((data.valid or data.train).rows, SEVERAL)
+    return lambda: ReplyCheck({}, check_replies(loaded, some))

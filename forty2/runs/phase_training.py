@@ -1,0 +1,236 @@
+"""Training one phase of a run: its reference, its loss, the loop, and the adapter that it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from forty2 import machine
+from forty2.errors import RunError
+from forty2.files import check_free_space, find_damage, seal, staged_folder, write_json
+from forty2.inference.logprobs import Shortcuts, supported_shortcuts
+from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
+from forty2.model.loading import LoadedModel, parameter_count
+from forty2.model.surgery import in_fp32
+from forty2.runs.context import RunContext
+from forty2.runs.fused import fused_path
+from forty2.runs.inputs import PhaseInput
+from forty2.runs.records import PhaseRecord
+from forty2.text.row_kinds import CONVERSATIONS
+from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
+from forty2.training.batches import lengths_of, weights_of
+from forty2.training.checkpoints import Checkpoints, find_checkpoints
+from forty2.training.evaluation import Evaluator
+from forty2.training.frozen_states import (
+    WORTH,
+    FrozenStates,
+    frozen_states_size,
+    has_room,
+    store_states,
+)
+from forty2.training.loop import Trained, Training, train
+from forty2.training.reference import reference_key, reference_logps
+from forty2.training.schedule import PhasePlan, plan_phase
+
+
+def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
+    """Train a phase, or restore the adapter that it left; return its folder.
+
+    Args:
+        loaded: the base with adapter layers attached, as the phase before left them. It holds this
+            phase's adapter afterwards.
+
+    Raises:
+        TrainingError, RunError, Interrupted: see `training.loop.train`.
+    """
+    folder = run.path / phase.label
+    work = run.path / "work" / phase.label
+    if (folder / "phase.json").exists():
+        with run.group.synchronized():
+            refuse_damage(folder, "the phase is trained anew")
+            restore_adapter(loaded.model, folder)
+    else:
+        _train(run, phase, loaded, folder, work)
+    shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
+    return folder
+
+
+def refuse_damage(folder: Path, then: str) -> None:
+    """Refuse a sealed folder whose files are not those that were sealed.
+
+    Args:
+        then: what happens once the folder is deleted.
+    """
+    damage = find_damage(folder)
+    if damage is not None:
+        raise RunError(f"{damage}; delete {folder}, then go on with --resume: {then}")
+
+
+def _train(
+    run: RunContext, phase: PhaseInput, loaded: LoadedModel, folder: Path, work: Path
+) -> None:
+    _check_free_space(run, loaded, work)
+    rows = phase.data.train.rows
+    seed = run.recipe.seed + 1000 * phase.number
+    plan = plan_phase(phase.phase, lengths_of(rows), weights_of(rows), seed)
+    train_loss, valid_loss = _losses(run, phase, loaded, plan, work)
+    if isinstance(train_loss, ResponseLoss) and train_loss.reference and not find_checkpoints(work):
+        first_rows = list(train_loss.reference)[: phase.phase.batch_size]
+        exact = in_fp32(loaded.model) and not loaded.quantized
+        train_loss.check_start(
+            loaded.model,
+            next(micro_batches(train_loss, first_rows)),
+            tolerance=2e-3 if exact else None,
+        )
+    trained = train(
+        Training(
+            name=phase.name,
+            plan=plan,
+            model=loaded.model,
+            loss=train_loss,
+            evaluator=Evaluator(valid_loss, phase.check_replies),
+            checkpoints=Checkpoints(work, run.recipe.adapter),
+            log=run.folder,
+            progress=lambda _, done, total, info: run.progress(phase.label, done, total, info),
+            group=run.group,
+        )
+    )
+    with staged_folder(folder) as staged:
+        save_adapter(loaded.model, run.recipe.adapter, staged)
+        record = _record(phase, trained, train_loss, plan)
+        write_json(staged / "phase.json", record.to_json())
+        seal(staged)
+
+
+def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
+    """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
+    # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
+    needs = {work: 3 * 3 * sum(v.nbytes for v in adapter_weights(loaded.model).values())}
+    fuse = run.recipe.fuse
+    if fuse is not None and run.group.first:
+        parameters = [value for _, value in tree_flatten(loaded.model.parameters())]
+        sizes = [v.dtype.size for v in parameters if mx.issubdtype(v.dtype, mx.floating)]
+        bytes_each = max(sizes, default=4) + (fuse.quantize or 0) / 8
+        needs[fused_path(run, fuse)] = int(parameter_count(loaded.model) * bytes_each)
+    check_free_space(needs)
+
+
+def _losses(
+    run: RunContext, phase: PhaseInput, loaded: LoadedModel, plan: PhasePlan, work: Path
+) -> tuple[BatchedLoss, BatchedLoss | None]:
+    """The losses over the training rows and over the validation rows."""
+    loaded.model.eval()
+    shortcuts = supported_shortcuts(loaded.model)
+    # A short phase needs no reference for all of a long file.
+    used = _RowsUsed(phase.data.train.rows, plan.rows_used, plan.passes, phase.label)
+    train_loss = _loss(run, phase, loaded, shortcuts, used, work)
+    if phase.data.valid is None:
+        return train_loss, None
+    held_out = phase.data.valid.rows
+    used = _RowsUsed(held_out, range(len(held_out)), plan.evaluations, f"{phase.label} valid")
+    return train_loss, _loss(run, phase, loaded, shortcuts, used, work)
+
+
+class _RowsUsed(NamedTuple):
+    """The rows of a file that come in a batch."""
+
+    rows: Sequence[Any]
+    which: Sequence[int]
+    """Their indices."""
+    passes: float
+    """How often each of them comes."""
+    label: str
+    """For progress and file names."""
+
+
+def _loss(
+    run: RunContext,
+    phase: PhaseInput,
+    loaded: LoadedModel,
+    shortcuts: Shortcuts,
+    used: _RowsUsed,
+    work: Path,
+) -> BatchedLoss:
+    """The phase's loss over some rows, with stored states and reference where it needs them."""
+    model, objective = loaded.model, phase.phase
+    # The reference's pass counts even where it is stored: a resumed run must do the same.
+    passes = used.passes + objective.needs_reference
+    replayable = shortcuts.split_head and (
+        shortcuts.shared_prompts or objective.row_kind is CONVERSATIONS
+    )
+    frozen = _frozen_states(run, phase, loaded, used, passes, work) if replayable else None
+    reference = None
+    if objective.needs_reference:
+        # The policy as the phase begins: no checkpoint has been restored yet.
+        key = reference_key(
+            run.provenance.model_sha256,
+            adapter_weights(model),
+            [used.rows[i] for i in used.which],
+        )
+        reference = reference_logps(
+            model,
+            used.rows,
+            used.which,
+            machine.cache_dir() / "reference" / f"{key[:32]}.npz",
+            shortcuts=shortcuts,
+            frozen=frozen,
+            progress=lambda stage, done, total, info: run.progress(
+                f"{used.label}: {stage}", done, total, info
+            ),
+            group=run.group,
+        )
+    return batched_loss(objective, used.rows, reference, shortcuts, frozen)
+
+
+def _frozen_states(
+    run: RunContext,
+    phase: PhaseInput,
+    loaded: LoadedModel,
+    used: _RowsUsed,
+    passes: float,
+    work: Path,
+) -> FrozenStates | None:
+    """The frozen blocks' states, where keeping them pays and there is room for them."""
+    # Each process of a group makes all states itself: they may be larger than what a network
+    # carries in that time, and in every epoch it sees other rows. It sees its share of them.
+    if passes / run.group.size < WORTH or not phase.phase.replay_gb:
+        return None
+    size = frozen_states_size(loaded.model, used.rows, used.which)
+    if not size.depth or not has_room(size, phase.phase.replay_gb, work):
+        return None
+    return store_states(
+        loaded.model,
+        used.rows,
+        used.which,
+        size,
+        work / f"{used.label.replace(' ', '-')}.states",
+        progress=run.progress,
+        stage=f"{used.label}: frozen blocks",
+    )
+
+
+def _record(
+    phase: PhaseInput, trained: Trained, train_loss: BatchedLoss, plan: PhasePlan
+) -> PhaseRecord:
+    data = phase.data
+    return PhaseRecord(
+        name=phase.name,
+        objective=phase.phase.objective,
+        rows=len(train_loss.lengths),
+        valid_rows=len(data.valid.rows) if data.valid is not None else 0,
+        steps=trained.steps,
+        exposures=round(plan.exposures(trained.steps), 3),
+        kept_step=trained.kept_step,
+        spared=train_loss.shortcuts_taken,
+        shortened=data.train.shortened,
+        dropped=data.train.dropped,
+        metrics=trained.metrics,
+        valid=trained.valid,
+        median_tokens=float(np.median(train_loss.lengths)),
+    )

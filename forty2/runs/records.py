@@ -1,0 +1,95 @@
+"""A run's records of itself, as typed values; each is JSON in one file of the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forty2.data.checks.contamination import Hit
+from forty2.files import JsonObject
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The recipe, model and versions that a run was started with; in run.json, with the format's version and the start's time."""
+
+    name: str
+    """The recipe's name."""
+    model: str
+    """The base model as the recipe names it."""
+    model_path: str
+    model_sha256: str
+    versions: dict[str, str]
+    """Device, BLAS, package versions and the package's revision."""
+
+    def to_json(self) -> JsonObject:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: JsonObject) -> Provenance:
+        """Read run.json; keys that are not provenance are left out."""
+        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """A finished phase; phase.json in its folder."""
+
+    name: str
+    objective: str
+    rows: int
+    valid_rows: int
+    steps: int
+    exposures: float
+    """How often each row was seen, on average."""
+    kept_step: int
+    """The step whose adapter the folder holds."""
+    spared: JsonObject
+    """The shortcuts taken in computing log-probabilities."""
+    shortened: list[str]
+    """Origins of rows whose prompt lost its beginning to max_length."""
+    dropped: list[str]
+    """Origins of rows whose response did not fit into max_length."""
+    metrics: dict[str, float]
+    """The last step's."""
+    valid: dict[str, float]
+    """Those of the evaluation whose adapter was kept; empty without validation rows."""
+    median_tokens: float
+
+    def to_json(self) -> JsonObject:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContaminationRecord:
+    """Training rows that hold questions of the benchmark; contamination.json."""
+
+    hits: tuple[tuple[str, Hit], ...]
+    """Each with the name of its phase."""
+    unread_phases: tuple[str, ...]
+    """Phases whose rows were prepared as ids, so that their texts cannot be looked at."""
+    questions: str
+    """Name of the question set."""
+
+    def to_json(self) -> JsonObject:
+        hits = [
+            {"phase": phase, "row": hit.row, "item": hit.item, "how": hit.how}
+            for phase, hit in self.hits
+        ]
+        return {
+            "hits": hits,
+            "unread_phases": list(self.unread_phases),
+            "questions": self.questions,
+        }
+
+    @classmethod
+    def from_json(cls, record: JsonObject) -> ContaminationRecord:
+        return cls(
+            hits=tuple((h["phase"], Hit(h["row"], h["item"], h["how"])) for h in record["hits"]),
+            unread_phases=tuple(record["unread_phases"]),
+            questions=record["questions"],
+        )

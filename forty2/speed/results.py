@@ -1,0 +1,85 @@
+"""Results of a comparison, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from forty2.files import JsonObject
+from forty2.speed.workers.__main__ import Figures, Measurement
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time that a suite can take on this machine."""
+
+    operations: int
+    """Operations that the whole suite needs."""
+    operations_per_s: float
+    """The machine's rate on matrix products of the model's sizes, measured in the same turns."""
+    seconds: float
+    """Per unit."""
+    ratio: float
+    """Our seconds divided by the floor's."""
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """One suite, measured for every trainer."""
+
+    unit: str
+    """"batch" or "question": what `seconds` is measured per."""
+    units: int
+    """Units in the suite."""
+    tokens: int
+    source: str
+    """Where the rows come from."""
+    medians: Mapping[str, Figures]
+    """By trainer, ours as `forty2`."""
+    ratios: Mapping[str, Figures]
+    """Our medians divided by another trainer's, by that trainer."""
+    left_out: Mapping[str, str]
+    """Why a trainer could not be measured, by its name."""
+    runs: Mapping[str, Sequence[Measurement]]
+    """Every measurement, by trainer; those of the machine's rate as `rate`."""
+    floor: Floor | None = None
+    """None: the model's operations cannot be counted."""
+
+
+@dataclass(frozen=True)
+class GrowthCurve:
+    """Our cost at several sizes of one quantity."""
+
+    size: Sequence[int]
+    seconds: Sequence[float]
+    gb: Sequence[float]
+    seconds_exponents: Sequence[float]
+    """Between neighbouring sizes: 1 is proportional growth, 2 is square."""
+    gb_exponents: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """Everything that `compare_trainers` measured, and the conditions."""
+
+    machine: Mapping[str, str]
+    """`forty2.machine.facts()`."""
+    model: str
+    precision: str
+    """mlx's name of the weights' type."""
+    rows: int
+    rounds: int
+    batch_size: int
+    suites: Mapping[str, SuiteResult] = field(default_factory=dict)
+    growth: Mapping[str, GrowthCurve] = field(default_factory=dict)
+    """By the quantity that grows. Empty: not measured."""
+
+    def as_json(self) -> JsonObject:
+        """Return the result as a JSON object, without floors and growth that were not measured."""
+        value = asdict(self)
+        for suite in value["suites"].values():
+            if suite["floor"] is None:
+                del suite["floor"]
+        if not self.growth:
+            del value["growth"]
+        return value

@@ -1,0 +1,157 @@
+"""One reading of a phase's files: each row is parsed once, then linted, searched and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from forty2.data.checks.contamination import ContaminationFinder, Hit
+from forty2.data.checks.findings import SplitName
+from forty2.data.checks.lint import Linter, readable_rows
+from forty2.data.formats import parse
+from forty2.data.records import Record
+from forty2.data.sources import read_rows
+from forty2.errors import DataError
+from forty2.files import JsonObject
+from forty2.text.encoder import Encoder
+from forty2.text.row_kinds import RowKind
+from forty2.text.rows import AnyRow, FittedRows, fit_rows
+
+_CHUNK = 512
+"""Records that are encoded together. No more are in memory at once."""
+
+
+class PhaseRows(NamedTuple):
+    """A phase's rows, encoded, and the benchmark items that its training rows hold."""
+
+    train: FittedRows
+    valid: FittedRows | None
+    hits: list[Hit]
+    """Sorted by origin, then by item."""
+
+
+def read_phase_rows(
+    kind: RowKind,
+    source: str | Path,
+    valid: str | Path | None,
+    encoder: Encoder,
+    max_length: int,
+    *,
+    linter: Linter | None = None,
+    contamination: ContaminationFinder | None = None,
+) -> PhaseRows:
+    """Read a phase's training and validation rows, each file once.
+
+    Args:
+        kind: of the rows that the phase's objective learns from.
+        linter: a new one, which sees every row of both files; None: rows are not checked, and the
+            first bad one stops the reading.
+        contamination: finds a benchmark's items in the training rows; None: not searched for.
+
+    Raises:
+        DataError: the linter finds errors; else a row is damaged, of another kind or cannot be
+            encoded; else no row fits into `max_length`.
+    """
+    reading = _Reading(kind, encoder, max_length, linter, contamination)
+    train = reading.read(source, "train")
+    held_out = reading.read(valid, "valid") if valid is not None else None
+    if linter is not None:
+        linter.refuse_errors(str(source))
+    if reading.problem is not None:
+        raise reading.problem
+    return PhaseRows(
+        _completed(kind, source, train, max_length),
+        None if held_out is None else _completed(kind, str(valid), held_out, max_length),
+        sorted(reading.hits),
+    )
+
+
+class _Reading:
+    """Reads the files of one phase.
+
+    With a linter, the first row that cannot be encoded does not stop the reading: the linter's
+    findings say more, and it must see all rows for them.
+    """
+
+    def __init__(
+        self,
+        kind: RowKind,
+        encoder: Encoder,
+        max_length: int,
+        linter: Linter | None,
+        contamination: ContaminationFinder | None,
+    ) -> None:
+        self._kind, self._encoder, self._max_length = kind, encoder, max_length
+        self._linter, self._contamination = linter, contamination
+        self.problem: DataError | None = None
+        """The first row of another kind, or that cannot be encoded."""
+        self.hits: list[Hit] = []
+
+    def read(self, source: str | Path, split: SplitName) -> FittedRows:
+        """Read one file; rows after a problem are linted only."""
+        rows: list[AnyRow] = []
+        shortened: list[str] = []
+        dropped: list[str] = []
+        records = self._records(source, split)
+        empty = True
+        while chunk := list(islice(records, _CHUNK)):
+            empty = False
+            if self.problem is None:
+                fitted = self._encoded(chunk)
+                rows += fitted.rows
+                shortened += fitted.shortened
+                dropped += fitted.dropped
+        if empty:
+            self._note(DataError(f"{source}: holds no rows"))
+        return FittedRows(rows, shortened, dropped)
+
+    def _records(self, source: str | Path, split: SplitName) -> Iterator[Record]:
+        """Yield the records of a file, linted and searched."""
+        linter = self._linter
+        rows = read_rows(source) if linter is None else readable_rows(source, linter.add_unreadable)
+        for origin, row in rows:
+            record = self._record(row, origin)
+            if record is None:
+                continue
+            if linter is not None:
+                linter.add(record, split)
+            if self._contamination is not None and split == "train":
+                self.hits += self._contamination.find(record)
+            yield record
+
+    def _record(self, row: JsonObject, origin: str) -> Record | None:
+        """Parse a row; None for one that is no record, which the linter takes in as unreadable."""
+        try:
+            return self._kind.parse(row, origin)
+        except DataError as error:
+            if self._linter is None:
+                raise
+            try:
+                record = parse(row, origin)
+            except DataError as reason:
+                self._linter.add_unreadable(str(reason))
+                return None
+            self._note(error)  # a sound row, but of another kind
+            return record
+
+    def _encoded(self, records: list[Record]) -> FittedRows:
+        try:
+            return fit_rows(self._kind.encode(self._encoder, records), self._max_length)
+        except DataError as error:
+            self._note(error)
+            return FittedRows([], [], [])
+
+    def _note(self, problem: DataError) -> None:
+        if self._linter is None:
+            raise problem
+        self.problem = self.problem or problem
+
+
+def _completed(
+    kind: RowKind, source: str | Path, fitted: FittedRows, max_length: int
+) -> FittedRows:
+    if not fitted.rows:
+        raise DataError(f"{source}: no row's response fits into max_length {max_length}")
+    return fitted._replace(rows=kind.complete(fitted.rows, max_length))

@@ -1,0 +1,288 @@
+"""Preparation of conversations: tokenise a source once, in one process or several, and store it.
+
+`prepared` describes the folder that is written, and reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from forty2.data.formats import parse
+from forty2.data.records import Chat, Text
+from forty2.data.sources import MANIFEST, read_rows
+from forty2.data.splitting import split
+from forty2.errors import DataError
+from forty2.files import JsonObject, staged_folder, write_json
+from forty2.progress import Progress, silent
+from forty2.text.encoder import Encoder
+from forty2.text.packing import packed
+from forty2.text.prepared import VERSION, tokenizer_key
+from forty2.text.rows import Row, fit_rows
+from forty2.text.tokenizer import LoadTokenizer
+
+_CHUNK = 512
+"""Rows that a worker tokenises together."""
+_ENOUGH_FOR_WORKERS = 20_000
+"""Rows from which starting processes pays."""
+
+
+class _Task(NamedTuple):
+    """Rows of one chunk on their way to a worker."""
+
+    rows: list[tuple[str, JsonObject]]
+    """Origin and raw row."""
+    splits: list[str]
+    """For each row, the split that it belongs to."""
+    max_length: int
+
+
+class _Part(NamedTuple):
+    """A chunk's rows of one split, one after another."""
+
+    tokens: npt.NDArray[np.uint32]
+    mask: npt.NDArray[np.uint8]
+    lengths: list[int]
+    origins: list[str]
+
+
+class _Done(NamedTuple):
+    """A chunk as a worker gives it back."""
+
+    rows: int
+    parts: dict[str, _Part]
+    """Rows that fit, by split."""
+    shortened: int
+    dropped: list[str]
+    """Origins of rows that do not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """The choices that decide what a prepared folder holds."""
+
+    valid_share: float = 0.1
+    """Split off by prompt, as `splitting.split` does; 0: none."""
+    max_length: int = 1024
+    """Tokens of a row. Longer prompts lose their left end; rows whose response would not fit are
+    dropped and named."""
+    pack: bool = False
+    """Fill sequences of `max_length` with whole rows."""
+    seed: int = 42
+
+
+def prepare(
+    source: str | Path,
+    folder: Path,
+    model: str,
+    load_tokenizer: LoadTokenizer,
+    how: Preparation,
+    *,
+    workers: int | None = None,
+    about: Mapping[str, object] | None = None,
+    progress: Progress = silent,
+) -> JsonObject:
+    """Tokenise conversations and texts into a folder that a recipe can name as `data`.
+
+    Args:
+        model: loads its tokenizer by `load_tokenizer`, once in every worker.
+        workers: processes; default: one a core for large sources, else one.
+        about: first keys of the manifest, which is returned.
+
+    Raises:
+        DataError: a row is damaged, has a weight or is no conversation or text, or none fits.
+    """
+    held = split(source, how.valid_share, seed=how.seed) if how.valid_share else []
+    total = len(held) or sum(1 for _ in read_rows(source))
+    workers = workers or ((os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1)
+    with staged_folder(folder) as aside, ExitStack() as stack:
+        writers = {"train": stack.enter_context(_Writer(aside / "train"))}
+        if any(held):
+            writers["valid"] = stack.enter_context(_Writer(aside / "valid"))
+        dropped: list[str] = []
+        shortened = rows = 0
+        tasks = _tasks(source, held, how.max_length)
+        for done in _tokenised(tasks, model, load_tokenizer, workers):
+            for name, part in done.parts.items():
+                writers[name].add(part)
+            dropped += done.dropped
+            shortened += done.shortened
+            rows += done.rows
+            progress("prepare", rows, total, {})
+        if not writers["train"].rows:
+            raise DataError(f"{source}: no row's response fits into {how.max_length} tokens")
+        for writer in writers.values():
+            writer.finish(how.max_length if how.pack else None)
+        manifest = {
+            **(about or {}),
+            "version": VERSION,
+            "forty2": importlib.metadata.version("forty2"),
+            "source": str(source),
+            "model": model,
+            "tokenizer": tokenizer_key(load_tokenizer(model)),
+            "max_length": how.max_length,
+            "seed": how.seed,
+            "asked": total,
+            **_counts(writers, how.pack),
+            "shortened": shortened,
+            "dropped": dropped,
+            "lint": {},
+            "sha256": {name: writer.digest.hexdigest() for name, writer in writers.items()},
+        }
+        write_json(aside / MANIFEST, manifest)
+    return manifest
+
+
+def _counts(writers: Mapping[str, _Writer], pack: bool) -> JsonObject:
+    """Count what was written, by split, for the manifest."""
+    return {
+        "written": {name: writer.rows for name, writer in writers.items()},
+        "packs": {name: writer.packs for name, writer in writers.items()} if pack else None,
+        "tokens": {name: writer.tokens for name, writer in writers.items()},
+        "supervised": {name: writer.supervised for name, writer in writers.items()},
+    }
+
+
+class _Writer:
+    """Appends rows to the files of one split."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._files = {
+            name: (folder / name).open("wb") for name in ("tokens.bin", "mask.bin", "origins.txt")
+        }
+        self._lengths: list[int] = []
+        self.tokens = self.supervised = self.packs = 0
+        self.digest = hashlib.sha256()
+
+    @property
+    def rows(self) -> int:
+        return len(self._lengths)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, part: _Part) -> None:
+        tokens, mask = part.tokens.astype("<u4").tobytes(), part.mask.tobytes()
+        self._files["tokens.bin"].write(tokens)
+        self._files["mask.bin"].write(mask)
+        self._files["origins.txt"].writelines(f"{origin}\n".encode() for origin in part.origins)
+        self.digest.update(tokens + mask)
+        self._lengths += part.lengths
+        self.tokens += len(part.tokens)
+        self.supervised += int(part.mask.sum())
+
+    def finish(self, pack_length: int | None) -> None:
+        """Write the index; with a pack length, put the rows into the order of their packs first."""
+        self.__exit__()
+        lengths = np.array(self._lengths, np.int64)
+        starts = np.cumsum(lengths) - lengths
+        if pack_length is not None:
+            packs = list(packed(self._lengths, pack_length))
+            order = np.array([row for pack in packs for row in pack], np.int64)
+            self._reorder("tokens.bin", 4, starts[order], lengths[order])
+            self._reorder("mask.bin", 1, starts[order], lengths[order])
+            lines = (self._folder / "origins.txt").read_text("utf-8").split("\n")
+            ordered = "".join(f"{lines[i]}\n" for i in order)
+            (self._folder / "origins.txt").write_text(ordered, "utf-8")
+            lengths = lengths[order]
+            starts = np.cumsum(lengths) - lengths
+            counts = np.array([len(pack) for pack in packs], np.uint64)
+            first = np.cumsum(counts) - counts
+            np.stack([first, counts], 1).astype("<u8").tofile(self._folder / "packs.idx")
+            self.packs = len(packs)
+        np.stack([starts, lengths], 1).astype("<u8").tofile(self._folder / "rows.idx")
+
+    def _reorder(
+        self, name: str, size: int, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> None:
+        """Write a file's pieces in another order; `size` is the bytes of a token in it."""
+        path, aside = self._folder / name, self._folder / f".{name}"
+        source = np.memmap(path, np.uint8, "r")
+        with aside.open("wb") as file:
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+                file.write(source[size * start : size * (start + length)].tobytes())
+        del source
+        aside.replace(path)
+
+
+def _tasks(source: str | Path, held: Sequence[bool], max_length: int) -> Iterator[_Task]:
+    rows, at = iter(read_rows(source)), 0
+    while chunk := list(islice(rows, _CHUNK)):
+        names = ["valid" if v else "train" for v in held[at : at + len(chunk)]]
+        yield _Task(chunk, names or ["train"] * len(chunk), max_length)
+        at += len(chunk)
+
+
+def _tokenised(
+    tasks: Iterator[_Task], model: str, load_tokenizer: LoadTokenizer, workers: int
+) -> Iterator[_Done]:
+    """Yield the chunks, tokenised, in the order of the tasks."""
+    if workers == 1:
+        encoder = Encoder(load_tokenizer(model))
+        yield from (_tokenise(encoder, task) for task in tasks)
+        return
+    # spawn, because mlx and the tokenizer's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, _start_worker, (model, load_tokenizer)) as pool:
+        yield from pool.imap(_work, tasks)
+
+
+_worker_encoder: Encoder | None = None
+"""A worker process's own; None in the main process."""
+
+
+def _start_worker(model: str, load_tokenizer: LoadTokenizer) -> None:
+    global _worker_encoder
+    _worker_encoder = Encoder(load_tokenizer(model))
+
+
+def _work(task: _Task) -> _Done:
+    assert _worker_encoder is not None
+    return _tokenise(_worker_encoder, task)
+
+
+def _tokenise(encoder: Encoder, task: _Task) -> _Done:
+    records = []
+    for origin, raw in task.rows:
+        record = parse(raw, origin)
+        if not isinstance(record, Chat | Text):
+            raise DataError(f"{origin}: only conversations and texts are prepared")
+        records.append(record)
+    fitting: dict[str, list[Row]] = {}
+    shortened = 0
+    dropped: list[str] = []
+    rows = encoder.encode_sft(records)
+    for row, name in zip(rows, task.splits, strict=True):
+        if row.weight != 1:
+            raise DataError(f"{row.origin}: has a weight, which prepared data cannot store")
+        fitted = fit_rows([row], task.max_length)
+        shortened += len(fitted.shortened)
+        dropped += fitted.dropped
+        fitting.setdefault(name, []).extend(fitted.rows)
+    return _Done(len(rows), {n: _part(part) for n, part in fitting.items()}, shortened, dropped)
+
+
+def _part(rows: Sequence[Row]) -> _Part:
+    return _Part(
+        np.fromiter(chain.from_iterable(row.ids for row in rows), np.uint32),
+        np.fromiter(chain.from_iterable(row.mask for row in rows), np.uint8),
+        [len(row.ids) for row in rows],
+        [row.origin for row in rows],
+    )

@@ -1,0 +1,179 @@
+"""Tokenised rows, and how they are made to fit a length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from forty2.errors import DataError
+
+
+class Row(NamedTuple):
+    """A tokenised conversation."""
+
+    ids: list[int]
+    mask: list[bool]
+    """True where the token is supervised; as long as `ids`."""
+    origin: str
+    segments: list[int] | None = None
+    """For each token, which of the rows packed into this one it belongs to; None: not packed."""
+    weight: float = 1.0
+    """Times that the row comes in an epoch, on average."""
+
+
+class PairRow(NamedTuple):
+    """A tokenised preference pair: every id of both responses is supervised."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    origin: str
+    weight: float = 1.0
+    """Times that the pair comes in an epoch, on average."""
+
+    @property
+    def responses(self) -> tuple[list[int], list[int]]:
+        """The two responses in the order in which they are batched, stored and scored."""
+        return self.chosen, self.rejected
+
+
+class RatedRow(NamedTuple):
+    """A tokenised response with its verdict, and a response to another prompt.
+
+    Like a pair it has two responses; only the first is learned. On the second, which belongs to
+    another prompt, KTO measures how far the policy has drifted.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    mismatched_response: list[int]
+    """The response to another prompt; empty until `add_mismatched_responses`."""
+    desirable: bool
+    origin: str
+    weight: float = 1.0
+    """Times that the response comes in an epoch, on average."""
+
+    @property
+    def responses(self) -> tuple[list[int], list[int]]:
+        """The two responses in the order in which they are batched, stored and scored."""
+        return self.response, self.mismatched_response
+
+
+AnyPair = PairRow | RatedRow
+"""A row with a prompt and two responses."""
+AnyRow = Row | PairRow | RatedRow
+
+
+class FittedRows(NamedTuple):
+    """Rows that fit the length, and the origins of those that did not."""
+
+    rows: Sequence[Any]
+    """All of one kind, as the objective that they are for needs them."""
+    shortened: list[str]
+    """Origins of rows whose prompt lost its left end."""
+    dropped: list[str]
+    """Origins of rows whose response would not fit whole."""
+
+
+def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
+    """Shorten prompts from the left until a row fits; drop rows whose response alone does not.
+
+    Args:
+        max_length: tokens of prompt and response together; of two responses the longer counts.
+    """
+    fitting: list[AnyRow] = []
+    shortened: list[str] = []
+    dropped: list[str] = []
+    for row in rows:
+        fitted = _cut_row(row, max_length) if isinstance(row, Row) else _cut_pair(row, max_length)
+        if fitted is None:
+            dropped.append(row.origin)
+        else:
+            fitting.append(fitted)
+            if fitted is not row:
+                shortened.append(row.origin)
+    return FittedRows(fitting, shortened, dropped)
+
+
+def _cut_row(row: Row, max_length: int) -> Row | None:
+    excess = len(row.ids) - max_length
+    if excess <= 0:
+        return row
+    # One prompt token stays, because something must predict the first supervised one.
+    if excess >= row.mask.index(True):
+        return None
+    return row._replace(ids=row.ids[excess:], mask=row.mask[excess:])
+
+
+def _cut_pair(row: AnyPair, max_length: int) -> AnyPair | None:
+    excess = len(row.prompt) + max(map(len, row.responses)) - max_length
+    if excess <= 0:
+        return row
+    return None if excess >= len(row.prompt) else row._replace(prompt=row.prompt[excess:])
+
+
+def add_mismatched_responses(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
+    """Give each row a response to another prompt: the next row's, in an order drawn at random.
+
+    Such a response is measured, not learned, so it is cut on its right where it does not fit.
+
+    Raises:
+        DataError: all prompts are the same.
+    """
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    other = next((i for i in order if not _same_prompt(rows[i], rows[order[-1]])), None)
+    if other is None:
+        raise DataError(
+            f"{rows[0].origin}: all rows that fit have this one prompt; kto needs at least two "
+            "prompts, because it measures drift by responses to other prompts"
+        )
+    result = list(rows)
+    after = order[-1]
+    for at in reversed(order):
+        if not _same_prompt(rows[after], rows[at]):
+            other = after
+        room = max_length - len(rows[at].prompt)
+        result[at] = rows[at]._replace(mismatched_response=rows[other].response[:room])
+        after = at
+    return result
+
+
+def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
+    """Compare two prompts, of which `fit_rows` may have cut one shorter, on its left."""
+    length = min(len(one.prompt), len(other.prompt))
+    return one.prompt[-length:] == other.prompt[-length:]
+
+
+def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
+    """Return the ids of the first different prompts.
+
+    The prompt of a conversation is all before its first supervised token.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for row in islice(rows, 16 * count):
+        prompt = row.ids[: row.mask.index(True)] if isinstance(row, Row) else row.prompt
+        if prompt and len(found) < count:
+            found[tuple(prompt)] = None
+    return [list(prompt) for prompt in found]
+
+
+def rows_sha256(rows: Iterable[AnyRow]) -> str:
+    """Hash all of these rows but where they come from.
+
+    Runs store this hash and compare it when they go on, so it must not change between releases:
+    rated rows are hashed under the field names of the first one.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        fields = row._asdict()
+        del fields["origin"]
+        if isinstance(row, RatedRow):
+            chosen, rejected = fields.pop("response"), fields.pop("mismatched_response")
+            fields = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, **fields}
+        digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""Losses over batches: a model and a batch in, a summed loss and summed metrics out.
+
+One module for each kind of rows. The training step divides the sums by the batches' weight
+(supervised tokens for conversations, rows for the others), so that accumulated batches weigh
+exactly as much as one large batch would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
+from forty2.text.row_kinds import CONVERSATIONS, PAIRS, RATED, RowKind
+from forty2.training.batched_loss.base import BatchedLoss, LossSums, micro_batches
+from forty2.training.batched_loss.conversations import ConversationLoss
+from forty2.training.batched_loss.pairs import PairLoss
+from forty2.training.batched_loss.rated import RatedLoss
+from forty2.training.batched_loss.responses import Reference, ResponseLoss
+from forty2.training.frozen_states import FrozenStates, Rows
+from forty2.training.objectives.phase import Phase
+
+__all__ = [
+    "BatchedLoss",
+    "ConversationLoss",
+    "LossSums",
+    "PairLoss",
+    "RatedLoss",
+    "Reference",
+    "ResponseLoss",
+    "batched_loss",
+    "micro_batches",
+]
+
+_LOSSES: dict[RowKind, Callable[..., BatchedLoss]] = {
+    CONVERSATIONS: ConversationLoss,
+    PAIRS: PairLoss,
+    RATED: RatedLoss,
+}
+
+
+def batched_loss(
+    phase: Phase,
+    rows: Rows,
+    reference: Reference | None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+    frozen: FrozenStates | None = None,
+) -> BatchedLoss:
+    """Make the loss of a phase over its rows.
+
+    Args:
+        rows: of the phase's `row_kind`.
+        reference: of the rows that come in a batch; None where the phase needs none.
+        shortcuts: that the model supports.
+        frozen: stored states of the rows that come in a batch.
+    """
+    make = _LOSSES[phase.row_kind]
+    if phase.row_kind is CONVERSATIONS:
+        return make(rows, shortcuts, frozen)
+    return make(rows, reference, phase, shortcuts, frozen)

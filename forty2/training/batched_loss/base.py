@@ -1,0 +1,90 @@
+"""The interface between losses and the training step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from forty2.files import JsonObject
+from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
+from forty2.inference.padding import group_by_length
+from forty2.training.batches import Batch, lengths_of, parts_of, weights_of
+from forty2.training.frozen_states import FrozenStates, Rows
+from forty2.training.processes import Group
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch, to be divided by its weight."""
+
+    total: mx.array
+    """The loss; scalar, fp32, in nats for the losses that are log-likelihoods."""
+    metrics: dict[str, mx.array]
+    """Scalars, fp32."""
+
+
+class BatchedLoss(ABC):
+    """A phase's loss, ready for any batch of its rows."""
+
+    metrics: tuple[str, ...]
+    """Names of the metrics that `loss` returns."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        frozen: FrozenStates | None = None,
+    ) -> None:
+        """
+        Args:
+            shortcuts: that the model supports; none changes the numbers.
+            frozen: stored states of the rows that come in a batch.
+        """
+        self.lengths = lengths_of(rows)
+        """Tokens of each row."""
+        self.weights = weights_of(rows)
+        """Average number of times that an epoch has each row."""
+        self.part_lengths = parts_of(rows)
+        """(rows, 1 or 2) tokens of each part that is padded by itself."""
+        self._shortcuts, self._frozen = shortcuts, frozen
+
+    @property
+    def shortcuts_taken(self) -> JsonObject:
+        """The shortcuts taken, for the record of the phase."""
+        return {
+            "prompts_shared": self._shortcuts.shared_prompts,
+            "head_where_supervised": self._shortcuts.split_head,
+            "blocks_replayed": self._frozen.depth if self._frozen is not None else 0,
+            "replayed_gb": round(self._frozen.bytes / 1e9, 3) if self._frozen is not None else 0.0,
+        }
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Pad these rows into one batch."""
+
+    @abstractmethod
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        """Convert a batch to the arrays that `loss` reads, so that the step can be compiled."""
+
+    def step_arrays(
+        self, model: nn.Module, batches: Iterable[Batch], group: Group
+    ) -> list[mx.array]:
+        """Compute what `loss` reads after each batch's arrays: measured on all rows of a step.
+
+        Args:
+            batches: this process's part of the step; measurements are summed over the group.
+        """
+        return []
+
+    @abstractmethod
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
+        """Compute the loss and its metrics, differentiable with respect to the model."""
+
+
+def micro_batches(loss: BatchedLoss, indices: Sequence[int]) -> Iterator[Batch]:
+    """Cut rows into batches that are fast to compute; their sums are those of one large batch."""
+    for group in group_by_length(loss.part_lengths[list(indices)]):
+        yield loss.batch([indices[n] for n in group])

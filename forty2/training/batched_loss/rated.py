@@ -1,0 +1,90 @@
+"""The loss of rated responses: KTO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
+from forty2.inference.padding import PairBatch
+from forty2.model.surgery import evaluating
+from forty2.text.rows import RatedRow
+from forty2.training.batched_loss.base import LossSums
+from forty2.training.batched_loss.responses import Reference, ResponseLoss, kl_per_token
+from forty2.training.batches import CHOSEN, REJECTED, Batch
+from forty2.training.frozen_states import FrozenStates
+from forty2.training.objectives.kto import KtoPhase
+from forty2.training.processes import Group
+
+
+class RatedLoss(ResponseLoss):
+    """KTO: makes desirable responses likelier than the policy's own drift, and others less likely.
+
+    A step takes two passes. The drift is measured first, on responses to other prompts: it enters
+    the loss of every row, so it must be known before the first gradient.
+    """
+
+    sides = (CHOSEN,)
+    name = "kto"
+
+    def __init__(
+        self,
+        rows: Sequence[RatedRow],
+        reference: Reference | None,
+        phase: KtoPhase,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        frozen: FrozenStates | None = None,
+    ) -> None:
+        super().__init__(rows, reference, shortcuts, frozen)
+        self.phase = phase
+        self.metrics = tuple(phase.metrics)
+        self._desirable = np.array([row.desirable for row in rows])
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        """Verdicts (B,), then the arrays that `logps` reads."""
+        assert isinstance(batch, PairBatch)
+        return [mx.array(self._desirable[batch.rows]), *super().arrays(batch)]
+
+    def step_arrays(
+        self, model: nn.Module, batches: Iterable[Batch], group: Group
+    ) -> list[mx.array]:
+        """Estimate z0, KL(policy‖reference) a response on responses to other prompts, at least 0.
+
+        A scalar in nats: the mean log ratio, without gradient, as Ethayarajh et al. 2024
+        (arXiv:2402.01306) estimate it.
+        """
+        total, rows = mx.array(0.0), 0
+        with evaluating(model):  # without dropout
+            for batch in batches:
+                assert isinstance(batch, PairBatch)
+                others = self.batch_of_sides(batch.rows.tolist(), [REJECTED])
+                policy, reference, _ = self.logps(model, self.arrays_of_sides(others, [REJECTED]))
+                total = total + (policy - reference).sum()
+                rows += batch.weight
+                mx.async_eval(total)
+        total, all_rows = group.all_sum((total, rows))
+        return [mx.maximum(0.0, total / all_rows)]
+
+    def loss_at_start(self, batch: PairBatch) -> float:
+        verdicts = self._desirable[batch.rows].tolist()
+        return float(np.mean([self.phase.initial_loss(desirable) for desirable in verdicts]))
+
+    def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
+        desirable, *arrays, baseline = arrays
+        policy, reference, mask = self.logps(model, arrays)
+        logps, reference_logps = policy.sum(axis=-1), reference.sum(axis=-1)
+        total = self.phase.losses(logps, reference_logps, desirable, baseline).sum()
+        reward = self.phase.beta * (logps - reference_logps - baseline)
+        margin = mx.where(desirable, reward, -reward)
+        metrics = {
+            "loss": total,
+            "logps": logps.sum(),
+            "margin": margin.sum(),
+            "accuracy": (margin > 0).astype(mx.float32).sum(),
+            "baseline": baseline * desirable.size,
+            "kl": kl_per_token(policy, reference, mask).sum(),
+        }
+        return LossSums(total, {name: metrics[name] for name in self.metrics})

@@ -1,0 +1,140 @@
+"""The base of losses of responses to prompts: batches, log-probabilities, the reference."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from forty2.errors import TrainingError
+from forty2.inference.logprobs import (
+    NO_SHORTCUTS,
+    PairArrays,
+    PairBlockInput,
+    Shortcuts,
+    pair_arrays,
+    response_logps,
+)
+from forty2.inference.padding import PairBatch
+from forty2.text.rows import AnyPair
+from forty2.training.batched_loss.base import BatchedLoss
+from forty2.training.batches import BOTH, Batch, pair_batch
+from forty2.training.frozen_states import FrozenStates
+from forty2.training.processes import ALONE
+
+START_TOLERANCE = 0.1
+"""Nats a token by which a policy in 16 bits may differ from itself, computed in another order."""
+
+Reference = Mapping[int, npt.NDArray[np.float32]]
+"""By row index, (tokens of both responses,) log-probabilities in nats, the chosen response first."""
+
+
+class ResponseLoss(BatchedLoss):
+    """A loss of responses to prompts, of which each row has two."""
+
+    name: str
+    """The loss's name in messages."""
+    start_slack = 1.0
+    """Factor by which the loss at the start magnifies rounding errors of the log-probabilities."""
+    sides: Sequence[int] = BOTH
+    """Which of a row's two responses the loss reads."""
+
+    def __init__(
+        self,
+        rows: Sequence[AnyPair],
+        reference: Reference | None,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        frozen: FrozenStates | None = None,
+    ) -> None:
+        """
+        Args:
+            reference: of the rows that come in a batch; None: the loss reads none.
+        """
+        super().__init__(rows, shortcuts, frozen)
+        self.rows, self.reference = rows, reference
+
+    @abstractmethod
+    def loss_at_start(self, batch: PairBatch) -> float:
+        """Compute the mean loss while the policy is the reference."""
+
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        return self.batch_of_sides(indices, self.sides)
+
+    def batch_of_sides(self, indices: Sequence[int], sides: Sequence[int]) -> PairBatch:
+        """Pad some of these rows' responses into one batch."""
+        return pair_batch([self.rows[i] for i in indices], indices, sides)
+
+    def arrays(self, batch: Batch) -> list[mx.array]:
+        assert isinstance(batch, PairBatch)
+        return self.arrays_of_sides(batch, self.sides)
+
+    def arrays_of_sides(self, batch: PairBatch, sides: Sequence[int]) -> list[mx.array]:
+        """Convert a batch to the arrays that `logps` reads.
+
+        The prompts and responses, the mask (kB, T), the reference (kB, T), zero without one, then
+        the stored states if there are any.
+        """
+        reference = np.zeros(batch.targets.shape, np.float32)
+        if self.reference is not None:
+            for n, index in enumerate(batch.rows):
+                responses = np.split(self.reference[index], [len(self.rows[index].responses[0])])
+                for k, side in enumerate(sides):
+                    logps = responses[side]
+                    reference[n + k * batch.weight, : len(logps)] = logps
+        states = self._frozen.of_pairs(batch, sides) if self._frozen is not None else []
+        return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *states]
+
+    def logps(
+        self, model: nn.Module, arrays: Sequence[mx.array]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Compute log-probabilities of the policy and of the reference, each (kB, T); and the mask."""
+        pairs, (mask, reference), states = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
+        block_input = (
+            PairBlockInput(states[0], states[1], self._frozen.depth)
+            if self._frozen is not None
+            else None
+        )
+        policy = response_logps(model, pairs, self._shortcuts, block_input)
+        return policy, reference, mask
+
+    def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float | None) -> None:
+        """Refuse a reference that is not the policy: the loss must be its value at zero margin.
+
+        Args:
+            tolerance: largest relative error of the loss. None, for weights in 16 bits or fewer,
+                whose rounding adds up over a response: then the tokens' log-probabilities are
+                compared.
+
+        Raises:
+            TrainingError: the loss has another value (for DPO's sigmoid: not ln 2).
+        """
+        assert isinstance(batch, PairBatch)
+        if tolerance is None:
+            policy, reference, mask = self.logps(model, self.arrays_of_sides(batch, self.sides))
+            difference = float(mx.abs(policy - reference).sum() / mask.sum())
+            good = difference <= START_TOLERANCE
+            found = f"tokens differ by {difference:.3f} nats from the reference"
+        else:
+            arrays = [*self.arrays(batch), *self.step_arrays(model, [batch], ALONE)]
+            loss = float(self.loss(model, arrays).total) / batch.weight
+            expected = self.loss_at_start(batch)
+            good = abs(loss / expected - 1) <= tolerance * self.start_slack
+            found = f"the {self.name} loss is {loss:.6f}, not {expected:.6f}"
+        if not good:
+            raise TrainingError(
+                f"before the first step {found}: the stored reference is not this policy; delete "
+                "the reference cache and start again"
+            )
+
+
+def kl_per_token(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
+    """Estimate KL(policy‖reference) a token on the data's tokens, in nats: (kB, T) to (kB,).
+
+    To second order, ½ E[(log ratio)²]: estimator k2 of Schulman 2020, "Approximating KL divergence".
+    """
+    squares = mx.where(mask, mx.square(policy - reference), 0.0).sum(axis=-1)
+    return 0.5 * squares / mask.sum(axis=-1)

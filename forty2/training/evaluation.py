@@ -1,0 +1,55 @@
+"""Measuring a phase between its steps: the loss on validation rows, and the model's replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from forty2.training.batched_loss import BatchedLoss, micro_batches
+from forty2.training.processes import ALONE, Group
+
+
+class ReplyCheck(NamedTuple):
+    """The outcome of having the model reply to a phase's prompts."""
+
+    metrics: dict[str, float]
+    """Shares of the prompts; empty where no reply is expected."""
+    faults: list[str]
+    """Defects of the replies that are wrong after any prompt, each in a few words."""
+
+
+class Evaluator(NamedTuple):
+    """The validation rows and the prompts that an evaluation uses."""
+
+    valid_loss: BatchedLoss | None = None
+    """The loss over the validation rows; None: there are none."""
+    check_replies: Callable[[], ReplyCheck] | None = None
+    """Has the model reply to prompts, in the first process of a group; None: it is not asked."""
+
+    def evaluate(self, model: nn.Module, group: Group) -> tuple[dict[str, float], ReplyCheck]:
+        """Measure the metrics of the validation rows and the replies; leaves the model in eval."""
+        model.eval()
+        valid = evaluate(model, self.valid_loss, group) if self.valid_loss is not None else {}
+        if self.check_replies is None:
+            return valid, ReplyCheck({}, [])
+        return valid, ReplyCheck(*group.broadcast(self.check_replies))
+
+
+def evaluate(model: nn.Module, loss: BatchedLoss, group: Group = ALONE) -> dict[str, float]:
+    """Compute a loss's metrics over all its rows, without dropout; leaves the model in eval."""
+    model.eval()
+    sums = dict.fromkeys(loss.metrics, 0.0)
+    weight = 0
+    own = group.shard(range(len(loss.lengths)))
+    step_arrays = loss.step_arrays(model, micro_batches(loss, own), group)
+    for batch in micro_batches(loss, own):
+        metrics = loss.loss(model, [*loss.arrays(batch), *step_arrays]).metrics
+        mx.eval(metrics)
+        for key, value in metrics.items():
+            sums[key] += float(value)
+        weight += batch.weight
+    sums, weight = group.all_sum((sums, weight))
+    return {key: float(value) / int(weight) for key, value in sums.items()}

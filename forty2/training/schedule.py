@@ -1,0 +1,98 @@
+"""The course of a phase: the rows of each step, its learning rate, when to evaluate and to save.
+
+All of it is a pure function of the recipe, the rows' lengths and weights, and the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forty2.training.batches import POOL, Order
+from forty2.training.objectives.phase import Phase
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """The course of a phase, step by step; steps are numbered from 1."""
+
+    phase: Phase
+    order: Order
+    """The rows of each batch."""
+    steps: int
+    """Optimizer steps."""
+    seed: int
+    """Seed of the order and of dropout."""
+
+    @property
+    def batches(self) -> int:
+        """Batches of all steps together."""
+        return self.steps * self.phase.accumulate
+
+    @property
+    def rows_used(self) -> list[int]:
+        """Indices of the rows that come in a batch, each once, in file order."""
+        return self.order.rows_seen(self.batches)
+
+    @property
+    def passes(self) -> float:
+        """Average number of times that a batch has each of the rows used."""
+        return max(1.0, self.batches / self.order.batches_per_epoch)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations in all, with the one before the first step."""
+        return 1 + sum(map(self.evaluates_after, range(1, self.steps + 1)))
+
+    @property
+    def saves(self) -> int:
+        """Checkpoints in all."""
+        return sum(map(self.saves_after, range(1, self.steps + 1)))
+
+    def exposures(self, steps: int) -> float:
+        """Compute the average number of times that so many steps use each row of the file: epochs."""
+        return steps * self.phase.accumulate / self.order.epoch_length
+
+    def step_rows(self, step: int) -> list[list[int]]:
+        """Return the row indices of each of a step's batches."""
+        first = (step - 1) * self.phase.accumulate
+        return [self.order.batch(index) for index in range(first, first + self.phase.accumulate)]
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is due after this step."""
+        return _is_due(self.phase.eval_every_steps, step, self.steps)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        return _is_due(self.phase.save_every_steps, step, self.steps)
+
+
+def plan_phase(
+    phase: Phase, lengths: Sequence[int], weights: Sequence[float], seed: int
+) -> PhasePlan:
+    """Plan a phase over rows with these lengths (tokens) and weights (times an epoch)."""
+    pool = POOL if phase.sorts_batches else 1
+    order = Order(lengths, phase.batch_size, seed, weights, phase.batch_tokens, pool)
+    if phase.steps is not None:
+        return PhasePlan(phase, order, phase.steps, seed)
+    assert phase.epochs is not None
+    steps = max(1, round(phase.epochs * order.epoch_length / phase.accumulate))
+    return PhasePlan(phase, order, steps, seed)
+
+
+def learning_rate(phase: Phase, step: int, steps: int) -> float:
+    """Compute the rate of step 1, 2, ... `steps`: a linear warm-up, then the schedule."""
+    if step <= phase.warmup_steps:
+        return phase.lr * step / phase.warmup_steps
+    if phase.schedule == "constant":
+        return phase.lr
+    progress = (step - phase.warmup_steps - 1) / max(1, steps - phase.warmup_steps)
+    if phase.schedule == "linear":
+        return phase.lr * (1 - progress)
+    return phase.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _is_due(every: int | None, step: int, steps: int) -> bool:
+    """Whether something done `every` so many steps (None: a fifth of all) is due after `step`."""
+    return step == steps or step % (every or max(1, steps // 5)) == 0

@@ -1,0 +1,296 @@
+"""Models, adapters and GGUF files that must be refused."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bad_input import (
+    Case,
+    Cases,
+    Content,
+    check_process,
+    check_refused,
+    config,
+    cut,
+    edit,
+    empty_folder,
+    link,
+    pipe,
+)
+
+CASES = Cases()
+case = CASES.add
+
+GENERATE = "generate -m tiny -p hi --max-tokens 1"
+
+
+def model(name: str, file: str, content: Content, *says: str) -> None:
+    case(f"model: {name}", {f"tiny/{file}": content}, GENERATE, *says)
+
+
+def other_shape(path: Path) -> None:
+    import mlx.core as mx
+
+    weights = dict(mx.load(str(path)))  # type: ignore[arg-type]
+    weights["model.norm.weight"] = mx.ones(7)
+    path.unlink()
+    mx.save_safetensors(str(path), weights)
+
+
+def one_less(path: Path) -> None:
+    import mlx.core as mx
+
+    weights = dict(mx.load(str(path)))  # type: ignore[arg-type]
+    del weights["model.norm.weight"]
+    path.unlink()
+    mx.save_safetensors(str(path), weights)
+
+
+def header(size: int) -> bytes:
+    """A safetensors file whose header claims to be so long."""
+    return struct.pack("<Q", size) + b"{}"
+
+
+case("model: missing", {}, "generate -m ./none -p hi", "./none: no such model; give a model folder")
+case("model: a file", {}, "generate -m recipe.yaml -p hi", "recipe.yaml: no such model")
+case("model: an empty folder", {"m": empty_folder}, "generate -m m -p hi", "m: no config.json")
+case("model: of no user", {}, "generate -m ~nobody.here/m -p hi", "~nobody.here/m: no such model")
+case("model: 5,000 characters", {}, f"generate -m {'x' * 5000} -p hi", "no such model")
+case(
+    "model: GGUF unconverted",
+    {},
+    "generate -m model.gguf -p hi",
+    "convert it first: forty2 model import",
+)
+model("config empty", "config.json", "", "tiny/config.json: not readable")
+model("config cut short", "config.json", cut(0.5), "tiny/config.json: not readable")
+model("config a list", "config.json", "[]", "tiny/config.json: names no model_type")
+model("config not UTF-8", "config.json", b"\xff\xfe{}", "tiny/config.json: not readable")
+model("config recursive", "config.json", '{"a":' * 100_000, "tiny/config.json: nested too deeply")
+model("config without a type", "config.json", "{}", "tiny/config.json: names no model_type")
+model("type unknown", "config.json", config(model_type="gpt-9"), "Model type gpt-9 not supported")
+model("type a path", "config.json", config(model_type="../../x"), "not supported")
+model("type a number", "config.json", config(model_type=7), "tiny/config.json: names no model_type")
+model("type no model", "config.json", config(model_type="base"), "tiny: cannot load the model")
+model("size as text", "config.json", config(hidden_size="32"), "tiny: cannot load the model")
+model("no heads", "config.json", config(num_attention_heads=0), "tiny: cannot load the model")
+model("size below 0", "config.json", config(hidden_size=-32), "tiny: cannot load the model")
+model("a size missing", "config.json", '{"model_type": "llama"}', "tiny: cannot load the model")
+model("size huge", "config.json", config(hidden_size=10**12), "tiny: cannot load the model")
+model(
+    "layers huge",
+    "config.json",
+    config(num_hidden_layers=10**9),
+    "tiny/config.json: 1,000,000,000 layers",
+)
+model(
+    "one layer more", "config.json", config(num_hidden_layers=4), "cannot load the model", "Missing"
+)
+model(
+    "one layer less",
+    "config.json",
+    config(num_hidden_layers=2),
+    "cannot load the model",
+    "parameters",
+)
+model("code of its own", "config.json", config(model_file="evil.py"), "--trust-remote-code")
+model(
+    "quantized, not said how", "config.json", config(quantization={}), "tiny: cannot load the model"
+)
+model("weights missing", "model.safetensors", None, "No safetensors found")
+model("weights empty", "model.safetensors", "", "tiny: cannot load the model")
+model("weights cut short", "model.safetensors", cut(0.5), "tiny: cannot load the model")
+model("weights, a header cut short", "model.safetensors", cut(0.001), "tiny: cannot load the model")
+model(
+    "weights, a header too long", "model.safetensors", header(2**62), "tiny: cannot load the model"
+)
+model(
+    "weights, no tensors", "model.safetensors", header(2), "tiny: cannot load the model", "Missing"
+)
+model("weights noise", "model.safetensors", bytes(range(256)) * 9, "tiny: cannot load the model")
+model("weights of another shape", "model.safetensors", other_shape, "model.norm.weight")
+model(
+    "weights one less", "model.safetensors", one_less, "Missing 1 parameters", "model.norm.weight"
+)
+case(
+    "model: a pickle",
+    {"tiny/model.safetensors": None, "tiny/pytorch_model.bin": b"cos\nsystem\n"},
+    GENERATE,
+    "tiny: cannot load the model: No safetensors found",
+)
+model("tokenizer missing", "tokenizer.json", None, "tokenizer.json is missing")
+model("tokenizer empty", "tokenizer.json", "", "tiny: cannot load the tokenizer")
+model("tokenizer cut short", "tokenizer.json", cut(0.5), "tiny: cannot load the tokenizer")
+model("tokenizer a list", "tokenizer.json", "[]", "tiny: cannot load the tokenizer")
+model("tokenizer of nothing", "tokenizer.json", "{}", "tiny: cannot load the tokenizer")
+model(
+    "tokenizer settings cut short", "tokenizer_config.json", cut(0.5), "cannot load the tokenizer"
+)
+model("no chat template", "tokenizer_config.json", config(chat_template=None), "chat template")
+model("a broken template", "tokenizer_config.json", config(chat_template="{% for"), "chat template")
+model(
+    "a failing template",
+    "tokenizer_config.json",
+    config(chat_template="{{ 1 / 0 }}"),
+    "chat template",
+)
+model(
+    "a template that opens files",
+    "tokenizer_config.json",
+    config(chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+    "chat template",
+)
+case(
+    "model: info of a broken one",
+    {"tiny/config.json": "{"},
+    "model info tiny",
+    "config.json: not readable",
+)
+
+ADAPTER = f"{GENERATE} -a adapter"
+
+
+def adapter(name: str, file: str, content: Content, *says: str) -> None:
+    case(f"adapter: {name}", {f"adapter/{file}": content}, ADAPTER, "adapter", *says)
+
+
+def rank(value: Any) -> Content:
+    return config(lora_parameters={"rank": value, "scale": 1.0, "dropout": 0.0})
+
+
+case("adapter: missing", {}, f"{GENERATE} -a none", "none: no adapter here (adapter_config.json")
+case(
+    "adapter: a whole model",
+    {},
+    f"{GENERATE} -a tiny",
+    "tiny: this is a whole model, not an adapter: give it as --model",
+)
+case(
+    "adapter: a whole model and no other",
+    {},
+    "generate -a tiny -p hi",
+    "tiny: this is a whole model, not an adapter: give it as --model",
+)
+case(
+    "adapter: of no run, and no model",
+    {},
+    "generate -a adapter -p hi",
+    "adapter does not say which model it is for: give --model",
+)
+case(
+    "adapter: of a damaged run, and no model",
+    {"done/run.json": "["},
+    "generate -a done -p hi",
+    "done does not say which model it is for: give --model",
+)
+case("model: neither it nor an adapter", {}, "generate -p hi", "Missing option '--model'")
+case("adapter: a file", {}, f"{GENERATE} -a recipe.yaml", "recipe.yaml: no adapter here")
+case("adapter: of no user", {}, f"{GENERATE} -a ~nobody.here/a", "no adapter here")
+case(
+    "adapter: a phase misnamed",
+    {"r/phaseX/adapter_config.json": "{}"},
+    f"{GENERATE} -a r",
+    "r: no adapter here",
+)
+adapter("config missing", "adapter_config.json", None, "no adapter here")
+adapter("config empty", "adapter_config.json", "", "does not fit this model")
+adapter("config cut short", "adapter_config.json", cut(0.5), "does not fit this model")
+adapter("config a list", "adapter_config.json", "[]", "does not fit this model")
+adapter("config of nothing", "adapter_config.json", "{}", "does not fit this model")
+adapter(
+    "kind unknown", "adapter_config.json", config(fine_tune_type="ia3"), "unknown fine_tune_type"
+)
+adapter(
+    "layers as text", "adapter_config.json", config(num_layers="all"), "does not fit this model"
+)
+adapter("another rank", "adapter_config.json", rank(4), "does not fit this model", "does not match")
+adapter("rank as text", "adapter_config.json", rank("2"), "does not fit this model")
+adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
+adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
+adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")
+adapter("weights empty", "adapters.safetensors", "", "does not fit this model")
+adapter("weights cut short", "adapters.safetensors", cut(0.5), "does not fit this model")
+adapter(
+    "weights, a header too long", "adapters.safetensors", header(2**62), "does not fit this model"
+)
+adapter(
+    "weights of a model",
+    "adapters.safetensors",
+    link("../tiny/model.safetensors"),
+    "does not fit this model",
+)
+
+
+def gguf(name: str, content: Content, *says: str) -> None:
+    case(
+        f"GGUF: {name}",
+        {"model.gguf": content},
+        "model import model.gguf --out out",
+        "model.gguf",
+        *says,
+    )
+
+
+def counts(tensors: int, values: int) -> bytes:
+    return struct.pack("<4sIQQ", b"GGUF", 3, tensors, values)
+
+
+gguf("missing", None, "cannot be read: No such file")
+gguf("a folder", empty_folder, "cannot be read: Is a directory")
+gguf("a pipe", pipe, "is no file but a pipe or a device")
+gguf("empty", "", "not a GGUF file")
+gguf("bad magic", edit(b"GGUF", b"GGML"), "not a GGUF file", "check the path")
+gguf("magic alone", b"GGUF", "damaged or cut short", "download the file again")
+gguf("of version 9", edit(struct.pack("<I", 3), struct.pack("<I", 9)), "GGUF version 9 is unknown")
+gguf("cut within the names", cut(0.0005), "damaged or cut short")
+gguf("cut within the weights", cut(0.9), "damaged or cut short (it ends within")
+gguf("tensors without number", counts(2**63, 0), "damaged or cut short")
+gguf("values without number", counts(0, 2**63), "damaged or cut short")
+gguf("a name of 2⁶³ bytes", counts(0, 1) + struct.pack("<Q", 2**63), "damaged or cut short")
+gguf(
+    "an array of 2⁶³", counts(0, 1) + struct.pack("<Q1sIIQ", 1, b"a", 9, 4, 2**63), "damaged or cut"
+)
+gguf(
+    "a line break in a name",
+    counts(1, 0) + struct.pack("<Q3sIQIQ", 3, b"a\nb", 1, 32, 99, 0),
+    r"tensor 'a\nb' is of unknown type 99",
+)
+gguf("nothing in it", counts(0, 0), "general.architecture is missing")
+gguf(
+    "another architecture",
+    edit(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0mamba"),
+    "architecture 'mamba'",
+)
+case(
+    "GGUF: out exists",
+    {"out/mine.txt": "x"},
+    "model import model.gguf --out out",
+    "out: already exists",
+)
+case(
+    "GGUF: out into a file",
+    {"f": ""},
+    "model import model.gguf --out f/out",
+    "f/out: cannot be written",
+)
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
+def test_bad_models_are_refused(
+    one: Case, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_time: None
+) -> None:
+    check_refused(one, good, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model: size huge",
+        "GGUF: an array of 2⁶³",
+    ],
+)
+def test_a_process_stays_small_and_ends(name: str, good: Path, tmp_path: Path) -> None:
+    check_process(CASES.named(name), good, tmp_path)

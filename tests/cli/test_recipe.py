@@ -1,0 +1,57 @@
+"""`forty2 recipe`: list, show, copy, check and keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.cli import forty2, refused
+
+from forty2.recipe.keys import as_text
+from forty2.recipe.schema import SECTIONS
+
+
+def test_recipes_are_listed_shown_copied_and_checked(tmp_path: Path) -> None:
+    assert "forty2-spark-smollm2" in forty2("recipe", "list").output
+    copy = tmp_path / "mine.yaml"
+    assert forty2("recipe", "copy", "demo", copy).exit_code == 0
+    assert forty2("recipe", "show", "demo").output == copy.read_text("utf-8")
+    assert forty2("recipe", "check", copy).exit_code == 0
+    assert "exists already" in refused("recipe", "copy", "demo", copy)
+    copy.write_text(copy.read_text("utf-8").replace("beta:", "bete:", 1))
+    assert "unknown key; did you mean beta?" in refused("recipe", "check", copy)
+
+
+def test_a_check_says_what_it_checked_and_what_it_did_not() -> None:
+    lines = forty2("recipe", "check", "demo").output.splitlines()
+    assert lines == [
+        "demo: every key and value is valid, and every file it names exists (phases: sft, dpo, boost)",
+        "Neither data nor model was read. To check them too: forty2 plan demo",
+    ]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_keys_prints_a_section(section: str) -> None:
+    assert forty2("recipe", "keys", section).output == as_text(section) + "\n"
+
+
+def test_keys_prints_all_sections_by_default() -> None:
+    assert forty2("recipe", "keys").output == as_text() + "\n"
+
+
+def test_help_names_every_section_that_keys_takes() -> None:
+    text = forty2("recipe", "keys", "--help").output
+    assert [section for section in SECTIONS if section not in text] == []
+
+
+def test_keys_of_no_section_are_refused() -> None:
+    assert "adaptor: no such section; there are recipe, " in refused("recipe", "keys", "adaptor")
+
+
+def test_what_an_override_changes_along_with_it_is_a_line_of_warning() -> None:
+    with pytest.warns(UserWarning) as warnings:
+        result = forty2("recipe", "check", "demo", "--set", "phases.dpo.steps=4")
+    assert result.exit_code == 0
+    assert [str(warning.message) for warning in warnings] == [
+        "phases.dpo now has 4 steps; lowered eval_every_steps from 10 to 4 to match"
+    ]

@@ -1,0 +1,76 @@
+"""A fault in a row's texts, roles or origin is found where it is, and nothing that only looks like one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from support.lint_rows import Row, chat, chats, found, sentence
+
+from forty2.data.checks.contamination import benchmark_of
+
+SENTENCE = sentence(random.Random(5), 40)
+
+
+BAD: dict[str, tuple[Row, tuple[str, str]]] = {
+    "control": (chat("What is it?", "A zero-width\u200bspace."), ("control", "error")),
+    "bell": (chat("What is it?", "A bell \x07 rings."), ("control", "error")),
+    "special": (chat("Say it", "It is <|im_end|> indeed."), ("special", "error")),
+    "mail": (chat("Who wrote?", "It was jane.doe@company.com, I think."), ("personal", "warning")),
+    "phone": (chat("Whom to call?", "Call +49 170 1234567 now."), ("personal", "warning")),
+    "card": (chat("Pay how?", "Use 4111 1111 1111 1111 for it."), ("personal", "warning")),
+    "iban": (chat("Pay where?", "To DE89 3704 0044 0532 0130 00 please."), ("personal", "warning")),
+    "cut": (chat("Tell me more", SENTENCE.rstrip(".") + " and then the"), ("truncated", "warning")),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_fault_in_one_row_is_named_by_its_line(name: str) -> None:
+    row, (check, level) = BAD[name]
+    rows = chats(60)
+    rows[6:6] = [row]
+    (finding,) = found(rows)
+    assert (finding.check, finding.level, finding.origins) == (check, level, ("train:7",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write to jane@example.com for that.",
+        "The number 1234 5678 9012 3456 is no card.",
+        "A family emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 is joined.",
+        "It costs 3 < 5.",
+        "The router is at 192.168.0.1 here.",
+    ],
+)
+def test_what_only_looks_like_a_fault_is_none(text: str) -> None:
+    assert found([*chats(60), chat("What then?", text)]) == []
+
+
+@pytest.mark.parametrize(
+    ("roles", "complaint"),
+    [
+        (["user", "system", "assistant"], "system message"),
+        (["assistant", "user", "assistant"], "speaks first"),
+        (["user", "assistant", "assistant"], "follow each other"),
+    ],
+)
+def test_roles_out_of_order(roles: list[str], complaint: str) -> None:
+    turns = [{"role": role, "content": f"turn {n}."} for n, role in enumerate(roles)]
+    (finding,) = found([*chats(50), {"messages": turns}])
+    assert finding.check == "roles" and complaint in finding.message
+
+
+def test_a_benchmark_in_the_training_data_is_found(bench_data: Path, tmp_path: Path) -> None:
+    path = bench_data / "truthfulqa" / "mc_task_v0_817.json"
+    benchmark = benchmark_of(path)
+    asked = json.loads(path.read_text("utf-8"))
+    long = next(t for r in asked for t in r["mc2_targets"] if len(t.split()) > 18)
+    rows = chats(40)
+    rows += [chat(asked[5]["question"].upper(), "An answer."), chat("Is it?", f"Well, {long} So.")]
+    rows += [chat("What happens then?", " ".join(long.split()[:11]) + ".")]
+    (finding,) = found(rows, benchmarks=[benchmark])
+    assert (finding.check, finding.count) == ("benchmark", 2)
+    assert finding.origins == ("train:41", "train:42")

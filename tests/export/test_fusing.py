@@ -1,0 +1,109 @@
+"""A fused model is base + adapter, and its record outlives a round trip through JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from support.models import save_tiny
+
+from forty2.errors import ModelError
+from forty2.export.fusing import Fused, Quantized, fuse, quantized_path
+from forty2.model.adapter import attach_adapter, save_adapter
+from forty2.model.loading import load, save_model
+from forty2.model.quantization import quantize
+from forty2.recipe.schema import Adapter
+
+ADAPTER = Adapter(rank=2, scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("fusing") / "base")
+
+
+def save_trained(model: str, folder: Path, size: float) -> Path:
+    """Write an adapter whose second factors are random numbers of this size."""
+    loaded = load(model).model
+    attach_adapter(loaded, ADAPTER, seed=1)
+    for name, module in loaded.named_modules():
+        if "lora_b" in module:
+            key = mx.random.key(len(name))
+            module.lora_b = size * mx.random.normal(module.lora_b.shape, key=key)
+    folder.mkdir()
+    save_adapter(loaded, ADAPTER, folder)
+    return folder
+
+
+def test_a_fused_model_computes_what_base_and_adapter_do(base: Path, tmp_path: Path) -> None:
+    adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
+    calls: list[int] = []
+    fused = fuse(
+        str(base), adapter, tmp_path / "fused", progress=lambda _, done, *rest: calls.append(done)
+    )
+    assert calls == [0, 1, 2, 3, 4]
+    assert fused.parity_kl < 1e-6 < 1e-3 < fused.adapter_kl and not fused.warnings
+    ids = mx.array([[5, 7, 200, 31]])
+    whole, parts = load(str(fused.path)).model, load(str(base), adapter).model
+    assert mx.allclose(whole(ids), parts(ids), atol=1e-4)
+    record = json.loads((fused.path / "fused.json").read_text())
+    assert record == {
+        "base": str(base),
+        "adapter": str(adapter),
+        "adapter_kl": fused.adapter_kl,
+        "parity_kl": fused.parity_kl,
+        "max_logit_difference": fused.max_logit_difference,
+    }
+
+
+def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: Path) -> None:
+    adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
+    fused = fuse(str(base), adapter, tmp_path / "fused", quantize=8)
+    assert fused.quantized is not None and 0.9 < fused.quantized.cosine <= 1
+    assert fused.quantized.path == tmp_path / "fused-8bit" == quantized_path(fused.path, 8)
+    assert load(str(fused.quantized.path)).quantized and not load(str(fused.path)).quantized
+
+
+def test_a_quantized_base_is_fused_in_full_precision(base: Path, tmp_path: Path) -> None:
+    loaded = load(str(base))
+    model, config = quantize(loaded.model, loaded.config, 8)
+    (tmp_path / "8bit").mkdir()
+    save_model(type(loaded)(model, loaded.tokenizer, config, base, "8bit"), tmp_path / "8bit")
+    adapter = save_trained(str(tmp_path / "8bit"), tmp_path / "adapter", 0.3)
+    fused = fuse(str(tmp_path / "8bit"), adapter, tmp_path / "fused")
+    assert fused.parity_kl < 1e-6 and not load(str(fused.path)).quantized
+
+
+def test_an_adapter_without_effect_is_warned_about(base: Path, tmp_path: Path) -> None:
+    adapter = save_trained(str(base), tmp_path / "adapter", 0.0)
+    (warning,) = fuse(str(base), adapter, tmp_path / "fused").warnings
+    assert "changes next to nothing" in warning
+
+
+@pytest.mark.parametrize("name", ["fused", "fused-4bit"])
+def test_a_folder_that_fusing_did_not_write_is_never_replaced(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match=f"{name}: exists and is not a fused model"):
+        fuse(str(base), adapter, tmp_path / "fused", quantize=4)
+    assert [path.name for path in tmp_path.glob("fused*/*")] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("quantized", [None, Quantized(Path("out-4bit"), 4, 0.5, 0.25)])
+def test_a_record_survives_json(quantized: Quantized | None) -> None:
+    fused = Fused(Path("out"), 0.5, 1e-9, 1e-4, quantized, ("careful",))
+    record = fused.to_json()
+    assert [*record] == [
+        "path",
+        "adapter_kl",
+        "parity_kl",
+        "max_logit_difference",
+        "quantised",
+        "warnings",
+    ]
+    assert Fused.from_json(json.loads(json.dumps(record))) == fused

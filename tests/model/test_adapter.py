@@ -1,0 +1,113 @@
+"""Adapters are found, name the model they were trained on, and merge into what they compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.models import save_tiny, tiny_model
+
+from forty2.errors import ModelError
+from forty2.model.adapter import (
+    adapter_dir,
+    attach_adapter,
+    load_adapter,
+    merge_adapter,
+    recorded_model,
+    save_adapter,
+)
+from forty2.model.loading import load
+from forty2.recipe.schema import Adapter
+
+ADAPTER = Adapter(rank=2, scale=3.0, layers=2)
+IDS = mx.array([[5, 7, 200, 31, 9]])
+OLD_RUN = Path(__file__).parents[1] / "old_runs" / "sealed"
+
+
+def save_trained(folder: Path) -> mx.array:
+    """Write an adapter of the tiny model that changes something; return the logits with it."""
+    model = tiny_model()
+    attach_adapter(model, ADAPTER, seed=1)
+    for name, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    folder.mkdir(parents=True)
+    save_adapter(model, ADAPTER, folder)
+    logits: mx.array = model(IDS)
+    return logits
+
+
+def test_a_saved_adapter_computes_the_same_when_loaded(tmp_path: Path) -> None:
+    wanted = save_trained(tmp_path / "adapter")
+    model = tiny_model()
+    assert not mx.allclose(model(IDS), wanted, atol=1e-2)
+    load_adapter(model, tmp_path / "adapter")
+    np.testing.assert_array_equal(np.asarray(model(IDS)), np.asarray(wanted))
+
+
+def test_a_merged_adapter_computes_the_same_with_plain_layers(tmp_path: Path) -> None:
+    wanted = save_trained(tmp_path / "adapter")
+    model = tiny_model()
+    before = dict(model.named_modules())
+    load_adapter(model, tmp_path / "adapter")
+    updates = merge_adapter(model)
+    np.testing.assert_allclose(np.asarray(model(IDS)), np.asarray(wanted), atol=1e-5)
+    assert updates and not any("lora_a" in module for module in model.modules())
+    for name, update in updates.items():
+        change = dict(model.named_modules())[name].weight - before[name].weight
+        np.testing.assert_allclose(np.asarray(update.delta()), np.asarray(change), atol=1e-5)
+
+
+def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:
+    for name in ("phase1_sft", "phase2_dpo", "phase10_boost"):
+        save_trained(tmp_path / name)
+    assert adapter_dir(tmp_path) == tmp_path / "phase10_boost"
+    assert adapter_dir(tmp_path / "phase2_dpo") == tmp_path / "phase2_dpo"
+
+
+def test_a_folder_without_an_adapter_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no adapter here"):
+        adapter_dir(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"adapters\.safetensors is missing"):
+        adapter_dir(tmp_path)
+
+
+def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "fused")
+    with pytest.raises(ModelError, match="fused: this is a whole model: give it as --model"):
+        load(str(folder), folder)
+
+
+@pytest.mark.parametrize("place", [".", "phase1_sft", "phase1_sft/step20"])
+def test_the_model_of_a_run_is_found_from_its_folders(tmp_path: Path, place: str) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"model": "owner/name"}))
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    assert recorded_model(tmp_path / place) == "owner/name"
+    assert recorded_model(str(tmp_path / place)) == "owner/name"
+
+
+def test_runs_of_earlier_releases_name_their_model() -> None:
+    assert recorded_model(OLD_RUN) == recorded_model(OLD_RUN / "phase1_sft") == "model"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"model": 3}'])
+def test_without_a_readable_record_there_is_no_model(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    assert recorded_model(tmp_path / "a" / "b" / "c") is None
+    assert recorded_model(tmp_path) is None
+
+
+def test_an_adapter_on_other_weights_is_warned_about(tmp_path: Path) -> None:
+    save_trained(tmp_path / "run" / "phase1_sft")
+    folder, other = save_tiny(tmp_path / "base"), save_tiny(tmp_path / "other", seed=2)
+    record = {"model": "base", "model_path": str(folder), "model_sha256": "0" * 64}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    load(str(folder), tmp_path / "run")
+    with pytest.warns(UserWarning, match="was trained on base, and .* holds other weights"):
+        load(str(other), tmp_path / "run")

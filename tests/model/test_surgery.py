@@ -1,0 +1,75 @@
+"""A model in parts computes what the whole model does, and is left as it was."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.models import ARCHITECTURES, tiny_model
+
+from forty2.model.surgery import (
+    BlockInput,
+    blocks,
+    body,
+    can_split,
+    compute_block_input,
+    evaluating,
+    frozen_depth,
+    head,
+)
+
+IDS = mx.array([[5, 7, 200, 31, 9, 120], [64, 3, 8, 250, 17, 2]])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lower_blocks_upper_blocks_and_head_are_the_whole_model(
+    architecture: str, depth: int
+) -> None:
+    model = tiny_model(architecture)
+    before = list(blocks(model))
+    whole = np.asarray(model(IDS))
+    block_input = BlockInput(compute_block_input(model, IDS, depth), depth)
+    for states in (body(model, IDS), body(model, IDS, block_input=block_input)):
+        np.testing.assert_allclose(np.asarray(head(model, states)), whole, atol=1e-5)
+    assert can_split(model)
+    assert all(one is other for one, other in zip(blocks(model), before, strict=True))
+    np.testing.assert_array_equal(np.asarray(model(IDS)), whole)
+
+
+def test_a_model_is_left_as_it_was_when_a_block_fails() -> None:
+    model = tiny_model()
+    before = list(blocks(model))
+    with pytest.raises(ValueError):
+        compute_block_input(model, mx.zeros((1, 2, 3, 4), mx.int32), 1)
+    assert all(one is other for one, other in zip(blocks(model), before, strict=True))
+
+
+def test_blocks_without_trainable_parameters_are_frozen() -> None:
+    model = tiny_model()
+    assert frozen_depth(model) == 0
+    model.freeze()
+    assert frozen_depth(model) == 3
+    blocks(model)[2].unfreeze()
+    assert frozen_depth(model) == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_switches_training_off_and_back(training: bool) -> None:
+    model = tiny_model()
+    model.train(training)
+    with pytest.raises(KeyError), evaluating(model):
+        assert not model.training
+        raise KeyError
+    assert model.training is training
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_evaluating_restores_the_random_state_where_it_is_told_to(restored: bool) -> None:
+    model = tiny_model()
+    mx.random.seed(7)
+    expected = mx.random.uniform(shape=(4,)).tolist()
+    mx.random.seed(7)
+    with evaluating(model, restore_random=restored):
+        mx.eval(mx.random.uniform(shape=(3,)))
+    assert (mx.random.uniform(shape=(4,)).tolist() == expected) is restored

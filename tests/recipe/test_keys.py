@@ -1,0 +1,102 @@
+"""The reference of recipe keys: complete, described, and in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from forty2.errors import RecipeError
+from forty2.recipe.keys import Key, as_markdown, as_text, sections
+from forty2.recipe.reading import packaged_recipes, recipe_text
+from forty2.recipe.schema import SECTIONS
+from forty2.training.objectives import OBJECTIVES
+
+ALL = {section.name: section for section in sections()}
+
+
+def key(section: str, name: str) -> Key:
+    return next(key for key in ALL[section].keys if key.name == name)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_field_of_a_section_is_described(name: str) -> None:
+    fields = {field.name for field in dataclasses.fields(SECTIONS[name])}
+    assert {key.name for key in ALL[name].keys} == fields
+    assert ALL[name].about
+    assert [key.name for key in ALL[name].keys if not key.about or not key.type] == []
+
+
+def test_every_objective_and_every_section_below_a_phase_is_there() -> None:
+    assert {
+        "recipe",
+        "adapter",
+        *OBJECTIVES,
+        "red_lines",
+        "best",
+        "until",
+        "fuse",
+        "benchmark",
+    } <= (ALL.keys())
+
+
+def test_every_key_of_the_packaged_recipes_is_there() -> None:
+    for recipe in packaged_recipes():
+        tree = yaml.safe_load(recipe_text(recipe))
+        assert tree.keys() <= {key.name for key in ALL["recipe"].keys}
+        for phase in tree["phases"].values():
+            assert phase.keys() <= {key.name for key in ALL[phase["objective"]].keys}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "words"),
+    [
+        ("adapter", "rank", "whole number above 0"),
+        ("adapter", "dropout", "number, at least 0 and below 1"),
+        ("adapter", "keys", "list of text or null"),
+        ("dpo", "lr", "number above 0 and below 1"),
+        ("dpo", "loss", "one of sigmoid, hinge, ipo, dpop"),
+        ("sft", "lint", "true or false"),
+        ("sft", "grad_checkpoint", "true or false, or whole number above 0"),
+        ("sft", "best", "keys of best or null"),
+        ("recipe", "seed", "whole number, at least 0"),
+        ("recipe", "phases", "mapping of names to keys of dpo, kto or sft"),
+        ("fuse", "quantize", "one of 4, 8, or null"),
+    ],
+)
+def test_types_are_written_in_words(section: str, name: str, words: str) -> None:
+    assert key(section, name).type == words
+
+
+def test_defaults_are_what_a_recipe_takes_when_the_key_is_left_out() -> None:
+    assert key("adapter", "scale").default == "10.0"
+    assert key("sft", "optimizer").default == "adamw"
+    assert key("sft", "lint").default == "true"
+    assert key("sft", "valid").default == "null"
+    beta = key("dpo", "beta")
+    assert beta.required and beta.default is None
+    assert not key("recipe", "adapter").required
+
+
+def test_an_objective_describes_its_own_meaning_of_a_shared_key() -> None:
+    assert key("dpo", "beta").about != key("kto", "beta").about
+    assert key("dpo", "data").about == key("kto", "data").about
+
+
+def test_one_section_is_printed_alone() -> None:
+    text = as_text("adapter")
+    assert "rank: whole number above 0; default 8" in text
+    assert "beta" not in text
+    assert text in as_text()
+
+
+def test_another_section_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(RecipeError, match="adaptor: no such section; there are recipe, adapter"):
+        as_text("adaptor")
+
+
+def test_markdown_has_a_row_of_four_cells_for_every_key() -> None:
+    rows = [line for line in as_markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) == sum(len(section.keys) for section in ALL.values())
+    assert all(row.replace("\\|", "").count("|") == 5 for row in rows)

@@ -1,0 +1,182 @@
+"""What is wrong with a recipe: every problem at once, in plain words, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.recipes import GOOD, problems, write
+
+from forty2.data.sources import BUILTIN, HUB
+from forty2.recipe.messages import NO_FILES
+from forty2.recipe.reading import load_recipe
+
+
+def test_every_problem_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
+    bad = """\
+version: 1
+name: my run
+model: smollm2
+adaptor: {rank: 8}
+adapter: {rank: -1}
+phases:
+  sft: {objective: sft, data: nowhere.jsonl, steps: 50, lr: -5e-6}
+  dpo:
+    objective: dpo
+    data: builtin:spark-dpo
+    steps: 200
+    learning_rate: 1e-6
+    loss: sigmoidd
+  kto: {objective: ktoo, data: builtin:spark-dpo}
+  boost: {objective: dpo, data: builtin:x, lr: 1e-6, beta: 0.1, steps: 10, save_every_steps: 20}
+"""
+    assert problems(tmp_path, bad) == [
+        "recipe.yaml:2: name: should be 1 to 64 letters, digits, '_', '-' or '.', the first a letter "
+        "or digit, not 'my run'",
+        "recipe.yaml:4: adaptor: unknown key; did you mean adapter?",
+        "recipe.yaml:5: adapter.rank: should be greater than 0, not -1",
+        "recipe.yaml:7: phases.sft.lr: should be greater than 0, not -5e-06",
+        "recipe.yaml:7: phases.sft.data: nowhere.jsonl: no such file or folder",
+        "recipe.yaml:8: phases.dpo.lr: missing",
+        "recipe.yaml:8: phases.dpo.beta: missing",
+        "recipe.yaml:12: phases.dpo.learning_rate: unknown key; did you mean lr?",
+        "recipe.yaml:13: phases.dpo.loss: should be 'sigmoid', 'hinge', 'ipo' or 'dpop', not 'sigmoidd'",
+        "recipe.yaml:14: phases.kto.objective: 'ktoo' is not an objective; use one of dpo, kto, sft",
+        "recipe.yaml:15: phases.boost.save_every_steps: 20 is beyond the last step (10): never reached",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("steps: 10", "steps: 10, epochs: 2"), "steps: give steps or epochs"),
+        (("steps: 10", "steps: 1.5"), "should be a whole number, not 1.5"),
+        (("steps: 10", "steps: true"), "should be a whole number, not True"),
+        (("steps: 10", "steps: '10'"), "should be a whole number, not '10'"),
+        (("lr: 1e-4", "lr: .nan"), "phases.sft.lr"),
+        (
+            ("lr: 1e-4", "lr: 1e-4, eval_every_steps: 11"),
+            "eval_every_steps: 11 is beyond the last step",
+        ),
+        (("lr: 1e-4", "lr: 1e-4, warmup_steps: 11"), "warmup_steps: 11 is beyond the last step"),
+        (
+            ("beta: 0.1", "beta: 0.1\n    loss: ipo\n    label_smoothing: 0.1"),
+            "label_smoothing: only",
+        ),
+        (("beta: 0.1", "beta: 0.1\n    beta: 0.2"), "phases.dpo.beta is given twice"),
+        (("version: 1", "version: 2"), "version: should be 1, not 2"),
+        (("name: mine", "name: ../up"), "name: should be 1 to 64 letters"),
+        (("name: mine", "name: &a mine\nbenchmark: *a"), "benchmark"),
+        (("phases:", "phases: &p"), ""),
+        (("model: smollm2", "model: [a"), "not valid YAML"),
+        (("model: smollm2", "model: !!python/object/apply:os.system [ls]"), "model: should be"),
+        (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
+        (("objective: sft, ", ""), "phases.sft.objective: missing; use one of dpo, kto, sft"),
+    ],
+)
+def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    if not complaint:
+        load_recipe(write(tmp_path, text))  # an anchor that nothing refers to harms nobody
+        return
+    assert any(complaint in line for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            ("lr: 1e-4", "lr: 1e-4, beta: 1"),
+            "5: phases.sft.beta: belongs to dpo and kto, not to sft",
+        ),
+        (
+            ("beta: 0.1", "beta: 0.1\n    desirable_weight: 2"),
+            "12: phases.dpo.desirable_weight: belongs to kto, not to dpo",
+        ),
+        (("lr: 1e-4", "lr: 1e-4, rank: 8"), "5: phases.sft.rank: belongs to adapter, not to sft"),
+        (
+            ("name: mine", "name: mine\nlr: 1e-4"),
+            "3: lr: belongs to dpo, kto and sft, not to the recipe",
+        ),
+    ],
+)
+def test_a_key_of_another_section_says_of_which(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    assert problems(tmp_path, GOOD.replace(*change)) == [
+        f"recipe.yaml:{complaint}; move it or remove it"
+    ]
+
+
+def test_a_suggested_key_is_of_the_same_section(tmp_path: Path) -> None:
+    bad = GOOD.replace("lr: 1e-4", "lr: 1e-4, label_smoothin: 0") + "    label_smoothin: 0\n"
+    assert problems(tmp_path, bad) == [
+        "recipe.yaml:5: phases.sft.label_smoothin: unknown key",
+        "recipe.yaml:12: phases.dpo.label_smoothin: unknown key; did you mean label_smoothing?",
+    ]
+
+
+def test_rules_between_fields_are_told_with_other_mistakes(tmp_path: Path) -> None:
+    bad = GOOD.replace(
+        "lr: 1e-4", "lr: fast, epochs: 2, warmup_steps: 11, eval_every_steps: 0, x: 1"
+    )
+    bad += "    loss: ipo\n    label_smoothing: 0.1\n    best: {metric: passed, direction: max}\n"
+    bad += "    until: {metric: los, at_least: 1, at_most: 2}\n    optimizer: adamx\n"
+    assert [line.partition(": ")[2] for line in problems(tmp_path, bad)] == [
+        "phases.sft.steps: give steps or epochs, one of the two",
+        "phases.sft.lr: should be a number, not 'fast'",
+        "phases.sft.warmup_steps: 11 is beyond the last step (10): never reached",
+        "phases.sft.eval_every_steps: should be greater than 0, not 0",
+        "phases.sft.x: unknown key",
+        "phases.dpo.label_smoothing: only the sigmoid loss has it, not ipo",
+        "phases.dpo.best: passed is the share of eval_prompts, and there are none",
+        "phases.dpo.until.metric: should be 'loss', 'accuracy', 'margin' or 'passed', not 'los'",
+        "phases.dpo.until.at_least: give at_least or at_most, one of the two",
+        "phases.dpo.optimizer: should be 'adamw', 'adam', 'lion', 'sgd' or 'adafactor', not 'adamx'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("steps: 10", "steps: ten"),
+        ("steps: 10", "epochs: many"),
+        ("lr: 1e-4", "lr: 1e-4, eval_prompts: 7, best: {metric: passed, direction: max}"),
+        ("beta: 0.1", "beta: 0.1\n    loss: ipoo\n    label_smoothing: 0.1"),
+    ],
+)
+def test_rules_are_silent_about_fields_that_are_not_valid(
+    tmp_path: Path, change: tuple[str, str]
+) -> None:
+    assert len(problems(tmp_path, GOOD.replace(*change))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("lr: 1e-4", 'lr: "5e-6"'), "phases.sft.lr: should be a number, not '5e-6'"),
+        (("lr: 5e-5", "lr: '1'"), "phases.dpo.lr: should be a number, not '1'"),
+        (("steps: 10", "steps: '10'"), "phases.sft.steps: should be a whole number, not '10'"),
+        (
+            ("lr: 1e-4", "lr: 1e-4, lint: 'no'"),
+            "phases.sft.lint: should be true or false, not 'no'",
+        ),
+        (("version: 1", "version: '1'"), "version: should be 1, not '1'"),
+    ],
+)
+def test_quotes_around_a_number_are_to_be_removed(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace(*change))
+    assert problem.endswith(f"{complaint}; remove the quotes")
+
+
+@pytest.mark.parametrize("lr", ["fast", "'5e-6 or so'", "'true'", "''"])
+def test_quotes_around_a_text_may_stay(tmp_path: Path, lr: str) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("1e-4", lr))
+    assert "quotes" not in problem
+
+
+def test_sources_that_are_no_files_are_those_that_data_reads() -> None:
+    assert set(NO_FILES) == {BUILTIN, HUB}

@@ -1,0 +1,167 @@
+"""A run's report, from a folder whose files are written by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forty2.files import write_json
+from forty2.report.run import notices, write_report
+
+OLD = Path(__file__).parents[1] / "old_runs"
+
+
+def stage(name: str, mc1: float) -> dict[str, Any]:
+    return {
+        "stage": name,
+        "mc1": mc1,
+        "mc2": mc1 + 0.1,
+        "leak_rate": 0.125,
+        "preference": 0.75,
+        "margin": 0.25,
+        "perplexity": 12.0,
+        "kl": 0.01,
+        "stderr": {"mc1": 0.01, "mc2": 0.01},
+        "calibration": {"ece": 0.25, "bins": [{"n": 3, "confidence": 0.5, "accuracy": 0.25}]},
+    }
+
+
+def comparison(verdict: str) -> dict[str, Any]:
+    change = {"difference": 0.05, "low": 0.01, "high": 0.09, "p_holm": 0.02, "verdict": verdict}
+    return {
+        "stage": "phase1_sft",
+        "metrics": {"mc1": change, "mc2": change},
+        "judged": ["mc1", "mc2"],
+        "categories": {"Health": 0.1, "Law": -0.2},
+    }
+
+
+def answers(answer: str, leaks: bool) -> dict[str, Any]:
+    item = {"id": "held-1", "prompt": "How many strings?", "answer": answer, "leak": leaks}
+    return {"behaviour": {"items": [item]}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A measured run of one phase, whose training warned, dropped rows and shortened a prompt."""
+    folder = Path(shutil.copytree(OLD / "sealed", tmp_path / "run"))
+    summary = {
+        "verdict": "no tax",
+        "margin": 0.01,
+        "questions": "TruthfulQA.csv",
+        "questions_sha256": "abc",
+        "n": 817,
+        "stages": [stage("base", 0.3), stage("phase1_sft", 0.35)],
+        "comparisons": [comparison("no tax")],
+        "contamination": {"rows": 0, "questions": 0, "comparisons": []},
+    }
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "contamination.json", {"hits": [], "unread_phases": []})
+    (folder / "benchmarks").mkdir()
+    write_json(folder / "benchmarks" / "base.json", answers("Four.", False))
+    write_json(folder / "benchmarks" / "phase1_sft.json", answers("Perhaps four.", True))
+    phase = json.loads((folder / "phase1_sft" / "phase.json").read_text())
+    phase |= {"dropped": [f"rows:{n}" for n in range(1, 13)], "shortened": ["rows:20"]}
+    write_json(folder / "phase1_sft" / "phase.json", phase)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "dpo", "step": 3, "red_line": "spike", "warning": "dpo: a spike"}\n')
+    return folder
+
+
+def documents(run: Path) -> tuple[str, str]:
+    """The Markdown and the page."""
+    page = write_report(run)
+    return (run / "report.md").read_text("utf-8"), page.read_text("utf-8")
+
+
+def test_the_verdict_comes_first_then_what_to_look_at(run: Path) -> None:
+    for text in documents(run):
+        parts = ("Verdict: no tax", "Look at this first", "Measurements", "Training", "yaml")
+        places = [text.find(part) for part in parts if part in text]
+        assert places == sorted(places) and len(places) >= 4
+        assert "No score fell by the margin (0.01) or more." in text
+        assert "817 questions" in text
+
+
+def test_every_figure_of_the_summary_is_shown_with_its_unit(run: Path) -> None:
+    markdown, page = documents(run)
+    assert "| phase1_sft | 0.350 | 0.450 | 12.5% | 75.0% | +0.250 | 12.00 | 0.01 |" in markdown
+    assert "| phase1_sft | MC1 | +0.0500 | +0.0100 to +0.0900 | 0.02 | no tax |" in markdown
+    for figure in ("0.350", "12.5%", "+0.0100 to +0.0900", "nats per token"):
+        assert figure in page
+
+
+def test_scores_of_further_benchmarks_have_a_column_each(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"][1]["tasks"] = {"mmlu accuracy": 0.25}
+    write_json(run / "summary.json", summary)
+    markdown, page = documents(run)
+    assert "| KL | mmlu accuracy |" in markdown and "| 0.01 | 0.250 |" in markdown
+    assert "| 0.01 | – |" in markdown and "mmlu accuracy</th>" in page
+
+
+def test_only_verdicts_that_occur_are_explained(run: Path) -> None:
+    for text in documents(run):
+        assert "No tax: whatever was lost is less than the margin." in text
+        assert "Inconclusive" not in text and "Tax:" not in text
+
+
+def test_places_of_dropped_rows_are_named_up_to_ten(run: Path) -> None:
+    for text in documents(run):
+        assert "12 rows dropped, longer than max_length" in text
+        assert "rows:10" in text and "rows:11" not in text and "and 2 more" in text
+        assert "1 prompt lost its beginning" in text
+
+
+def test_notices_are_the_report_s_warnings(run: Path) -> None:
+    found = notices(run)
+    assert [line.split(" ")[0] for line in found] == ["sft:", "sft:", "dpo:"]
+    page = documents(run)[1]
+    for line in found:
+        assert line in page
+
+
+def test_a_hedging_answer_is_marked_by_a_word_and_not_by_colour_alone(run: Path) -> None:
+    page = documents(run)[1]
+    assert "How many strings?" in page
+    assert '<td class="leak"><span class="mark">hedges:</span> Perhaps four.</td>' in page
+    assert "<td>Four.</td>" in page
+
+
+def test_contamination_says_what_was_not_searched(run: Path) -> None:
+    write_json(run / "contamination.json", {"hits": [], "unread_phases": ["sft"]})
+    for text in documents(run):
+        assert "no training row holds a question of the benchmark" in text
+        assert "Not searched: the data of sft" in text
+
+
+def test_contaminated_questions_are_counted_and_left_out_once(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    found = {"rows": 2, "questions": 1, "comparisons": [comparison("inconclusive")]}
+    write_json(run / "summary.json", {**summary, "contamination": found})
+    for text in documents(run):
+        assert "1 question of the benchmark is in training rows" in text
+        assert "MC1 +0.0500 (+0.0100 to +0.0900), inconclusive" in text
+
+
+def test_two_reports_of_one_run_are_the_same_bytes(run: Path) -> None:
+    assert documents(run) == documents(run)
+
+
+def test_each_phase_that_logged_has_curves_with_words_for_names(run: Path) -> None:
+    page = documents(run)[1]
+    assert page.index("<h3>Phase sft</h3>") < page.index("<h3>Phase dpo</h3>")
+    assert "validation</span>" in page and "valid_loss" not in page
+
+
+def test_an_unfinished_run_without_measurements_is_reported(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OLD / "unsealed", tmp_path / "run"))
+    shutil.rmtree(folder / "phase1_sft")
+    for text in documents(folder):
+        assert "No phase is finished yet." in text and "Verdict" not in text
+        assert "Measurements" not in text
+    assert notices(folder) == []

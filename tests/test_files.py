@@ -1,0 +1,275 @@
+"""Files: nothing half-written under its own name, damage noticed, failures named in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
+
+import pytest
+
+from forty2.errors import RunError
+from forty2.files import (
+    JsonObject,
+    atomic_write,
+    check_free_space,
+    find_damage,
+    make_folder,
+    read_json,
+    read_sealed,
+    refuse_links,
+    remove_leftovers,
+    seal,
+    staged_folder,
+    write_bytes,
+    write_errors,
+    write_json,
+    write_sealed,
+    write_text,
+)
+
+ENDED = 4194305
+"""A process number above Linux's largest."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def permissions(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "é old")
+    with atomic_write(path) as file:
+        file.write(b"new, but ")
+        assert path.read_text("utf-8") == "é old"
+        file.write(b"not yet")
+    assert path.read_bytes() == b"new, but not yet" and names(tmp_path) == ["file.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError, match="for another reason"), atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError("for another reason")
+    assert read_json(path) == {"a": 1} and names(tmp_path) == ["file.json"]
+
+
+def test_a_folder_takes_its_name_only_when_complete(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out") as folder:
+        write_bytes(folder / "a", b"1")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
+        write_bytes(folder / "b", b"2")
+        raise RuntimeError
+    assert names(tmp_path / "out") == ["a"] and names(tmp_path) == ["out"]
+
+
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with staged_folder(tmp_path / "out") as folder:
+            write_bytes(folder / name, b"1")
+    assert names(tmp_path / "out") == ["b"] and names(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("common_umask")
+def test_new_files_and_folders_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "deeper" / "file", "1")
+    make_folder(tmp_path / "made" / "too")
+    with staged_folder(tmp_path / "set") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(b"written by mlx, which knows no permissions")
+    for path in tmp_path.rglob("*"):
+        assert permissions(path) == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.usefixtures("common_umask")
+def test_a_replaced_file_or_folder_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("old")
+    write_text(tmp_path / "report.html", "new")
+    assert permissions(tmp_path / "report.html") == 0o644
+    (tmp_path / "set").mkdir()
+    with staged_folder(tmp_path / "set") as folder:
+        write_bytes(folder / "rows", b"2")
+    assert permissions(tmp_path / "set") == 0o755
+    assert permissions(tmp_path / "set" / "rows") == 0o644
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": ')
+    with pytest.raises(RunError, match=r"x\.json: not readable as JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(RunError, match=r"y\.json: no such file"):
+        read_json(tmp_path / "y.json")
+
+
+# --- leftovers ------------------------------------------------------------------------------------
+
+
+def test_leftovers_of_ended_processes_go_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    for name in (f".out.{ENDED}", f".out.{ENDED}.old", ".out.1", f".other.{ENDED}"):
+        (tmp_path / name).mkdir()
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [f".other.{ENDED}", ".out.1", "out"]
+
+
+def test_a_folder_moved_away_for_one_that_never_came_returns(tmp_path: Path) -> None:
+    """A process may be killed between moving the old folder away and naming the new one."""
+    for name in (f".model.{ENDED}.old", f".model.{ENDED}", f".other.{ENDED}.old", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["model", "other"]
+    assert (tmp_path / "model" / "which").read_text() == f".model.{ENDED}.old"
+    assert (tmp_path / "other" / "which").read_text() == "other"
+
+
+def test_links_among_leftovers_are_removed_and_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / f".out.{ENDED}").symlink_to(outside)
+    (folder / f".thesis.{ENDED}").symlink_to(outside / "thesis.txt")
+    remove_leftovers(folder)
+    assert names(folder) == [] and (outside / "thesis.txt").read_text() == "precious"
+
+
+def test_a_link_out_of_a_run_is_refused_and_one_inside_is_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "work").mkdir(parents=True)
+    (run / "inside").symlink_to(run / "work")
+    refuse_links(run)
+    (run / "work" / "out").symlink_to(tmp_path)
+    with pytest.raises(RunError, match=rf"^{run / 'work' / 'out'}: is a link that leads out"):
+        refuse_links(run)
+
+
+# --- what stops a write ---------------------------------------------------------------------------
+
+
+def test_a_disk_too_full_is_found_before_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
+    check_free_space({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
+    with pytest.raises(RunError, match=r"fused: about 5.10 GB .* 5.00 GB are free; make room"):
+        check_free_space(
+            {tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000}
+        )
+
+
+def test_a_full_disk_is_named_and_the_old_content_stays(small_disk: Path) -> None:
+    def write_file(size: int) -> None:
+        write_bytes(small_disk / "file", b"1" * size)
+
+    def write_folder(size: int) -> None:
+        with staged_folder(small_disk / "set") as folder:
+            (folder / "rows").write_bytes(b"1" * size)
+
+    for path, write in (("file", write_file), ("set/rows", write_folder)):
+        write(60_000)
+        with pytest.raises(RunError, match="the disk is full; make room"):
+            write(250_000)
+        assert (small_disk / path).stat().st_size == 60_000
+    assert names(small_disk) == ["file", "set"]
+
+
+def test_a_read_only_disk_is_named_and_the_old_content_stays(small_disk: Path) -> None:
+    write_json(small_disk / "x.json", 1)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    message = r"Read-only file system; make it writable, then go on"
+    with pytest.raises(RunError, match=message):
+        write_json(small_disk / "x.json", 2)
+    with pytest.raises(RunError, match=message), staged_folder(small_disk / "y"):
+        pass
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert read_json(small_disk / "x.json") == 1
+
+
+def test_lost_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Injected, because permissions do not bind root."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunError, match=r"x\.json: .*Permission denied; make it writable"):
+        write_json(tmp_path / "x.json", 1)
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_a_failure_of_mlx_to_write_is_named_and_its_other_errors_pass(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"out: cannot be written: \[write\] .*make room"),
+        write_errors(tmp_path / "out"),
+    ):
+        raise RuntimeError("[write] Unable to write 8 bytes to file.")
+    with pytest.raises(RuntimeError, match=r"^\[matmul\]"), write_errors(tmp_path / "out"):
+        raise RuntimeError("[matmul] shapes do not fit")
+
+
+# --- checksums ------------------------------------------------------------------------------------
+
+
+def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"12")
+    seal(tmp_path)
+    (tmp_path / ".DS_Store").touch()
+    assert find_damage(tmp_path) is None
+    write_bytes(tmp_path / "b", b"")
+    assert find_damage(tmp_path) == f"{tmp_path / 'b'} does not belong there"
+    (tmp_path / "b").unlink()
+    checksums = (tmp_path / "SHA256SUMS").read_bytes()
+    for at in range(len(checksums)):
+        for bit in (1, 32):
+            changed = checksums[:at] + bytes([checksums[at] ^ bit]) + checksums[at + 1 :]
+            (tmp_path / "SHA256SUMS").write_bytes(changed)
+            assert find_damage(tmp_path) is not None, at
+    (tmp_path / "SHA256SUMS").write_bytes(b"")
+    assert find_damage(tmp_path) is not None
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"12")
+    seal(tmp_path)
+    digest = "6b51d431df5d7f141cbececcf79edf3dd861c3b4069f0b11661a3eefacbba918"
+    assert (tmp_path / "SHA256SUMS").read_text() == f"{digest}  a\n"
+
+
+def test_checksums_of_a_file_elsewhere_are_damage(tmp_path: Path) -> None:
+    seal(tmp_path)
+    for name in ("/etc/passwd", "../x", "a/b", ""):
+        (tmp_path / "SHA256SUMS").write_text(f"0  {name}\n")
+        assert find_damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is damaged"
+
+
+def test_a_sealed_file_shows_every_change(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    result: JsonObject = {"score": 0.1, "items": [{"é": None}], "n": 3}
+    write_sealed(path, result)
+    assert read_sealed(path) == result
+    for old, new in (("0.1", "0.2"), ("null", "true"), ('"n": 3', '"n": 4'), ('"sha256"', '"s"')):
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(RunError, match=r"base\.json: damaged; delete it, then go on"):
+            read_sealed(path)
+        write_sealed(path, result)
+    path.write_text("[]")
+    with pytest.raises(RunError, match="damaged"):
+        read_sealed(path)

@@ -1,0 +1,143 @@
+"""Tests mirror the package: the tests of forty2/WING/MODULE.py are in tests/WING/test_MODULE.py."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import forty2
+
+PACKAGE = Path(forty2.__file__).parent
+TESTS = Path(__file__).parent
+
+COVERED_BY = {
+    "benchmark/detector.py": "benchmark/tasks/test_behaviour.py",
+    "benchmark/metrics.py": "benchmark/test_compare.py",
+    "benchmark/partial_results.py": "inference/test_generation.py",
+    "benchmark/prompts.py": "benchmark/tasks/test_mmlu.py",
+    "benchmark/questions.py": "benchmark/tasks/test_truthfulqa.py",
+    "benchmark/replies.py": "benchmark/tasks/test_eval_prompts.py",
+    "benchmark/suite.py": "data/checks/test_contamination.py",
+    "benchmark/tasks/perplexity.py": "runs/test_run_folder.py",
+    "cli/__init__.py": "cli/test_main.py",
+    "cli/benchmark.py": "cli/test_bad_input.py",
+    "cli/data.py": "cli/test_main.py",
+    "cli/model.py": "cli/test_main.py",
+    "cli/progress_bars.py": "runs/test_signals.py",
+    "cli/recipe.py": "cli/test_bad_input.py",
+    "cli/run.py": "runs/test_run_folder.py",
+    "cli/speed.py": "speed/test_comparison.py",
+    "data/build/__init__.py": "data/build/test_spark.py",
+    "data/build/curriculum/": "data/build/test_curriculum.py",
+    "data/build/dialectic.py": "data/build/test_spark.py",
+    "data/build/splitting.py": "data/build/test_spark.py",
+    "data/checks/near_duplicates.py": "data/checks/test_lint.py",
+    "data/checks/shortcuts.py": "data/checks/test_lint.py",
+    "data/library/__init__.py": "data/build/test_spark.py",
+    "data/records.py": "data/test_formats.py",
+    "data/sets.py": "data/checks/test_lint.py",
+    "data/sources.py": "data/test_formats.py",
+    "data/strata.py": "data/test_mixing.py",
+    "data/views.py": "data/checks/test_lint.py",
+    "export/fusing.py": "runs/test_end_to_end.py",
+    "model/adapter.py": "training/test_loop.py",
+    "model/gguf/": "model/test_gguf.py",
+    "model/gradient_checkpointing.py": "training/test_loop.py",
+    "model/loading.py": "cli/test_bad_input.py",
+    "model/starter.py": "model/test_gguf.py",
+    "model/surgery.py": "training/test_frozen_states.py",
+    "recipe/schema.py": "recipe/test_reading.py",
+    "report/__init__.py": "report/test_report_in_browser.py",
+    "report/ablation.py": "runs/test_ablation.py",
+    "report/charts.py": "report/test_report_in_browser.py",
+    "runs/phase_data.py": "runs/test_end_to_end.py",
+    "runs/pipeline.py": "runs/test_end_to_end.py",
+    "runs/planning.py": "runs/test_end_to_end.py",
+    "speed/workers/": "speed/test_comparison.py",
+    "text/row_kinds.py": "text/test_encoder.py",
+    "training/batched_loss.py": "training/test_loop.py",
+    "training/checkpoints.py": "runs/test_chaos.py",
+    "training/objectives/dpo.py": "training/test_losses.py",
+    "training/objectives/pairs.py": "training/test_losses.py",
+    "training/objectives/phase.py": "training/test_loop.py",
+    "training/objectives/sft.py": "training/test_loop.py",
+}
+"""Modules without a test file of their name, and the file whose tests run them. A folder, ending in
+a slash, stands for its modules without one."""
+
+CAPABILITIES = {
+    "benchmark/test_parity.py": "every benchmark against other people's code",
+    "cli/test_bad_input.py": "bad input of every kind, to every command",
+    "cli/test_main.py": "the command line as a whole",
+    "model/test_strangers.py": "security of the whole package: code in data, secrets, links",
+    "report/test_report_in_browser.py": "reports in a real browser",
+    "runs/test_chaos.py": "runs killed at any point",
+    "runs/test_end_to_end.py": "recipe to report on the real starter model",
+    "runs/test_parallel_runs.py": "several processes at work on one folder or cache",
+    "runs/test_run_folder.py": "a run as a user meets it, by its commands",
+    "runs/test_signals.py": "signals to every command",
+    "runs/test_soak.py": "long runs, and the tool that watches them",
+    "runs/test_version_drift.py": "runs that older releases began",
+    "test_import_rules.py": "who may import whom, in the whole package",
+    "test_layout.py": "this file",
+}
+"""Test files that mirror no module because they test several at once, and what they test."""
+
+
+def defines_public_names(path: Path) -> bool:
+    """Return whether a module has functions or classes for others to use."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(
+        isinstance(node, kinds) and not node.name.startswith("_")
+        for node in ast.parse(path.read_text("utf-8")).body
+    )
+
+
+def mirrored_test(module: Path) -> str:
+    """Return the test file of a module or package, both relative to their roots."""
+    named = module.parent if module.name == "__init__.py" else module.with_suffix("")
+    return (named.parent / f"test_{named.name.strip('_')}.py").as_posix()
+
+
+MODULES = {
+    path.relative_to(PACKAGE).as_posix(): mirrored_test(path.relative_to(PACKAGE))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+"""Every module of the package, and the test file that would mirror it."""
+TEST_FILES = {
+    path.relative_to(TESTS).as_posix()
+    for path in TESTS.rglob("test_*.py")
+    if "old_runs" not in path.parts
+}
+
+
+def test_every_module_has_a_test_file_of_its_name_or_is_listed() -> None:
+    missing = {
+        module: test
+        for module, test in MODULES.items()
+        if defines_public_names(PACKAGE / module)
+        and test not in TEST_FILES
+        and module not in COVERED_BY
+        and not any(module.startswith(name) for name in COVERED_BY if name.endswith("/"))
+    }
+    assert not missing, "write these test files, or add the modules to COVERED_BY"
+
+
+def test_every_test_file_mirrors_a_module_or_is_listed() -> None:
+    strange = TEST_FILES - set(MODULES.values()) - CAPABILITIES.keys()
+    assert not strange, "move these to the module that they test, or add them to CAPABILITIES"
+
+
+def test_the_lists_name_only_files_that_need_them() -> None:
+    superfluous = [
+        name
+        for name, test in COVERED_BY.items()
+        if test not in TEST_FILES
+        or MODULES.get(name) in TEST_FILES
+        or not (PACKAGE / name).exists()
+    ]
+    superfluous += [
+        test for test in CAPABILITIES if test not in TEST_FILES or test in MODULES.values()
+    ]
+    assert not superfluous, "remove these: the file is gone, or a test file of its own exists"
