@@ -1,10 +1,10 @@
-# Two commands do everything: `make demo` and `make test`.
+# `make demo` runs everything on a small model, `make test` checks everything. Both install first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all parity bench chaos soak fuzz lint clean
+.PHONY: demo test test-all docs wheel parity speed bench chaos soak fuzz lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -19,8 +19,15 @@ parity: $(STAMP)
 	$(BIN)/python -m pip install -q --group parity
 	$(BIN)/python -m pytest tests/benchmark/test_parity.py
 
-bench: $(STAMP)
+speed bench: $(STAMP)
 	$(BIN)/forty2 bench
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheel: $(STAMP)
+	.ci/check_wheel $(BIN)/python
 
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py
@@ -45,4 +52,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
