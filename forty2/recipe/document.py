@@ -92,8 +92,8 @@ def parse_document(text: str, place: str) -> Document:
     Raises:
         RecipeError: it is not YAML, not a mapping, or uses aliases, odd keys or a key twice.
     """
-    reading = _Reading(_Loader(text), place)
     try:
+        reading = _Reading(_Loader(text), place)
         node = reading.loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{place}: a recipe is a mapping of keys to values")

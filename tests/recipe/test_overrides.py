@@ -111,7 +111,7 @@ def test_counts_of_a_phase_given_whole_are_not_lowered(tmp_path: Path) -> None:
 
 def test_a_file_that_contradicts_itself_stays_an_error(tmp_path: Path) -> None:
     wrong = STEPS.replace("steps: 100", "steps: 4")
-    complaint = "recipe.yaml:11: phases.dpo.eval_every_steps: 50 is beyond the last step (4)"
+    complaint = "recipe.yaml:10: phases.dpo.eval_every_steps: 50 is beyond the last step (4)"
     assert any(line.startswith(complaint) for line in problems(tmp_path, wrong))
     longer = problems(tmp_path, wrong, "phases.dpo.steps=8")
     assert any("50 is beyond the last step (8)" in line for line in longer)
