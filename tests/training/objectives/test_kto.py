@@ -453,7 +453,7 @@ def test_mistakes_are_told_by_line(inputs: Path) -> None:
     assert found.exit_code == 2
     assert "phases.kto.desirable_wait: unknown key; did you mean desirable_weight?" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("objective: kto", "objective: ktoo"))
-    assert "'ktoo' is none of sft, dpo, kto" in forty2("plan", "rated.yaml").output
+    assert "'ktoo' is none of dpo, kto, sft" in forty2("plan", "rated.yaml").output
     (inputs / "rated.yaml").write_text(RECIPE.replace("rated.jsonl, valid: dpo", "sft"))
     found = forty2("plan", "rated.yaml")
     assert found.exit_code == 2 and "sft.jsonl:1: needs a label (true or false)" in found.output
