@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -82,6 +83,7 @@ def test_recipes_and_phases_on_the_pages_are_valid(
                     Path(name).touch()
                 elif ":" not in name:
                     Path(name).mkdir(parents=True, exist_ok=True)
+                    (Path(name) / "train.jsonl").touch()
         Path("recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
         load_recipe("recipe.yaml")
 
@@ -139,6 +141,14 @@ def test_the_file_map_has_every_folder_and_module_of_the_package() -> None:
             assert f"{path.name}/" in named
         elif path.suffix == ".py" and not path.name.startswith("__"):
             assert path.name in named
+
+
+def test_the_python_page_has_every_public_name_and_no_other() -> None:
+    text = (ROOT / "docs/reference/python.md").read_text("utf-8")
+    named = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    assert {f"forty2.{name}" for name in forty2.__all__} <= set(named)
+    for name in named:
+        pkgutil.resolve_name(name)
 
 
 def test_every_page_is_in_the_navigation() -> None:
