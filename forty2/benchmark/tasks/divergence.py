@@ -175,7 +175,9 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
         n: as in `probes`.
     """
     found = probes(loaded, n)
-    key = json.dumps([fingerprint, machine.facts(), found])
+    # The base's log-probabilities do not change with each commit of ours.
+    facts = {name: fact for name, fact in machine.facts().items() if name != "revision"}
+    key = json.dumps([fingerprint, facts, found])
     folder = machine.cache_dir() / "base" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if find_damage(folder) is not None:
         with staged_folder(folder) as staged:
