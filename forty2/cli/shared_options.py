@@ -116,8 +116,9 @@ def _recorded_model(adapter: str | None) -> str:
         raise click.UsageError(
             "Missing option '--model' / '-m'. It may be left out only with --adapter and a run."
         )
-    from forty2.model.adapter import recorded_model
+    from forty2.model.adapter import adapter_dir, recorded_model
 
+    adapter_dir(adapter)  # says what is wrong where there is no adapter
     model = recorded_model(adapter)
     if model is None:
         raise click.UsageError(f"{adapter} does not say which model it is for: give --model.")

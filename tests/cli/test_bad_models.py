@@ -166,13 +166,13 @@ case(
     "adapter: a whole model",
     {},
     f"{GENERATE} -a tiny",
-    "tiny: this is a whole model, not an adapter: give it as --model",
+    "tiny: this is a whole model: give it as --model",
 )
 case(
     "adapter: a whole model and no other",
     {},
     "generate -a tiny -p hi",
-    "tiny: this is a whole model, not an adapter: give it as --model",
+    "tiny: this is a whole model: give it as --model",
 )
 case(
     "adapter: of no run, and no model",
@@ -240,7 +240,7 @@ def counts(tensors: int, values: int) -> bytes:
 
 gguf("missing", None, "cannot be read: No such file")
 gguf("a folder", empty_folder, "cannot be read: Is a directory")
-gguf("a pipe", pipe, "is no file but a pipe or a device")
+gguf("a pipe", pipe, "this is a pipe or a device")
 gguf("empty", "", "not a GGUF file")
 gguf("bad magic", edit(b"GGUF", b"GGML"), "not a GGUF file", "check the path")
 gguf("magic alone", b"GGUF", "damaged or cut short", "download the file again")

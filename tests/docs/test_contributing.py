@@ -103,7 +103,6 @@ def test_the_examples_are_written_as_the_package_is(changed: Path) -> None:
                 "-m",
                 "ruff",
                 *command,
-                "--isolated",
                 "--config",
                 "pyproject.toml",
                 *files,
