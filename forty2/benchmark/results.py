@@ -97,21 +97,20 @@ class Result:
         if name is None:
             raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
         try:
-            result = cls._parse(found, name, what)
+            result = cls._parse(found, name)
+            result._check_finite(what)
+            result._check_means(what)
+            result._check_scores(found, what)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, BenchmarkError):
                 raise
             raise BenchmarkError(f"{what} is damaged ({error!r}); measure again") from error
-        result._check_means(what)
         return result
 
     @classmethod
-    def _parse(cls, found: JsonObject, name: str, what: str) -> Result:
+    def _parse(cls, found: JsonObject, name: str) -> Result:
         task = task_class(name)
-        parsed = task.items_from_json(found["items"])
-        items = task.items([record for record, _ in parsed])
-        for place, (item, (_, stored)) in enumerate(zip(items, parsed, strict=True), 1):
-            _check_scores(item, stored, f"{what}, item {place} ({task.identify(item.record)[0]!r})")
+        items = task.items([record for record, _ in task.items_from_json(found["items"])])
         settings = (*task.must_agree, *task.may_differ)
         used = {"benchmark", "model", "adapter", "seed", "versions", "items"}
         used |= {task.data_key, f"{task.data_key}_sha256"}
@@ -128,22 +127,38 @@ class Result:
             items=items,
         )
 
+    def _where(self, place: int, what: str) -> str:
+        """Name an item in a message."""
+        name = task_class(self.benchmark).identify(self.items[place].record)[0]
+        return f"{what}, item {place + 1} ({name!r})"
+
+    def _check_finite(self, what: str) -> None:
+        for place, item in enumerate(self.items):
+            for name, score in item.scores.items():
+                if not math.isfinite(score):
+                    where = self._where(place, what)
+                    raise BenchmarkError(f"{where}: {name} is not finite; measure again")
+
     def _check_means(self, what: str) -> None:
         """Refuse means that are not those of the items."""
-        try:
-            stored = task_class(self.benchmark).stored_means(self.figures)
-            for name, mean in stored.items():
-                values = [item.scores[name] for item in self.items if name in item.scores]
-                found = math.fsum(values) / max(1, len(values))
-                if not abs(found - mean) <= TOLERANCE:
-                    raise BenchmarkError(
-                        f"{what}: {name} is stored as {mean:.6f}, but its items give {found:.6f}; "
-                        "the file was changed: measure again"
-                    )
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, BenchmarkError):
-                raise
-            raise BenchmarkError(f"{what} is damaged ({error!r}); measure again") from error
+        for name, mean in task_class(self.benchmark).stored_means(self.figures).items():
+            values = [item.scores[name] for item in self.items if name in item.scores]
+            found = math.fsum(values) / max(1, len(values))
+            if not abs(found - mean) <= TOLERANCE:
+                raise BenchmarkError(
+                    f"{what}: {name} is stored as {mean:.6f}, but its items give {found:.6f}; "
+                    "the file was changed: measure again"
+                )
+
+    def _check_scores(self, found: JsonObject, what: str) -> None:
+        """Refuse stored scores that are not those of the items; an earlier release stored none."""
+        parsed = task_class(self.benchmark).items_from_json(found["items"])
+        for place, (item, (_, stored)) in enumerate(zip(self.items, parsed, strict=True)):
+            if stored is not None and not _agree(item.scores, stored):
+                raise BenchmarkError(
+                    f"{self._where(place, what)}: its scores are not those of what it holds; the "
+                    "file was changed: measure again"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +219,7 @@ def _benchmark_of(found: JsonObject) -> str | None:
     return name if isinstance(name, str) and name in task_names() else None
 
 
-def _check_scores(item: Item, stored: Mapping[str, float] | None, where: str) -> None:
-    """Refuse scores that are not finite, and stored ones that the record does not give."""
-    for name, score in item.scores.items():
-        if not math.isfinite(score):
-            raise BenchmarkError(f"{where}: {name} is not finite; measure again")
-    if stored is None:
-        return
-    if stored.keys() != item.scores.keys() or not all(
-        abs(stored[name] - score) <= TOLERANCE for name, score in item.scores.items()
-    ):
-        raise BenchmarkError(
-            f"{where}: its scores are not those of what it holds; the file was changed: measure "
-            "again"
-        )
+def _agree(scores: Mapping[str, float], stored: Mapping[str, float]) -> bool:
+    return scores.keys() == stored.keys() and all(
+        abs(stored[name] - score) <= TOLERANCE for name, score in scores.items()
+    )

@@ -37,7 +37,8 @@ def measured(*tasks: Any, n: int | None = None) -> Any:
 
 
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:
-    assert measured(n=5).more == {} and len(measured(n=5).truthfulqa.items) == 5
+    alone = load_measurement(Benchmark(questions="probe", n=5), 7)
+    assert alone.more == {} and len(alone.truthfulqa.items) == 5
     more = BenchmarkTask(task="gsm8k", data=str(sums), n=4)
     found = measured("truthfulqa", more, n=5)
     assert len(found.truthfulqa.items) == 5 and len(found.more["gsm8k"].questions.items) == 4
