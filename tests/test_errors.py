@@ -9,6 +9,7 @@ from forty2.errors import (
     Forty2Error,
     Interrupted,
     MemoryRanOut,
+    OtherProcessEnded,
     first_line,
     is_out_of_memory,
     redact,
@@ -73,5 +74,5 @@ def test_running_out_of_memory_is_recognised(error: Exception, expected: bool) -
 
 def test_every_error_of_ours_is_of_a_standard_type_too() -> None:
     for kind in Forty2Error.__subclasses__():
-        if kind is not Interrupted:
+        if kind not in (Interrupted, OtherProcessEnded):
             assert kind.__mro__[2] is not Exception, kind

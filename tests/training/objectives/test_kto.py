@@ -269,15 +269,20 @@ def test_ties_are_not_right_and_drift_alone_is_no_margin(liked: int, tmp_path: P
     rows = add_mismatched_responses(rows, 64)
     logps = reference_logps(model, rows, range(10), tmp_path / "ref.npz")
     objective = RatedLoss(rows, logps, PHASE)
-    one, other = (
-        np.asarray(
-            response_logps(
-                model, pair_arrays(objective.batch_of_sides(range(10), [side])), NO_SHORTCUTS
+    # The policy's own log-probabilities to the last bit, so computed in the same batches.
+    objective.reference = {}
+    for batch in micro_batches(objective, range(10)):
+        indices = batch.rows.tolist()
+        one, other = (
+            np.asarray(
+                response_logps(
+                    model, pair_arrays(objective.batch_of_sides(indices, [side])), NO_SHORTCUTS
+                )
             )
+            for side in BOTH
         )
-        for side in BOTH
-    )
-    objective.reference = dict(enumerate(np.concatenate([one, other], axis=1)))
+        rows_logps = np.concatenate([one, other], axis=1)
+        objective.reference.update(zip(indices, rows_logps, strict=True))
     tied = evaluate(model, objective)
     assert tied["accuracy"] == tied["margin"] == tied["baseline"] == 0
     moved = evaluate(model, drifted(objective))
