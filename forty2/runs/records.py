@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from forty2.data.checks.contamination import Hit
 from forty2.files import JsonObject
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ class PhaseRecord:
     valid_rows: int
     steps: int
     exposures: float
-    """How often each row was seen, on average."""
+    """Average uses of each row."""
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject
@@ -58,9 +54,9 @@ class PhaseRecord:
     dropped: list[str]
     """Origins of rows whose response did not fit into max_length."""
     metrics: dict[str, float]
-    """The last step's."""
+    """Metrics of the last step."""
     valid: dict[str, float]
-    """Those of the evaluation whose adapter was kept; empty without validation rows."""
+    """Metrics of the evaluation at `kept_step`; empty without validation rows."""
     median_tokens: float
 
     def to_json(self) -> JsonObject:
@@ -74,7 +70,7 @@ class ContaminationRecord:
     hits: tuple[tuple[str, Hit], ...]
     """Each with the name of its phase."""
     unread_phases: tuple[str, ...]
-    """Phases whose rows were prepared as ids, so that their texts cannot be looked at."""
+    """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
     questions: str
     """Name of the question set."""
 

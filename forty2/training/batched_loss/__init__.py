@@ -49,8 +49,9 @@ def batched_loss(
 
     Args:
         rows: of the phase's `row_kind`.
-        reference: of the rows that come in a batch; None where the phase needs none.
-        shortcuts: that the model supports.
+        reference: log-probabilities of the rows that come in a batch; None where the phase needs
+            none.
+        shortcuts: optimisations that the model supports.
         frozen: stored states of the rows that come in a batch.
     """
     make = _LOSSES[phase.row_kind]

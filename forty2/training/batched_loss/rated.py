@@ -44,17 +44,18 @@ class RatedLoss(ResponseLoss):
         self._desirable = np.array([row.desirable for row in rows])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
-        """Verdicts (B,), then the arrays that `logps` reads."""
+        """Convert a batch to verdicts (B,), then the arrays that `logps` reads."""
         assert isinstance(batch, PairBatch)
         return [mx.array(self._desirable[batch.rows]), *super().arrays(batch)]
 
     def step_arrays(
         self, model: nn.Module, batches: Iterable[Batch], group: Group
     ) -> list[mx.array]:
-        """Estimate z0, KL(policy‖reference) a response on responses to other prompts, at least 0.
+        """Estimate z0: KL(policy‖reference) per response, on responses to other prompts.
 
-        A scalar in nats: the mean log ratio, without gradient, as Ethayarajh et al. 2024
-        (arXiv:2402.01306) estimate it.
+        Returns:
+            A scalar in nats, at least 0 and without gradient: the mean log ratio, as Ethayarajh et
+            al. 2024 (arXiv:2402.01306) estimate it.
         """
         total, rows = mx.array(0.0), 0
         with evaluating(model):  # without dropout

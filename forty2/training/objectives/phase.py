@@ -58,7 +58,7 @@ class Goal:
         return at_most
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics are good enough."""
+        """Return whether these metrics are good enough."""
         value = metrics[self.metric]
         if self.at_least is not None:
             return value >= self.at_least
