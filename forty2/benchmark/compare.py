@@ -49,7 +49,7 @@ class Change(NamedTuple):
     stderr: float
     """Paired standard error of the difference."""
     detectable: float | None
-    """Smallest true change that as many questions would show with 80% power; None: unknown."""
+    """Smallest true change that this number of questions would show with 80% power; None: unknown."""
     n: int
     """Questions that have this metric."""
     better: int
@@ -184,7 +184,7 @@ def format_comparison(comparison: Comparison) -> str:
             "",
             f"Verdict: {comparison.verdict}",
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
-            "detectable: the smallest true change that as many questions show with 80% power",
+            "detectable: the smallest true change that this number of questions shows with 80% power",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
         ]
     )
