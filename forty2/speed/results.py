@@ -20,7 +20,7 @@ class Floor:
     seconds: float
     """Per unit."""
     ratio: float
-    """Our seconds divided by the floor's."""
+    """Our seconds divided by those of the floor."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class SuiteResult:
     """One suite, measured for every trainer."""
 
     unit: str
-    """"batch" or "question": what `seconds` is measured per."""
+    """Unit of the times: "batch" or "question"."""
     units: int
     """Units in the suite."""
     tokens: int
     source: str
-    """Where the rows come from."""
+    """Source of the rows."""
     medians: Mapping[str, Figures]
     """By trainer, ours as `forty2`."""
     ratios: Mapping[str, Figures]
     """Our medians divided by another trainer's, by that trainer."""
     left_out: Mapping[str, str]
-    """Why a trainer could not be measured, by its name."""
+    """Reason that a trainer could not be measured, by its name."""
     runs: Mapping[str, Sequence[Measurement]]
     """Every measurement, by trainer; those of the machine's rate as `rate`."""
     floor: Floor | None = None
