@@ -173,7 +173,7 @@ def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
     if others:
         first = ablation.changes[0]  # the first phase, from the base
         steps = _changes_table(ablation, [first, *others])
-        tables.append(("What each phase bought and cost", steps, _STEPS_NOTE))
+        tables.append(("What each phase gained and cost", steps, _STEPS_NOTE))
     return tables
 
 

@@ -81,12 +81,12 @@ _CHANGES_NOTE = (
 )
 _METRIC_VERDICTS = {
     "gain": "the whole interval is above zero",
-    "no tax": "whatever was lost is less than the margin",
+    "no tax": "any loss is smaller than the margin",
     "tax": "the whole interval is below zero, and the loss may reach the margin",
     "inconclusive": "too few questions to tell",
     "no change": "as far as was measured, this is still the base model",
 }
-_PHASES_NOTE = "Adapter: the step whose adapter was taken, which is the best or the last one."
+_PHASES_NOTE = "Adapter: the step whose adapter the phase ended with, the best or the last one."
 _FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
 _NAMED = 10
 """Largest number of dropped or shortened rows that a warning names."""
@@ -348,7 +348,7 @@ def _fused(run: Run) -> Table:
                 (copy.path, f"KL of {copy.bits} bits from the fused model", f"{copy.kl:.1e}"),
                 (
                     copy.path,
-                    "cosine of the change of weights with the adapter's (1: all of it kept)",
+                    "cosine of the change of weights with the adapter's (1: nothing is lost)",
                     f"{copy.cosine:.3f}",
                 ),
             ]
