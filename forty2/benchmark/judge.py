@@ -235,14 +235,14 @@ def summary(item: JsonObject) -> JsonObject:
     A repeat in which any request is unscored is unscored. The item's verdict is the one that more
     than half of the scored repeats give; a tie where none does, and None where none is scored.
     """
-    asked = item["asked"]
-    if not asked:
+    answers = item["asked"]
+    if not answers:
         return {**item, "verdicts": [], "verdict": "tie"}
     verdicts: list[str | None]
     if len(item["replies"]) == 1:
-        verdicts = [_letter(one, ("yes", "no")) for one in asked]
+        verdicts = [_letter(one, ("yes", "no")) for one in answers]
     else:
-        verdicts = [_pair_verdict(*couple) for couple in _couples(asked)]
+        verdicts = [_pair_verdict(*couple) for couple in _couples(answers)]
     scored = Counter(verdict for verdict in verdicts if verdict is not None)
     verdict = None
     if scored:
@@ -251,9 +251,9 @@ def summary(item: JsonObject) -> JsonObject:
     return {**item, "verdicts": verdicts, "verdict": verdict}
 
 
-def _couples(asked: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject]]:
+def _couples(answers: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject]]:
     """Return the answers to both orders of each repeat."""
-    return list(zip(asked[::2], asked[1::2], strict=True))
+    return list(zip(answers[::2], answers[1::2], strict=True))
 
 
 def _letter(one: JsonObject, known: Sequence[str]) -> str | None:
@@ -290,7 +290,7 @@ def figures(items: Sequence[JsonObject]) -> JsonObject:
     ]
     least = -1.0 if pairs else 0.0
     interval = bootstrap(scores, least=least, most=1.0)._asdict() if scores else None
-    asked = [one for item in items for one in item["asked"]]
+    answers = [one for item in items for one in item["asked"]]
     return {
         "n": len(items),
         **{name: counts[verdict] for name, verdict in names.items()},
@@ -299,12 +299,12 @@ def figures(items: Sequence[JsonObject]) -> JsonObject:
         "interval": interval,
         "both_orders_agree": _orders_agree(items) if pairs else None,
         "agreement": agreement([item["verdicts"] for item in items])._asdict(),
-        "answered_by": sorted({one["model"] for one in asked if one["model"] is not None}),
+        "answered_by": sorted({one["model"] for one in answers if one["model"] is not None}),
         "requests": {
-            "sent": len(asked),
-            "failed": sum(one["said"] is None for one in asked),
+            "sent": len(answers),
+            "failed": sum(one["said"] is None for one in answers),
             "unreadable": sum(
-                one["said"] is not None and parse(one["said"]) is None for one in asked
+                one["said"] is not None and parse(one["said"]) is None for one in answers
             ),
         },
         "items": list(items),

@@ -27,7 +27,7 @@ class Item:
     record: JsonObject
     """Facts that the task recorded: the question, the reply, log-probabilities, …"""
     scores: dict[str, float]
-    """By metric."""
+    """Scores by metric."""
     category: str | None = None
 
     def to_json(self) -> JsonObject:

@@ -48,15 +48,16 @@ class Measurement:
 
     truthfulqa: Questions
     more: dict[str, Loaded]
-    """By name, the recipe's other tasks."""
+    """The recipe's other tasks, by name."""
     n: int | None
-    """Held-out prompts and neutral windows at most; None: all."""
+    """Largest number of held-out prompts and of neutral windows; None: all."""
     seed: int
 
     def settings(self, stage: str) -> JsonObject:
         """Return the settings that must be equal for a stage's measurement to resume."""
         more = {
-            f"{name}_sha256": task.source(asked).sha256 for name, (task, asked) in self.more.items()
+            f"{name}_sha256": task.source(questions).sha256
+            for name, (task, questions) in self.more.items()
         }
         return {"stage": stage, "questions_sha256": self.truthfulqa.sha256, **more}
 
@@ -236,7 +237,7 @@ class Contamination:
     questions: int
     """Number of questions in training rows."""
     comparisons: dict[str, Comparison]
-    """By stage; empty if no question was trained on, or fewer than two others are left."""
+    """Comparisons by stage; empty if no question was trained on, or too few others are left."""
 
     def to_json(self) -> JsonObject:
         """Return it as RUN/summary.json holds it."""
@@ -254,12 +255,12 @@ class Summary:
     stages: tuple[Stage, ...]
     margin: float
     comparisons: dict[str, Comparison]
-    """By stage, for all but the base."""
+    """Comparisons by stage, for all but the base."""
     contamination: Contamination
 
     @property
     def verdict(self) -> str:
-        """The verdict on the last stage; empty where there is only the base."""
+        """The verdict on the last stage; empty if there is only the base."""
         return list(self.comparisons.values())[-1].verdict if self.comparisons else ""
 
     def to_json(self) -> JsonObject:

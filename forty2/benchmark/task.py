@@ -31,9 +31,9 @@ class Metric(NamedTuple):
 
     low: float = 0.0
     high: float = 1.0
-    """The range is infinite where a score has no bound."""
+    """Bounds of a score; infinite if it has none."""
     better: Literal["higher", "lower", "neither"] = "higher"
-    """neither: a change is no gain and no loss, so the metric is not compared."""
+    """Direction that is better; neither: a change is no gain and no loss, and is not compared."""
 
 
 SHARE = Metric()

@@ -187,14 +187,14 @@ def _changes_note(ablation: Ablation) -> str:
 
 
 def _origin(ablation: Ablation) -> Table:
-    asked = ablation.questions
-    drawn = "" if asked.drawn_with is None else f", drawn with seed {asked.drawn_with}"
+    questions = ablation.questions
+    drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
     return origin_table(
         ablation.provenance,
         [
-            ("questions", asked.name),
-            ("questions, number", f"{asked.n}{drawn}"),
-            ("questions, sha256", asked.sha256),
+            ("questions", questions.name),
+            ("questions, number", f"{questions.n}{drawn}"),
+            ("questions, sha256", questions.sha256),
             ("scores of every item", "ablation.json"),
             ("the runs", "seedN"),
         ],

@@ -43,10 +43,10 @@ class Axis(NamedTuple):
 
     label: str = ""
     factor: float = 1.0
-    """Values are multiplied by this to be written."""
+    """Factor by which values are multiplied when they are written."""
     suffix: str = ""
     from_0_to_1: bool = False
-    """Whether values lie in this range: a line chart shows all of it, others nothing beyond it."""
+    """Whether values lie in this range: a line chart shows all of it, other charts no more."""
 
 
 PLAIN = Axis()
@@ -82,7 +82,7 @@ class Chart(NamedTuple):
     unit: str
     """Quantity and unit of the values; may be empty."""
     legend: list[LegendEntry]
-    """Empty where there is one series."""
+    """Entries of the series; empty if there is only one."""
     svg: str
     """The drawing, safe to be put into a page without escaping."""
 

@@ -199,7 +199,7 @@ class Run:
     phases: list[Phase]
     log: list[LogLine]
     summary: Summary | None
-    """None if the recipe measures nothing, or the run is not finished."""
+    """Outcome; None if the recipe measures nothing, or the run is not finished."""
     unread_phases: list[str]
     """Phases whose data could not be searched for the benchmark's questions."""
     fused: Fused | None

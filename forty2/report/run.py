@@ -201,9 +201,9 @@ def _meaning(summary: Summary, quote: Quote = str) -> str:
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
     sentence = _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
-    asked = f" ({_counted(summary.n, 'question')})" if summary.n is not None else ""
+    number = f" ({_count(summary.n, 'question')})" if summary.n is not None else ""
     compared = (
-        f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{asked}."
+        f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{number}."
     )
     return f"{sentence} {compared}".strip()
 
@@ -226,9 +226,9 @@ def _warnings(run: Run, quote: Quote = str) -> list[str]:
             if origins:
                 named = ", ".join(map(quote, origins[:_NAMED]))
                 more = f" and {len(origins) - _NAMED:,} more" if len(origins) > _NAMED else ""
-                counted = _counted(len(origins), noun)
+                count = _count(len(origins), noun)
                 what = what.format(its="its" if len(origins) == 1 else "their")
-                found.append(f"{quote(phase.name)}: {counted} {what} ({named}{more})")
+                found.append(f"{quote(phase.name)}: {count} {what} ({named}{more})")
     found += [quote(line.warning) for line in run.log if line.warning is not None]
     return [*found, *map(quote, run.fused.warnings if run.fused is not None else [])]
 
@@ -241,7 +241,7 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
         lines.append("Contamination: no training row holds a question of the benchmark.")
     elif found is not None:
         text = (
-            f"Contamination: {_counted(found.questions, 'question')} of the benchmark "
+            f"Contamination: {_count(found.questions, 'question')} of the benchmark "
             f"{'is' if found.questions == 1 else 'are'} in training rows (contamination.json "
             "names them)."
         )
@@ -261,7 +261,8 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
     return lines
 
 
-def _counted(n: int, noun: str) -> str:
+def _count(n: int, noun: str) -> str:
+    """Format a number with its noun, in the plural unless it is 1."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 

@@ -248,7 +248,7 @@ class Scores(NamedTuple):
     """The scores of all stages, over all seeds."""
 
     by_stage: dict[str, dict[str, Values]]
-    """By stage and metric, (S, n)."""
+    """Scores by stage and metric, each (S, n)."""
     same_as_base: dict[str, bool]
     """Whether a stage is still the base, as far as was measured."""
 

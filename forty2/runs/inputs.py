@@ -95,8 +95,8 @@ def read_inputs(
     if measurer is not None:
         measurer.write_contamination(data)
         # The base is measured for minutes before the adapter is attached: try the adapter now.
-        bare = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
-        attach_adapter(bare.model, recipe.adapter, seed=0)
+        trial = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
+        attach_adapter(trial.model, recipe.adapter, seed=0)
     return RunInputs(loaded, phases)
 
 

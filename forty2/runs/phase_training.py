@@ -109,7 +109,7 @@ def _train(
 
 def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
     """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
-    # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
+    # Adapter, and an optimizer with two moments; two checkpoints stay while one is written.
     needs = {work: 3 * 3 * sum(v.nbytes for v in adapter_weights(loaded.model).values())}
     fuse = run.recipe.fuse
     if fuse is not None and run.group.first:
@@ -137,11 +137,11 @@ def _losses(
 
 
 class _RowsUsed(NamedTuple):
-    """The rows of a file that come in a batch."""
+    """The rows of a file that the batches use."""
 
     rows: Sequence[Any]
     which: Sequence[int]
-    """Their indices."""
+    """Indices of the rows used."""
     passes: float
     """Average number of times that each of them is used."""
     label: str

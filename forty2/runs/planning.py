@@ -39,14 +39,14 @@ class PhaseForecast(NamedTuple):
     """Rows whose prompt loses its beginning to max_length."""
     median_tokens: int
     longest_tokens: int
-    """The longest sequence: of a pair, its prompt and the longer response."""
+    """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
     """Average uses of each row: the epochs."""
     evaluations: int
     saves: int
     peak_memory_gb: float
-    """Estimated."""
+    """Estimated peak."""
     replayed_gb: float
     """Disk for the frozen blocks' states of the training rows, while the phase runs."""
     data_warnings: tuple[str, ...]

@@ -48,7 +48,7 @@ class PhaseRecord:
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject
-    """The shortcuts taken in computing log-probabilities."""
+    """Shortcuts taken in computing log-probabilities; the name is the key of phase.json."""
     shortened: list[str]
     """Origins of rows whose prompt lost its beginning to max_length."""
     dropped: list[str]
@@ -68,7 +68,7 @@ class ContaminationRecord:
     """Training rows that hold questions of the benchmark; contamination.json."""
 
     hits: tuple[tuple[str, Hit], ...]
-    """Each with the name of its phase."""
+    """Hits, each with the name of its phase."""
     unread_phases: tuple[str, ...]
     """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
     questions: str

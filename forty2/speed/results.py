@@ -18,7 +18,7 @@ class Floor:
     operations_per_s: float
     """The machine's rate on matrix products of the model's sizes, measured in the same turns."""
     seconds: float
-    """Per unit."""
+    """Seconds per unit."""
     ratio: float
     """Our seconds divided by those of the floor."""
 
@@ -35,7 +35,7 @@ class SuiteResult:
     source: str
     """Source of the rows."""
     medians: Mapping[str, Figures]
-    """By trainer, ours as `forty2`."""
+    """Medians by trainer, ours as `forty2`."""
     ratios: Mapping[str, Figures]
     """Our medians divided by another trainer's, by that trainer."""
     left_out: Mapping[str, str]
@@ -43,7 +43,7 @@ class SuiteResult:
     runs: Mapping[str, Sequence[Measurement]]
     """Every measurement, by trainer; those of the machine's rate as `rate`."""
     floor: Floor | None = None
-    """None: the model's operations cannot be counted."""
+    """Least time; None: the model's operations cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ComparisonResult:
     batch_size: int
     suites: Mapping[str, SuiteResult] = field(default_factory=dict)
     growth: Mapping[str, GrowthCurve] = field(default_factory=dict)
-    """By the quantity that grows. Empty: not measured."""
+    """Curves by the quantity that grows; empty: not measured."""
 
     def as_json(self) -> JsonObject:
         """Return the result as a JSON object, without floors and growth that were not measured."""

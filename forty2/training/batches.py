@@ -30,7 +30,7 @@ class SftBatch(NamedTuple):
     mask: npt.NDArray[np.bool_]
     """(B, T), true where supervised."""
     segments: npt.NDArray[np.int32] | None
-    """(B, T), which of the rows packed together a token belongs to; None where none are."""
+    """(B, T), number of the packed row that a token belongs to; None: no row is packed."""
     weight: int
     """Supervised tokens; the summed loss is divided by them."""
     tokens: int

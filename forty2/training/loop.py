@@ -265,7 +265,7 @@ class _Attempt:
         if action == "back" and self.monitor.rollbacks < MAX_ROLLBACKS:
             raise _Rollback(message, self.monitor.rollbacks)
         if action in ("stop", "back"):
-            # A step that was not taken comes again after --resume, and stops again.
+            # A step that was not taken is tried again after --resume, and stops again.
             was_taken = step == self.state.step
             self._stop(message, "--resume goes on all the same; " if was_taken else "")
         self._warn(step, message, red.line)

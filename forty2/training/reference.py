@@ -32,7 +32,7 @@ from forty2.training.frozen_states import FrozenStates
 from forty2.training.processes import ALONE, Group
 
 TokenLogps = dict[int, npt.NDArray[np.float32]]
-"""By row index, (tokens of both responses,) log-probabilities in nats, the chosen response first."""
+"""Log-probabilities in nats by row index, (tokens of both responses,), the chosen response first."""
 
 
 def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence[AnyPair]) -> str:

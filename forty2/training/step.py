@@ -43,7 +43,7 @@ class BatchSums(NamedTuple):
     """Sums over the batches of a step, to be divided by their weight."""
 
     gradients: Tree
-    """None in a process that has no batch of the step."""
+    """Summed gradients; None in a process that has no batch of the step."""
     loss: mx.array
     """Scalar, fp32."""
     metrics: list[dict[str, mx.array]]
@@ -51,6 +51,7 @@ class BatchSums(NamedTuple):
     weight: int
     """Supervised tokens or rows."""
     tokens: int
+    """Tokens without padding."""
 
 
 class Stepper:
@@ -73,7 +74,7 @@ class Stepper:
             optimizer: new, or as a checkpoint left it.
             group: processes that share each step; some may have no batch of it.
         """
-        optimizer.init(model.trainable_parameters())  # a restored state is left as it is
+        optimizer.init(model.trainable_parameters())  # does not change a restored state
         self.shapes: set[tuple[object, ...]] = set()
         """Shapes of the batches so far; on a GPU each one cost a compilation."""
         self._model, self._optimizer, self._loss, self._group = model, optimizer, loss, group

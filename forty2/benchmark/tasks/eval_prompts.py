@@ -105,7 +105,7 @@ class EvalPrompts:
     file: str
     items: tuple[EvalPrompt, ...]
     form: Form | None
-    """None: the tokenizer's control tokens decide."""
+    """Form of the prompts; None: the tokenizer's control tokens decide."""
     gates: dict[str, float]
     sha256: str
 
@@ -150,20 +150,20 @@ class EvalPromptsTask(Task[EvalPrompts]):
         """
         from forty2.inference.generation import generate_replies
 
-        asked = Asked(loaded, questions, self.max_tokens)
+        encoded = Asked(loaded, questions, self.max_tokens)
         with _undisturbed(loaded.model):
             replies = dict(
                 generate_replies(
                     loaded,
-                    asked.ids,
+                    encoded.ids,
                     max_tokens=self.max_tokens,
                     batch_size=self.batch_size,
                     progress=lambda _, done, total, figures: report(done, total, figures),
                 )
             )
         records: list[JsonObject] = []
-        for n, (prompt, ids) in enumerate(zip(questions.items, asked.ids, strict=True)):
-            turn = asked.tags.turn(ids, replies[n].ids, stopped=replies[n].stopped)
+        for n, (prompt, ids) in enumerate(zip(questions.items, encoded.ids, strict=True)):
+            turn = encoded.tags.turn(ids, replies[n].ids, stopped=replies[n].stopped)
             # decoded with control tokens: a reply that holds one is not the expected text
             reply = str(loaded.tokenizer.decode(list(replies[n].ids[: turn.length])))
             records.append(
@@ -323,7 +323,7 @@ def _faults(records: Sequence[JsonObject]) -> Iterable[str]:
 
 
 class Asked:
-    """Prompts as one model reads them.
+    """Eval prompts as token ids, for one model.
 
     Raises:
         BenchmarkError: the form of the prompts is unclear, the chat template refuses one, or a reply

@@ -95,7 +95,7 @@ class HumanEval(Task[Problems]):
     data: str | Path
     """HumanEval.jsonl.gz or .jsonl, or a folder with one of them."""
     run_untrusted_code: bool = False
-    """Must be True: what the model writes is run."""
+    """Permission to run the programs that the model writes; must be True."""
     instruct: bool = False
     """Ask for the function in words, and begin the answer with its head."""
     samples: int = 1
@@ -110,7 +110,7 @@ class HumanEval(Task[Problems]):
     """Only the first problems, as with the harness's `--limit`."""
     seed: int = 42
     chat_template: bool | None = None
-    """None: instructions go through the template, plain prompts do not."""
+    """Use of the chat template; None: instructions go through it, plain prompts do not."""
     max_tokens: int = MAX_TOKENS
     """Longest answer."""
     batch_size: int = BATCH_SIZE

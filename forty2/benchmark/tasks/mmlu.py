@@ -59,7 +59,7 @@ class Question:
     number: int
     """Place in its subject's file, from 1."""
     origin: str
-    """file:line"""
+    """Where it was read, as file:line."""
 
     def asked(self) -> str:
         """Return the question as the model reads it."""

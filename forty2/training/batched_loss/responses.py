@@ -30,7 +30,7 @@ START_TOLERANCE = 0.1
 """Nats per token by which a 16-bit policy may differ from itself, computed in another order."""
 
 Reference = Mapping[int, npt.NDArray[np.float32]]
-"""By row index, (tokens of both responses,) log-probabilities in nats, the chosen response first."""
+"""Log-probabilities in nats by row index, (tokens of both responses,), the chosen response first."""
 
 
 class ResponseLoss(BatchedLoss):
