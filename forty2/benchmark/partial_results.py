@@ -68,7 +68,7 @@ class PartialResults:
         except OSError as error:
             raise BenchmarkError(f"{file.name}: another process is writing it") from error
         file.seek(0)
-        head, *lines = file.read().split(b"\n")[:-1] or [b""]  # a line that was cut is no item
+        head, *lines = file.read().split(b"\n")[:-1] or [b""]  # an incomplete last line is ignored
         if not lines:
             file.truncate(0)
             self._write(settings)
@@ -142,7 +142,7 @@ def check_out(out: Path) -> None:
         if out.is_dir():
             raise BenchmarkError(f"{out}: is a folder; name a file to write")
         folder = next(folder for folder in out.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not say whether it works
+        with tempfile.TemporaryFile(dir=folder):  # only trying tells whether it can be written
             pass
     except OSError as error:
         raise BenchmarkError(
@@ -156,6 +156,6 @@ def weights(loaded: LoadedModel, adapter: str | Path | None) -> list[list[str | 
     By them a resumed measurement checks that it has the model that it began with.
     """
     folders = [loaded.path] if adapter is None else [loaded.path, adapter_dir(adapter)]
-    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")  # a scale and a template, too
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")  # settings and templates, too
     files = [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix in kinds]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -23,7 +23,7 @@ def read_question_file(path: Path) -> bytes:
             )
         if path.is_file() and path.stat().st_size > _MAX_BYTES:
             raise BenchmarkError(
-                f"{path}: {path.stat().st_size:,} bytes are no file of questions (limit "
+                f"{path}: {path.stat().st_size:,} bytes are too many for a file of questions (limit "
                 f"{_MAX_BYTES:,}); give the benchmark's own"
             )
         return path.read_bytes()

@@ -95,7 +95,7 @@ class Result:
         """
         name = benchmark or _benchmark_of(found)
         if name is None:
-            raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+            raise BenchmarkError(f"{what} is not a result of a benchmark; {_REMEDY}")
         try:
             result = cls._parse(found, name, what)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -191,7 +191,7 @@ def read_measured(found: object, what: str) -> Result | Stage:
         BenchmarkError: it is neither, or damaged.
     """
     if not isinstance(found, dict):
-        raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+        raise BenchmarkError(f"{what} is not a result of a benchmark; {_REMEDY}")
     return Stage.from_json(found, what) if "stage" in found else Result.from_json(found, what)
 
 

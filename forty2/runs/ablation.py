@@ -120,7 +120,7 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
     if recipe.benchmark is None:
         raise RecipeError(f"{recipe.name}: benchmark: null measures nothing; say what to measure")
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
-        raise RunError(f"{out}: is no empty folder; go on with --resume, or name another --out")
+        raise RunError(f"{out}: is not an empty folder; go on with --resume, or name another --out")
 
 
 def _record(
@@ -223,8 +223,8 @@ def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
         write_json(file, questions)
     elif read_json(file) != questions:
         raise RunError(
-            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe "
-            "that the ablation was started with, or name another --out"
+            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
+            "started the ablation, or name another --out"
         )
     benchmark = dataclasses.replace(recipe.benchmark, questions=str(file))
     return dataclasses.replace(recipe, benchmark=benchmark), {

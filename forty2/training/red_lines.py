@@ -35,7 +35,7 @@ class RedLine(NamedTuple):
 
     line: Line
     reason: str
-    """A few words, without step and rows."""
+    """Reason in a few words, without step and rows."""
 
 
 @dataclass
