@@ -133,11 +133,11 @@ def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Si
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
-def has_room(size: Size, most_gb: float, folder: Path) -> bool:
+def has_room(size: Size, limit_gb: float, folder: Path) -> bool:
     """Return whether states of this size are within the limit and leave a tenth of the disk free."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
-    return size.bytes <= most_gb * 1e9 and size.bytes < disk.free - disk.total / 10
+    return size.bytes <= limit_gb * 1e9 and size.bytes < disk.free - disk.total / 10
 
 
 def store_states(

@@ -94,7 +94,7 @@ class Behaviour(Task[list[JsonObject]]):
     category_key = "gate"
 
     def load(self) -> list[JsonObject]:
-        return _spread([*rows("heldout/behaviour"), *rows("heldout/refusal")], self.n)
+        return _take_per_gate([*rows("heldout/behaviour"), *rows("heldout/refusal")], self.n)
 
     def source(self, questions: list[JsonObject]) -> Source:
         sha256 = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
@@ -265,7 +265,7 @@ def _range(interval: JsonObject) -> str:
     return f"{interval['low']:.1%} to {interval['high']:.1%}"
 
 
-def _spread(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObject]:
+def _take_per_gate(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObject]:
     """Return the first prompts of each gate, equally many, at least `n` in all; None: all.
 
     Both prompts of a pair are taken.
