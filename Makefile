@@ -20,7 +20,7 @@ parity: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmark/test_parity.py
 
 speed bench: $(STAMP)
-	$(BIN)/forty2 bench
+	$(BIN)/forty2 speed
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q --group docs

@@ -44,7 +44,7 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_ratios() -> str:
-    """Table of our time and peak memory over each peer's, by suite."""
+    """Format our time and peak memory divided by each peer's, by suite."""
     suites = _speed()["suites"]
     rows = [["forty2 divided by the peer: time, memory", *PEERS.values()]]
     for name, text in SUITES.items():
@@ -58,7 +58,7 @@ def speed_ratios() -> str:
 
 
 def speed_floor() -> str:
-    """Table of our time over the time of the needed matrix products alone, by suite."""
+    """Format our time, and that of the needed matrix products alone, by suite."""
     suites = _speed()["suites"]
     rows = [["suite", "time", "needed matrix products alone", "ratio"]]
     for name, text in SUITES.items():
@@ -77,7 +77,7 @@ def speed_floor() -> str:
 
 
 def speed_growth() -> str:
-    """Tables of time and memory by size, each with the exponent from the size before."""
+    """Format time and memory by size, with the exponent from the size before."""
     parts = []
     for what, grown in _speed()["growth"].items():
         rows = [[what, "seconds", "exponent", "GB"]]
@@ -106,7 +106,7 @@ GENERATED: dict[str, Callable[[], str]] = {
 def load_commands(command: click.Command = main, name: str = "forty2") -> Iterator[str]:
     """Import a command and all below it, and yield their names, as in `forty2 data lint`.
 
-    mkdocs-click looks no further than `commands`, which does not hold what a group loads when used.
+    mkdocs-click reads only `commands`, which lacks the commands that a group loads when used.
     """
     yield name
     if isinstance(command, click.Group):
@@ -122,7 +122,7 @@ COMMANDS = list(load_commands())
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each place for a generated table by the table."""
+    """Replace each placeholder by its generated table."""
     return PLACE.sub(lambda found: GENERATED[found[1]](), markdown)
 
 

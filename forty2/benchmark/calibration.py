@@ -1,6 +1,6 @@
-"""Calibration: is a model right as often as it is sure? On multiple-choice items of any length.
+"""Calibration of multiple-choice answers: is a model right as often as it is sure?
 
-A model's confidence is the share of the probability of all options that its first choice holds.
+A model's confidence is its first choice's share of the probability of all options.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ BINS = 10
 
 
 def first_choice(logliks: Sequence[float], labels: Sequence[int]) -> tuple[float, bool]:
-    """Return the confidence in the best-scored option, and whether it is true; of a tie, the false one."""
+    """Return the confidence in the best option, and whether it is true; in a tie, a false one counts.
+
+    Args:
+        logliks: log-likelihood of each option, in nats.
+        labels: 1 for true options, 0 for false ones.
+    """
     values = np.asarray(logliks, np.float64)
     shares = np.exp(values - values.max())
     best = values == values.max()
@@ -23,11 +28,14 @@ def first_choice(logliks: Sequence[float], labels: Sequence[int]) -> tuple[float
 
 
 def calibration(choices: Sequence[tuple[float, bool]]) -> JsonObject:
-    """Compute the expected calibration error and the bins that it is made of.
+    """Compute the expected calibration error, and its bins.
 
     Σ n_b / n · |accuracy_b - confidence_b| over ten bins of confidence of equal width (Naeini et al.
     2015, "Obtaining well calibrated probabilities using Bayesian binning"; Guo et al. 2017,
     arXiv:1706.04599, eq. 3). A confidence on a border belongs to the bin below it, as in the paper.
+
+    Args:
+        choices: confidence and correctness of each item, from `first_choice`.
     """
     confidence = np.array([c for c, _ in choices])
     right = np.array([r for _, r in choices], float)

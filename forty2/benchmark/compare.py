@@ -1,8 +1,8 @@
-"""Two results of one benchmark, item by item: what changed, how surely, and a verdict. NumPy only.
+"""Comparison of two results item by item: changes, their intervals, and a verdict. NumPy only.
 
-Compared are the results of `forty2 benchmark`, and the stages of a run (`RUN/benchmarks/`), which
-hold several of them. Every item carries its scores; its task says which metrics there are, what they
-can be, and what must be the same in both results. The statistics are those of `stats`.
+It takes two results of `forty2 benchmark`, or two stages of a run (`RUN/benchmarks/`), which hold
+several results. Every item carries its scores; its task states the metrics, their ranges, and what
+must be the same in both results. The statistics are those of `stats`.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ class Change(NamedTuple):
     stderr: float
     """Paired standard error of the difference."""
     detectable: float | None
-    """Smallest true change that this many questions would show with 80% power; None: unknown."""
+    """Smallest true change that this number of questions would show with 80% power; None: unknown."""
     n: int
     """Questions that have this metric."""
     better: int
     """Questions that scored better after."""
     worse: int
+    """Questions that scored worse after."""
     p: float
-    """McNemar's exact p where every score is 0 or 1, else that of random signs."""
+    """McNemar's exact p where every score is 0 or 1, else the p of random signs."""
     p_holm: float
     """p, corrected for all metrics of the comparison."""
     verdict: Verdict
@@ -73,14 +74,14 @@ class Comparison(NamedTuple):
     margin: float
     metrics: dict[str, Change]
     judged: tuple[str, ...]
-    """Metrics that the verdict is over; the others are parts of them, or stand beside."""
+    """Metrics that the verdict is over; the others are parts of them, or additional."""
     categories: dict[str, float]
     """Mean change by category of TruthfulQA (of MC2) or by subject of MMLU: too few questions each
     for a verdict."""
     kl: float | None
-    """KL(after ‖ before) a token, where before is the base of a run and after one of its stages."""
+    """KL(after ‖ before) in nats per token, if before is a run's base and after one of its stages."""
     changed: float
-    """Share of the items judged otherwise than before, by any metric that is 0 or 1."""
+    """Share of the items that score otherwise than before in any metric that is 0 or 1."""
     verdict: Verdict
 
     def record(self) -> JsonObject:
@@ -101,10 +102,10 @@ def compare(
 
     Args:
         margin: largest loss that still counts as no tax.
-        resamples, seed: of the bootstrap and of random signs.
+        resamples, seed: settings of the bootstrap and of random signs.
 
     Raises:
-        BenchmarkError: they are not of the same questions, asked in the same way. Says where.
+        BenchmarkError: questions or settings differ; the message says where.
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
@@ -183,7 +184,7 @@ def format_comparison(comparison: Comparison) -> str:
             "",
             f"Verdict: {comparison.verdict}",
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
-            "detectable: the smallest true change that so many questions show with 80% power",
+            "detectable: the smallest true change that this number of questions shows with 80% power",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
         ]
     )
@@ -198,19 +199,19 @@ def _shown(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MetricScores:
-    """Scores in one metric, by the place of the item that has it."""
+    """Scores in one metric, by the item's place."""
 
     metric: Metric
     by_place: dict[int, float]
 
     def values(self) -> Values:
-        """Scores in the items' order, (n,)."""
+        """Return the scores in the items' order, (n,)."""
         return np.array(list(self.by_place.values()), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of a result, or of all results of a stage, in one row of items."""
+    """Scores of a result, or of all results of a stage one after the other."""
 
     questions: str
     """Name of the questions that the verdict is over."""
@@ -218,7 +219,7 @@ class Scores:
     settings: dict[str, object]
     """Settings that must be the same in both results."""
     asked: list[tuple[str, object]]
-    """Each item's name, and what else of it must be the same in both results."""
+    """Each item's name, and its further facts that must be the same in both results."""
     metrics: dict[str, MetricScores]
     judged: tuple[str, ...]
     categories: dict[str, list[int]]
@@ -230,7 +231,7 @@ class Scores:
 def scores_of(measured: Result | Stage) -> Scores:
     """Collect the scores of a result or stage by metric, those of the verdict first.
 
-    Of a stage, the first result is what the verdict is over; the others stand beside it.
+    The verdict on a stage is over its first result.
     """
     if isinstance(measured, Result):
         return _scores_of_result(measured)
@@ -245,8 +246,8 @@ def scores_of(measured: Result | Stage) -> Scores:
         for key, value in part.settings.items():
             settings[key if part is first else f"{name}: {key}"] = value
         for metric, scores in part.metrics.items():
-            moved = {len(asked) + place: score for place, score in scores.by_place.items()}
-            metrics[metric] = MetricScores(scores.metric, moved)
+            shifted = {len(asked) + place: score for place, score in scores.by_place.items()}
+            metrics[metric] = MetricScores(scores.metric, shifted)
         asked += part.asked
     settings["benchmark"] = "stage"
     return Scores(
@@ -293,7 +294,7 @@ def _scores_of_result(result: Result) -> Scores:
 
 
 def _printable(text: str) -> str:
-    """A text from a file, fit to be printed."""
+    """Return a text from a file with unprintable characters spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -301,7 +302,7 @@ def _printable(text: str) -> str:
 
 
 def _check_same(old: Scores, new: Scores) -> None:
-    """Refuse results that are not of the same questions, asked the same way."""
+    """Refuse results of different questions or settings."""
     for key in {**old.settings, **new.settings}:
         before, after = old.settings.get(key), new.settings.get(key)
         if key.endswith("data_sha256") and None in (before, after):
@@ -366,34 +367,37 @@ def _change(
 
 
 def _is_binary(*scores: Values) -> bool:
+    """Return whether every score is 0 or 1."""
     return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in scores)
 
 
 def _p(old: Values, new: Values, resamples: int, seed: int) -> float:
+    """Compute the two-sided p of the paired change of scores, each (n,)."""
     if _is_binary(old, new):
         return mcnemar(int((new > old).sum()), int((new < old).sum()))
     return sign_flips(new - old, resamples=resamples, seed=seed)
 
 
 def _changed(old: Scores, new: Scores) -> float:
-    """Share of the items that are judged otherwise than before."""
-    judged, otherwise = set[int](), set[int]()
+    """Compute the share of items that score otherwise than before in a metric that is 0 or 1."""
+    judged, changed = set[int](), set[int]()
     for name, before in old.metrics.items():
         after = new.metrics[name]
         if _is_binary(before.values(), after.values()):
             judged |= before.by_place.keys()
-            otherwise |= {n for n, score in before.by_place.items() if after.by_place[n] != score}
-    return len(otherwise) / max(1, len(judged))
+            changed |= {n for n, score in before.by_place.items() if after.by_place[n] != score}
+    return len(changed) / max(1, len(judged))
 
 
 def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
-    """KL of a stage from the base, where the result before is the base."""
+    """Return the KL of a stage from the base, in nats per token; None: before is not the base."""
     if isinstance(before, Result) or isinstance(after, Result) or before.name != "base":
         return None
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
 
 
 def _by_category(old: Scores, new: Scores) -> dict[str, float]:
+    """Compute the mean change by category, of the metric that the task names."""
     if old.category_metric is None:
         return {}
     scores: list[Mapping[int, float]] = [

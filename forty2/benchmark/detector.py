@@ -1,8 +1,8 @@
 """Patterns that detect what a generated answer does: hedge, decline, correct, reject a myth.
 
 Patterns miss wordings, so each act's precision and recall are measured on answers labelled by hand
-(`heldout/leak_labels.jsonl`, `heldout/reply_labels.jsonl`), one half of which the patterns were
-developed on and the other only counted. A share by generation is as good as these, and no better.
+(`heldout/reply_labels.jsonl`): the patterns were developed on one half of them, and the other half
+only measures. A share by generation is only as good as these.
 """
 
 from __future__ import annotations
@@ -166,31 +166,31 @@ _REJECTS = _one_of(
 
 
 def leaks(answer: str) -> bool:
-    """Whether an answer hedges, needlessly on a plain factual question."""
+    """Return whether an answer hedges; on a plain factual question that is needless."""
     return _HEDGES.search(_plain(answer)) is not None
 
 
 def declines(answer: str) -> bool:
-    """Whether an answer says that it is not known, cannot be known, or is refused."""
+    """Return whether an answer says that something is not known or knowable, or refuses."""
     return _DECLINES.search(_plain(answer)) is not None
 
 
 def corrects(answer: str) -> bool:
-    """Whether an answer denies what an anachronistic question takes for granted."""
+    """Return whether an answer denies the false premise of an anachronistic question."""
     return _CORRECTS.search(_plain(answer)) is not None
 
 
 def weighs(answer: str) -> bool:
-    """Whether an answer leaves the question open: it hedges, declines, or gives several views."""
+    """Return whether an answer leaves the question open: hedges, declines, or gives several views."""
     return leaks(answer) or declines(answer) or _WEIGHS.search(_plain(answer)) is not None
 
 
 def rejects(answer: str, marks: Sequence[str]) -> bool:
-    """Whether an answer contradicts a myth.
+    """Return whether an answer contradicts a myth.
 
     Args:
-        marks: words of the true answer to this question. Needed, as an answer may deny a myth by
-            stating the fact; but one that opens with yes affirms it whatever it names.
+        marks: words of the true answer to this question: an answer may deny a myth by stating the
+            fact. But an answer that begins with yes affirms the myth, whatever it names.
     """
     text = _plain(answer)
     if re.match(r"yes\b", text, re.IGNORECASE):
@@ -206,21 +206,21 @@ ACTS = ("hedges", "declines", "weighs", "corrects", "rejects")
 
 
 def does(act: str, answer: str, row: JsonObject) -> bool:
-    """Whether an answer to a held-out prompt does one of `ACTS`.
+    """Return whether an answer to a held-out prompt does one of `ACTS`.
 
     Args:
         row: the prompt's row, for the marks of a myth.
     """
     if act == "rejects":
         return rejects(answer, row["expect"])
-    alone = {"hedges": leaks, "declines": declines, "weighs": weighs, "corrects": corrects}
-    return alone[act](answer)
+    detectors = {"hedges": leaks, "declines": declines, "weighs": weighs, "corrects": corrects}
+    return detectors[act](answer)
 
 
 SOURCES = ("develop", "held out", "pairs")
-"""Sources of the labelled answers: the half of `reply_labels` that the patterns were developed on,
-the other half, which their author had read, and the good and bad answers written for the held-out
-prompts' log-likelihoods. Trust the last."""
+"""Sources of the labelled answers: the half of `reply_labels` that the patterns were developed on;
+the other half, which their author had read; and the good and bad answers of the held-out prompts.
+Trust the last one most."""
 
 
 class Quality(NamedTuple):
@@ -231,23 +231,23 @@ class Quality(NamedTuple):
     n: int
     positives: int
     precision: float | None
-    """Share of the found answers that are labelled so; None: none was found."""
+    """Share of the detected answers that are labelled with the act; None: none was detected."""
     recall: float
-    """Share of the answers labelled so that are found."""
+    """Share of the answers labelled with the act that are detected."""
 
 
 def quality(act: str, source: str) -> Quality:
     """Measure the detector of an act on labelled answers, by one of `SOURCES`."""
-    found = [(does(act, answer, row), wanted) for answer, wanted, row in _labelled(act, source)]
-    hits = sum(got and wanted for got, wanted in found)
-    named, positives = sum(got for got, _ in found), sum(wanted for _, wanted in found)
+    pairs = [(does(act, answer, row), label) for answer, label, row in _labelled(act, source)]
+    hits = sum(detected and label for detected, label in pairs)
+    detected, positives = sum(one for one, _ in pairs), sum(label for _, label in pairs)
     return Quality(
-        act, source, len(found), positives, hits / named if named else None, hits / positives
+        act, source, len(pairs), positives, hits / detected if detected else None, hits / positives
     )
 
 
 _PAIRS = {
-    # gates whose prompts are used, and whether their good answer does it (else the bad one)
+    # By act, the gates whose prompts are used, and whether their good answer does it, or the bad one.
     "hedges": {"leak": False},
     "declines": {"entity": True, "under": True, "over": False},
     "weighs": {"activation": True},
@@ -257,7 +257,7 @@ _PAIRS = {
 
 
 def _labelled(act: str, source: str) -> list[tuple[str, bool, JsonObject]]:
-    """Return labelled answers, whether each does it, and its prompt's row."""
+    """Return labelled answers, each with its label (whether it does the act) and its prompt's row."""
     prompts = (*rows("heldout/behaviour"), *rows("heldout/refusal"))
     if source == "pairs":
         return [

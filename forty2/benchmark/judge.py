@@ -1,11 +1,10 @@
 """A judge model's opinion of replies, through any OpenAI-compatible endpoint.
 
-Judges favour what stands first, change their minds and break off. Therefore:
-  - a pair is asked in both orders; a win or a loss is what both orders say, anything else a tie;
+Judges favour the first reply, change their minds and break off. Therefore:
+  - a pair is asked in both orders; both must agree on a win or a loss, anything else is a tie;
   - everything is asked several times, and the result says how far the repeats agree, raw and beyond
     chance (Fleiss' kappa);
-  - a request that failed or a reply that cannot be read is unscored: it counts for neither side, but
-    it is counted.
+  - a failed request or an unreadable reply is unscored: it counts for neither side, but is counted.
 Each request's reply is in the result, so that every figure can be recomputed from it.
 """
 
@@ -68,15 +67,15 @@ reads "Verdict: yes" or "Verdict: no"."""
 
 _VERDICT = re.compile(r"\bverdict\W{0,6}(a|b|tie|yes|no)\W*$", re.IGNORECASE | re.MULTILINE)
 _BARE = re.compile(r"\W*(a|b|tie|yes|no)\W*", re.IGNORECASE)
-_WORTH = {"win": 1.0, "yes": 1.0, "tie": 0.0, "no": 0.0, "loss": -1.0}
+_SCORES = {"win": 1.0, "yes": 1.0, "tie": 0.0, "no": 0.0, "loss": -1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """Settings with which a judge is asked."""
+    """Settings of the questions to a judge."""
 
     criterion: str = CRITERION
-    """Rule that the judge is given."""
+    """Rule by which the judge decides."""
     repeats: int = 2
     """Times that each question is asked. At temperature 0 an endpoint may well repeat itself, and
     agreement then says little."""
@@ -87,7 +86,7 @@ class Judging:
 def parse(reply: str) -> str | None:
     """Read the verdict of a judge's reply: "a", "b", "tie", "yes" or "no"; None: not readable.
 
-    The last verdict counts, after whatever a reasoning model thought aloud.
+    The last verdict counts; a reasoning model's thoughts before it do not.
     """
     text = reply.rpartition("</think>")[2]
     if bare := _BARE.fullmatch(text):
@@ -131,7 +130,7 @@ def judge(
     Args:
         after, before: parsed results whose items hold `id`, `prompt` and `answer`, of the same
             prompts. Without `before`, each reply is asked to meet the criterion or not.
-        how: settings with which the judge is asked.
+        how: settings of the questions.
         out: JSON to write; until it is complete, judged items are stored beside it.
         resume: go on with these.
 
@@ -167,8 +166,8 @@ def judge(
         for done, (key, (prompt, reply)) in enumerate(new.items(), 1):
             if key not in partial:
                 replies = (reply,) if old is None else (old[key][1], reply)
-                asked = _asked(endpoint, how, prompt, replies)
-                item = {"id": key, "prompt": prompt, "replies": list(replies), "asked": asked}
+                answers = _ask_about(endpoint, how, prompt, replies)
+                item = {"id": key, "prompt": prompt, "replies": list(replies), "asked": answers}
                 partial.add(key, item)
             progress("judge", done, len(new), {})
         items = [summary(partial[key]) for key in new]
@@ -178,6 +177,7 @@ def judge(
 
 
 def _check_same(old: Mapping[str, tuple[str, str]], new: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse replies to different prompts."""
     for key in {**old, **new}:
         if key not in old or key not in new or old[key][0] != new[key][0]:
             raise BenchmarkError(
@@ -186,12 +186,12 @@ def _check_same(old: Mapping[str, tuple[str, str]], new: Mapping[str, tuple[str,
             )
 
 
-def _asked(
+def _ask_about(
     endpoint: ChatEndpoint, how: Judging, prompt: str, replies: Sequence[str]
 ) -> list[JsonObject]:
-    """Ask about one reply, or about two in both orders, as often as wanted."""
+    """Ask about one reply, or about two in both orders, `how.repeats` times."""
     if len(set(replies)) < len(replies):
-        return []  # equal replies tie without being asked about
+        return []  # equal replies tie, and need no request
     orders = (replies, replies[::-1])[: len(replies)]
     return [
         _ask(endpoint, how, prompt, order, seed) for seed in range(how.repeats) for order in orders
@@ -203,7 +203,7 @@ def _ask(
 ) -> JsonObject:
     """Make one request: return the judge's reply, or the error."""
     template, names = (SINGLE, ("reply",)) if len(replies) == 1 else (PAIR, ("a", "b"))
-    # in one pass: a reply may well hold braces or the word {prompt}
+    # in one call: a reply may hold braces or the word {prompt}
     text = template.format(
         criterion=how.criterion, prompt=prompt, **dict(zip(names, replies, strict=True))
     )
@@ -220,13 +220,13 @@ def _ask(
 
 
 class Agreement(NamedTuple):
-    """Agreement of repeats of one question, over the items on which all repeats were scored."""
+    """Agreement between repeats, over the items of which all repeats were scored."""
 
     items: int
     raw: float | None
     """Share of pairs of repeats with the same verdict."""
     kappa: float | None
-    """Fleiss' kappa: 0 as by chance, 1 always. None: undefined, as all verdicts are the same."""
+    """Fleiss' kappa: 0 at chance, 1 at full agreement. None: undefined, all verdicts are the same."""
 
 
 def summary(item: JsonObject) -> JsonObject:
@@ -235,14 +235,14 @@ def summary(item: JsonObject) -> JsonObject:
     A repeat in which any request is unscored is unscored. The item's verdict is the one that more
     than half of the scored repeats give; a tie where none does, and None where none is scored.
     """
-    asked = item["asked"]
-    if not asked:
+    answers = item["asked"]
+    if not answers:
         return {**item, "verdicts": [], "verdict": "tie"}
     verdicts: list[str | None]
     if len(item["replies"]) == 1:
-        verdicts = [_letter(one, ("yes", "no")) for one in asked]
+        verdicts = [_letter(one, ("yes", "no")) for one in answers]
     else:
-        verdicts = [_pair_verdict(*couple) for couple in _couples(asked)]
+        verdicts = [_pair_verdict(*couple) for couple in _couples(answers)]
     scored = Counter(verdict for verdict in verdicts if verdict is not None)
     verdict = None
     if scored:
@@ -251,12 +251,13 @@ def summary(item: JsonObject) -> JsonObject:
     return {**item, "verdicts": verdicts, "verdict": verdict}
 
 
-def _couples(asked: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject]]:
-    """The two orders of each repeat."""
-    return list(zip(asked[::2], asked[1::2], strict=True))
+def _couples(answers: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject]]:
+    """Return the answers to both orders of each repeat."""
+    return list(zip(answers[::2], answers[1::2], strict=True))
 
 
 def _letter(one: JsonObject, known: Sequence[str]) -> str | None:
+    """Return the verdict of one answer; None: the request failed, or the reply is unreadable."""
     verdict = None if one["said"] is None else parse(one["said"])
     return verdict if verdict in known else None
 
@@ -266,7 +267,7 @@ def _letters(first: JsonObject, second: JsonObject) -> tuple[str | None, str | N
 
 
 def _pair_verdict(first: JsonObject, second: JsonObject) -> str | None:
-    """The verdict of both orders: before stands at A first, at B second."""
+    """Return the verdict of both orders: the reply before is A in the first, B in the second."""
     letters = _letters(first, second)
     if None in letters:
         return None
@@ -274,7 +275,7 @@ def _pair_verdict(first: JsonObject, second: JsonObject) -> str | None:
 
 
 def figures(items: Sequence[JsonObject]) -> JsonObject:
-    """Count everything, from the items alone."""
+    """Compute all figures of a result from its items, which `summary` completed."""
     counts = Counter(item["verdict"] for item in items)
     pairs = len(items[0]["replies"]) == 2
     names = (
@@ -282,28 +283,28 @@ def figures(items: Sequence[JsonObject]) -> JsonObject:
         if pairs
         else {"yes": "yes", "no": "no", "ties": "tie"}
     )
-    worth = [
-        0.5 if not pairs and item["verdict"] == "tie" else _WORTH[item["verdict"]]
+    scores = [
+        0.5 if not pairs and item["verdict"] == "tie" else _SCORES[item["verdict"]]
         for item in items
         if item["verdict"] is not None
     ]
     least = -1.0 if pairs else 0.0
-    interval = bootstrap(worth, least=least, most=1.0)._asdict() if worth else None
-    asked = [one for item in items for one in item["asked"]]
+    interval = bootstrap(scores, least=least, most=1.0)._asdict() if scores else None
+    answers = [one for item in items for one in item["asked"]]
     return {
         "n": len(items),
         **{name: counts[verdict] for name, verdict in names.items()},
         "unscored": counts[None],
-        "score": float(np.mean(worth)) if worth else None,
+        "score": float(np.mean(scores)) if scores else None,
         "interval": interval,
         "both_orders_agree": _orders_agree(items) if pairs else None,
         "agreement": agreement([item["verdicts"] for item in items])._asdict(),
-        "answered_by": sorted({one["model"] for one in asked if one["model"] is not None}),
+        "answered_by": sorted({one["model"] for one in answers if one["model"] is not None}),
         "requests": {
-            "sent": len(asked),
-            "failed": sum(one["said"] is None for one in asked),
+            "sent": len(answers),
+            "failed": sum(one["said"] is None for one in answers),
             "unreadable": sum(
-                one["said"] is not None and parse(one["said"]) is None for one in asked
+                one["said"] is not None and parse(one["said"]) is None for one in answers
             ),
         },
         "items": list(items),
@@ -311,7 +312,7 @@ def figures(items: Sequence[JsonObject]) -> JsonObject:
 
 
 def _orders_agree(items: Sequence[JsonObject]) -> float | None:
-    """Share of the readable pairs of orders that say the same; None: there are none."""
+    """Compute the share of readable pairs of orders with the same verdict; None: there are none."""
     letters = [_letters(*couple) for item in items for couple in _couples(item["asked"])]
     readable = [couple for couple in letters if None not in couple]
     same = [couple in (("a", "b"), ("b", "a"), ("tie", "tie")) for couple in readable]
@@ -319,7 +320,11 @@ def _orders_agree(items: Sequence[JsonObject]) -> float | None:
 
 
 def agreement(verdicts: Sequence[Sequence[str | None]]) -> Agreement:
-    """Measure the agreement of repeats (N items, R verdicts each); Fleiss 1971, Psychol. Bull. 76:378."""
+    """Measure the agreement between repeats; Fleiss 1971, Psychol. Bull. 76:378.
+
+    Args:
+        verdicts: of N items, R verdicts each; items with an unscored repeat (None) are left out.
+    """
     whole = [Counter(row) for row in verdicts if len(row) > 1 and None not in row]
     if not whole:
         return Agreement(0, None, None)

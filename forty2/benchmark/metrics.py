@@ -1,8 +1,8 @@
 """Scores of one item of a benchmark. NumPy only.
 
-MC1, MC2 and MC3 of a question come from the log-likelihoods of its options: Lin et al. 2021
-(arXiv:2109.07958) and the authors' code. The label decides which option is true, never its place: in the
-published files the true one always comes first.
+MC1, MC2 and MC3 of a question come from the log-likelihoods of its options, in nats: Lin et al. 2021
+(arXiv:2109.07958) and the authors' code. The label (1 or 0) says whether an option is true, never its
+place: in the published files the true one always comes first.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ METRICS = ("mc1", "mc2", "mc3")
 def mc1(logliks: Sequence[float], labels: Sequence[int]) -> float:
     """Return 1 if the true option scores strictly above every false one, else 0.
 
-    A tie is not right, as in the authors' code: a model that scores all options alike knows
-    nothing, and argmax, which takes the first, would call it perfect.
+    A tie is wrong, as in the authors' code: a model that gives all options the same score knows
+    nothing, but argmax, which takes the first, would call it perfect.
     """
     true, false = _split(logliks, labels)
     return float(true.max() > false.max())
 
 
 def mc2(logliks: Sequence[float], labels: Sequence[int]) -> float:
-    """Return the share of the probability of all options that the true ones hold.
+    """Return the true options' share of the probability of all options.
 
-    In float64 with the maximum taken out: plain exp underflows to 0/0 on long answers.
+    Computed in float64 relative to the maximum: plain exp underflows to 0/0 on long answers.
     """
     values = np.asarray(logliks, np.float64)
     mass = np.exp(values - values.max())
@@ -55,9 +55,10 @@ def item_metrics(item: JsonObject) -> dict[str, float]:
 
 
 def pass_at(k: int, samples: int, passed: int) -> float:
-    """Return the chance that one of k answers passes, drawn from `samples` of which some did.
+    """Return the chance that one of k answers passes, drawn from `samples` of which `passed` do.
 
-    Drawn without return: 1 - C(n-c, k) / C(n, k), Chen et al. 2021, eq. 1, in whole numbers.
+    Drawn without replacement: 1 - C(n-c, k) / C(n, k), Chen et al. 2021 (arXiv:2107.03374), eq. 1,
+    in whole numbers.
     """
     if not 1 <= k <= samples or not 0 <= passed <= samples:
         raise ValueError(f"pass@{k} of {samples} samples, {passed} of them passed")

@@ -1,4 +1,4 @@
-"""Items of a measurement under way, on disk as they are scored, so that a stopped one can go on."""
+"""Items of a measurement under way, stored as they are scored, so that a stopped one can resume."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from forty2.model.loading import LoadedModel
 
 
 class PartialResults:
-    """Items as they are measured, on disk at once, so that a stopped measurement can go on.
+    """The scored items of a measurement, by key, each on disk as soon as it is added.
 
-    They stand beside the result's file, under its name with `.part` after it: a first line says
-    what is measured, and each further line holds an item's key and JSON. `finish` replaces the file
-    by the result.
+    The file is the result's name with `.part` after it: its first line holds the settings, and each
+    further line an item's key and JSON. `finish` writes the result and removes the file.
     """
 
     def __init__(self, out: Path | None, file: IO[bytes] | None, items: JsonObject) -> None:
@@ -31,7 +30,7 @@ class PartialResults:
 
     @classmethod
     def in_memory(cls) -> PartialResults:
-        """Items that are held in memory only."""
+        """Make a store of items in memory only."""
         return cls(None, None, {})
 
     @classmethod
@@ -40,7 +39,7 @@ class PartialResults:
 
         Args:
             out: the result's file; None: items are held in memory only.
-            settings: what is measured, as JSON; a stopped measurement goes on only with the same.
+            settings: settings of the measurement, as JSON; it resumes only with the same ones.
 
         Raises:
             BenchmarkError: there are items and `resume` is off, another process writes them, or
@@ -69,7 +68,7 @@ class PartialResults:
         except OSError as error:
             raise BenchmarkError(f"{file.name}: another process is writing it") from error
         file.seek(0)
-        head, *lines = file.read().split(b"\n")[:-1] or [b""]  # a line that was cut is no item
+        head, *lines = file.read().split(b"\n")[:-1] or [b""]  # an incomplete last line is ignored
         if not lines:
             file.truncate(0)
             self._write(settings)
@@ -133,7 +132,7 @@ class PartialResults:
 
 
 def partial_path(out: Path) -> Path:
-    """File that holds the items of a result under way."""
+    """Return the file that holds the items of a result under way."""
     return out.with_name(f"{out.name}.part")
 
 
@@ -143,7 +142,7 @@ def check_out(out: Path) -> None:
         if out.is_dir():
             raise BenchmarkError(f"{out}: is a folder; name a file to write")
         folder = next(folder for folder in out.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not say whether it works
+        with tempfile.TemporaryFile(dir=folder):  # only trying tells whether it can be written
             pass
     except OSError as error:
         raise BenchmarkError(
@@ -152,11 +151,11 @@ def check_out(out: Path) -> None:
 
 
 def weights(loaded: LoadedModel, adapter: str | Path | None) -> list[list[str | int]]:
-    """Name, size and time of the files that a model and its adapter were loaded from.
+    """List name, size and time of the files that a model and its adapter were loaded from.
 
-    They tell whether a measurement that goes on has the model that it began with.
+    By them a resumed measurement checks that it has the model that it began with.
     """
     folders = [loaded.path] if adapter is None else [loaded.path, adapter_dir(adapter)]
-    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")  # a scale and a template, too
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")  # settings and templates, too
     files = [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix in kinds]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

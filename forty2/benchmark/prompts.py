@@ -1,6 +1,6 @@
 """Contexts of the benchmarks that follow lm-evaluation-harness 0.4.13, as text and as token ids.
 
-They are put together and tokenised as the harness does it, with and without a chat template.
+They are composed and tokenized as in the harness, with and without a chat template.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a result is read without mlx
     from forty2.model.loading import LoadedModel
 
 DEFAULT_CONTEXT = 2048
-"""Context length of a model that states none, as in the harness."""
+"""Context length in tokens of a model that states none, as in the harness."""
 
 
 def pick(total: int, *, n: int | None, limit: int | None, seed: int) -> list[int]:
@@ -27,7 +27,7 @@ def pick(total: int, *, n: int | None, limit: int | None, seed: int) -> list[int
 
     Args:
         n: questions to draw, seeded; None: all.
-        limit: draw from the first questions only, as with the harness's `--limit`.
+        limit: draw from this many first questions, as with the harness's `--limit`.
 
     Raises:
         BenchmarkError: fewer than two (no standard error), or more than there are.
@@ -78,7 +78,7 @@ class Prompts:
     def context(
         self, text: str, shots: Sequence[Shot] = (), *, description: str = "", begun: str = ""
     ) -> str:
-        """Put together everything before the tokens that are generated or scored.
+        """Compose the text before the tokens that are generated or scored.
 
         Args:
             text: the question.
@@ -100,18 +100,18 @@ class Prompts:
         try:
             return self._templated([*system, *turns], bool(begun))
         except jinja2.TemplateError:
-            pass  # it may know no system turn
+            pass  # perhaps it has no system turn
         try:
             return self._templated(turns, bool(begun))
         except jinja2.TemplateError as error:
             raise BenchmarkError(f"the chat template refuses the prompt: {error}") from error
 
     def ids(self, text: str) -> list[int]:
-        """Tokenise a text, as `ids_of`."""
+        """Tokenize a text, as `ids_of` does."""
         return ids_of(self._tokenizer, self._leading, text)
 
     def prompt(self, context: str, max_tokens: int) -> list[int]:
-        """Tokenise a prompt; it loses its left end where the answer would not fit otherwise."""
+        """Tokenize a prompt; cut its left end if the answer would not fit otherwise."""
         room = self.length - max_tokens
         if room < 1:
             raise BenchmarkError(
@@ -120,7 +120,7 @@ class Prompts:
         return self.ids(context)[-room:]
 
     def rows(self, context: str, continuations: Sequence[str]) -> list[Row]:
-        """Tokenise continuations: scored are the ids that the whole has beyond the context's."""
+        """Tokenize continuations: the ids after those of the context alone are scored."""
         # white space that ends a context belongs to the continuation: only a template has any
         border = len(self.ids(context.rstrip()))
         rows = []
@@ -140,14 +140,14 @@ class Prompts:
 
 def examples_sha256(shots: Iterable[Sequence[Shot]]) -> str | None:
     """Hash the examples before each question; None where there are none."""
-    before = [list(some) for some in shots]
-    return hashlib.sha256(json.dumps(before).encode()).hexdigest() if any(before) else None
+    examples = [list(each) for each in shots]
+    return hashlib.sha256(json.dumps(examples).encode()).hexdigest() if any(examples) else None
 
 
 def context_length(loaded: LoadedModel) -> int:
-    """Return how many tokens the model can see, from its configuration or else its tokenizer.
+    """Return the model's context length in tokens, from its configuration or else its tokenizer.
 
-    Where the configuration leaves it out, transformers' default counts, as in the harness.
+    A key missing from the configuration has transformers' default, as in the harness.
     """
     from transformers import AutoConfig
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -170,7 +170,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 
 def ids_of(tokenizer: Any, leading: Sequence[int], text: str) -> list[int]:
-    """Tokenise a text, with the tokenizer's leading special tokens unless the text has a BOS.
+    """Tokenize a text, with the tokenizer's leading special tokens unless the text has a BOS.
 
     Args:
         leading: from `leading_ids`.

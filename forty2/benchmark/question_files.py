@@ -1,4 +1,4 @@
-"""Files of questions: read whole, after a look at their size."""
+"""Reading of question files, after a check of their size."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from forty2.errors import BenchmarkError
 
 _MAX_BYTES = 10_000_000
-"""TruthfulQA has a tenth of it."""
+"""Largest question file; TruthfulQA's is a tenth of it."""
 
 
 def read_question_file(path: Path) -> bytes:
-    """Read all of a file of questions.
+    """Read a whole file of questions.
 
     Raises:
         BenchmarkError: it cannot be read, or is too large to hold questions.
@@ -23,7 +23,7 @@ def read_question_file(path: Path) -> bytes:
             )
         if path.is_file() and path.stat().st_size > _MAX_BYTES:
             raise BenchmarkError(
-                f"{path}: {path.stat().st_size:,} bytes are no file of questions (limit "
+                f"{path}: {path.stat().st_size:,} bytes are too many for a file of questions (limit "
                 f"{_MAX_BYTES:,}); give the benchmark's own"
             )
         return path.read_bytes()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SEVERAL = 4
-"""Different prompts that need the same reply before it is a fault: three may well all get "Yes."."""
+"""Different prompts with the same reply that make a fault: three may rightly all get "Yes."."""
 
 
 def collapsed(prompts: Sequence[str], replies: Sequence[str]) -> bool:
-    """Whether several different prompts all got the same reply, and not an empty one.
+    """Return whether several different prompts all got the same reply, and not an empty one.
 
-    Prompts that differ in case only count as one: the same reply to them is no collapse.
+    Prompts that differ only in case count as one.
     """
     different = {prompt.strip().casefold() for prompt in prompts}
     distinct = {reply.strip() for reply in replies}
@@ -23,9 +23,9 @@ class Turn(NamedTuple):
     """The part of a reply that belongs to its turn of the conversation."""
 
     length: int
-    """Ids of its text, without the tag that closes a turn which the prompt opened."""
+    """Number of ids of its text, without the tag that closes the turn that the prompt opened."""
     broken: bool
-    """It holds a misplaced control token, or a tag without its other half."""
+    """Whether it holds a misplaced control token, or a tag without its other half."""
 
 
 class Tags:
@@ -55,21 +55,21 @@ class Tags:
             reply: token ids, without the end token.
             stopped: whether the model ended it; a reply cut at a limit may leave tags open.
         """
-        wanted: list[int] = []  # tags that close what is open
+        closing: list[int] = []  # closing tags of all open ones
         for token in prompt:
             if token in self._pairs:
-                wanted.append(self._pairs[token])
-            elif wanted and token == wanted[-1]:
-                wanted.pop()
-        given = len(wanted)
+                closing.append(self._pairs[token])
+            elif closing and token == closing[-1]:
+                closing.pop()
+        opened_by_prompt = len(closing)
         for n, token in enumerate(reply):
             if token in self._pairs:
-                wanted.append(self._pairs[token])
-            elif wanted and token == wanted[-1]:
-                wanted.pop()
-                if given and not wanted and token in self._control:  # the turn is over
+                closing.append(self._pairs[token])
+            elif closing and token == closing[-1]:
+                closing.pop()
+                if opened_by_prompt and not closing and token in self._control:  # the turn is over
                     last = n == len(reply) - 1
                     return Turn(n if last else len(reply), not last)
             elif token in self._halves or token in self._control:
                 return Turn(len(reply), True)
-        return Turn(len(reply), stopped and len(wanted) > given)
+        return Turn(len(reply), stopped and len(closing) > opened_by_prompt)

@@ -1,8 +1,8 @@
-"""Results of benchmarks and of a run's stages: what they hold, and their JSON, read and written.
+"""Results of benchmarks and of a run's stages, read from JSON and written to it.
 
 Every item carries its own scores, so that a comparison, a report or an ablation reads all results
-in one way. Results of earlier releases have no scores in them: their task computes these from what
-the items hold. Nothing here needs mlx.
+in one way. Results of earlier releases hold no scores: their task computes them from the items.
+Nothing here needs mlx.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 
 TOLERANCE = 1e-6
-"""Largest difference of a stored mean or score from the one that the items give."""
+"""Largest difference between a stored mean or score and the one computed from the items."""
 NOT_RECORDED = "not recorded"
 
 
@@ -25,9 +25,9 @@ class Item:
     """One question, problem, prompt or text with its scores."""
 
     record: JsonObject
-    """Facts that the task wrote: the question, the reply, log-probabilities, …"""
+    """Facts that the task recorded: the question, the reply, log-probabilities, …"""
     scores: dict[str, float]
-    """By metric."""
+    """Scores by metric."""
     category: str | None = None
 
     def to_json(self) -> JsonObject:
@@ -38,12 +38,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One model's result in one benchmark, with what it takes to believe it."""
+    """One model's result in one benchmark, with everything needed to check it."""
 
     benchmark: str
     """Name of its task."""
     model: str
-    """As the user named it."""
+    """The model as the user named it."""
     adapter: str | None
     seed: int | None
     """Seed of the sample and of sampled answers; None: nothing was drawn."""
@@ -54,9 +54,9 @@ class Result:
     versions: dict[str, str]
     """Device and versions: `machine.facts()`."""
     settings: JsonObject
-    """Settings with which the items were asked."""
+    """Settings of the measurement."""
     figures: JsonObject
-    """Means, standard errors and whatever else the task reports, and `n`."""
+    """Means, standard errors and the task's other figures, and `n`."""
     items: tuple[Item, ...]
 
     @property
@@ -86,16 +86,16 @@ class Result:
 
         Args:
             found: the parsed file.
-            what: names the result in messages.
-            benchmark: name of the task where the file does not say, as in stages of earlier
-                releases.
+            what: name of the result for messages.
+            benchmark: name of the task, if the file does not state it: stages of earlier releases
+                do not.
 
         Raises:
-            BenchmarkError: it is no result, or damaged, or was changed.
+            BenchmarkError: it is not a result, is damaged, or was changed.
         """
         name = benchmark or _benchmark_of(found)
         if name is None:
-            raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+            raise BenchmarkError(f"{what} is not a result of a benchmark; {_REMEDY}")
         try:
             result = cls._parse(found, name)
             result._check_finite(what)
@@ -140,7 +140,7 @@ class Result:
                     raise BenchmarkError(f"{where}: {name} is not finite; measure again")
 
     def _check_means(self, what: str) -> None:
-        """Refuse means that are not those of the items."""
+        """Refuse stored means that differ from those of the items."""
         for name, mean in task_class(self.benchmark).stored_means(self.figures).items():
             values = [item.scores[name] for item in self.items if name in item.scores]
             found = math.fsum(values) / max(1, len(values))
@@ -151,13 +151,13 @@ class Result:
                 )
 
     def _check_scores(self, found: JsonObject, what: str) -> None:
-        """Refuse stored scores that are not those of the items; an earlier release stored none."""
+        """Refuse stored scores that differ from those of the record; earlier releases stored none."""
         parsed = task_class(self.benchmark).items_from_json(found["items"])
         for place, (item, (_, stored)) in enumerate(zip(self.items, parsed, strict=True)):
             if stored is not None and not _agree(item.scores, stored):
                 raise BenchmarkError(
-                    f"{self._where(place, what)}: its scores are not those of what it holds; the "
-                    "file was changed: measure again"
+                    f"{self._where(place, what)}: its scores do not follow from the rest of it; "
+                    "the file was changed: measure again"
                 )
 
 
@@ -200,13 +200,13 @@ def read_measured(found: object, what: str) -> Result | Stage:
     """Read a parsed file of a benchmark's result or of a run's stage.
 
     Args:
-        what: names the file in messages.
+        what: name of the file for messages.
 
     Raises:
         BenchmarkError: it is neither, or damaged.
     """
     if not isinstance(found, dict):
-        raise BenchmarkError(f"{what} is no result of a benchmark; {_REMEDY}")
+        raise BenchmarkError(f"{what} is not a result of a benchmark; {_REMEDY}")
     return Stage.from_json(found, what) if "stage" in found else Result.from_json(found, what)
 
 
@@ -214,7 +214,7 @@ _REMEDY = "give a JSON file that forty2 benchmark wrote, or one of RUN/benchmark
 
 
 def _benchmark_of(found: JsonObject) -> str | None:
-    """The task's name; the behaviour gates of earlier releases do not say it."""
+    """Return the task's name; results of the behaviour gates of earlier releases do not state it."""
     name = found.get("benchmark", "behaviour" if "leak_rate" in found else None)
     return name if isinstance(name, str) and name in task_names() else None
 

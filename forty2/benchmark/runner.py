@@ -1,4 +1,4 @@
-"""The one driver of all benchmarks: load, sample, resume, score, summarise, write."""
+"""The driver of all benchmarks: load, sample, resume, score, summarise, write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     """Measure a model, and write the result with every item.
 
     Args:
-        task: benchmark and its settings.
+        task: the benchmark with its settings.
         model: folder, hub name or `smollm2`.
         adapter: adapter folder, or a run folder.
         out: JSON file to write; until it is complete, scored items are stored beside it.
@@ -74,7 +74,7 @@ def measure(
     partial: PartialResults,
     report: Report,
 ) -> Result:
-    """Measure a loaded model on questions that are loaded, too.
+    """Measure a loaded model on loaded questions.
 
     Args:
         adapter: name of the adapter that the model carries, for the result.

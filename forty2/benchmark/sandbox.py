@@ -5,15 +5,15 @@ as working directory, home and temporary directory), limits on time, memory, out
 score that a program cannot earn by printing, exiting early or dying.
 
 The operating system does the rest: `protections` tries each attack and lists those that are refused
-here, `gaps` those that are not. On Linux, as any user: Landlock for files (kernel 6.2 has all that
-is used), and on x86-64 a seccomp filter that allows only the system calls of plain computing: no
+here, `gaps` those that are not. On Linux, as any user: Landlock for files (complete from kernel
+6.2), and on x86-64 a seccomp filter that allows only the system calls of plain computing: no
 sockets, processes, signals to others or changes of owner and mode. On macOS: `sandbox-exec`, and
-memory polled, as the system does not enforce its limit. Where there is no filter, also a limit of
-no further process, which does not bind root.
+polling of memory, whose limit the system does not enforce. Without a filter, the number of
+processes is limited to one; this does not bind root.
 
-On no system: the program and its tests share a process, so a program made to cheat can (say, with an
-object equal to everything). It can see which paths exist and read the interpreter's own folder. A
-hole in the kernel is a hole here. And asyncio, needing sockets, fails.
+What no system prevents: the program and its tests share a process, so a program made to cheat can
+(for example, with an object equal to everything). It can see which paths exist and read the
+interpreter's own folder. A hole in the kernel is a hole here. asyncio needs sockets, so it fails.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 
 
 class Outcome(NamedTuple):
-    """Whether the program ran to its end, and if not, why, in a few words."""
+    """The outcome of a program: whether it passed, and the reason in a few words."""
 
     passed: bool
     why: str
@@ -58,12 +58,12 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one program. It may start threads, but no process."""
+    """Limits of one program, which may start threads but no process."""
 
     seconds: float = 3.0
     """Wall-clock time once the interpreter runs, as in HumanEval."""
     cpu_seconds: int = 4
-    """Time of all threads together; the kernel enforces it even when our process has died."""
+    """Processor time of all threads together; the kernel enforces it even if our process has died."""
     memory_mb: int = 512
     """Address space on Linux, resident memory on macOS."""
     file_mb: int = 16
@@ -78,7 +78,7 @@ LIMITS = Limits()
 
 
 def run(program: str, limits: Limits = LIMITS) -> Outcome:
-    """Run a program. It passed if its last line was reached and nothing was raised.
+    """Run a program; it passes if it reaches its last line and raises nothing.
 
     `__name__` is not "__main__" there, as in HumanEval's own harness. Its output is discarded.
 
@@ -158,7 +158,7 @@ def _supervise(
     if reason := message.removeprefix(READY).decode("ascii", "replace"):
         short = "".join(c for c in reason if c.isprintable())[:80]
         return Outcome(False, {"MemoryError": "out of memory"}.get(short, short or "failed"))
-    status = _end(process)  # that of its own death if it has died already
+    status = _end(process)  # the status of its own death, if it has died already
     if status >= 0:
         return Outcome(False, f"exited with status {status} before its end")
     ours = {-signal.SIGXCPU: "timed out", -signal.SIGKILL: "killed"}
@@ -166,7 +166,7 @@ def _supervise(
 
 
 def _excess(pid: int, folder: str, limits: Limits) -> str:
-    """Return the exceeded limit among those that the kernel does not enforce; empty: none is."""
+    """Return why a limit that the kernel does not enforce is exceeded; empty: none is."""
     entries = size = 0
     folders = [folder]
     while folders:
@@ -192,7 +192,7 @@ def _excess(pid: int, folder: str, limits: Limits) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Kill the process and all others of its group."""
+    """Kill the process and all others of its group; return its exit status."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -203,7 +203,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder with any modes, links and depth in it; shutil cannot take them all."""
+    """Remove the folder, whatever modes, links and depth are in it; shutil cannot remove all."""
     try:
         os.rmdir(folder)
     except OSError:
@@ -237,22 +237,25 @@ else:
 
 
 def protections() -> list[str]:
-    """List what the operating system keeps a program from here, found by trying."""
-    return [name for name, held in _try_attacks().items() if held]
+    """List the protections that the operating system gives here, found by trying."""
+    return [name for name, is_refused in _try_attacks().items() if is_refused]
 
 
 def gaps() -> list[str]:
-    """List what the operating system should keep a program from and does not."""
-    return [name for name, held in _try_attacks().items() if not held]
+    """List the protections that the operating system does not give here."""
+    return [name for name, is_refused in _try_attacks().items() if not is_refused]
 
 
 @functools.cache
 def _try_attacks() -> dict[str, bool]:
+    """Try each attack; return by its name whether the operating system refused it."""
     if not (plain := run("import ctypes, decimal, hashlib, random, re, typing")).passed:
         raise BenchmarkError(f"sandbox: even a harmless program fails here: {plain.why}")
     found = {}
     for name, attack in _ATTACKS.items():
-        with tempfile.NamedTemporaryFile(delete=False) as file:  # a new one: it may be gone
+        with tempfile.NamedTemporaryFile(
+            delete=False
+        ) as file:  # a new one: an attack may remove it
             file.write(b"other")
         setting = {
             "FILE": os.path.realpath(file.name),
@@ -321,8 +324,8 @@ def _job(program: str, nonce: str, writer: int, folder: str, limits: Limits) -> 
 def _seccomp_filter() -> bytes:
     """Build a BPF program for struct seccomp_data: number (4 bytes), architecture (4), 8, arguments.
 
-    Other calls fail: numbers from 424 on with ENOSYS, at which the C library falls back on
-    an older call, the others with EPERM.
+    Calls that it does not allow fail: numbers from 424 on with ENOSYS, so that the C library falls
+    back on an older call, the others with EPERM.
     """
     if platform.machine() != "x86_64" or struct.calcsize("P") != 8:
         return b""
@@ -362,7 +365,7 @@ _ALLOWED_WITH = (  # number, which argument, its allowed values
 
 
 def _restrict(job: JsonObject) -> None:
-    """Set the limits of the child process, in which this source runs."""
+    """Limit this process: the source of this function runs in the child process."""
     import contextlib
     import ctypes
     import os
@@ -412,10 +415,10 @@ def _restrict(job: JsonObject) -> None:
 
 
 def _child() -> None:
-    """Run the program in the child process, to which only this source and `_restrict` are sent.
+    """Run the program: the source of this function and of `_restrict` runs in the child process.
 
-    The nonce is nowhere while the program runs but on the interpreter's stack, in no variable: it
-    was read unbuffered from a file without a name, and is written only when `exec` has returned.
+    While the program runs, the nonce is only on the interpreter's stack, in no variable: it is read
+    unbuffered from a file without a name, and written only when `exec` has returned.
     """
     import json
     import os

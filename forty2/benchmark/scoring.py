@@ -1,6 +1,6 @@
-"""Scores continuations of contexts; what several contexts begin with runs through the model once.
+"""Scoring of continuations; a beginning shared by several contexts runs through the model once.
 
-Where the model's cache cannot be shared, whole rows are scored: the numbers are the same.
+If the model's cache cannot be shared, whole rows are scored; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH_TOKENS = 1024
 CACHE_TOKENS = 8192
 """Tokens of one batch's keys and values, those of the common beginning included."""
 Logits = Callable[[Sequence[Sequence[int]]], mx.array]
-"""Rows of token ids to the logits of each one's last tokens, (B, last, V)."""
+"""Function from rows of token ids to the logits of each row's last tokens, (B, last, V)."""
 
 
 class Scorer:
@@ -38,7 +38,7 @@ class Scorer:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.empty = SharedPrefix(model) if keeps_plain_keys(model) else None
-        """None: the model's cache cannot be shared."""
+        """Prefix without tokens; None: the model's cache cannot be shared."""
 
     @functools.cached_property
     def batched(self) -> bool:
@@ -46,12 +46,12 @@ class Scorer:
         return self.empty is not None or supports_batches(self.model)
 
     def after(self, beginning: Sequence[int]) -> ScorerAfter:
-        """Return a scorer of contexts most of which begin with these ids."""
+        """Return a scorer of contexts that mostly begin with these ids."""
         return ScorerAfter(self, beginning)
 
 
 class ScorerAfter:
-    """Scores continuations of contexts that begin alike."""
+    """Scores continuations of contexts with a common beginning."""
 
     def __init__(self, scorer: Scorer, beginning: Sequence[int]) -> None:
         self._scorer = scorer
@@ -66,16 +66,17 @@ class ScorerAfter:
         """Score the rows of some questions at once; the rows of one question share its context.
 
         Args:
-            questions: rows of each; up to the end of the shortest context, they have the same ids.
+            questions: rows of each question; up to the end of the shortest context, they have the
+                same ids.
 
         Returns:
-            Of each question, the summed log-probability of every row's continuation.
+            For each question, the summed log-probability of every row's continuation, in nats.
         """
         empty = self._scorer.empty
         if empty is None:
             model = self._scorer.model
             return [[score_rows(model, [row])[0] for row in rows] for rows in questions]
-        skip = self._skipped([row for rows in questions for row in rows])
+        skip = self._skip_length([row for rows in questions for row in rows])
         prefix = self._prefix if skip else empty
         stems = []
         for rows in questions:
@@ -90,15 +91,15 @@ class ScorerAfter:
     ) -> Iterator[tuple[list[int], list[list[float]]]]:
         """Score questions whose rows mostly differ in their last token alone.
 
-        Such a question is one forward pass; questions of like length run together.
+        Such a question is one forward pass; questions of similar length run together.
 
         Yields:
-            Places in `questions`, and for each the log-probabilities of its rows.
+            Places in `questions`, and for each the summed log-probabilities of its rows, in nats.
         """
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place, rows in enumerate(questions):
             if self._scorer.batched and len({(*r.given, *r.scored[:-1]) for r in rows}) == 1:
-                groups[self._skipped(rows), len(rows[0].scored)].append(place)
+                groups[self._skip_length(rows), len(rows[0].scored)].append(place)
             else:
                 yield [place], [self._score_one(rows)]
         for (skip, last), places in groups.items():
@@ -110,10 +111,10 @@ class ScorerAfter:
                 yield chosen, _last_tokens([questions[place] for place in chosen], logits_of, skip)
 
     def _score_one(self, rows: Sequence[Row]) -> list[float]:
-        """Score rows of any shape: what they have in common runs once, the rest of each after it."""
+        """Score rows of any shape: their common beginning runs once, then the rest of each."""
         if self._scorer.empty is None:
             return score_rows(self._scorer.model, rows)
-        skip = self._skipped(rows)
+        skip = self._skip_length(rows)
         prefix = self._prefix if skip else self._scorer.empty
         given = [row.given for row in rows]
         shared = min(common_prefix_length(given), min(map(len, given)) - 1)
@@ -121,15 +122,15 @@ class ScorerAfter:
         return prefix.extend(given[0][skip:shared]).score(rest)
 
     def _logits(self, skip: int, last: int) -> Logits:
-        """Return a function that gives the logits of rows without the `skip` ids before them."""
+        """Return a function that computes the logits of rows without their first `skip` ids."""
         empty = self._scorer.empty
         if empty is not None:
             return functools.partial((self._prefix if skip else empty).logits, last=last)
         cache = prefix_cache(self._scorer.model, self._beginning[:skip])
         return functools.partial(logits_after, self._scorer.model, cache, last=last)
 
-    def _skipped(self, rows: Sequence[Row]) -> int:
-        """Count the ids of the rows' beginning that need not run again: all of it or none."""
+    def _skip_length(self, rows: Sequence[Row]) -> int:
+        """Return the number of first ids that need not run again: the whole beginning's, or 0."""
         length = len(self._beginning)
         begins = (row.given[:length] == self._beginning and len(row.given) > length for row in rows)
         return length if all(begins) else 0
@@ -138,7 +139,7 @@ class ScorerAfter:
 def _last_tokens(
     questions: Sequence[Sequence[Row]], logits_of: Logits, skip: int
 ) -> list[list[float]]:
-    """Score questions whose rows differ in their last token only: one forward pass of each."""
+    """Score questions whose rows differ only in their last token, in one forward pass."""
     scored = len(questions[0][0].scored)
     logits = logits_of([[*rows[0].given[skip:], *rows[0].scored[:-1]] for rows in questions])
     choices = mx.array([[row.scored[-1] for row in rows] for rows in questions])
@@ -155,7 +156,7 @@ def _batches(lengths: Sequence[int], skipped: int) -> Iterator[list[int]]:
 
     Args:
         lengths: tokens of each row.
-        skipped: of these, the first ones that need not run.
+        skipped: how many of the first tokens need not run.
     """
     batch: list[int] = []
     for place, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""The stages of a run: what is measured at each, their table, and their comparison with the base.
+"""The stages of a run: their measurement, their table, and their comparison with the base.
 
 A stage is the base model, the model after a phase, or the fused one. Each is measured in the tasks
 of the recipe's `benchmark:`, in the held-out behaviour gates, in the perplexity of neutral prose and
@@ -32,7 +32,7 @@ from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, BenchmarkTask
 
 ALWAYS = ("behaviour", "perplexity", "divergence")
-"""Tasks that every stage has, after those of the recipe."""
+"""Tasks that are measured at every stage, after those of the recipe."""
 
 
 class Loaded(NamedTuple):
@@ -48,15 +48,16 @@ class Measurement:
 
     truthfulqa: Questions
     more: dict[str, Loaded]
-    """By name, the recipe's other tasks."""
+    """The recipe's other tasks, by name."""
     n: int | None
-    """Held-out prompts and neutral windows at most; None: all."""
+    """Largest number of held-out prompts and of neutral windows; None: all."""
     seed: int
 
     def settings(self, stage: str) -> JsonObject:
-        """Return what must be equal for a stage's measurement to go on after a stop."""
+        """Return the settings that must be equal for a stage's measurement to resume."""
         more = {
-            f"{name}_sha256": task.source(asked).sha256 for name, (task, asked) in self.more.items()
+            f"{name}_sha256": task.source(questions).sha256
+            for name, (task, questions) in self.more.items()
         }
         return {"stage": stage, "questions_sha256": self.truthfulqa.sha256, **more}
 
@@ -123,7 +124,7 @@ def measure(
 
     Args:
         base: the base model's log-probabilities, from `divergence.base_of`.
-        stage: its name.
+        stage: name of the stage.
         adapter: name of the adapter that the model carries.
         partial: holds items that were scored before a stop, and takes new ones.
     """
@@ -176,7 +177,7 @@ class Line(NamedTuple):
     margin: float
     perplexity: float
     kl: float
-    """KL from the base, nats a token."""
+    """KL from the base, in nats per token."""
 
 
 def line(stage: Stage) -> Line:
@@ -195,7 +196,7 @@ def line(stage: Stage) -> Line:
 
 
 def more_figures(stage: Stage) -> dict[str, float]:
-    """Return the means that a verdict would be over of the recipe's other tasks, by metric."""
+    """Return the means of the recipe's other tasks, by metric: those that a verdict would be over."""
     figures = {}
     for name, result in stage.results.items():
         if name not in ("truthfulqa", *ALWAYS):
@@ -208,7 +209,7 @@ def more_figures(stage: Stage) -> dict[str, float]:
 def table(stages: Sequence[Stage]) -> str:
     """Format the stages of a run.
 
-    Leak rate, preference and margin are on held-out prompts; KL is from the base, a token.
+    Leak rate, preference and margin are on held-out prompts; KL is from the base, in nats per token.
     """
     more = list(more_figures(stages[0]))
     widths = {name: max(8, len(name) + 2) for name in more}
@@ -229,20 +230,21 @@ def table(stages: Sequence[Stage]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """TruthfulQA questions that were trained on, and the comparisons without them."""
+    """TruthfulQA questions in the training rows, and the comparisons without them."""
 
     rows: int
-    """Training rows that hold one of its questions."""
+    """Number of training rows that hold such a question."""
     questions: int
+    """Number of questions in training rows."""
     comparisons: dict[str, Comparison]
-    """By stage; empty where nothing was trained on, or too little is left."""
+    """Comparisons by stage; empty if no question was trained on, or too few others are left."""
 
     def to_json(self) -> JsonObject:
         """Return it as RUN/summary.json holds it."""
         return {
             "rows": self.rows,
             "questions": self.questions,
-            "comparisons": _comparisons(self.comparisons),
+            "comparisons": _comparisons_to_json(self.comparisons),
         }
 
 
@@ -253,12 +255,12 @@ class Summary:
     stages: tuple[Stage, ...]
     margin: float
     comparisons: dict[str, Comparison]
-    """By stage, all but the base."""
+    """Comparisons by stage, for all but the base."""
     contamination: Contamination
 
     @property
     def verdict(self) -> str:
-        """The verdict on the last stage; empty where there is only the base."""
+        """The verdict on the last stage; empty if there is only the base."""
         return list(self.comparisons.values())[-1].verdict if self.comparisons else ""
 
     def to_json(self) -> JsonObject:
@@ -271,7 +273,7 @@ class Summary:
             "questions_sha256": base.data_sha256,
             "n": len(base.items),
             "stages": [_stage_to_json(stage) for stage in self.stages],
-            "comparisons": _comparisons(self.comparisons),
+            "comparisons": _comparisons_to_json(self.comparisons),
             "contamination": self.contamination.to_json(),
         }
 
@@ -291,29 +293,29 @@ def summarize(stages: Sequence[Stage], margin: float, hits: Collection[JsonObjec
 def without_contaminated(
     hits: Collection[JsonObject], stages: Sequence[Stage], margin: float
 ) -> Contamination:
-    """Count what was trained on, and compare the stages with the base again without it.
+    """Count the questions in training rows, and compare the stages with the base without them.
 
     Args:
         hits: as for `summarize`.
         stages: the base first.
     """
-    held = {hit["item"] for hit in hits}
-    clean = [_without(stage, held) for stage in stages]
-    again = {}
-    if held and len(clean[0]["truthfulqa"].items) > 1:
-        again = {stage.name: compare(clean[0], stage, margin=margin) for stage in clean[1:]}
-    return Contamination(len({hit["row"] for hit in hits}), len(held), again)
+    contaminated = {hit["item"] for hit in hits}
+    clean = [_without(stage, contaminated) for stage in stages]
+    comparisons = {}
+    if contaminated and len(clean[0]["truthfulqa"].items) > 1:
+        comparisons = {stage.name: compare(clean[0], stage, margin=margin) for stage in clean[1:]}
+    return Contamination(len({hit["row"] for hit in hits}), len(contaminated), comparisons)
 
 
 def _without(stage: Stage, places: Collection[int]) -> Stage:
-    """The stage without some of its TruthfulQA items."""
+    """Return the stage without some of its TruthfulQA items."""
     result = stage["truthfulqa"]
     items = tuple(item for place, item in enumerate(result.items) if place not in places)
     clean = dataclasses.replace(result, items=items)
     return dataclasses.replace(stage, results={**stage.results, "truthfulqa": clean})
 
 
-def _comparisons(comparisons: Mapping[str, Comparison]) -> list[JsonObject]:
+def _comparisons_to_json(comparisons: Mapping[str, Comparison]) -> list[JsonObject]:
     return [{"stage": name, **one.record()} for name, one in comparisons.items()]
 
 

@@ -1,20 +1,20 @@
 """Paired statistics of two models on the same questions, and the verdict. NumPy only.
 
-Both models answered the same questions, so the differences item by item are tested: most of the
-spread between questions cancels, and intervals are much narrower than unpaired ones.
+Both models answered the same questions, so the tests are of the differences item by item: most of
+the spread between questions cancels, and intervals are much narrower than unpaired ones.
 
 Verdicts, the first that holds:
-    no change     the model is `unchanged`; never given where that was not measured
+    no change     the model is `unchanged`; not given if that was not measured
     gain          the whole interval of the change is above 0
-    no tax        its lower end is above -margin: any loss is smaller than the margin, even where
-                  the interval lies below 0
+    no tax        its lower end is above -margin: any loss is smaller than the margin, even if the
+                  whole interval lies below 0
     tax           the whole interval is below 0, and the loss may reach the margin
-    inconclusive  anything else: too few questions to decide, as fewer than six always are
+    inconclusive  anything else: too few questions to decide; fewer than six always are
 Over several metrics, the weakest verdict counts: tax if any is taxed, else inconclusive if any is,
 else gain if any gains, else no tax.
 
-Intervals and verdicts are each metric's own. Among many metrics some p is small by chance alone, so
-p values are corrected over all of one comparison (`holm`).
+Each metric has its own interval and verdict. Among many metrics some p is small by chance alone, so
+p values are corrected over all metrics of a comparison (`holm`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ SEED = 42
 LEVEL = 0.95
 POWER = 0.8
 KL_NEAR_ZERO = 1e-5
-"""Nats a token. By Pinsker's inequality the token probabilities of two models this near differ by
-0.2% in all, and a reader of an answer of 100 tokens can name its author in at most 51.1% of cases:
-half the total variation, √(100 · KL / 2) / 2, above a guess."""
+"""Smallest KL that counts as a change, in nats per token. By Pinsker's inequality the token
+probabilities of two models below it differ by at most 0.2% in all, and a reader of an answer of 100
+tokens can name its author in at most 51.1% of cases: half the total variation, √(100 · KL / 2) / 2,
+above a guess."""
 FEWEST = 6
-"""Questions. Five coins that fall on one side are chance at p = 0.06; resampled, five equal
-differences would look certain."""
+"""Fewest questions for a verdict. Five coins on one side are chance at p = 0.06, but five equal
+differences, resampled, would look certain."""
 CHANGED_NEAR_ZERO = 0.01
-"""Share of the judged items. Near a tie, rounding alone decides."""
+"""Largest share of changed items that counts as no change. Near a tie, rounding alone decides."""
 _CHUNK = 1000
 """Resamples drawn at a time, to bound memory."""
 
@@ -64,19 +65,19 @@ def stderr(values: Sequence[float] | Values) -> float:
 
 
 def unseen(n: int) -> float:
-    """Return the largest plausible share of something that n draws did not show: 1 - 0.025^(1/n).
+    """Return the largest plausible share of an event that n draws did not show: 1 - 0.025^(1/n).
 
-    It is the upper end of a 95% interval at 0 of n (Clopper & Pearson 1934, Biometrika 26:404).
+    This is the upper end of the 95% interval at 0 of n (Clopper & Pearson 1934, Biometrika 26:404).
     """
     return 1.0 - float(((1 - LEVEL) / 2) ** (1 / n))
 
 
 def widened(found: Interval, mean: float, n: int, least: float, most: float) -> Interval:
-    """Widen an interval of a mean by what n draws may all have missed.
+    """Widen an interval of a mean to allow for values that n draws may all have missed.
 
     Args:
-        least, most: bounds of one draw. Where one is infinite the interval stays: a missed draw
-            may be anything.
+        least, most: bounds of one draw. If one is infinite the interval stays as it is: a missed
+            draw may have any value.
     """
     if math.isinf(least) or math.isinf(most):
         return found
@@ -95,8 +96,8 @@ def bootstrap(
     """Compute the 95% percentile interval of a mean of paired differences (n,), resampling questions.
 
     Args:
-        least, most: bounds of a difference. Where all are equal, resampling shows no other value:
-            the interval still has room for what so few draws may miss (`unseen`).
+        least, most: bounds of a difference. If all differences are equal, resampling shows no other
+            value, so the interval is widened for values that n draws may miss (`unseen`).
     """
     values = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
@@ -132,14 +133,14 @@ def sign_flips(
 ) -> float:
     """Compute the two-sided p of a mean of paired differences (n,) of any size.
 
-    If nothing changed, each difference might as well have had the other sign: what share of random
-    choices of signs gives a mean as far from 0? (Fisher's randomisation test; of differences
-    that are 0 or ±1 it is McNemar's.) The data's own signs count as one choice, so p is never 0
-    (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39).
+    If nothing changed, each difference might as well have had the other sign. p is the share of
+    random choices of signs whose mean is as far from 0 as the observed one (Fisher's randomisation
+    test; for differences of 0 or ±1 it is McNemar's). The observed signs count as one choice, so p
+    is never 0 (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39).
     """
     values = np.asarray(differences, np.float64)
     rng = np.random.default_rng(seed)
-    observed = abs(values.sum()) * (1 - 1e-9)  # the same sum in another order is as far
+    observed = abs(values.sum()) * (1 - 1e-9)  # summed in another order, it must count as equal
     far = 0
     for done in range(0, resamples, _CHUNK):
         signs = rng.integers(0, 2, size=(min(_CHUNK, resamples - done), len(values)), dtype=np.int8)
@@ -148,11 +149,11 @@ def sign_flips(
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Correct each p for looking at all of them; return them in their order.
+    """Correct p values for the number of metrics; return them in the same order.
 
-    The chance that any metric which did not change comes out below 5% is then at most 5%, however
-    the metrics depend on each other (Holm 1979, Scand. J. Stat. 6:65): the smallest p is multiplied
-    by the number of metrics, the next by one less, and none ends below the one before it.
+    The chance that any unchanged metric comes out below 5% is then at most 5%, however the metrics
+    depend on each other (Holm 1979, Scand. J. Stat. 6:65): the smallest p is multiplied by the
+    number of metrics, the next by one less, and none ends below the one before it.
     """
     corrected = [0.0] * len(ps)
     least = 0.0
@@ -163,9 +164,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def detectable(differences: Sequence[float] | Values) -> float | None:
-    """Return the smallest true mean change found with 80% power at 5% two-sided, given this spread and n.
+    """Compute the smallest true mean change that differences (n,) of this spread would show.
 
-    None where the differences have no spread.
+    It is found with 80% power at 5%, two-sided. None if the differences have no spread.
     """
     normal = NormalDist()
     z = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)
@@ -192,10 +193,10 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def unchanged(kl: float | None, changed: float) -> bool:
-    """Whether a model is, as far as was measured, the same as before.
+    """Return whether a model is still the same, as far as was measured.
 
     Args:
-        kl: KL(after ‖ before) a token; None: not known.
-        changed: share of the items judged otherwise than before.
+        kl: KL(after ‖ before) in nats per token; None: not known.
+        changed: share of the items that score otherwise than before.
     """
     return kl is not None and kl < KL_NEAR_ZERO and changed <= CHANGED_NEAR_ZERO

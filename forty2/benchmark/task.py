@@ -1,4 +1,4 @@
-"""A benchmark, as the runner, a comparison and a run's stages see it.
+"""The base class of benchmarks, used by the runner, by comparisons and by a run's stages.
 
 A task is a frozen dataclass: its fields are the settings that a user may give, its methods load the
 items, score them and summarise the scores; class attributes and class methods say how to read a
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Questions = TypeVar("Questions")
 """The questions of a task, as it loads them."""
 Report = Callable[[int, int, Mapping[str, object]], None]
-"""Called as items are scored: how many are done, how many there are, and figures to show."""
+"""Function called as items are scored, with the number done, the number in all, and figures."""
 
 
 class Metric(NamedTuple):
@@ -31,9 +31,9 @@ class Metric(NamedTuple):
 
     low: float = 0.0
     high: float = 1.0
-    """The range is infinite where a score has no bound."""
+    """Bounds of a score; infinite if it has none."""
     better: Literal["higher", "lower", "neither"] = "higher"
-    """neither: a change is no gain and no loss, so the metric is not compared."""
+    """Direction that is better; neither: a change is no gain and no loss, and is not compared."""
 
 
 SHARE = Metric()
@@ -64,7 +64,7 @@ class Task(ABC, Generic[Questions]):
     data_key: ClassVar[str] = "data"
     """Key of the data's name in a result; its hash has `_sha256` after it."""
     judged: ClassVar[tuple[str, ...]]
-    """Metrics that the verdict is over; the others are parts of them, or stand beside."""
+    """Metrics that the verdict is over; the others are parts of them, or additional."""
     must_agree: ClassVar[tuple[str, ...]] = ()
     """Settings that must be equal in results that are compared."""
     may_differ: ClassVar[tuple[str, ...]] = ()
@@ -81,7 +81,7 @@ class Task(ABC, Generic[Questions]):
         """Read the questions, and draw the sample.
 
         Raises:
-            BenchmarkError: it is unusable. Says where.
+            BenchmarkError: the questions are unusable; the message says where.
         """
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Task(ABC, Generic[Questions]):
         """Return name, hash and number of the questions."""
 
     def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
-        """Return how the items are asked, as JSON: a stopped measurement goes on only if equal."""
+        """Return the settings of the measurement, as JSON; it resumes only with equal ones."""
         return {}
 
     def notes(self, questions: Questions, items: Sequence[Item]) -> JsonObject:
@@ -137,12 +137,12 @@ class Task(ABC, Generic[Questions]):
     @classmethod
     @abstractmethod
     def identify(cls, record: JsonObject) -> tuple[str, object]:
-        """Return an item's name, and what else of it must agree between compared results."""
+        """Return an item's name, and its further facts that must agree between compared results."""
 
     @classmethod
     @abstractmethod
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:
-        """Return the means that a result states, by metric; they must be those of its items."""
+        """Return the means in a result's figures, by metric; they must equal those of its items."""
 
     @classmethod
     def metric(cls, name: str) -> Metric:
@@ -166,11 +166,12 @@ class Task(ABC, Generic[Questions]):
 
     @classmethod
     def items_from_json(cls, found: object) -> list[tuple[JsonObject, dict[str, float] | None]]:
-        """Read each item's record and stored scores; an earlier release stored none."""
+        """Read each item's record and stored scores; None: an earlier release stored none."""
         return [cls._split(cast(JsonObject, item)) for item in cast(Iterable[object], found)]
 
     @classmethod
     def _split(cls, item: JsonObject) -> tuple[JsonObject, dict[str, float] | None]:
+        """Split a stored item into its record and its scores."""
         added = {"scores"} if cls.category_key == "category" else {"scores", "category"}
         return {key: value for key, value in item.items() if key not in added}, item.get("scores")
 
@@ -199,7 +200,7 @@ def as_share(value: object) -> float:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """Format a mean with its standard error, where there is one, in columns."""
+    """Format a mean, with its standard error if there is one, in columns."""
     return f"{value:.4f} ± {error:.4f}" if error is not None else f"{value:.4f}         "
 
 

@@ -1,8 +1,8 @@
-"""TruthfulQA's questions, from any of their published forms.
+"""TruthfulQA's questions, read from any of their published forms.
 
-Lin et al. 2021 (arXiv:2109.07958) publish a CSV and, made from it, `mc_task.json`; the hub's data
-set `truthfulqa/truthful_qa` holds the first version of the latter. Versions share a name and are
-not interchangeable, so a `Questions` carries the hash of its source.
+Lin et al. 2021 (arXiv:2109.07958) publish a CSV, and `mc_task.json` made from it; the hub's data set
+`truthfulqa/truthful_qa` holds the first version of the latter. Versions share a name but differ, so
+a `Questions` carries the hash of its source.
 
 TruthfulQA is for testing only: its authors ask that it never be trained on.
 """
@@ -36,7 +36,7 @@ KNOWN = {
     "c90d853454fd48c676accb33e16923ac438dbb6fb37ecc7c6a70e33c9e556e87": "TruthfulQA 2025",
     "b8d8ef1e12f98b4f2a9f47abc9765da0640b182b6c5d9b92f0c1a1f2f1e02e5c": "TruthfulQA 2025",
 }
-"""Published files by sha256: the authors give every version of `mc_task.json` the same name."""
+"""Names of published files by sha256: the authors give every version of `mc_task.json` one name."""
 _COLUMNS = ("Question", "Category", "Best Answer", "Correct Answers", "Incorrect Answers")
 
 
@@ -66,7 +66,7 @@ class Questions:
     """sha256 of the file's bytes; of the rows in canonical JSON when they came from the hub."""
     name: str
     path: Path | None
-    """None: the hub."""
+    """The file; None: the questions are from the hub."""
     notes: tuple[str, ...] = ()
     """Decisions made while reading, for the result's reader."""
 
@@ -79,7 +79,7 @@ def load_questions(source: str | Path | None) -> Questions:
             hub's data set, else the probe, whose name then says that it is not TruthfulQA.
 
     Raises:
-        BenchmarkError: the file or a question in it is unusable. Names file and question.
+        BenchmarkError: the file or a question in it is unusable; names file and question.
     """
     if source is None:
         return _from_hub_or_probe()
@@ -142,7 +142,7 @@ def _hub_rows() -> list[JsonObject]:
     import huggingface_hub
 
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        # says at once that there is no network, where load_dataset would retry for half a minute
+        # fails at once without a network; load_dataset would retry for half a minute
         huggingface_hub.HfApi().dataset_info(HUB, timeout=5)
     datasets.disable_progress_bars()
     return [dict(row) for row in datasets.load_dataset(HUB, "multiple_choice", split="validation")]
@@ -154,7 +154,7 @@ def _probe() -> Questions:
     return _build(_json_rows(data, path), hashlib.sha256(data).hexdigest(), PROBE, path)
 
 
-class _Repeating(dict[str, object]):
+class _RepeatedKeys(dict[str, object]):
     """A JSON object with repeated keys, which a plain dict would hide."""
 
     def __init__(self, pairs: list[tuple[str, object]]) -> None:
@@ -164,7 +164,7 @@ class _Repeating(dict[str, object]):
 
 def _object(pairs: list[tuple[str, object]]) -> JsonObject:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _Repeating(pairs)
+    return found if len(found) == len(pairs) else _RepeatedKeys(pairs)
 
 
 def _json_rows(data: bytes, path: Path) -> list[object]:
@@ -191,7 +191,7 @@ def _csv_rows(data: bytes, path: Path) -> list[JsonObject]:
     result = []
     for row in rows:
         best, true, false = (_split(row[name] or "") for name in _COLUMNS[2:])
-        # dict's rule for an answer listed twice, as mc_task.json was made: first place, last label
+        # An answer that is listed twice has its first place and last label, as in mc_task.json.
         result.append(
             {
                 "question": (row["Question"] or "").strip(),
@@ -263,7 +263,7 @@ def _options(target: object, where: str, dropped: list[str]) -> Options:
     """Read options of `{text: label}`, or of the hub's `{"choices": [...], "labels": [...]}`."""
     if not isinstance(target, Mapping):
         raise BenchmarkError(f"{where}: not an object of answers and labels")
-    if isinstance(target, _Repeating):
+    if isinstance(target, _RepeatedKeys):
         raise BenchmarkError(f"{where}: {target.repeated[0]!r} is there twice; remove one")
     pairs = list(target.items())
     if set(target) == {"choices", "labels"} and all(
@@ -306,7 +306,7 @@ def _check_text(text: str, where: str) -> None:
 
 
 def _with_categories(items: Sequence[Question], path: Path) -> tuple[Question, ...]:
-    """Take categories from a TruthfulQA CSV beside the file: the one with most of its questions."""
+    """Take categories from the TruthfulQA CSV beside the file that has most of its questions."""
     best: dict[str, str] = {}
     for beside in sorted(path.parent.glob("TruthfulQA_*.csv")):
         found = _categories(beside, (item.question.strip() for item in items))

@@ -26,7 +26,7 @@ _NAMES = {
 }
 _SCORES = ("mc1", "mc2", "mc3")
 _CHANGE_UNITS = {**dict.fromkeys(_SCORES, ""), "log p of texts": " (%)"}
-"""Units behind a metric's name in tables of changes; the other metrics are shares."""
+"""Units after a metric's name in tables of changes; the other metrics are shares, in points."""
 _SCORES_NOTE = (
     "Means over seeds, with 95% intervals over seeds and items. MC1 and MC2: TruthfulQA scores from 0 "
     "to 1, higher is better. Leaks: share of plain factual prompts answered with needless hedging, "
@@ -34,14 +34,14 @@ _SCORES_NOTE = (
     "one; answers: share answered as the gate asks. Perplexity: on neutral texts, lower is better. "
     "KL from base: nats per token, neither good nor bad."
 )
-_STEPS_NOTE = "Each variant against one with a phase less."
+_STEPS_NOTE = "Each variant against one that lacks a phase."
 
 
 def write_ablation(record: Mapping[str, object], out: Path) -> Path:
     """Write ablation.md and ablation.html into the ablation's folder.
 
     Args:
-        record: as ablation.json has it.
+        record: content of ablation.json.
 
     Returns:
         The HTML file.
@@ -54,10 +54,10 @@ def write_ablation(record: Mapping[str, object], out: Path) -> Path:
 
 
 def text_table(record: Mapping[str, object]) -> str:
-    """Return the variants and their main metrics as text.
+    """Format the variants and their main metrics as a table of text.
 
     Args:
-        record: as ablation.json has it.
+        record: content of ablation.json.
     """
     ablation = read_ablation(record)
     metrics = _main(ablation)
@@ -77,7 +77,7 @@ def text_table(record: Mapping[str, object]) -> str:
 
 
 class Figure(NamedTuple):
-    """A value with its interval, as it is shown: leaks and perplexity instead of their opposites."""
+    """A value with its interval to show: leaks and perplexity instead of their opposites."""
 
     value: float
     low: float
@@ -95,7 +95,7 @@ def shown_score(metric: str, score: Score) -> Figure:
 
 
 def shown_change(metric: str, change: Change) -> Figure:
-    """Return the figure to show for a change; that of perplexity is relative."""
+    """Return the figure to show for a change; a change of perplexity is relative."""
     value, low, high = change.difference, change.low, change.high
     if metric == "no leak":
         return Figure(0.0 - value, 0.0 - high, 0.0 - low)
@@ -122,11 +122,12 @@ def _change(metric: str, change: Change) -> str:
 
 
 def _main(ablation: Ablation) -> list[str]:
+    """List the main metrics that the ablation measured."""
     return [metric for metric in _MAIN if metric in ablation.variants["base"]]
 
 
 def _metrics(ablation: Ablation) -> list[str]:
-    """All metrics, the main ones first."""
+    """List all metrics, the main ones first."""
     others = [metric for metric in ablation.variants["base"] if metric not in _MAIN]
     return [*_main(ablation), *others]
 
@@ -162,7 +163,7 @@ def _changes_table(ablation: Ablation, chosen: Sequence[VariantChange]) -> Table
 
 
 def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
-    """Tables, each with its heading and the note below it."""
+    """Make the tables, each with its heading and the note below it."""
     from_base = [one for one in ablation.changes if one.against == "base"]
     others = [one for one in ablation.changes if one.against != "base"]
     tables = [
@@ -172,7 +173,7 @@ def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
     if others:
         first = ablation.changes[0]  # the first phase, from the base
         steps = _changes_table(ablation, [first, *others])
-        tables.append(("What each phase bought and cost", steps, _STEPS_NOTE))
+        tables.append(("What each phase gained and cost", steps, _STEPS_NOTE))
     return tables
 
 
@@ -186,14 +187,14 @@ def _changes_note(ablation: Ablation) -> str:
 
 
 def _origin(ablation: Ablation) -> Table:
-    asked = ablation.questions
-    drawn = "" if asked.drawn_with is None else f", drawn with seed {asked.drawn_with}"
+    questions = ablation.questions
+    drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
     return origin_table(
         ablation.provenance,
         [
-            ("questions", asked.name),
-            ("questions, number", f"{asked.n}{drawn}"),
-            ("questions, sha256", asked.sha256),
+            ("questions", questions.name),
+            ("questions, number", f"{questions.n}{drawn}"),
+            ("questions, sha256", questions.sha256),
             ("scores of every item", "ablation.json"),
             ("the runs", "seedN"),
         ],
@@ -235,7 +236,7 @@ def _html(ablation: Ablation) -> str:
 
 
 def _charts(ablation: Ablation) -> list[Chart]:
-    """Charts of each main metric: its scores, then its paired change from the base."""
+    """Draw the charts of each main metric: its scores, then its paired change from the base."""
     charts = []
     for metric in _main(ablation):
         points = [
@@ -257,7 +258,7 @@ def _charts(ablation: Ablation) -> list[Chart]:
 
 
 def _axes(metric: str) -> tuple[Axis, Axis]:
-    """The axes of a main metric's scores and of its changes."""
+    """Return the axes of a main metric's scores and of its changes."""
     interval = "with 95% interval"
     if metric in _SCORES:
         return Axis(f"score, {interval}", from_0_to_1=True), Axis(f"paired, {interval}")

@@ -2,8 +2,8 @@
 
 An SVG holds the axes, the tick labels and the data. Its title, its unit and its legend belong to
 the page, where they wrap. It has no background, its text takes the page's font and colour, and it
-has no references, inside or out. The same data give the same bytes. Labels may hold any text that
-XML can hold; it is drawn as it is written.
+has no references, neither internal nor external. The same data give the same bytes. Labels may hold
+any text that XML can hold, and are drawn literally.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GREY = "#808080"
 _LETTER = 6.7
 """Generous mean width of a letter: the font is the page's."""
 _LONGEST = 26
-"""Letters of a label that are drawn; the tooltip has all of them."""
+"""Most letters of a label that are drawn; the tooltip has all of them."""
 _LARGEST = 1e30
 """Values beyond this are left out like infinite ones: the axes' arithmetic would overflow."""
 _FEW = 30
@@ -39,14 +39,14 @@ _FEW = 30
 
 
 class Axis(NamedTuple):
-    """A quantity with its unit, and how its values are written."""
+    """A quantity with its unit and the format of its values."""
 
     label: str = ""
     factor: float = 1.0
-    """Values are multiplied by this to be written."""
+    """Factor by which values are multiplied when they are written."""
     suffix: str = ""
     from_0_to_1: bool = False
-    """Whether values lie in this range: a line chart shows all of it, others nothing beyond it."""
+    """Whether values lie in this range: a line chart shows all of it, other charts no more."""
 
 
 PLAIN = Axis()
@@ -59,7 +59,7 @@ def percent(label: str) -> Axis:
 
 
 class Point(NamedTuple):
-    """A value with its interval."""
+    """A labelled value with its interval."""
 
     label: str
     value: float
@@ -82,9 +82,9 @@ class Chart(NamedTuple):
     unit: str
     """Quantity and unit of the values; may be empty."""
     legend: list[LegendEntry]
-    """Empty where there is one series."""
+    """Entries of the series; empty if there is only one."""
     svg: str
-    """Safe to be put into a page as it is."""
+    """The drawing, safe to be put into a page without escaping."""
 
 
 def line_chart(
@@ -207,7 +207,7 @@ def _is_drawable(*values: float) -> bool:
 
 
 def _ticks(low: float, high: float, axis: Axis) -> list[float]:
-    """Round values at equal distances, the first at or below `low` and the last at or above `high`."""
+    """Choose round values at equal distances, from at or below `low` to at or above `high`."""
     from matplotlib.ticker import MaxNLocator
 
     if high <= low:
@@ -220,7 +220,7 @@ def _ticks(low: float, high: float, axis: Axis) -> list[float]:
 
 
 def _whole_ticks(low: float, high: float) -> list[float]:
-    """Whole numbers at equal distances from `low` to `high`."""
+    """Choose whole numbers at equal distances from `low` to `high`."""
     from matplotlib.ticker import MaxNLocator
 
     locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True)
@@ -250,8 +250,8 @@ def _writer(
     return write
 
 
-def _shortened(label: str) -> str:
-    """A label in one line, its middle left out if it is too long."""
+def _shorten(label: str) -> str:
+    """Put a label into one line, and leave out its middle if it is too long."""
     label = " ".join(label.split())
     if len(label) <= _LONGEST:
         return label
@@ -271,7 +271,7 @@ class _Canvas:
     def set_ticks(
         self, which: Literal["x", "y"], ticks: Sequence[float], labels: Sequence[str]
     ) -> None:
-        """Put labels at places of an axis, as text and nothing else."""
+        """Put labels at places of an axis, as plain text."""
         axis = self.axes.xaxis if which == "x" else self.axes.yaxis
         axis.set_ticks(ticks, labels, fontsize=FONT_SIZE, parse_math=False)
         self.axes.grid(axis=which, color=GREY, alpha=0.25, linewidth=0.8)
@@ -284,18 +284,18 @@ class _Canvas:
             self.axes.axvline(0, color=GREY, linewidth=1.4)
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> Artist:
-        """Draw a line with round ends, whole even at the edge."""
+        """Draw a line with round ends, not cut at the axes' edge."""
         xs, ys = zip(*points, strict=True)
         return self.axes.plot(
             xs, ys, color=colour, linewidth=width, solid_capstyle="round", clip_on=False
         )[0]
 
     def dot(self, point: tuple[float, float], colour: str, size: float) -> Artist:
-        """Draw a dot: a line of no length, as markers would be references."""
+        """Draw a dot, as a line without length: markers would be references."""
         return self.line([point, point], colour, size)
 
     def explain(self, artist: Artist, text: str) -> None:
-        """Show a text when the mouse is on what was drawn."""
+        """Give a drawn artist a tooltip."""
         name = f"tooltip{len(self._tooltips)}"
         artist.set_gid(name)
         self._tooltips[name] = text
@@ -342,7 +342,7 @@ def _element(tag: str, text: str) -> ElementTree.Element:
 
 @contextlib.contextmanager
 def _canvas(height: float, left: float, right: float, bottom: float) -> Iterator[_Canvas]:
-    """A canvas of this height with room beside the axes, apart from the user's own settings."""
+    """Make a canvas of this height with room beside the axes, whatever the user's own settings."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -374,12 +374,12 @@ def _canvas(height: float, left: float, right: float, bottom: float) -> Iterator
 
 @contextlib.contextmanager
 def _rows(labels: Sequence[str], figures: Sequence[str], row: float) -> Iterator[_Canvas]:
-    """A canvas of one row per label, the first at the top, with a figure at the end of each.
+    """Make a canvas of one row per label, the first at the top, with a figure at the end of each.
 
     Args:
         row: height of a row.
     """
-    shown = [_shortened(label) for label in labels]
+    shown = [_shorten(label) for label in labels]
     left = 14 + _LETTER * max(map(len, shown))
     right = 14 + _LETTER * max(map(len, figures))
     with _canvas(36 + row * len(labels), left, right, bottom=26) as canvas:

@@ -1,4 +1,4 @@
-"""Markdown in which nothing that a run says can be markup, a link or HTML."""
+"""Markdown in which no text from a run can act as markup, a link or HTML."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Quote = Callable[[str], str]
-"""Makes text from a run safe in one kind of report: `escape` in Markdown, `str` in a page, whose
-template escapes."""
+"""Function that makes text from a run safe in one kind of report: `escape` in Markdown, `str` in a
+page, whose template escapes."""
 _PLAIN = re.compile(r"(?:[\w ()+–%-]|(?<=\d)[.,:](?=\d)|[,:](?= ))*")
 """Text without markup: words, and figures such as +1,234.5 or 12.5%. Links need other characters,
 or these before a letter."""
@@ -37,7 +37,7 @@ def table_lines(table: Table) -> list[str]:
 
 
 def code_lines(text: str, language: str) -> list[str]:
-    """Return the lines of a code block that nothing in the text can end."""
+    """Return the lines of a code block that no line of the text can end."""
     fence = _fence(text, 3)
     return [f"{fence}{language}", text.rstrip(), fence]
 
@@ -47,5 +47,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _fence(text: str, shortest: int) -> str:
-    """Backticks that no run of backticks in the text can end."""
+    """Return more backticks than the text has anywhere in a row, and at least `shortest`."""
     return "`" * max(shortest, *(len(run) + 1 for run in re.findall("`+", text)), 0)

@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside this file, which escape all that they are given."""
+"""HTML pages from the templates beside this file, which escape every value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TEMPLATES = ("page.html.jinja", "parts.html.jinja", "run.html.jinja", "ablation
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page of one self-contained file, without scripts and requests."""
+    """Render a template to one self-contained page, without scripts and requests."""
     folder = resources.files(__package__)
     sources = {name: (folder / name).read_text("utf-8") for name in _TEMPLATES}
     environment = Environment(

@@ -1,7 +1,7 @@
-"""Run folders and ablations, as far as the report shows them: the one place that reads their JSON.
+"""The parts of run folders and ablations that reports show; only this module reads their JSON.
 
-Files of earlier releases are read as well: what they do not have is None or empty. Characters that
-would hide or turn round the text beside them are spelled out in every text.
+Files of earlier releases are read as well: what they lack is None or empty. Characters that would
+hide or reverse the text beside them are spelled out in every text.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _INVISIBLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Controls, overrides of direction, lone surrogates and characters without width; neither line
-breaks nor tabs."""
+"""Control characters other than line breaks and tabs, overrides of direction, lone surrogates and
+characters without width."""
 _DAMAGE = (
     OSError,
     ValueError,
@@ -64,13 +64,13 @@ class Phase:
     steps: int
     rows: int
     exposures: float
-    """Times that each row was trained on."""
+    """Average uses of each row."""
     adapter_step: int
-    """Step whose adapter was taken."""
+    """Step whose adapter the phase ended with."""
     dropped: list[str]
-    """Places of rows that are longer than max_length."""
+    """Origins of rows that are longer than max_length."""
     shortened: list[str]
-    """Places of rows whose prompt lost its beginning to max_length."""
+    """Origins of rows whose prompt lost its beginning to max_length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Comparison:
 
     stage: str
     changes: dict[str, Change]
-    """By name, the metrics that the verdict is over."""
+    """Changes of the metrics that the verdict is over, by metric."""
     categories: dict[str, float]
     """Mean change by category of questions."""
 
@@ -195,11 +195,11 @@ class Run:
     started: str
     provenance: Provenance
     recipe: str
-    """recipe.yaml as it is written."""
+    """Text of recipe.yaml."""
     phases: list[Phase]
     log: list[LogLine]
     summary: Summary | None
-    """None if the recipe measures nothing, or the run is not finished."""
+    """Outcome; None if the recipe measures nothing, or the run is not finished."""
     unread_phases: list[str]
     """Phases whose data could not be searched for the benchmark's questions."""
     fused: Fused | None
@@ -267,13 +267,13 @@ def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
 
 
 def _place(path: Path) -> int:
-    """The number of a phase in its folder's name."""
+    """Return the number of a phase, from its folder's name."""
     found = re.match(r"phase(\d+)", path.parent.name)
     return int(found[1]) if found else 0
 
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:
-    """The whole lines of the metrics, phase by phase: one that was trained anew logged last."""
+    """Read the whole lines of the metrics, sorted by phase: a phase trained anew logs at the end."""
     if not path.exists():
         return []
     lines = [
@@ -387,10 +387,10 @@ def _fused(record: JsonObject) -> Fused:
 
 
 def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """The answers to the plain factual prompts that both the base and the last stage were asked."""
+    """Read the answers to plain factual prompts that both the base and the last stage were asked."""
     if len(stages) < 2:
         return []
-    # Looked up among the files there are: a name in a file must not lead to another folder.
+    # Looked up among existing files: a stage's name must not lead to another folder.
     files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
     first, last = (
         {
@@ -452,7 +452,7 @@ class Questions:
     sha256: str
     n: int
     drawn_with: int | None
-    """Seed that drew them; None: all questions there are."""
+    """Seed that drew them; None: all questions were asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,26 +475,29 @@ class Ablation:
 
 
 def read_ablation(record: Mapping[str, object]) -> Ablation:
-    """Read the record of an ablation, as ablation.json has it."""
-    seen: JsonObject = visible({key: record[key] for key in record if key != "items"})
-    asked, insight = seen["questions"], seen["insight"]
+    """Read the record of an ablation: the content of ablation.json."""
+    shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
+    questions, insight = shown["questions"], shown["insight"]
     return Ablation(
-        name=str(seen["name"]),
-        seeds=[int(seed) for seed in seen["seeds"]],
-        provenance=_provenance(seen["run"]),
-        recipe=str(seen["recipe"]),
-        margin=float(seen["margin"]),
+        name=str(shown["name"]),
+        seeds=[int(seed) for seed in shown["seeds"]],
+        provenance=_provenance(shown["run"]),
+        recipe=str(shown["recipe"]),
+        margin=float(shown["margin"]),
         questions=Questions(
-            str(asked["name"]), str(asked["sha256"]), int(asked["n"]), asked.get("drawn_with")
+            name=str(questions["name"]),
+            sha256=str(questions["sha256"]),
+            n=int(questions["n"]),
+            drawn_with=questions.get("drawn_with"),
         ),
-        notes=_texts(seen["notes"]),
+        notes=_texts(shown["notes"]),
         insight=None if not insight else str(insight["sentence"]),
         variants={
             variant: {
                 metric: Score(float(one["value"]), float(one["low"]), float(one["high"]))
                 for metric, one in scores.items()
             }
-            for variant, scores in seen["variants"].items()
+            for variant, scores in shown["variants"].items()
         },
         changes=[
             VariantChange(
@@ -502,6 +505,6 @@ def read_ablation(record: Mapping[str, object]) -> Ablation:
                 str(one["against"]),
                 {metric: _change(change) for metric, change in one["metrics"].items()},
             )
-            for one in seen["changes"]
+            for one in shown["changes"]
         ],
     )

@@ -1,7 +1,7 @@
-"""A run's report from what its folder holds: Markdown, and one self-contained HTML page.
+"""A run's report from its folder: Markdown, and one self-contained HTML page.
 
-Texts of a model, a data row or a file name stay text: the page's templates escape them and the
-page forbids itself scripts and requests; in Markdown they are escaped.
+Texts from a model, a data row or a file name stay text: the page's templates escape them, and the
+page forbids itself scripts and requests; in Markdown they are escaped, too.
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ _CHANGES_NOTE = (
 )
 _METRIC_VERDICTS = {
     "gain": "the whole interval is above zero",
-    "no tax": "whatever was lost is less than the margin",
+    "no tax": "any loss is smaller than the margin",
     "tax": "the whole interval is below zero, and the loss may reach the margin",
     "inconclusive": "too few questions to tell",
     "no change": "as far as was measured, this is still the base model",
 }
-_PHASES_NOTE = "Adapter: the step whose adapter was taken, which is the best or the last one."
+_PHASES_NOTE = "Adapter: the step whose adapter the phase ended with, the best or the last one."
 _FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
 _NAMED = 10
-"""Places that are named of rows that were dropped or shortened."""
+"""Largest number of dropped or shortened rows that a warning names."""
 
 
 def write_report(folder: Path) -> Path:
@@ -110,12 +110,12 @@ def write_report(folder: Path) -> Path:
 
 
 def notices(folder: Path) -> list[str]:
-    """Return what the owner of a run should look at, one line each, fit for a terminal."""
+    """List what the owner of a run should look at, one line each, fit for a terminal."""
     return _warnings(read_run(folder))
 
 
 def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Table:
-    """Return the table of versions and hashes, these rows after the model's."""
+    """Make the table of versions and hashes, with these rows after the model's."""
     return Table(
         ("Source", "Value"),
         [
@@ -188,6 +188,7 @@ def _html(run: Run) -> str:
 
 
 def _about(run: Run, quote: Quote = str) -> str:
+    """Say in a sentence which model the run started from, and when."""
     try:
         started = f"{datetime.fromisoformat(run.started):%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -196,26 +197,26 @@ def _about(run: Run, quote: Quote = str) -> str:
 
 
 def _meaning(summary: Summary, quote: Quote = str) -> str:
-    """The verdict in a sentence, and what it is over."""
+    """Explain the verdict in a sentence, and say what was compared."""
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
     sentence = _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
-    asked = f" ({_counted(summary.n, 'question')})" if summary.n is not None else ""
+    number = f" ({_count(summary.n, 'question')})" if summary.n is not None else ""
     compared = (
-        f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{asked}."
+        f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{number}."
     )
     return f"{sentence} {compared}".strip()
 
 
 def _changes_note(summary: Summary) -> str:
-    """The note on changes, and the meaning of the verdicts that occur."""
+    """Write the note on changes, with the meaning of the verdicts that occur."""
     found = {one.verdict for each in summary.comparisons for one in each.changes.values()}
     meanings = [f"{name}: {text}" for name, text in _METRIC_VERDICTS.items() if name in found]
     return " ".join([_CHANGES_NOTE, *(f"{text[0].upper()}{text[1:]}." for text in meanings)])
 
 
 def _warnings(run: Run, quote: Quote = str) -> list[str]:
-    """Warnings about data, training and fusing."""
+    """List the warnings about data, training and fusing."""
     found = []
     for phase in run.phases:
         for origins, noun, what in (
@@ -225,22 +226,22 @@ def _warnings(run: Run, quote: Quote = str) -> list[str]:
             if origins:
                 named = ", ".join(map(quote, origins[:_NAMED]))
                 more = f" and {len(origins) - _NAMED:,} more" if len(origins) > _NAMED else ""
-                counted = _counted(len(origins), noun)
+                count = _count(len(origins), noun)
                 what = what.format(its="its" if len(origins) == 1 else "their")
-                found.append(f"{quote(phase.name)}: {counted} {what} ({named}{more})")
+                found.append(f"{quote(phase.name)}: {count} {what} ({named}{more})")
     found += [quote(line.warning) for line in run.log if line.warning is not None]
     return [*found, *map(quote, run.fused.warnings if run.fused is not None else [])]
 
 
 def _contamination(run: Run, quote: Quote = str) -> list[str]:
-    """Sentences on what training rows share with the benchmark."""
+    """List sentences about benchmark questions in the training rows."""
     found = run.summary.contamination if run.summary is not None else None
     lines = []
     if found is not None and not found.questions:
         lines.append("Contamination: no training row holds a question of the benchmark.")
     elif found is not None:
         text = (
-            f"Contamination: {_counted(found.questions, 'question')} of the benchmark "
+            f"Contamination: {_count(found.questions, 'question')} of the benchmark "
             f"{'is' if found.questions == 1 else 'are'} in training rows (contamination.json "
             "names them)."
         )
@@ -260,7 +261,8 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
     return lines
 
 
-def _counted(n: int, noun: str) -> str:
+def _count(n: int, noun: str) -> str:
+    """Format a number with its noun, in the plural unless it is 1."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
@@ -347,7 +349,7 @@ def _fused(run: Run) -> Table:
                 (copy.path, f"KL of {copy.bits} bits from the fused model", f"{copy.kl:.1e}"),
                 (
                     copy.path,
-                    "cosine of the change of weights with the adapter's (1: all of it kept)",
+                    "cosine of the change of weights with the adapter's (1: nothing is lost)",
                     f"{copy.cosine:.3f}",
                 ),
             ]
@@ -368,7 +370,7 @@ def _origin(run: Run) -> Table:
 
 
 def _curves_by_phase(run: Run) -> dict[str, list[Chart]]:
-    """Charts of the training, by phase."""
+    """Draw the charts of the training, by phase."""
     charts = {
         phase: _curves([line for line in run.log if line.phase == phase])
         for phase in dict.fromkeys(line.phase for line in run.log)
@@ -400,7 +402,7 @@ def _truthfulqa(summary: Summary) -> list[Chart]:
 
 
 def _point(stage: Stage, name: str) -> Point | None:
-    """A stage's score with its interval by the normal approximation, inside 0 to 1."""
+    """Return a stage's score with its 95% interval by the normal approximation, cut to 0 to 1."""
     value, stderr = (
         (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
     )
@@ -411,7 +413,7 @@ def _point(stage: Stage, name: str) -> Point | None:
 
 
 def _calibration(stages: Sequence[Stage]) -> Chart | None:
-    """Accuracy against confidence, of the first stage and of the last."""
+    """Draw accuracy against confidence, of the first stage and of the last."""
     measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
     return line_chart(
         "Calibration of MC1",
@@ -428,7 +430,7 @@ def _calibration(stages: Sequence[Stage]) -> Chart | None:
 
 
 def _curves(lines: Sequence[LogLine]) -> list[Chart]:
-    """Charts of one phase's metrics over its steps."""
+    """Draw the charts of one phase's metrics over its steps."""
     charts = [
         line_chart(
             title,

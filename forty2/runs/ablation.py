@@ -54,7 +54,7 @@ class Ablation:
     """The content of OUT/ablation.json."""
     table: str
     insight: Insight | None
-    """None: the recipe has no SFT phase with a preference phase after it."""
+    """Answer to whether DPO repairs what SFT costs; None: the recipe has no SFT phase before DPO."""
     report: Path
 
 
@@ -96,7 +96,7 @@ def ablate(
     recipe, questions = _with_questions(dataclasses.replace(recipe, fuse=None), out)
     variants = variants_of(recipe)
     first = out / f"seed{seeds[0]}" / variants[0].folder
-    scores = _measured(
+    scores = _run_all(
         recipe, variants, seeds, out, first, trust_remote_code=trust_remote_code, progress=progress
     )
     found = _insight(variants, scores.by_stage)
@@ -109,7 +109,7 @@ def ablate(
 
 
 def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> None:
-    """Refuse what could not be an ablation, before hours go into it."""
+    """Refuse settings of which no ablation can be made, before hours go into it."""
     if launched():
         raise RunError("an ablation is run by one process; start it without mlx.launch")
     if len(set(seeds)) < max(2, len(seeds)) or not all(0 <= seed < 2**31 for seed in seeds):
@@ -120,7 +120,7 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
     if recipe.benchmark is None:
         raise RecipeError(f"{recipe.name}: benchmark: null measures nothing; say what to measure")
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
-        raise RunError(f"{out}: is no empty folder; go on with --resume, or name another --out")
+        raise RunError(f"{out}: is not an empty folder; go on with --resume, or name another --out")
 
 
 def _record(
@@ -172,7 +172,7 @@ def _record(
 
 
 def variants_of(recipe: Recipe) -> list[Variant]:
-    """The full run, and that of the first preference phase alone where others come before it."""
+    """List the full run, and a run of the first preference phase alone if others precede it."""
     names = list(recipe.phases)
     variants = [
         Variant("full", recipe.phases, ["+".join(names[: n + 1]) for n in range(len(names))]),
@@ -185,10 +185,10 @@ def variants_of(recipe: Recipe) -> list[Variant]:
 
 
 def comparisons_of(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """Names of the stages to compare, after and before.
+    """List the stages to compare, as pairs of names (after, before).
 
-    Each with the base, each with the one before it in the full run, and the preference phase after
-    others with itself alone: the difference is what the phases before it bought.
+    Each stage with the base, each with the one before it in the full run, and the preference phase
+    after others with itself alone: the difference is what the phases before it gained.
     """
     full = variants[0].stages
     pairs = [(name, "base") for variant in variants for name in variant.stages]
@@ -201,30 +201,30 @@ def comparisons_of(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 
 def _first_preference(phases: Mapping[str, Phase]) -> int | None:
-    """The place of the first preference phase."""
+    """Return the place of the first preference phase."""
     kinds = enumerate(phases.values())
     return next((n for n, phase in kinds if phase.needs_reference), None)
 
 
 def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
-    """The recipe with the same questions for every seed, and a description of them.
+    """Return the recipe with the same questions for every seed, and a description of them.
 
-    A run draws its questions with its own seed. Those that the recipe's seed draws are put into a
-    file, and every run asks all of the file.
+    A run draws its questions with its own seed. So the questions that the recipe's seed draws are
+    written to a file, and every run asks all of that file.
     """
     assert recipe.benchmark is not None
     drawn = questions_of(recipe.benchmark, recipe.seed)
     described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
     if recipe.benchmark.n != len(drawn.items):
-        return recipe, described  # all that there are
+        return recipe, described  # every seed draws all questions
     file = out.resolve() / "questions.json"
-    asked = [_question(item) for item in drawn.items]
+    questions = [_question(item) for item in drawn.items]
     if not file.exists():
-        write_json(file, asked)
-    elif read_json(file) != asked:
+        write_json(file, questions)
+    elif read_json(file) != questions:
         raise RunError(
-            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe "
-            "that the ablation was started with, or name another --out"
+            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
+            "started the ablation, or name another --out"
         )
     benchmark = dataclasses.replace(recipe.benchmark, questions=str(file))
     return dataclasses.replace(recipe, benchmark=benchmark), {
@@ -248,12 +248,12 @@ class Scores(NamedTuple):
     """The scores of all stages, over all seeds."""
 
     by_stage: dict[str, dict[str, Values]]
-    """By stage and metric, (S, n)."""
+    """Scores by stage and metric, each (S, n)."""
     same_as_base: dict[str, bool]
-    """Whether a stage is, for all that was measured, still the base."""
+    """Whether a stage is still the base, as far as was measured."""
 
 
-def _measured(
+def _run_all(
     recipe: Recipe,
     variants: Sequence[Variant],
     seeds: Sequence[int],
@@ -265,7 +265,7 @@ def _measured(
 ) -> Scores:
     """Run every variant with every seed, or read back what ran before."""
     scores: dict[str, list[dict[str, Values]]] = {"base": []}
-    moved: dict[str, list[tuple[float, float]]] = {}
+    from_base: dict[str, list[tuple[float, float]]] = {}  # KL and share of items changed
     for seed in seeds:
         for variant in variants:
             path = out / f"seed{seed}" / variant.folder
@@ -281,22 +281,24 @@ def _measured(
             )
             if variant is variants[0]:
                 scores["base"].append(scores_of(done.stages[0]))
-            from_base = read_json(path / "summary.json")["comparisons"]
-            for name, stage, change in zip(variant.stages, done.stages[1:], from_base, strict=True):
+            changes = read_json(path / "summary.json")["comparisons"]
+            for name, stage, change in zip(variant.stages, done.stages[1:], changes, strict=True):
                 scores.setdefault(name, []).append(scores_of(stage))
-                moved.setdefault(name, []).append((change["kl"], change["changed"]))
+                from_base.setdefault(name, []).append((change["kl"], change["changed"]))
     by_stage = {
         name: {metric: np.stack([one[metric] for one in by_seed]) for metric in by_seed[0]}
         for name, by_seed in scores.items()
     }
-    same = {name: unchanged(*map(float, np.mean(by_seed, 0))) for name, by_seed in moved.items()}
+    same = {
+        name: unchanged(*map(float, np.mean(by_seed, 0))) for name, by_seed in from_base.items()
+    }
     return Scores(by_stage, same)
 
 
 def _begin(path: Path, recipe: Recipe, first: Path) -> None:
-    """Begin a run with the base's measurement by the first: same weights, same questions.
+    """Start a run folder with the first run's measurement of the base: same weights and questions.
 
-    If the weights are others by now, the run refuses to go on from this beginning.
+    If the weights have changed since, the run refuses to go on from here.
     """
     if (path / "run.json").exists():
         return
@@ -306,7 +308,7 @@ def _begin(path: Path, recipe: Recipe, first: Path) -> None:
 
 
 def _prefixed(progress: Progress, run_name: str) -> Progress:
-    """Progress whose stages begin with the run's name."""
+    """Make progress whose stages begin with the run's name."""
 
     def report(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         progress(f"{run_name}: {stage}", done, total, info)

@@ -29,7 +29,7 @@ NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
 
 
 class Activity:
-    """Progress that remembers what is under way, for the message if memory runs out."""
+    """Progress that remembers the work under way, for the message if memory runs out."""
 
     def __init__(self, progress: Progress) -> None:
         self.current = "loading the model"
@@ -53,7 +53,7 @@ class RunContext:
 
     @property
     def path(self) -> Path:
-        """The run folder; in a process that is not the first of its group, one for scratch."""
+        """The run folder; in all but the first process of a group, a scratch folder."""
         return self.folder.path
 
 
@@ -69,7 +69,7 @@ def open_run(
     """Open or continue the run in `path`, in all processes of the group.
 
     Raises:
-        RunError: see `RunFolder.open`; or the processes do not agree on versions, recipe or model.
+        RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
     """
     group = joined()
     with contextlib.ExitStack() as opened:
@@ -100,7 +100,7 @@ def open_run(
 
 
 def provenance_of(recipe: Recipe) -> Provenance:
-    """Model, weights' hash and versions that a run of this recipe starts from."""
+    """Look up the model, its weights' hash and the versions that a run of this recipe starts from."""
     model = resolve_model(recipe.model)
     return Provenance(
         name=recipe.name,
@@ -113,7 +113,7 @@ def provenance_of(recipe: Recipe) -> Provenance:
 
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """A run folder for a process that is not the first of its group, removed at the end."""
+    """Make a run folder for a process that is not the first of its group; remove it at the end."""
     folder = machine.cache_dir() / "group" / f".run.{os.getpid()}"
     make_folder(folder.parent)
     remove_leftovers(folder.parent)
@@ -125,9 +125,9 @@ def _scratch_folder() -> Iterator[Path]:
 
 
 def _reread(path: Path, recipe: Recipe) -> str:
-    """The recipe that a run was started from, as this release writes it.
+    """Return the recipe that a run was started from, as this release writes it.
 
-    A key that it does not spell out was null, or is newer than its release: it becomes null where
+    A key missing from it was null, or is newer than the release that wrote it: it becomes null where
     `recipe` has null, else the default.
     """
     try:
@@ -142,7 +142,7 @@ def _reread(path: Path, recipe: Recipe) -> str:
 
 
 def _nulls(recipe: JsonObject, stored: JsonObject, at: str = "") -> Iterator[str]:
-    """Overrides that set to null what is null in `recipe` and not spelled out in a stored recipe."""
+    """Yield overrides to null for the keys that are null in `recipe` and missing from `stored`."""
     for key, value in recipe.items():
         if value is None and key not in stored:
             yield f"{at}{key}=null"

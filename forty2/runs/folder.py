@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        """One line of JSON for each step, evaluation and warning."""
+        """File with one line of JSON for each step, evaluation and warning."""
         return self.path / "metrics.jsonl"
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -125,7 +125,7 @@ class RunFolder:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def metrics(self) -> list[JsonObject]:
-        """Every whole line of the metrics so far.
+        """Read every whole line of the metrics so far.
 
         Raises:
             RunError: a line is damaged.
@@ -146,7 +146,7 @@ class RunFolder:
         return records
 
     def forget_metrics_after(self, phase: str, step: int) -> None:
-        """Drop the metrics of a phase beyond the checkpoint that it now continues from."""
+        """Drop a phase's metrics after a step, from whose checkpoint it now continues."""
         remaining = [r for r in self.metrics() if r["phase"] != phase or r["step"] <= step]
         text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in remaining)
         # A program that follows the file loses it when it is replaced.
@@ -155,7 +155,7 @@ class RunFolder:
 
 
 def now() -> str:
-    """The time, in UTC, to the second."""
+    """Return the time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -168,7 +168,7 @@ def _check_usable(path: Path) -> None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether an entry of a folder without run.json is none that a run writes as it begins."""
+    """Return whether no run writes such an entry before run.json."""
     return path.name not in ("run.lock", "recipe.yaml") and not path.name.startswith(".")
 
 
@@ -206,7 +206,7 @@ def _start_or_continue(
     if existing:
         _check_same(path, recipe_yaml, provenance, reread)
         return
-    # A run without results was refused: what it found out about its data goes.
+    # A run without results was refused: remove what it wrote about its data.
     shutil.rmtree(path / "data", ignore_errors=True)
     for name in ("data.json", "contamination.json"):
         (path / name).unlink(missing_ok=True)
@@ -216,14 +216,14 @@ def _start_or_continue(
 
 
 def _has_results(path: Path) -> bool:
-    """Whether anything was trained or measured: a run whose recipe or data was refused has not."""
+    """Return whether anything was trained or measured; not if the recipe or data was refused."""
     return any(found for kind in _RESULTS for found in path.glob(kind))
 
 
 def _check_same(
     path: Path, recipe_yaml: str, provenance: Provenance, reread: Callable[[Path], str]
 ) -> None:
-    """Refuse to continue a run of another format, model or recipe; bring an old one to this format."""
+    """Refuse to continue a run of another format, model or recipe; upgrade a run of format 1."""
     record = read_json(path / "run.json")
     version = record.get("version") if isinstance(record, dict) else None
     if version not in (1, VERSION):
@@ -259,7 +259,7 @@ def _upgrade(path: Path) -> None:
             f"go on with that release, or delete {unsealed.parent}: the phase starts anew"
         )
     for best in path.glob("work/*/best"):
-        # The newest checkpoint's, or a later one that will be found again.
+        # It belongs to the newest checkpoint, or to a later evaluation, which is then repeated.
         states = map(read_json, best.parent.glob("step*/state.json"))
         newest = max(states, key=lambda state: state["step"], default={"best": None})
         if newest["best"] is not None:

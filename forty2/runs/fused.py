@@ -20,7 +20,7 @@ class FusedModels(NamedTuple):
 
 
 def fused_path(run: RunContext, fuse: Fuse) -> Path:
-    """The folder of the fused model: the recipe's, else fused_models/NAME of the run folder."""
+    """Return the fused model's folder: the recipe's, else fused_models/NAME, named as the run folder."""
     return Path(fuse.out or Path("fused_models") / run.path.resolve().name)
 
 
@@ -39,14 +39,14 @@ def check_fused_path(run: RunContext) -> None:
 
 
 def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
-    """Fuse the run's adapter into its base, or check what an earlier start of the run fused.
+    """Fuse the run's adapter into its base, or check the model that the run fused before it stopped.
 
     Args:
         adapter: folder of the last phase.
 
     Raises:
-        ModelError: the fused model does not do what base + adapter do.
-        RunError: the fused model there is damaged.
+        ModelError: the fused model does not compute what base + adapter do.
+        RunError: the fused model of an earlier start is damaged.
     """
     out = fused_path(run, settings)
     bits = settings.quantize

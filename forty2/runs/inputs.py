@@ -44,7 +44,7 @@ class PhaseInput:
     phase: Phase
     data: PhaseData
     check_replies: Callable[[], ReplyCheck]
-    """Has the model answer prompts, at each evaluation."""
+    """Function that has the model answer prompts, called at each evaluation."""
 
     @property
     def label(self) -> str:
@@ -71,7 +71,7 @@ def read_inputs(
     Raises:
         DataError: a row is bad, the lint finds errors, or no row fits.
         ModelError: the model cannot take the data or the adapter.
-        RunError: the rows are not those that the run began with.
+        RunError: the rows differ from those that the run began with.
     """
     recipe = run.recipe
     loaded = load(recipe.model, trust_remote_code=run.trust_remote_code)
@@ -95,8 +95,8 @@ def read_inputs(
     if measurer is not None:
         measurer.write_contamination(data)
         # The base is measured for minutes before the adapter is attached: try the adapter now.
-        bare = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
-        attach_adapter(bare.model, recipe.adapter, seed=0)
+        trial = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
+        attach_adapter(trial.model, recipe.adapter, seed=0)
     return RunInputs(loaded, phases)
 
 
@@ -122,7 +122,7 @@ def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[st
 def _reply_check(
     run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
 ) -> Callable[[], ReplyCheck]:
-    """Have the model answer the phase's eval prompts, or else a few of its rows' prompts."""
+    """Make the function that has the model answer eval prompts, or else a few rows' prompts."""
     if phase.eval_prompts is not None and run.group.first:
         prompts = load_eval_prompts(phase.eval_prompts)
         Asked(loaded, prompts)  # a prompt that does not fit is refused before anything is trained
@@ -131,5 +131,5 @@ def _reply_check(
             return ReplyCheck(*probe(loaded, prompts))
 
         return ask
-    some = first_prompts((data.valid or data.train).rows, SEVERAL)
-    return lambda: ReplyCheck({}, check_replies(loaded, some))
+    first = first_prompts((data.valid or data.train).rows, SEVERAL)
+    return lambda: ReplyCheck({}, check_replies(loaded, first))

@@ -29,12 +29,12 @@ class StageMeasurer:
         self._base: Base | None = None
 
     def contamination_finder(self) -> ContaminationFinder:
-        """A finder of the TruthfulQA questions in training rows."""
+        """Make a finder of the TruthfulQA questions in training rows."""
         items = self._measurement.truthfulqa.items
         return ContaminationFinder([(q.question, *q.mc1.choices, *q.mc2.choices) for q in items])
 
     def write_contamination(self, data: Mapping[str, PhaseData]) -> None:
-        """Write down which training rows hold which of the questions.
+        """Write contamination.json: the training rows that hold questions of the benchmark.
 
         Args:
             data: by phase, read with the finder.
@@ -47,7 +47,7 @@ class StageMeasurer:
         write_json(self._run.path / CONTAMINATION, record.to_json())
 
     def measure_base(self, loaded: LoadedModel) -> Stage:
-        """Measure the base model, which must be bare: the other stages are compared with it."""
+        """Measure the base model, without an adapter: the other stages are compared with it."""
         sha256 = self._run.provenance.model_sha256
         self._base = base_of(loaded, sha256, self._measurement.n)
         return self._measure("base", loaded, None)
@@ -67,7 +67,7 @@ class StageMeasurer:
         adapter: Path | None,
         folder: Path | None = None,
     ) -> Stage:
-        """Measure a model, or the one in a folder; an earlier measurement is read back."""
+        """Measure a model, or the one in a folder; read the measurement if it was made before."""
         assert self._base is not None
         file = self._run.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
         if file.exists():

@@ -1,4 +1,4 @@
-"""A phase's rows: read or built, linted, tokenized, and known again by their hashes."""
+"""A phase's rows: read or built, linted, tokenized, and recognized by their hashes on resume."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class PhaseData(NamedTuple):
     train: FittedRows
     valid: FittedRows | None
     source: str | None
-    """Where the training rows' texts are; None for a prepared folder, which holds ids alone."""
+    """Path of the training rows' texts; None for a prepared folder, which holds ids alone."""
     hits: list[Hit]
     """Benchmark items in the training rows, if they were searched for."""
 
     def hashes(self) -> dict[str, str | None]:
-        """By part, a hash of all that its rows are but for where they are from."""
+        """Hash the rows of each part, without their origins; None for a part that is missing."""
         return {"train": _digest(self.train), "valid": self.valid and _digest(self.valid)}
 
 

@@ -40,11 +40,10 @@ from forty2.training.schedule import PhasePlan, plan_phase
 
 
 def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
-    """Train a phase, or restore the adapter that it left; return its folder.
+    """Train a phase, or restore its adapter if it is trained; return its folder.
 
     Args:
-        loaded: the base with adapter layers attached, as the phase before left them. It holds this
-            phase's adapter afterwards.
+        loaded: the base with the adapter of the phase before; holds this phase's afterwards.
 
     Raises:
         TrainingError, RunError, Interrupted: see `training.loop.train`.
@@ -62,10 +61,10 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
 
 
 def refuse_damage(folder: Path, then: str) -> None:
-    """Refuse a sealed folder whose files are not those that were sealed.
+    """Refuse a sealed folder whose files have changed.
 
     Args:
-        then: what happens once the folder is deleted.
+        then: words for the message: what happens once the folder is deleted.
     """
     damage = find_damage(folder)
     if damage is not None:
@@ -110,7 +109,7 @@ def _train(
 
 def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
     """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
-    # Adapter, and an optimizer with two moments; two checkpoints are kept while one is written.
+    # Adapter, and an optimizer with two moments; two checkpoints stay while one is written.
     needs = {work: 3 * 3 * sum(v.nbytes for v in adapter_weights(loaded.model).values())}
     fuse = run.recipe.fuse
     if fuse is not None and run.group.first:
@@ -124,7 +123,7 @@ def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
 def _losses(
     run: RunContext, phase: PhaseInput, loaded: LoadedModel, plan: PhasePlan, work: Path
 ) -> tuple[BatchedLoss, BatchedLoss | None]:
-    """The losses over the training rows and over the validation rows."""
+    """Make the losses over the training rows and over the validation rows."""
     loaded.model.eval()
     shortcuts = supported_shortcuts(loaded.model)
     # A short phase needs no reference for all of a long file.
@@ -138,13 +137,13 @@ def _losses(
 
 
 class _RowsUsed(NamedTuple):
-    """The rows of a file that come in a batch."""
+    """The rows of a file that the batches use."""
 
     rows: Sequence[Any]
     which: Sequence[int]
-    """Their indices."""
+    """Indices of the rows used."""
     passes: float
-    """How often each of them comes."""
+    """Average number of times that each of them is used."""
     label: str
     """For progress and file names."""
 
@@ -157,9 +156,9 @@ def _loss(
     used: _RowsUsed,
     work: Path,
 ) -> BatchedLoss:
-    """The phase's loss over some rows, with stored states and reference where it needs them."""
+    """Make the phase's loss over some rows, with stored states and reference where it needs them."""
     model, objective = loaded.model, phase.phase
-    # The reference's pass counts even where it is stored: a resumed run must do the same.
+    # The reference pass counts even if its result is stored: a resumed run must decide the same.
     passes = used.passes + objective.needs_reference
     replayable = shortcuts.split_head and (
         shortcuts.shared_prompts or objective.row_kind is CONVERSATIONS
@@ -196,9 +195,9 @@ def _frozen_states(
     passes: float,
     work: Path,
 ) -> FrozenStates | None:
-    """The frozen blocks' states, where keeping them pays and there is room for them."""
-    # Each process of a group makes all states itself: they may be larger than what a network
-    # carries in that time, and in every epoch it sees other rows. It sees its share of them.
+    """Compute and store the frozen blocks' states, if it saves time and there is room for them."""
+    # Each process of a group stores the states of all rows: sending them may take longer, and its
+    # share of the rows differs in every epoch. It uses each row only 1/size as often.
     if passes / run.group.size < WORTH or not phase.phase.replay_gb:
         return None
     size = frozen_states_size(loaded.model, used.rows, used.which)

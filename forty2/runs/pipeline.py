@@ -1,8 +1,8 @@
 """A run, from its recipe to its report.
 
 Read everything, measure the base, then train and measure one phase after the other, fuse, measure
-the fused model, compare all with the base, and write the report. Every step that is done is found
-done when the run is resumed.
+the fused model, compare all with the base, and write the report. A resumed run skips the steps that
+are done.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from forty2.runs.phase_training import finish_phase
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run's results are."""
+    """A run's results, and the paths of those that are files."""
 
     path: Path
     adapter: Path
@@ -61,9 +61,9 @@ def run(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> RunResult:
-    """Run a recipe: every phase, then fuse if it says so, measuring after each.
+    """Run a recipe: train every phase, fuse if the recipe says so, and measure after each step.
 
-    Of several processes started by `mlx.launch` all train. The first alone writes the run,
+    Of several processes started by `mlx.launch`, all train. Only the first one writes the run,
     measures, fuses and returns; the others raise `OtherProcessEnded` when the last phase is trained.
 
     Args:
@@ -85,7 +85,7 @@ def run(
         try:
             return _run(context, only)
         except (Interrupted, TrainingError) as error:
-            if not context.group.first:  # all processes come here, and the first says why
+            if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error
             raise
         except Exception as error:
@@ -102,14 +102,14 @@ def run(
 def train_phase(
     recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = silent
 ) -> RunResult:
-    """Run a recipe as far as one phase: those before it first, as far as they are not done yet."""
+    """Run a recipe up to and including one phase; finished phases are not trained again."""
     path = run_path(recipe, run_dir)
     resume = (path / "run.json").exists()
     return run(recipe, run_dir=path, resume=resume, only=phase, progress=progress)
 
 
 def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
-    """The folder of a run: the one named, else adapters/NAME."""
+    """Return the folder of a run: `run_dir` if given, else adapters/NAME."""
     return Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
 
 

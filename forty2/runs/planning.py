@@ -39,14 +39,14 @@ class PhaseForecast(NamedTuple):
     """Rows whose prompt loses its beginning to max_length."""
     median_tokens: int
     longest_tokens: int
-    """The longest sequence: of a pair, its prompt and the longer response."""
+    """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
-    """How often each row is seen: the epochs."""
+    """Average uses of each row: the epochs."""
     evaluations: int
     saves: int
     peak_memory_gb: float
-    """Estimated."""
+    """Estimated peak."""
     replayed_gb: float
     """Disk for the frozen blocks' states of the training rows, while the phase runs."""
     data_warnings: tuple[str, ...]
@@ -58,7 +58,7 @@ class PhaseForecast(NamedTuple):
         if self.exposures < 1:
             found.append(f"{1 - self.exposures:.0%} of the rows are never seen")
         if self.exposures > 10:
-            found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorised")
+            found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorized")
         found += self.data_warnings
         if self.dropped:
             found.append(f"{self.dropped} rows are dropped, longer than max_length")
@@ -124,8 +124,8 @@ def _forecast(
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    course = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
-    exposures = course.exposures(course.steps)
+    phase_plan = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
+    exposures = phase_plan.exposures(phase_plan.steps)
     activations = _activation_bytes(
         loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
     )
@@ -140,10 +140,10 @@ def _forecast(
         shortened=len(data.train.shortened),
         median_tokens=int(np.median(lengths)),
         longest_tokens=_longest(rows, lengths),
-        steps=course.steps,
+        steps=phase_plan.steps,
         exposures=exposures,
-        evaluations=course.evaluations,
-        saves=course.saves,
+        evaluations=phase_plan.evaluations,
+        saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
         replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
@@ -151,7 +151,7 @@ def _forecast(
 
 
 def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: LoadedModel) -> float:
-    """Disk for the frozen blocks' states, in GB; 0 where keeping them does not pay or fit."""
+    """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
     size = frozen_states_size(loaded.model, rows, range(len(rows)))
     stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
     # The reference pass of a preference phase is one more time.
@@ -160,7 +160,7 @@ def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: Lo
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
-    """Tokens of the longest sequence: each response of a pair follows the prompt by itself."""
+    """Count the tokens of the longest sequence: of a pair, the prompt and the longer response."""
     if isinstance(rows[0], AnyPair):
         return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
     return max(lengths)
@@ -171,10 +171,10 @@ def _activation_bytes(
 ) -> int:
     """Estimate the bytes of a forward and backward pass over `tokens`: block values and logits.
 
-    A block keeps about ten vectors of the hidden size and four of the feed-forward size a token
+    A block stores about ten vectors of the hidden size and four of the feed-forward size per token
     (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
-    chunk at a time, about five times over (themselves, their softmax, what pulls them). All in fp32,
-    as LoRA's own weights are, whatever the base's.
+    chunk at a time, in about five copies (themselves, their softmax, their gradients). All are fp32,
+    as LoRA's own weights are, whatever the base's precision.
     """
     config = loaded.config
     hidden = int(config.get("hidden_size", 0))
@@ -183,8 +183,8 @@ def _activation_bytes(
     blocks = len(loaded.model.layers)
     adapted = min(layers or blocks, blocks)
     recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
-    kept = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
-    return tokens * kept * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
+    values = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
+    return tokens * values * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
 
 
 def format_plan(plan: RunForecast) -> str:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from forty2.data.checks.contamination import Hit
 from forty2.files import JsonObject
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +44,19 @@ class PhaseRecord:
     valid_rows: int
     steps: int
     exposures: float
-    """How often each row was seen, on average."""
+    """Average uses of each row."""
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject
-    """The shortcuts taken in computing log-probabilities."""
+    """Shortcuts taken in computing log-probabilities; the name is the key of phase.json."""
     shortened: list[str]
     """Origins of rows whose prompt lost its beginning to max_length."""
     dropped: list[str]
     """Origins of rows whose response did not fit into max_length."""
     metrics: dict[str, float]
-    """The last step's."""
+    """Metrics of the last step."""
     valid: dict[str, float]
-    """Those of the evaluation whose adapter was kept; empty without validation rows."""
+    """Metrics of the evaluation at `kept_step`; empty without validation rows."""
     median_tokens: float
 
     def to_json(self) -> JsonObject:
@@ -72,9 +68,9 @@ class ContaminationRecord:
     """Training rows that hold questions of the benchmark; contamination.json."""
 
     hits: tuple[tuple[str, Hit], ...]
-    """Each with the name of its phase."""
+    """Hits, each with the name of its phase."""
     unread_phases: tuple[str, ...]
-    """Phases whose rows were prepared as ids, so that their texts cannot be looked at."""
+    """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
     questions: str
     """Name of the question set."""
 

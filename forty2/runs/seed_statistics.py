@@ -61,10 +61,10 @@ class Insight(NamedTuple):
 
 
 def scores_of(stage: Stage) -> dict[str, Values]:
-    """Scores of a stage by metric, each (n,), for metrics with at least two items.
+    """Collect a stage's scores by metric, each (n,), for metrics with at least two items.
 
-    Higher is better, except for KL from the base. Its items are the probe texts; a text weighs as
-    many places as it has, as in `log p of texts`.
+    Higher is better, except for KL from the base. Its items are the probe texts, each weighted by
+    its number of places, as in `log p of texts`.
     """
     scores = {name: one.values() for name, one in scores_by_metric(stage).metrics.items()}
     scores[KL] = np.array([item.scores[KL] for item in stage["divergence"].items])
@@ -76,8 +76,8 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
     Seeds and items are both samples: others would have given another mean. The items' part is a
     bootstrap of the item means over seeds. The seeds' part is the variance between seed means that
-    the items do not explain, as a Student t with S - 1 degrees of freedom, since three seeds hardly
-    tell their own spread. The two are added draw by draw.
+    the items do not explain, as a Student t with S - 1 degrees of freedom, since three seeds say
+    little about their own spread. The two are added draw by draw.
 
     In simulations with three seeds and 100 items the interval covers the truth in 93 to 98% of
     cases. The usual bootstrap, which draws seeds and then items within each, covers it in 79 to 87%
@@ -106,7 +106,7 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
 
 def _range(metric: str) -> tuple[float, float]:
-    """Smallest and largest value of a metric."""
+    """Return the smallest and the largest possible value of a metric."""
     unbounded = {KL: (0.0, math.inf), TEXTS: (-math.inf, 0.0)}
     return unbounded.get(metric, (0.0, 1.0))
 
@@ -123,7 +123,7 @@ def changes_of(
 
     Args:
         margin: largest loss that still counts as no tax.
-        same: both are the same model as far as was measured; then the verdict is "no change".
+        same: whether both are the same model as far as was measured; the verdict is then "no change".
     """
     changes = {}
     for metric in before:

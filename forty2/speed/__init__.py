@@ -1,1 +1,1 @@
-"""Time and memory of training and scoring, beside other trainers and beside the machine's limit."""
+"""Time and memory of training and scoring, compared with other trainers and the machine's limit."""

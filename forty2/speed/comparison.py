@@ -1,8 +1,8 @@
 """Compare our time and memory with other trainers' on this machine.
 
 All get the same model, rows, LoRA, precision and BLAS. Each measurement is a process of its own on
-one thread, in turns: ours, theirs, ours, theirs. Only the ratios carry over to another machine. A
-measurement is one epoch, so that the reference pass counts.
+one thread, and trainers take turns: ours, theirs, ours, theirs. Only the ratios carry over to another
+machine. A measurement is one epoch, so that the reference pass counts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from forty2.speed.workers.__main__ import Figures, Inputs, Job, Measurement
 GROWTH = "growth"
 SUITE_NAMES = (*SUITES, GROWTH)
 OURS, RATE = "forty2", "rate"
-"""Keys of the measurements that are not another trainer's: our own, and the machine's rate."""
+"""Keys of our own measurements, and of those of the machine's rate."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def compare_trainers(
     out: Path | None = None,
     progress: Progress = silent,
 ) -> ComparisonResult:
-    """Measure suites for ours and for other trainers.
+    """Measure suites for forty2 and for other trainers.
 
     A trainer that cannot be installed or does not run is left out, and the result says why.
 
@@ -85,7 +85,7 @@ def compare_trainers(
         progress: also receives each finished suite as text, in `info["table"]`.
 
     Raises:
-        BenchmarkError: the rows do not make whole batches, or ours does not run.
+        BenchmarkError: the rows do not make whole batches, or forty2 does not run.
         ModelError: the model cannot be loaded.
     """
     if rows < BATCH_SIZE or rows % BATCH_SIZE:
@@ -119,7 +119,7 @@ def compare_trainers(
 def precision() -> str:
     """Return the precision to measure in, as mlx names it.
 
-    That is fp32 on a CPU, where 16-bit products are many times slower, and bf16 on a GPU.
+    It is fp32 on a CPU, where 16-bit products are many times slower, and bf16 on a GPU.
     """
     return "bfloat16" if machine.on_gpu() else "float32"
 

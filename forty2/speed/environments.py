@@ -1,4 +1,4 @@
-"""The other trainers' environments: one each, made on first use from the Python package index."""
+"""Environments of the other trainers, one each, made on first use from the Python package index."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MLX_LM = "mlx-lm==0.32.2"
 
 @dataclass(frozen=True)
 class Peer:
-    """Another trainer, by the packages to install beside the mlx that runs ours."""
+    """Another trainer: the packages to install along with the mlx that runs ours."""
 
     package: str
     companions: tuple[str, ...] = (MLX_LM,)
-    """Packages that its worker needs and it does not bring."""
+    """Packages that its worker needs besides the trainer's own dependencies."""
     linux_dependencies: tuple[str, ...] | None = None
-    """Set if the package asks for CUDA's packages on Linux: the dependencies to install instead of
-    all that it asks for."""
+    """Dependencies to install on Linux instead of the package's own, which include CUDA; None: its
+    own."""
 
 
 PEERS = {
@@ -48,7 +48,7 @@ PEERS = {
 
 
 def peer_python(name: str, progress: Progress) -> str:
-    """Return the path of the interpreter in a trainer's environment, which is made if missing.
+    """Return the path of the interpreter in a trainer's environment; make it if it is missing.
 
     Raises:
         BenchmarkError: it could not be made.
@@ -80,7 +80,7 @@ def measure(python: str, worker: str, job: Job) -> Measurement:
     Raises:
         BenchmarkError: it failed.
     """
-    # Ours finds forty2 as this process did; other trainers must see only their own packages.
+    # Our worker finds forty2 as this process did; other trainers must see only their own packages.
     environment = dict(os.environ) if python == sys.executable else _without_python_path()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
@@ -109,7 +109,7 @@ def _pip_calls(peer: Peer) -> list[list[str]]:
 
 
 def _installed_mlx() -> list[str]:
-    """Name the mlx and the OpenBLAS that are installed here, by their versions, for pip."""
+    """List pip's requirements for the mlx and the OpenBLAS that are installed here."""
     versions = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     if sys.platform == "darwin":
         return [f"mlx=={versions['mlx']}"]
@@ -148,7 +148,7 @@ def _python(folder: Path) -> Path:
 
 
 def _without_python_path() -> dict[str, str]:
-    """Return the environment variables without the one that adds packages of this process."""
+    """Return the environment variables without PYTHONPATH, which adds packages of this process."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

@@ -1,4 +1,4 @@
-"""Growth of our own cost with size, so that a cost that grows faster than it should is noticed."""
+"""Growth of our own cost with size, to notice a cost that grows faster than it should."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Point:
     size: int
     worker: str
     memory: str
-    """The memory that counts: a field of `Figures`."""
+    """The memory to report: a field of `Figures`."""
     job: Job
 
 
@@ -65,7 +65,7 @@ def measure_growth(
 
 
 def growth_points(model: Path, dtype: str, folder: Path) -> Iterator[Point]:
-    """Yield every point to measure; data files are written into a folder."""
+    """Yield every point to measure; write data files into a folder."""
     tokens = english_tokens(model)
     batches = [("prompt tokens", size, 2, size) for size in PROMPT_TOKENS]
     batches += [("batch size", size, size, PROMPT_TOKENS[0]) for size in BATCH_SIZES]

@@ -1,10 +1,10 @@
-"""The fewest operations that a suite needs, hence the least time that it can take on a machine.
+"""The fewest operations that a suite needs, and so the least time that it can take on a machine.
 
-Counted are matrix products, a multiplication and an addition each. Every frozen block runs once for
-each token. The trained blocks run once for the reference, and for the policy once forward and once
-backward to their inputs (their weights are frozen); adapters also need their own gradients. The
-head runs only where something is supervised. A prompt is computed once for all its responses.
-Everything else (norms, rotations, softmax, the optimizer, padding) is taken to cost nothing.
+Only matrix products count, each multiplication and each addition as one operation. Every frozen
+block runs once for each token. The trained blocks run once for the reference, and for the policy
+once forward and once backward to their inputs (their weights are frozen); adapters also need their
+own gradients. The head runs only where something is supervised. A prompt is computed once for all its
+responses. Everything else (norms, rotations, softmax, the optimizer, padding) is free.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Shapes:
     adapters: int
     """Adapters."""
     frozen_width: int
-    """Heads × head size, summed over the blocks below the adapters: a query's cost for each key that
-    it attends to, and again for each value."""
+    """Heads × head size, summed over the blocks below the adapters: the cost of a query for each key
+    that it attends to, and again for each value."""
     trained_width: int
     """The same for the blocks with adapters."""
     head: int
@@ -43,12 +43,12 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Work:
-    """The size of some rows, in what their computation costs."""
+    """The size of some rows, in the quantities that determine their cost."""
 
     tokens: int
-    """Tokens that the model is fed."""
+    """Tokens fed to the model."""
     attended: int
-    """Keys that these tokens attend to, each token's own included, summed."""
+    """Number of keys that a token attends to, its own included, summed over the tokens."""
     supervised: int
     """Positions whose logits are needed."""
 
@@ -69,15 +69,15 @@ NO_WORK = Work(0, 0, 0)
 def model_shapes(
     model: nn.Module, config: JsonObject, *, layers: int = 0, rank: int = 0
 ) -> Shapes | None:
-    """Measure a model with adapters on its last blocks.
+    """Count the multiplications per token of a model with adapters on its last blocks.
 
     Args:
-        config: the model's `config.json`.
-        layers: blocks with adapters, counted from the last.
+        config: content of the model's `config.json`.
+        layers: number of blocks with adapters, counted from the last.
         rank: rank of the adapters.
 
     Returns:
-        None if some linear layers do not run on every token: in mixtures of experts.
+        None for mixtures of experts, in which some linear layers do not run on every token.
     """
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if not heads or not width or any("expert" in key for key in config):
@@ -137,7 +137,7 @@ def responses_work(prompt: int, responses: Sequence[int], *, cached: int = 0) ->
 
 
 def conversation_work(tokens: int, start: int) -> Work:
-    """Count the work of a row of so many tokens that is supervised from position `start` on."""
+    """Count the work of a row of `tokens` tokens that is supervised from position `start` on."""
     return replace(_span(0, tokens - 1), supervised=tokens - max(1, start))
 
 

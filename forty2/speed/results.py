@@ -18,9 +18,9 @@ class Floor:
     operations_per_s: float
     """The machine's rate on matrix products of the model's sizes, measured in the same turns."""
     seconds: float
-    """Per unit."""
+    """Seconds per unit."""
     ratio: float
-    """Our seconds divided by the floor's."""
+    """Our seconds divided by those of the floor."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class SuiteResult:
     """One suite, measured for every trainer."""
 
     unit: str
-    """"batch" or "question": what `seconds` is measured per."""
+    """Unit of the times: "batch" or "question"."""
     units: int
     """Units in the suite."""
     tokens: int
     source: str
-    """Where the rows come from."""
+    """Source of the rows."""
     medians: Mapping[str, Figures]
-    """By trainer, ours as `forty2`."""
+    """Medians by trainer, ours as `forty2`."""
     ratios: Mapping[str, Figures]
     """Our medians divided by another trainer's, by that trainer."""
     left_out: Mapping[str, str]
-    """Why a trainer could not be measured, by its name."""
+    """Reason that a trainer could not be measured, by its name."""
     runs: Mapping[str, Sequence[Measurement]]
     """Every measurement, by trainer; those of the machine's rate as `rate`."""
     floor: Floor | None = None
-    """None: the model's operations cannot be counted."""
+    """Least time; None: the model's operations cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ComparisonResult:
     batch_size: int
     suites: Mapping[str, SuiteResult] = field(default_factory=dict)
     growth: Mapping[str, GrowthCurve] = field(default_factory=dict)
-    """By the quantity that grows. Empty: not measured."""
+    """Curves by the quantity that grows; empty: not measured."""
 
     def as_json(self) -> JsonObject:
         """Return the result as a JSON object, without floors and growth that were not measured."""

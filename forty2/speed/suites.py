@@ -1,7 +1,7 @@
 """Suites: the work to measure, the workers that do it, and its rows.
 
-Rows are real text of seeded lengths, as token ids, so that every trainer sees the same ones,
-whatever its own tokenizing would make of them.
+Rows are real text of seeded lengths, as token ids, so that every trainer sees the same ids, however
+it would tokenize the text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from forty2.speed.workers.__main__ import Inputs, ScoredQuestion
 BATCH_SIZE = 4
 """Rows of a batch, the same for every trainer."""
 LONGEST = 4096
-"""Most tokens in one part of a row."""
+"""Largest number of tokens in one part of a row."""
 _DPO = {
     "mlx-lm-lora": "mlx_lm_lora_dpo",
     "mlx-optiq": "optiq_dpo",
@@ -48,10 +48,10 @@ _DPO = {
 
 @dataclass(frozen=True)
 class Suite:
-    """Work that ours and other trainers can do."""
+    """Work that forty2 and other trainers can do."""
 
     ours: str
-    """Our worker."""
+    """Name of our worker."""
     peers: Mapping[str, str]
     """The workers of other trainers, by the trainer's name in `PEERS`."""
     count_operations: Callable[[Shapes, Work], int]
@@ -85,7 +85,7 @@ LARGE_VOCABULARY = {
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": True,
 }
-"""Configuration of a model that is nearly all vocabulary, which is as large as Phi-4's."""
+"""Configuration of a model that is nearly all vocabulary; the vocabulary is as large as Phi-4's."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def compose_pairs(
     """Compose preference pairs.
 
     Args:
-        lengths: tokens of prompt, chosen and rejected response.
-        tokens: the text to cut them from.
+        lengths: tokens of prompt, chosen and rejected response, on average.
+        tokens: token ids of the text to cut them from.
         spread: largest share by which a length varies.
     """
     generator = random.Random(seed)
@@ -147,8 +147,8 @@ def compose_chats(count: int, tokens: Sequence[int], seed: str) -> Rows:
 def sample_questions(count: int, model: Path) -> Rows:
     """Sample questions of TruthfulQA.
 
-    They come from `FORTY2_BENCH_DATA`, else from the hub, else from our own probe; the rows' source
-    says which.
+    They come from `FORTY2_BENCH_DATA`, else from the hub, else from our own probe; `source` of the
+    rows says which.
     """
     folder = os.environ.get("FORTY2_BENCH_DATA")
     source = Path(folder) / "truthfulqa" / "mc_task_v0_817.json" if folder else None
@@ -165,16 +165,16 @@ def sample_questions(count: int, model: Path) -> Rows:
     for item in sampled.items:
         context = f"{PRIMER}Q: {item.question}\nA:"
         options = [length(f" {text}") for text in _distinct_options(item)]
-        asked = length(context)
-        work += responses_work(asked, options, cached=primer)
-        tokens += asked - primer + sum(options)
+        context_length = length(context)
+        work += responses_work(context_length, options, cached=primer)
+        tokens += context_length - primer + sum(options)
         mc1, mc2 = list(item.mc1.choices), list(item.mc2.choices)
         questions.append({"question": item.question, "context": context, "mc1": mc1, "mc2": mc2})
     return Rows(Inputs(questions=questions), len(questions), tokens, work, available.name)
 
 
 def english_tokens(model: Path) -> list[int]:
-    """Encode English text of the package by a model's tokenizer."""
+    """Encode the package's English text with a model's tokenizer."""
     encode = load_tokenizer(str(model)).encode
     texts = [*neutral_texts().values(), *(t for r in library_rows("myths_a") for t in r["true"])]
     return [i for text in texts for i in encode(f" {text}")]
@@ -205,7 +205,7 @@ def write_large_vocabulary_model(folder: Path) -> Path:
 
 
 def _large_vocabulary_weights() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and the shape of each weight, as Llama's checkpoints have them."""
+    """Yield the name and the shape of each weight, as in Llama's checkpoints."""
     key_value_width = WIDTH * KEY_VALUE_HEADS // HEADS
     yield "model.embed_tokens.weight", (VOCABULARY, WIDTH)
     yield "model.norm.weight", (WIDTH,)

@@ -1,4 +1,4 @@
-"""Results as tables of text."""
+"""Formatting of results as tables of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forty2.speed.workers.__main__ import Figures
 
 
 def format_suite(name: str, suite: SuiteResult) -> str:
-    """Format every trainer's medians, and beside time and memory the ratio of ours to theirs."""
+    """Format every trainer's medians, with the ratio of ours to theirs after time and memory."""
     head = f"s/{suite.unit}", "ratio", "tokens/s", "mlx GB", "ratio", "RSS GB", "ratio"
     lines = [_row(name, head)]
     for trainer, figures in suite.medians.items():
@@ -27,7 +27,7 @@ def format_suite(name: str, suite: SuiteResult) -> str:
 
 
 def format_growth(growth: Mapping[str, GrowthCurve]) -> str:
-    """Format cost by size, with the exponent of its growth from the size before."""
+    """Format the cost at each size, with the exponent of its growth from the size before."""
     lines = []
     for quantity, curve in growth.items():
         lines.append(_row(quantity, ("seconds", "exponent", "GB", "exponent")))

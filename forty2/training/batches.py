@@ -30,11 +30,11 @@ class SftBatch(NamedTuple):
     mask: npt.NDArray[np.bool_]
     """(B, T), true where supervised."""
     segments: npt.NDArray[np.int32] | None
-    """(B, T), which of the rows packed together a token belongs to; None where none are."""
+    """(B, T), number of the packed row that a token belongs to; None: no row is packed."""
     weight: int
-    """Supervised tokens: what the summed loss is divided by."""
+    """Supervised tokens; the summed loss is divided by them."""
     tokens: int
-    """Without padding."""
+    """Tokens without padding."""
     rows: npt.NDArray[np.int64]
     """(B,) index of each row in the data."""
     origins: tuple[str, ...]
@@ -47,14 +47,14 @@ class Order:
     """The rows of each batch of each epoch.
 
     Rows are shuffled, cut into batches of similar length within pools of batches, and the batches
-    shuffled. Every row comes once an epoch, or as often as its weight says: a weight of 2.5 means
+    shuffled. An epoch uses every row once, or as often as its weight says: a weight of 2.5 means
     twice or three times, evenly over the epochs.
 
     Args:
         lengths: (rows,) tokens of each row.
         batch_size: rows in a batch.
-        weights: (rows,) how often an epoch has each row, on average; None: once.
-        tokens: tokens in a batch, about, in place of `batch_size`.
+        weights: (rows,) average uses of each row per epoch; None: one.
+        tokens: approximate tokens in a batch, in place of `batch_size`.
         pool: batches formed together. 1: each batch is drawn at random.
     """
 
@@ -83,6 +83,7 @@ class Order:
 
     @property
     def batches_per_epoch(self) -> int:
+        """Batches in an epoch, the last one counted whole."""
         return math.ceil(self.epoch_length)
 
     def batch(self, index: int) -> list[int]:
@@ -98,7 +99,7 @@ class Order:
             return list(range(len(self._lengths)))
         return sorted(row for index in range(batches) for row in self.batch(index))
 
-    def _sampled(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    def _sample(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
         """Draw row indices in random order, each as often as its weight: systematic sampling."""
         order = random.permutation(len(self._lengths))
         if (self._weights == 1).all():
@@ -109,23 +110,24 @@ class Order:
         return random.permutation(np.repeat(order, counts))
 
     def _form(self, epoch: int) -> list[list[int]]:
+        """Form the batches of an epoch, as lists of row indices."""
         random = np.random.default_rng([self._seed, epoch])
-        order = self._sampled(random)
+        order = self._sample(random)
         batches: list[list[int]] = []
         if self._tokens is None:
             pool = self._size * self._pool
             for start in range(0, len(order), pool):
-                rows = self._by_length(order[start : start + pool]).tolist()
+                rows = self._sort_by_length(order[start : start + pool]).tolist()
                 batches += [rows[n : n + self._size] for n in range(0, len(rows), self._size)]
         else:
             pools = -(-self.batches_per_epoch // self._pool)
             counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
-            for rows, count in zip(self._evenly(order, counts), counts, strict=True):
-                rows = self._by_length(rows)
-                batches += [b.tolist() for b in self._evenly(rows, np.ones(int(count)))]
+            for rows, count in zip(self._cut(order, counts), counts, strict=True):
+                rows = self._sort_by_length(rows)
+                batches += [b.tolist() for b in self._cut(rows, np.ones(int(count)))]
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def _evenly(
+    def _cut(
         self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
     ) -> list[npt.NDArray[np.int64]]:
         """Cut rows, in order, into pieces with these shares of the tokens, none of them empty."""
@@ -136,13 +138,13 @@ class Order:
         cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
         return np.split(rows, cuts)
 
-    def _by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Rows in order of length."""
+    def _sort_by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sort row indices by the rows' length."""
         return rows[np.argsort(self._lengths[rows], kind="stable")]
 
 
 def rows_of_epoch(weights: Sequence[float] | npt.NDArray[np.float64]) -> int:
-    """Count the rows of an epoch, each as often as it comes."""
+    """Count the rows of an epoch, repeats included."""
     return max(1, round(float(np.sum(weights))))
 
 
@@ -183,19 +185,19 @@ def pair_batch(
 
 
 def lengths_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[int]:
-    """Return the tokens of each row; rows on disk know theirs without being read."""
+    """Return the tokens of each row; prepared rows have them stored."""
     return getattr(rows, "lengths", None) or [row_length(row) for row in rows]
 
 
 def weights_of(rows: Sequence[Row] | Sequence[AnyPair]) -> list[float]:
-    """Return how often an epoch has each row, on average."""
+    """Return the average uses of each row per epoch."""
     return getattr(rows, "weights", None) or [row.weight for row in rows]
 
 
 def parts_of(
     rows: Sequence[Row] | Sequence[AnyPair], *, both_responses: bool = False
 ) -> npt.NDArray[np.int64]:
-    """Return the lengths of a row's parts, as a batch pads them.
+    """Return the lengths of each row's parts, as a batch pads them.
 
     Args:
         both_responses: count both responses of a rated row, of which a training batch has one.
@@ -211,7 +213,7 @@ def parts_of(
 
 
 def row_length(row: Row | AnyPair) -> int:
-    """Count the tokens to learn from and those before them."""
+    """Count a row's tokens; of a rated row, those of its prompt and its own response."""
     if isinstance(row, Row):
         return len(row.ids)
     first, second = row.responses

@@ -23,7 +23,7 @@ from forty2.training.red_lines import RedLineMonitor
 
 OPTIMIZER = "optimizer.safetensors"
 NEWEST = 2
-"""Checkpoints of the last steps that stay on disk."""
+"""Number of checkpoints that stay on disk, the newest ones."""
 
 
 @dataclass
@@ -37,14 +37,14 @@ class BestEvaluation:
 
 @dataclass
 class PhaseState:
-    """The progress of a phase, without its arrays; a checkpoint's state.json, under the aliases."""
+    """The progress of a phase without its arrays: a checkpoint's state.json, under the aliases."""
 
     step: int = 0
     """The last step that was taken or skipped."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Those of the last step that was taken."""
+    """Metrics of the last step that was taken."""
     valid: dict[str, float] = field(default_factory=dict)
-    """Those of the last evaluation."""
+    """Metrics of the last evaluation."""
     best: BestEvaluation | None = None
     monitor: Annotated[RedLineMonitor, Field(alias="watch")] = field(default_factory=RedLineMonitor)
 
@@ -71,7 +71,7 @@ class Checkpoints:
 
     def __init__(self, work: Path, adapter: Adapter) -> None:
         self.work = work
-        """The caller deletes it when the phase is safely stored."""
+        """The work folder; the caller deletes it when the phase is safely stored."""
         self._adapter = adapter
 
     def save(self, state: PhaseState, model: nn.Module, optimizer: optim.Optimizer) -> None:
@@ -82,7 +82,7 @@ class Checkpoints:
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
             write_json(folder / "state.json", _STATE.dump_python(state, by_alias=True))
             seal(folder)
-        # Beyond this step there can only be a damaged one that the phase went back from.
+        # A checkpoint beyond this step can only be a damaged one: the phase went back from it.
         steps, bests = find_checkpoints(self.work), _numbered(self.work, "best")
         newest = [old for old in steps if _step_of(old) <= state.step][:NEWEST]
         oldest = _step_of(newest[-1])
@@ -91,10 +91,10 @@ class Checkpoints:
         _remove(old for old in (*steps, *bests) if old not in (*newest, *needed))
 
     def resume(self, model: nn.Module, optimizer: optim.Optimizer) -> Resumed:
-        """Restore the newest checkpoint that is whole into the model and the optimizer.
+        """Restore the newest undamaged checkpoint into the model and the optimizer.
 
         Raises:
-            RunError: there are checkpoints and none is whole, or another release wrote them.
+            RunError: all checkpoints are damaged, or another release wrote them.
         """
         damage: list[str] = []
         state = None
@@ -118,7 +118,7 @@ class Checkpoints:
         return Resumed(state, damage)
 
     def save_if_best(self, state: PhaseState, model: nn.Module, best: Best) -> None:
-        """Save the adapter if the last evaluation is the best so far, and note so in the state."""
+        """Save the adapter, and note it in the state, if the last evaluation is the best so far."""
         sign = 1 if best.direction == "max" else -1
         value = state.valid[best.metric]
         if state.best is None or sign * value > sign * state.best.valid[best.metric]:
@@ -163,7 +163,7 @@ def _numbered(work: Path, kind: str) -> list[Path]:
 
 
 def _step_of(folder: Path) -> int:
-    return int(folder.name[len("step") :])  # or "best"
+    return int(folder.name[len("step") :])  # "best" is as long
 
 
 def _remove(folders: Iterable[Path]) -> None:

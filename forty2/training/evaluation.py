@@ -13,12 +13,12 @@ from forty2.training.processes import ALONE, Group
 
 
 class ReplyCheck(NamedTuple):
-    """The outcome of having the model reply to a phase's prompts."""
+    """The model's replies to a phase's prompts, checked."""
 
     metrics: dict[str, float]
     """Shares of the prompts; empty where no reply is expected."""
     faults: list[str]
-    """Defects of the replies that are wrong after any prompt, each in a few words."""
+    """Defects that would be wrong in a reply to any prompt, each in a few words."""
 
 
 class Evaluator(NamedTuple):
@@ -27,10 +27,10 @@ class Evaluator(NamedTuple):
     valid_loss: BatchedLoss | None = None
     """The loss over the validation rows; None: there are none."""
     check_replies: Callable[[], ReplyCheck] | None = None
-    """Has the model reply to prompts, in the first process of a group; None: it is not asked."""
+    """Function that has the model reply to prompts, in the first process of a group; None: never."""
 
     def evaluate(self, model: nn.Module, group: Group) -> tuple[dict[str, float], ReplyCheck]:
-        """Measure the metrics of the validation rows and the replies; leaves the model in eval."""
+        """Measure the metrics of the validation rows and the replies; leave the model in eval."""
         model.eval()
         valid = evaluate(model, self.valid_loss, group) if self.valid_loss is not None else {}
         if self.check_replies is None:
@@ -39,7 +39,7 @@ class Evaluator(NamedTuple):
 
 
 def evaluate(model: nn.Module, loss: BatchedLoss, group: Group = ALONE) -> dict[str, float]:
-    """Compute a loss's metrics over all its rows, without dropout; leaves the model in eval."""
+    """Compute a loss's mean metrics over all its rows, without dropout; leave the model in eval."""
     model.eval()
     sums = dict.fromkeys(loss.metrics, 0.0)
     weight = 0

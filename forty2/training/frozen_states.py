@@ -1,8 +1,8 @@
-"""The output of the frozen blocks, computed once for each row and kept on disk.
+"""The output of the frozen blocks, computed once for each row and stored on disk.
 
 With adapters on the upper blocks alone, the lower ones compute the same for a row in every epoch,
 in the reference pass and in every validation. Their output, the states at the entry of the first
-trained block, is stored bit for bit, and the trained blocks are given what is stored.
+trained block, is stored bit for bit, and the trained blocks start from it.
 
 A row has a state, a vector of width D, for each token that a batch feeds to the model: in a
 conversation all but the last, in a pair the prefix's, then the chosen and the rejected inputs.
@@ -36,7 +36,7 @@ from forty2.training.batches import (
 )
 
 WORTH = 1.5
-"""Passes over a row above which storing its states saves time."""
+"""Smallest number of passes over a row for which storing its states saves time."""
 
 Rows = Sequence[Row] | Sequence[AnyPair]
 """Rows of one kind."""
@@ -133,11 +133,11 @@ def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Si
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
-def has_room(size: Size, most_gb: float, folder: Path) -> bool:
-    """Whether states of this size are within the limit and leave a tenth of the disk free."""
+def has_room(size: Size, limit_gb: float, folder: Path) -> bool:
+    """Return whether states of this size are within the limit and leave a tenth of the disk free."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
-    return size.bytes <= most_gb * 1e9 and size.bytes < disk.free - disk.total / 10
+    return size.bytes <= limit_gb * 1e9 and size.bytes < disk.free - disk.total / 10
 
 
 def store_states(
@@ -150,14 +150,14 @@ def store_states(
     progress: Progress = silent,
     stage: str = "frozen blocks",
 ) -> FrozenStates:
-    """Store what the frozen blocks compute for these rows; a complete file is used as it is.
+    """Compute and store the frozen blocks' output for these rows, or use a file that is complete.
+
+    Rows are computed in the same batches every time, so a file made anew holds the same bits.
 
     Args:
         which: indices of the rows.
         size: from `frozen_states_size`.
-        path: of the file of states, (tokens, D), without a header.
-
-    Rows are computed in the same batches every time, so a file made anew holds the same bits.
+        path: file of the states, (tokens, D), without a header.
     """
     if not (path.exists() and path.stat().st_size == size.bytes):
         with atomic_write(path) as file:
@@ -181,30 +181,33 @@ def _fill(
     done = 0
     for places in group_by_length(parts_of(rows, both_responses=True)[list(which)]):
         indices = [which[n] for n in places]
-        for n, states in zip(places, _computed(model, rows, indices, size), strict=True):
+        for n, states in zip(places, _compute_states(model, rows, indices, size), strict=True):
             file.seek(int(starts[n]) * size.width * size.dtype.size)
             file.write(states.tobytes())
         done += len(places)
         progress(stage, done, len(which), {})
 
 
-def _computed(model: nn.Module, rows: Rows, indices: Sequence[int], size: Size) -> Iterable[Bits]:
+def _compute_states(
+    model: nn.Module, rows: Rows, indices: Sequence[int], size: Size
+) -> Iterable[Bits]:
+    """Yield the states of each of some rows, (tokens, D), computed in one batch."""
     kind = mx.uint32 if size.dtype.size == 4 else mx.uint16
-    chosen: Any = [rows[i] for i in indices]
-    if isinstance(chosen[0], AnyPair):
-        batch = pair_batch(chosen, indices)
+    batch_rows: Any = [rows[i] for i in indices]
+    if isinstance(batch_rows[0], AnyPair):
+        batch = pair_batch(batch_rows, indices)
         entry = compute_pair_block_input(model, pair_arrays(batch), size.depth)
         prefixes, inputs = (np.asarray(part.view(kind)) for part in entry[:2])
-        for n, row in enumerate(chosen):
+        for n, row in enumerate(batch_rows):
             yield np.concatenate(
                 [
                     prefixes[n, : len(row.prompt) - 1],
                     inputs[n, : len(row.responses[0])],
-                    inputs[n + len(chosen), : len(row.responses[1])],
+                    inputs[n + len(batch_rows), : len(row.responses[1])],
                 ]
             )
         return
-    packed = sft_batch(chosen, indices)
+    packed = sft_batch(batch_rows, indices)
     cache = (
         segment_cache(model, mx.array(packed.segments)[:, :-1])
         if packed.segments is not None
@@ -213,5 +216,5 @@ def _computed(model: nn.Module, rows: Rows, indices: Sequence[int], size: Size) 
     states = np.asarray(
         compute_block_input(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(kind)
     )
-    for n, row in enumerate(chosen):
+    for n, row in enumerate(batch_rows):
         yield states[n, : len(row.ids) - 1]

@@ -1,6 +1,6 @@
 """The training loop of a phase, for any objective.
 
-All that a step depends on is either in a checkpoint (adapter, optimizer state) or a pure function
+Everything a step depends on is either in a checkpoint (adapter, optimizer state) or a pure function
 of the step's number (batches, learning rate, random key), so a run can go on from any checkpoint.
 """
 
@@ -48,18 +48,18 @@ class MetricsLog(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A phase to be trained, and all that it needs for that."""
+    """A phase to train, with everything that it needs."""
 
     name: str
     """The phase's name in the recipe, for records and messages."""
     plan: PhasePlan
     model: nn.Module
-    """With adapter layers attached; what is trainable is trained, in place."""
+    """The model with adapter layers attached; its trainable parameters are changed in place."""
     loss: BatchedLoss
     """The loss over the training rows."""
     evaluator: Evaluator
     checkpoints: Checkpoints
-    """A phase goes on from the last one, if there is one."""
+    """The phase's checkpoints; training goes on from the last one, if there is one."""
     log: MetricsLog
     progress: Progress = silent
     group: Group = ALONE
@@ -72,9 +72,9 @@ class Trained(NamedTuple):
     steps: int
     """Steps that were taken or skipped."""
     metrics: dict[str, float]
-    """Those of the last step."""
+    """Metrics of the last step."""
     valid: dict[str, float]
-    """Those of the evaluation whose adapter was kept; empty without validation rows."""
+    """Metrics of the evaluation at `kept_step`; empty without validation rows."""
     kept_step: int
     """The step whose adapter the model now holds: the last, or the best one."""
 
@@ -114,7 +114,7 @@ class _Rollback(Exception):
 
 
 class _Attempt:
-    """One course of a phase: from its last checkpoint to its end, or to a red line."""
+    """One attempt at a phase: from its last checkpoint to its end, or to a red line."""
 
     def __init__(self, training: Training, rollback: _Rollback | None) -> None:
         """
@@ -195,42 +195,43 @@ class _Attempt:
         self.model.train()
         started = time.perf_counter()
         with self._saved_if_peer_lost():
-            taken = self.stepper.step(batches, rate, math.inf if warns_of_spikes else spike_limit)
+            result = self.stepper.step(batches, rate, math.inf if warns_of_spikes else spike_limit)
         seconds = time.perf_counter() - started
-        red = monitor.judge_step(taken.loss, taken.norm, spike_limit)
+        red = monitor.judge_step(result.loss, result.norm, spike_limit)
         if red is not None and not (red.line == "spike" and warns_of_spikes):
             self._act_on(red, step, rows)
             if monitor.count_skipped():
                 self._stop(f"{red.reason}, and {PATIENCE} steps in a row are skipped")
             self.state.step = step
             return
-        self._report_step(step, taken, rate, taken.tokens / seconds)
-        self.state.step, self.state.metrics = step, taken.metrics
+        self._report_step(step, result, rate, result.tokens / seconds)
+        self.state.step, self.state.metrics = step, result.metrics
         stuck = monitor.count_taken(
-            taken.loss, taken.norm, uninformed_loss=self.phase.uninformed_loss
+            result.loss, result.norm, uninformed_loss=self.phase.uninformed_loss
         )
         for crossed in filter(None, (red, stuck)):
             self._act_on(crossed, step, rows)
 
-    def _report_step(self, step: int, taken: StepResult, rate: float, speed: float) -> None:
+    def _report_step(self, step: int, result: StepResult, rate: float, speed: float) -> None:
+        """Log a step's metrics and report progress; `speed` is in tokens per second."""
         self.training.log.log(
             {
                 "phase": self.training.name,
                 "step": step,
-                **taken.metrics,
+                **result.metrics,
                 "lr": rate,
-                "grad_norm": taken.norm,
+                "grad_norm": result.norm,
                 "tokens_per_s": round(speed, 1),
                 "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
             }
         )
-        info = {"loss": f"{taken.loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        info = {"loss": f"{result.loss:.4f}", "tokens/s": f"{speed:.0f}"}
         if on_gpu():
             info["compiled"] = str(len(self.stepper.shapes))
         self.training.progress(self.training.name, step, self.plan.steps, info)
 
     def _evaluate(self) -> None:
-        """Measure the model as it stands, and judge what is measured."""
+        """Evaluate the model, log the figures, and act on the red lines that they cross."""
         state, name = self.state, self.training.name
         valid, replies = self.training.evaluator.evaluate(self.model, self.training.group)
         measured = {**valid, **replies.metrics}
@@ -264,7 +265,7 @@ class _Attempt:
         if action == "back" and self.monitor.rollbacks < MAX_ROLLBACKS:
             raise _Rollback(message, self.monitor.rollbacks)
         if action in ("stop", "back"):
-            # A step that was not taken comes again after --resume, and stops again.
+            # A step that was not taken is tried again after --resume, and stops again.
             was_taken = step == self.state.step
             self._stop(message, "--resume goes on all the same; " if was_taken else "")
         self._warn(step, message, red.line)
@@ -286,7 +287,7 @@ class _Attempt:
         self.training.checkpoints.save(self.state, self.model, self.optimizer)
 
     def _reached_goal(self) -> bool:
-        """Whether the last evaluation is good enough to end the phase."""
+        """Return whether the last evaluation is good enough to end the phase."""
         goal, valid = self.phase.until, self.state.valid
         return goal is not None and bool(valid) and goal.reached(valid)
 
@@ -297,7 +298,7 @@ class _Attempt:
 
     @contextlib.contextmanager
     def _saved_if_peer_lost(self) -> Iterator[None]:
-        """Save the steps taken so far if another process is lost, within a step or between two."""
+        """Save the steps taken so far if another process is lost in this block."""
         try:
             yield
         except PeerLost as lost:

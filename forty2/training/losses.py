@@ -1,4 +1,4 @@
-"""Losses as pure functions of log-probabilities; each returns one value a row, (B,) fp32.
+"""Losses as pure functions of log-probabilities; each returns one value per row, (B,) fp32.
 
 Names are the papers': π is the policy, the reference is the policy as the phase began. With
     h = (log π(chosen) - log ref(chosen)) - (log π(rejected) - log ref(rejected))

@@ -1,7 +1,7 @@
 """The processes that train together, on one machine or on several, through `mx.distributed`.
 
 `mlx.launch` starts the same command in each of them. Each process computes its own shard of every
-batch, gradients and metrics are summed over all, and so all take the very same step. The first
+batch, gradients and metrics are summed over all of them, and so all take the same step. The first
 process alone writes files and reports; the others end without a message when their part is done, or
 when the first one reports why they cannot go on.
 
@@ -54,14 +54,14 @@ class Group:
         """Return this process's part of the items, every size-th; empty where there are too few.
 
         Args:
-            rotation: places by which the processes move on, so that a remainder goes round.
+            rotation: places to shift by, so that the remainder falls to each process in turn.
         """
         return items[(self.rank + rotation) % self.size :: self.size]
 
     def all_sum(self, tree: Value) -> Value:
         """Sum nested lists and dicts of arrays or numbers over all processes.
 
-        Sums are fp32 and have the dtypes of the parts; all are exchanged at once.
+        Sums are computed in fp32 and have the dtypes of the parts; one exchange covers them all.
         """
         if self.size == 1:
             return tree
@@ -85,7 +85,7 @@ class Group:
         return int(largest)
 
     def broadcast(self, make: Callable[[], Value]) -> Value:
-        """Call `make` in the first process alone and return its value, which must be JSON, in all."""
+        """Call `make` in the first process only, and return its value, which is JSON, in all."""
         if self.size == 1:
             return make()
         value: Value = self._gather(make() if self.first else None)[0]
@@ -167,13 +167,13 @@ ALONE = Group()
 
 
 def launched() -> bool:
-    """Whether this process was started as one of several."""
+    """Return whether this process was started as one of several."""
     return any(name in os.environ for name in _LAUNCHED)
 
 
 @functools.cache
 def joined() -> Group:
-    """Return the group that this process was started in, once all of its processes are there.
+    """Return the group that this process was started in, once all its processes have joined.
 
     Raises:
         RunError: they cannot be reached.
@@ -191,7 +191,7 @@ def joined() -> Group:
 
 
 def _exchange(function: Callable[[mx.array], mx.array], array: mx.array) -> mx.array:
-    mx.eval(array)  # before: a GPU that waited for another machine would be taken for hung
+    mx.eval(array)  # first: a GPU that waits for another machine would be taken to hang
     try:
         whole = function(array)
         mx.eval(whole)

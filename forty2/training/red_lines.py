@@ -1,6 +1,6 @@
-"""Red lines: signs, in the figures of training, that it has gone wrong. The recipe says what to do.
+"""Red lines: signs in the figures that training has gone wrong. The recipe says what to do.
 
-A loss that falls slowly is no red line; nor are replies that have not learned to generalize.
+A loss that falls slowly is not a red line; neither are replies that do not generalize.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pydantic import Field
 from forty2.training.objectives.phase import SPIKE_THRESHOLD
 
 WINDOW = 64
-"""Recent steps that a loss is compared with; with fewer than a quarter of them nothing is judged."""
+"""Recent steps that a loss is compared with; before a quarter of them no loss is a spike."""
 SPIKE_SIGMAS = 6.0
 """Standard deviations of the recent losses that make a spike: OLMo's rule for skipping steps."""
 PATIENCE = 16
-"""Steps in a row without a gradient, or skipped, that are too many."""
+"""Steps in a row without a gradient, or skipped, at which a red line is crossed."""
 RISE = 1.01
 """Smallest ratio of a validation loss to the one before that counts as a rise; less is noise."""
 MEMORIZING_RATIO = 5.0
 """Ratio of validation loss to training loss above which the model memorizes its training rows."""
 SMALL_LOSS = 0.05
-"""Training losses below this count as this, in nats: anything is five times as much as nothing."""
+"""Training losses are taken to be at least this, in nats: any loss is many times zero."""
 
 Line = Literal["not_finite", "spike", "stuck", "validation", "replies"]
 
@@ -35,12 +35,12 @@ class RedLine(NamedTuple):
 
     line: Line
     reason: str
-    """A few words, without step and rows."""
+    """Reason in a few words, without step and rows."""
 
 
 @dataclass
 class RedLineMonitor:
-    """The figures by which red lines are judged; part of a checkpoint, under the aliases."""
+    """The figures by which red lines are judged; a checkpoint holds them under the aliases."""
 
     recent_losses: Annotated[list[float], Field(alias="recent")] = field(default_factory=list)
     """Losses of the last `WINDOW` steps that were taken, in nats."""

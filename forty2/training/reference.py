@@ -32,16 +32,16 @@ from forty2.training.frozen_states import FrozenStates
 from forty2.training.processes import ALONE, Group
 
 TokenLogps = dict[int, npt.NDArray[np.float32]]
-"""By row index, (tokens of both responses,) log-probabilities in nats, the chosen response first."""
+"""Log-probabilities in nats by row index, (tokens of both responses,), the chosen response first."""
 
 
 def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence[AnyPair]) -> str:
     """Hash what reference log-probabilities depend on.
 
     Args:
-        fingerprint: of the base model's weights.
-        adapter: its arrays by name.
-        rows: all that are scored.
+        fingerprint: hash of the base model's weights.
+        adapter: the adapter's arrays by name.
+        rows: all rows that are scored.
     """
     digest = hashlib.sha256(fingerprint.encode())
     for name, value in sorted(adapter.items()):
@@ -68,9 +68,9 @@ def reference_logps(
     Args:
         which: indices of the rows.
         store: an .npz file named by `reference_key`; written whole or not at all.
-        shortcuts: that the model supports; None: they are tried.
+        shortcuts: optimisations that the model supports; None: find out by trying.
         frozen: stored states of these rows.
-        group: shares the work; each process gets and stores the log-probabilities of all rows.
+        group: processes that share the work; each gets and stores the results of all rows.
 
     Raises:
         TrainingError: a log-probability is not finite.
@@ -91,7 +91,7 @@ def reference_logps(
         "reference",
     )
     zeros = [np.zeros(size, np.float32) for size in sizes]
-    parts = [own.get(i, others) for i, others in zip(which, zeros, strict=True)]
+    parts = [own.get(i, zero) for i, zero in zip(which, zeros, strict=True)]
     flat = np.asarray(group.all_sum([mx.array(np.concatenate(parts))])[0])
     result = _by_row(flat, which, sizes)
     for i in which:
@@ -137,6 +137,7 @@ def _token_logps(
     progress: Progress,
     stage: str,
 ) -> TokenLogps:
+    """Compute the log-probabilities of some rows' response tokens, in batches of similar length."""
     result: TokenLogps = {}
     for places in group_by_length(parts_of(rows, both_responses=True)[list(which)]):
         indices = [which[n] for n in places]
@@ -156,6 +157,7 @@ def _token_logps(
 def _by_row(
     flat: npt.NDArray[np.float32], which: Sequence[int], sizes: Sequence[int]
 ) -> TokenLogps:
+    """Split (tokens,) log-probabilities into one array per row."""
     return dict(zip(which, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
 
 

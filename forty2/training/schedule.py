@@ -32,12 +32,12 @@ class PhasePlan:
 
     @property
     def rows_used(self) -> list[int]:
-        """Indices of the rows that come in a batch, each once, in file order."""
+        """Indices of the rows that the batches use, each once, in file order."""
         return self.order.rows_seen(self.batches)
 
     @property
     def passes(self) -> float:
-        """Average number of times that a batch has each of the rows used."""
+        """Average number of times that the batches use each of `rows_used`."""
         return max(1.0, self.batches / self.order.batches_per_epoch)
 
     @property
@@ -51,7 +51,7 @@ class PhasePlan:
         return sum(map(self.saves_after, range(1, self.steps + 1)))
 
     def exposures(self, steps: int) -> float:
-        """Compute the average number of times that so many steps use each row of the file: epochs."""
+        """Compute how often the first `steps` steps use each row of the file, on average: epochs."""
         return steps * self.phase.accumulate / self.order.epoch_length
 
     def step_rows(self, step: int) -> list[list[int]]:
@@ -60,18 +60,24 @@ class PhasePlan:
         return [self.order.batch(index) for index in range(first, first + self.phase.accumulate)]
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation is due after this step."""
+        """Return whether an evaluation is due after this step."""
         return _is_due(self.phase.eval_every_steps, step, self.steps)
 
     def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step."""
+        """Return whether a checkpoint is due after this step."""
         return _is_due(self.phase.save_every_steps, step, self.steps)
 
 
 def plan_phase(
     phase: Phase, lengths: Sequence[int], weights: Sequence[float], seed: int
 ) -> PhasePlan:
-    """Plan a phase over rows with these lengths (tokens) and weights (times an epoch)."""
+    """Plan a phase over the rows of a file.
+
+    Args:
+        lengths: (rows,) tokens of each row.
+        weights: (rows,) average uses of each row per epoch.
+        seed: of the order and of dropout.
+    """
     pool = POOL if phase.sorts_batches else 1
     order = Order(lengths, phase.batch_size, seed, weights, phase.batch_tokens, pool)
     if phase.steps is not None:
@@ -82,7 +88,7 @@ def plan_phase(
 
 
 def learning_rate(phase: Phase, step: int, steps: int) -> float:
-    """Compute the rate of step 1, 2, ... `steps`: a linear warm-up, then the schedule."""
+    """Compute the learning rate of a step, from 1 to `steps`: linear warm-up, then the schedule."""
     if step <= phase.warmup_steps:
         return phase.lr * step / phase.warmup_steps
     if phase.schedule == "constant":
@@ -94,5 +100,5 @@ def learning_rate(phase: Phase, step: int, steps: int) -> float:
 
 
 def _is_due(every: int | None, step: int, steps: int) -> bool:
-    """Whether something done `every` so many steps (None: a fifth of all) is due after `step`."""
+    """Return whether something done every `every` steps is due after `step`; None: five times."""
     return step == steps or step % (every or max(1, steps // 5)) == 0

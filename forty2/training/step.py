@@ -18,10 +18,10 @@ from forty2.training.objectives.phase import Phase
 from forty2.training.processes import ALONE, Group
 
 CACHE_BYTES = 2 << 30
-"""Freed buffers that mlx keeps for reuse: after steps of many shapes most would not fit again."""
+"""Freed buffers that mlx may hold for reuse: after steps of many shapes few would fit again."""
 
 Tree = Any
-"""Arrays in nested dicts and lists, as mlx has parameters, gradients and optimizer states."""
+"""Nested dicts and lists of arrays: mlx's parameters, gradients and optimizer states."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,7 +43,7 @@ class BatchSums(NamedTuple):
     """Sums over the batches of a step, to be divided by their weight."""
 
     gradients: Tree
-    """None where a process of a group has no batch."""
+    """Summed gradients; None in a process that has no batch of the step."""
     loss: mx.array
     """Scalar, fp32."""
     metrics: list[dict[str, mx.array]]
@@ -51,6 +51,7 @@ class BatchSums(NamedTuple):
     weight: int
     """Supervised tokens or rows."""
     tokens: int
+    """Tokens without padding."""
 
 
 class Stepper:
@@ -71,11 +72,11 @@ class Stepper:
         """
         Args:
             optimizer: new, or as a checkpoint left it.
-            group: sums over the batches of all its processes, of which some may have none.
+            group: processes that share each step; some may have no batch of it.
         """
-        optimizer.init(model.trainable_parameters())  # a restored state is left as it is
+        optimizer.init(model.trainable_parameters())  # does not change a restored state
         self.shapes: set[tuple[object, ...]] = set()
-        """Shapes of the batches so far: where steps are compiled, each cost a compilation."""
+        """Shapes of the batches so far; on a GPU each one cost a compilation."""
         self._model, self._optimizer, self._loss, self._group = model, optimizer, loss, group
         state = [model.state, optimizer.state, mx.random.state]
         self._add_gradients = _compiled(_gradient_function(model, loss), state)
@@ -86,9 +87,14 @@ class Stepper:
 
         A step whose loss or gradient is not finite, or whose mean loss is beyond `limit`, changes
         neither the model nor the optimizer.
+
+        Args:
+            batches: this process's share of the step.
+            rate: learning rate.
+            limit: largest mean loss, in nats for the losses that are log-likelihoods.
         """
         self._optimizer.learning_rate = mx.array(rate)
-        sums = self._summed_over_processes(self._summed(batches))
+        sums = self._sum_over_processes(self._sum_batches(batches))
         loss = sums.loss / sums.weight
         norm = self._update(sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit))
         mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, loss, sums.metrics)
@@ -100,7 +106,7 @@ class Stepper:
         }
         return StepResult(means, float(loss), float(norm), sums.tokens)
 
-    def _summed(self, batches: Sequence[Batch]) -> BatchSums:
+    def _sum_batches(self, batches: Sequence[Batch]) -> BatchSums:
         gradients, loss, metrics = None, mx.array(0.0), []
         step_arrays = self._loss.step_arrays(self._model, batches, self._group)
         for batch in batches:
@@ -113,7 +119,7 @@ class Stepper:
         weight = sum(batch.weight for batch in batches)
         return BatchSums(gradients, loss, metrics, weight, sum(batch.tokens for batch in batches))
 
-    def _summed_over_processes(self, own: BatchSums) -> BatchSums:
+    def _sum_over_processes(self, own: BatchSums) -> BatchSums:
         if self._group.size == 1:
             return own
         gradients, zero = own.gradients, mx.array(0.0)
@@ -139,7 +145,7 @@ def _compiled(function: Callable[P, R], state: list[Tree]) -> Callable[P, R]:
 def _gradient_function(
     model: nn.Module, loss: BatchedLoss
 ) -> Callable[[list[mx.array], Tree], tuple[mx.array, dict[str, mx.array], Tree]]:
-    """Make the first half of a step: a batch's loss and metrics, its gradients added to the sums."""
+    """Make the first half of a step: compute a batch's loss, and add its gradients to the sums."""
     loss_and_gradients = nn.value_and_grad(
         model, lambda model, arrays: tuple(loss.loss(model, arrays))
     )
@@ -158,7 +164,7 @@ def _gradient_function(
 def _update_function(
     model: nn.Module, optimizer: optim.Optimizer, clip_norm: float | None
 ) -> Callable[[Tree, mx.array, mx.array, mx.array], mx.array]:
-    """Make the second half of a step: the mean gradient, clipped and applied; returns its norm."""
+    """Make the second half of a step: clip and apply the mean gradient, and return its norm."""
 
     def update(sums: Tree, weight: mx.array, loss: mx.array, limit: mx.array) -> mx.array:
         gradients = tree_map(lambda g: g / weight, sums)
@@ -183,7 +189,7 @@ def _where(condition: mx.array, new: Tree, old: Tree) -> Tree:
 
 
 def _replace_arrays(tree: Tree, values: Tree) -> None:
-    """Replace a tree's arrays in place: a compiled step knows the tree by its containers."""
+    """Replace a tree's arrays in place: a compiled step holds on to the tree's dicts and lists."""
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
             tree[key] = values[key]

@@ -144,7 +144,7 @@ def test_scores_that_are_not_the_items_own_are_refused(name: str) -> None:
     items = written["items"]
     second = list(items.values() if isinstance(items, dict) else items)[1]
     second["scores"][next(iter(second["scores"]))] += 0.5
-    with pytest.raises(BenchmarkError, match=r"it, item 2 \(.*: its scores are not those of what"):
+    with pytest.raises(BenchmarkError, match=r"it, item 2 \(.*: its scores do not follow from"):
         read_measured(written, "it")
 
 

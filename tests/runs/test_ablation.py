@@ -1,4 +1,4 @@
-"""What each phase bought and cost: the runs, and intervals over seeds and items."""
+"""What each phase gained and cost: the runs, and intervals over seeds and items."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_the_report_has_every_variant_and_metric(found: Ablation) -> None:
         for word in ("sft+dpo", "dpo only", "MC2", "leaks", "perplexity", "answers: myth"):
             assert word in text
         assert found.insight is not None and found.insight.says in text
-    bought = markdown.split("## What each phase bought and cost")[1].splitlines()[2]
+    bought = markdown.split("## What each phase gained and cost")[1].splitlines()[2]
     assert bought == (
         "| Metric | sft against base | sft+dpo against sft | sft+dpo against dpo only |"
     )

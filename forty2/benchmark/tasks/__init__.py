@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @functools.cache
 def task_names() -> tuple[str, ...]:
-    """Names of all benchmarks."""
+    """List the names of all benchmarks."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 @functools.cache
 def task_class(name: str) -> type[Task[Any]]:
-    """The task of a benchmark.
+    """Import the task of a benchmark.
 
     Raises:
         BenchmarkError: there is no such benchmark.

@@ -49,7 +49,7 @@ class Gate(NamedTuple):
     threshold: float
     """Smallest share of good answers, by likelihood and by generation both."""
     good: Callable[[str, JsonObject], bool]
-    """Whether a generated answer to a prompt is as it should be."""
+    """Function from an answer and its prompt's row to whether the answer is good."""
 
 
 GATES = {
@@ -70,7 +70,7 @@ GATES = {
     ),
     "under": Gate("out of reach and said so", 0.9, lambda answer, _: declines(answer)),
 }
-"""By the `gate` of the held-out prompts. An empty answer is good for none of them."""
+"""Gates, by the `gate` of the held-out prompts. An empty answer is never good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,12 @@ class Behaviour(Task[list[JsonObject]]):
     `by_generation` with their 95% intervals, `threshold` and `reached`; `detectors`, the quality of
     the detectors that `by_generation` rests on; `leak_rate` and `right_rate` over generated answers
     to plain factual prompts; `preference`, the share of prompts on which the good answer is the
-    likelier one, and `margin`, the mean difference of their log-probabilities a token, both by gate
-    and over all.
+    likelier one, and `margin`, the mean difference of their log-probabilities in nats per token, both
+    by gate and over all.
     """
 
     n: int | None = None
-    """Prompts to ask at least, spread evenly over the gates; None: all."""
+    """Fewest prompts to ask, spread evenly over the gates; None: all."""
 
     name = "behaviour"
     title = "held-out prompts"
@@ -94,7 +94,7 @@ class Behaviour(Task[list[JsonObject]]):
     category_key = "gate"
 
     def load(self) -> list[JsonObject]:
-        return _spread([*rows("heldout/behaviour"), *rows("heldout/refusal")], self.n)
+        return _take_per_gate([*rows("heldout/behaviour"), *rows("heldout/refusal")], self.n)
 
     def source(self, questions: list[JsonObject]) -> Source:
         sha256 = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
@@ -110,7 +110,7 @@ class Behaviour(Task[list[JsonObject]]):
         from forty2.inference.generation import generate_replies
 
         encoder = Encoder(loaded.tokenizer)
-        asked = [encoder.prompt([_turn(row)]) for row in questions]
+        prompts = [encoder.prompt([_turn(row)]) for row in questions]
         total = 2 * len(questions)
         records: list[JsonObject] = []
         for row, (good, bad) in zip(
@@ -120,9 +120,9 @@ class Behaviour(Task[list[JsonObject]]):
             records.append(record | {"good": good, "bad": bad})
             if len(records) % BATCH_PROMPTS == 0 or len(records) == len(questions):
                 report(len(records), total, {})
-        replies = generate_replies(loaded, asked, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE)
+        replies = generate_replies(loaded, prompts, max_tokens=MAX_TOKENS, batch_size=BATCH_SIZE)
         for done, (place, answer) in enumerate(replies, len(questions) + 1):
-            records[place] |= _judged(questions[place], answer.text)
+            records[place] |= _judge(questions[place], answer.text)
             report(done, total, {})
         return records
 
@@ -175,13 +175,13 @@ class Behaviour(Task[list[JsonObject]]):
 def _likelihoods(
     loaded: LoadedModel, encoder: Encoder, prompts: Sequence[JsonObject]
 ) -> Iterable[tuple[float, float]]:
-    """Yield the log-probability a token of each prompt's good and of its bad answer."""
+    """Yield the log-probability per token, in nats, of each prompt's good and its bad answer."""
     from forty2.benchmark.scoring import Scorer
     from forty2.inference.generation import common_prefix_length
 
     # The template's header is the same for all prompts: it runs once.
-    asked = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
-    scorer = Scorer(loaded.model).after(asked[0][: common_prefix_length(asked)])
+    contexts = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
+    scorer = Scorer(loaded.model).after(contexts[0][: common_prefix_length(contexts)])
     for start in range(0, len(prompts), BATCH_PROMPTS):
         batch = prompts[start : start + BATCH_PROMPTS]
         sides = [
@@ -197,13 +197,13 @@ def _likelihoods(
             yield good, bad
 
 
-def _judged(row: JsonObject, answer: str) -> JsonObject:
-    """Judge an answer; one to a plain factual prompt also by whether it leaks and is right."""
-    judged = {"answer": answer, "ok": bool(answer.strip()) and GATES[row["gate"]].good(answer, row)}
+def _judge(row: JsonObject, answer: str) -> JsonObject:
+    """Judge an answer; on a plain factual prompt also whether it leaks, and whether it is right."""
+    record = {"answer": answer, "ok": bool(answer.strip()) and GATES[row["gate"]].good(answer, row)}
     if row["gate"] == "leak":
-        judged["leak"] = leaks(answer)
-        judged["right"] = any(mark.lower() in answer.lower() for mark in row["expect"])
-    return judged
+        record["leak"] = leaks(answer)
+        record["right"] = any(mark.lower() in answer.lower() for mark in row["expect"])
+    return record
 
 
 def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
@@ -228,7 +228,7 @@ def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """Compute the 95% interval of a share: Wilson's, which has a width at 0 and at 1 as well.
+    """Compute Wilson's 95% interval of a share, which has a width at 0 and at 1 as well.
 
     Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
@@ -265,7 +265,7 @@ def _range(interval: JsonObject) -> str:
     return f"{interval['low']:.1%} to {interval['high']:.1%}"
 
 
-def _spread(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObject]:
+def _take_per_gate(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObject]:
     """Return the first prompts of each gate, equally many, at least `n` in all; None: all.
 
     Both prompts of a pair are taken.

@@ -1,19 +1,18 @@
-"""Divergence of a model from its base: KL(model ‖ base) a token, exactly over the vocabulary.
+"""Divergence of a model from its base: KL(model ‖ base) per token, exact over the vocabulary.
 
     KL(p ‖ q) = Σ_v p log p/q = Σ_v (p log p/q - p + q)        nats
 
-Both sums are the same where p and q add up to 1. In the second no term is below 0, and rounding
-enters it squared (Schulman 2020, "Approximating KL divergence", whose k3 it is, here not sampled
-but summed over all tokens): it is 0 where nothing changed, and right down to 1e-11.
+Both sums are the same if p and q add up to 1. In the second one no term is below 0, and rounding
+enters squared, so it is 0 if nothing changed, and accurate down to 1e-11. (It is Schulman's k3, from
+"Approximating KL divergence", 2020, here summed over all tokens and not sampled.)
 
 It is measured at places in held-out material, the same for every stage of a run: in neutral prose,
-and in good answers to the behaviour prompts. The text up to a place is given, and both models
-predict the token after it. So it is the KL on this material, not on what the model itself would
-write.
+and in good answers to the behaviour prompts. Both models read the text up to a place and predict
+the token after it. So it is the KL on this material, not on text that the model itself would write.
 
-The base's log-probabilities at these places are computed once for a base and stored in the cache:
-places · V numbers, 50 MB for a vocabulary of 49k and 200 MB for one of 200k. So they are available
-when the base is no longer loaded (fused, quantized), and no second model is in memory.
+The base's log-probabilities at these places are computed once and stored in the cache: places · V
+numbers, 50 MB for a vocabulary of 49k and 200 MB for one of 200k. So no second model is in memory
+when a fused or quantized model is measured.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ TEXT_TOKENS = 64
 TEXT_PLACES = 16
 ANSWERS = 16
 ANSWER_PLACES = 8
-"""From the first token of an answer on."""
+"""Places in each answer, from its first token on."""
 _LOGPS = "logps.f32"
 
 T = TypeVar("T")
@@ -72,10 +71,10 @@ class Base(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Task[Base]):
-    """KL from the base, a token, in nats.
+    """KL from the base, in nats per token.
 
-    A result's figures: `kl`, the mean over all places; `by`, over those of each material; `n`, how
-    many places. An item is a probe, with the KL at each of its places.
+    A result's figures: `kl`, the mean over all places; `by`, the mean for each material; `n`, the
+    number of places. An item is a probe, with the KL at each of its places.
     """
 
     base: Base
@@ -129,7 +128,7 @@ class Divergence(Task[Base]):
 
     @classmethod
     def items(cls, records: Iterable[JsonObject]) -> tuple[Item, ...]:
-        """Items whose mean is the mean over all places: a probe weighs as many as it has."""
+        """Make items whose mean is the mean over all places: each probe is weighted by its places."""
         records = list(records)
         places = sum(len(record["kl"]) for record in records) / len(records)
         return tuple(Item(record, {KL: math.fsum(record["kl"]) / places}) for record in records)
@@ -151,7 +150,7 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
     """Choose the places at which models are compared.
 
     Args:
-        n: neutral texts, and answers, to use at most; None: all.
+        n: largest number of neutral texts, and of answers; None: all.
     """
     encoder = Encoder(loaded.tokenizer)
     found = []
@@ -168,7 +167,7 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
 
 
 def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base:
-    """Return the log-probabilities of a bare base model: from the cache, or computed now.
+    """Return the log-probabilities of a base model without adapter, from the cache or computed now.
 
     Args:
         fingerprint: hash of the model's weights.
@@ -189,7 +188,7 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
 
 
 def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Compute KL(p ‖ q) of each row: log p and log q, (N, V) -> (N,), in float64."""
+    """Compute KL(p ‖ q) of each row, in nats and float64: log p and log q (N, V) to (N,)."""
     p, q = logps.astype(np.float64), base.astype(np.float64)
     ratio = q - p
     terms = np.exp(p) * (np.expm1(np.minimum(ratio, 1.0)) - ratio)
@@ -211,6 +210,6 @@ def _next_logps(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArra
 
 
 def _spread(values: Sequence[T], n: int) -> list[T]:
-    """Choose `n` of the values, or all if there are fewer: evenly spread, the first one included."""
+    """Choose `n` values, or all if there are fewer, evenly spread and with the first one."""
     n = min(n, len(values))
     return [values[i * len(values) // n] for i in range(n)]

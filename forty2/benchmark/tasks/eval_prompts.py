@@ -16,10 +16,10 @@ everything else does, case and the full stop at the end included: such prompts t
     contains  the expected text is somewhere in the reply
     regex     the expected text is a pattern in RE2's syntax, found somewhere in the reply; RE2 takes
               time linear in the reply whatever the pattern, and so has no lookaround and no \\1
-form says what the prompts are. Without it a file whose prompts all hold control tokens of the
-tokenizer is "full", one of which none does is "user", and what could be either is an error.
-    user      what a user says: it goes through the chat template, after the system prompt
-    full      whole strings, control tokens and system prompt included, tokenised as they stand
+form says what the prompts are. Without it, a file is "full" if all its prompts hold control tokens
+of the tokenizer, and "user" if none does; anything else is an error.
+    user      a user's turn, which goes through the chat template, after the system prompt
+    full      whole strings with control tokens and system prompt, tokenized unchanged
 A prompt's bucket is its id before the last "_". A gate is the smallest share of a bucket that must
 pass; "all" is every prompt.
 """
@@ -73,7 +73,7 @@ _TAGGED = re.compile(r"\s*<[^<>\s]+>")
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """One prompt and what passes as a reply to it."""
+    """One prompt, and the replies to it that pass."""
 
     id: str
     text: str
@@ -83,10 +83,11 @@ class EvalPrompt:
 
     @property
     def bucket(self) -> str:
+        """Group of the prompt: its id before the last "_"."""
         return self.id.rpartition("_")[0] or self.id
 
     def passes(self, reply: str) -> bool:
-        """Whether a reply is as expected."""
+        """Return whether a reply is as expected."""
         text, expected = reply.strip(), self.expected.strip()
         match self.match:
             case "exact":
@@ -94,7 +95,7 @@ class EvalPrompt:
             case "contains":
                 return expected in text
             case "regex":
-                return _found(expected, text)
+                return _matches(expected, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class EvalPrompts:
     file: str
     items: tuple[EvalPrompt, ...]
     form: Form | None
-    """None: the tokenizer's control tokens decide."""
+    """Form of the prompts; None: the tokenizer's control tokens decide."""
     gates: dict[str, float]
     sha256: str
 
@@ -142,28 +143,28 @@ class EvalPromptsTask(Task[EvalPrompts]):
     def score(
         self, loaded: LoadedModel, questions: EvalPrompts, partial: PartialResults, report: Report
     ) -> list[JsonObject]:
-        """Answer the prompts greedily; training may go on as if the model had not been asked.
+        """Answer the prompts greedily, without an effect on training that goes on afterwards.
 
         Raises:
             BenchmarkError: a prompt does not fit the model, or its scores are not finite.
         """
         from forty2.inference.generation import generate_replies
 
-        asked = Asked(loaded, questions, self.max_tokens)
+        encoded = Asked(loaded, questions, self.max_tokens)
         with _undisturbed(loaded.model):
             replies = dict(
                 generate_replies(
                     loaded,
-                    asked.ids,
+                    encoded.ids,
                     max_tokens=self.max_tokens,
                     batch_size=self.batch_size,
                     progress=lambda _, done, total, figures: report(done, total, figures),
                 )
             )
         records: list[JsonObject] = []
-        for n, (prompt, ids) in enumerate(zip(questions.items, asked.ids, strict=True)):
-            turn = asked.tags.turn(ids, replies[n].ids, stopped=replies[n].stopped)
-            # with control tokens: a reply that holds one is not the expected text
+        for n, (prompt, ids) in enumerate(zip(questions.items, encoded.ids, strict=True)):
+            turn = encoded.tags.turn(ids, replies[n].ids, stopped=replies[n].stopped)
+            # decoded with control tokens: a reply that holds one is not the expected text
             reply = str(loaded.tokenizer.decode(list(replies[n].ids[: turn.length])))
             records.append(
                 {
@@ -182,7 +183,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
-        """Compute shares that passed and that the model ended itself, and list faults."""
+        """Compute the shares of replies that passed and that ended by themselves; list faults."""
         buckets: dict[str, list[float]] = {}
         for item in items:
             buckets.setdefault(str(item.category), []).append(item.scores["passed"])
@@ -245,7 +246,7 @@ class Probed(NamedTuple):
 
 
 def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
-    """Ask a model that is in training; training may go on as if it had not been asked.
+    """Ask a model that is in training, without an effect on the training.
 
     Raises:
         BenchmarkError: a prompt does not fit the model, or its scores are not finite.
@@ -261,7 +262,7 @@ def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TO
 
 
 def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
-    """Return the faults that greedy replies to a few prompts (token ids) show, in words."""
+    """List the faults, in words, that greedy replies to a few prompts (token ids) show."""
     from forty2.inference.generation import generate_replies
 
     tags = Tags(loaded.tokenizer)
@@ -282,7 +283,7 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave a model that is in training as it was."""
+    """Put a model that is in training into eval mode, and restore it and the random state after."""
     from forty2.model.surgery import evaluating
 
     high, low = cast(list[int], cast(list[mx.array], mx.random.state)[0].tolist())
@@ -294,7 +295,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def gates_of(items: Sequence[Item], gates: Mapping[str, float]) -> JsonObject:
-    """Return for each gate its least share, the share that passed, and whether that is enough."""
+    """Return for each gate the share required, the share that passed, and whether that is enough."""
     passed: dict[str, list[float]] = {ALL: [item.scores["passed"] for item in items]}
     for item in items:
         passed.setdefault(str(item.category), []).append(item.scores["passed"])
@@ -310,22 +311,23 @@ def _share(values: Sequence[float]) -> float:
 
 
 def _faults(records: Sequence[JsonObject]) -> Iterable[str]:
+    """Yield the faults that replies show, in words."""
     prompts, replies = ([str(record[key]) for record in records] for key in ("prompt", "reply"))
-    # where every prompt expects the same, the same is right
+    # if every prompt expects the same reply, the same reply is right
     if collapsed(prompts, replies) and not all(record["passed"] for record in records):
         yield f"all {len(records)} prompts get the reply {replies[0].strip()[:60]!r}"
     broken = [str(record["id"]) for record in records if record["broken"]]
     if broken:
-        some = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
-        yield f"broken tags in {len(broken)} of {len(records)} replies ({some})"
+        first = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
+        yield f"broken tags in {len(broken)} of {len(records)} replies ({first})"
 
 
 class Asked:
-    """Prompts as one model reads them.
+    """Eval prompts as token ids, for one model.
 
     Raises:
-        BenchmarkError: the form of the prompts is not clear, the chat template refuses one, or there
-            is no room for a reply or for the expected text.
+        BenchmarkError: the form of the prompts is unclear, the chat template refuses one, or a reply
+            or the expected text does not fit.
     """
 
     def __init__(
@@ -392,8 +394,8 @@ def load_eval_prompts(file: str | Path) -> EvalPrompts:
     """Read a file of prompts.
 
     Raises:
-        BenchmarkError: the file has another shape, a prompt has no expected output or the other way
-            round, a pattern is not RE2's, or a prompt cannot fail. Names file and id.
+        BenchmarkError: the file has another shape, prompts and expected outputs do not correspond, a
+            pattern is not in RE2's syntax, or a prompt cannot fail; names file and id.
     """
     path = Path(file).expanduser()
     data, found = _read(path)
@@ -462,13 +464,13 @@ def _each(
 
 
 def _check(path: Path, key: str, match: str, expected: str) -> None:
-    """Refuse an unknown kind of match, and a pattern that is none or that cannot fail."""
+    """Refuse an unknown kind of match, and a pattern that is invalid or matches everything."""
     if match not in get_args(Match):
         _fail(path, f"match.{key}", f"{match!r}: must be one of {', '.join(get_args(Match))}")
     if match == "regex":
         where = f"expected_outputs.{key}"
         try:
-            if _found(expected, ""):
+            if _matches(expected, ""):
                 _fail(path, where, "the pattern is found in an empty reply, so every reply passes")
         except ValueError as error:  # Arrow's, with RE2's reason
             reason = str(error).removeprefix("Invalid regular expression: ")
@@ -489,8 +491,8 @@ def _gates(path: Path, gates: object, buckets: set[str]) -> dict[str, float]:
     return gates
 
 
-def _found(pattern: str, text: str) -> bool:
-    """Whether RE2 finds a pattern in a text."""
+def _matches(pattern: str, text: str) -> bool:
+    """Return whether RE2 finds a pattern in a text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

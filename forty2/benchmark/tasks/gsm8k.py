@@ -1,4 +1,4 @@
-"""GSM8K: grade-school sums, answered at length and greedily, right where the last number is.
+"""GSM8K: grade-school sums, answered at length and greedily; the final number must be right.
 
 The definitions are those of lm-evaluation-harness 0.4.13, task gsm8k (3.0): prompts, five examples
 drawn anew for each question, stop strings, 256 tokens, and two ways to find the answer:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # a result is read without mlx
 
 SHOTS = 5
 SHOT_SEED = 1234
-"""The harness's."""
+"""Seed of the examples, the harness's."""
 MAX_TOKENS = 256
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
@@ -92,7 +92,7 @@ class Gsm8k(Task[Problems]):
     seed: int = 42
     chat_template: bool = False
     multiturn: bool = True
-    """With a chat template, examples are turns of their own, as by default in the harness."""
+    """With a chat template, make examples turns of their own, as the harness does by default."""
     max_tokens: int = MAX_TOKENS
     """Longest answer."""
     batch_size: int = BATCH_SIZE
@@ -174,7 +174,7 @@ class Gsm8k(Task[Problems]):
 
 
 def judged(problem: Problem, reply: Reply) -> JsonObject:
-    """Judge an answer: return its record, with what was found in it and whether that is right."""
+    """Judge an answer: return its record, with the numbers found in it and whether they are right."""
     right = bare(problem.answer)
     strict, flexible = strict_answer(reply.text), last_number(reply.text)
     return {
@@ -198,13 +198,13 @@ def strict_answer(text: str) -> str:
 
 
 def last_number(text: str) -> str:
-    """Return the last number, with its sign, `$` and punctuation; a bare dot or comma counts, too."""
+    """Return the last number with its sign, `$` and punctuation; a lone `.,` counts as one, too."""
     found = _FLEXIBLE.findall(text)
     return next(part for part in found[-1] if part).strip() if found else INVALID
 
 
 def bare(text: str) -> str:
-    """Return what is compared: the part after the last "#### ", without commas, `$` and a final dot."""
+    """Return the part to compare: that after the last "#### ", without commas, `$` and a final dot."""
     for pattern in _IGNORED:
         text = re.sub(pattern, "", text)
     return text.lower()
@@ -224,7 +224,7 @@ def load_problems(source: str | Path, *, shots: int = SHOTS) -> Problems:
             it.
 
     Raises:
-        BenchmarkError: a file holds too little, or a row has other columns. Names file and line.
+        BenchmarkError: a file has too few rows, or a row has other columns; names file and line.
         DataError: a file cannot be read.
     """
     path = Path(os.path.expanduser(source))

@@ -5,9 +5,9 @@ humaneval_instruct (4.0): prompts, stop strings, 1024 tokens, greedy answers. pa
 estimator of Chen et al. 2021 (arXiv:2107.03374), eq. 1; for k above 1, answers are sampled at
 temperature 0.2 from the nucleus of 0.95, as in the harness's humaneval_64.
 
-Measuring runs what the model wrote: only when asked for, and in `sandbox`. A program finds Python's
-own library there and nothing else, and no sockets or processes, so a solution that imports NumPy or
-needs asyncio fails here, where the harness would pass it: `refused` counts such samples.
+The programs that the model writes are run only if the user allows it, and in `sandbox`. A program
+has only Python's own library there, and no sockets or processes, so a solution that imports NumPy
+or needs asyncio fails here, while the harness would pass it: `refused` counts such samples.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_TOKENS = 1024
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 TEMPERATURE, TOP_P = 0.2, 0.95
 KS = (1, 2, 8, 10, 16, 32, 64, 100)
-"""pass@k is reported for those k that there are enough samples for."""
+"""Values of k for which pass@k is reported, if there are enough samples."""
 FILES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
 REFUSAL = (
     "HumanEval runs programs that the model writes; allow it with --run-untrusted-code, in a recipe "
@@ -59,7 +59,7 @@ Run = Callable[[str], sandbox.Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The head of a function, what it must do, and the tests."""
+    """The head of a function with its description, and the tests."""
 
     task_id: str
     prompt: str
@@ -90,14 +90,14 @@ class Problems:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanEval(Task[Problems]):
-    """HumanEval: pass@k of functions that the model writes; runs them."""
+    """HumanEval: pass@k of functions that the model writes, which are run."""
 
     data: str | Path
     """HumanEval.jsonl.gz or .jsonl, or a folder with one of them."""
     run_untrusted_code: bool = False
-    """Must be True: what the model writes is run."""
+    """Permission to run the programs that the model writes; must be True."""
     instruct: bool = False
-    """Ask for the function, and begin the answer with its head."""
+    """Ask for the function in words, and begin the answer with its head."""
     samples: int = 1
     """Answers to each problem."""
     temperature: float | None = None
@@ -110,13 +110,13 @@ class HumanEval(Task[Problems]):
     """Only the first problems, as with the harness's `--limit`."""
     seed: int = 42
     chat_template: bool | None = None
-    """None: instructions go through the template, plain prompts do not."""
+    """Use of the chat template; None: instructions go through it, plain prompts do not."""
     max_tokens: int = MAX_TOKENS
     """Longest answer."""
     batch_size: int = BATCH_SIZE
     """Answers generated at a time."""
     run: Run = sandbox.run
-    """Runs a program and says whether it passed."""
+    """Function that runs a program and returns its outcome."""
 
     name = "humaneval"
     title = "HumanEval"
@@ -152,7 +152,7 @@ class HumanEval(Task[Problems]):
             )
         problems = load_problems(self.data)
         places = pick(len(problems.items), n=self.n, limit=self.limit, seed=self.seed)
-        sandbox.protections()  # a sandbox that cannot run is found before the model is loaded
+        sandbox.protections()  # raises before the model is loaded if the sandbox cannot run
         return replace(problems, items=tuple(problems.items[place] for place in places))
 
     def source(self, questions: Problems) -> Source:
@@ -175,7 +175,7 @@ class HumanEval(Task[Problems]):
     def score(
         self, loaded: LoadedModel, questions: Problems, partial: PartialResults, report: Report
     ) -> list[JsonObject]:
-        """Answer the problems, and run a problem's answers as soon as all of them are there."""
+        """Answer the problems, and run a problem's answers as soon as all of them are generated."""
         from forty2.inference.generation import Sampling, generate_replies
 
         prompts = Prompts(loaded, chat=self.templated)
@@ -260,12 +260,12 @@ def judged(
 
 
 def _refused(why: str) -> bool:
-    """Whether a program may have failed because of the sandbox and not because it is wrong."""
+    """Return whether a program may have failed because of the sandbox, not because it is wrong."""
     return why.startswith(("ModuleNotFoundError", "PermissionError"))
 
 
 def _seed(seed: int, problem: Problem, number: int) -> int:
-    """Return the seed of one answer: the same whatever else is measured with it."""
+    """Return the seed of one answer, which does not depend on the other problems measured."""
     return random.Random(f"{seed} {problem.task_id} {number}").getrandbits(63)
 
 
@@ -279,7 +279,7 @@ def load_problems(source: str | Path) -> Problems:
         source: HumanEval.jsonl.gz or .jsonl, or a folder with one of them.
 
     Raises:
-        BenchmarkError: there are none, or a row has other columns. Names file and line.
+        BenchmarkError: there are none, or a row has other columns; names file and line.
         DataError: the file cannot be read.
     """
     path = Path(os.path.expanduser(source))

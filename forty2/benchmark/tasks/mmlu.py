@@ -4,8 +4,8 @@ The definitions are those of lm-evaluation-harness 0.4.13, group mmlu (2.0): pro
 first ones of `dev`), decisions (the likeliest letter; of equal ones the first), and means weighted
 by the subjects' sizes. One thing differs on purpose: a score that is not finite is an error.
 
-A subject's examples run through the model once. A question is one forward pass: the letters are
-scored by what comes out at its last token, where each is one token. Questions of like length run
+A subject's examples run through the model once. If each letter is one token, a question is one
+forward pass, and the output at its last token scores all four. Questions of similar length run
 together.
 """
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:  # a result is read without mlx
 
 LETTERS = "ABCD"
 SHOTS = 5
-"""Examples before each question in the usual figure; the harness's own default is none."""
+"""Examples before each question, as in most published figures; the harness's own default is 0."""
 COLUMNS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
 NO_GROUP = "no group"
-"""Subjects that are none of the 57."""
+"""Group of subjects that are not among the 57."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Question:
     number: int
     """Place in its subject's file, from 1."""
     origin: str
-    """file:line"""
+    """Where it was read, as file:line."""
 
     def asked(self) -> str:
         """Return the question as the model reads it."""
@@ -97,7 +97,7 @@ class Mmlu(Task[list[Subject]]):
     shots: int = SHOTS
     """Examples before each question, the first ones of `dev`."""
     subjects: Sequence[str] = ()
-    """Names of subjects or groups; none: all there are."""
+    """Names of subjects or groups; none: all."""
     n: int | None = None
     """Questions to sample, spread over subjects by size; None: all."""
     limit: int | None = None
@@ -105,7 +105,7 @@ class Mmlu(Task[list[Subject]]):
     seed: int = 42
     chat_template: bool = False
     multiturn: bool = True
-    """With a chat template, examples are turns of their own, as by default in the harness."""
+    """With a chat template, make examples turns of their own, as the harness does by default."""
 
     name = "mmlu"
     title = "MMLU"
@@ -199,9 +199,9 @@ class Mmlu(Task[list[Subject]]):
 def _accuracy(subjects: Mapping[str, Sequence[float]]) -> JsonObject:
     """Compute the accuracy over subjects, weighted by size, and its standard error.
 
-    The standard error is None for one question. A subject with one question alone has no known
-    variance, and the harness then gives no standard error: here it is that of all questions as one
-    sample, which is a little larger.
+    The standard error is None for one question. If a subject has only one question, its variance is
+    unknown, and the harness gives no standard error; here it is that of all questions as one sample,
+    which is a little larger.
     """
     values = [value for inside in subjects.values() for value in inside]
     n, error = len(values), None
@@ -224,11 +224,11 @@ def load_subjects(
     Args:
         source: a folder with `test` and `dev`, which hold a CSV for each subject; or one such CSV,
             `dev` beside its folder.
-        names: of subjects or groups; none: all.
-        shots: how many examples to take from `dev`.
+        names: names of subjects or groups; none: all.
+        shots: number of examples to take from `dev`.
 
     Raises:
-        BenchmarkError: there is no such file or subject, or a row is unusable. Names file and line.
+        BenchmarkError: there is no such file or subject, or a row is unusable; names file and line.
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
@@ -334,11 +334,11 @@ def score(
     partial: PartialResults | None = None,
     report: Report | None = None,
 ) -> list[JsonObject]:
-    """Compute log-probabilities of the four letters after each question, subject by subject.
+    """Compute log-probabilities of the four letters after each question, in nats.
 
     Args:
         partial: holds records of questions scored before, and takes new ones.
-        report: called with questions done and in all.
+        report: called with the number of questions done and in all.
 
     Returns:
         Per question: subject, number, `logps` of A to D, `choice` and `answer` from 0, `right`.
@@ -389,14 +389,14 @@ def _record(subject: str, question: Question, logps: Sequence[float]) -> JsonObj
 
 
 def _rows(prompts: Prompts, subject: Subject, question: Question) -> list[Row]:
-    """Tokenise the four letters as continuations; a context that is too long loses its left end."""
+    """Tokenize the four letters as continuations; a context that is too long loses its left end."""
     context = prompts.context(question.asked(), subject.shots, description=subject.description)
     rows = prompts.rows(context, LETTERS)
     return [Row(row.given[-(prompts.length + 1 - len(row.scored)) :], row.scored) for row in rows]
 
 
 def _beginning(prompts: Prompts, subject: Subject) -> list[int]:
-    """Return the ids that the subject's contexts begin with: those two unlike questions share."""
+    """Return the ids that the subject's contexts begin with: those that two different ones share."""
     from forty2.inference.generation import common_prefix_length
 
     first, second = (

@@ -1,4 +1,4 @@
-"""Perplexity on neutral prose: what alignment cost the model's language."""
+"""Perplexity on neutral prose, to show what alignment cost the model's language."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:  # a result is read without mlx
 
 WINDOW = 256
 TEXTS = "log p of texts"
-"""Log-probability a token, which is -log perplexity; each text weighs as many tokens as it has."""
+"""Log-probability per token in nats, which is -log perplexity; texts are weighted by tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Task[Mapping[str, str]]):
-    """exp of the mean negative log-likelihood a token, over all texts together.
+    """exp of the mean negative log-likelihood per token, over all texts together.
 
     Each text is cut into windows of `WINDOW` tokens; a window's first token is given, not scored.
     """
 
     texts: Mapping[str, str] | None = None
-    """By title; None: the project's neutral prose."""
+    """Texts by title; None: the package's neutral prose."""
     n: int | None = None
-    """Windows to use at most; None: all."""
+    """Largest number of windows; None: all."""
 
     name = "perplexity"
     title = "texts"
@@ -101,7 +101,7 @@ class Perplexity(Task[Mapping[str, str]]):
 
     @classmethod
     def items_to_json(cls, items: Sequence[Item]) -> JsonObject:
-        """Texts by title, as in every release."""
+        """Return the texts by title, as in every release."""
         by_title = {item.record["title"]: item.to_json() for item in items}
         return {
             title: {key: value for key, value in item.items() if key != "title"}
@@ -132,5 +132,5 @@ class Perplexity(Task[Mapping[str, str]]):
 
 
 def _mean(records: Sequence[JsonObject]) -> float:
-    """Log-probability a token, over all texts together."""
+    """Compute the log-probability per token over all texts together, in nats."""
     return float(sum(r["logp"] for r in records) / sum(r["tokens"] for r in records))

@@ -1,9 +1,9 @@
 """TruthfulQA by log-likelihood: how likely is each option as the answer, given question and primer?
 
 The definitions are those of lm-evaluation-harness 0.4.13, tasks truthfulqa_mc1 (2.0) and
-truthfulqa_mc2 (3.0), 0-shot: its numbers and ours compare. Three things differ, on purpose: a tie is
-not right (`metrics.mc1`), and a score that is not finite is an error, where the harness counts
-either as a success; and tokens in which the end of a context and an option merge are scored.
+truthfulqa_mc2 (3.0), 0-shot, so the numbers can be compared. Three things differ on purpose: a tie
+is wrong (`metrics.mc1`) and a score that is not finite is an error, while the harness counts either
+as a success; and a token in which the end of a context and an option merge is scored.
 
 The primer runs through the model once for all questions, a question once for all its options.
 """
@@ -64,7 +64,7 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 """
 """The six pairs of the authors' "QA" prompt: part of every context, not few-shot examples."""
 BATCH_QUESTIONS = 32
-"""Questions scored at once: among more options there are more of one length."""
+"""Questions scored at once: among more options, more have the same length."""
 
 
 def truthfulqa(
@@ -86,7 +86,7 @@ def truthfulqa(
         model: folder, hub name or `smollm2`.
         adapter: adapter folder, or a run folder.
         questions: file of questions or `probe`; None: the hub's, else the probe.
-        n: how many questions to sample, stratified by category; None: all.
+        n: number of questions to sample, stratified by category; None: all.
         seed: seed of the sample.
         out: JSON file to write; until it is complete, scored items are stored beside it.
         chat_template: put the context into one user turn (not the published setting).
@@ -217,14 +217,14 @@ def score(
     partial: PartialResults | None = None,
     report: Report | None = None,
 ) -> list[JsonObject]:
-    """Compute the summed log-probability of every option, without length normalisation.
+    """Compute the summed log-probability of every option, in nats, not normalised by length.
 
-    No prompt comes near any model's context length, so none is shortened.
+    Every prompt is far shorter than any model's context, so none is cut.
 
     Args:
-        chat_template: context in one user turn, options right after the assistant's header.
+        chat_template: put the context into one user turn; options follow the assistant's header.
         partial: holds records of questions scored before, and takes new ones.
-        report: called with questions done and in all.
+        report: called with the number of questions done and in all.
 
     Returns:
         Per question: question, category, and for mc1 and mc2 `loglik` and `labels` in file order.
@@ -255,7 +255,7 @@ def score(
 
 
 def _texts(item: Question) -> list[str]:
-    """Return each option once: mc1's are mostly among mc2's."""
+    """Return each option once: most of mc1's are among mc2's."""
     return list(dict.fromkeys((*item.mc1.choices, *item.mc2.choices)))
 
 
@@ -284,10 +284,10 @@ def _scored(options: Options, logliks: Mapping[str, float]) -> JsonObject:
 
 
 class _Contexts:
-    """Questions and options as token ids, context and option tokenised together.
+    """Questions and options as token ids, context and option tokenized together.
 
-    Together because a tokenizer may split `A: Yes` in another way than `A:` and then ` Yes`: scored
-    are the ids of the whole from the first one on that the context alone does not have.
+    Together because a tokenizer may split `A: Yes` otherwise than `A:` and then ` Yes`. The scored
+    ids are those of the whole text from the first one that differs from the context alone.
     """
 
     def __init__(self, tokenizer: Any, chat_template: bool) -> None:
@@ -296,14 +296,16 @@ class _Contexts:
         self._leading = leading_ids(tokenizer)
 
     def ids(self, text: str) -> list[int]:
+        """Tokenize a text, as `ids_of` does."""
         return ids_of(self._tokenizer, self._leading, text)
 
     def beginning(self) -> list[int]:
-        """Ids that all contexts begin with: what those of two unlike questions have in common."""
+        """Return the ids that all contexts begin with: those that two different ones share."""
         first, second = (self.ids(self.context(question)) for question in ("Who?", "1"))
         return first[: _common_length(first, second)]
 
     def context(self, question: str) -> str:
+        """Compose the text before the options."""
         text = f"{PRIMER}Q: {question}\nA:"
         if not self._chat:
             return text
@@ -319,6 +321,7 @@ class _Contexts:
         return str(templated)
 
     def rows(self, item: Question, choices: Sequence[str]) -> list[Row]:
+        """Tokenize a question with each of its options."""
         context = self.context(item.question)
         # white space that ends a context belongs to the option: only a template has any
         alone = self.ids(context.rstrip())

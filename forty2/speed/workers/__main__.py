@@ -52,7 +52,7 @@ class Inputs:
     products: Sequence[tuple[int, int, int]] = ()
     """Inputs and outputs of linear layers, and the number of layers of that size."""
     product_tokens: int = 0
-    """Rows of the other factor of these products."""
+    """Tokens that these layers are applied to."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Job:
     """Precision of the weights, as mlx names it."""
     inputs: Inputs
     units: int
-    """Batches or questions in the inputs, by which the time is divided."""
+    """Batches or questions in the inputs; times are divided by it."""
     counted: int = 0
-    """Tokens in the inputs, each once and without padding, or operations: `per_s` divides it by the
-    seconds."""
+    """Tokens in the inputs, each once and without padding, or operations; `per_s` counts these per
+    second."""
     batch_size: int = 4
     rank: int = 8
     scale: float = 2.0
@@ -93,7 +93,7 @@ class Job:
         return (len(self.inputs.pairs) or len(self.inputs.chats)) // self.batch_size
 
     def load_model(self) -> nn.Module:
-        """Load the model by mlx-lm, frozen, in the job's precision."""
+        """Load the model with mlx-lm, frozen, in the job's precision."""
         import mlx.core as mx
         from mlx_lm.utils import load_model
 
@@ -104,7 +104,7 @@ class Job:
         return model
 
     def load_model_with_lora(self) -> nn.Module:
-        """Load the model and add fresh LoRA layers, by mlx-lm."""
+        """Load the model and add new LoRA layers with mlx-lm."""
         import mlx.core as mx
         from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -135,15 +135,15 @@ class Figures:
     """Time and memory of one measurement, or the ratios of two measurements' figures."""
 
     seconds: float
-    """Per unit: of the processor on a CPU, of the clock on a GPU."""
+    """Seconds per unit: processor time on a CPU, wall-clock time on a GPU."""
     wall_s: float
-    """Seconds of the clock, per unit."""
+    """Wall-clock seconds per unit."""
     per_s: float
     """Tokens or operations per second."""
     mlx_gb: float
-    """Most memory that mlx held."""
+    """Peak of mlx's memory."""
     process_gb: float
-    """Most memory that the process had resident."""
+    """Peak of the process's resident memory."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def main() -> None:
 def measure_epoch(epoch: Callable[[], object], job: Job) -> Figures:
     """Run an epoch once and measure it.
 
-    Seconds are the processor's on a CPU, which other programs disturb less, and the clock's on a
-    GPU. Compilers that `mx.compile` starts are processes of their own and not counted.
+    On a CPU the seconds are processor time, which other programs disturb less; on a GPU they are
+    wall-clock time. Compilers that `mx.compile` starts are processes of their own and not counted.
     """
     import mlx.core as mx
 
@@ -202,10 +202,10 @@ def measure_epoch(epoch: Callable[[], object], job: Job) -> Figures:
 
 
 def process_peak() -> int:
-    """Return the most memory that this process had resident, in bytes.
+    """Return the peak of this process's resident memory, in bytes.
 
-    Linux's `ru_maxrss` begins with what the parent had when it started this process, so there the
-    process's own high-water mark is read.
+    On Linux `ru_maxrss` starts at the parent's peak, so there the process's own high-water mark is
+    read.
     """
     status = Path("/proc/self/status")
     if status.exists():

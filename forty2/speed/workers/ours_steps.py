@@ -1,4 +1,4 @@
-"""The training steps that our workers share. No worker of its own."""
+"""The training steps that our workers share; not a worker itself."""
 
 from __future__ import annotations
 

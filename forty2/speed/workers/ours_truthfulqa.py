@@ -1,4 +1,4 @@
-"""Our TruthfulQA."""
+"""TruthfulQA by our own scorer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One epoch of Unsloth's MLX trainer, DPO or SFT, with its fastest settings.
 
 Fused cross-entropy and compiling are its defaults; batches of similar lengths (SFT) and no gradient
-checkpointing are set here. The reference is computed in each step: over one epoch, computing it
+checkpointing are set here. The reference is computed in each step: for one epoch, computing it
 beforehand takes longer.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> Callable[[], None]:
-    if sys.platform == "linux":  # it runs there, but refuses to be imported off a Mac
+    if sys.platform == "linux":  # it runs there, but cannot be imported anywhere but on a Mac
         platform.system, platform.machine = lambda: "Darwin", lambda: "arm64"
     from unsloth_zoo.mlx.trainer import (
         MLXDPOConfig,

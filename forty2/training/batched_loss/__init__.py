@@ -15,9 +15,10 @@ from forty2.training.batched_loss.base import BatchedLoss, LossSums, micro_batch
 from forty2.training.batched_loss.conversations import ConversationLoss
 from forty2.training.batched_loss.pairs import PairLoss
 from forty2.training.batched_loss.rated import RatedLoss
-from forty2.training.batched_loss.responses import Reference, ResponseLoss
+from forty2.training.batched_loss.responses import ResponseLoss
 from forty2.training.frozen_states import FrozenStates, Rows
 from forty2.training.objectives.phase import Phase
+from forty2.training.reference import TokenLogps
 
 __all__ = [
     "BatchedLoss",
@@ -25,7 +26,6 @@ __all__ = [
     "LossSums",
     "PairLoss",
     "RatedLoss",
-    "Reference",
     "ResponseLoss",
     "batched_loss",
     "micro_batches",
@@ -41,7 +41,7 @@ _LOSSES: dict[RowKind, Callable[..., BatchedLoss]] = {
 def batched_loss(
     phase: Phase,
     rows: Rows,
-    reference: Reference | None,
+    reference: TokenLogps | None,
     shortcuts: Shortcuts = NO_SHORTCUTS,
     frozen: FrozenStates | None = None,
 ) -> BatchedLoss:
@@ -49,8 +49,9 @@ def batched_loss(
 
     Args:
         rows: of the phase's `row_kind`.
-        reference: of the rows that come in a batch; None where the phase needs none.
-        shortcuts: that the model supports.
+        reference: log-probabilities of the rows that come in a batch; None where the phase needs
+            none.
+        shortcuts: optimisations that the model supports.
         frozen: stored states of the rows that come in a batch.
     """
     make = _LOSSES[phase.row_kind]

@@ -40,13 +40,13 @@ class BatchedLoss(ABC):
     ) -> None:
         """
         Args:
-            shortcuts: that the model supports; none changes the numbers.
+            shortcuts: optimisations that the model supports; none changes the numbers.
             frozen: stored states of the rows that come in a batch.
         """
         self.lengths = lengths_of(rows)
         """Tokens of each row."""
         self.weights = weights_of(rows)
-        """Average number of times that an epoch has each row."""
+        """Average uses of each row per epoch."""
         self.part_lengths = parts_of(rows)
         """(rows, 1 or 2) tokens of each part that is padded by itself."""
         self._shortcuts, self._frozen = shortcuts, frozen
@@ -72,7 +72,7 @@ class BatchedLoss(ABC):
     def step_arrays(
         self, model: nn.Module, batches: Iterable[Batch], group: Group
     ) -> list[mx.array]:
-        """Compute what `loss` reads after each batch's arrays: measured on all rows of a step.
+        """Compute the arrays that `loss` reads besides a batch's: measured on all rows of a step.
 
         Args:
             batches: this process's part of the step; measurements are summed over the group.

@@ -40,7 +40,7 @@ class ConversationLoss(BatchedLoss):
         return sft_batch([self.rows[i] for i in indices], indices)
 
     def arrays(self, batch: Batch) -> list[mx.array]:
-        """Ids (B, T), supervised positions (N,), then stored states and segments (B, T) if any."""
+        """Convert a batch to ids (B, T), supervised positions (N,), and states and segments if any."""
         assert isinstance(batch, SftBatch)
         states = self._frozen.of_rows(batch) if self._frozen is not None else []
         segments = [mx.array(batch.segments)] if batch.segments is not None else []

@@ -11,10 +11,11 @@ from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
 from forty2.text.rows import PairRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import Reference, ResponseLoss, kl_per_token
+from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.losses import PairLogps
 from forty2.training.objectives.pairs import PairPhase
+from forty2.training.reference import TokenLogps
 
 NEED_REFERENCE = ("kl",)
 """Metrics that are left out where there is no reference."""
@@ -26,7 +27,7 @@ class PairLoss(ResponseLoss):
     def __init__(
         self,
         rows: Sequence[PairRow],
-        reference: Reference | None,
+        reference: TokenLogps | None,
         phase: PairPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,

@@ -13,11 +13,12 @@ from forty2.inference.padding import PairBatch
 from forty2.model.surgery import evaluating
 from forty2.text.rows import RatedRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import Reference, ResponseLoss, kl_per_token
+from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token
 from forty2.training.batches import CHOSEN, REJECTED, Batch
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.objectives.kto import KtoPhase
 from forty2.training.processes import Group
+from forty2.training.reference import TokenLogps
 
 
 class RatedLoss(ResponseLoss):
@@ -33,7 +34,7 @@ class RatedLoss(ResponseLoss):
     def __init__(
         self,
         rows: Sequence[RatedRow],
-        reference: Reference | None,
+        reference: TokenLogps | None,
         phase: KtoPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
@@ -44,17 +45,18 @@ class RatedLoss(ResponseLoss):
         self._desirable = np.array([row.desirable for row in rows])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
-        """Verdicts (B,), then the arrays that `logps` reads."""
+        """Convert a batch to verdicts (B,), then the arrays that `logps` reads."""
         assert isinstance(batch, PairBatch)
         return [mx.array(self._desirable[batch.rows]), *super().arrays(batch)]
 
     def step_arrays(
         self, model: nn.Module, batches: Iterable[Batch], group: Group
     ) -> list[mx.array]:
-        """Estimate z0, KL(policy‖reference) a response on responses to other prompts, at least 0.
+        """Estimate z0: KL(policy‖reference) per response, on responses to other prompts.
 
-        A scalar in nats: the mean log ratio, without gradient, as Ethayarajh et al. 2024
-        (arXiv:2402.01306) estimate it.
+        Returns:
+            A scalar in nats, at least 0 and without gradient: the mean log ratio, as Ethayarajh et
+            al. 2024 (arXiv:2402.01306) estimate it.
         """
         total, rows = mx.array(0.0), 0
         with evaluating(model):  # without dropout

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 
 from forty2.errors import TrainingError
 from forty2.inference.logprobs import (
@@ -25,12 +24,10 @@ from forty2.training.batched_loss.base import BatchedLoss
 from forty2.training.batches import BOTH, Batch, pair_batch
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.processes import ALONE
+from forty2.training.reference import TokenLogps
 
 START_TOLERANCE = 0.1
-"""Nats a token by which a policy in 16 bits may differ from itself, computed in another order."""
-
-Reference = Mapping[int, npt.NDArray[np.float32]]
-"""By row index, (tokens of both responses,) log-probabilities in nats, the chosen response first."""
+"""Nats per token by which a 16-bit policy may differ from itself, computed in another order."""
 
 
 class ResponseLoss(BatchedLoss):
@@ -46,13 +43,13 @@ class ResponseLoss(BatchedLoss):
     def __init__(
         self,
         rows: Sequence[AnyPair],
-        reference: Reference | None,
+        reference: TokenLogps | None,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
     ) -> None:
         """
         Args:
-            reference: of the rows that come in a batch; None: the loss reads none.
+            reference: log-probabilities of the rows that come in a batch; None: the loss needs none.
         """
         super().__init__(rows, shortcuts, frozen)
         self.rows, self.reference = rows, reference
@@ -75,8 +72,9 @@ class ResponseLoss(BatchedLoss):
     def arrays_of_sides(self, batch: PairBatch, sides: Sequence[int]) -> list[mx.array]:
         """Convert a batch to the arrays that `logps` reads.
 
-        The prompts and responses, the mask (kB, T), the reference (kB, T), zero without one, then
-        the stored states if there are any.
+        Returns:
+            The five of `PairArrays`, the mask (kB, T), the reference (kB, T), zero without one,
+            and the stored states if there are any.
         """
         reference = np.zeros(batch.targets.shape, np.float32)
         if self.reference is not None:
@@ -91,7 +89,7 @@ class ResponseLoss(BatchedLoss):
     def logps(
         self, model: nn.Module, arrays: Sequence[mx.array]
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """Compute log-probabilities of the policy and of the reference, each (kB, T); and the mask."""
+        """Compute policy and reference log-probabilities, in nats, and the mask; each (kB, T)."""
         pairs, (mask, reference), states = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
         block_input = (
             PairBlockInput(states[0], states[1], self._frozen.depth)
@@ -102,7 +100,7 @@ class ResponseLoss(BatchedLoss):
         return policy, reference, mask
 
     def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float | None) -> None:
-        """Refuse a reference that is not the policy: the loss must be its value at zero margin.
+        """Refuse a reference that is not the policy: the loss must be the one at zero margin.
 
         Args:
             tolerance: largest relative error of the loss. None, for weights in 16 bits or fewer,
@@ -132,7 +130,7 @@ class ResponseLoss(BatchedLoss):
 
 
 def kl_per_token(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
-    """Estimate KL(policy‖reference) a token on the data's tokens, in nats: (kB, T) to (kB,).
+    """Estimate KL(policy‖reference) per token on the data's tokens, in nats: (kB, T) to (kB,).
 
     To second order, ½ E[(log ratio)²]: estimator k2 of Schulman 2020, "Approximating KL divergence".
     """

@@ -44,7 +44,7 @@ class DpoPhase(PairPhase):
 
     @property
     def start_slack(self) -> float:
-        # A chosen response that looks less likely by rounding alone is penalised λ-fold.
+        # A chosen response that looks less likely by rounding alone is penalized λ-fold.
         return 1 + self.dpop_lambda * (self.loss == "dpop")
 
     def losses(self, logps: PairLogps, chosen_tokens: array, rejected_tokens: array) -> array:

@@ -22,8 +22,8 @@ class PairPhase(Phase):
 
     row_kind: ClassVar[RowKind] = PAIRS
     needs_reference: ClassVar[bool] = True
-    # With batches of like length DPO reached 0.45 to 0.48 nats of held-out loss on the tuned
-    # recipe, at random 0.42. SFT reached the same with either.
+    # On the tuned recipe, DPO reached a held-out loss of 0.45 to 0.48 nats with batches of similar
+    # length, and 0.42 with random ones. For SFT it made no difference.
     sorts_batches: ClassVar[bool] = False
     metrics: ClassVar[dict[str, Direction | None]] = {
         "loss": "min",

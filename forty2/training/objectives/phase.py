@@ -19,8 +19,8 @@ from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyPair, Row
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
-"""A rule between fields is a validator of the last of them, so that it is reported along with what
-is wrong with the others; defaults are validated because a rule can be about what was left out."""
+"""A rule between fields is a validator of the last of them, so that it is reported along with errors
+in the others; defaults are validated because a rule can be about a key that is missing."""
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Metric = Literal["loss", "accuracy", "margin", "passed"]
 """A metric of an evaluation; `passed` is the share of eval prompts answered as expected."""
@@ -58,7 +58,7 @@ class Goal:
         return at_most
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics are good enough."""
+        """Return whether these metrics are good enough."""
         value = metrics[self.metric]
         if self.at_least is not None:
             return value >= self.at_least
@@ -170,7 +170,7 @@ class Phase:
         return SPIKE_THRESHOLD
 
     def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
-        """List what in the training rows does not suit the objective; `forty2 plan` prints it."""
+        """List properties of the training rows that do not suit the objective, for `forty2 plan`."""
         return []
 
     @field_validator("best", "until")
@@ -182,7 +182,7 @@ class Phase:
                 f"{info.field_name}: a phase of this objective does not measure {wish.metric}; it "
                 f"has {', '.join(known)} and passed"
             )
-        prompts = info.data.get("eval_prompts", "")  # not among them: given, but not valid
+        prompts = info.data.get("eval_prompts", "")  # missing here: given, but not valid
         if wish is not None and wish.metric == "passed" and prompts is None:
             raise ValueError(
                 f"{info.field_name}: passed is the share of eval_prompts, and there are none"
