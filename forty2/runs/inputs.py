@@ -41,7 +41,8 @@ class PhaseInput:
     name: str
     number: int
     """Its place in the recipe, from 1."""
-    phase: Phase
+    settings: Phase
+    """Its keys in the recipe."""
     data: PhaseData
     check_replies: Callable[[], ReplyCheck]
     """Function that has the model answer prompts, called at each evaluation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +29,14 @@ from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import Checkpoints, find_checkpoints
 from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
-    WORTH,
+    MIN_PASSES,
     FrozenStates,
     frozen_states_size,
     has_room,
     store_states,
 )
 from forty2.training.loop import Trained, Training, train
-from forty2.training.reference import reference_key, reference_logps
+from forty2.training.reference import TokenLogps, reference_key, reference_logps
 from forty2.training.schedule import PhasePlan, plan_phase
 
 
@@ -77,10 +78,13 @@ def _train(
     _check_free_space(run, loaded, work)
     rows = phase.data.train.rows
     seed = run.recipe.seed + 1000 * phase.number
-    plan = plan_phase(phase.phase, lengths_of(rows), weights_of(rows), seed)
-    train_loss, valid_loss = _losses(run, phase, loaded, plan, work)
+    plan = plan_phase(phase.settings, lengths_of(rows), weights_of(rows), seed)
+    loaded.model.eval()
+    # No checkpoint has been restored yet: the reference is the policy as the phase begins.
+    shortcuts = supported_shortcuts(loaded.model)
+    train_loss, valid_loss = _LossMaker(run, phase, loaded, shortcuts, work).losses(plan)
     if isinstance(train_loss, ResponseLoss) and train_loss.reference and not find_checkpoints(work):
-        first_rows = list(train_loss.reference)[: phase.phase.batch_size]
+        first_rows = list(train_loss.reference)[: phase.settings.batch_size]
         exact = in_fp32(loaded.model) and not loaded.quantized
         train_loss.check_start(
             loaded.model,
@@ -120,22 +124,6 @@ def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
     check_free_space(needs)
 
 
-def _losses(
-    run: RunContext, phase: PhaseInput, loaded: LoadedModel, plan: PhasePlan, work: Path
-) -> tuple[BatchedLoss, BatchedLoss | None]:
-    """Make the losses over the training rows and over the validation rows."""
-    loaded.model.eval()
-    shortcuts = supported_shortcuts(loaded.model)
-    # A short phase needs no reference for all of a long file.
-    used = _RowsUsed(phase.data.train.rows, plan.rows_used, plan.passes, phase.label)
-    train_loss = _loss(run, phase, loaded, shortcuts, used, work)
-    if phase.data.valid is None:
-        return train_loss, None
-    held_out = phase.data.valid.rows
-    used = _RowsUsed(held_out, range(len(held_out)), plan.evaluations, f"{phase.label} valid")
-    return train_loss, _loss(run, phase, loaded, shortcuts, used, work)
-
-
 class _RowsUsed(NamedTuple):
     """The rows of a file that the batches use."""
 
@@ -148,70 +136,77 @@ class _RowsUsed(NamedTuple):
     """For progress and file names."""
 
 
-def _loss(
-    run: RunContext,
-    phase: PhaseInput,
-    loaded: LoadedModel,
-    shortcuts: Shortcuts,
-    used: _RowsUsed,
-    work: Path,
-) -> BatchedLoss:
-    """Make the phase's loss over some rows, with stored states and reference where it needs them."""
-    model, objective = loaded.model, phase.phase
-    # The reference pass counts even if its result is stored: a resumed run must decide the same.
-    passes = used.passes + objective.needs_reference
-    replayable = shortcuts.split_head and (
-        shortcuts.shared_prompts or objective.row_kind is CONVERSATIONS
-    )
-    frozen = _frozen_states(run, phase, loaded, used, passes, work) if replayable else None
-    reference = None
-    if objective.needs_reference:
-        # The policy as the phase begins: no checkpoint has been restored yet.
-        key = reference_key(
-            run.provenance.model_sha256,
-            adapter_weights(model),
-            [used.rows[i] for i in used.which],
+@dataclass(frozen=True)
+class _LossMaker:
+    """Makes a phase's losses, with stored states and reference where it needs them."""
+
+    run: RunContext
+    phase: PhaseInput
+    loaded: LoadedModel
+    shortcuts: Shortcuts
+    work: Path
+
+    def losses(self, plan: PhasePlan) -> tuple[BatchedLoss, BatchedLoss | None]:
+        """Make the losses over the training rows and over the validation rows."""
+        data, label = self.phase.data, self.phase.label
+        # A short phase needs no reference for all of a long file.
+        used = _RowsUsed(data.train.rows, plan.rows_used, plan.passes, label)
+        train_loss = self._loss(used)
+        if data.valid is None:
+            return train_loss, None
+        held_out = data.valid.rows
+        every = range(len(held_out))
+        used = _RowsUsed(held_out, every, plan.evaluations, f"{label} valid")
+        return train_loss, self._loss(used)
+
+    def _loss(self, used: _RowsUsed) -> BatchedLoss:
+        frozen = self._frozen_states(used)
+        needs_reference = self.phase.settings.needs_reference
+        reference = self._reference(used, frozen) if needs_reference else None
+        return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen)
+
+    def _frozen_states(self, used: _RowsUsed) -> FrozenStates | None:
+        """Compute and store the frozen blocks' states, if it saves time and there is room."""
+        settings, model = self.phase.settings, self.loaded.model
+        shares_prompts = self.shortcuts.shared_prompts or settings.row_kind is CONVERSATIONS
+        if not (self.shortcuts.split_head and shares_prompts and settings.replay_gb):
+            return None
+        # The reference pass counts even if its result is stored: a resumed run must decide the
+        # same. Each process of a group stores the states of all rows, since sending them may take
+        # longer and its share of the rows differs in every epoch; it uses each 1/size as often.
+        passes = used.passes + settings.needs_reference
+        if passes / self.run.group.size < MIN_PASSES:
+            return None
+        size = frozen_states_size(model, used.rows, used.which)
+        if not size.depth or not has_room(size, settings.replay_gb, self.work):
+            return None
+        return store_states(
+            model,
+            used.rows,
+            used.which,
+            size,
+            self.work / f"{used.label.replace(' ', '-')}.states",
+            progress=self.run.progress,
+            stage=f"{used.label}: frozen blocks",
         )
-        reference = reference_logps(
+
+    def _reference(self, used: _RowsUsed, frozen: FrozenStates | None) -> TokenLogps:
+        """Compute the policy's log-probabilities as the phase begins, or read stored ones."""
+        model, progress = self.loaded.model, self.run.progress
+        rows = [used.rows[i] for i in used.which]
+        key = reference_key(self.run.provenance.model_sha256, adapter_weights(model), rows)
+        return reference_logps(
             model,
             used.rows,
             used.which,
             machine.cache_dir() / "reference" / f"{key[:32]}.npz",
-            shortcuts=shortcuts,
+            shortcuts=self.shortcuts,
             frozen=frozen,
-            progress=lambda stage, done, total, info: run.progress(
+            progress=lambda stage, done, total, info: progress(
                 f"{used.label}: {stage}", done, total, info
             ),
-            group=run.group,
+            group=self.run.group,
         )
-    return batched_loss(objective, used.rows, reference, shortcuts, frozen)
-
-
-def _frozen_states(
-    run: RunContext,
-    phase: PhaseInput,
-    loaded: LoadedModel,
-    used: _RowsUsed,
-    passes: float,
-    work: Path,
-) -> FrozenStates | None:
-    """Compute and store the frozen blocks' states, if it saves time and there is room for them."""
-    # Each process of a group stores the states of all rows: sending them may take longer, and its
-    # share of the rows differs in every epoch. It uses each row only 1/size as often.
-    if passes / run.group.size < WORTH or not phase.phase.replay_gb:
-        return None
-    size = frozen_states_size(loaded.model, used.rows, used.which)
-    if not size.depth or not has_room(size, phase.phase.replay_gb, work):
-        return None
-    return store_states(
-        loaded.model,
-        used.rows,
-        used.which,
-        size,
-        work / f"{used.label.replace(' ', '-')}.states",
-        progress=run.progress,
-        stage=f"{used.label}: frozen blocks",
-    )
 
 
 def _record(
@@ -220,7 +215,7 @@ def _record(
     data = phase.data
     return PhaseRecord(
         name=phase.name,
-        objective=phase.phase.objective,
+        objective=phase.settings.objective,
         rows=len(train_loss.lengths),
         valid_rows=len(data.valid.rows) if data.valid is not None else 0,
         steps=trained.steps,

@@ -21,7 +21,7 @@ from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.frozen_states import WORTH, frozen_states_size
+from forty2.training.frozen_states import MIN_PASSES, frozen_states_size
 from forty2.training.objectives.phase import Phase
 from forty2.training.schedule import plan_phase
 
@@ -155,7 +155,7 @@ def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: Lo
     size = frozen_states_size(loaded.model, rows, range(len(rows)))
     stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
     # The reference pass of a preference phase is one more time.
-    pays = max(1.0, exposures) + phase.needs_reference >= WORTH
+    pays = max(1.0, exposures) + phase.needs_reference >= MIN_PASSES
     return stored if pays and stored <= phase.replay_gb else 0.0
 
 

@@ -35,7 +35,7 @@ from forty2.training.batches import (
     sft_batch,
 )
 
-WORTH = 1.5
+MIN_PASSES = 1.5
 """Smallest number of passes over a row for which storing its states saves time."""
 
 Rows = Sequence[Row] | Sequence[AnyPair]
