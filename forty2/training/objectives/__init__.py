@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 from forty2.training.objectives.phase import Phase
 
 
-def _found() -> Iterator[tuple[str, type[Phase]]]:
+def _find_objectives() -> Iterator[tuple[str, type[Phase]]]:
     """Yield name and class of every objective in this folder: each class that names an `objective`."""
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         for kind in vars(importlib.import_module(f"{__name__}.{module}")).values():
@@ -19,5 +19,5 @@ def _found() -> Iterator[tuple[str, type[Phase]]]:
                     yield name, kind
 
 
-OBJECTIVES: dict[str, type[Phase]] = dict(_found())
-"""By name, as a recipe's `objective` gives it, the class of phases that have it."""
+OBJECTIVES: dict[str, type[Phase]] = dict(_find_objectives())
+"""Class of the phases with each objective, by the objective's name in a recipe."""
