@@ -141,8 +141,8 @@ class Phase:
     """Save memory by computing blocks again in the backward pass: true for all trained blocks, or a
     number of them, counted from the lowest."""
     replay_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Disk space, in GB, for the outputs of frozen blocks, which are computed once for each row and
-    read back later; 0: compute them every time."""
+    """Largest disk space, in GB, for the outputs of frozen blocks, which are computed once for each row
+    and read back later. If they need more, or with 0, they are computed every time."""
     eval_every_steps: Positive | None = None
     """Steps between evaluations; one always precedes the first step and one follows the last; null: a
     fifth of all steps."""
