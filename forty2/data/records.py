@@ -1,7 +1,7 @@
 """Records: rows of training data in one form, which all readers return and all training takes.
 
 A record remembers where it came from (`origin`, "file:line"), so that an error found at any later
-stage, tokenizing and training included, can name the row.
+stage, tokenizing and training included, can name the row. The other keys of its row are in `meta`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
-from forty2.errors import DataError, ModelError
+from forty2.errors import DataError, ModelError, first_line
 from forty2.text.rows import AnyRow, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
 from forty2.text.template_cache import TemplateCache
@@ -200,9 +200,8 @@ class Encoder:
                 )
             )
         except Exception as error:  # templates raise errors of many types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"{origin}: the chat template refuses these messages: {reason}"
+                f"{origin}: the chat template refuses these messages: {first_line(error)}"
             ) from error
 
 

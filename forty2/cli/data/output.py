@@ -71,5 +71,5 @@ def _refuse_read(path: Path, sources: Sequence[str]) -> None:
 
 
 def _same(a: str | Path, b: str | Path) -> bool:
-    """Whether two paths lead to one file or folder, through links or in another case too."""
+    """Return whether two paths lead to the same file or folder, even by a link or in another case."""
     return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)

@@ -12,8 +12,8 @@ from forty2.data.records import Rated, Text
 _LONG = 200
 """Characters; an answer of this length or more is expected to end with a full stop."""
 _HABIT_ANSWERS, _HABIT_SHARE = 10, 0.5
-"""If more than this share of at least so many long answers end without a full stop, the set is
-written that way."""
+"""If there are at least 10 long answers and more than half of them end without a full stop, the set
+is written that way."""
 _LANGUAGE_ANSWERS = 2000
 """Most answers whose language is detected; the rest of a large set is assumed to be similar."""
 _LANGUAGE_CHARACTERS = 40

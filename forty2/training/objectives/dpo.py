@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DpoPhase(PairPhase):
-    """Prefer one response to another, anchored to the policy as the phase begins."""
+    """Prefer one response to another, anchored to the policy at the start of the phase."""
 
     objective: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KtoPhase(Phase):
-    """Make desirable responses likelier and others less so, anchored to the starting policy."""
+    """Make desirable responses likelier and others less likely, anchored to the policy at the start of
+    the phase."""
 
     row_kind: ClassVar[RowKind] = RATED
     needs_reference: ClassVar[bool] = True

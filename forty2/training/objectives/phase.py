@@ -97,11 +97,11 @@ class Phase:
     row_kind: ClassVar[RowKind]
     """Kind of rows in its data files."""
     needs_reference: ClassVar[bool]
-    """Whether its loss reads the log-probabilities of the policy as the phase begins."""
+    """Whether its loss reads the log-probabilities of the policy at the start of the phase."""
     sorts_batches: ClassVar[bool]
     """Whether batches are formed from rows of similar length (less padding) or at random."""
     metrics: ClassVar[Mapping[str, Direction | None]]
-    """Metrics of a step, each with the direction that is better; None: neither is."""
+    """Metrics of a step, each with the direction in which it is better; None: neither is better."""
     uninformed_loss: ClassVar[float] = math.inf
     """Mean loss of a model that knows nothing, in nats; staying above it is a red line."""
 
