@@ -30,7 +30,7 @@ _DATA = combined(
 _RESUME = click.option(
     "--resume", is_flag=True, help="Go on with a measurement that stopped before --out was written."
 )
-_HOW = combined(
+_CHAT_AND_RESUME = combined(
     click.option("--chat", is_flag=True, help="Put prompts through the chat template."), _RESUME
 )
 _SHOTS = combined(
@@ -125,7 +125,7 @@ def _command_of(name: str) -> click.Command:
 )
 @shared_options.n_questions
 @shared_options.seed_option(help="Seed of the sample.")
-@_HOW
+@_CHAT_AND_RESUME
 def truthfulqa_command(chat: bool, **arguments: Any) -> None:
     """Measure TruthfulQA by log-likelihood: MC1, MC2, MC3."""
     _measure("truthfulqa", chat_template=chat, **arguments)
@@ -134,7 +134,7 @@ def truthfulqa_command(chat: bool, **arguments: Any) -> None:
 @benchmark_command.command("mmlu")
 @_MODEL
 @_DATA
-@_HOW
+@_CHAT_AND_RESUME
 @_SHOTS
 @click.option(
     "--subjects",
@@ -150,7 +150,7 @@ def mmlu_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
 @benchmark_command.command("gsm8k")
 @_MODEL
 @_DATA
-@_HOW
+@_CHAT_AND_RESUME
 @_SHOTS
 @_answers(256)
 def gsm8k_command(chat: bool, one_turn: bool, **arguments: Any) -> None:

@@ -89,7 +89,7 @@ def prepare(
     folder: Path,
     model: str,
     load_tokenizer: LoadTokenizer,
-    how: Preparation,
+    preparation: Preparation,
     *,
     workers: int | None = None,
     about: Mapping[str, object] | None = None,
@@ -101,6 +101,7 @@ def prepare(
         source: rows, as `read_rows` takes them.
         folder: folder to write.
         model: model whose tokenizer is used: `load_tokenizer(model)`, called once in every worker.
+        preparation: share held out, length, packing and seed.
         workers: number of processes; default: one for each core for large sources, else one.
         about: first keys of the manifest.
 
@@ -110,7 +111,11 @@ def prepare(
     Raises:
         DataError: a row is damaged, has a weight or is no conversation or text, or none fits.
     """
-    held_out = split(source, how.valid_share, seed=how.seed) if how.valid_share else []
+    held_out = (
+        split(source, preparation.valid_share, seed=preparation.seed)
+        if preparation.valid_share
+        else []
+    )
     total = len(held_out) or sum(1 for _ in read_rows(source))
     workers = workers or ((os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1)
     with staged_folder(folder) as unfinished, ExitStack() as stack:
@@ -119,7 +124,7 @@ def prepare(
             writers["valid"] = stack.enter_context(_Writer(unfinished / "valid"))
         dropped: list[str] = []
         shortened = rows = 0
-        tasks = _tasks(source, held_out, how.max_length)
+        tasks = _tasks(source, held_out, preparation.max_length)
         for chunk in _tokenize_all(tasks, model, load_tokenizer, workers):
             for name, part in chunk.parts.items():
                 writers[name].add(part)
@@ -128,9 +133,11 @@ def prepare(
             rows += chunk.rows
             progress("prepare", rows, total, {})
         if not writers["train"].rows:
-            raise DataError(f"{source}: no row's response fits into {how.max_length} tokens")
+            raise DataError(
+                f"{source}: no row's response fits into {preparation.max_length} tokens"
+            )
         for writer in writers.values():
-            writer.finish(how.max_length if how.pack else None)
+            writer.finish(preparation.max_length if preparation.pack else None)
         manifest = {
             **(about or {}),
             "version": VERSION,
@@ -138,10 +145,10 @@ def prepare(
             "source": str(source),
             "model": model,
             "tokenizer": tokenizer_key(load_tokenizer(model)),
-            "max_length": how.max_length,
-            "seed": how.seed,
+            "max_length": preparation.max_length,
+            "seed": preparation.seed,
             "asked": total,
-            **_counts(writers, how.pack),
+            **_counts(writers, preparation.pack),
             "shortened": shortened,
             "dropped": dropped,
             "lint": {},

@@ -53,7 +53,7 @@ class TemplateCache:
 
     def __init__(self, tokenizer: Tokenizer, specials: SpecialTokens, render: Render) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._words = None if backend is None else WordCache(backend)
+        self._word_cache = None if backend is None else WordCache(backend)
         self._specials = specials
         self._special_ids = frozenset(specials.ids.values())
         self._render = render
@@ -82,8 +82,10 @@ class TemplateCache:
                 filled = [t for pair in zip(rendering.parts, contents, strict=False) for t in pair]
                 texts.append("".join([*filled, rendering.parts[-1]]))
                 where.append((n, rendering))
-        if texts and self._words is not None:
-            for (n, rendering), ids in zip(where, self._words.encode_batch(texts), strict=True):
+        if texts and self._word_cache is not None:
+            for (n, rendering), ids in zip(
+                where, self._word_cache.encode_batch(texts), strict=True
+            ):
                 result[n] = self._masked(ids, rendering)
         return result
 

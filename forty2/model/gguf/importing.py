@@ -22,7 +22,7 @@ from forty2.model.gguf.file import GgufFile
 from forty2.model.gguf.tokenizer import TokenIds, read_tokenizer
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_AGAIN = "download the file again"
+_REMEDY = "download the file again"
 _CHUNK = 1 << 22
 """Most values in memory at a time while weights are written."""
 
@@ -89,12 +89,12 @@ def _architecture(file: GgufFile) -> JsonObject:
             "use the model's safetensors"
         )
     if "token_embd.weight" not in file.tensors:
-        raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_AGAIN}")
+        raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_REMEDY}")
     hidden = file.need(f"{kind}.embedding_length", int)
     heads = file.need(f"{kind}.attention.head_count", int)
     head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
     if heads < 1 or head_dim < 2 or head_dim % 2:
-        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_AGAIN}")
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_REMEDY}")
     for key in ("attention.value_length", "rope.dimension_count"):
         if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
             raise ModelError(
@@ -204,9 +204,9 @@ def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
 
     def place(own: str, name: str, shape: tuple[int, ...], interleaved: int = 0) -> None:
         if own not in file.tensors:
-            raise ModelError(f"{file.path}: tensor {own} is missing; {_AGAIN}")
+            raise ModelError(f"{file.path}: tensor {own} is missing; {_REMEDY}")
         if (found := file.tensors[own].shape) != shape:
-            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_AGAIN}")
+            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_REMEDY}")
         targets[own] = _Target(name, shape, interleaved)
 
     place("token_embd.weight", "model.embed_tokens.weight", (config["vocab_size"], hidden))
