@@ -1,6 +1,6 @@
 """forty2: align a language model on your own laptop, and believe the result.
 
-The Python interface has the shape of the command line, which merely calls it:
+The Python interface mirrors the command line, which only calls it:
 
     import forty2
     recipe = forty2.load_recipe("forty2-spark-smollm2", ["phases.dpo.lr=1e-5"])
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from forty2.runs.pipeline import train_phase as train_phase
     from forty2.runs.planning import plan as plan
 
-# No module has the name of one of these: once imported, it would stand in its place.
+# No submodule may share one of these names: importing it would replace the function.
 _MODULES = {
     "Recipe": "forty2.recipe.schema",
     "RunResult": "forty2.runs.pipeline",

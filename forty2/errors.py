@@ -10,7 +10,7 @@ import re
 import signal
 
 _CREDENTIALS = re.compile(r"(?<=:/)(/?)[^\s/@]+(?=@)|\b(?:hf_|sk-)[\w-]{16,}")
-"""`user:password@` in addresses, and access tokens by their well-known beginnings."""
+"""`user:password@` in addresses, and access tokens with well-known prefixes."""
 _SECRET_VARIABLES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 """Endings of environment variables that hold secrets."""
 _SHORTEST_SECRET = 8
@@ -79,7 +79,7 @@ class Interrupted(Forty2Error):
 
 
 class PeerLost(Forty2Error, ConnectionError):
-    """Another of the processes that train together ended, or cannot be reached."""
+    """Another process of the same training ended, or cannot be reached."""
 
 
 class OtherProcessEnded(Forty2Error):
@@ -92,7 +92,7 @@ class OtherProcessEnded(Forty2Error):
 
 
 class MemoryRanOut(Forty2Error, MemoryError):
-    """The memory did not suffice; the message says for what."""
+    """There was too little memory; the message says for what."""
 
 
 class RunError(Forty2Error, RuntimeError):

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: atomic writes, checksums, links refused, room checked."""
+"""Safe writes of files and folders: atomic, with checksums, refused links and a check of free space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 from forty2.errors import RunError
 
 JsonObject = dict[str, Any]
-"""A parsed JSON object of which nothing more is known."""
+"""A parsed JSON object whose keys have not been checked."""
 CHECKSUMS = "SHA256SUMS"
 """Name of the file in a sealed folder that holds the checksums of the others."""
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?P<replaced>\.old)?")
@@ -29,7 +29,7 @@ is `.NAME.PROCESS.old` for the moment between the two renames."""
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name only when it is complete and on the disk.
+    """Open a file for writing that gets its name only when it is complete and on the disk.
 
     A reader sees the old file or the new one, never a part. New files are readable by their owner
     only; a replaced file keeps its permissions. Missing folders are made.
@@ -69,7 +69,7 @@ def write_json(path: Path, value: object) -> None:
     """Write JSON with `atomic_write`.
 
     Raises:
-        ValueError: NaN or an infinity is in it, which JSON lacks; the old file stays.
+        ValueError: it holds NaN or an infinity, which JSON cannot express; the old file stays.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder to fill that takes its name only when it is complete and on the disk.
+    """Make a folder to fill, which gets its name only when it is complete and on the disk.
 
     It replaces an older folder of that name, which stays whole until then. New folders are readable
     by their owner only; a replaced folder keeps its permissions.
@@ -145,7 +145,7 @@ def owner_only(path: str, flags: int) -> int:
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove the unfinished files and folders of processes that have ended.
 
-    A folder that was moved away for a new one that never came returns to its name.
+    If such a process had moved a folder aside and never replaced it, the folder is moved back.
 
     Args:
         name: the file or folder that was being written; None: any.
@@ -165,7 +165,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def _is_running(process: int) -> bool:
     """Return whether another process of this number is alive."""
     if process == os.getpid():
-        return False  # each name has one writer: an ended process had the same number
+        return False  # this process has not written yet: an ended one had the same number
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -189,17 +189,17 @@ def _flush_to_disk(path: Path) -> None:
         os.close(opened)
 
 
-# --- what stops a write ---------------------------------------------------------------------------
+# --- errors of writing ----------------------------------------------------------------------------
 
 
 def check_free_space(sizes: Mapping[Path, int]) -> None:
-    """Refuse to begin a write for which a disk has too little room.
+    """Refuse to begin a write that needs more space than a disk has free.
 
     Args:
         sizes: bytes to be written, by the file or folder that will hold them.
 
     Raises:
-        RunError: a disk has less room than all its paths need together.
+        RunError: a disk has less free space than all paths on it need together.
     """
     needed: dict[int, int] = {}
     for path, size in sizes.items():
@@ -215,7 +215,7 @@ def check_free_space(sizes: Mapping[Path, int]) -> None:
 
 
 def refuse_links(run: Path) -> None:
-    """Refuse a folder in which a link leads outside: the files there are not the run's to write.
+    """Refuse a folder in which a link leads outside: a run must not write files outside its folder.
 
     Raises:
         RunError: naming the link.
@@ -236,7 +236,7 @@ _REMEDIES = {
     errno.ENOENT: "put the folder back",
     errno.ESTALE: "put the folder back",
 }
-"""By the system's error number, what the user can do about it."""
+"""Advice to the user, by the system's error number."""
 
 
 @contextlib.contextmanager
@@ -277,8 +277,7 @@ def find_damage(folder: Path) -> str | None:
     """Compare a sealed folder with its checksums.
 
     Returns:
-        The first file that is missing, damaged or added, and its path, in a few words; None if the
-        folder is as it was sealed.
+        A few words that name the first file that is missing, damaged or added; None: there is none.
     """
     try:
         *lines, end = (folder / CHECKSUMS).read_bytes().decode().split("\n")
@@ -306,12 +305,12 @@ def _files_to_seal(folder: Path) -> set[str]:
 
 
 def write_sealed(path: Path, value: Mapping[str, object]) -> None:
-    """Write a JSON object with `atomic_write`, its own checksum as the last key."""
+    """Write a JSON object with `atomic_write`, and add its checksum as the last key."""
     write_json(path, {**value, "sha256": _json_sha256(value)})
 
 
 def read_sealed(path: Path) -> JsonObject:
-    """Read a file of `write_sealed`, and return it without the checksum.
+    """Read a file that `write_sealed` wrote, and return the object without its checksum.
 
     Raises:
         RunError: it is missing or damaged.

@@ -1,8 +1,8 @@
 """This machine: its device, memory and software versions, and a fast BLAS for mlx on it.
 
-mlx's CPU wheel for Linux links the reference BLAS, on which fp32 matrix products run 50 times
-slower than the machine can. Symbols already in the global namespace win over those of a library
-loaded later, so loading OpenBLAS globally *before* mlx is imported is enough to replace it.
+mlx's CPU wheel for Linux links the reference BLAS, whose fp32 matrix products are 50 times slower
+than OpenBLAS's. Symbols already in the global namespace win over those of a library loaded later,
+so loading OpenBLAS globally *before* mlx is imported is enough to replace it.
 `forty2/__init__.py` does so for every user of the package.
 
 This module imports nothing of the package: `forty2.speed` loads it by its path in environments
@@ -77,16 +77,15 @@ def package_revision() -> str:
     package = Path(__file__).parent
     if not (package.parent / ".git").exists():
         return "installed from wheel"
-    # Asking git takes one process a session. Reading .git/HEAD would do without, but cannot tell
-    # whether the code differs from the commit, and a record that names the wrong code is worse
-    # than none.
+    # This starts one git process. Reading .git/HEAD would start none, but cannot tell whether the
+    # code differs from the commit, and a record that names the wrong code is worse than none.
     import subprocess
 
     status = ["status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", "."]
     try:
         done = subprocess.run(
-            # No lock, so that a git command of the user's is not disturbed, and no program of the
-            # repository's configuration.
+            # Take no lock, so as not to disturb a git command of the user, and start no program
+            # that the repository's configuration names.
             ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *status],
             cwd=package,
             env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
@@ -115,7 +114,7 @@ def blas() -> str:
 
 
 def load_fast_blas() -> None:
-    """Load OpenBLAS globally, before mlx binds its own. Does nothing off Linux.
+    """Load OpenBLAS globally, before mlx binds its own; on other systems than Linux, do nothing.
 
     Looks for the library of the `cmeel-openblas` package, then for the system's (Debian:
     libopenblas0, which suits any processor). If neither is there, everything still works, slowly,

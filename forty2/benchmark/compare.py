@@ -184,7 +184,7 @@ def format_comparison(comparison: Comparison) -> str:
             "",
             f"Verdict: {comparison.verdict}",
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
-            "detectable: the smallest true change that this number of questions shows with 80% power",
+            "detectable: smallest true change that 80% of such comparisons would show",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
         ]
     )

@@ -1,4 +1,4 @@
-"""The command line: thin files that call the package and print. Commands load when first used."""
+"""The command line: thin files that call the package and print. A command loads when first used."""
 
 from __future__ import annotations
 

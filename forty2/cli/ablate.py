@@ -18,7 +18,7 @@ def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter("give whole numbers with commas between, e.g. 1,2,3") from error
+        raise click.BadParameter("give whole numbers separated by commas, e.g. 1,2,3") from error
 
 
 @click.command("ablate")
@@ -28,7 +28,7 @@ def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     default="1,2,3",
     show_default=True,
     callback=_seeds,
-    help="Two or more seeds, each of a run.",
+    help="Two or more seeds, separated by commas; each phase is trained once for each seed.",
 )
 @shared_options.out_option(help="Folder to write. Default: adapters/NAME-ablation.")
 @click.option("--resume", is_flag=True, help="Go on with an ablation that stopped, or add seeds.")
@@ -38,8 +38,8 @@ def ablate_command(
 ) -> None:
     """Measure what each phase of a recipe gains and costs.
 
-    For each of several seeds, measures the base, every phase after those before it, and the first
-    preference phase alone.
+    Trains and measures for each of several seeds: the base, each phase after the phases before it,
+    and the first preference phase on its own.
     """
     from forty2.runs.ablation import ablate
 

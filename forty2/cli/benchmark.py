@@ -25,12 +25,12 @@ _DATA = combined(
     shared_options.data,
     shared_options.n_questions,
     shared_options.limit,
-    shared_options.seed_option(help="Seed of what is sampled."),
+    shared_options.seed_option(help="Seed of the sample of questions."),
 )
 _RESUME = click.option(
     "--resume", is_flag=True, help="Go on with a measurement that stopped before --out was written."
 )
-_HOW = combined(
+_CHAT_AND_RESUME = combined(
     click.option("--chat", is_flag=True, help="Put prompts through the chat template."), _RESUME
 )
 _SHOTS = combined(
@@ -39,18 +39,18 @@ _SHOTS = combined(
         default=5,
         show_default=True,
         type=click.IntRange(0),
-        help="Number of examples before the question.",
+        help="Number of solved examples before the question.",
     ),
     click.option(
         "--one-turn",
         is_flag=True,
-        help="With --chat: put the examples into the user's message, not into turns.",
+        help="With --chat, put the examples into one user message, not into turns of their own.",
     ),
 )
 
 
 def _answers(max_tokens: int) -> Decorator:
-    """Options of benchmarks that generate."""
+    """Return the options of benchmarks that generate answers."""
     return combined(
         click.option(
             "--max-tokens",
@@ -64,13 +64,13 @@ def _answers(max_tokens: int) -> Decorator:
             default=16,
             show_default=True,
             type=click.IntRange(1),
-            help="Answers generated at a time. Does not change them.",
+            help="Number of answers generated at a time. Does not change the answers.",
         ),
     )
 
 
 class _Benchmarks(click.Group):
-    """The commands below, and for every other task one whose options are the task's fields."""
+    """The commands in this file, and one for every other task, with the task's fields as options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         names = {name.replace("_", "-") for name in task_names()} - _WITHOUT_COMMAND
@@ -84,7 +84,7 @@ class _Benchmarks(click.Group):
 
 
 _WITHOUT_COMMAND = {"divergence"}
-"""Tasks that need more than a model: a run measures them."""
+"""Tasks that need more than a model, so that only a run can measure them."""
 
 
 @click.group("benchmark", cls=_Benchmarks)
@@ -119,40 +119,42 @@ def _command_of(name: str) -> click.Command:
 @benchmark_command.command("truthfulqa")
 @_MODEL
 @click.option(
-    "--questions", "-q", help="mc_task.json, CSV, or probe for our own. Default: the hub's."
+    "--questions",
+    "-q",
+    help="File of questions, mc_task.json or CSV, or probe for forty2's own. Default: the hub's.",
 )
 @shared_options.n_questions
 @shared_options.seed_option(help="Seed of the sample.")
-@_HOW
+@_CHAT_AND_RESUME
 def truthfulqa_command(chat: bool, **arguments: Any) -> None:
-    """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
+    """Measure TruthfulQA by log-likelihood: MC1, MC2, MC3."""
     _measure("truthfulqa", chat_template=chat, **arguments)
 
 
 @benchmark_command.command("mmlu")
 @_MODEL
 @_DATA
-@_HOW
+@_CHAT_AND_RESUME
 @_SHOTS
 @click.option(
     "--subjects",
     "-s",
     multiple=True,
-    help="A subject, or stem, humanities, social_sciences, other. Repeatable. Default: all.",
+    help="Subject, or group: stem, humanities, social_sciences, other. Repeatable. Default: all.",
 )
 def mmlu_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
-    """MMLU by log-likelihood of four letters, by subject, group and in all."""
+    """Measure MMLU by log-likelihood of four letters, by subject and group."""
     _measure("mmlu", chat_template=chat, multiturn=not one_turn, **arguments)
 
 
 @benchmark_command.command("gsm8k")
 @_MODEL
 @_DATA
-@_HOW
+@_CHAT_AND_RESUME
 @_SHOTS
 @_answers(256)
 def gsm8k_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
-    """GSM8K: sums answered at length, strict match and flexible extract."""
+    """Measure GSM8K: word problems, scored by strict match and flexible extract."""
     _measure("gsm8k", chat_template=chat, multiturn=not one_turn, **arguments)
 
 
@@ -162,7 +164,7 @@ def gsm8k_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
 @click.option(
     "--chat/--no-chat",
     default=None,
-    help="Put prompts through the chat template; absent: with --instruct.",
+    help="Put prompts through the chat template. Default: only with --instruct.",
 )
 @_RESUME
 @_answers(1024)
@@ -189,10 +191,10 @@ def gsm8k_command(chat: bool, one_turn: bool, **arguments: Any) -> None:
 @click.option(
     "--run-untrusted-code",
     is_flag=True,
-    help="Allow it to run the programs that the model writes, in a sandbox. Required.",
+    help="Allow running the programs that the model writes, in a sandbox. Required.",
 )
 def humaneval_command(chat: bool | None, **arguments: Any) -> None:
-    """HumanEval: pass@k of functions that the model writes; runs them."""
+    """Measure HumanEval: pass@k of functions that the model writes; runs them."""
     from forty2.benchmark import sandbox
 
     if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
@@ -214,7 +216,7 @@ def _measure(
     from forty2.benchmark.runner import run
 
     if resume and out is None:
-        raise click.UsageError("--resume needs the --out that was being written")
+        raise click.UsageError("--resume needs the --out of the measurement that stopped")
     kind = task_class(name)
     task = kind(**settings)
     with ProgressBars() as bars:
@@ -234,7 +236,7 @@ def _measure(
 @benchmark_command.command("behaviour")
 @_MODEL
 def behaviour_command(**arguments: Any) -> None:
-    """Held-out behaviour gates, each judged by likelihood and by generation."""
+    """Measure held-out behaviour gates, each by likelihood and by generation."""
     _measure("behaviour", **arguments)
 
 
@@ -243,7 +245,7 @@ def behaviour_command(**arguments: Any) -> None:
     "--before",
     "-b",
     type=click.Path(path_type=Path),
-    help="Behaviour result to compare with. Default: each reply is judged by itself.",
+    help="Behaviour result to compare with. Default: judge each reply by itself.",
 )
 @click.option(
     "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to judge."
@@ -252,7 +254,8 @@ def behaviour_command(**arguments: Any) -> None:
 @click.option("--judge-model", "-m", required=True, help="Name of the judge model on the server.")
 @click.option("--api-key-env", help="Environment variable that holds the key.")
 @click.option(
-    "--criterion", help="What to judge by. Default: true, direct, and open where it must be."
+    "--criterion",
+    help="Criterion to judge by. Default: true, direct, and open where it must be.",
 )
 @click.option(
     "--repeats",
@@ -298,7 +301,7 @@ def judge_command(
     out: Path,
     resume: bool,
 ) -> None:
-    """A judge model's opinion of the replies in a result, asked in both orders, several times."""
+    """Ask a judge model about the replies in a result, in both orders, several times."""
     from forty2.benchmark.judge import CRITERION, Judging, format_judged, judge
     from forty2.files import read_json
     from forty2.inference.chat_endpoint import ChatEndpoint
@@ -334,7 +337,7 @@ def judge_command(
 )
 @_answers(64)
 def eval_prompts_command(**arguments: Any) -> None:
-    """Prompts of your own with expected outputs: exact, contained or by pattern.
+    """Measure prompts of your own with expected outputs: exact, contained or by pattern.
 
     \b
     {"prompts":          {"say_1": "Say hello.", ...},
@@ -343,8 +346,9 @@ def eval_prompts_command(**arguments: Any) -> None:
      "match":            "exact",
      "gates":            {"say": 0.8, "all": 0.75}}
 
-    The last three may be absent. match is exact (but for white space around the reply), contains or
-    regex, of all prompts or by id. A gate is the least share of the ids before the last "_".
+    The last three keys are optional. match is exact (except for white space around the reply),
+    contains or regex, for all prompts or by id. A gate is the smallest share of passed prompts, for
+    all prompts or for those with the same id before the last "_".
     """
     for fault in _measure("eval_prompts", **arguments)["faults"]:
         click.echo(f"warning: {fault}", err=True)
@@ -354,7 +358,7 @@ def eval_prompts_command(**arguments: Any) -> None:
 @_MODEL
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
-    """Perplexity on neutral prose, or on text FILES."""
+    """Measure perplexity on neutral prose, or on text FILES."""
     try:
         texts = {str(file): file.read_text("utf-8") for file in files} or None
     except UnicodeDecodeError as error:
@@ -374,7 +378,7 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
     help="Largest drop of a score that still counts as unchanged.",
 )
 def compare_command(before: Path, after: Path, margin: float) -> None:
-    """Compare two results of the same questions: statistics, verdict."""
+    """Compare two results of the same questions: statistics and verdict."""
     from forty2.benchmark.compare import compare, format_comparison
     from forty2.benchmark.results import read_measured
     from forty2.files import read_json

@@ -1,4 +1,4 @@
-"""How errors and warnings look at the command line: one message, an exit code, no traceback."""
+"""Errors and warnings of the command line: one message, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plain_failures() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print a warning as one line, without the line of code that gives it."""
+    """Print warnings as one line each, without the line of code that they come from."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:

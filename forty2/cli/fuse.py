@@ -14,7 +14,7 @@ from forty2.cli.progress_bars import ProgressBars
 @shared_options.model_and_adapter(adapter_required=True)
 @click.option("--out", required=True, type=shared_options.PATH, help="Folder to write.")
 @click.option(
-    "--quantize", type=click.Choice(["4", "8"]), help="Also write a quantized copy of these bits."
+    "--quantize", type=click.Choice(["4", "8"]), help="Also write a copy quantized to these bits."
 )
 @shared_options.trust_remote_code
 def fuse_command(
@@ -22,7 +22,7 @@ def fuse_command(
 ) -> None:
     """Merge an adapter into its base model, and check the result.
 
-    Merges in full precision. The check compares it with base + adapter on real text.
+    Merges in full precision, then compares the merged model with base + adapter on real text.
     """
     from forty2.export.fusing import fuse
 

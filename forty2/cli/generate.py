@@ -27,7 +27,7 @@ from forty2.cli import shared_options
     default=0.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Sampling temperature. 0: always the likeliest token.",
+    help="Sampling temperature. With 0, always the likeliest token.",
 )
 @shared_options.seed_option(type=click.IntRange(0), help="Seed of the sampling.")
 @shared_options.trust_remote_code

@@ -16,12 +16,12 @@ from forty2.cli.signals import terminable
 
 
 class LazyGroup(click.Group):
-    """Commands by name in modules beside this one; --help reads their docstrings as text."""
+    """Commands in modules beside this one; --help reads their docstrings without importing them."""
 
     modules: ClassVar[Mapping[str, str]] = {}
-    """The module of each command; its function there is named NAME_command."""
+    """Module of each command; its function there is named NAME_command."""
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Earlier names of commands, which go on working and are not listed."""
+    """Earlier names of commands, which still work but are not listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.modules)
@@ -52,7 +52,7 @@ def short_help(module: str, command: str) -> str:
 
 @functools.cache
 def _first_lines(module: str) -> dict[str, str]:
-    """First docstring line of each function of a module beside this one."""
+    """Return the first docstring line of each function in a module beside this one."""
     folder = Path(__file__).parent
     file = folder / f"{module}.py"
     source = (file if file.exists() else folder / module / "__init__.py").read_text("utf-8")

@@ -22,7 +22,7 @@ def logprobs_command(
 ) -> None:
     """Write the log-probabilities of preference pairs.
 
-    Each is the sum over the tokens of a response, in nats. The ids of these tokens are written too.
+    Each is the sum over the tokens of a response, in nats. The token ids are written too.
     """
     from forty2.data.formats import read_pairs
     from forty2.files import write_json

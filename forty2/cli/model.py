@@ -21,7 +21,6 @@ def fetch_command(name: str) -> None:
 
     NAME is a hub name, or smollm2 for the starter model.
     """
-
     from forty2.model.loading import resolve_model
 
     click.echo(resolve_model(name))

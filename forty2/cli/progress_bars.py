@@ -18,6 +18,9 @@ class ProgressBars:
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        if "warning" in info:  # a line of its own, which no bar overwrites
+            tqdm.write(f"warning: {info['warning']}", file=sys.stderr)
+            return
         if stage != self._stage:
             self.close()
             self._stage = stage
@@ -31,9 +34,6 @@ class ProgressBars:
             )
         bar = self._bar
         if bar is None:
-            return
-        if "warning" in info:  # a line of its own, which the bar does not overwrite
-            bar.write(f"warning: {info['warning']}", file=sys.stderr)
             return
         if info:
             bar.set_postfix(info, refresh=False)

@@ -1,4 +1,4 @@
-"""`forty2 recipe`: the packaged recipes, their keys, and checks of one's own."""
+"""`forty2 recipe`: the packaged recipes, the keys of recipes, and checks of the user's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recipe_command() -> None:
 
 @recipe_command.command("list")
 def list_command() -> None:
-    """List the packaged recipes, each with its first line."""
+    """List the packaged recipes, each with its summary."""
     formatter = click.HelpFormatter()
     formatter.write_dl(
         [(name, recipe_text(name).splitlines()[0].lstrip("# ")) for name in packaged_recipes()]
@@ -56,7 +56,7 @@ def copy_command(name: str, target: Path | None) -> None:
     """
     path = target or Path(f"{name}.yaml")
     if path.exists():
-        raise RecipeError(f"{path}: exists already; name another file")
+        raise RecipeError(f"{path}: already exists; name another file")
     text = recipe_text(name)
     try:
         path.write_text(text, "utf-8")

@@ -10,7 +10,7 @@ import click
 @click.command("report")
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report_command(run_dir: Path) -> None:
-    """Write the report of a run again, from its folder."""
+    """Write the report of a run again, from the files in its folder."""
     from forty2.report.run import write_report
 
     click.echo(write_report(run_dir))

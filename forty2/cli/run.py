@@ -85,7 +85,7 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
 
 
 def _unused(path: Path) -> Path:
-    """The path itself, or with the first number that is free: a demo never overwrites."""
+    """Return the path, with the first free number if it exists: a demo never overwrites another."""
     number = 2
     free = path
     while free.exists():

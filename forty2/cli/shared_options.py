@@ -1,4 +1,4 @@
-"""Options that several commands have, each stated once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 Command = Callable[..., None]
-"""The function of a command."""
+"""Function of a command."""
 Decorator = Callable[[Command], Command]
 
 PATH = click.Path(path_type=Path)
@@ -19,20 +19,22 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 model_option = partial(click.option, "--model", "-m")
-"""`--model` with a help text or default of the command's own."""
+"""Option `--model`; the command gives its help text or default."""
 trust_remote_code = click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Let the model run the architecture code that it brings along.",
+    help="Allow running the architecture code in the model's folder.",
 )
 run_dir = click.option("--run-dir", type=PATH, help="Folder of the run. Default: adapters/NAME.")
 out_option = partial(click.option, "--out", "-o", type=PATH)
-"""`--out` with a help text of the command's own."""
+"""Option `--out`; the command gives its help text."""
 seed_option = partial(click.option, "--seed", default=42, show_default=True)
-"""`--seed` with a help text of the command's own."""
+"""Option `--seed`; the command gives its help text."""
 data = click.option("--data", "-d", required=True, type=PATH, help="File or folder to read.")
 limit = click.option(
-    "--limit", type=click.IntRange(1), help="Take the first questions only, as lm-eval's --limit."
+    "--limit",
+    type=click.IntRange(1),
+    help="Number of questions to take, from the first, as with lm-eval's --limit. Default: all.",
 )
 n_questions = click.option(
     "--n", type=click.IntRange(1), help="Number of questions to sample. Default: all."
@@ -87,7 +89,7 @@ def recipe(function: Command) -> Command:
 
 
 def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
-    """Add --model and --adapter. The model may be left out if the adapter's run records it."""
+    """Add --model and --adapter. --model may be left out if the adapter's run records its model."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
@@ -111,10 +113,10 @@ def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
 
 
 def _recorded_model(adapter: str | None) -> str:
-    """The model that an adapter was trained on, as its run records it."""
+    """Return the model that an adapter was trained on, from the record of its run."""
     if adapter is None:
         raise click.UsageError(
-            "Missing option '--model' / '-m'. It may be left out only with --adapter and a run."
+            "Missing option '--model' / '-m'. It may be left out only if --adapter is part of a run."
         )
     from forty2.model.adapter import adapter_dir, recorded_model
 
@@ -126,7 +128,7 @@ def _recorded_model(adapter: str | None) -> str:
 
 
 def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
-    """Refuse a file that could not be written before hours have gone into it."""
+    """Refuse a file that cannot be written, before hours are spent on its contents."""
     if out is not None:
         from forty2.benchmark.partial_results import check_out
 
@@ -135,4 +137,4 @@ def _check_out(_: click.Context, __: click.Parameter, out: Path | None) -> Path 
 
 
 json_out = partial(out_option, callback=_check_out)
-"""`--out` of a long measurement: checked before it begins."""
+"""Option `--out` of a long measurement, checked before the measurement begins."""

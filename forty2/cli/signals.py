@@ -1,4 +1,4 @@
-"""SIGTERM ends a command in the way Ctrl-C does."""
+"""Handling of SIGTERM, which ends a command in the same way as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: the command stops as after Ctrl-C, and open files are closed and removed."""
+    """SIGTERM arrived: the command stops as after Ctrl-C, and removes its unfinished files."""
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, in the main thread and unless a handler is set already."""
+    """Raise `Terminated` on SIGTERM; only in the main thread, and only if no handler is set yet."""
 
     def end(number: int, frame: object) -> None:
         raise Terminated

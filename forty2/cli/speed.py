@@ -1,4 +1,4 @@
-"""`forty2 speed`, formerly `bench`."""
+"""`forty2 speed`, formerly `forty2 bench`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forty2.speed.environments import PEERS
     "suites",
     multiple=True,
     type=click.Choice(SUITE_NAMES),
-    help="What to measure. Repeatable. Default: all.",
+    help="Suite to measure. Repeatable. Default: all.",
 )
 @click.option(
     "--peer",
@@ -35,14 +35,14 @@ from forty2.speed.environments import PEERS
     default=32,
     show_default=True,
     type=click.IntRange(4),
-    help="Rows of a suite, a multiple of 4; for TruthfulQA its questions.",
+    help="Number of rows in a suite, a multiple of 4; for TruthfulQA, of questions.",
 )
 @click.option(
     "--rounds",
     default=2,
     show_default=True,
     type=click.IntRange(1),
-    help="Measurements of each trainer; their median counts.",
+    help="Number of measurements of each trainer, of which the median is reported.",
 )
 @shared_options.model_option(
     default="smollm2", show_default=True, help="Model folder, hub name, or smollm2."
@@ -58,7 +58,7 @@ def speed_command(
 ) -> None:
     """Compare time and memory with other trainers.
 
-    Each trainer is installed into an environment of its own when it is first measured.
+    Each trainer is installed into its own environment when it is first measured.
     """
     with _BarsAndTables() as progress:
         compare_trainers(
@@ -73,7 +73,7 @@ def speed_command(
 
 
 class _BarsAndTables(ProgressBars):
-    """Progress bars, and the table of each suite on standard output when it is measured."""
+    """Progress bars, and the table of each suite on standard output as soon as it is measured."""
 
     def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         if "table" in info:

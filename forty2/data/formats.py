@@ -1,4 +1,4 @@
-"""The shapes in which people write training rows, each read into one record.
+"""Parsing of training rows in the shapes that people write them, each into one record.
 
     {"messages": [...]}, {"conversations": [{"from": "human", "value": ...}, ...]}     -> Chat
     {"prompt": ..., "completion": ...}, {"instruction": ..., "input": ..., "output"}   -> Chat
@@ -27,7 +27,7 @@ Row = JsonObject
 R = TypeVar("R")
 Messages = tuple[Message, ...]
 ROLES = ("system", "user", "assistant", "tool")
-_FROM = {
+_SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -37,7 +37,7 @@ _FROM = {
     "observation": "tool",
     "function_call": "assistant",
 }
-"""ShareGPT's names for the roles."""
+"""Our role for each of ShareGPT's names."""
 _CONVERSATION = ("messages", "conversations")
 _VERDICT = ("label", "kto_tag")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
@@ -115,7 +115,7 @@ def read_pairs(source: str | Path) -> list[Pair]:
 
 
 def read_rated(source: str | Path) -> list[Rated]:
-    """Read all rated responses of a source; a preference pair is two of them."""
+    """Read all rated responses of a source; a preference pair counts as two of them."""
     return [side for record in _read(source, parse_rated_or_pair) for side in rated_sides(record)]
 
 
@@ -146,7 +146,7 @@ def to_row(record: Record) -> JsonObject:
     return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
 
 
-# --- what one kind of phase reads -----------------------------------------------------------------
+# --- rows for one kind of phase -------------------------------------------------------------------
 
 
 def parse_imitated(row: Row, origin: str) -> Chat | Text:
@@ -159,7 +159,7 @@ def parse_imitated(row: Row, origin: str) -> Chat | Text:
 
 
 def parse_rated_or_pair(row: Row, origin: str) -> Rated | Pair:
-    """Read a rated response, or a preference pair, which is two of them."""
+    """Read a rated response, or a preference pair, which counts as two of them."""
     record = parse(row, origin)
     if isinstance(record, Rated | Pair):
         return record
@@ -195,7 +195,7 @@ def _read(source: str | Path, parse_row: Callable[[Row, str], R]) -> list[R]:
 
 
 def _conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
-    """Read prompt and answer together; also return the keys that they were under."""
+    """Read prompt and answer together; also return the keys that hold them."""
     for key in _CONVERSATION:
         if key in row:
             return _system(row) + _messages(row[key], key, origin), (key, "system")
@@ -210,7 +210,7 @@ def _conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
 
 
 def _prompt(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
-    """Read the prompt; also return the keys it was under. Both are empty where there is none."""
+    """Read the prompt; also return the keys that hold it. Without a prompt, both are empty."""
     if "prompt" in row:
         if isinstance(row["prompt"], str):
             content = _text(row["prompt"], "prompt", origin)
@@ -292,7 +292,9 @@ def _transcript(text: str, key: str, origin: str) -> Messages:
     if not parts:
         raise DataError(f"{origin}: prompt is missing, and {key} is no transcript")
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(_turn(_FROM[speaker.lower()], words.strip()) for speaker, words in turns)
+    return tuple(
+        _turn(_SHAREGPT_ROLES[speaker.lower()], content.strip()) for speaker, content in turns
+    )
 
 
 def _last(messages: Messages, key: str, origin: str) -> str:
@@ -322,7 +324,7 @@ def _message(value: object, where: str) -> Message:
     message: Message = value
     if "from" in message and "value" in message:
         rest = {k: v for k, v in message.items() if k not in ("from", "value")}
-        role, content = _FROM.get(str(message["from"])), message["value"]
+        role, content = _SHAREGPT_ROLES.get(str(message["from"])), message["value"]
         message = {"role": role, "content": content, **rest}
     if message.get("role") not in ROLES:
         role = message.get("role")
@@ -380,7 +382,7 @@ def _meta(row: Row, *taken: str) -> JsonObject:
 
 
 def _keys(row: Row) -> str:
-    """Name the keys of a row, as far as a message has room."""
+    """Name the first keys of a row, shortened to fit into a message."""
     names = (str(key) if str(key).isprintable() else ascii(key) for key in islice(row, 20))
     return ", ".join(name[:40] for name in names) + ", ..." * (len(row) > 20) or "no keys"
 

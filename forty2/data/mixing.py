@@ -1,7 +1,7 @@
 """Mixtures of several sources.
 
-Weights are shares of what comes out, not of what goes in: 85 and 15 give a set of which 15% is
-replay, however large the replayed file is.
+Weights are shares of the mixture, not of each source: with weights of 85 and 15, 15% of the mixture
+comes from the second file, however large that file is.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Row = JsonObject
 
 
 class Mixed(NamedTuple):
-    """A mixture and the shares that it really has."""
+    """A mixture and its actual shares."""
 
     rows: list[Row]
     shares: dict[str, float]
-    """Each source's part of the output, between 0 and 1, in rows or tokens as asked for."""
+    """Each source's share of the mixture, between 0 and 1, in the unit that `measure` counts."""
     repeats: dict[str, float]
-    """Times that each source's rows come on average; only sources whose rows come more than once."""
+    """Average number of times that a source's rows are used; only sources used more than once."""
 
 
 def mix(
@@ -39,14 +39,16 @@ def mix(
     shuffle: bool = True,
     seed: int = 42,
 ) -> Mixed:
-    """Draw from sources so that each makes up its share of the output.
+    """Draw from sources so that each makes up its share of the mixture.
 
     Args:
-        weights: in any unit; None takes every row of every source.
-        size: of the output, in what `measure` counts; default: all that the weights allow.
-        measure: 1 for shares by rows, a row's tokens for shares by tokens.
-        repeat: a source that is used up starts again, in another order.
-        shuffle: mix the rows of all sources; else they come source after source.
+        inputs: files, folders or hub data sets, as `read_rows` takes them.
+        weights: share of each source, in any unit; None takes every row of every source.
+        size: size of the mixture, in the unit that `measure` counts; default: all that the weights
+            allow.
+        measure: returns 1 for shares by rows, or a row's tokens for shares by tokens.
+        repeat: use a source that is used up again, in another order.
+        shuffle: mix the rows of all sources; otherwise they come source after source.
 
     Raises:
         DataError: a source is too small for its share and `repeat` is off.
@@ -90,7 +92,7 @@ def _wanted(
     size: int | None,
     repeat: bool,
 ) -> list[float]:
-    """Compute how much to draw from each source, in what `measure` counts."""
+    """Compute how much to draw from each source, in the unit that `measure` counts."""
     if len(weights) != len(names):
         raise DataError(f"{len(names)} inputs but {len(weights)} weights; give one for each")
     if any(weight <= 0 for weight in weights):
@@ -111,7 +113,7 @@ def _wanted(
 def _draw(
     rows: int, sizes: Sequence[int], wanted: float, generator: random.Random
 ) -> Iterator[int]:
-    """Yield row indices in random order until their sizes come nearest to what is wanted."""
+    """Yield row indices in random order until the sum of their sizes is nearest to `wanted`."""
     drawn = 0
     while True:
         order = list(range(rows))

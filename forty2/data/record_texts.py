@@ -1,4 +1,4 @@
-"""The texts of a record: its prompt, its answer, what it rejects, and their words."""
+"""The texts of a record: its prompt, its answer, its rejected response, and their words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORD = re.compile(r"\w+")
 
 
 def prompt_of(record: Record) -> str:
-    """Return the prompt as one text; a chat's is all before its last assistant turn."""
+    """Return the prompt as one text; of a chat, everything before its last assistant turn."""
     match record:
         case Chat():
             return _joined(record.messages[: last_answer(record.messages)])
@@ -34,7 +34,7 @@ def prompt_turns(record: Record) -> list[str]:
 
 
 def answer_of(record: Record) -> str:
-    """Return the text that is to be learned; "" for an undesirable response."""
+    """Return the text to be learned; "" for an undesirable response."""
     match record:
         case Chat():
             return str(record.messages[last_answer(record.messages)].get("content") or "")
@@ -47,7 +47,7 @@ def answer_of(record: Record) -> str:
 
 
 def rejected_of(record: Record) -> str:
-    """Return the text that is to be avoided; "" where there is none."""
+    """Return the text to be avoided; "" if there is none."""
     match record:
         case Pair():
             return record.rejected

@@ -1,7 +1,7 @@
-"""Records: the rows of training data in one form. All readers return these, all training takes them.
+"""Records: rows of training data in one form, which all readers return and all training takes.
 
-A record remembers where it came from (`origin`, "file:line"), so that a fault found at any later
-stage, tokenising or training included, can name the row.
+A record remembers where it came from (`origin`, "file:line"), so that an error found at any later
+stage, tokenizing and training included, can name the row. The other keys of its row are in `meta`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A prompt with a preferred and a dispreferred response (DPO and its kin)."""
+    """A prompt with a preferred and a dispreferred response (DPO and similar losses)."""
 
     prompt: tuple[Message, ...]
     chosen: str

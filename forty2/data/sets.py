@@ -1,4 +1,4 @@
-"""Written data sets: rows in files, and a manifest that counts what they hold."""
+"""Writing of data sets: rows in files, and a manifest that counts them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ STRATA = (
     "subtlety",
     "source",
 )
-"""Keys of a row by which a manifest counts it."""
+"""Keys of a row by whose values a manifest counts the rows."""
 _MOST_STRATA = 60
+"""Values of a key above which the manifest leaves the key out."""
 SUFFIXES = (".jsonl", ".ndjson")
 """Suffixes of files that rows are written to; under any other they would be misread later."""
 
@@ -41,23 +42,26 @@ def write_set(
     """Write NAME.jsonl for each split and manifest.json, all or nothing.
 
     Args:
-        splits: "train", and "valid" if there is one.
-        about: command, seed and whatever else shows where the rows come from.
+        splits: rows by name of the split: "train", and "valid" if there is one.
+        about: first keys of the manifest: command, seed and whatever else says where the rows come
+            from.
 
     Returns:
         The manifest.
     """
-    with staged_folder(folder) as aside:
-        tallies = {name: _write(aside / f"{name}.jsonl", rows) for name, rows in splits.items()}
-        valid = aside / "valid.jsonl"
-        findings = lint(aside / "train.jsonl", valid if valid.exists() else None)
+    with staged_folder(folder) as unfinished:
+        tallies = {
+            name: _write(unfinished / f"{name}.jsonl", rows) for name, rows in splits.items()
+        }
+        valid = unfinished / "valid.jsonl"
+        findings = lint(unfinished / "train.jsonl", valid if valid.exists() else None)
         manifest = _manifest(tallies, about, findings)
-        write_json(aside / MANIFEST, manifest)
+        write_json(unfinished / MANIFEST, manifest)
     return manifest
 
 
 def write_file(path: Path, rows: Iterable[Row], about: Mapping[str, object]) -> JsonObject:
-    """Write one file of rows and NAME.manifest.json beside it."""
+    """Write one file of rows and NAME.manifest.json beside it; return the manifest."""
     tally = _write(path, rows)
     manifest = _manifest({path.stem: tally}, about, lint(path), path.suffix)
     write_json(manifest_of(path), manifest)
@@ -70,7 +74,7 @@ def manifest_of(path: Path) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    """Find out whether `write_file` wrote a file of this name, by the manifest beside it."""
+    """Return whether `write_file` wrote a file of this name, judging by the manifest beside it."""
     try:
         found = read_json(manifest_of(path))
     except RunError:
@@ -80,7 +84,7 @@ def is_ours(path: Path) -> bool:
 
 
 class _Tally:
-    """Counts of the rows that are written to a file."""
+    """Counts of the rows written to a file."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -89,7 +93,7 @@ class _Tally:
         self.words: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, row: Row, line: bytes) -> None:
-        """Count a row; `line` is how it is written."""
+        """Count a row; `line` is its line in the file."""
         self.rows += 1
         self.digest.update(line)
         for key in STRATA:
@@ -130,7 +134,7 @@ def _manifest(
             for key, counter in first.strata.items()
             if len(counter) <= _MOST_STRATA
         },
-        # Of both sides of pairs, to show whether length is a shortcut.
+        # Both sides of pairs are counted, to show whether length is a shortcut.
         "mean_words": {
             kind: {s: round(n / words["rows"], 1) for s, n in sorted(words.items()) if s != "rows"}
             for kind, words in sorted(first.words.items())

@@ -1,11 +1,11 @@
-"""Rows from files of several kinds, from folders, and from data sets of the hub.
+"""Reading of rows from files of several kinds, from folders, and from data sets of the hub.
 
     .jsonl .ndjson .json .parquet .csv .txt, each also gzipped (.gz) except Parquet
     FOLDER                           its train file, or every data file in it
     hub:OWNER/NAME[:CONFIG][#SPLIT]  streamed through `datasets`; SPLIT is train if absent
 
-Each row comes with its origin, "file:line" where the kind of file has lines, so that any later
-fault can name it.
+Each row comes with its origin, "file:line" where the kind of file has lines, so that any later error
+can name it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = [
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt")
 MANIFEST = "manifest.json"
 BUILTIN, HUB = "builtin:", "hub:"
-"""Prefixes of sources that are no files: built-in sets by name, and the hub's."""
+"""Prefixes of sources that are not files: built-in sets by name, and the hub's."""
 _TEXT_OVERHEAD = 50
-"""Bytes of memory that a text takes beside its own."""
+"""Bytes of memory that a text takes in addition to its characters."""
 
 Origin = str
 Reader = Callable[[Path], Iterator[tuple[Origin, JsonObject]]]
@@ -53,14 +53,14 @@ Reader = Callable[[Path], Iterator[tuple[Origin, JsonObject]]]
 def read_rows(
     source: str | Path, complain: Callable[[str], None] | None = None
 ) -> Iterator[tuple[Origin, JsonObject]]:
-    """Yield (origin, row) of everything in a file, a folder or a hub data set.
+    """Yield (origin, row) for every row of a file, a folder or a hub data set.
 
     Args:
-        complain: called with one line about each line of JSON Lines that is no row, which is then
-            passed over; None: the first one raises.
+        complain: called with a one-line message about each line of JSON Lines that is not a row;
+            that line is skipped. None: the first such line raises.
 
     Raises:
-        DataError: it cannot be read, or holds something that is no row; names file and line.
+        DataError: it cannot be read, or holds something that is not a row; names file and line.
     """
     if str(source).startswith(HUB):
         yield from _hub(str(source))
@@ -79,7 +79,7 @@ def read_rows(
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is no file but a pipe or a device; save it to a file first")
-        yield from reader(path) if complain is None else _passing_over(reader, path, complain)
+        yield from reader(path) if complain is None else _readable_rows(reader, path, complain)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
 
@@ -92,7 +92,7 @@ def valid_beside(source: str | Path) -> str | None:
     return str(valid[0]) if valid else None
 
 
-def _passing_over(
+def _readable_rows(
     reader: Reader, path: Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[Origin, JsonObject]]:
     """Yield the rows of a file without those that cannot be read."""
@@ -111,7 +111,7 @@ def _passing_over(
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
-    """Yield the paragraphs of a plain text, each a row."""
+    """Yield (origin, row) for each paragraph of a plain text."""
     paragraph: list[str] = []
     length = 0
     with open_file(path) as file:
@@ -156,7 +156,7 @@ def _hub(source: str) -> Iterator[tuple[Origin, JsonObject]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Find the train file of a folder, else every data file in it but the validation file."""
+    """Find the train file of a folder, or else every data file in it except the validation file."""
     found = [p for p in _listed(folder) if _stem(p) != "valid"]
     if not found:
         raise DataError(f"{folder}: holds no data file ({', '.join(KINDS)})")

@@ -1,4 +1,4 @@
-"""Division of rows into training and validation, so that validation asks nothing trained on."""
+"""Division of rows into training and validation, so that no validation prompt is trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 
 VALID_SHARE = 0.1
-"""Validation rows among the rows of each stratum."""
+"""Share of each stratum's rows that goes to validation."""
 
 Row = JsonObject
 T = TypeVar("T")
@@ -33,11 +33,12 @@ class Split(NamedTuple):
 def split(source: str | Path, share: float, *, by: str | None = None, seed: int = 42) -> list[bool]:
     """Choose which rows of a source are for validation.
 
-    Rows of one prompt stay together (and rows of one `entity`, or of one value of `by`).
+    Rows of one group stay together.
 
     Args:
-        share: of rows for validation, between 0 and 1; groups stay whole, so it is met nearly.
-        by: key of the rows whose equal values stay together.
+        share: share of the rows for validation, between 0 and 1. Groups stay whole, so the result is
+            approximate.
+        by: key whose values form the groups; None: `entity` in rows that have it, else the prompt.
 
     Returns:
         For each row in the order of the source, whether it is for validation.
@@ -65,9 +66,9 @@ def split(source: str | Path, share: float, *, by: str | None = None, seed: int 
 def split_by_stratum(
     source: Iterable[Mapping[str, object]], seed: int, stratum: Callable[[Row], str]
 ) -> Split:
-    """Take a tenth of each stratum for validation, at least one row of it; the rest for training.
+    """Take a tenth of each stratum for validation, at least one row, and the rest for training.
 
-    A stratum of one row is all training. Training rows are shuffled over all strata.
+    The only row of a stratum goes to training. Training rows are shuffled over all strata.
     """
     groups: dict[str, list[Row]] = {}
     for row in map(dict, source):

@@ -26,10 +26,11 @@ T = TypeVar("T")
 
 
 class Stratified(NamedTuple):
-    """Rows drawn evenly, the easiest first, and how many each stratum gave."""
+    """Rows drawn evenly, the easiest first."""
 
     rows: list[Row]
     drawn: dict[Cell, int]
+    """Number of rows drawn from each stratum."""
     empty: list[Cell]
     """Combinations of values that no row has."""
 
@@ -42,8 +43,8 @@ def stratify(
     Each row drawn gets `order`, from 0 (easiest) to 1: the mean place of its values in `LEVELS`.
 
     Args:
-        keys: of the rows; a stratum is one combination of their values.
-        size: rows in all; default: as many as the smallest stratum allows for all of them.
+        keys: keys of the rows; a stratum is one combination of their values.
+        size: number of rows to draw; default: from every stratum as many as the smallest one has.
 
     Raises:
         DataError: a row lacks a key, or there are too few rows.
@@ -75,7 +76,7 @@ def stratify(
 
 
 def hardness(row: Row) -> float:
-    """Compute how hard a row is, from 0 to 1, by those of its keys that have an order."""
+    """Compute how hard a row is, from 0 (easiest) to 1, from its values of the keys in `LEVELS`."""
     places = [
         levels.index(row[key]) / (len(levels) - 1)
         for key, levels in LEVELS.items()
@@ -85,7 +86,7 @@ def hardness(row: Row) -> float:
 
 
 def round_robin(groups: Iterable[Iterable[T]]) -> Iterator[T]:
-    """Yield the first item of every group, then every second one, until all are used up."""
+    """Yield the first item of every group, then the second of every group, until all are used up."""
     active = [iter(group) for group in groups]
     while active:
         unfinished = []
@@ -102,14 +103,14 @@ def largest_remainder(
 ) -> dict[Name, int]:
     """Divide a total among strata in proportion to their sizes, in whole numbers.
 
-    Each stratum gets its exact share rounded down; what is left goes, one each, to the strata with
-    the largest remainders (Hamilton's method). No stratum gets more than its size, as long as the
-    total is at most the sum of the sizes.
+    Each stratum gets its exact share rounded down. The strata with the largest remainders get one
+    more each, until the total is reached (Hamilton's method). No stratum gets more than its size, as
+    long as the total is at most the sum of the sizes.
 
     Args:
-        sizes: of each stratum, not all 0.
-        ties: every stratum once, in the order in which equal remainders are served;
-            default: the order of `sizes`.
+        sizes: size of each stratum, not all 0.
+        ties: every stratum once; of equal remainders, the earlier one gets one more. Default: the
+            order of `sizes`.
 
     Returns:
         Each stratum's part, in the order of `sizes`.

@@ -1,7 +1,7 @@
-"""Merge an adapter into its base: W + scale · (AB)ᵀ in full precision, checked before it is written.
+"""Merging of an adapter into its base: W + scale · (AB)ᵀ in full precision, checked before writing.
 
-A quantized base is dequantized first: merged into 4-bit weights, an update as small as DPO's
-vanishes in the rounding. Quantizing again is a separate, last step, which reports how much of the
+A quantized base is dequantized first, because in 4-bit weights an update as small as DPO's would
+vanish in the rounding. Quantizing again is a separate, last step, which reports how much of the
 adapter was lost.
 
 Axes: T tokens, V vocabulary.
@@ -31,27 +31,27 @@ from forty2.progress import Progress, silent
 CHANGE_LOST = 0.05
 """Largest share of the adapter's effect (in KL) that fusing may change."""
 ROUNDING, ROUNDING_16 = 1e-7, 1e-2
-"""KL a token, in nats, that rounding alone may cause: in fp32, and where weights have 16 bits."""
+"""Largest KL a token, in nats, that rounding alone may cause: in fp32, and with 16-bit weights."""
 NO_EFFECT = 1e-6
 """KL a token, in nats, below which an adapter changes nearly nothing."""
 MIN_COSINE = 0.9
-"""Cosine below which quantizing has lost too much of the adapter."""
+"""Smallest cosine at which quantizing has left enough of the adapter."""
 PARITY_TOKENS = 96
-"""Tokens of each text that models are compared on."""
+"""Tokens of each text on which models are compared."""
 RECORD = "fused.json"
-"""The record in a fused folder; only a folder with one may be replaced."""
+"""Name of the record in a fused folder; only a folder with one may be replaced."""
 _STEPS = 4
 _QUANTIZED_PROBES = 2  # a quantized model is slow on a CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A fused model after quantizing, and how much of the adapter is left."""
+    """A quantized copy of a fused model, and how much of the adapter is left in it."""
 
     path: Path
     bits: int
     cosine: float
-    """Between the intended and the applied change of the adapted weights; 1: nothing is lost."""
+    """Cosine between the intended and the applied change of the adapted weights; 1: nothing is lost."""
     kl: float
     """Mean KL(fused ‖ quantized) a token, in nats."""
 
@@ -80,7 +80,7 @@ class Fused:
     warnings: tuple[str, ...]
 
     def to_json(self) -> JsonObject:
-        """Convert to JSON, as a run's fused.json holds it."""
+        """Convert to JSON, in the form of a run's fused.json."""
         return {
             "path": str(self.path),
             "adapter_kl": self.adapter_kl,
@@ -113,13 +113,13 @@ def fuse(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Fused:
-    """Merge, check and write; with `quantize`, also write `OUT-4bit` (or 8) beside it.
+    """Merge an adapter, check the result and write it; with `quantize`, also write OUT-4bit or OUT-8bit.
 
     Args:
         model: the base, as `load` takes it.
         adapter: adapter folder or run folder.
         out: folder to write; replaced if it is a fused model already.
-        quantize: bits of the last step, 4 or 8; None: no quantized copy.
+        quantize: bits per weight of a quantized copy, 4 or 8; None: no copy.
 
     Raises:
         ModelError: the fused model differs from base + adapter (then nothing is written), or a
@@ -165,7 +165,7 @@ def quantized_path(out: Path, bits: int) -> Path:
 
 
 class _Parity(NamedTuple):
-    """Differences between base, base + adapter and fused model; fields of `Fused`."""
+    """Differences between base, base + adapter and fused model, in nats, under the names of `Fused`."""
 
     adapter_kl: float
     parity_kl: float
@@ -175,7 +175,7 @@ class _Parity(NamedTuple):
 def _compare(
     base: Sequence[mx.array], adapted: Sequence[mx.array], fused: Sequence[mx.array]
 ) -> _Parity:
-    """Compare three models' log-probabilities, each (1, T, V) of every text."""
+    """Compare the log-probabilities of three models, (1, T, V) for each text."""
     pairs = zip(adapted, fused, strict=True)
     difference = max(float(mx.abs(a - b).max()) for a, b in pairs)
     return _Parity(_kl(adapted, base), _kl(adapted, fused), difference)
@@ -232,11 +232,13 @@ def _quantize(
     probes: Sequence[mx.array],
     wanted: Sequence[mx.array],
 ) -> Quantized:
-    """Quantize the fused model in place, measure what is left of the adapter, and write it.
+    """Quantize the fused model in place, measure how much is left of the adapter, and write it.
 
     Args:
         updates: the adapter's intended change of each weight, by layer name.
-        wanted: the fused model's log-probabilities of the probes.
+        bits: bits per weight, 4 or 8.
+        probes: ids of the texts to compare on, (1, T) each.
+        wanted: the fused model's log-probabilities of the probes, (1, T, V) each.
     """
     modules = dict(fused.model.named_modules())
     weights = {name: modules[name].weight for name in updates}
@@ -259,15 +261,15 @@ def _survival(
     """Compute the cosine between the intended and the applied change of the adapted weights.
 
     Args:
-        modules: of the quantized model, by name.
-        weights: before quantizing, by layer name; emptied, so that they can be freed.
+        modules: modules of the quantized model, by name.
+        weights: weights before quantizing, by layer name; emptied, so that they can be freed.
     """
     dot = intended = applied = 0.0
     for name, update in updates.items():
         layer, weight, delta = modules[name], weights.pop(name), update.delta()
         if not isinstance(layer, nn.QuantizedLinear):
             continue
-        # The applied change is measured from what the same rounding makes of the base.
+        # The applied change is the difference from the base rounded in the same way.
         original = quantize_and_back(weight.astype(mx.float32) - delta, bits)
         change = dense_weight(layer)[0].astype(mx.float32) - original
         dot += float((change * delta).sum())
@@ -277,7 +279,7 @@ def _survival(
 
 
 def _write(loaded: LoadedModel, folder: Path, record: JsonObject) -> None:
-    """Write a model with a record of how it was made; a reader sees the folder whole or not at all."""
+    """Write a model with a record of how it was made; the folder appears complete or not at all."""
     with staged_folder(folder) as unfinished:
         save_model(loaded, unfinished)
         write_json(unfinished / RECORD, record)

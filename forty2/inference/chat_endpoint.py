@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from forty2.errors import BenchmarkError
 
 MAX_BODY = 4 << 20
-"""Bytes of a response that are read at most."""
+"""Most bytes of a response that are read."""
 LONGEST_WAIT = 60.0
-"""Seconds between two tries, whatever the endpoint asks for."""
+"""Most seconds between two tries, even if the endpoint asks for more."""
 
 
 class ChatReply(NamedTuple):
@@ -25,7 +25,7 @@ class ChatReply(NamedTuple):
 
     text: str
     model: str | None
-    """Model that answered, as the server says: it may serve another than it was asked for."""
+    """Model that answered according to the server, which may not be the one requested."""
 
 
 class RequestFailed(Exception):
@@ -33,14 +33,14 @@ class RequestFailed(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: they would carry the key to another place."""
+    """Refuses redirects, which would send the key to another place."""
 
     def redirect_request(self, *_: object) -> None:
         return None
 
 
 class ChatEndpoint:
-    """`/v1/chat/completions` of one server, asked for one model."""
+    """`/v1/chat/completions` of one server, for one model."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class ChatEndpoint:
 
         Args:
             url: the server's base, such as http://127.0.0.1:8080/v1, or the whole address.
-            model: as the server calls it.
-            api_key_env: name of the environment variable that holds the key. Only the name is kept.
+            model: the server's name of the model.
+            api_key_env: name of the environment variable that holds the key.
             timeout: seconds without a byte after which a try counts as failed.
-            tries: of each request, with waits of 1, 2, 4, … seconds or as the server asks.
-            sleep: waits; takes seconds.
+            tries: most tries of each request, after waits of 1, 2, 4, … seconds or as the server asks.
+            sleep: function that waits for a number of seconds.
 
         Raises:
             BenchmarkError: the address is not valid, or the variable is not set.
@@ -101,7 +101,7 @@ class ChatEndpoint:
         return reply
 
     def _post(self, body: bytes) -> object:
-        """Send a request until it is answered: return the parsed response."""
+        """Send a request, again after failures, and return the parsed response."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -124,7 +124,7 @@ class ChatEndpoint:
         raise RequestFailed(f"{wrong} (tried {self._tries} times)")
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
-        """Return why the server refused a request that may be tried again; raise for the others."""
+        """Return why the server refused, if the request may be tried again; otherwise raise."""
         wrong = self._status(error)
         if error.code in (401, 403, 404):
             raise BenchmarkError(
@@ -136,7 +136,7 @@ class ChatEndpoint:
         return wrong
 
     def _no_response(self, error: OSError, *, last: bool) -> str:
-        """Return why there was no response, where trying again may help; raise for the others."""
+        """Return why there was no response, if trying again may help; otherwise raise."""
         reason = getattr(error, "reason", error)
         gone = last and not isinstance(reason, TimeoutError)
         if gone or (isinstance(reason, ConnectionRefusedError) and not self._worked):
@@ -146,7 +146,7 @@ class ChatEndpoint:
         return f"no response: {reason}"
 
     def _status(self, error: urllib.error.HTTPError) -> str:
-        """Return status and beginning of the server's message, in one line, without the key."""
+        """Return the status and the beginning of the server's message on one line, without the key."""
         try:
             text = " ".join(error.read(MAX_BODY).decode("utf-8", "replace").split())
         except (OSError, http.client.HTTPException):
@@ -187,7 +187,7 @@ def _key(variable: str | None) -> str | None:
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or says a date."""
+    """Return the seconds that the server asks to wait; 0 if it does not say, or gives a date."""
     value = error.headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else 0.0
 

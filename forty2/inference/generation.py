@@ -1,6 +1,6 @@
 """Replies of a model to prompts: many in a batch, or one as it is generated.
 
-Batches use mlx-lm's batch generator: the common beginning of all prompts runs through the model
+Batches use mlx-lm's batch generator. The common beginning of all prompts runs through the model
 once, and a new prompt enters the batch as soon as a place is free.
 
 Axes: B rows, V vocabulary.
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 WORTH_SHARING = 8
-"""Tokens: a shorter common beginning does not repay a forward pass of its own."""
+"""Tokens; a forward pass of its own costs more than it saves for a shorter common beginning."""
 BATCH_SIZE = 16
+"""Replies generated at once."""
 PREFILL_BATCH_SIZE = 8
-"""Prompts that are read at once."""
+"""Prompts read at once."""
 
 
 # --- prefixes -------------------------------------------------------------------------------------
@@ -39,14 +40,14 @@ PREFILL_BATCH_SIZE = 8
 
 def common_prefix_length(rows: Sequence[list[int]]) -> int:
     """Count the ids that all rows begin with."""
-    pairs = zip(min(rows), max(rows), strict=False)  # what the outermost share, all share
+    pairs = zip(min(rows), max(rows), strict=False)  # all rows lie between these two
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def prefix_cache(model: nn.Module, ids: Sequence[int]) -> list[object]:
-    """Run a prefix and return mlx-lm's cache of it, by layer.
+    """Run a prefix and return mlx-lm's cache of it, one entry for each layer.
 
-    Batches copy the cache, so any number may follow the same prefix.
+    Batches copy the cache, so any number of them can follow the same prefix.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -63,8 +64,9 @@ def logits_after(
     """Compute the logits of each row's last tokens after a prefix, rows of any lengths in one batch.
 
     Args:
-        cache: of the prefix, from `prefix_cache`.
-        rows: B of them, at least `last` ids each; the head does not run on the ids before.
+        cache: cache of the prefix, from `prefix_cache`.
+        rows: ids of B rows, at least `last` each.
+        last: number of tokens at the end of each row for which the head runs.
 
     Returns:
         (B, last, V)
@@ -79,9 +81,9 @@ def logits_after(
 
 
 def supports_batches(model: nn.Module) -> bool:
-    """Whether rows of unequal length may run together: tried, not guessed.
+    """Return whether rows of unequal length can run together: tried, not guessed.
 
-    Some of mlx-lm's models fail at a mask for each row, or take it for one of each head.
+    Some of mlx-lm's models fail with a mask for each row, or take it for a mask for each head.
     """
     ids = np.asarray(sample_ids(model, 6)).tolist()
     rows = (ids[:4], ids[4:])
@@ -101,29 +103,29 @@ class Reply:
     """A model's reply to a prompt."""
 
     text: str
-    """Cut at the first stop string, without the token that ends the text and without other control
-    tokens."""
+    """Text up to the first stop string, without control tokens."""
     tokens: int
-    """Tokens generated, a stop string and those after it included."""
+    """Number of tokens generated, including a stop string and tokens after it."""
     stopped: bool
-    """True: ended by a stop string or an end token. False: by the limit of tokens."""
+    """Whether a stop string or an end token ended it, not the limit of tokens."""
     ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
-    """All ids generated, control tokens and stop string included, the end token excluded."""
+    """All ids generated, including control tokens and a stop string, but not the end token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings for drawing tokens; the temperature comes before the nucleus, as in transformers."""
+    """Settings for drawing tokens; the temperature is applied before top_p, as in transformers."""
 
     temperature: float
     top_p: float = 1.0
+    """Total probability of the likeliest tokens to draw from, 0 to 1."""
 
 
 class _Running(NamedTuple):
     """A reply that is being generated."""
 
     number: int
-    """Index of its prompt."""
+    """Index of the prompt."""
     ids: list[int]
 
 
@@ -140,14 +142,15 @@ def generate_replies(
 ) -> Iterator[tuple[int, Reply]]:
     """Answer prompts, the longest first; yield each one's index and reply when it is done.
 
-    A reply depends on its own prompt and seed alone, not on the others in the batch.
+    A reply depends only on its own prompt and seed, not on the others in the batch.
 
     Args:
-        prompts: token ids.
+        prompts: token ids of each prompt.
         stop: strings that end a reply.
-        sampling: None: greedy, the likeliest token each time.
-        seeds: one for each prompt, when sampling.
-        batch_size: prompts that run together, where the model supports batches.
+        max_tokens: most tokens of a reply.
+        sampling: how tokens are drawn; None: greedy, always the likeliest token.
+        seeds: a seed for each prompt, when sampling.
+        batch_size: prompts that run together, if the model supports batches.
         progress: called after each reply, with the stage "answers".
 
     Raises:
@@ -201,11 +204,12 @@ def generate_replies(
 def stream_reply(
     loaded: LoadedModel, prompt: Sequence[int], *, max_tokens: int, temperature: float, seed: int
 ) -> Iterator[str]:
-    """Generate one reply and yield its text in pieces as they come.
+    """Generate one reply and yield its text piece by piece.
 
     Args:
         prompt: token ids.
-        temperature: 0 is greedy.
+        max_tokens: most tokens of the reply.
+        temperature: sampling temperature; 0: greedy, always the likeliest token.
     """
     from mlx_lm.generate import stream_generate
     from mlx_lm.sample_utils import make_sampler
@@ -232,13 +236,14 @@ class _Ending:
 
     def __init__(self, tokenizer: TokenizerWrapper, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        # lm-evaluation-harness also stops where the end token is spelled out
+        # lm-evaluation-harness also stops at the spelling of the end token.
         self._stop = list(dict.fromkeys([*stop, tokenizer.decode([tokenizer.eos_token_id])]))
-        # no token is shorter than a byte; a few more, as a text's first token may decode otherwise
+        # No token is shorter than a byte. The first token of a text may decode differently, so a few
+        # more are searched.
         self._tail = max(len(term.encode()) for term in self._stop) + 3
 
     def is_reached(self, ids: Sequence[int]) -> bool:
-        """Whether the text of these ids holds a stop string; the last ids are searched first."""
+        """Return whether the text of these ids holds a stop string; the last ids are searched first."""
         return self._has_stop(ids[-self._tail :]) and self._has_stop(ids)
 
     def cut(self, ids: Sequence[int]) -> tuple[str, bool]:
@@ -257,7 +262,7 @@ class _Ending:
 
 
 class _Prefixes:
-    """Caches of what prompts have in common.
+    """Caches of the beginnings that prompts share.
 
     The common beginning of all prompts runs once, and so does a prompt that comes several times.
     """

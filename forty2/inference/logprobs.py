@@ -29,10 +29,10 @@ from forty2.model.surgery import (
 )
 
 HEAD_GPU, HEAD_CPU = 1 << 24, 1 << 22
-"""Logits held at once in the backward pass, in several copies. Each such chunk reads the head's
-weights again, and a GPU waits for that, so its chunks are larger."""
+"""Number of logits in memory at once in the backward pass (in several copies). Each chunk of logits
+reads the head's weights again. A GPU waits for that, so its chunks are larger."""
 ROW = 256
-"""Terms of one level of the log-sum-exp; two levels of 256 span a vocabulary of 65k."""
+"""Terms summed in one level of the log-sum-exp; two levels of 256 span a vocabulary of 65k."""
 
 
 # --- log-probabilities of tokens ---
@@ -57,19 +57,19 @@ def token_logps(logits: mx.array, targets: mx.array) -> mx.array:
 def supervised_logps(
     model: nn.Module, states: mx.array, targets: mx.array, where: mx.array
 ) -> mx.array:
-    """Compute log p of the targets at some positions; logits of other positions never exist.
+    """Compute log p of the targets at some positions, without the logits of other positions.
 
-    The head works on chunks of positions. A log-probability depends on its own state alone, so its
-    gradient is computed while the chunk's logits are there, and the backward pass only scales it:
-    neither all logits nor their gradient are ever held. The head must be frozen.
+    The head runs on chunks of positions. A log-probability depends only on its own state, so its
+    gradient is computed while the chunk's logits exist, and the backward pass only scales it. So
+    memory never holds all logits, nor their gradient. The head must be frozen.
 
     Args:
         states: (B, T, D), from `body`.
-        targets: (B, T)
+        targets: (B, T) token ids.
         where: (N,) positions in the flattened (B, T); -1 is padding.
 
     Returns:
-        (N,) fp32, 0 on padding.
+        (N,) log-probabilities in nats, fp32, 0 on padding.
     """
     real = where >= 0
     index = mx.maximum(where, 0)
@@ -80,14 +80,14 @@ def supervised_logps(
     result: list[mx.array] = []
     for start in range(0, rows.shape[0], chunk):
         part = rows[start : start + chunk]
-        if result:  # one chunk after the other, or all their logits would be held at once
+        if result:  # compute one chunk after the other, so that only one's logits are in memory
             part = mx.depends(part, result[-1])
         result.append(logps(part, wanted[start : start + chunk]))
     return mx.where(real, mx.concatenate(result), 0.0)
 
 
 def head_elements() -> int:
-    """Return how many logits this machine holds at once."""
+    """Return the number of logits that this machine should hold in memory at once."""
     return HEAD_GPU if on_gpu() else HEAD_CPU
 
 
@@ -97,7 +97,7 @@ def _logps(model: nn.Module, states: mx.array, targets: mx.array) -> mx.array:
 
 
 def _logps_with_gradient(model: nn.Module) -> Callable[[mx.array, mx.array], mx.array]:
-    """Return `_logps` that computes its gradient (N, D) in the forward pass."""
+    """Return a version of `_logps` that computes its gradient (N, D) in the forward pass."""
 
     @mx.custom_function
     def logps(states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
@@ -148,21 +148,21 @@ class Shortcuts(NamedTuple):
     shared_prompts: bool = False
     """Compute a prompt once for all its responses."""
     split_head: bool = False
-    """Run the head on supervised positions alone, and the upper blocks on stored states."""
+    """Run the head on supervised positions only, and the upper blocks on stored states."""
 
 
 NO_SHORTCUTS = Shortcuts()
 
 
 def supported_shortcuts(model: nn.Module) -> Shortcuts:
-    """Find what this model supports: tried on short rows, not guessed from its name."""
+    """Find the shortcuts that this model supports, by trying them on short rows."""
     return Shortcuts(can_share_prompts(model), can_split(model))
 
 
 def can_share_prompts(model: nn.Module) -> bool:
-    """Whether `response_logps` may share prompts: tried on two short rows, not guessed.
+    """Return whether `response_logps` can share prompts: tried on two short rows, not guessed.
 
-    Some models take no attention mask for each row, or do not keep plain keys and values.
+    Some models take no attention mask for each row, or do not cache plain keys and values.
     """
     if not keeps_plain_keys(model):
         return False
@@ -186,11 +186,12 @@ def run_model(
     cache: Sequence[object] | None = None,
     block_input: BlockInput | None = None,
 ) -> mx.array:
-    """Run a model up to what `target_logps` takes: states, or logits where the head cannot be split.
+    """Run a model up to the input of `target_logps`: states, or logits if the head cannot be split.
 
     Args:
         ids: (B, T)
-        block_input: stored states to go on from; only where the head can be split.
+        cache: one entry for each block; None: nothing precedes the ids.
+        block_input: stored states to go on from; only if the head can be split.
 
     Returns:
         States (B, T, D) or logits (B, T, V).
@@ -204,13 +205,15 @@ def run_model(
 def target_logps(
     model: nn.Module, output: mx.array, targets: mx.array, where: mx.array, shortcuts: Shortcuts
 ) -> mx.array:
-    """Compute log p of the targets (B, T) at the positions `where` (N,), 0 where that is -1.
+    """Compute log p of the targets at some positions.
 
     Args:
-        output: what `run_model` returned.
+        output: result of `run_model`.
+        targets: (B, T) token ids.
+        where: (N,) positions in the flattened (B, T); -1 is padding.
 
     Returns:
-        (N,) fp32
+        (N,) log-probabilities in nats, fp32, 0 on padding.
     """
     if shortcuts.split_head:
         return supervised_logps(model, output, targets, where)
@@ -225,29 +228,29 @@ class PairArrays(NamedTuple):
     """A batch of B prompts with k responses each; row r of the kB responses is prompt r mod B's."""
 
     prefixes: mx.array
-    """(B, P) prompts without their last token, padded on the right."""
+    """Prompts without their last token, (B, P), padded on the right."""
     prefix_lengths: mx.array
-    """(B,)"""
+    """Tokens of each prefix without padding, (B,)."""
     inputs: mx.array
-    """(kB, T) last prompt token and response without its last."""
+    """Last token of the prompt and response without its last token, (kB, T), padded on the right."""
     targets: mx.array
-    """(kB, T) response tokens."""
+    """Tokens of the response, (kB, T), padded on the right."""
     where: mx.array
-    """(N,) positions in the flattened (kB, T) that hold a response; -1 is padding."""
+    """Positions of response tokens in the flattened (kB, T), (N,); -1 is padding."""
 
 
 class PairBlockInput(NamedTuple):
     """Stored states to go on from, at the entry of block `depth`."""
 
     prefixes: mx.array
-    """(B, P, D)"""
+    """States of the prefixes, (B, P, D)."""
     inputs: mx.array
-    """(kB, T, D)"""
+    """States of the responses' inputs, (kB, T, D)."""
     depth: int
 
 
 def pair_arrays(batch: PairBatch) -> PairArrays:
-    """Convert the part of a batch that `response_logps` reads."""
+    """Convert the part of a batch that `response_logps` reads to mlx arrays."""
     return PairArrays(
         mx.array(batch.prefixes),
         mx.array(batch.prefix_lengths),
@@ -277,13 +280,13 @@ def response_logps(
     """Compute log p of each response token; differentiable through responses and prompts.
 
     With shared prompts, a prompt is computed once and all its responses attend to its keys and
-    values. Otherwise whole rows are computed: the same numbers.
+    values. Otherwise whole rows are computed, with the same result.
 
     Args:
         block_input: stored states to go on from; needs both shortcuts.
 
     Returns:
-        (kB, T) fp32, 0 on padding.
+        (kB, T) log-probabilities in nats, fp32, 0 on padding.
     """
     if shortcuts.shared_prompts:
         prefix_input = response_input = None
@@ -307,7 +310,7 @@ def response_logps(
 
 
 def _continuation_caches(pairs: PairArrays, prompts: Sequence[CacheLayer]) -> list[CacheLayer]:
-    """Make the cache of the responses from that of their prompts, which have been run."""
+    """Make the cache of the responses from the cache of their prompts, which have been run."""
     copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
     lengths = mx.concatenate([pairs.prefix_lengths] * copies)
     width = pairs.prefixes.shape[1]
@@ -315,7 +318,7 @@ def _continuation_caches(pairs: PairArrays, prompts: Sequence[CacheLayer]) -> li
 
 
 def _run_whole_rows(model: nn.Module, pairs: PairArrays, shortcuts: Shortcuts) -> mx.array:
-    """Run prompt and response as one row; return what `run_model` gives for the responses."""
+    """Run prompt and response as one row; return the result of `run_model` for the responses."""
     copies = pairs.inputs.shape[0] // pairs.prefixes.shape[0]
     lengths = mx.concatenate([pairs.prefix_lengths] * copies)
     # A row is its prefix, then its inputs, then padding.

@@ -14,41 +14,42 @@ import numpy.typing as npt
 from forty2.machine import on_gpu
 
 BUCKET = 8
-"""Where steps are compiled, sequences are padded to a multiple of this, so that shapes are few."""
+"""Tokens; on a GPU, sequences are padded to a multiple of this, to compile steps for few shapes."""
 BATCH_TOKENS_GPU, BATCH_TOKENS_CPU = 4096, 512
-"""Tokens computed at once: enough to keep matrix products busy. More tokens take more memory and,
-on the CPU, more time, because activations no longer fit into its caches."""
+"""Tokens computed at once, enough for fast matrix products. More tokens take more memory and, on the
+CPU, more time, because activations no longer fit into its caches."""
 
 
 class PairBatch(NamedTuple):
-    """B prompts, each once, then k responses to each: of pairs all chosen, then all rejected.
+    """B prompts, each once, and k responses to each; for pairs, all chosen, then all rejected.
 
-    The prompt's last token predicts the response's first, so it opens the response's inputs:
-    prompt [a b c], response [x y]: prefix [a b], inputs [c x], targets [x y].
+    The first token of a response is predicted from the last token of its prompt, so the response's
+    inputs begin with that: prompt [a b c] and response [x y] become prefix [a b], inputs [c x] and
+    targets [x y].
     """
 
     prefixes: npt.NDArray[np.int32]
-    """(B, P) prompts without their last token, padded on the right."""
+    """Prompts without their last token, (B, P), padded on the right."""
     prefix_lengths: npt.NDArray[np.int32]
-    """(B,)"""
+    """Tokens of each prefix without padding, (B,)."""
     inputs: npt.NDArray[np.int32]
-    """(kB, T) last prompt token and response without its last, padded on the right."""
+    """Last token of the prompt and response without its last token, (kB, T), padded on the right."""
     targets: npt.NDArray[np.int32]
-    """(kB, T) the response: every token is supervised."""
+    """Tokens of the response, all supervised, (kB, T), padded on the right."""
     mask: npt.NDArray[np.bool_]
-    """(kB, T), false on padding."""
+    """Mask of `targets`, (kB, T), false on padding."""
     rows: npt.NDArray[np.int64]
-    """(B,) index of each row in the data, to look up its reference log-probabilities."""
+    """Index of each row in the data, (B,), to look up its reference log-probabilities."""
     weight: int
-    """Rows."""
+    """Number of rows, by which the summed loss is divided."""
     tokens: int
-    """Tokens without padding, each prompt once."""
+    """Number of tokens without padding, each prompt once."""
     origins: tuple[str, ...]
     """File and line of each row."""
 
 
 def batch_tokens() -> int:
-    """Return how many tokens, padding included, this machine computes fastest at once."""
+    """Return the number of tokens, padding included, that this machine computes fastest at once."""
     return BATCH_TOKENS_GPU if on_gpu() else BATCH_TOKENS_CPU
 
 
@@ -67,10 +68,10 @@ def padded_width(length: int) -> int:
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Return where a mask is true, in the flattened array; -1 pads to one of few lengths.
+    """Return the positions where a mask is true, in the flattened array, padded with -1.
 
-    The number of positions is another dimension of a step's shape, and each shape is compiled. So
-    on a GPU there are eight lengths between any length and twice that.
+    The number of positions is part of a step's shape, and each shape is compiled. So on a GPU they
+    are padded to one of eight lengths between any length and twice that.
     """
     found = np.flatnonzero(mask).astype(np.int32)
     eighth = 1 << max(0, len(found).bit_length() - 4) if on_gpu() else 1
@@ -83,8 +84,10 @@ def group_by_length(lengths: npt.ArrayLike, tokens: int | None = None) -> list[l
     """Group indices of rows of similar length, longest first, within a limit of padded tokens.
 
     Args:
-        lengths: (rows,), or (rows, 2) where a row has two parts that are padded each on its own.
-        tokens: the limit for a group; a longer row is a group of its own. None: `batch_tokens()`.
+        lengths: tokens of each row, (rows,), or of its two parts, (rows, 2), which are padded
+            separately.
+        tokens: most tokens of a group, padding included; a longer row is a group of its own. None:
+            `batch_tokens()`.
     """
     widths = np.asarray(lengths)
     if not len(widths):
@@ -122,8 +125,8 @@ def _fill_groups(
 def _orders(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     """Yield orders in which neighbours have similar lengths, shortest first.
 
-    Where rows have two parts, no order brings neighbours close in both. So rows are sorted by the
-    second part, more or less coarsely, and among equals by the first.
+    For rows with two parts, no order makes neighbours similar in both. So rows are sorted by the
+    second part, more or less coarsely, and rows with equal second parts by the first.
     """
     for power in (0,) if lengths.shape[1] == 1 else range(0, 12, 2):
         yield np.lexsort((lengths[:, 0], lengths[:, -1] >> power))

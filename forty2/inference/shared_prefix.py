@@ -1,4 +1,4 @@
-"""Scores of rows that follow a prefix which the model computes only once.
+"""Scoring of rows that follow a shared prefix, which the model computes only once.
 
 Axes: B sequences, V vocabulary.
 """
@@ -18,7 +18,7 @@ from forty2.model.kv_cache import CacheLayer, KeysAndValues
 from forty2.model.surgery import blocks, head
 
 ScoredRow = tuple[Sequence[int], Sequence[int]]
-"""Token ids: those given, at least one, and those scored after them."""
+"""Token ids: at least one that is given, and those after them that are scored."""
 
 
 def score_rows(
@@ -32,7 +32,10 @@ def score_rows(
 
     Args:
         cache: keys and values of the tokens before every row.
-        split_head: whether the model `can_split`.
+        split_head: whether `can_split` holds for the model.
+
+    Returns:
+        For each row, the summed log-probability of its scored tokens, in nats.
     """
     ids = pad([[*given, *scored] for given, scored in rows])
     width = ids.shape[1] - 1
@@ -51,11 +54,11 @@ def score_rows(
 
 
 class SharedPrefix:
-    """A token prefix run through the model once, to be followed by many continuations.
+    """A token prefix that runs through the model once and that many continuations follow.
 
-    `prefix.extend(ids)` is a longer prefix; `prefix.score(rows)` scores rows that follow it, and
-    `prefix.score_after(stems)` rows that follow one of several longer ones. It works with models
-    for which `keeps_plain_keys` holds.
+    `prefix.extend(ids)` returns a longer prefix, `prefix.score(rows)` scores rows that follow it, and
+    `prefix.score_after(stems)` scores rows that follow one of several longer prefixes. The class works
+    with models for which `keeps_plain_keys` holds.
     """
 
     def __init__(
@@ -66,8 +69,9 @@ class SharedPrefix:
     ) -> None:
         """
         Args:
-            states: the prefix's keys and values by layer, each (1, H, P, D); None: an empty prefix.
-            shortcuts: what the model supports; None: it is tried.
+            states: keys and values of the prefix for each layer, each (1, H, P, D); None: the prefix
+                is empty.
+            shortcuts: shortcuts that the model supports; None: find out by trying.
         """
         self._model = model
         self._states = states if states is not None else [None] * len(blocks(model))
@@ -93,7 +97,8 @@ class SharedPrefix:
         """Compute the logits of each row's last tokens after this prefix, in one batch.
 
         Args:
-            rows: B of them, of any lengths, at least `last` ids each.
+            rows: ids of B rows of any lengths, at least `last` each.
+            last: number of tokens at the end of each row.
 
         Returns:
             (B, last, V)
@@ -110,7 +115,7 @@ class SharedPrefix:
         """Score rows that follow stems, which follow this prefix; all stems run at once.
 
         Args:
-            stems: each stem's ids, and the rows after it.
+            stems: ids of each stem, and the rows that follow it.
 
         Returns:
             For each stem, the scores of its rows.

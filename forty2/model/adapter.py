@@ -33,7 +33,7 @@ _MAX_QUOTE = 300
 
 
 def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
-    """Freeze the model and put new LoRA layers on it, with B = 0, so that nothing changes yet.
+    """Freeze the model and add new LoRA layers, with B = 0, so that its output does not change yet.
 
     Raises:
         ModelError: the adapter asks for blocks or layers that the model does not have.
@@ -61,12 +61,12 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
 
 
 class Update(NamedTuple):
-    """An adapter's change of a weight, as factors: the products of all layers would fill a model."""
+    """An adapter's change of a weight, as factors: the products would take as much as the model."""
 
     lora_a: mx.array
-    """(in, rank) fp32"""
+    """First factor, (in, rank), fp32."""
     lora_b: mx.array
-    """(rank, out) fp32, scaled."""
+    """Second factor, (rank, out), fp32, multiplied by the scale."""
 
     def delta(self) -> mx.array:
         """Compute the change (out, in), fp32."""
@@ -74,7 +74,7 @@ class Update(NamedTuple):
 
 
 def merge_adapter(model: nn.Module) -> dict[str, Update]:
-    """Replace every adapter layer by a plain one, in place; the products are taken in fp32.
+    """Replace every adapter layer by a plain one, in place; the products are computed in fp32.
 
     Returns:
         The intended change of each weight, by layer name.
@@ -145,7 +145,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def adapter_dir(path: str | Path) -> Path:
-    """Find the folder that holds an adapter: the one named, or a run's last finished phase.
+    """Find the folder of an adapter: the path itself, or the last finished phase of a run folder.
 
     Raises:
         ModelError: there is none, or the folder holds a whole model.
@@ -167,9 +167,9 @@ class TrainedOn(NamedTuple):
     """The model that an adapter was trained on, from its run's record; None: not recorded."""
 
     name: str | None
-    """As the recipe names it: a folder, a hub name or `smollm2`."""
+    """Name in the recipe: a folder, a hub name or `smollm2`."""
     path: str | None
-    """The folder it was loaded from."""
+    """Folder that it was loaded from."""
     sha256: str | None
     """Checksum of its weights and config."""
 
@@ -193,7 +193,7 @@ def trained_on(adapter: str | Path) -> TrainedOn:
 
 
 def recorded_model(adapter: str | Path) -> str | None:
-    """Return the model that an adapter's run names in its run.json; None where there is none.
+    """Return the model that an adapter's run names in its run.json; None: it names none.
 
     Args:
         adapter: a run folder, or an adapter folder inside one.
@@ -218,6 +218,6 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
 def on_one_line(error: Exception) -> str:
     """Return the beginning of an error's message as one line, or the name of its type.
 
-    More than its first line: mlx-lm names each tensor that does not fit on a line of its own.
+    The first line alone would say too little: mlx-lm lists the tensors that do not fit one a line.
     """
     return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__

@@ -1,10 +1,10 @@
 """Faster versions of what mlx computes slowly on an x86 CPU; elsewhere mlx's own functions.
 
-mlx's fp32 `exp` calls a library function for each fused multiply-add on x86-64: 11.5 ns an element,
-the time of 1,200 operations of a matrix product. `power` calls powf and takes 4.3 ns. mlx's
-attention also scores the keys that a causal mask hides, and needs keys that many rows share copied
-for each row. So on Linux on x86-64, `install` gives mlx-lm's models the attention and the gated
-activation of this module; for other precisions, and on a GPU, these call mlx's. The numbers are
+On x86-64, mlx's fp32 `exp` calls a library function for each fused multiply-add. It takes 11.5 ns
+an element, the time of 1,200 operations of a matrix product; `power` calls powf and takes 4.3 ns.
+mlx's attention also scores the keys that a causal mask hides, and needs a copy for each row of keys
+that many rows share. So on Linux on x86-64, `install` gives mlx-lm's models the attention and the
+gated activation of this module, which call mlx's for other precisions and on a GPU. The numbers are
 the same to rounding, gradients included.
 
 Loading a model installs them. The environment variable FORTY2_CPU_KERNELS=0 keeps mlx's.
@@ -29,7 +29,7 @@ from mlx_lm.models import activations
 from forty2.machine import on_gpu
 
 QUERIES = 64
-"""Queries that attend together: fewer score fewer hidden keys, but cost more Python."""
+"""Queries computed together: with fewer, fewer hidden keys are scored, but Python takes longer."""
 SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
 """Whether mlx's CPU functions are slow on this machine."""
 SWITCH = "FORTY2_CPU_KERNELS"
@@ -42,9 +42,9 @@ _installed = False
 
 
 def install() -> None:
-    """Give mlx-lm's models these functions, models imported later included.
+    """Give mlx-lm's models these functions, including models imported later.
 
-    Does nothing where mlx is not slow or the user has switched them off.
+    Do nothing where mlx is not slow or the user has switched them off.
     """
     global _installed
     if not SUPPORTED or os.environ.get(SWITCH) == "0":
@@ -55,7 +55,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Give mlx and mlx-lm's models their own functions back."""
+    """Give mlx and mlx-lm's models back their own functions."""
     global _installed, _last_joined
     _installed, _last_joined = False, None
     mx.fast.scaled_dot_product_attention = _mlx_attention
@@ -65,7 +65,7 @@ def uninstall() -> None:
 def _replace_in_models(old: object, new: object) -> None:
     """Replace the gated activation in every imported module of mlx-lm's models.
 
-    `activations` is among them, so that a module imported later takes the new one from there.
+    One of these modules is `activations`, from which modules imported later take it.
     """
     for name, module in list(sys.modules.items()):
         if name.startswith("mlx_lm.models.") and getattr(module, "swiglu", None) is old:
@@ -73,7 +73,7 @@ def _replace_in_models(old: object, new: object) -> None:
 
 
 def exp(x: mx.array) -> mx.array:
-    """Compute e to the x; relative error |x| · 3e-8 on an x86 CPU."""
+    """Compute e to the power x; relative error |x| · 3e-8 on an x86 CPU."""
     return mx.power(_E, x) if _is_slow(x) else mx.exp(x)
 
 
@@ -121,7 +121,7 @@ def attention(
         values: as the keys.
         mask: "causal" is aligned to the last query; booleans, or numbers added to the scores
             (B or 1, H or 1, L, S).
-        options: others that mlx takes; with any of them, mlx computes.
+        options: other options of mlx; if any is given, mlx's own function is called.
 
     Returns:
         (B, H, L, D)
@@ -158,7 +158,7 @@ def attention(
 def _attend(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None
 ) -> mx.array:
-    """Compute attention with all scores at once, and a gradient of its own."""
+    """Compute attention with all scores at once and a gradient written by hand."""
     rows, heads, length = queries.shape[:3]
     key_heads, total = keys.shape[1:3]
 
@@ -242,7 +242,7 @@ def join(
 def _attend_in_parts(
     queries: mx.array, joined: _Joined, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """Compute attention to joined keys: all rows' queries meet the common part in one product."""
+    """Compute attention to joined keys, with one product of all rows' queries and the common keys."""
     common_keys, common_values = joined.common
     own = [part.swapaxes(0, 1) for part in joined.own]
     rows, heads, length, size = queries.shape
@@ -274,15 +274,15 @@ def _attend_in_parts(
 def _exp_in_place(
     common: mx.array, own: mx.array, shape: tuple[int, ...], hidden: npt.NDArray[np.bool_] | None
 ) -> mx.array:
-    """Turn scores into e to the score less its query's highest, in place.
+    """Replace each score by e to the power of the score minus its query's highest, in place.
 
-    By numpy, whose exp takes 0.5 ns an element: nothing here is differentiated.
+    Computed by numpy, whose exp takes 0.5 ns an element, because nothing here is differentiated.
 
     Args:
-        common: scores of the common keys; `shape` and the keys, in any grouping.
-        own: scores of the rows' own keys, likewise.
+        common: scores of the common keys, in any shape that can become (*shape, C).
+        own: scores of each row's own keys, in any shape that can become (*shape, S).
         shape: (K, B, H / K, L)
-        hidden: which keys are masked, common ones first; broadcast.
+        hidden: true for masked keys, common ones first; broadcast to (*shape, C + S).
 
     Returns:
         The sums over all keys, (*shape, 1).
@@ -301,5 +301,5 @@ def _exp_in_place(
 
 
 def _is_slow(x: mx.array) -> bool:
-    """Whether mlx computes on this array slowly, and these functions are installed."""
+    """Return whether these functions are installed and mlx's are slow on this array."""
     return _installed and x.dtype == mx.float32 and not on_gpu()

@@ -1,9 +1,9 @@
-"""Gradient checkpointing that is exact: safe to switch on twice, and right with dropout.
+"""Gradient checkpointing that is exact with dropout and can be switched on twice.
 
 A checkpointed block stores only its inputs and computes the rest again in the backward pass.
 Dropout must then draw the same mask both times, so each block draws its random keys first and
-passes them in. mlx-lm patches the block's *class* instead, which nests when done twice and draws
-other masks the second time.
+passes them in. mlx-lm instead patches the block's *class*, which nests when done twice, and draws
+different masks the second time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class KeyedDropout(nn.Dropout):
     _key: mx.array | None = None
 
     def use(self, key: mx.array | None) -> None:
-        """Draw the next masks with this key; None: from mlx's random state."""
+        """Draw the next masks with this key; None: with mlx's random state."""
         self.__dict__["_key"] = key  # plain assignment would make it a parameter
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -44,7 +44,8 @@ def checkpoint_gradients(model: nn.Module, on: bool | int) -> None:
     """Switch checkpointing on or off; switching on twice is the same as once.
 
     Args:
-        on: true for all trained blocks, false for none, or a number: the first ones, that many.
+        on: true for all trained blocks, false for none, or the number of trained blocks, counted
+            from the first.
     """
     trained = blocks(model)[frozen_depth(model) :]
     for n, block in enumerate(trained):
@@ -57,14 +58,14 @@ def checkpoint_gradients(model: nn.Module, on: bool | int) -> None:
 
 
 class _Checkpointed(nn.Module):
-    """Mix-in before a block's own class."""
+    """Mix-in for a block's class that checkpoints its call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        module: nn.Module = self  # whose methods mypy knows to be untyped
+        module: nn.Module = self  # a name whose methods mypy knows to be untyped
         dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout) and m._p_1 < 1]
         plain = super().__call__
-        # Keys and values enter and leave a block through its cache. A checkpoint sees only what is
-        # passed in and returned, so they are.
+        # Keys and values enter and leave a block through its cache, but gradients pass only through
+        # a checkpoint's arguments and results, so `run` takes and returns them.
         cache = next((a for a in (*args, *kwargs.values()) if isinstance(a, CacheLayer)), None)
 
         def run(
@@ -85,7 +86,7 @@ class _Checkpointed(nn.Module):
             finally:
                 for dropout in dropouts:
                     dropout.use(None)
-            # only a prompt's keys and values are read again
+            # Only the keys and values of a prompt are read again later.
             return output, layer.state if layer is not None and prefix is None else None
 
         keys = mx.random.randint(0, 2**31 - 1, (len(dropouts), 2)).astype(mx.uint32)

@@ -1,7 +1,7 @@
 """Keys and values of a model's layers, in the cache protocol of mlx-lm's models.
 
-A model takes one cache entry a layer. Nothing is overwritten here, so any number of batches may
-follow the same prefix, and gradients flow through it.
+A model takes one cache entry for each layer. These entries overwrite nothing, so any number of
+batches can follow the same prefix, and gradients flow through it.
 
 Axes: B sequences, H key heads, P prefix tokens, S keys, D head size.
 """
@@ -19,7 +19,7 @@ from forty2.model.surgery import blocks, sample_ids, scores_agree
 KeysAndValues = tuple[mx.array, mx.array]
 """Keys and values of one layer, each (B, H, S, D)."""
 _PLAIN = {"KVCache", "RotatingKVCache"}
-"""mlx-lm's caches that hold keys and values as they are."""
+"""mlx-lm's caches that hold keys and values unchanged."""
 
 
 class CacheLayer:
@@ -35,11 +35,12 @@ class CacheLayer:
     ) -> None:
         """
         Args:
-            prefix: keys and values, each (B, H, P, D); None where the block is not run.
-            lengths: (B,), how many tokens of each prefix are real, the rest being padding on the
-                right; None: all.
-            width: P, needed where `prefix` is None.
-            rows: (R,), the row of the prefix that each row follows; None: its own.
+            prefix: keys and values, each (B, H, P, D); None: there is no prefix, or this block is
+                not run.
+            lengths: (B,), number of real tokens of each prefix, the rest being padding on the right;
+                None: all.
+            width: P, needed if `prefix` is None although there is one.
+            rows: (R,), index of the prefix that each row follows; None: row n follows prefix n.
             common: keys and values (1, H, C, D) of tokens before the prefix, shared by all rows.
         """
         self.prefix = prefix
@@ -67,7 +68,7 @@ class CacheLayer:
         return mx.concatenate([keys] * copies), mx.concatenate([values] * copies)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysAndValues:
-        """Add new tokens' keys and values; return all that the new tokens may attend to."""
+        """Add the keys and values of new tokens; return all that these may attend to."""
         if self.prefix is not None:
             keys, values = (
                 mx.concatenate([old if self._rows is None else old[self._rows], new], axis=2)
@@ -106,8 +107,8 @@ class CacheLayer:
 class SegmentLayer:
     """One layer's attention within the segments of packed rows.
 
-    Positions run on through a row. Attention with rotary positions depends only on their
-    differences, so each segment gets the log-probabilities that it has alone.
+    Positions count through the whole row. Attention with rotary positions depends only on their
+    differences, so each segment gets the same log-probabilities as on its own.
     """
 
     offset = 0
@@ -135,20 +136,20 @@ def segment_cache(model: nn.Module, segments: mx.array) -> list[SegmentLayer]:
     """Make the cache that keeps rows packed into one sequence from attending to each other.
 
     Args:
-        segments: (B, T), equal where tokens belong to the same row.
+        segments: (B, T), for each token the number of its row.
     """
     return [SegmentLayer(segments) for _ in blocks(model)]
 
 
 def keeps_plain_keys(model: nn.Module) -> bool:
-    """Whether every layer caches plain keys and values, not a recurrent or compressed state."""
+    """Return whether every layer caches plain keys and values, not a recurrent or compressed state."""
     if not hasattr(model, "make_cache"):
         return True
     return all(type(layer).__name__ in _PLAIN for layer in model.make_cache())
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether `segment_cache` works with this model: tried on short rows, not guessed."""
+    """Return whether `segment_cache` works with this model: tried on short rows, not guessed."""
     if not keeps_plain_keys(model):
         return False
     rows = mx.concatenate([sample_ids(model, 1, 6)] * 2)

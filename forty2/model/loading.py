@@ -1,4 +1,4 @@
-"""Load any model that mlx-lm loads, by folder, hub name or the starter's nickname."""
+"""Loading of any model that mlx-lm loads, by folder, hub name or the starter's nickname."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
 
 _MAX_LAYERS = 10_000
-"""A damaged count would have mlx-lm build layers until the memory is full."""
+"""Most layers of a model: with a damaged count, mlx-lm would build layers until memory is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class LoadedModel:
 
     model: nn.Module
     tokenizer: TokenizerWrapper
-    """The Hugging Face tokenizer with its end-of-text ids."""
+    """Hugging Face tokenizer with its end-of-text ids."""
     config: JsonObject
-    """The model's config.json."""
+    """Contents of the model's config.json."""
     path: Path
-    """The model's folder."""
+    """Folder of the model."""
     name: str
-    """As the user named the model."""
+    """Name that the user gave: a folder, a hub name or `smollm2`."""
 
     @property
     def quantized(self) -> bool:
@@ -47,7 +47,7 @@ class LoadedModel:
 
 
 def resolve_model(name: str) -> Path:
-    """Find a model's folder: the one named, the starter's, or a snapshot from the hub.
+    """Find a model's folder: the path itself, the starter's, or a snapshot from the hub.
 
     Raises:
         ModelError: there is no such model, or the hub cannot be reached.
@@ -87,9 +87,9 @@ def load(
 ) -> LoadedModel:
     """Load a model, and an adapter on top of it when one is given.
 
-    Only safetensors are read. On the CPU, 16-bit weights become fp32: 16-bit products run there
-    many times slower, and the fp32 copy holds the same numbers. On an x86 CPU this also installs
-    the functions of `cpu_kernels`.
+    Only safetensors are read. On the CPU, 16-bit weights become fp32, which holds the same numbers,
+    because 16-bit products are many times slower there. On an x86 CPU this also installs the
+    functions of `cpu_kernels`.
 
     Args:
         name: folder, hub name, or `smollm2`.
@@ -133,7 +133,11 @@ def load(
 
 
 def load_tokenizer(name: str) -> TokenizerWrapper:
-    """Load a model's tokenizer alone."""
+    """Load a model's tokenizer without the model.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer is missing or damaged.
+    """
     path = resolve_model(name)
     return _load_tokenizer(path, read_config(path), trust_remote_code=False)
 
@@ -206,7 +210,7 @@ def model_sha256(folder: Path) -> str:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Count the model's parameters; quantized weights count as the weights they stand for."""
+    """Count the model's parameters; a quantized weight counts as the weight before quantizing."""
     return int(mlx_lm_utils.get_total_parameters(model))
 
 
@@ -228,7 +232,7 @@ def model_facts(loaded: LoadedModel) -> dict[str, str | int | None]:
 
 
 def _warn_of_other_base(model: Path, adapter: Path) -> None:
-    """Warn if an adapter's run trained it on other weights, such as those before an earlier fusing."""
+    """Warn if an adapter was trained on other weights, such as those before an earlier fusing."""
     base = trained_on(adapter)
     if base.path is None or base.sha256 is None:
         return

@@ -1,4 +1,4 @@
-"""Quantized weights: back to full precision, and quantized again."""
+"""Quantizing of weights, and conversion of quantized weights to full precision."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mlx_lm.utils import dequantize_model, quantize_model
 from forty2.files import JsonObject
 
 GROUP_SIZE = 64
-"""Weights that share a scale."""
+"""Number of weights that share a scale."""
 
 
 def is_quantized(config: JsonObject) -> bool:
-    """Whether a model's config.json says that its weights are quantized."""
+    """Return whether a model's config.json says that its weights are quantized."""
     return "quantization" in config
 
 
@@ -51,7 +51,7 @@ def quantize(model: nn.Module, config: JsonObject, bits: int) -> tuple[nn.Module
     Returns:
         The model, and its config.json with an entry about quantization.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints the bits a weight
+    with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints the bits per weight
         quantized: tuple[nn.Module, JsonObject] = quantize_model(model, config, GROUP_SIZE, bits)
     return quantized
 

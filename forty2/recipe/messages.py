@@ -1,4 +1,4 @@
-"""The problems of a recipe, in words: pydantic's errors, missing files, secrets."""
+"""Messages about the problems of a recipe: pydantic's errors, missing files, secrets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PLAIN = {
     "list_type": "should be a list",
     "dict_type": "should be a mapping of keys to values",
     "dataclass_type": "should be a mapping of keys to values",
-    "too_short": "should hold at least one",
+    "too_short": "should have at least one entry",
     "string_pattern_mismatch": (
         "should be 1 to 64 letters, digits, '_', '-' or '.', the first a letter or digit"
     ),
@@ -71,7 +71,7 @@ def explain(error: ErrorDetails, document: Document) -> Problem:
 
 
 def missing_files(document: Document) -> Iterator[Problem]:
-    """Report files that a recipe names and that are not there."""
+    """Report files that a recipe names and that do not exist."""
     phases = document.tree.get("phases")
     for name, section in phases.items() if isinstance(phases, dict) else ():
         for key in _FILES:
@@ -107,17 +107,17 @@ def _texts(value: object, at: Location) -> Iterator[tuple[Location, str]]:
     if isinstance(value, str):
         yield at, value
     elif isinstance(value, dict | list):
-        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _texts(held, (*at, key))
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(part, (*at, key))
 
 
 def _section(loc: Sequence[str | int]) -> str:
-    """The section that holds the key at pydantic's location."""
+    """Return the section that holds the key at pydantic's location."""
     return next((str(key) for key in reversed(loc[:-1]) if key in SECTIONS), "recipe")
 
 
 def _unknown_key(key: str, section: str) -> str:
-    """Say where a key belongs that is no field of its section, or which key may be meant."""
+    """Say to which section a misplaced key belongs, or which key was probably meant."""
     known = _OTHER_NAMES.get(key, key)
     owners = [name for name, keys in _KEYS.items() if known in keys]
     if owners and section not in owners:
@@ -129,7 +129,7 @@ def _unknown_key(key: str, section: str) -> str:
 
 
 def _needs_no_quotes(error: ErrorDetails, given: str) -> bool:
-    """Whether a text would be of the type asked for, did it not stand in quotes."""
+    """Return whether a quoted text would have the expected type without its quotes."""
     kind = error["type"]
     if kind == "literal_error":
         return given in re.split(", | or ", error["ctx"]["expected"])
@@ -138,7 +138,7 @@ def _needs_no_quotes(error: ErrorDetails, given: str) -> bool:
 
 
 def _locate(loc: Sequence[str | int], tree: object) -> Location:
-    """pydantic's location without the tags that it adds for unions."""
+    """Return pydantic's location without the tags that it adds for unions."""
     at: list[str | int] = []
     here = tree
     for i, key in enumerate(loc):

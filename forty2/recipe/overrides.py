@@ -10,7 +10,7 @@ from forty2.errors import RecipeError
 from forty2.recipe.document import COMMAND_LINE, Document, Problem, parse_value
 
 _MOST_KEYS = 10
-"""Keys below keys in an override: more than any field of a recipe has."""
+"""Most keys in the path of an override; no field of a recipe is as deep."""
 _COUNTS_WITHIN_STEPS = ("eval_every_steps", "save_every_steps", "warmup_steps")
 """Keys of a phase that count steps and must not exceed its `steps`."""
 
@@ -25,10 +25,10 @@ class Applied(NamedTuple):
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
-    """Apply "dotted.key=value" each, in place.
+    """Apply overrides, each "dotted.key=value", to a document in place.
 
-    Where `steps` of a phase becomes smaller, the step counts of that phase that stand in the file
-    and would never be reached are lowered with it.
+    An override that lowers the `steps` of a phase also lowers the phase's other step counts in the
+    file that would no longer be reached.
     """
     steps_before = {name: phase.get("steps") for name, phase in _phases(document)}
     names = [str(at[1]) for at in document.lines if len(at) == 2 and at[0] == "phases"]
@@ -64,7 +64,7 @@ def _apply(document: Document, override: str) -> None:
 
 
 def _unknown_phases(document: Document, known: Sequence[str]) -> Iterator[Problem]:
-    """Drop and report phases that overrides name, but that neither the file nor they define."""
+    """Drop and report phases that overrides name, but that neither they nor the file define."""
     phases = document.tree.get("phases")
     replaced = document.line_of(("phases",)) == COMMAND_LINE
     if not known or replaced or not isinstance(phases, dict):

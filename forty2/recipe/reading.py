@@ -1,4 +1,4 @@
-"""A recipe: one YAML file that says everything about a run, read into frozen dataclasses.
+"""Reading of recipes: one YAML file says everything about a run, and becomes frozen dataclasses.
 
     version: 1
     name: my-run
@@ -52,7 +52,7 @@ def recipe_text(source: str) -> str:
     if source in names:
         return (_PACKAGED / f"{source}.yaml").read_text("utf-8")
     path = Path(source)
-    if not os.path.isfile(path):  # where Path's own raises for a name that is too long
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         close = difflib.get_close_matches(source, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
         raise RecipeError(f"{source}: no such recipe, neither file nor packaged; {hint}")
@@ -87,7 +87,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems, notes = apply_overrides(document, overrides)
     recipe: Recipe | None = None
     try:
-        # As JSON, in which strict typing still takes a mapping for a dataclass.
+        # From JSON, because in strict mode pydantic takes a mapping for a dataclass only there.
         recipe = _RECIPE.validate_json(json.dumps(document.tree, default=str))
     except ValidationError as error:
         problems += [explain(item, document) for item in error.errors()]

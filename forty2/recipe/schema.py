@@ -25,13 +25,13 @@ class Adapter:
     rank: Positive = 8
     """Rank of the two low-rank factors; a higher rank has more parameters to train."""
     scale: Annotated[float, Field(gt=0)] = 10.0
-    """Factor on the adapter's update; other packages write alpha / rank."""
+    """Factor that multiplies the adapter's update of a weight; other packages write alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs set to zero in each training step."""
+    """Share of the adapter's inputs set to zero at random in each training step; 0: none."""
     layers: Positive | None = None
-    """Number of blocks that get an adapter, counted from the last; null: all."""
+    """Number of transformer blocks that get an adapter, counted from the last; null: all."""
     keys: list[str] | None = None
-    """Linear layers of a block that get an adapter, e.g. [self_attn.q_proj]; null: all."""
+    """Names of the linear layers in a block that get an adapter, e.g. [self_attn.q_proj]; null: all."""
 
 
 if TYPE_CHECKING:
@@ -49,33 +49,36 @@ class BenchmarkTask:
     task: Slug
     """Name of the benchmark: truthfulqa, mmlu, gsm8k or humaneval."""
     data: str | None = None
-    """File or folder of its questions; absent, for truthfulqa only: `questions`."""
+    """File or folder of its questions; null, for truthfulqa only: the section's `questions`."""
     n: Positive | None = None
-    """Largest number of questions; absent: the `n` of the section."""
+    """Largest number of questions; null: the section's `n`."""
     run_untrusted_code: bool = False
-    """true lets humaneval run the programs that the model writes, in a sandbox."""
+    """Let humaneval run the programs that the model writes, in a sandbox."""
 
 
 def _named(entry: object) -> object:
-    """A task that is given by its name alone."""
+    """Turn a task given by its name alone into a mapping."""
     return BenchmarkTask(task=entry) if isinstance(entry, str) else entry
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Benchmark:
-    """What to measure on the base, after each phase and on the fused model."""
+    """Measurements of the base model, after each phase, and of the fused model."""
 
     questions: str | None = None
-    """TruthfulQA questions: mc_task.json or CSV; `probe`: our own; absent: the hub's, else ours."""
+    """File of TruthfulQA questions, mc_task.json or CSV; `probe`: forty2's own questions; null: those
+    of the Hugging Face hub, or forty2's own if the hub cannot be reached."""
     n: Positive | None = None
-    """Largest number of questions (stratified by category), held-out prompts and neutral windows."""
+    """Largest number each of questions (stratified by category), held-out prompts and windows of
+    neutral text; null: all."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Largest loss of TruthfulQA that still counts as no tax, stated before the run."""
+    """Largest loss of TruthfulQA score, as a share (0.01 is one point in a hundred), that still counts
+    as no alignment tax."""
     tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
         default=[BenchmarkTask(task="truthfulqa")]
     )
-    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; the
-    verdict is over truthfulqa, the others are compared beside it."""
+    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}. Only
+    truthfulqa decides the verdict; the report compares the others too."""
 
     @field_validator("tasks")
     @classmethod
@@ -94,9 +97,10 @@ class Fuse:
     """Merge the last phase's adapter into the base when training is done."""
 
     out: str | None = None
-    """Folder to write; null: fused_models/NAME, where NAME is the run folder's name."""
+    """Folder to write the fused model to; null: fused_models/NAME, where NAME is the run folder's
+    name."""
     quantize: Literal[4, 8] | None = None
-    """Bits of a quantized copy, written as a last, separate step; null: no copy."""
+    """Bits per weight of a quantized copy, written as a last, separate step; null: no copy."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -110,21 +114,22 @@ class Recipe:
     model: str
     """Model folder, hub name, or `smollm2` for the starter model."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    """Seed of the adapter's first weights, the order of rows and all sampling."""
+    """Seed of the adapter's initial weights, the order of rows and all sampling."""
     max_length: Positive = 1024
-    """Longest row in tokens, prompt and response together."""
+    """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
+    whose response does not fit are dropped."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Shape of the LoRA adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
-    """Phases by name, trained in this order, each from where the one before it ended."""
+    """Phases by name, trained in this order; each goes on from the adapter of the one before it."""
     fuse: Fuse | None = None
-    """Merging of the adapter into the base; null: none."""
+    """Merging of the adapter into the base; null: do not merge."""
     benchmark: Benchmark | None = Field(default_factory=Benchmark)
     """Measurements; null: measure nothing."""
 
 
 def _sections() -> dict[str, type]:
-    """Find the dataclasses below `Recipe`, those nearest to it first."""
+    """Find the dataclasses that `Recipe` is made of, those nearest to it first."""
     found: dict[str, type] = {"recipe": Recipe}
     kinds: list[type] = [Recipe]
     for kind in kinds:

@@ -1,11 +1,11 @@
 """Encoding of records: through the chat template to token ids and a mask of supervised tokens.
 
-Supervision is decided here, once, as data: every assistant turn's content and the token that ends
-the turn. Never a prompt token, never padding.
+Only this module decides which tokens are supervised: the content of every assistant turn and the
+token that ends the turn, never a prompt token or padding.
 
-The prompt is tokenised as generation will see it. Where tokenising prompt and response together
-would merge a token across their border (a response that begins with whitespace), the response is
-tokenised on its own: its ids then still spell exactly the response.
+The prompt is tokenized as generation will see it. If tokenizing prompt and response together would
+merge a token across their border (a response that begins with whitespace), the response is tokenized
+on its own, so that its ids still spell exactly the response.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
-from forty2.errors import DataError, ModelError
+from forty2.errors import DataError, ModelError, first_line
 from forty2.text.rows import AnyRow, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
 from forty2.text.template_cache import TemplateCache
@@ -47,7 +47,7 @@ class Encoder:
         return list(self._specials.ids)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Encode `messages` as generation sees them, up to where the answer begins."""
+        """Encode `messages` as generation sees them, up to the beginning of the answer."""
         messages, literals = self._specials.replace(messages)
         return self._specials.encode(self._render(messages, True, ""), literals)
 
@@ -57,7 +57,7 @@ class Encoder:
         return Row(ids, mask, record.origin, weight=_weight(record))
 
     def encode_sft(self, records: Sequence[Chat | Text]) -> list[Row]:
-        """Do `encode_sft_record` for each record, many times faster where only their texts differ."""
+        """Encode records as `encode_sft_record` does, many times faster where only their texts differ."""
         chats = [record for record in records if isinstance(record, Chat)]
         rows: list[Row] = []
         filled = iter(self._templates.encode([_up_to_answer(chat.messages) for chat in chats]))
@@ -70,17 +70,21 @@ class Encoder:
         return rows
 
     def text(self, record: Text) -> Row:
-        """Encode a text and the token that ends it, all supervised but the first."""
+        """Encode a text and the token that ends it; all tokens but the first are supervised."""
         ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
         mask = [i > 0 for i in range(len(ids))]
         return Row(ids, mask, record.origin, weight=_weight(record))
 
     def encode_sft_record(self, record: Chat | Text) -> Row:
-        """Encode a record of supervised fine-tuning."""
+        """Encode one record for supervised fine-tuning."""
         return self.text(record) if isinstance(record, Text) else self.chat(record)
 
     def encode_pair(self, record: Pair) -> PairRow:
-        """Encode a prompt and both responses, each with its end-of-turn token."""
+        """Encode a prompt and both responses, each with its end-of-turn token.
+
+        Raises:
+            DataError: the chat template changes the prompt with the response.
+        """
         (prompt, chosen), (prompt_again, rejected) = (
             self.response(record.prompt, text, record.origin)
             for text in (record.chosen, record.rejected)
@@ -92,21 +96,21 @@ class Encoder:
         return PairRow(prompt, chosen, rejected, record.origin, _weight(record))
 
     def encode_rated(self, record: Rated) -> RatedRow:
-        """Encode a prompt and its response; `add_mismatched_responses` adds the other one."""
+        """Encode a prompt and its response; `add_mismatched_responses` adds the other response."""
         prompt, response = self.response(record.prompt, record.response, record.origin)
         return RatedRow(prompt, response, [], record.desirable, record.origin, _weight(record))
 
     def response(
         self, prompt: Sequence[Message], text: str, origin: str = ""
     ) -> tuple[list[int], list[int]]:
-        """Encode a prompt, and one response to it with its end-of-turn token."""
+        """Return the ids of a prompt, and of one response to it with its end-of-turn token."""
         messages = (*prompt, {"role": "assistant", "content": text})
         ids, mask = self._turns(messages, origin, first=len(prompt))
         start = mask.index(True)
         return ids[:start], [i for i, on in zip(ids[start:], mask[start:], strict=True) if on]
 
     def measure(self, record: Record) -> tuple[int, int]:
-        """Count the tokens of a record as a batch holds them (its prompt once), and supervised ones."""
+        """Count the tokens of a record, its prompt once, and the supervised ones among them."""
         row = self.encode(record)
         match row:
             case Row():
@@ -128,7 +132,7 @@ class Encoder:
     def _turns(
         self, messages: Sequence[Message], origin: str, first: int = 0
     ) -> tuple[list[int], list[bool]]:
-        """Encode `messages`, supervising the assistant turns from index `first` on; ids and mask."""
+        """Return the ids and mask of `messages`; assistant turns from index `first` on are supervised."""
         messages, literals = self._specials.replace(messages)
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
         text = self._render(messages[: turns[0]], True, origin)
@@ -163,7 +167,10 @@ class Encoder:
         return ids, mask
 
     def _end_of_turn(self, tail: list[int], text: str, content: str, where: str) -> int | None:
-        """Find the token of `tail` that ends the turn: the first special one after the content."""
+        """Return the index in `tail` of the token that ends the turn; None: there is none.
+
+        It is the first special token after the content.
+        """
         start = text.find(content.strip())
         if start < 0:
             raise DataError(
@@ -193,9 +200,8 @@ class Encoder:
                 )
             )
         except Exception as error:  # templates raise errors of many types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"{origin}: the chat template refuses these messages: {reason}"
+                f"{origin}: the chat template refuses these messages: {first_line(error)}"
             ) from error
 
 
@@ -208,7 +214,7 @@ def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str 
 
 
 def _up_to_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """Messages up to the last assistant turn."""
+    """Return the messages up to and with the last assistant turn."""
     return messages[: last_answer(messages) + 1]
 
 

@@ -1,23 +1,23 @@
-"""Packing: which rows share one sequence, so that little of it is padding."""
+"""Packing: choice of the rows that share a sequence, so that little of it is padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 _POOL = 4096
-"""Rows that packs are chosen from together."""
+"""Rows that are packed together."""
 _MOST_SEGMENTS = 255
-"""Rows in a pack."""
+"""Most rows in a pack."""
 
 
 def packed(lengths: Sequence[int], capacity: int) -> Iterator[list[int]]:
-    """Yield the indices of rows that share a sequence: best fit, longest first, pool after pool.
+    """Yield for each sequence the indices of its rows: best fit, longest first, pool after pool.
 
     Every row comes once and whole.
 
     Args:
         lengths: tokens of each row, none above `capacity`.
-        capacity: tokens of a pack.
+        capacity: most tokens of a sequence.
     """
     for start in range(0, len(lengths), _POOL):
         pool = range(start, min(start + _POOL, len(lengths)))

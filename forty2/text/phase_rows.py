@@ -1,4 +1,4 @@
-"""One reading of a phase's files: each row is parsed once, then linted, searched and encoded."""
+"""Reading of a phase's files: each row is parsed once, then linted, searched and encoded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyRow, FittedRows, fit_rows
 
 _CHUNK = 512
-"""Records that are encoded together. No more are in memory at once."""
+"""Records that are encoded together; no more are in memory at once."""
 
 
 class PhaseRows(NamedTuple):
-    """A phase's rows, encoded, and the benchmark items that its training rows hold."""
+    """A phase's encoded rows, and the benchmark items found in its training rows."""
 
     train: FittedRows
     valid: FittedRows | None
@@ -45,10 +45,13 @@ def read_phase_rows(
     """Read a phase's training and validation rows, each file once.
 
     Args:
-        kind: of the rows that the phase's objective learns from.
-        linter: a new one, which sees every row of both files; None: rows are not checked, and the
+        kind: kind of rows that the phase's objective learns from.
+        source: training rows, as `read_rows` takes them.
+        valid: validation rows; None: there are none.
+        max_length: most tokens of a row, prompt and response together.
+        linter: a new linter, which gets every row of both files; None: rows are not checked, and the
             first bad one stops the reading.
-        contamination: finds a benchmark's items in the training rows; None: not searched for.
+        contamination: finds a benchmark's items in the training rows; None: they are not searched.
 
     Raises:
         DataError: the linter finds errors; else a row is damaged, of another kind or cannot be
@@ -71,8 +74,8 @@ def read_phase_rows(
 class _Reading:
     """Reads the files of one phase.
 
-    With a linter, the first row that cannot be encoded does not stop the reading: the linter's
-    findings say more, and it must see all rows for them.
+    With a linter, a row that cannot be encoded does not stop the reading: the linter's findings say
+    more, and need all rows.
     """
 
     def __init__(
@@ -86,11 +89,11 @@ class _Reading:
         self._kind, self._encoder, self._max_length = kind, encoder, max_length
         self._linter, self._contamination = linter, contamination
         self.problem: DataError | None = None
-        """The first row of another kind, or that cannot be encoded."""
+        """Error about the first row that is of another kind or cannot be encoded."""
         self.hits: list[Hit] = []
 
     def read(self, source: str | Path, split: SplitName) -> FittedRows:
-        """Read one file; rows after a problem are linted only."""
+        """Read one file; rows after a problem are only linted."""
         rows: list[AnyRow] = []
         shortened: list[str] = []
         dropped: list[str] = []
@@ -122,7 +125,7 @@ class _Reading:
             yield record
 
     def _record(self, row: JsonObject, origin: str) -> Record | None:
-        """Parse a row; None for one that is no record, which the linter takes in as unreadable."""
+        """Parse a row; None: it is not a record, and the linter has taken it in as unreadable."""
         try:
             return self._kind.parse(row, origin)
         except DataError as error:

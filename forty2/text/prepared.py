@@ -1,4 +1,4 @@
-"""Prepared conversations: tokenised once, stored as memory-mapped arrays, read at once.
+"""Prepared conversations: tokenized once, stored as memory-mapped arrays, and read without delay.
 
 FOLDER/train|valid/tokens.bin  uint32, the ids of every row, one row after another
                    mask.bin    uint8, 1 where supervised
@@ -7,8 +7,8 @@ FOLDER/train|valid/tokens.bin  uint32, the ids of every row, one row after anoth
                    origins.txt where each row came from, a line each
 FOLDER/manifest.json           counts, tokenizer, sha256
 
-A row is never split. Packed rows share one sequence and do not see each other: each has its own
-segment, and attention stays within it. `preparing` writes such folders.
+A row is never split. Packed rows share one sequence but do not attend to each other: each row is a
+segment of its own, and attention stays within it. `preparing` writes such folders.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSION = 1
 
 
 class Prepared(Sequence[Row]):
-    """The rows (or packs) of one split, read from disk as they are asked for.
+    """The rows (or packs) of one split, read from disk when they are needed.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -58,14 +58,14 @@ class Prepared(Sequence[Row]):
         self.packed = bool((count > 1).any())
         """Whether some sequence holds several rows."""
         self.weights = [1.0] * len(self._packs)
-        """Times that each sequence comes in an epoch."""
+        """Number of times that each sequence comes in an epoch."""
         self._folder = folder
 
     def __len__(self) -> int:
         return len(self._packs)
 
     def sha256(self) -> str:
-        """Hash all that the rows hold; the files are read, not mapped, so it takes no memory."""
+        """Hash the contents of all rows; the files are read, not mapped, so this takes no memory."""
         digest = hashlib.sha256()
         for name in ("tokens.bin", "mask.bin", "rows.idx", "packs.idx"):
             if (self._folder / name).exists():
@@ -96,12 +96,12 @@ class Prepared(Sequence[Row]):
 
 
 def is_prepared(source: str | Path) -> bool:
-    """Return True for a folder that `prepare` wrote."""
+    """Return whether a source is a folder that `prepare` wrote."""
     return (Path(source) / "train" / "rows.idx").is_file()
 
 
 def is_packed(rows: object) -> bool:
-    """Return True for prepared sequences of which some hold several rows."""
+    """Return whether rows are prepared sequences, some of which hold several rows."""
     return isinstance(rows, Prepared) and rows.packed
 
 
@@ -130,7 +130,7 @@ def open_prepared(source: str | Path, tokenizer_key: str, max_length: int) -> di
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:
-    """Hash what token ids depend on: vocabulary, special tokens, chat template."""
+    """Hash everything that token ids depend on: vocabulary, special tokens, chat template."""
     digest = hashlib.sha256()
     for token, i in sorted(tokenizer.get_vocab().items()):
         digest.update(f"{token}\0{i}\n".encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
-"""Preparation of conversations: tokenise a source once, in one process or several, and store it.
+"""Preparation of conversations: tokenize a source once, in one process or several, and store it.
 
-`prepared` describes the folder that is written, and reads it.
+`prepared` describes and reads the folder that is written.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from forty2.text.rows import Row, fit_rows
 from forty2.text.tokenizer import LoadTokenizer
 
 _CHUNK = 512
-"""Rows that a worker tokenises together."""
+"""Rows that a worker tokenizes together."""
 _ENOUGH_FOR_WORKERS = 20_000
-"""Rows from which starting processes pays."""
+"""Smallest number of rows for which starting processes saves time."""
 
 
 class _Task(NamedTuple):
@@ -49,7 +49,7 @@ class _Task(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A chunk's rows of one split, one after another."""
+    """A chunk's rows of one split, one after another, as they are stored."""
 
     tokens: npt.NDArray[np.uint32]
     mask: npt.NDArray[np.uint8]
@@ -57,13 +57,15 @@ class _Part(NamedTuple):
     origins: list[str]
 
 
-class _Done(NamedTuple):
-    """A chunk as a worker gives it back."""
+class _TokenizedChunk(NamedTuple):
+    """A chunk as a worker returns it."""
 
     rows: int
+    """Number of rows, dropped ones included."""
     parts: dict[str, _Part]
     """Rows that fit, by split."""
     shortened: int
+    """Number of rows whose prompt lost its beginning."""
     dropped: list[str]
     """Origins of rows that do not fit."""
 
@@ -73,12 +75,12 @@ class Preparation:
     """The choices that decide what a prepared folder holds."""
 
     valid_share: float = 0.1
-    """Split off by prompt, as `splitting.split` does; 0: none."""
+    """Share of the rows held out for validation by `splitting.split`; 0: none."""
     max_length: int = 1024
-    """Tokens of a row. Longer prompts lose their left end; rows whose response would not fit are
+    """Most tokens of a row. Longer prompts lose their beginning; rows whose response does not fit are
     dropped and named."""
     pack: bool = False
-    """Fill sequences of `max_length` with whole rows."""
+    """Whether to fill sequences of `max_length` tokens with whole rows."""
     seed: int = 42
 
 
@@ -87,43 +89,55 @@ def prepare(
     folder: Path,
     model: str,
     load_tokenizer: LoadTokenizer,
-    how: Preparation,
+    preparation: Preparation,
     *,
     workers: int | None = None,
     about: Mapping[str, object] | None = None,
     progress: Progress = silent,
 ) -> JsonObject:
-    """Tokenise conversations and texts into a folder that a recipe can name as `data`.
+    """Tokenize conversations and texts into a folder that a recipe can name as `data`.
 
     Args:
-        model: loads its tokenizer by `load_tokenizer`, once in every worker.
-        workers: processes; default: one a core for large sources, else one.
-        about: first keys of the manifest, which is returned.
+        source: rows, as `read_rows` takes them.
+        folder: folder to write.
+        model: model whose tokenizer is used: `load_tokenizer(model)`, called once in every worker.
+        preparation: share held out, length, packing and seed.
+        workers: number of processes; default: one for each core for large sources, else one.
+        about: first keys of the manifest.
+
+    Returns:
+        The manifest.
 
     Raises:
         DataError: a row is damaged, has a weight or is no conversation or text, or none fits.
     """
-    held = split(source, how.valid_share, seed=how.seed) if how.valid_share else []
-    total = len(held) or sum(1 for _ in read_rows(source))
+    held_out = (
+        split(source, preparation.valid_share, seed=preparation.seed)
+        if preparation.valid_share
+        else []
+    )
+    total = len(held_out) or sum(1 for _ in read_rows(source))
     workers = workers or ((os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1)
-    with staged_folder(folder) as aside, ExitStack() as stack:
-        writers = {"train": stack.enter_context(_Writer(aside / "train"))}
-        if any(held):
-            writers["valid"] = stack.enter_context(_Writer(aside / "valid"))
+    with staged_folder(folder) as unfinished, ExitStack() as stack:
+        writers = {"train": stack.enter_context(_Writer(unfinished / "train"))}
+        if any(held_out):
+            writers["valid"] = stack.enter_context(_Writer(unfinished / "valid"))
         dropped: list[str] = []
         shortened = rows = 0
-        tasks = _tasks(source, held, how.max_length)
-        for done in _tokenised(tasks, model, load_tokenizer, workers):
-            for name, part in done.parts.items():
+        tasks = _tasks(source, held_out, preparation.max_length)
+        for chunk in _tokenize_all(tasks, model, load_tokenizer, workers):
+            for name, part in chunk.parts.items():
                 writers[name].add(part)
-            dropped += done.dropped
-            shortened += done.shortened
-            rows += done.rows
+            dropped += chunk.dropped
+            shortened += chunk.shortened
+            rows += chunk.rows
             progress("prepare", rows, total, {})
         if not writers["train"].rows:
-            raise DataError(f"{source}: no row's response fits into {how.max_length} tokens")
+            raise DataError(
+                f"{source}: no row's response fits into {preparation.max_length} tokens"
+            )
         for writer in writers.values():
-            writer.finish(how.max_length if how.pack else None)
+            writer.finish(preparation.max_length if preparation.pack else None)
         manifest = {
             **(about or {}),
             "version": VERSION,
@@ -131,21 +145,21 @@ def prepare(
             "source": str(source),
             "model": model,
             "tokenizer": tokenizer_key(load_tokenizer(model)),
-            "max_length": how.max_length,
-            "seed": how.seed,
+            "max_length": preparation.max_length,
+            "seed": preparation.seed,
             "asked": total,
-            **_counts(writers, how.pack),
+            **_counts(writers, preparation.pack),
             "shortened": shortened,
             "dropped": dropped,
             "lint": {},
             "sha256": {name: writer.digest.hexdigest() for name, writer in writers.items()},
         }
-        write_json(aside / MANIFEST, manifest)
+        write_json(unfinished / MANIFEST, manifest)
     return manifest
 
 
 def _counts(writers: Mapping[str, _Writer], pack: bool) -> JsonObject:
-    """Count what was written, by split, for the manifest."""
+    """Return the counts of the rows written, by split, for the manifest."""
     return {
         "written": {name: writer.rows for name, writer in writers.items()},
         "packs": {name: writer.packs for name, writer in writers.items()} if pack else None,
@@ -189,7 +203,7 @@ class _Writer:
         self.supervised += int(part.mask.sum())
 
     def finish(self, pack_length: int | None) -> None:
-        """Write the index; with a pack length, put the rows into the order of their packs first."""
+        """Write the index; with a pack length (tokens), first put the rows into the order of packs."""
         self.__exit__()
         lengths = np.array(self._lengths, np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -213,39 +227,40 @@ class _Writer:
         self, name: str, size: int, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
     ) -> None:
         """Write a file's pieces in another order; `size` is the bytes of a token in it."""
-        path, aside = self._folder / name, self._folder / f".{name}"
+        path, unfinished = self._folder / name, self._folder / f".{name}"
         source = np.memmap(path, np.uint8, "r")
-        with aside.open("wb") as file:
+        with unfinished.open("wb") as file:
             for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
                 file.write(source[size * start : size * (start + length)].tobytes())
         del source
-        aside.replace(path)
+        unfinished.replace(path)
 
 
-def _tasks(source: str | Path, held: Sequence[bool], max_length: int) -> Iterator[_Task]:
+def _tasks(source: str | Path, held_out: Sequence[bool], max_length: int) -> Iterator[_Task]:
+    """Yield the rows of a source in chunks; without `held_out`, all rows are for training."""
     rows, at = iter(read_rows(source)), 0
     while chunk := list(islice(rows, _CHUNK)):
-        names = ["valid" if v else "train" for v in held[at : at + len(chunk)]]
+        names = ["valid" if v else "train" for v in held_out[at : at + len(chunk)]]
         yield _Task(chunk, names or ["train"] * len(chunk), max_length)
         at += len(chunk)
 
 
-def _tokenised(
+def _tokenize_all(
     tasks: Iterator[_Task], model: str, load_tokenizer: LoadTokenizer, workers: int
-) -> Iterator[_Done]:
-    """Yield the chunks, tokenised, in the order of the tasks."""
+) -> Iterator[_TokenizedChunk]:
+    """Tokenize chunks in one process or several, and yield them in the order of the tasks."""
     if workers == 1:
         encoder = Encoder(load_tokenizer(model))
-        yield from (_tokenise(encoder, task) for task in tasks)
+        yield from (_tokenize(encoder, task) for task in tasks)
         return
     # spawn, because mlx and the tokenizer's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _start_worker, (model, load_tokenizer)) as pool:
-        yield from pool.imap(_work, tasks)
+        yield from pool.imap(_tokenize_in_worker, tasks)
 
 
 _worker_encoder: Encoder | None = None
-"""A worker process's own; None in the main process."""
+"""Encoder of a worker process; None in the main process."""
 
 
 def _start_worker(model: str, load_tokenizer: LoadTokenizer) -> None:
@@ -253,12 +268,12 @@ def _start_worker(model: str, load_tokenizer: LoadTokenizer) -> None:
     _worker_encoder = Encoder(load_tokenizer(model))
 
 
-def _work(task: _Task) -> _Done:
+def _tokenize_in_worker(task: _Task) -> _TokenizedChunk:
     assert _worker_encoder is not None
-    return _tokenise(_worker_encoder, task)
+    return _tokenize(_worker_encoder, task)
 
 
-def _tokenise(encoder: Encoder, task: _Task) -> _Done:
+def _tokenize(encoder: Encoder, task: _Task) -> _TokenizedChunk:
     records = []
     for origin, raw in task.rows:
         record = parse(raw, origin)
@@ -276,7 +291,8 @@ def _tokenise(encoder: Encoder, task: _Task) -> _Done:
         shortened += len(fitted.shortened)
         dropped += fitted.dropped
         fitting.setdefault(name, []).extend(fitted.rows)
-    return _Done(len(rows), {n: _part(part) for n, part in fitting.items()}, shortened, dropped)
+    parts = {name: _part(rows_of_split) for name, rows_of_split in fitting.items()}
+    return _TokenizedChunk(len(rows), parts, shortened, dropped)
 
 
 def _part(rows: Sequence[Row]) -> _Part:

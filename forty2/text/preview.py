@@ -1,4 +1,4 @@
-"""Training data as the model sees it: what is supervised, what is cut off, and how much there is."""
+"""Training data as the model sees it: supervised and cut-off text, and counts over a source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from forty2.text.tokenizer import Tokenizer
 Role = Literal["prompt", "supervised", "cut"]
 Span = tuple[str, Role]
 Section = tuple[str, list[Span]]
-"""A title, "" where there is one response, and a text in runs of one role."""
+"""A title ("" for a conversation or a text) and a text in runs of one role."""
 
 _CHUNK = 256
 """Rows that are encoded together."""
@@ -73,14 +73,14 @@ def _runs(
 
 
 def page(rows: Sequence[tuple[str, Sequence[Section]]]) -> str:
-    """Write one HTML page of rows, each an origin and its sections."""
+    """Return one HTML page of rows, each an origin and its sections."""
     source = (resources.files(__package__) / "preview.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(source).render(rows=rows)
 
 
 class _Measured(NamedTuple):
-    """A record with its size."""
+    """A record with the number of its tokens, and of the supervised ones among them."""
 
     record: Record
     tokens: int
@@ -88,7 +88,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder) -> list[_Measured | None]:
-    """Measure the rows of a chunk; None for one that is no record or cannot be encoded."""
+    """Measure the rows of a chunk; None for a row that is not a record or cannot be encoded."""
     records: list[Record | None] = []
     for origin, raw in chunk:
         try:
@@ -98,7 +98,7 @@ def _measured(chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder) -> list
     chats = [record for record in records if isinstance(record, Chat | Text)]
     try:
         together = iter(encoder.encode_sft(chats))
-    except DataError:  # some cannot be encoded; which, shows one by one
+    except DataError:  # some cannot be encoded: encode one by one to find which
         return [None if record is None else _measure(record, encoder) for record in records]
     measured: list[_Measured | None] = []
     for record in records:
@@ -118,14 +118,19 @@ def _measure(record: Record, encoder: Encoder) -> _Measured | None:
 
 
 def stats(source: str | Path, encoder: Encoder) -> JsonObject:
-    """Count over a source: rows, tokens, supervised share, lengths, strata, near duplicates.
+    """Count the rows of a source, their tokens, lengths, strata and near duplicates.
+
+    Returns:
+        rows, tokens, unreadable: counts. supervised, near_duplicates: shares of tokens and of rows,
+        0 to 1. histogram: label and rows of each range of lengths. strata: rows by value, for each
+        key.
 
     Raises:
         DataError: it holds no readable row.
     """
     linter = Linter()
     lengths: Counter[int] = Counter()
-    """Rows by the number of bits of their length: a histogram over powers of two."""
+    """Number of rows by the number of bits of their length: a histogram over powers of two."""
     strata: dict[str, Counter[str]] = {}
     tokens = supervised = rows = unreadable = 0
     stream = read_rows(source)

@@ -17,22 +17,22 @@ from forty2.text.rows import AnyRow, RatedRow, add_mismatched_responses
 class RowKind:
     """One kind of rows, from file to token ids.
 
-    The three steps take and give one kind of record and of row. Python's types cannot say so of a
-    table of kinds, so these are unchecked: `encode` gets the records of `parse`, `complete` the
-    rows of `encode`.
+    `encode` gets the records that `parse` returns, and `complete` the rows that `encode` returns.
+    Python's types cannot express this for a table of kinds, so it is unchecked.
     """
 
     name: str
-    """Its plural, for messages: "pairs"."""
+    """Plural for messages: "pairs"."""
     parse: Callable[[JsonObject, str], Record]
-    """The record in a raw row with this origin.
+    """Function from a raw row and its origin to a record.
 
-    Raises DataError where the row is damaged or of another kind.
+    Raises DataError if the row is damaged or of another kind.
     """
     encode: Callable[[Encoder, Sequence[Any]], Sequence[AnyRow]]
-    """Token rows of these records, in order; a record can give several."""
+    """Function from records to token rows, in order; a record can give several."""
     complete: Callable[[Sequence[Any], int], Sequence[AnyRow]] = lambda rows, max_length: rows
-    """Called once with all rows that fit, and the length limit: adds what a row needs of others."""
+    """Function that adds to rows what they need of other rows: called once, with all rows that fit
+    and the length limit in tokens."""
 
 
 def _encode_conversations(encoder: Encoder, records: Sequence[Chat | Text]) -> Sequence[AnyRow]:

@@ -1,4 +1,4 @@
-"""Tokenised rows, and how they are made to fit a length."""
+"""Tokenized rows, and shortening of rows to a length."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from forty2.errors import DataError
 
 
 class Row(NamedTuple):
-    """A tokenised conversation."""
+    """A tokenized conversation."""
 
     ids: list[int]
     mask: list[bool]
     """True where the token is supervised; as long as `ids`."""
     origin: str
     segments: list[int] | None = None
-    """For each token, which of the rows packed into this one it belongs to; None: not packed."""
+    """For each token, the number of its row among those packed into this one; None: not packed."""
     weight: float = 1.0
-    """Times that the row comes in an epoch, on average."""
+    """Average number of times that the row comes in an epoch."""
 
 
 class PairRow(NamedTuple):
-    """A tokenised preference pair: every id of both responses is supervised."""
+    """A tokenized preference pair: every id of both responses is supervised."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     origin: str
     weight: float = 1.0
-    """Times that the pair comes in an epoch, on average."""
+    """Average number of times that the pair comes in an epoch."""
 
     @property
     def responses(self) -> tuple[list[int], list[int]]:
-        """The two responses in the order in which they are batched, stored and scored."""
+        """Both responses, in the order in which they are batched, stored and scored."""
         return self.chosen, self.rejected
 
 
 class RatedRow(NamedTuple):
-    """A tokenised response with its verdict, and a response to another prompt.
+    """A tokenized response with its verdict, and a response to another prompt.
 
-    Like a pair it has two responses; only the first is learned. On the second, which belongs to
-    another prompt, KTO measures how far the policy has drifted.
+    Like a pair it has two responses, but only the first is learned. The second belongs to another
+    prompt; KTO measures on it how far the policy has drifted.
     """
 
     prompt: list[int]
     response: list[int]
     mismatched_response: list[int]
-    """The response to another prompt; empty until `add_mismatched_responses`."""
+    """Response to another prompt; empty until `add_mismatched_responses` is called."""
     desirable: bool
     origin: str
     weight: float = 1.0
-    """Times that the response comes in an epoch, on average."""
+    """Average number of times that the response comes in an epoch."""
 
     @property
     def responses(self) -> tuple[list[int], list[int]]:
-        """The two responses in the order in which they are batched, stored and scored."""
+        """Both responses, in the order in which they are batched, stored and scored."""
         return self.response, self.mismatched_response
 
 
@@ -73,18 +73,18 @@ class FittedRows(NamedTuple):
     """Rows that fit the length, and the origins of those that did not."""
 
     rows: Sequence[Any]
-    """All of one kind, as the objective that they are for needs them."""
+    """Rows that fit, all of the kind that the objective needs."""
     shortened: list[str]
-    """Origins of rows whose prompt lost its left end."""
+    """Origins of rows whose prompt lost its beginning."""
     dropped: list[str]
-    """Origins of rows whose response would not fit whole."""
+    """Origins of rows whose response does not fit whole."""
 
 
 def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
     """Shorten prompts from the left until a row fits; drop rows whose response alone does not.
 
     Args:
-        max_length: tokens of prompt and response together; of two responses the longer counts.
+        max_length: most tokens of prompt and response together; of two responses the longer counts.
     """
     fitting: list[AnyRow] = []
     shortened: list[str] = []
@@ -104,7 +104,7 @@ def _cut_row(row: Row, max_length: int) -> Row | None:
     excess = len(row.ids) - max_length
     if excess <= 0:
         return row
-    # One prompt token stays, because something must predict the first supervised one.
+    # One prompt token stays, because the first supervised token is predicted from it.
     if excess >= row.mask.index(True):
         return None
     return row._replace(ids=row.ids[excess:], mask=row.mask[excess:])
@@ -120,7 +120,7 @@ def _cut_pair(row: AnyPair, max_length: int) -> AnyPair | None:
 def add_mismatched_responses(rows: Sequence[RatedRow], max_length: int) -> list[RatedRow]:
     """Give each row a response to another prompt: the next row's, in an order drawn at random.
 
-    Such a response is measured, not learned, so it is cut on its right where it does not fit.
+    Such a response is measured, not learned, so one that is too long is cut at its end.
 
     Raises:
         DataError: all prompts are the same.
@@ -144,15 +144,15 @@ def add_mismatched_responses(rows: Sequence[RatedRow], max_length: int) -> list[
 
 
 def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
-    """Compare two prompts, of which `fit_rows` may have cut one shorter, on its left."""
+    """Return whether two prompts are the same; `fit_rows` may have cut the beginning of either."""
     length = min(len(one.prompt), len(other.prompt))
     return one.prompt[-length:] == other.prompt[-length:]
 
 
 def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
-    """Return the ids of the first different prompts.
+    """Return the ids of the first `count` different prompts.
 
-    The prompt of a conversation is all before its first supervised token.
+    The prompt of a conversation is everything before its first supervised token.
     """
     found: dict[tuple[int, ...], None] = {}
     for row in islice(rows, 16 * count):
@@ -163,10 +163,10 @@ def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
 
 
 def rows_sha256(rows: Iterable[AnyRow]) -> str:
-    """Hash all of these rows but where they come from.
+    """Hash the rows without their origins.
 
-    Runs store this hash and compare it when they go on, so it must not change between releases:
-    rated rows are hashed under the field names of the first one.
+    Runs store this hash and compare it when they resume, so it must not change between releases:
+    rated rows are still hashed under the field names that they had in the first release.
     """
     digest = hashlib.sha256()
     for row in rows:

@@ -1,4 +1,4 @@
-"""Control tokens of a tokenizer, and contents that spell one but must stay text."""
+"""Control tokens of a tokenizer, and protection of contents that spell one but must stay text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from forty2.text.tokenizer import Tokenizer
 
 _PLACEHOLDER = "\ue0f0{}\ue0f1"
 _PLACEHOLDER_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
-"""Stands for text that spells a control token while the chat template is rendered."""
+"""Placeholder, while the chat template is rendered, for text that spells a control token."""
 
 
 class SpecialTokens:
-    """The control tokens by spelling, and the encoding of texts in which they stand."""
+    """Control tokens by spelling, and encoding of texts that contain them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -26,13 +26,13 @@ class SpecialTokens:
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         """Matches the spelling of any of them."""
-        # A text that looks like a placeholder gets one itself.
+        # A text that looks like a placeholder is replaced by one itself.
         self._to_replace = re.compile(f"{self.pattern.pattern}|{_PLACEHOLDER_PATTERN.pattern}")
 
     def replace(self, messages: Sequence[Message]) -> tuple[Sequence[Message], list[str]]:
         """Replace text in contents that spells a control token, so that it stays text.
 
-        Encoded as it is, it would become the token itself and end the turn.
+        Encoded unchanged, it would become the token itself and end the turn.
 
         Returns:
             The messages with placeholders, and the texts that these stand for.

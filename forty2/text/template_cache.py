@@ -1,8 +1,8 @@
-"""Chat templates rendered once for each sequence of roles, and many conversations encoded at once.
+"""Chat templates rendered once for each sequence of roles, to encode many conversations fast.
 
-Most conversations of a data set differ in their texts alone. For them the template's text around
-the contents is the same, so it is rendered once, with placeholders, and the contents are filled in.
-Where that could differ from rendering in any way, `None` asks the caller to render.
+Most conversations of a data set differ only in their texts. The template's text around the contents
+is the same for them, so it is rendered once, with placeholders, and the contents are filled in.
+If the result could differ from rendering in any way, `None` asks the caller to render.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forty2.text.word_cache import WordCache
 
 _PLACE = "\ue0f2{}\ue0f3"
 _PLACES = re.compile("\ue0f2(\\d+)\ue0f3")
-"""Stands for a content in a rendered template."""
+"""Placeholder for a content in a rendered template."""
 
 Render = Callable[[Sequence[Message], bool], str]
 """Renders messages, with or without the header of the next assistant turn."""
@@ -33,27 +33,27 @@ class _Turn(NamedTuple):
     """The place of an assistant turn, counted in special tokens from the beginning."""
 
     opens_after: int
-    """The turn's header begins after this many special tokens."""
+    """Number of special tokens before the turn's header."""
     lead: tuple[int, ...]
     """Ids of the header, up to the turn's content: always the same."""
     ends_at: int
-    """The special token, counted from 1, that ends the turn and is supervised."""
+    """Number, counted from 1, of the special token that ends the turn and is supervised."""
 
 
 class _Rendering(NamedTuple):
     """A template rendered for one sequence of roles."""
 
     parts: list[str]
-    """Text before, between and after the contents."""
+    """Texts before, between and after the contents."""
     turns: list[_Turn]
 
 
 class TemplateCache:
-    """Encodes conversations by filling in what was rendered for their sequence of roles."""
+    """Encodes conversations by filling them into the rendering of their sequence of roles."""
 
     def __init__(self, tokenizer: Tokenizer, specials: SpecialTokens, render: Render) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._words = None if backend is None else WordCache(backend)
+        self._word_cache = None if backend is None else WordCache(backend)
         self._specials = specials
         self._special_ids = frozenset(specials.ids.values())
         self._render = render
@@ -63,7 +63,7 @@ class TemplateCache:
         self._needs_rendering = re.compile(
             "|".join(map(re.escape, ["\ue0f2", "\ue0f0", *compared]))
         )
-        """Texts that must not be in a content: placeholders, and what the template looks for."""
+        """Matches texts that a content must not hold: placeholders, and texts that the template tests."""
 
     def encode(
         self, conversations: Sequence[Sequence[Message]]
@@ -82,13 +82,15 @@ class TemplateCache:
                 filled = [t for pair in zip(rendering.parts, contents, strict=False) for t in pair]
                 texts.append("".join([*filled, rendering.parts[-1]]))
                 where.append((n, rendering))
-        if texts and self._words is not None:
-            for (n, rendering), ids in zip(where, self._words.encode_batch(texts), strict=True):
+        if texts and self._word_cache is not None:
+            for (n, rendering), ids in zip(
+                where, self._word_cache.encode_batch(texts), strict=True
+            ):
                 result[n] = self._masked(ids, rendering)
         return result
 
     def _rendering(self, messages: Sequence[Message]) -> _Rendering | None:
-        """Look up the rendering that a conversation may be filled into; None: render it instead."""
+        """Return the rendering that a conversation may be filled into; None: render it instead."""
         for message in messages:
             content = message.get("content")
             if (
@@ -151,7 +153,7 @@ class TemplateCache:
 
 
 def _compared_texts(template: str) -> list[str]:
-    """Find texts that a template looks for in contents, or splits and replaces by."""
+    """Find the texts that a template looks for in contents, splits them at or replaces in them."""
     try:
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except jinja2.TemplateError:

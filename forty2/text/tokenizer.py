@@ -1,4 +1,4 @@
-"""The part of a Hugging Face tokenizer, as mlx-lm wraps it, that text is encoded with."""
+"""The part of a Hugging Face tokenizer, as mlx-lm wraps it, that encoding uses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from forty2.files import JsonObject
 
 
 class AddedToken(Protocol):
-    """A token beside the learned vocabulary."""
+    """A token added to the learned vocabulary."""
 
     @property
     def content(self) -> str:
-        """Its spelling."""
+        """Spelling of the token."""
 
     @property
     def special(self) -> bool:
-        """True for a control token, which is no text."""
+        """Whether it is a control token, not text."""
 
 
 class Tokenizer(Protocol):
@@ -28,15 +28,15 @@ class Tokenizer(Protocol):
 
     @property
     def chat_template(self) -> object:
-        """A Jinja template, or several by name."""
+        """Jinja template, or several by name."""
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends a text."""
+        """Id of the token that ends a text."""
 
     @property
     def eos_token_ids(self) -> Collection[int]:
-        """Every token at which generation stops."""
+        """Ids of all tokens at which generation stops."""
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]: ...
@@ -57,4 +57,4 @@ class Tokenizer(Protocol):
 
 
 LoadTokenizer = Callable[[str], Tokenizer]
-"""Loads the tokenizer of the model with this name. Can be pickled, to be called in a worker."""
+"""Function that loads the tokenizer of the model with a name; worker processes get it pickled."""

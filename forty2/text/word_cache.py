@@ -1,9 +1,9 @@
-"""Ids of words stored for reuse, for tokenizers that never look past a space.
+"""Cache of the ids of words, for tokenizers that never look past a space.
 
-Byte-level tokenizers cut a text into words before they merge anything, and a single space between
-words is always such a cut. So a word's ids are the same in every text, and a data set's words
-repeat: looking them up is several times faster than tokenising them again. A trial shows whether a
-tokenizer is of that kind; any other gets its texts whole.
+Byte-level tokenizers cut a text into words before they merge anything, and always cut at a single
+space between words. So a word's ids are the same in every text, and a data set's words repeat:
+looking them up is several times faster than tokenizing them again. A trial shows whether a tokenizer
+is of that kind; any other gets its texts whole.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tokenizers import Tokenizer, normalizers
 _BORDER = re.compile(r"(?<=\S)(?= \S)")
 _BLANK = re.compile(r" \s|\s ")
 _MOST_WORDS, _LONGEST_WORD = 200_000, 40
-"""Limits of the memory taken: words stored between two batches, and characters of a stored word."""
+"""Limits on memory: words stored between two batches, and characters of a stored word."""
 # Ends of words on both sides of a space, for the trial.
 _LEFT = ("a", "Z9", "'s", "é", "好", "ß.", "-", "_", "(", '"', "7", "٣", "\u0301", "😀", "#", "'")
 _RIGHT = ("a", "Zq", "é", "好", "ß", ".", "-", "_", "(", "'s", "7", "12", "٣", "\u0301", "😀", "#a")
 
 
 class WordCache:
-    """Encodes texts as the tokenizer's backend does, and adds no special tokens to them."""
+    """Encodes texts as the tokenizer's backend does, without adding special tokens."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -38,7 +38,7 @@ class WordCache:
         self._cuts_at_spaces = _cuts_at_spaces(backend)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode each text; added tokens spelled in it become their ids."""
+        """Encode each text; an added token spelled in it becomes its id."""
         if not self._cuts_at_spaces:
             return self._backend_ids(texts)
         if len(self._ids) > _MOST_WORDS:
@@ -83,7 +83,7 @@ def _cut(text: str) -> list[str]:
 
 
 def _cuts_at_spaces(backend: Tokenizer) -> bool:
-    """Find out whether texts can be cut at any single space between two words."""
+    """Return whether texts can be cut at any single space between two words: tried, not guessed."""
     if backend.pre_tokenizer is None:
         return False
     state = json.loads(backend.pre_tokenizer.__getstate__())

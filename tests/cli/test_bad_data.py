@@ -120,12 +120,14 @@ data(
 data("UTF-16", lines(CHAT).encode("utf-16"), "rows.jsonl:1: not UTF-8")
 data("UTF-32", lines(CHAT).encode("utf-32"), "rows.jsonl:1: not UTF-8")
 data("NUL bytes", "\0\0\0\n", "rows.jsonl:1: not a JSON object")
-data("NaN", '{"prompt": "q", "completion": "a", "x": NaN}\n', "rows.jsonl:1: ", "NaN is no number")
+data(
+    "NaN", '{"prompt": "q", "completion": "a", "x": NaN}\n', "rows.jsonl:1: ", "NaN is not a number"
+)
 data(
     "infinity",
     '{"prompt": "q", "completion": "a", "x": [-Infinity]}\n',
     ":1: ",
-    "-Infinity is no number",
+    "-Infinity is not a number",
 )
 data(
     "a key twice",
@@ -252,7 +254,12 @@ data(
     file="rows.json",
 )
 data("digits in an array", f'[{{"x": {"1" * 5000}}}]', "rows.json:1: not JSON", file="rows.json")
-data("NaN in an array", '[{"x": NaN}]', "rows.json:1: not JSON: NaN is no number", file="rows.json")
+data(
+    "NaN in an array",
+    '[{"x": NaN}]',
+    "rows.json:1: not JSON: NaN is not a number",
+    file="rows.json",
+)
 data(
     "twice in an array",
     '[{"x": 1, "x": 2}]',
@@ -302,7 +309,11 @@ data(
     file="rows.parquet",
 )
 for name, column, reason in (
-    ("bytes", [b"a"], "x' holds a value of type bytes, which JSON cannot; leave the column out"),
+    (
+        "bytes",
+        [b"a"],
+        "x' holds a value of type bytes, which JSON cannot hold; leave the column out",
+    ),
     ("an infinity", [float("inf")], "x' holds inf, which JSON cannot"),
     ("a year beyond 9999", arrow([2**62], "date64"), "cannot be read: "),
 ):
@@ -416,7 +427,7 @@ case(
     {"pairs.jsonl": edit(b'"prompt"', b'"weight": NaN, "prompt"')},
     "logprobs -m tiny -d pairs.jsonl -o out.json",
     "pairs.jsonl:1: ",
-    "NaN is no number",
+    "NaN is not a number",
 )
 case(
     "row: a weight, prepared",

@@ -204,7 +204,7 @@ spoilt("data with half a surrogate", "chats.jsonl", '"\\ud800"', "recipe.yaml")
 case("recipe: a name of 5,000 characters", {}, f"recipe check {'x' * 5000}", "no such recipe")
 case("recipe: a near miss", {}, "recipe check forty2-sparc", "did you mean forty2-spark")
 case(
-    "recipe: a copy that exists", {}, "recipe copy demo recipe.yaml", "recipe.yaml: exists already"
+    "recipe: a copy that exists", {}, "recipe copy demo recipe.yaml", "recipe.yaml: already exists"
 )
 case("recipe: a copy into a file", {}, "recipe copy demo recipe.yaml/x", "recipe.yaml/x: cannot be")
 case("recipe: shown, but missing", {}, "recipe show nothing", "nothing: no such recipe")

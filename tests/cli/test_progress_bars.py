@@ -22,3 +22,12 @@ def test_a_warning_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     with ProgressBars() as bars:
         bars("sft", 1, 2, {"warning": "the loss rises"})
     assert "warning: the loss rises" in capsys.readouterr().err.splitlines()
+
+
+def test_a_warning_after_its_stage_has_ended_is_not_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressBars() as bars:
+        bars("sft", 2, 2, {})
+        bars("sft", 2, 2, {"warning": "all prompts get one reply"})
+    assert "warning: all prompts get one reply" in capsys.readouterr().err.splitlines()

@@ -17,7 +17,7 @@ def test_recipes_are_listed_shown_copied_and_checked(tmp_path: Path) -> None:
     assert forty2("recipe", "copy", "demo", copy).exit_code == 0
     assert forty2("recipe", "show", "demo").output == copy.read_text("utf-8")
     assert forty2("recipe", "check", copy).exit_code == 0
-    assert "exists already" in refused("recipe", "copy", "demo", copy)
+    assert "already exists" in refused("recipe", "copy", "demo", copy)
     copy.write_text(copy.read_text("utf-8").replace("beta:", "bete:", 1))
     assert "unknown key; did you mean beta?" in refused("recipe", "check", copy)
 

@@ -55,14 +55,14 @@ def build_command(
     type=click.Choice(["full", "minimal"]),
     default="full",
     show_default=True,
-    help="Every question, or few of each kind.",
+    help="full: small talk, facts and arithmetic; minimal: small talk and some arithmetic.",
 )
 @click.option(
     "--math",
     type=click.Choice(["include", "exclude", "only", "minimal"]),
     default="include",
     show_default=True,
-    help="Whether to ask sums.",
+    help="Whether to include arithmetic; minimal: at most 5% of the rows.",
 )
 @options.output_dir()
 @options.seed
@@ -84,7 +84,7 @@ def format_lock_command(
     type=click.Choice(["include", "exclude", "only"]),
     default="exclude",
     show_default=True,
-    help="Whether to copy meaningless strings too.",
+    help="Whether to include pseudo-words; only: no real text.",
 )
 @click.option(
     "--max-examples",

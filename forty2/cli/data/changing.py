@@ -67,7 +67,7 @@ def _tokens_of_row(model: str) -> Callable[[Row], int]:
 @_unit
 @click.option("--size", type=click.IntRange(1), help="Size of the output, in rows or tokens.")
 @click.option("--shuffle", is_flag=True, help="Mix the rows of all inputs.")
-@click.option("--repeat", is_flag=True, help="Start a used-up input again.")
+@click.option("--repeat", is_flag=True, help="Use the rows of an input that is used up again.")
 @options.seed
 @options.output
 def mix_command(
@@ -118,14 +118,17 @@ def mix_command(
 @click.option(
     "--size",
     type=click.IntRange(1),
-    help="Number of rows. Default: as many as all strata can give evenly.",
+    help="Number of rows. Default: from every stratum as many as the smallest one has.",
 )
 @options.seed
 @options.output
 def stratify_command(
     source: str, keys: tuple[str, ...], size: int | None, seed: int, output: Path
 ) -> None:
-    """Draw rows evenly over strata, the easiest first, each with its `order`."""
+    """Draw rows evenly over strata, the easiest first.
+
+    Each row gets `order`, from 0 (easiest) to 1.
+    """
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
@@ -151,7 +154,7 @@ def stratify_command(
 def split_command(
     source: str, output_dir: Path, val_split: float, by: str | None, seed: int
 ) -> None:
-    """Split off validation rows; rows of one prompt or entity stay together."""
+    """Split off validation rows; rows with the same prompt or entity stay together."""
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_set
     from forty2.data.sources import read_rows
@@ -220,15 +223,15 @@ def prepare_command(
         packs = f", {manifest['packs'][name]:,} packs" if manifest["packs"] else ""
         click.echo(f"  {name}: {tokens:,} tokens, {share:.0%} supervised{packs}")
     if manifest["dropped"]:
-        some = ", ".join(manifest["dropped"][:3])
-        click.echo(f"  {len(manifest['dropped']):,} rows dropped, too long: {some} …")
+        origins = ", ".join(manifest["dropped"][:3])
+        click.echo(f"  {len(manifest['dropped']):,} rows dropped, too long: {origins} …")
 
 
 @click.command("convert")
 @options.source
 @options.output
 def convert_command(source: str, output: Path) -> None:
-    """Convert rows of any supported format to JSON Lines of forty2's own."""
+    """Convert rows of any supported format to JSON Lines in forty2's own format."""
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows

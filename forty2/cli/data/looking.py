@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     help="Number of rows to show, from the first.",
 )
 @shared_options.max_length
-@click.option("--html", type=shared_options.FILE, help="Write a page, NAME.html, instead.")
+@click.option("--html", type=shared_options.FILE, help="Write an HTML page to this file instead.")
 def show_command(file: str, model: str, count: int, max_length: int, html: Path | None) -> None:
     """Show rows as the model sees them.
 
-    Supervised text is green, the prompt dim, what is cut off struck through. Where the terminal has
-    no colours, supervised text stands in «guillemets».
+    Supervised text is green, the prompt is dim, and text that is cut off is struck through. Without
+    a terminal, supervised text is in «guillemets», and text that is cut off in ~~tildes~~.
     """
     from forty2.data.formats import parse
     from forty2.data.sources import read_rows
@@ -113,13 +113,17 @@ def stats_command(file: str, model: str, as_json: bool) -> None:
 
 @click.command("lint")
 @click.argument("file")
-@click.option("--valid", help="Validation rows. Default: those beside FILE in its folder.")
+@click.option("--valid", help="File of validation rows. Default: valid.jsonl if FILE is a folder.")
 @options.against()
 @shared_options.model_option(
     help="Model whose tokenizer checks lengths and special tokens. Default: not checked."
 )
 @shared_options.max_length
-@click.option("--fix", type=shared_options.FILE, help="Write the good rows to this file.")
+@click.option(
+    "--fix",
+    type=shared_options.FILE,
+    help="JSON Lines file to write: readable rows, once each, without control characters.",
+)
 @shared_options.as_json
 def lint_command(
     file: str,
@@ -130,7 +134,7 @@ def lint_command(
     fix: Path | None,
     as_json: bool,
 ) -> None:
-    """Find what would spoil a training run. The exit code is 1 if there are errors."""
+    """Find faults that would spoil a training run. The exit code is 1 if there are errors."""
     from forty2.data.checks.contamination import benchmark_of
     from forty2.data.checks.lint import lint
     from forty2.data.sources import valid_beside
@@ -159,7 +163,7 @@ def lint_command(
 def _tokenizer_checks(
     model: str, max_length: int
 ) -> tuple[Collection[str], Callable[[Record], str | None]]:
-    """Special tokens of a model's tokenizer, and a check of a record's length in its tokens."""
+    """Return a tokenizer's special tokens, and a check of a record's length in its tokens."""
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder, problem_of_length
 

@@ -1,4 +1,4 @@
-"""Options that several `forty2 data` commands have."""
+"""Options that several `forty2 data` commands share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ output = click.option(
 source = click.option(
     "--input", "-i", "source", required=True, help="File or folder to read, or hub:OWNER/NAME."
 )
-seed = shared_options.seed_option(help="Seed of all that is drawn at random.")
+seed = shared_options.seed_option(help="Seed of all random choices.")
 against = partial(
     click.option,
     "--against",
     multiple=True,
-    help="File of a benchmark, whose questions must not be trained on. Repeatable.",
+    help="Benchmark file; rows must not overlap with it. Repeatable.",
 )
 val_split = click.option(
     "--val-split",
@@ -46,7 +46,7 @@ tokenizer_of = partial(
 
 
 class MultiValueCommand(click.Command):
-    """A command some of whose options take all words up to the next option: --inputs A B C."""
+    """A command in which some options take all words up to the next option: --inputs A B C."""
 
     multi_value = ("--inputs", "--weights", "--by-keys")
 

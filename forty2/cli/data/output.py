@@ -1,4 +1,4 @@
-"""Where `forty2 data` may write, and what it prints about what it wrote."""
+"""Checks of the places that `forty2 data` writes to, and its messages about written sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forty2.files import JsonObject
 
 
 def check_folder(folder: Path, *sources: str) -> None:
-    """Refuse a folder that is neither new, empty nor an older data set, or that is read from."""
+    """Refuse a folder that is read from, or that holds something else than an older data set."""
     _refuse_read(folder, sources)
     if folder.exists() and not (folder / "manifest.json").exists() and any(folder.iterdir()):
         raise DataError(
@@ -43,7 +43,7 @@ def check_file(file: Path, *sources: str) -> None:
 
 
 def echo_written(path: Path, manifest: JsonObject) -> None:
-    """Print what a manifest says: rows by split, and what lint found in them."""
+    """Print a summary of a manifest: rows by split, and the findings of the lint."""
     names = {"train": "training", "valid": "validation"}
     written = " and ".join(
         f"{n:,} {names[name]} rows" if name in names else f"{n:,} rows"
@@ -71,5 +71,5 @@ def _refuse_read(path: Path, sources: Sequence[str]) -> None:
 
 
 def _same(a: str | Path, b: str | Path) -> bool:
-    """Whether two paths lead to one file or folder, through links or in another case too."""
+    """Return whether two paths lead to the same file or folder, even by a link or in another case."""
     return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)

@@ -28,7 +28,7 @@ class DataSet(NamedTuple):
     name: str
     seed: int
     asked: int | None
-    """Training rows asked for; None: all."""
+    """Number of training rows asked for; None: the default of the set."""
     balance: float | None
     """Share of plain answers asked for, between 0 and 1; None: the default."""
     train: Rows
@@ -47,10 +47,11 @@ NAMES = [name for base in _BUILDERS for name in (base, f"{base}-full")]
 def build(
     name: str, *, seed: int = 42, size: int | None = None, balance: float | None = None
 ) -> DataSet:
-    """Build a set. The same name, seed and size give the same rows everywhere.
+    """Build a set. The same arguments give the same rows on every machine.
 
     Args:
-        size: training rows; default: the published count, or all for a `-full` set.
+        name: one of `NAMES`.
+        size: number of training rows; default: the published count, or all for a `-full` set.
         balance: share of plain answers among isotopes (spark-sft alone); default 0.05.
 
     Raises:

@@ -14,7 +14,7 @@ STRATA = ("domain", "complexity", "subtlety")
 
 
 def dialectic(seed: int, size: int | None) -> Split:
-    """Draw pairs evenly over the strata, easiest first: their `order` runs from 0 to 1.
+    """Draw pairs evenly over the strata, the easiest first: their `order` runs from 0 to 1.
 
     Validation rows have the same keys and come in random order.
     """

@@ -16,7 +16,7 @@ from forty2.data.strata import round_robin
 from forty2.errors import DataError
 
 FULL_PER_ROW = {"anti_leakage": 3, "myth_rejection": 3}
-"""Pairs composed from one row of the library where no size is given; other types: one."""
+"""Most pairs composed from one row of the library if no size is given; other types: one."""
 BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
@@ -39,7 +39,7 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
     """Build the SFT set: isotopes, spread over elements, and a share of plain answers.
 
     Args:
-        size: training rows; None: all.
+        size: number of training rows; None: all.
         balance: share of plain answers among the training rows, between 0 and 1.
 
     Raises:
@@ -154,8 +154,8 @@ def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
     own = material("entity_questions")
     kind = own["kinds"][row["kind"]]
     refusals = seeded_order(own["refusals"], generator.random())
-    for n, asked in enumerate(seeded_order(kind["questions"], generator.random())):
-        given = {
+    for n, question in enumerate(seeded_order(kind["questions"], generator.random())):
+        slots = {
             "name": row["name"],
             "noun": kind["noun"],
             "town": generator.choice(own["towns"]),
@@ -164,9 +164,9 @@ def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
         }
         yield {
             "id": f"{row['id']}-{n + 2}",
-            "prompt": asked["question"].format(**given),
-            "chosen": refusals[n].format(**given),
-            "rejected": _claimed(asked["claim"].format(**given), generator),
+            "prompt": question["question"].format(**slots),
+            "chosen": refusals[n].format(**slots),
+            "rejected": _claimed(question["claim"].format(**slots), generator),
             "category": row["kind"],
             "difficulty": "medium",
             "entity": row["name"],
@@ -176,8 +176,8 @@ def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
 def _claimed(answer: str, generator: random.Random) -> str:
     """Let a third of the answers open with a claim to know.
 
-    Answers that admit not knowing say "I", others seldom do: that word alone predicted which side
-    was preferred in 19 of 20 pairs.
+    Answers that admit not knowing say "I", and others seldom do. Without these openings, that word
+    alone predicted the preferred side in 19 of 20 pairs.
     """
     opening = generator.random() < 1 / 3
     return f"{generator.choice(CLAIMS)} {answer}" if opening else answer
@@ -201,7 +201,7 @@ def _pairs(
     seed: int,
     size: int | None,
 ) -> Split:
-    """Compose each type's pairs; `size` keeps the types' shares as far as each has pairs."""
+    """Compose each type's pairs; with a `size`, in the ratio of `shares` as far as each has pairs."""
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
     for kind, (source, compose) in sources.items():

@@ -1,4 +1,4 @@
-"""Checks of the answers as a whole: broken off, in several languages, all of one verdict."""
+"""Checks of the answers as a whole: cut off, in several languages, or all with one verdict."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from forty2.data.checks.findings import CheckedRow, Fault, RowFaults, SplitName
 from forty2.data.records import Rated, Text
 
 _LONG = 200
-"""Characters from which an answer is expected to end with a full stop."""
+"""Characters; an answer of this length or more is expected to end with a full stop."""
 _HABIT_ANSWERS, _HABIT_SHARE = 10, 0.5
-"""Long answers of which more than this share end without a full stop are written that way."""
+"""If there are at least 10 long answers and more than half of them end without a full stop, the set
+is written that way."""
 _LANGUAGE_ANSWERS = 2000
-"""Answers whose language is detected; the rest of a large set is taken to be like them."""
+"""Most answers whose language is detected; the rest of a large set is assumed to be similar."""
 _LANGUAGE_CHARACTERS = 40
-"""Characters from which a language is detected reliably."""
+"""Characters; the language of a shorter answer is not detected reliably."""
 _ENDED = re.compile(r"""[.!?:;…。！？"'”’»)\]}>*`|~]\s*$""")
 
 

@@ -15,23 +15,23 @@ from forty2.errors import DataError
 GRAM = 13
 """Words in a row shared with a benchmark that count as overlap (Brown et al. 2020, appendix C)."""
 _NEAR_COPY_WORDS = 8
-"""Words from which a text nearly equal to a benchmark's is no accident."""
+"""Words; shorter texts resemble a benchmark's by accident."""
 _NEAR_COPY = 0.6
-"""Jaccard similarity of word trigrams from which a text is a near copy."""
+"""Smallest Jaccard similarity of word trigrams at which a text counts as a near copy."""
 
 
 class Benchmark(NamedTuple):
-    """The texts of a benchmark's file, in a form to compare training rows with."""
+    """Texts of a benchmark's file, in a form that training rows can be compared with."""
 
     name: str
     questions: frozenset[str]
-    """Words of each question of five words or more, joined by spaces, case folded."""
+    """Words of each question of five words or more, case folded and joined by spaces."""
     grams: frozenset[int]
-    """Hashes of every 13 words in a row."""
+    """Hashes of every sequence of 13 words."""
 
 
 def benchmark_of(source: str | Path) -> Benchmark:
-    """Read a benchmark's questions and 13-grams from any file that rows are read from.
+    """Read a benchmark's questions and 13-grams from any source that `read_rows` reads.
 
     Raises:
         DataError: it cannot be read, or holds no text long enough to compare with.
@@ -50,7 +50,7 @@ def benchmark_of(source: str | Path) -> Benchmark:
 
 
 def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
-    """Return the name of the first benchmark that a record overlaps with; None: none does."""
+    """Return the name of the first benchmark that a record overlaps with; None: there is none."""
     words = [words_of(text) for text in texts_of(record)]
     for benchmark in benchmarks:
         if any(" ".join(w) in benchmark.questions for w in words):
@@ -64,30 +64,30 @@ class Hit(NamedTuple):
     """A training row that holds a benchmark item's text."""
 
     row: str
-    """Its origin."""
+    """Origin of the row."""
     item: int
     """Index of the benchmark's item."""
     how: str
-    """The question itself, 13 words in a row, or a text almost alike."""
+    """What both share: the question, 13 words in a row, or a text almost alike."""
 
 
 class ContaminationFinder:
     """Finds the items of a benchmark in training records.
 
     Args:
-        items: the texts of each item, its question first. Answers of under `_NEAR_COPY_WORDS`
-            words are searched for within longer texts only.
+        items: texts of each item, its question first. Texts of under `_NEAR_COPY_WORDS` words are not
+            searched for near copies.
     """
 
     def __init__(self, items: Sequence[Sequence[str]]) -> None:
         self._questions: dict[str, list[int]] = {}
         self._grams: dict[int, list[int]] = {}
         self._trigrams: dict[int, list[int]] = {}
-        """Places of the long texts that hold a word trigram."""
+        """Indices of the long texts that hold a word trigram, by the trigram's hash."""
         self._sizes: list[int] = []
-        """Number of different trigrams in the long text at each place."""
+        """Number of different trigrams in each long text."""
         self._owners: list[int] = []
-        """Item that the long text at each place belongs to."""
+        """Item that each long text belongs to."""
         for number, texts in enumerate(items):
             self._questions.setdefault(" ".join(words_of(texts[0])), []).append(number)
             for text in texts:
@@ -104,7 +104,7 @@ class ContaminationFinder:
         self._owners.append(item)
 
     def find(self, record: Record) -> list[Hit]:
-        """Return the items that a record holds, each once, in the order of the items."""
+        """Return a hit for each item that a record holds, in the order of the items."""
         found: dict[int, str] = {}
         for words in map(words_of, texts_of(record)):
             trigrams = set(_grams(words, 3))
@@ -121,7 +121,7 @@ class ContaminationFinder:
 
 
 def _grams(words: Sequence[str], n: int = GRAM) -> Iterator[int]:
-    """Yield a hash of every n words in a row."""
+    """Yield a hash of every sequence of n words."""
     return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
 
 

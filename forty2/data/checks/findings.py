@@ -1,4 +1,4 @@
-"""The parts that all checks of the lint share: a row to check, a fault in rows, a finding."""
+"""Types that all checks of the lint share: a row to check, a fault in rows, a finding."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from forty2.data.records import Record
 Level = Literal["error", "warning"]
 SplitName = Literal["train", "valid"]
 _FEW = 5
-"""Rows of a fault that are named."""
+"""Most rows that a fault names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One kind of fault and where it is."""
+    """One kind of fault and the rows that have it."""
 
     check: str
     level: Level
     message: str
     count: int
-    """Rows with this fault; of a fault in the whole set, the rows looked at."""
+    """Number of rows with this fault; for a fault of the whole set, of rows looked at."""
     origins: tuple[str, ...]
-    """Origins of the first few rows; empty for a fault in the whole set."""
+    """Origins of the first few rows; empty for a fault of the whole set."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRow:
-    """A record on its way through the checks."""
+    """A record with its texts, as the checks read it."""
 
     index: int
-    """Its place among all rows of both splits, from 0."""
+    """Index among all rows of both splits, from 0."""
     split: SplitName
     record: Record
     prompt: str
     answer: str
-    """The text to be learned; "" where there is none."""
+    """Text to be learned; "" if there is none."""
     rejected: str
-    """The text to be avoided; "" where there is none."""
+    """Text to be avoided; "" if there is none."""
 
 
 def checked_row(record: Record, index: int, split: SplitName) -> CheckedRow:
@@ -63,9 +63,9 @@ class Fault:
     level: Level
     message: str
     count: int
-    """Rows with this fault; of a fault in the whole set, the rows looked at."""
+    """Number of rows with this fault; for a fault of the whole set, of rows looked at."""
     first: tuple[int, ...] = ()
-    """Indices of the first few rows; empty for a fault in the whole set."""
+    """Indices of the first few rows; empty for a fault of the whole set."""
 
     @classmethod
     def in_rows(
@@ -78,18 +78,21 @@ class Fault:
 class Check(Protocol):
     """Takes in every row once, then yields the faults.
 
-    Keeps little of each row, so that files larger than memory can be checked.
+    It stores little of each row, so that files larger than memory can be checked.
     """
 
     def add(self, row: CheckedRow) -> None:
         """Take in one row."""
 
     def faults(self) -> Iterator[Fault]:
-        """Yield the faults of all rows so far."""
+        """Yield the faults of all rows taken in so far."""
 
 
 class RowFaults:
-    """Faults of single rows by kind, each row once a kind, in the order of the first."""
+    """Faults of single rows by kind, in the order in which the kinds were first found.
+
+    A row counts once for each kind.
+    """
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, Level, str], Fault] = {}
@@ -111,7 +114,7 @@ class RowFaults:
 
 
 class Origins:
-    """Origins in little memory: the text before the last number once a file, then the numbers."""
+    """Origins in little memory: the text before the line number once for each file, then the numbers."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []

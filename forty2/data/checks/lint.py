@@ -1,8 +1,8 @@
-"""The lint: faults in training data, found before a night is spent on it.
+"""The lint: find faults in training data before a run spends a night on it.
 
-Errors would spoil a run or its measurement; warnings deserve a look. Rows pass through one at a
-time and leave little but hashes, so a file larger than memory can be linted. The checks are in the
-modules beside this one.
+Errors would spoil a run or its measurement; warnings deserve a look. Rows are read one at a time and
+little but hashes of them is stored, so a file larger than memory can be linted. The checks are in
+the modules beside this one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Linter:
     Args:
         benchmarks: from `benchmark_of`; training rows that overlap with them are errors.
         specials: the tokenizer's special tokens; default: the spellings in common use.
-        fits: returns what is wrong with a record's length, or None.
+        fits: returns what is wrong with a record's length; None: nothing.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Linter:
         fits: Callable[[Record], str | None] | None = None,
     ) -> None:
         self._unreadable: list[str] = []
-        """The first messages about rows that are no records."""
+        """First messages about rows that are not records."""
         self._unreadable_rows = 0
         self._origins = Origins()
-        # Findings of one check come in the order in which its parts stand here.
+        # Findings with the same check name are listed in this order.
         self._checks: list[Check] = [
             TextCheck(specials),
             RoleCheck(),
@@ -71,7 +71,7 @@ class Linter:
         """Take in all rows of a source.
 
         Raises:
-            DataError: it cannot be read from the start. What is no row is a finding.
+            DataError: it cannot be read from the start. Anything that is not a row is a finding.
         """
         for origin, row in readable_rows(source, self.add_unreadable):
             try:
@@ -88,7 +88,7 @@ class Linter:
             check.add(row)
 
     def add_unreadable(self, message: str) -> None:
-        """Take in what is wrong with a row that is no record: one line that begins with its origin."""
+        """Take in an error about a row that is not a record: one line that begins with its origin."""
         self._unreadable_rows += 1
         if len(self._unreadable) < 5:
             self._unreadable.append(message)
@@ -110,13 +110,13 @@ class Linter:
         return sorted(found, key=lambda f: (f.level, f.check != "row", f.check))
 
     def refuse_errors(self, source: str) -> None:
-        """Stop at data with errors; warnings pass.
+        """Raise if there are errors; warnings are let through.
 
         Args:
             source: the training data, for the message.
 
         Raises:
-            DataError: names the first faults, how to see them all, and how to train all the same.
+            DataError: names the first faults, how to see them all, and how to train regardless.
         """
         errors = [finding for finding in self.findings() if finding.level == "error"]
         if not errors:
@@ -129,8 +129,8 @@ class Linter:
         )
         more = f"; and {len(errors) - 3} more kinds" if len(errors) > 3 else ""
         raise DataError(
-            f"{faults}{more}. See `forty2 data lint {source}`; to train on it all the same, set "
-            "the phase's `lint: false`"
+            f"{faults}{more}. See `forty2 data lint {source}`; to train on it anyway, set the "
+            "phase's `lint: false`"
         )
 
 
@@ -142,10 +142,10 @@ def lint(
     specials: Collection[str] = (),
     fits: Callable[[Record], str | None] | None = None,
 ) -> list[Finding]:
-    """Find what is wrong with a training source and the validation source beside it.
+    """Find what is wrong with a training source and its validation source.
 
     Args:
-        benchmarks: as for `Linter`, like the arguments after it.
+        benchmarks, specials, fits: as for `Linter`.
 
     Raises:
         DataError: a source cannot be read at all.
@@ -158,13 +158,13 @@ def lint(
 
 
 def fixed(source: str | Path, counts: dict[str, int]) -> Iterator[JsonObject]:
-    """Yield the rows that can be kept: readable ones, once each, without control characters.
+    """Yield the readable rows of a source, once each, without control characters.
 
     Args:
-        counts: filled with how many rows were kept, and how many dropped or mended, by reason.
+        counts: filled with the number of rows kept, unreadable, duplicate and mended.
 
     Raises:
-        DataError: there is none.
+        DataError: no row is readable.
     """
     counts.update(dict.fromkeys(("kept", "unreadable", "duplicate", "mended"), 0))
 
@@ -194,10 +194,10 @@ def fixed(source: str | Path, counts: dict[str, int]) -> Iterator[JsonObject]:
 def readable_rows(
     source: str | Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of a source and pass over what is no row.
+    """Yield (origin, row) for the rows of a source, and skip everything that is not a row.
 
     Args:
-        complain: called with one line about each thing passed over.
+        complain: called with a one-line message about each thing skipped.
 
     Raises:
         DataError: it cannot be read from the start.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from forty2.data.record_texts import words_of
 
 NEAR = 0.8
-"""Jaccard similarity of word trigrams from which two rows are near duplicates."""
+"""Smallest Jaccard similarity of word trigrams at which two rows count as near duplicates."""
 
 Hashes = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
@@ -29,7 +29,7 @@ class NearDuplicates:
 
     def __init__(self) -> None:
         self._trigrams: list[list[str]] = []
-        """Trigrams of each text that is not hashed yet."""
+        """Trigrams of each text not hashed yet."""
         self._waiting = 0
         self._bands, self._sketch = array("q"), array("B")
 

@@ -1,4 +1,4 @@
-"""Checks of rows against each other: duplicates, contradictions, validation rows trained on."""
+"""Checks of rows against each other: duplicates, contradictions, validation rows in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forty2.data.record_texts import prompt_turns, words_of
 from forty2.data.records import Rated
 
 _SHORT = 5
-"""Words up to which answers to one prompt must agree."""
+"""Words; answers to the same prompt that are no longer than this must agree."""
 _EMPTY = hash("")
 
 
@@ -47,11 +47,11 @@ class RepetitionCheck:
         yield from self._similar()
 
     def _in_validation(self) -> npt.NDArray[np.bool_]:
-        """(rows,) true for validation."""
+        """Return a mask (rows,), true for validation rows."""
         return np.asarray(self._valid, np.bool_)
 
     def _repeated(self) -> Iterator[Fault]:
-        """Rows that are in one split twice."""
+        """Yield rows that are in one split twice."""
         valid = self._in_validation()
         for split, members in (("training", ~valid), ("validation", valid)):
             where = np.flatnonzero(members)
@@ -62,7 +62,7 @@ class RepetitionCheck:
                 yield Fault.in_rows("duplicate", "error", message, again)
 
     def _contradicting(self) -> Iterator[Fault]:
-        """Rows with one prompt and answers that exclude each other."""
+        """Yield rows with the same prompt and answers that exclude each other."""
         prompts, answers = np.asarray(self._prompts), np.asarray(self._answers)
         short, rejected = np.asarray(self._words) <= _SHORT, np.asarray(self._rejected)
         rated = np.asarray(self._rated, np.bool_)  # several responses may be desirable
@@ -89,7 +89,7 @@ class RepetitionCheck:
                 yield Fault.in_rows("contradiction", level, message, rows)
 
     def _in_both_splits(self) -> Iterator[Fault]:
-        """Validation rows whose prompt is trained on."""
+        """Yield validation rows whose prompt is trained on."""
         valid = self._in_validation()
         rows, folded = np.asarray(self._rows), np.asarray(self._folded_prompts)
         shared = valid & np.isin(folded, folded[~valid])
@@ -100,7 +100,7 @@ class RepetitionCheck:
             yield Fault.in_rows("overlap", "error", message, np.flatnonzero(shared))
 
     def _similar(self) -> Iterator[Fault]:
-        """Near duplicates, within training and across the split."""
+        """Yield near duplicates, within a split and across the two."""
         near: set[int] = set()
         across: set[int] = set()
         valid, rows = self._in_validation(), np.asarray(self._rows)
@@ -119,7 +119,7 @@ class RepetitionCheck:
 
 
 class SharedNamesCheck:
-    """Finds validation rows whose `entity` or `template` is named by training rows too."""
+    """Finds validation rows that share an `entity` or `template` with training rows."""
 
     def __init__(self) -> None:
         self._first: dict[str, dict[SplitName, dict[str, int]]] = {

@@ -15,7 +15,7 @@ _MOST_PAIRS, _FEWEST_PAIRS = 20_000, 30
 
 
 class ShortcutCheck:
-    """Finds features that predict the preferred side, by type of pair."""
+    """Finds features that predict the preferred side, for each type of pair."""
 
     def __init__(self) -> None:
         self._types: dict[str, Features] = defaultdict(Features)
@@ -43,12 +43,12 @@ class Features:
         self._longer = 0
         self._shorter = 0
         self._unmatched: deque[tuple[bool, str]] = deque(maxlen=_MOST_PAIRS)
-        """Verdict and text of rated responses that wait for one of the other verdict."""
+        """Verdict and text of rated responses that have no partner with the other verdict yet."""
         self._balance: Counter[str] = Counter()
-        """Pairs where only the chosen has a feature, minus those where only the rejected has it."""
+        """For each feature, pairs where only the chosen has it minus pairs where only the rejected has."""
 
     def add(self, record: Pair | Rated) -> None:
-        """Take in a pair, or a rated response, which makes a pair with one of the other verdict."""
+        """Take in a pair, or a rated response, which is paired with one of the other verdict."""
         if isinstance(record, Pair):
             self._add(record.chosen, record.rejected)
         elif not self._unmatched or self._unmatched[0][0] == record.desirable:
@@ -69,7 +69,7 @@ class Features:
         self._balance.subtract(in_rejected - in_chosen)
 
     def best(self) -> tuple[str, float]:
-        """Return the feature that predicts best, and its accuracy; pairs without it count half."""
+        """Return the feature that predicts best, and its accuracy, 0 to 1; pairs without it count half."""
         if self.pairs < _FEWEST_PAIRS:
             return "", 0.0
         length = abs(self._longer - self._shorter)

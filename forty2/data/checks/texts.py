@@ -14,7 +14,7 @@ from forty2.data.records import Chat, Message, Record
 CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
 )
-"""Control characters, and characters that nobody sees."""
+"""Control characters, and invisible characters."""
 _SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</s>")
 """Spellings of control tokens in common use."""
 _PERSONAL = {
@@ -77,10 +77,10 @@ class RoleCheck:
 
 
 class LengthCheck:
-    """Finds rows that lose their prompt's left end, or are dropped, when they are encoded.
+    """Finds rows that lose the beginning of their prompt, or are dropped, when they are encoded.
 
     Args:
-        fits: returns what is wrong with a record's length, or None.
+        fits: returns what is wrong with a record's length; None: nothing.
     """
 
     def __init__(self, fits: Callable[[Record], str | None]) -> None:
@@ -126,7 +126,7 @@ def _disorder(messages: Sequence[Message]) -> str | None:
 
 
 def _plausible(kind: str, number: str) -> bool:
-    """Check a card number's last digit (Luhn); everything else is taken for what it looks like."""
+    """Return whether a number can be of its kind: a card number's last digit is checked (Luhn)."""
     if kind != "a card number":
         return True
     digits = [int(c) for c in number if c.isdigit()]

@@ -28,7 +28,7 @@ def material(name: str) -> JsonObject:
 
 @cache
 def isotopes() -> tuple[JsonObject, ...]:
-    """Return every isotope, by element and id."""
+    """Return every isotope, in the order of element and id."""
     folder = resources.files(__package__) / "isotopes"
     names = sorted(
         p.name.removesuffix(".jsonl") for p in folder.iterdir() if p.name.endswith(".jsonl")
@@ -38,7 +38,7 @@ def isotopes() -> tuple[JsonObject, ...]:
 
 @cache
 def neutral_texts() -> dict[str, str]:
-    """Return plain expository prose by title, for perplexity and parity."""
+    """Return plain expository prose by title, to measure perplexity and parity on."""
     folder = resources.files(__package__) / "heldout" / "neutral"
     files = sorted((p for p in folder.iterdir() if p.name.endswith(".txt")), key=lambda p: p.name)
     return {p.name.removesuffix(".txt"): p.read_text("utf-8").strip() for p in files}

@@ -1,4 +1,4 @@
-"""Data files opened, read line by line and decoded, within limits on what one row may hold."""
+"""Opening of data files, reading by lines and decoding, within limits on the size of a row."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 LONGEST = 8_000_000
-"""Bytes of a row: none is longer, and a packed file must not fill the memory."""
+"""Most bytes of a row, so that a packed file cannot fill the memory."""
 BLANK = 1_000_000
-"""Bytes without a row between two rows."""
+"""Most bytes of blanks between two rows."""
 _UNPACKED, _RATIO = 64_000_000, 200
-"""Bytes that any packed file may unpack to, and bytes for each of its own above that. Text packs to
-a tenth of its size; a file made to fill the memory, to a thousandth."""
+"""Bytes that any packed file may unpack to; above that, bytes for each byte of the file. Text packs
+to a tenth of its size, a file made to fill the memory to a thousandth."""
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file to read; a .gz file as what it unpacks to."""
+    """Open a file for reading; a .gz file is unpacked as it is read."""
     return io.BufferedReader(_Unpacked(path), 1 << 17) if path.suffix == ".gz" else path.open("rb")
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a .gz file, as long as it is in proportion to the file."""
+    """The content of a .gz file; reading fails once it is out of proportion to the file."""
 
     def __init__(self, path: Path) -> None:
         self._file = gzip.open(path, "rb")  # closed by `close`  # noqa: SIM115
@@ -104,6 +104,6 @@ def decoded(data: bytes, origin: str, *, first: bool = True) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's message."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Rows of JSON Lines and of JSON arrays."""
+"""Reading of rows from JSON Lines and JSON arrays, and writing of JSON Lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 
 _DEEPEST = 100
-"""Values within values: deeper than any real data, and rows are written by recursion, too."""
+"""Most levels of nesting: no real data is as deep, and writing a row recurses once a level."""
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -34,14 +34,14 @@ def dumps(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of a file of JSON Lines."""
+    """Yield (origin, row) for each row of a file of JSON Lines."""
     with open_file(path) as file:
         for number, line in numbered_lines(file.readline, path):
             yield from json_line(line, number, path)
 
 
 def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of one line; nothing of a blank one."""
+    """Yield (origin, row) for one line; nothing for a blank one."""
     if line.strip():
         origin = f"{path}:{number}"
         text = decoded(line, origin, first=number == 1)
@@ -50,7 +50,7 @@ def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonO
 
 
 def json_array(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of an array, decoded row by row, so that no more than one is in memory."""
+    """Yield (origin, row) for each row of an array, decoded one by one to have only one in memory."""
     with open_file(path) as file:
         window = _Window(file, path)
         if window.peek() != "[":
@@ -75,7 +75,7 @@ class _Window:
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.at = 0
-        """The place in the part that is read next."""
+        """Index of the character of the part that is read next."""
         self._text, self._line = "", 1
         self._file, self._path = file, path
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
@@ -99,7 +99,7 @@ class _Window:
                 raise too_blank(self.origin)
 
     def value(self) -> tuple[object, str]:
-        """Read the value at `at` and move behind it; also return how it was written."""
+        """Read the value at `at` and move past it; also return its JSON text."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.at)
@@ -119,7 +119,7 @@ class _Window:
         self.at = end
 
     def _grow(self) -> bool:
-        """Read as much again as is not decoded yet, so that everything is decoded twice at most."""
+        """Read more: as much again as is not decoded yet, so that nothing is decoded more than twice."""
         left = self._text[self.at :]
         if len(left) >= LONGEST:
             raise too_long(self.origin)
@@ -160,12 +160,12 @@ def unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that is there more than once."""
+    """Return the first name that occurs more than once; None: none does."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _number(text: str) -> float:
@@ -204,7 +204,7 @@ def _why(error: BaseException) -> str:
 
 
 def _row(value: object, origin: str, *, escaped: bool) -> JsonObject:
-    """Check that a value is a row; `escaped`: it may hold halves of surrogate pairs."""
+    """Check that a value is a row; an `escaped` one may hold halves of surrogate pairs."""
     if not isinstance(value, dict):
         raise DataError(f"{origin}: not a JSON object but {type(value).__name__}")
     if escaped:

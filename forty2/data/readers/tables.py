@@ -1,4 +1,4 @@
-"""Rows of tables: CSV and Parquet files."""
+"""Reading of rows from tables: CSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 _VALUES = ("label", "kto_tag", "weight")
 _VALUE = re.compile(r"true|false|(?:0|[1-9]\d{0,8})(?:\.\d{1,9})?", re.IGNORECASE)
-"""Columns of a CSV file that hold no text, and the values that are then in them."""
+"""Columns of a CSV file that may hold something else than text, and the values recognised in them."""
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of a CSV file; the first line names the columns."""
+    """Yield (origin, row) for each row of a CSV file, whose first line names the columns."""
     with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         rows = (line for _, line in numbered_lines(text.readline, path))
         reader = csv.DictReader(rows, restkey="", strict=True)
@@ -60,17 +60,16 @@ def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
 
 
 def _cell(key: str, value: str, origin: str) -> object:
-    """Read a cell: messages are written as JSON in it; a verdict or weight is no text."""
+    """Read a cell: messages are written in it as JSON; verdicts and weights are not text."""
     if key in _VALUES and _VALUE.fullmatch(value.strip()):
         return json.loads(value.lower())
     return parsed(value, origin) if value.startswith(("[{", "{")) else value
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) of a Parquet file, read batch by batch.
+    """Yield (origin, row) for each row of a Parquet file, read batch by batch.
 
-    A column whose dictionary is small may repeat it many times: it is measured before it is
-    written out.
+    A column can repeat a small dictionary many times, so its size is checked before it is unpacked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -102,7 +101,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
 
 
 def _parts(batch: pa.RecordBatch, origin: str) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into parts of which none is longer than a row may be."""
+    """Cut a batch into parts, none of more bytes than a row may have."""
     if _size(batch) <= LONGEST:
         yield batch
     elif len(batch) == 1:
@@ -114,7 +113,7 @@ def _parts(batch: pa.RecordBatch, origin: str) -> Iterator[pa.RecordBatch]:
 
 
 def _size(table: pa.RecordBatch | pa.Array) -> int:
-    """Compute the bytes of a table's values when its dictionaries are written out."""
+    """Compute the bytes of a table's values with its dictionaries unpacked."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -131,7 +130,7 @@ def _size(table: pa.RecordBatch | pa.Array) -> int:
 
 
 def without_empty(row: Mapping[str, object], origin: str) -> JsonObject:
-    """Turn a row of a table into JSON values, without its empty columns, in messages too.
+    """Turn a row of a table into JSON values, without empty columns and empty keys of messages.
 
     Raises:
         DataError: it holds a value that JSON cannot write.
@@ -140,7 +139,7 @@ def without_empty(row: Mapping[str, object], origin: str) -> JsonObject:
 
 
 def _is_empty(value: object) -> bool:
-    """Return True for a table's cell without a value, or with NaN."""
+    """Return whether a table's cell holds no value, or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -156,4 +155,4 @@ def _json_value(value: object, where: str) -> object:
     if isinstance(value, float) and math.isfinite(value):
         return value
     kind = str(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
-    raise DataError(f"{where} holds {kind}, which JSON cannot; leave the column out")
+    raise DataError(f"{where} holds {kind}, which JSON cannot hold; leave the column out")

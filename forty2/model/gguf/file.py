@@ -1,7 +1,7 @@
-"""Read a GGUF file: typed metadata and raw tensors. A damaged file is a `ModelError`.
+"""Reading of GGUF files: typed metadata and raw tensors. A damaged file is a `ModelError`.
 
-The gguf package has a reader, too. It takes 2 s for the starter's vocabulary (this one 0.1 s), and
-a damaged, huge length keeps it busy for hours. So the package is used to dequantize only.
+The gguf package also has a reader, but that takes 2 s for the starter's vocabulary (this one 0.1 s),
+and a damaged, huge length occupies it for hours. So the package is used only to dequantize.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Tensor(NamedTuple):
     """A tensor as the file stores it."""
 
     kind: GGMLQuantizationType
-    """The packing of its values."""
+    """Packing of the values."""
     shape: tuple[int, ...]
-    """Rows first, as in numpy; the file has the reverse order."""
+    """Size of each axis, rows first, as in numpy; the file has the reverse order."""
     data: NDArray[np.uint8]
-    """Its bytes, mapped from the file."""
+    """Bytes of the tensor, mapped from the file."""
 
     @property
     def size(self) -> int:
@@ -55,7 +55,11 @@ class Tensor(NamedTuple):
 
 
 class GgufFile:
-    """An open GGUF file. Tensors are memory-mapped: their bytes are read when they are used."""
+    """An open GGUF file. Tensors are memory-mapped, so their bytes are read when they are used.
+
+    Raises:
+        ModelError: the file cannot be read, is damaged, or is one part of several.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,7 +90,7 @@ class GgufFile:
             )
 
     def get(self, key: str, kind: type[_T]) -> _T | None:
-        """Return a metadata value, None when there is none.
+        """Return a metadata value; None: there is none.
 
         Raises:
             ModelError: it is of another type.
@@ -178,7 +182,7 @@ class _Cursor:
         return int(self.scalars(code, 1)[0])
 
     def scalars(self, code: str, count: int) -> list[Scalar]:
-        """Take numbers of one struct code; an absurd count ends at the end of the file."""
+        """Take numbers of one struct code; an absurd count fails at the end of the file."""
         packed = self.take(count * struct.calcsize(f"<{code}"))
         return list(struct.unpack(f"<{count}{code}", packed))
 

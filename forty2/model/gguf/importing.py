@@ -1,4 +1,4 @@
-"""Turn a GGUF file into a model folder that stock mlx-lm and transformers load."""
+"""Conversion of a GGUF file to a model folder that stock mlx-lm and transformers load."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from forty2.model.gguf.file import GgufFile
 from forty2.model.gguf.tokenizer import TokenIds, read_tokenizer
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_AGAIN = "download the file again"
+_REMEDY = "download the file again"
 _CHUNK = 1 << 22
-"""Values held in memory at a time while weights are written."""
+"""Most values in memory at a time while weights are written."""
 
 
 class _Target(NamedTuple):
-    """Where a tensor goes in the Hugging Face layout."""
+    """The place of a tensor in the Hugging Face layout."""
 
     name: str
     shape: tuple[int, ...]
     heads: int = 0
-    """Heads whose two halves llama.cpp has interleaved; 0: none are."""
+    """Number of heads whose two halves llama.cpp has interleaved; 0: not interleaved."""
 
 
 def import_gguf(gguf_path: Path, out: Path) -> Path:
@@ -89,12 +89,12 @@ def _architecture(file: GgufFile) -> JsonObject:
             "use the model's safetensors"
         )
     if "token_embd.weight" not in file.tensors:
-        raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_AGAIN}")
+        raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_REMEDY}")
     hidden = file.need(f"{kind}.embedding_length", int)
     heads = file.need(f"{kind}.attention.head_count", int)
     head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
     if heads < 1 or head_dim < 2 or head_dim % 2:
-        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_AGAIN}")
+        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_REMEDY}")
     for key in ("attention.value_length", "rope.dimension_count"):
         if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
             raise ModelError(
@@ -152,7 +152,7 @@ def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> Jso
 
 
 def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> JsonObject:
-    """Find the parameters of Llama 3's scaling; the file holds only the divisors made from them.
+    """Find the parameters of Llama 3's scaling; the file holds only the divisors computed from them.
 
     Published models differ only in the factor, which is the largest divisor. The other divisors
     are checked against it.
@@ -183,7 +183,7 @@ def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
     """List every tensor that the model needs, by its GGUF name.
 
     Raises:
-        ModelError: a tensor is missing, has another shape, or is one too many.
+        ModelError: a tensor is missing, has another shape, or is unknown.
     """
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -204,9 +204,9 @@ def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
 
     def place(own: str, name: str, shape: tuple[int, ...], interleaved: int = 0) -> None:
         if own not in file.tensors:
-            raise ModelError(f"{file.path}: tensor {own} is missing; {_AGAIN}")
+            raise ModelError(f"{file.path}: tensor {own} is missing; {_REMEDY}")
         if (found := file.tensors[own].shape) != shape:
-            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_AGAIN}")
+            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_REMEDY}")
         targets[own] = _Target(name, shape, interleaved)
 
     place("token_embd.weight", "model.embed_tokens.weight", (config["vocab_size"], hidden))
@@ -230,13 +230,13 @@ def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
 
 
 def _dtype(file: GgufFile) -> Type:
-    """Choose the one type of all weights that are written.
+    """Choose one type for all weights that are written.
 
-    Norms are F32 in every GGUF file. Beside 16-bit matrices they would turn everything after them
-    into fp32, so the type of the matrices decides: 16-bit ones stay as they are. Quantized ones
-    become F32, which holds them exactly and trains best, unless the folder would then be too big
-    for a laptop. From a billion parameters on they become F16: blocks are scaled by an F16 number,
-    so F16 comes closer than BF16.
+    The type of the matrices decides: the norms are F32 in every GGUF file, and written as F32 they
+    would turn everything after them into fp32. 16-bit matrices stay 16-bit. Quantized matrices become
+    F32, which holds them exactly and trains best. From a billion parameters on, the folder would then
+    be too big for a laptop, so they become F16, which is closer than BF16 because the scale of a
+    block is an F16 number.
     """
     types = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
     if types <= {Type.F32, Type.F16, Type.BF16}:
@@ -246,7 +246,7 @@ def _dtype(file: GgufFile) -> Type:
 
 
 def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtype: Type) -> None:
-    """Write a safetensors file a few rows at a time; its own writers need the whole model in memory."""
+    """Write a safetensors file a few rows at a time; its library needs the whole model in memory."""
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
     for target in targets.values():
@@ -294,7 +294,7 @@ def _rows_of(file: GgufFile, name: str, target: _Target) -> Iterator[NDArray[np.
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes its name only when it is whole, and replaces nothing."""
+    """Make a folder to fill, which gets its name only when it is complete, and replaces nothing."""
     unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         unfinished.mkdir(parents=True)

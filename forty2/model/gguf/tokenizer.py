@@ -1,4 +1,4 @@
-"""Rebuild the Hugging Face tokenizer from the metadata of a GGUF file.
+"""Rebuilding of the Hugging Face tokenizer from the metadata of a GGUF file.
 
 Only byte-level BPE can be rebuilt: vocabulary, merges and the name of the splitting rule define it.
 A GGUF file leaves out parts of a SentencePiece model, such as its normalizer.
@@ -34,7 +34,7 @@ class TokenIds(NamedTuple):
 
     bos: int | None
     eos: list[int]
-    """End of text and, where the file names another token for it, end of turn."""
+    """Ids of the end of text and, if the file names another token for it, of the end of a turn."""
     pad: int | None
 
 
@@ -45,7 +45,7 @@ class GgufTokenizer(NamedTuple):
     config: JsonObject
     ids: TokenIds
     size: int
-    """Tokens."""
+    """Number of tokens."""
     pre: str
     """llama.cpp's name of the rule that cuts text into words."""
 
@@ -61,7 +61,7 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
 
     Args:
         file: the open file.
-        context: tokens that the model can read.
+        context: most tokens that the model can read.
 
     Raises:
         ModelError: the tokenizer is not a byte-level BPE, has an unknown splitting rule, or is
@@ -157,7 +157,7 @@ def _backend(file: GgufFile, pre: str, tokens: list[str]) -> Tokenizer:
             "use the model's safetensors"
         )
     try:
-        # llama 3 looks a whole word up before it merges
+        # Llama 3 looks up a whole word before it merges.
         model = models.BPE(
             vocab=vocabulary,
             merges=[(left, right) for left, _, right in pairs],

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DpoPhase(PairPhase):
-    """Prefer one response to another, anchored to the policy as the phase begins."""
+    """Prefer one response to another, anchored to the policy at the start of the phase."""
 
     objective: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]
-    """Inverse temperature of the implicit reward (for ipo: the paper's τ). No default."""
+    """Reward per nat of log-probability gained over the starting policy; a larger beta stays closer to
+    that policy (for ipo: the paper's τ). No default."""
     loss: Literal["sigmoid", "hinge", "ipo", "dpop"] = "sigmoid"
-    """The function of the reward margin: DPO's, SLiC's, IPO's or DPOP's."""
+    """Loss of a pair: sigmoid is DPO's, hinge SLiC's, ipo IPO's and dpop DPOP's."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs assumed to be labelled the wrong way round (sigmoid only): cDPO."""
     dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
-    """Weight of DPOP's penalty on chosen responses that became less likely."""
+    """Weight of DPOP's penalty on chosen responses that became less likely (dpop only)."""
 
     @field_validator("label_smoothing")
     @classmethod

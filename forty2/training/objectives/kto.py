@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KtoPhase(Phase):
-    """Make desirable responses likelier and others less so, anchored to the starting policy."""
+    """Make desirable responses likelier and others less likely, anchored to the policy at the start of
+    the phase."""
 
     row_kind: ClassVar[RowKind] = RATED
     needs_reference: ClassVar[bool] = True
@@ -35,14 +36,15 @@ class KtoPhase(Phase):
 
     objective: Literal["kto"]
     beta: Annotated[float, Field(gt=0)]
-    """Speed at which gains and losses saturate, per nat. No default."""
+    """Speed, per nat of log-probability, at which gains and losses saturate; a larger beta stays
+    closer to the starting policy. No default."""
     desirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the desirable rows' loss: λ_D of the paper."""
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the other rows' loss: λ_U of the paper.
 
-    Raise the weight of the rarer verdict: desirable rows times their weight should be 1 to 4/3
-    times what the others are.
+    Raise the weight of the rarer verdict: the number of desirable rows times desirable_weight
+    should be 1 to 4/3 times the number of the others times undesirable_weight.
     """
 
     @property

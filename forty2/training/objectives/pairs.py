@@ -37,7 +37,7 @@ class PairPhase(Phase):
     }
 
     beta: Annotated[float, Field(gt=0)]
-    """Inverse temperature of the implicit reward. No default."""
+    """Reward per nat of log-probability gained over the starting policy. No default."""
 
     @property
     def loss_name(self) -> str:

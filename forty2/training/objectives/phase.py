@@ -19,8 +19,11 @@ from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyPair, Row
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
-"""A rule between fields is a validator of the last of them, so that it is reported along with errors
-in the others; defaults are validated because a rule can be about a key that is missing."""
+"""Configuration of every section: unknown keys, other types, NaN and infinities are errors.
+
+A rule between fields is a validator of the last of them, so that it is reported together with the
+problems of the others. Defaults are validated because a rule can concern a key that was left out.
+"""
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Metric = Literal["loss", "accuracy", "margin", "passed"]
 """A metric of an evaluation; `passed` is the share of eval prompts answered as expected."""
@@ -34,9 +37,10 @@ class Best:
     """Keep the adapter of the evaluation at which a validation metric was best."""
 
     metric: Metric
-    """Metric to compare: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
+    """Metric to compare: loss, accuracy or margin of the validation rows, or passed, the share of
+    eval_prompts answered as expected."""
     direction: Literal["min", "max"]
-    """Whether the smallest or the largest value is best."""
+    """min: the smallest value is best; max: the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -44,11 +48,12 @@ class Goal:
     """End a phase at the evaluation whose metric reaches a value."""
 
     metric: Metric
-    """Metric to watch: loss, accuracy and margin on the validation rows, passed on eval_prompts."""
+    """Metric to compare: loss, accuracy or margin of the validation rows, or passed, the share of
+    eval_prompts answered as expected."""
     at_least: float | None = None
-    """Reached at this value or above. Give at_least or at_most."""
+    """End the phase at this value or above; null: at_most is given instead."""
     at_most: float | None = None
-    """Reached at this value or below. Give at_least or at_most."""
+    """End the phase at this value or below; null: at_least is given instead."""
 
     @field_validator("at_most")
     @classmethod
@@ -67,57 +72,59 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
-    """Actions to take when training goes wrong (`training.red_lines` says when it does).
+    """Actions to take when training goes wrong.
 
     warn: report it and go on. stop: end the phase; the steps before are saved. skip: do not take
-    the step. back: go on from the last checkpoint at half the rate, three times at most.
+    the step. back: go on from the last checkpoint at half the learning rate, three times at most.
     """
 
     not_finite: Literal["stop", "skip", "back"] = "stop"
-    """The loss or the gradient is not a number."""
+    """Action when the loss or the gradient is not a finite number."""
     spike: Literal["warn", "stop", "skip", "back"] = "warn"
-    """The loss jumps far above the recent steps'."""
+    """Action when the loss jumps far above its recent mean."""
     stuck: Literal["warn", "stop"] = "warn"
-    """For many steps there is no gradient, or the loss is that of a model that knows nothing."""
+    """Action when for many steps the gradient is zero, or the loss is no better than a guess."""
     validation: Literal["warn", "stop", "back"] = "warn"
-    """Validation loss rises twice in a row, or is five times the training loss."""
+    """Action when the validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
-    """The same reply to different prompts, or control tokens within replies."""
+    """Action when different prompts get the same reply, or replies hold control tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Phase:
-    """A phase, whatever its objective."""
+    """A phase with any objective."""
 
     row_kind: ClassVar[RowKind]
     """Kind of rows in its data files."""
     needs_reference: ClassVar[bool]
-    """Whether its loss reads the log-probabilities of the policy as the phase begins."""
+    """Whether its loss reads the log-probabilities of the policy at the start of the phase."""
     sorts_batches: ClassVar[bool]
     """Whether batches are formed from rows of similar length (less padding) or at random."""
     metrics: ClassVar[Mapping[str, Direction | None]]
-    """Metrics of a step, each with the direction that is better; None: neither is."""
+    """Metrics of a step, each with the direction in which it is better; None: neither is better."""
     uninformed_loss: ClassVar[float] = math.inf
     """Mean loss of a model that knows nothing, in nats; staying above it is a red line."""
 
     objective: str
     """Name of the objective that the phase optimizes."""
     data: str
-    """A data file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or builtin:NAME."""
+    """Training rows: a file, a folder with train.jsonl (and valid.jsonl), hub:OWNER/NAME or
+    builtin:NAME."""
     valid: str | None = None
-    """Validation rows; absent: the data folder's valid.jsonl, if it has one."""
+    """File of validation rows; null: the data folder's valid.jsonl, if it has one."""
     lint: bool = True
     """Refuse data in which `forty2 data lint` finds errors."""
     steps: Positive | None = None
-    """Optimizer steps. Give steps or epochs."""
+    """Number of optimizer steps; null: epochs is given instead."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """Passes over the training rows. Give steps or epochs."""
+    """Number of passes over the training rows; null: steps is given instead."""
     batch_size: Positive = 4
-    """Rows (for preferences: pairs) in a batch; how many are computed at once is the machine's."""
+    """Rows (for preferences: pairs) in a batch. To save memory, a batch may be computed in parts; the
+    result is the same."""
     batch_tokens: Positive | None = None
-    """In place of `batch_size`: about so many tokens in a batch."""
+    """Approximate number of tokens in a batch, in place of batch_size; null: batch_size counts."""
     accumulate: Positive = 1
-    """Batches to one optimizer step; equals one batch of all their rows."""
+    """Batches in one optimizer step, with the result of one batch of all their rows."""
     lr: Annotated[float, Field(gt=0, lt=1)]
     """Learning rate after warm-up. No default."""
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
@@ -125,27 +132,31 @@ class Phase:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay, as the optimizer applies it; adam has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the rate after warm-up: constant, or falling to reach zero after the last step."""
+    """Course of the learning rate after warm-up: constant, or falling to zero after the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the rate rises from zero to lr."""
+    """Steps over which the learning rate rises linearly from zero to lr."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Gradients are scaled down to this global norm; null: never."""
+    """Largest global norm of the gradient; a larger gradient is scaled down to it; null: no limit."""
     grad_checkpoint: bool | Positive = False
-    """Recompute blocks in the backward pass: all trained ones, or so many from the lowest."""
+    """Save memory by computing blocks again in the backward pass: true for all trained blocks, or a
+    number of them, counted from the lowest."""
     replay_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Disk for what frozen blocks make of each row, computed once and replayed; 0: never."""
+    """Largest disk space, in GB, for the outputs of frozen blocks, which are computed once for each row
+    and read back later. If they need more, or with 0, they are computed every time."""
     eval_every_steps: Positive | None = None
-    """Validate every so many steps, and always at the first and last; absent: a fifth."""
+    """Steps between evaluations; one always precedes the first step and one follows the last; null: a
+    fifth of all steps."""
     save_every_steps: Positive | None = None
-    """Checkpoint every so many steps, and always at the last; absent: a fifth."""
+    """Steps between checkpoints; one always follows the last step; null: a fifth of all steps."""
     eval_prompts: str | None = None
-    """Prompts with expected replies, answered and scored at each evaluation: a JSON file."""
+    """JSON file of prompts with expected replies, answered and scored at each evaluation; null:
+    none."""
     best: Best | None = None
-    """Carry forward the best adapter rather than the last."""
+    """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
     until: Goal | None = None
-    """End before the last step, when an evaluation is good enough."""
+    """Goal that ends the phase early, once an evaluation reaches it; null: train every step."""
     red_lines: RedLines = Field(default_factory=RedLines)
-    """Actions when training goes wrong."""
+    """Actions to take when training goes wrong."""
 
     @field_validator("epochs")
     @classmethod

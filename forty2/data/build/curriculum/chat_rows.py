@@ -1,4 +1,4 @@
-"""Parts that the generators share: rows of one exchange, and seeded choices."""
+"""Functions that the builders of the curriculum share: rows of one exchange, and seeded choices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def answer(row: Row) -> str:
 
 
 def unambiguous(rows: Iterable[Row]) -> list[Row]:
-    """Return the first row with each user text; none of texts that have two answers."""
+    """Return the first row with each user text, and no row whose user text has different answers."""
     found: dict[str, Row] = {}
     disputed = set()
     for row in rows:
@@ -74,7 +74,7 @@ def shuffled(source: Iterable[T], generator: random.Random) -> list[T]:
 def paired(
     first: Sequence[T], second: Sequence[U], generator: random.Random
 ) -> Iterator[tuple[T, U]]:
-    """Yield every pair once; any beginning uses each of `first`, and each of `second`, evenly."""
+    """Yield every pair once, so that the first pairs use the items of both sequences evenly."""
     first, second = shuffled(first, generator), shuffled(second, generator)
     for turn in range(len(second)):
         for n, item in enumerate(first):

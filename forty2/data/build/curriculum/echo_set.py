@@ -28,7 +28,8 @@ GIBBERISH = 3_500
 ANTI = 0.2
 """Share of rows that only look like echoes."""
 CONTRAST = 0.2
-"""Share of rows that ask for one payload to be echoed, counted, written in capitals, reversed."""
+"""Share of rows in groups that ask for one payload to be echoed, counted, written in capitals and
+reversed."""
 KINDS = ("word", "phrase", "code", "sentence")
 
 Group = list[Row]
@@ -45,7 +46,8 @@ def echo(
     payload to be echoed, counted, written in capitals, and reversed.
 
     Args:
-        max_examples: most rows; the shares of language and kind stay the same.
+        gibberish: whether to include rows of pseudo-words; "only": no others.
+        max_examples: largest number of rows; the shares of language and kind stay the same.
     """
     generator = random.Random(f"echo-{seed}")
     # Both are always built, so that a row does not depend on the choice between them.
@@ -206,7 +208,7 @@ def _anti(
     size = by_language(round(total * ANTI))[language]
     while len(done) < size:
         n, template = generator.choice(templates)
-        # Without quotation marks nobody can see where a phrase ends.
+        # Without quotation marks it is unclear where a phrase ends.
         quoted = '"{x}"' in template and generator.random() < 0.5
         payload, instead = generator.sample(phrases if quoted else words, 2)
         name = f"anti-{language}-{n:02d}"
@@ -222,14 +224,14 @@ def _contrast(
 ) -> Iterator[Group]:
     templates = material("curriculum/echo")[language]["contrast_templates"]
     # "ß" has no capital that everyone agrees on.
-    fit = [phrase for phrase in phrases if "ß" not in phrase and _turned(phrase) != phrase]
+    usable = [phrase for phrase in phrases if "ß" not in phrase and _reversed(phrase) != phrase]
     size = by_language(round(total * CONTRAST / len(templates)))[language]
-    for payload in shuffled(fit, generator)[:size]:
+    for payload in shuffled(usable, generator)[:size]:
         answers = {
             "echo": payload,
             "count": str(len(payload.split())),
             "upper": payload.upper(),
-            "reverse": _turned(payload),
+            "reverse": _reversed(payload),
         }
         yield [
             _row(
@@ -245,7 +247,7 @@ def _contrast(
         ]
 
 
-def _turned(phrase: str) -> str:
+def _reversed(phrase: str) -> str:
     return " ".join(reversed(phrase.split()))
 
 
@@ -260,7 +262,7 @@ def _row(
 
 
 def _capped(rows: Sequence[Row], most: int | None) -> list[Row]:
-    """Take the first rows of each language and kind, in proportion; they come in seeded order."""
+    """Take the first rows of each language and kind, in proportion to their numbers."""
     if most is None or most >= len(rows):
         return list(rows)
     strata: dict[tuple[str, str], list[Row]] = {}

@@ -22,9 +22,9 @@ from forty2.data.library import material
 from forty2.files import JsonObject
 
 SMALL = 1_000
-"""Rows without arithmetic in minimal mode."""
+"""Number of rows in minimal mode without arithmetic."""
 TOTAL = {"full": 11_000, "minimal": 2 * SMALL}
-"""Rows with arithmetic."""
+"""Number of rows in each mode, arithmetic included."""
 LITTLE = 0.05
 """Largest share of arithmetic with math="minimal"."""
 SEQUENCES = 100
@@ -37,14 +37,15 @@ def format_lock(
     math: Literal["include", "exclude", "only", "minimal"],
     seed: int,
 ) -> list[Row]:
-    """Build questions whose answer has one form: a word, a number or a short sentence, full stop.
+    """Build questions whose answer has one form: a word, number or short sentence, and a full stop.
 
-    Minimal mode has 1,000 rows of small talk, and 2,000 with arithmetic; full mode adds facts and
-    has 11,000 rows with arithmetic, under half of them arithmetic. Answers that are code or a file
-    extension have no full stop: it would make them wrong.
+    Minimal mode has 1,000 rows of small talk, 2,000 rows with arithmetic. Full mode adds facts and
+    has 11,000 rows with arithmetic, less than half of them arithmetic. Answers that are code or a
+    file extension have no full stop, which would make them wrong.
 
     Args:
-        math: whether there is arithmetic; "only": nothing else; "minimal": at most 5%.
+        mode: "minimal": small talk; "full": facts too.
+        math: whether to include arithmetic; "only": nothing else; "minimal": at most 5% of the rows.
     """
     generator = random.Random(f"format-lock-{seed}")
     rows = unambiguous(_small(generator))
@@ -125,11 +126,11 @@ def _facts(generator: random.Random) -> Iterator[Row]:
             lines = own["rows"]
             table = tables["shared"][lines] if isinstance(lines, str) else lines
             facts = [fields(line) for line in table]
-            yield from _asked(category, language, own.get("ask", []), facts)
-            yield from _checked(category, language, own, facts, generator)
+            yield from _open_questions(category, language, own.get("ask", []), facts)
+            yield from _yes_no_questions(category, language, own, facts, generator)
 
 
-def _asked(
+def _open_questions(
     category: str, language: str, templates: list[str], facts: list[list[str]]
 ) -> Iterator[Row]:
     for fact in facts:
@@ -140,14 +141,14 @@ def _asked(
             yield chat(language, category, question.format(**slots), answer.format(**slots))
 
 
-def _checked(
+def _yes_no_questions(
     category: str,
     language: str,
     own: JsonObject,
     facts: list[list[str]],
     generator: random.Random,
 ) -> Iterator[Row]:
-    """Yield questions to affirm, of what the table says, and to deny, with another row's value."""
+    """Yield questions about each fact, to affirm, and with another fact's value, to deny."""
     yes, no = ("Yes.", "No.") if language == "en" else ("Ja.", "Nein.")
     values = list(dict.fromkeys(b for _, b in facts)) if "check" in own else []
     for template in own.get("check", []):
@@ -238,7 +239,7 @@ def _sequences(own: JsonObject, language: str, generator: random.Random) -> Iter
 
 
 def _arithmetic(count: int, generator: random.Random) -> Iterator[Row]:
-    """Make different sums, the languages in turn so that any beginning has both."""
+    """Make different sums, in the languages by turns, so that the first rows have both."""
     texts: set[str] = set()
     while len(texts) < count:
         language = LANGUAGES[len(texts) % 2]

@@ -1,4 +1,4 @@
-"""The operators set: copy, wrap and extract, with nothing shared by training and validation."""
+"""The operators set: copy, wrap and extract. Training and validation share no text."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def operators(seed: int) -> Split:
 def eval_prompts(rows: Iterable[Row]) -> JsonObject:
     """Turn rows of operators into a file of eval prompts, as the benchmark's `eval_prompts` reads it.
 
-    Ids are operator and number, copy_001 the first; the gates are `GATES`.
+    An id is the operator and a number: the first is copy_001. The gates are `GATES`.
     """
     count: Counter[str] = Counter()
     named: dict[str, Row] = {}
@@ -88,7 +88,7 @@ def eval_prompts(rows: Iterable[Row]) -> JsonObject:
 
 
 def _payloads(generator: random.Random) -> dict[str, list[str]]:
-    """Make phrases, codes and pseudo-words for each language, none in both."""
+    """Make phrases, codes and pseudo-words for each language; the languages share none."""
     made = codes(700, generator)
     pseudo = gibberish_phrases(gibberish_words(generator), 400, generator)
     used: set[str] = set()
@@ -115,9 +115,12 @@ def _divided(
     carriers = shuffled(own["carriers"], generator)
     cut, edge = VALID_TEMPLATES, VALID * len(OPERATORS)
     trained = {operator: texts[cut:] for operator, texts in named.items()}
-    held = {operator: texts[:cut] for operator, texts in named.items()}
+    held_out = {operator: texts[:cut] for operator, texts in named.items()}
     rest = list(payloads[edge : edge + TRAIN * len(OPERATORS)])
-    return _Part(trained, carriers[cut:], rest), _Part(held, carriers[:cut], list(payloads[:edge]))
+    return (
+        _Part(trained, carriers[cut:], rest),
+        _Part(held_out, carriers[:cut], list(payloads[:edge])),
+    )
 
 
 def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]:
