@@ -185,12 +185,13 @@ def run_child(
 def results(folder: Path) -> dict[str, Any]:
     """Return the contents of a run's files by name, without times and figures of the machine."""
     found: dict[str, Any] = {}
-    started = json.loads((folder / "run" / "run.json").read_text())["started"].encode()
+    started = json.loads((folder / "run" / "run.json").read_text())["started"]
+    minute = f"{started[:16].replace('T', ' ')} UTC"  # in the reports' first lines
     for path in sorted((*(folder / "run").rglob("*"), *folder.glob("fused*/*"))):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name == "run.lock":
             continue
-        found[name] = path.read_bytes().replace(started, b"")
+        found[name] = path.read_bytes().replace(started.encode(), b"").replace(minute.encode(), b"")
         if path.name == "run.json":
             found[name] = {k: v for k, v in json.loads(found[name]).items() if k != "started"}
         elif path.name == "metrics.jsonl":
