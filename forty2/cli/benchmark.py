@@ -293,13 +293,10 @@ def judge_command(
     endpoint: str,
     judge_model: str,
     api_key_env: str | None,
-    criterion: str | None,
-    repeats: int,
-    temperature: float,
-    max_tokens: int,
     timeout: float,
     out: Path,
     resume: bool,
+    **judging: Any,
 ) -> None:
     """Ask a judge model about the replies in a result, in both orders, several times."""
     from forty2.benchmark.judge import CRITERION, Judging, format_judged, judge
@@ -307,18 +304,13 @@ def judge_command(
     from forty2.inference.chat_endpoint import ChatEndpoint
 
     server = ChatEndpoint(endpoint, judge_model, api_key_env=api_key_env, timeout=timeout)
-    how = Judging(
-        criterion=criterion or CRITERION,
-        repeats=repeats,
-        temperature=temperature,
-        max_tokens=max_tokens,
-    )
+    judging["criterion"] = judging["criterion"] or CRITERION
     with ProgressBars() as bars:
         result = judge(
             read_json(after),
             server,
             before=None if before is None else read_json(before),
-            how=how,
+            how=Judging(**judging),
             out=out,
             resume=resume,
             progress=bars,

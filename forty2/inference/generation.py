@@ -25,6 +25,7 @@ from forty2.model.surgery import sample_ids, scores_agree
 from forty2.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from mlx_lm.generate import GenerationBatch
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 WORTH_SHARING = 8
@@ -182,23 +183,32 @@ def generate_replies(
                 (uid,) = generator.insert([rest], [max_tokens], caches=[cache], samplers=samplers)
                 running[uid] = _Running(number, [])
             for response in generator.next_generated():
-                number, ids = running[response.uid]
-                if not ids:
-                    _check_finite(number, response.logprobs[response.token].item())
-                ended = response.finish_reason == "stop"
-                if not ended:
-                    ids.append(response.token)
+                reply = _take_token(response, running[response.uid], ending)
+                if reply is None:
+                    continue
                 if response.finish_reason is None:
-                    if not ending.is_reached(ids):
-                        continue
                     generator.remove([response.uid])
-                text, cut = ending.cut(ids)
-                del running[response.uid]
                 done += 1
                 progress("answers", done, len(prompts), {})
-                yield number, Reply(text, len(ids), ended or cut, tuple(ids))
+                yield running.pop(response.uid).number, reply
     finally:
         generator.close()
+
+
+def _take_token(
+    response: GenerationBatch.Response, running: _Running, ending: _Ending
+) -> Reply | None:
+    """Add a generated token to its reply; return the reply if that ends it."""
+    number, ids = running
+    if not ids:
+        _check_finite(number, response.logprobs[response.token].item())
+    ended = response.finish_reason == "stop"
+    if not ended:
+        ids.append(response.token)
+    if response.finish_reason is None and not ending.is_reached(ids):
+        return None
+    text, cut = ending.cut(ids)
+    return Reply(text, len(ids), ended or cut, tuple(ids))
 
 
 def stream_reply(

@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -111,27 +111,17 @@ def prepare(
     Raises:
         DataError: a row is damaged, has a weight or is no conversation or text, or none fits.
     """
-    held_out = (
-        split(source, preparation.valid_share, seed=preparation.seed)
-        if preparation.valid_share
-        else []
-    )
+    share = preparation.valid_share
+    held_out = split(source, share, seed=preparation.seed) if share else []
     total = len(held_out) or sum(1 for _ in read_rows(source))
     workers = workers or ((os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1)
+    chunks = _tokenize_all(
+        _tasks(source, held_out, preparation.max_length), model, load_tokenizer, workers
+    )
     with staged_folder(folder) as unfinished, ExitStack() as stack:
-        writers = {"train": stack.enter_context(_Writer(unfinished / "train"))}
-        if any(held_out):
-            writers["valid"] = stack.enter_context(_Writer(unfinished / "valid"))
-        dropped: list[str] = []
-        shortened = rows = 0
-        tasks = _tasks(source, held_out, preparation.max_length)
-        for chunk in _tokenize_all(tasks, model, load_tokenizer, workers):
-            for name, part in chunk.parts.items():
-                writers[name].add(part)
-            dropped += chunk.dropped
-            shortened += chunk.shortened
-            rows += chunk.rows
-            progress("prepare", rows, total, {})
+        names = ["train", "valid"] if any(held_out) else ["train"]
+        writers = {name: stack.enter_context(_Writer(unfinished / name)) for name in names}
+        written = _write_all(chunks, writers, lambda rows: progress("prepare", rows, total, {}))
         if not writers["train"].rows:
             raise DataError(
                 f"{source}: no row's response fits into {preparation.max_length} tokens"
@@ -149,13 +139,38 @@ def prepare(
             "seed": preparation.seed,
             "asked": total,
             **_counts(writers, preparation.pack),
-            "shortened": shortened,
-            "dropped": dropped,
+            "shortened": written.shortened,
+            "dropped": written.dropped,
             "lint": {},
             "sha256": {name: writer.digest.hexdigest() for name, writer in writers.items()},
         }
         write_json(unfinished / MANIFEST, manifest)
     return manifest
+
+
+class _Written(NamedTuple):
+    """The outcome of writing all rows."""
+
+    shortened: int
+    """Rows whose prompt lost its beginning."""
+    dropped: list[str]
+    """Origins of the rows that did not fit."""
+
+
+def _write_all(
+    chunks: Iterable[_TokenizedChunk], writers: Mapping[str, _Writer], report: Callable[[int], None]
+) -> _Written:
+    """Append tokenized chunks to the files of their splits; report the rows done so far."""
+    dropped: list[str] = []
+    shortened = rows = 0
+    for chunk in chunks:
+        for name, part in chunk.parts.items():
+            writers[name].add(part)
+        dropped += chunk.dropped
+        shortened += chunk.shortened
+        rows += chunk.rows
+        report(rows)
+    return _Written(shortened, dropped)
 
 
 def _counts(writers: Mapping[str, _Writer], pack: bool) -> JsonObject:

@@ -68,7 +68,7 @@ class Hit(NamedTuple):
     item: int
     """Index of the benchmark's item."""
     how: str
-    """What both share: the question, 13 words in a row, or a text almost alike."""
+    """The text that both share: the question, 13 words in a row, or nearly the whole row."""
 
 
 class ContaminationFinder:
