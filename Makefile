@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/forty2 demo
 
+# In two processes of one thread each: BLAS threads of two processes on two cores wait for each other.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest

@@ -19,13 +19,13 @@ from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.results import Stage
 from forty2.benchmark.runner import measure as measure_task
 from forty2.benchmark.task import Task
-from forty2.benchmark.tasks import task_class
+from forty2.benchmark.tasks import task_class, task_names
 from forty2.benchmark.tasks.behaviour import Behaviour
 from forty2.benchmark.tasks.divergence import Base, Divergence
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
-from forty2.errors import BenchmarkError
+from forty2.errors import BenchmarkError, DataError
 from forty2.files import JsonObject, read_sealed
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
@@ -68,13 +68,31 @@ def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
     Raises:
         BenchmarkError: there is no such benchmark, or its questions are unusable.
     """
-    entries = {entry.task: entry for entry in benchmark.tasks}
-    more = {
-        name: _load(entry, entry.n or benchmark.n, seed)
-        for name, entry in entries.items()
-        if name != "truthfulqa"
-    }
+    more = load_tasks(benchmark, seed)
     return Measurement(questions_of(benchmark, seed), more, benchmark.n, seed)
+
+
+def check_tasks(benchmark: Benchmark) -> None:
+    """Check the names of a recipe's tasks, without reading their questions.
+
+    Raises:
+        BenchmarkError: a run measures no such benchmark, or its data are not named.
+    """
+    for entry in _others(benchmark):
+        _measurable(entry)
+
+
+def load_tasks(benchmark: Benchmark, seed: int) -> dict[str, Loaded]:
+    """Load a recipe's tasks other than TruthfulQA, by name.
+
+    Raises:
+        BenchmarkError: there is no such benchmark, or its questions are unusable.
+    """
+    return {entry.task: _load(entry, entry.n or benchmark.n, seed) for entry in _others(benchmark)}
+
+
+def _others(benchmark: Benchmark) -> list[BenchmarkTask]:
+    return [entry for entry in benchmark.tasks if entry.task != "truthfulqa"]
 
 
 def questions_of(benchmark: Benchmark, seed: int) -> Questions:
@@ -89,25 +107,35 @@ def questions_of(benchmark: Benchmark, seed: int) -> Questions:
 
 def _load(entry: BenchmarkTask, n: int | None, seed: int) -> Loaded:
     """Load one of a recipe's other tasks, with at most `n` questions."""
-    where = f"benchmark.tasks: {entry.task}"
+    kind = _measurable(entry)
     try:
-        kind = task_class(entry.task)
-        fields = {field.name for field in dataclasses.fields(kind)}
-        if not {"data", "n"} <= fields:
-            raise BenchmarkError("cannot be measured here; name benchmarks that have data and n")
-        if entry.data is None:
-            raise BenchmarkError(f"needs its data; write {{task: {entry.task}, data: PATH}}")
         settings: dict[str, Any] = {"data": entry.data, "seed": seed}
-        if "run_untrusted_code" in fields:
+        if "run_untrusted_code" in _fields(kind):
             settings["run_untrusted_code"] = entry.run_untrusted_code
         task = kind(**settings)
         questions = task.load()
         if n is not None and n < task.source(questions).n:
             task = kind(**{**settings, "n": n})
             questions = task.load()
-    except BenchmarkError as error:
-        raise BenchmarkError(f"{where}: {error}") from error
+    except (BenchmarkError, DataError) as error:
+        raise BenchmarkError(f"benchmark.tasks: {entry.task}: {error}") from error
     return Loaded(task, questions)
+
+
+def _measurable(entry: BenchmarkTask) -> type[Task[Any]]:
+    """The task that an entry names, if a run can measure it."""
+    where = f"benchmark.tasks: {entry.task}"
+    names = [name for name in task_names() if {"data", "n"} <= _fields(task_class(name))]
+    if entry.task not in names:
+        there = ", ".join(sorted([*names, "truthfulqa"]))
+        raise BenchmarkError(f"{where}: not a benchmark that a run measures; there are {there}")
+    if entry.data is None:
+        raise BenchmarkError(f"{where}: needs its data; write {{task: {entry.task}, data: PATH}}")
+    return task_class(entry.task)
+
+
+def _fields(kind: type[Task[Any]]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def measure(

@@ -71,6 +71,10 @@ def copy_command(name: str, target: Path | None) -> None:
 def check_command(source: str, overrides: tuple[str, ...]) -> None:
     """Check every key and value of a recipe, without reading data."""
     recipe = load_recipe(source, overrides)
+    if recipe.benchmark is not None and len(recipe.benchmark.tasks) > 1:
+        from forty2.benchmark.stages import check_tasks
+
+        check_tasks(recipe.benchmark)
     click.echo(
         f"{source}: every key and value is valid, and every file it names exists "
         f"(phases: {', '.join(recipe.phases)})"

@@ -238,10 +238,10 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
     found = run.summary.contamination if run.summary is not None else None
     lines = []
     if found is not None and not found.questions:
-        lines.append("Contamination: no training row holds a question of the benchmark.")
+        lines.append("Contamination: no training row holds a question of TruthfulQA.")
     elif found is not None:
         text = (
-            f"Contamination: {_count(found.questions, 'question')} of the benchmark "
+            f"Contamination: {_count(found.questions, 'question')} of TruthfulQA "
             f"{'is' if found.questions == 1 else 'are'} in training rows (contamination.json "
             "names them)."
         )
@@ -253,6 +253,8 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
             )
             text += f" Without them, {quote(last.stage)} against the base model: {changes}."
         lines.append(text)
+    if run.summary is not None and any(stage.tasks for stage in run.summary.stages):
+        lines.append("Training rows were not searched for questions of the other benchmarks.")
     if run.unread_phases:
         lines.append(
             f"Not searched: the data of {', '.join(map(quote, run.unread_phases))}, which is "

@@ -11,6 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import machine
+from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
 from forty2.inference.padding import batch_tokens
@@ -92,8 +93,10 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     """Count what a recipe would do. Reads and tokenizes the data; weights stay on disk.
 
     Raises:
-        DataError, ModelError: as the run would.
+        DataError, ModelError, BenchmarkError: as the run would.
     """
+    if recipe.benchmark is not None:
+        load_tasks(recipe.benchmark, recipe.seed)
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
@@ -195,12 +198,12 @@ def format_plan(plan: RunForecast) -> str:
         f"{plan.trainable:,} trained ({share:.2%})",
         "",
         f"{'phase':<9}{'kind':<5}{'rows':>7}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
-        f"{'seen':>7}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
+        f"{'seen':>9}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
     ]
     for one in plan.phases:
         lines.append(
             f"{one.name:<9}{one.objective:<5}{one.rows:>7}{one.valid_rows:>6}{one.median_tokens:>7}"
-            f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>6.2f}x{one.evaluations:>6}"
+            f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>8.2f}x{one.evaluations:>6}"
             f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.replayed_gb:>6.2f}"
         )
     lines += [

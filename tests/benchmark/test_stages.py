@@ -58,13 +58,17 @@ def test_a_task_has_at_most_as_many_questions_as_there_are(sums: Path) -> None:
     ("task", "message"),
     [
         ("gsm8k", "benchmark.tasks: gsm8k: needs its data; write {task: gsm8k, data: PATH}"),
-        ("mmul", "benchmark.tasks: mmul: no benchmark 'mmul'; there are"),
-        ("behaviour", "benchmark.tasks: behaviour: cannot be measured here"),
+        ("mmul", "benchmark.tasks: mmul: not a benchmark that a run measures; there are "),
+        (
+            "behaviour",
+            "benchmark.tasks: behaviour: not a benchmark that a run measures; there are gsm8k",
+        ),
         (
             BenchmarkTask(task="humaneval", data="x"),
             "benchmark.tasks: humaneval: HumanEval runs programs that the model writes; allow",
         ),
         (BenchmarkTask(task="mmlu", data="none"), "benchmark.tasks: mmlu: none: cannot be read"),
+        (BenchmarkTask(task="gsm8k", data="none"), "benchmark.tasks: gsm8k: none: "),
     ],
 )
 def test_a_task_that_cannot_be_measured_is_one_line(task: Any, message: str) -> None:

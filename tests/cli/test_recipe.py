@@ -30,6 +30,23 @@ def test_a_check_says_what_it_checked_and_what_it_did_not() -> None:
     ]
 
 
+@pytest.mark.parametrize("command", ["recipe check", "plan"])
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("mmul", "there are gsm8k, humaneval, mmlu, truthfulqa"), ("gsm8k", "needs its data")],
+)
+def test_a_task_that_no_run_measures_is_refused_before_the_run(
+    command: str, task: str, message: str
+) -> None:
+    tasks = f"benchmark.tasks=[truthfulqa, {task}]"
+    assert message in refused(*command.split(), "demo", "--set", tasks)
+
+
+def test_a_plan_reads_the_questions_of_further_tasks(tmp_path: Path) -> None:
+    tasks = f"benchmark.tasks=[truthfulqa, {{task: gsm8k, data: '{tmp_path}'}}]"
+    assert "benchmark.tasks: gsm8k: " in refused("plan", "demo", "--set", tasks)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_keys_prints_a_section(section: str) -> None:
     assert forty2("recipe", "keys", section).output == as_text(section) + "\n"

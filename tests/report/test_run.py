@@ -135,7 +135,7 @@ def test_a_hedging_answer_is_marked_by_a_word_and_not_by_colour_alone(run: Path)
 def test_contamination_says_what_was_not_searched(run: Path) -> None:
     write_json(run / "contamination.json", {"hits": [], "unread_phases": ["sft"]})
     for text in documents(run):
-        assert "no training row holds a question of the benchmark" in text
+        assert "no training row holds a question of TruthfulQA" in text
         assert "Not searched: the data of sft" in text
 
 
@@ -144,8 +144,17 @@ def test_contaminated_questions_are_counted_and_left_out_once(run: Path) -> None
     found = {"rows": 2, "questions": 1, "comparisons": [comparison("inconclusive")]}
     write_json(run / "summary.json", {**summary, "contamination": found})
     for text in documents(run):
-        assert "1 question of the benchmark is in training rows" in text
+        assert "1 question of TruthfulQA is in training rows" in text
         assert "MC1 +0.0500 (+0.0100 to +0.0900), inconclusive" in text
+
+
+def test_a_report_claims_no_search_for_the_questions_of_further_benchmarks(run: Path) -> None:
+    sentence = "Training rows were not searched for questions of the other benchmarks."
+    assert not any(sentence in text for text in documents(run))
+    summary = json.loads((run / "summary.json").read_text())
+    stages = [{**one, "tasks": {"mmlu": 0.25}} for one in summary["stages"]]
+    write_json(run / "summary.json", {**summary, "stages": stages})
+    assert all(sentence in text for text in documents(run))
 
 
 def test_two_reports_of_one_run_are_the_same_bytes(run: Path) -> None:

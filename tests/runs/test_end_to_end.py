@@ -163,7 +163,7 @@ def test_the_report_is_one_safe_file(finished: RunResult) -> None:
     assert not re.search(r"<script|src=|href=", html)
     assert "phase3_boost" in html and finished.verdict in html
     markdown = finished.report.with_suffix(".md").read_text("utf-8")
-    assert "no training row holds a question of the benchmark" in markdown
+    assert "no training row holds a question of TruthfulQA" in markdown
     assert markdown.count("\n| ") >= 6
 
 
