@@ -67,6 +67,8 @@ def as_markdown() -> str:
 
 
 def _chosen(name: str | None) -> list[Section]:
+    if name is not None:
+        name = name.rpartition(".")[2]  # phases.dpo and benchmark.tasks, as in a recipe
     if name is not None and name not in SECTIONS:
         raise RecipeError(f"{name}: no such section; there are {', '.join(SECTIONS)}")
     return [section for section in sections() if name in (None, section.name)]

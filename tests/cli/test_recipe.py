@@ -61,6 +61,11 @@ def test_help_names_every_section_that_keys_takes() -> None:
     assert [section for section in SECTIONS if section not in text] == []
 
 
+def test_a_section_may_be_named_as_it_stands_in_a_recipe() -> None:
+    whole, last = (forty2("recipe", "keys", name).output for name in ("phases.dpo", "dpo"))
+    assert whole == last and "beta" in whole
+
+
 def test_keys_of_no_section_are_refused() -> None:
     assert "adaptor: no such section; there are recipe, " in refused("recipe", "keys", "adaptor")
 
