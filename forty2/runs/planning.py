@@ -197,12 +197,12 @@ def format_plan(plan: RunForecast) -> str:
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
         f"{plan.trainable:,} trained ({share:.2%})",
         "",
-        f"{'phase':<9}{'kind':<5}{'rows':>7}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
+        f"{'phase':<9}{'kind':<5}{'rows':>6}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
         f"{'seen':>8}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
     ]
     for one in plan.phases:
         lines.append(
-            f"{one.name:<9}{one.objective:<5}{one.rows:>7}{one.valid_rows:>6}{one.median_tokens:>7}"
+            f"{one.name:<9}{one.objective:<5}{one.rows:>6}{one.valid_rows:>6}{one.median_tokens:>7}"
             f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>7.2f}x{one.evaluations:>6}"
             f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.replayed_gb:>6.2f}"
         )
