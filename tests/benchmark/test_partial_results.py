@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.byte_models import loaded
+from support.models import tiny_loaded as loaded
 
 from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.errors import BenchmarkError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.byte_models import loaded
+from support.models import tiny_loaded as loaded
 
 from forty2.benchmark.prompts import Prompts, Shot, pick
 from forty2.errors import BenchmarkError
