@@ -198,7 +198,7 @@ class Templates:
         for record in records:
             self.encoder.measure(record)
         chats = [record for record in records if isinstance(record, Chat | Text)]
-        alone = [self.encoder.encode_sft_record(record) for record in chats]
+        alone = [row for record in chats for row in self.encoder.encode_sft_record(record)]
         assert self.encoder.encode_sft(chats) == alone, (
             "encoding all rows at once gives another result"
         )

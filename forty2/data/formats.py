@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from forty2.data.record_texts import response_text
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
@@ -134,13 +135,13 @@ def to_row(record: Record) -> JsonObject:
         case Pair():
             own = {
                 "prompt": _plain(record.prompt),
-                "chosen": record.chosen,
-                "rejected": record.rejected,
+                "chosen": response_text(record.chosen),
+                "rejected": response_text(record.rejected),
             }
         case Rated():
             own = {
                 "prompt": _plain(record.prompt),
-                "completion": record.response,
+                "completion": response_text(record.response),
                 "label": record.desirable,
             }
     return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
@@ -258,10 +259,10 @@ def _answer(value: object, key: str, origin: str) -> Messages:
     return (_turn("assistant", _text(value, key, origin)),)
 
 
-def _side(value: object, key: str, prompt: Messages, origin: str) -> str:
+def _side(value: object, key: str, prompt: Messages, origin: str) -> Messages:
     """Read a response: a text, one message, or a transcript that begins with the prompt."""
     if not isinstance(value, list | dict):
-        return _text(value, key, origin)
+        return (_turn("assistant", _text(value, key, origin)),)
     messages = _messages(value if isinstance(value, list) else [value], key, origin)
     if len(messages) > 1:
         same = prompt if messages[0]["role"] == "system" else _without_system(prompt)
@@ -270,7 +271,7 @@ def _side(value: object, key: str, prompt: Messages, origin: str) -> str:
     return _last(messages, key, origin)
 
 
-def _transcripts(row: Row, origin: str) -> tuple[Messages, str, str]:
+def _transcripts(row: Row, origin: str) -> tuple[Messages, Messages, Messages]:
     """Read prompt and responses of two whole conversations."""
     chosen, rejected = (
         _transcript(row[key], key, origin)
@@ -297,12 +298,13 @@ def _transcript(text: str, key: str, origin: str) -> Messages:
     )
 
 
-def _last(messages: Messages, key: str, origin: str) -> str:
+def _last(messages: Messages, key: str, origin: str) -> Messages:
     if messages[-1]["role"] != "assistant":
         raise DataError(f"{origin}: {key} must end with an assistant turn")
     if messages[-1].get("tool_calls"):
         raise DataError(f"{origin}: {key} ends with a tool call; only answers in text are compared")
-    return _text(messages[-1].get("content"), key, origin)
+    _text(messages[-1].get("content"), key, origin)
+    return (messages[-1],)
 
 
 def _check_open(messages: Messages, key: str, origin: str) -> None:

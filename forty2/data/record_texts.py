@@ -41,18 +41,18 @@ def answer_of(record: Record) -> str:
         case Text():
             return record.text
         case Pair():
-            return record.chosen
+            return response_text(record.chosen)
         case Rated():
-            return record.response if record.desirable else ""
+            return response_text(record.response) if record.desirable else ""
 
 
 def rejected_of(record: Record) -> str:
     """Return the text to be avoided; "" if there is none."""
     match record:
         case Pair():
-            return record.rejected
+            return response_text(record.rejected)
         case Rated():
-            return "" if record.desirable else record.response
+            return "" if record.desirable else response_text(record.response)
         case _:
             return ""
 
@@ -65,12 +65,17 @@ def texts_of(record: Record) -> Iterator[str]:
         case Text():
             messages = ({"role": "", "content": record.text},)
         case Pair():
-            yield from (record.chosen, record.rejected)
+            yield from map(response_text, (record.chosen, record.rejected))
             messages = record.prompt
         case Rated():
-            yield record.response
+            yield response_text(record.response)
             messages = record.prompt
     yield from (m["content"] for m in messages if isinstance(m.get("content"), str))
+
+
+def response_text(turns: Sequence[Message]) -> str:
+    """Return a response as one text."""
+    return "\n".join(str(m.get("content") or "") for m in turns)
 
 
 def last_answer(messages: Sequence[Message]) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from forty2.files import JsonObject
+
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and whatever else the chat template reads (tool calls, names)."""
 
@@ -19,6 +21,7 @@ class Chat:
     """A conversation to imitate: every assistant turn is supervised (SFT)."""
 
     messages: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
     origin: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)
 
@@ -37,8 +40,10 @@ class Pair:
     """A prompt with a preferred and a dispreferred response (DPO and similar losses)."""
 
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: tuple[Message, ...]
+    """The turns that follow the prompt; usually one, an assistant's."""
+    rejected: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
     origin: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)
 
@@ -48,7 +53,8 @@ class Rated:
     """A prompt with one response that is desirable or not (KTO)."""
 
     prompt: tuple[Message, ...]
-    response: str
+    response: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
     desirable: bool
     origin: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)

@@ -35,9 +35,9 @@ class PairBatch(NamedTuple):
     inputs: npt.NDArray[np.int32]
     """Last token of the prompt and response without its last token, (kB, T), padded on the right."""
     targets: npt.NDArray[np.int32]
-    """Tokens of the response, all supervised, (kB, T), padded on the right."""
+    """Tokens of the response, (kB, T), padded on the right."""
     mask: npt.NDArray[np.bool_]
-    """Mask of `targets`, (kB, T), false on padding."""
+    """Supervised tokens of `targets`, (kB, T), false on padding."""
     rows: npt.NDArray[np.int64]
     """Index of each row in the data, (B,), to look up its reference log-probabilities."""
     weight: int

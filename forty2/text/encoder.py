@@ -1,24 +1,44 @@
 """Encoding of records: through the chat template to token ids and a mask of supervised tokens.
 
-Only this module decides which tokens are supervised: the content of every assistant turn and the
-token that ends the turn, never a prompt token or padding.
+Only this module decides which tokens are supervised: all that the model must write in an assistant
+turn, to the token at which generation stops; never a prompt token or padding. `turns` finds where
+that begins and ends.
 
-The prompt is tokenized as generation will see it. If tokenizing prompt and response together would
-merge a token across their border (a response that begins with whitespace), the response is tokenized
+A prompt is tokenized as generation will see it. If tokenizing prompt and response together would
+merge a token across their border (a response that begins with white space), the response is tokenized
 on its own, so that its ids still spell exactly the response.
 """
 
 from __future__ import annotations
 
+import copy
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import chain
+from typing import Literal, NamedTuple
 
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError, first_line
+from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
-from forty2.text.template_cache import TemplateCache
 from forty2.text.tokenizer import Tokenizer
+from forty2.text.turns import Example, Turns, inspected_texts
+
+TrainOn = Literal["all", "last"]
+"""Which assistant turns of a conversation are learned, of those that its row does not exclude."""
+_ANCHORS = ("\n", ".", "a")
+"""Texts behind which a continuation is tokenized where a tokenizer treats beginnings differently."""
+_LONGEST_LEAD = 200
+"""Most characters between a control token and a turn whose tokens are remembered."""
+
+
+class _Task(NamedTuple):
+    """A rendered example, and the texts that its placeholders stand for."""
+
+    example: Example
+    literals: list[str]
 
 
 class Encoder:
@@ -31,191 +51,346 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         if not tokenizer.has_chat_template:
             raise ModelError(
-                "the tokenizer has no chat template: use an instruct model, or put a "
-                "chat_template into its tokenizer_config.json"
+                "the tokenizer has no chat template: use an instruct model, or give a template "
+                "(chat_template: FILE in a recipe, --chat-template on the command line)"
             )
         self.tokenizer = tokenizer
-        self._specials = SpecialTokens(tokenizer)
-        self._special_ids = set(self._specials.ids.values())
-        self._templates = TemplateCache(
-            tokenizer, self._specials, lambda messages, prompt: self._render(messages, prompt, "")
-        )
+        self.train_on: TrainOn = "all"
+        template = str(tokenizer.chat_template)
+        self._specials = SpecialTokens(tokenizer, inspected_texts(template))
+        self._special_ids = frozenset(self._specials.ids.values())
+        stops = {s for s, i in self._specials.ids.items() if i in set(tokenizer.eos_token_ids)}
+        self._turns = Turns(self._render, self._specials.pattern, stops, template)
+        self._spellings = {i: spelling for spelling, i in self._specials.ids.items()}
+        self._leads: dict[tuple[int | str, ...], list[int]] = {}
+
+    def training_on(self, train_on: TrainOn) -> Encoder:
+        """Return an encoder for conversations of which all turns, or the last alone, are learned."""
+        other = copy.copy(self)
+        other.train_on = train_on
+        return other
 
     @property
     def specials(self) -> list[str]:
         """Spellings of the tokenizer's control tokens."""
         return list(self._specials.ids)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> list[int]:
         """Encode `messages` as generation sees them, up to the beginning of the answer."""
-        messages, literals = self._specials.replace(messages)
-        return self._specials.encode(self._render(messages, True, ""), literals)
+        shown, described, literals = self._specials.replace(_shown(messages), tools)
+        return self._specials.encode(self._render(shown, True, described), literals)
 
-    def chat(self, record: Chat) -> Row:
-        """Encode a conversation up to its last assistant turn."""
-        ids, mask = self._turns(record.messages, record.origin)
-        return Row(ids, mask, record.origin, weight=_weight(record))
+    # --- rows ---
+
+    def encode(self, record: Record) -> list[AnyRow]:
+        """Encode a record of any kind; a conversation may give several rows."""
+        match record:
+            case Chat() | Text():
+                return [*self.encode_sft_record(record)]
+            case Pair():
+                return [self.encode_pair(record)]
+            case Rated():
+                return [self.encode_rated(record)]
 
     def encode_sft(self, records: Sequence[Chat | Text]) -> list[Row]:
-        """Encode records as `encode_sft_record` does, many times faster where only their texts differ."""
-        chats = [record for record in records if isinstance(record, Chat)]
-        rows: list[Row] = []
-        filled = iter(self._templates.encode([_up_to_answer(chat.messages) for chat in chats]))
-        for record in records:
-            encoded = next(filled) if isinstance(record, Chat) else None
-            if encoded is None:
-                rows.append(self.encode_sft_record(record))
+        """Encode records for supervised fine-tuning, their rows one after another."""
+        return list(chain.from_iterable(self.encode_sft_records(records)))
+
+    def encode_sft_record(self, record: Chat | Text) -> list[Row]:
+        """Encode one record for supervised fine-tuning.
+
+        A conversation is one row; where the chat template rewrites earlier turns, it is a row for
+        each learned turn, behind the prompt that generation would see.
+        """
+        return self.encode_sft_records([record])[0]
+
+    def encode_sft_records(self, records: Sequence[Chat | Text]) -> list[list[Row]]:
+        """Encode records as `encode_sft_record` does, tokenizing them together."""
+        tasks = [self._tasks(r) if isinstance(r, Chat) else [] for r in records]
+        encoded = iter(self._encode_all([task for each in tasks for task in each]))
+        rows: list[list[Row]] = []
+        for record, each in zip(records, tasks, strict=True):
+            if isinstance(record, Text):
+                rows.append([self._text(record)])
             else:
-                rows.append(Row(*encoded, record.origin, weight=_weight(record)))
+                weight = _weight(record)
+                rows.append([Row(*next(encoded), record.origin, weight=weight) for _ in each])
         return rows
-
-    def text(self, record: Text) -> Row:
-        """Encode a text and the token that ends it; all tokens but the first are supervised."""
-        ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
-        mask = [i > 0 for i in range(len(ids))]
-        return Row(ids, mask, record.origin, weight=_weight(record))
-
-    def encode_sft_record(self, record: Chat | Text) -> Row:
-        """Encode one record for supervised fine-tuning."""
-        return self.text(record) if isinstance(record, Text) else self.chat(record)
 
     def encode_pair(self, record: Pair) -> PairRow:
         """Encode a prompt and both responses, each with its end-of-turn token.
 
         Raises:
-            DataError: the chat template changes the prompt with the response.
+            DataError: the chat template changes the prompt with the response, or both responses are
+                the same to the model.
         """
-        (prompt, chosen), (prompt_again, rejected) = (
-            self.response(record.prompt, text, record.origin)
-            for text in (record.chosen, record.rejected)
-        )
+        sides = [
+            self.response(record.prompt, side, record.tools, record.origin)
+            for side in (record.chosen, record.rejected)
+        ]
+        (prompt, chosen, chosen_mask), (prompt_again, rejected, rejected_mask) = sides
         if prompt != prompt_again:
             raise DataError(
                 f"{record.origin}: the chat template changes the prompt with the response"
             )
-        return PairRow(prompt, chosen, rejected, record.origin, _weight(record))
+        if chosen == rejected:
+            raise DataError(
+                f"{record.origin}: chosen and rejected are equal to the model, since the chat "
+                "template writes them alike; drop the row"
+            )
+        masks = (chosen_mask, rejected_mask)
+        return PairRow(
+            prompt,
+            chosen,
+            rejected,
+            record.origin,
+            _weight(record),
+            None if all(map(all, masks)) else masks,
+        )
 
     def encode_rated(self, record: Rated) -> RatedRow:
         """Encode a prompt and its response; `add_mismatched_responses` adds the other response."""
-        prompt, response = self.response(record.prompt, record.response, record.origin)
-        return RatedRow(prompt, response, [], record.desirable, record.origin, _weight(record))
+        prompt, response, mask = self.response(
+            record.prompt, record.response, record.tools, record.origin
+        )
+        weight = _weight(record)
+        masks = None if all(mask) else (mask, [])
+        return RatedRow(prompt, response, [], record.desirable, record.origin, weight, masks)
 
     def response(
-        self, prompt: Sequence[Message], text: str, origin: str = ""
-    ) -> tuple[list[int], list[int]]:
-        """Return the ids of a prompt, and of one response to it with its end-of-turn token."""
-        messages = (*prompt, {"role": "assistant", "content": text})
-        ids, mask = self._turns(messages, origin, first=len(prompt))
+        self,
+        prompt: Sequence[Message],
+        turns: Sequence[Message],
+        tools: Sequence[JsonObject] = (),
+        origin: str = "",
+    ) -> tuple[list[int], list[int], list[bool]]:
+        """Encode a prompt, and a response to it with its end-of-turn token.
+
+        Args:
+            turns: the response: an assistant turn, or several turns that begin and end with one.
+
+        Returns:
+            Ids of the prompt, and ids and mask of the response.
+        """
+        messages = (*prompt, *turns)
+        learned = [i for i in _answers(messages) if i >= len(prompt)]
+        tasks = self._examples(messages, learned, tools, origin)
+        if len(tasks) > 1:
+            raise DataError(
+                f"{origin}: the chat template rewrites earlier turns, so a response of several turns "
+                "cannot be compared; use responses of one turn"
+            )
+        ids, mask = self._encode_all(tasks)[0]
         start = mask.index(True)
-        return ids[:start], [i for i, on in zip(ids[start:], mask[start:], strict=True) if on]
+        return ids[:start], ids[start:], mask[start:]
 
     def measure(self, record: Record) -> tuple[int, int]:
         """Count the tokens of a record, its prompt once, and the supervised ones among them."""
-        row = self.encode(record)
-        match row:
-            case Row():
-                return len(row.ids), sum(row.mask)
-            case PairRow() | RatedRow():
-                supervised = sum(map(len, row.responses))
-                return len(row.prompt) + supervised, supervised
+        tokens = supervised = 0
+        for row in self.encode(record):
+            if isinstance(row, Row):
+                tokens, supervised = tokens + len(row.ids), supervised + sum(row.mask)
+            else:
+                tokens += len(row.prompt) + sum(map(len, row.responses))
+                supervised += sum(map(sum, row.response_masks))
+        return tokens, supervised
 
-    def encode(self, record: Record) -> AnyRow:
-        """Encode a record of any kind."""
-        match record:
-            case Chat() | Text():
-                return self.encode_sft_record(record)
-            case Pair():
-                return self.encode_pair(record)
-            case Rated():
-                return self.encode_rated(record)
+    # --- conversations ---
 
-    def _turns(
-        self, messages: Sequence[Message], origin: str, first: int = 0
-    ) -> tuple[list[int], list[bool]]:
-        """Return the ids and mask of `messages`; assistant turns from index `first` on are supervised."""
-        messages, literals = self._specials.replace(messages)
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
-        text = self._render(messages[: turns[0]], True, origin)
-        ids = self._specials.encode(text, literals)
-        mask = [False] * len(ids)
-        for n, turn in enumerate(turns):
-            last = n == len(turns) - 1
-            end = turn + 1 if last else turns[n + 1]
-            longer = self._render(messages[:end], not last, origin)
-            if not longer.startswith(text) or longer == text:
-                raise DataError(
-                    f"{origin}: messages[{turn}]: the chat template rewrites what came before this "
-                    "turn, so its supervised tokens cannot be found; use a template that only appends"
-                )
-            tail = self._continue(ids, text, longer, literals)
-            content = str(messages[turn].get("content") or "")
-            stop = self._end_of_turn(
-                tail, longer[len(text) :], content, f"{origin}: messages[{turn}]"
+    def _tasks(self, record: Chat) -> list[_Task]:
+        learned = _answers(record.messages)
+        if self.train_on == "last":
+            last = last_answer(record.messages)
+            learned = [i for i in learned if i == last]
+        if not learned:
+            raise DataError(f"{record.origin}: no turn is to be learned; drop the row")
+        return self._examples(record.messages, learned, record.tools, record.origin)
+
+    def _examples(
+        self,
+        messages: Sequence[Message],
+        learned: Sequence[int],
+        tools: Sequence[JsonObject],
+        origin: str,
+    ) -> list[_Task]:
+        """Render what is learned of a conversation."""
+        shown, described, literals = self._specials.replace(_shown(messages), tools)
+        try:
+            examples = self._turns.examples(shown, learned, described)
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from error
+        return [_Task(example, literals) for example in examples]
+
+    def _text(self, record: Text) -> Row:
+        """Encode a text and the token that ends it; all tokens but the first are supervised."""
+        ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
+        mask = [i > 0 for i in range(len(ids))]
+        return Row(ids, mask, record.origin, weight=_weight(record))
+
+    def _render(
+        self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]
+    ) -> str:
+        try:
+            return self._apply(messages, prompt, tools)
+        except Exception as error:  # templates raise errors of many types
+            raise DataError(
+                f"the chat template refuses these messages: {first_line(error)}"
+                f"{self._advice(messages, prompt, tools)}"
+            ) from error
+
+    def _apply(self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]) -> str:
+        given = {"tools": [dict(tool) for tool in tools]} if tools else {}
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages],
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **given,
             )
-            if stop is None and not last:
-                raise DataError(
-                    f"{origin}: the chat template does not mark where messages[{turn}] ends"
-                )
-            if stop is None:
-                tail, stop = [*tail, self.tokenizer.eos_token_id], len(tail)
-            if last:
-                # What a template writes after the last turn is not part of the answer.
-                tail = tail[: stop + 1]
-            ids += tail
-            mask += [i <= stop for i in range(len(tail))]
-            text = longer
+        )
+
+    def _advice(
+        self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]
+    ) -> str:
+        """Say what to do about messages that the template refuses, where it is clear."""
+        rest = [m for m in messages if m["role"] != "system"]
+        if not rest or len(rest) == len(messages):
+            return ""
+        try:
+            self._apply(rest, prompt, tools)
+        except Exception:  # it refuses something else, too
+            return ""
+        return (
+            "; it takes no system turn: merge it into the first user turn (`system: fold` in a "
+            "recipe, --system fold)"
+        )
+
+    # --- tokens ---
+
+    def _encode_all(self, tasks: Sequence[_Task]) -> list[tuple[list[int], list[bool]]]:
+        """Tokenize examples and mask the turns that are learned."""
+        plain = [task.example.text for task in tasks if not task.literals]
+        together = iter(self._specials.encode_batch(plain)) if plain else iter(())
+        encoded = []
+        for example, literals in tasks:
+            text = example.text
+            ids = self._specials.encode(text, literals) if literals else next(together)
+            found = self._masked(ids, example, literals)
+            if found is None:
+                found = self._piecewise(example, literals)
+            if example.needs_end:
+                found = ([*found[0], self.tokenizer.eos_token_id], [*found[1], True])
+            encoded.append(found)
+        return encoded
+
+    def _masked(
+        self, ids: list[int], example: Example, literals: list[str]
+    ) -> tuple[list[int], list[bool]] | None:
+        """Mask the learned turns of a text tokenized as a whole; None: a token crosses a border."""
+        controls = list(self._specials.pattern.finditer(example.text))
+        places = [i for i, token in enumerate(ids) if token in self._special_ids]
+        if len(controls) != len(places):
+            return None
+        whole = _Tokenized(example.text, ids, [m.end() for m in controls], places)
+        mask = [False] * len(ids)
+        for span in example.spans:
+            start, end = (self._border(whole, character, literals) for character in span)
+            if start is None or end is None:
+                return None
+            mask[start:end] = [True] * (end - start)
         return ids, mask
 
-    def _end_of_turn(self, tail: list[int], text: str, content: str, where: str) -> int | None:
-        """Return the index in `tail` of the token that ends the turn; None: there is none.
+    def _border(self, whole: _Tokenized, character: int, literals: list[str]) -> int | None:
+        """Return the token that begins at a character of a text; None: none does.
 
-        It is the first special token after the content.
+        What stands between the control token before it and the character must be the same tokens
+        as in a prompt that ends there.
         """
-        start = text.find(content.strip())
-        if start < 0:
-            raise DataError(
-                f"{where}: the chat template alters the content, so this row cannot be trained on; "
-                "use a template that leaves contents as they are"
-            )
-        before = len(self._specials.pattern.findall(text[:start]))
-        specials = [i for i, token in enumerate(tail) if token in self._special_ids]
-        return specials[before] if len(specials) > before else None
+        if character == len(whole.text):
+            return len(whole.ids)
+        before = bisect_right(whole.control_ends, character)
+        begin = whole.control_ends[before - 1] if before else 0
+        token = whole.control_places[before - 1] + 1 if before else 0
+        control = whole.ids[token - 1 : token] if before else []
+        lead = whole.text[begin:character]
+        if not lead:
+            return token
+        expected = self._lead_ids(control, lead, literals)
+        end = token + len(expected)
+        return end if whole.ids[token:end] == expected else None
 
-    def _continue(
-        self, ids: list[int], text: str, longer: str, literals: Sequence[str]
-    ) -> list[int]:
-        """Encode what follows `text`, whose ids are `ids`, in `longer`."""
+    def _lead_ids(self, control: list[int], lead: str, literals: list[str]) -> list[int]:
+        """Tokenize what follows a control token up to a border; [] for the beginning of a text."""
+        key = (*control, lead)
+        if key not in self._leads or literals:
+            spelled = "".join(self._spellings[i] for i in control)
+            ids = self._specials.encode(spelled + lead, literals)[len(control) :]
+            if literals or len(lead) > _LONGEST_LEAD:
+                return ids
+            self._leads[key] = ids
+        return self._leads[key]
+
+    def _piecewise(self, example: Example, literals: list[str]) -> tuple[list[int], list[bool]]:
+        """Tokenize prompts as generation sees them, and responses so that they follow their prompt."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        at = 0
+        for span in example.spans:
+            for end, learned in zip(span, (False, True), strict=True):
+                more = self._following(ids, example.text[:at], example.text[:end], literals)
+                ids = [*ids, *more]
+                mask += [learned] * len(more)
+                at = end
+        return ids, mask
+
+    def _following(self, ids: list[int], text: str, longer: str, literals: list[str]) -> list[int]:
+        """Tokenize what follows `text`, whose ids are `ids`, in `longer`."""
         together = self._specials.encode(longer, literals)
         if together[: len(ids)] == ids:
             return together[len(ids) :]
-        return self._specials.encode(longer[len(text) :], literals)
+        rest = longer[len(text) :]
+        wanted = self.tokenizer.decode(together)
+        found: list[list[int]] = [self._specials.encode(rest, literals)]
+        for anchor in _ANCHORS:  # some tokenizers add a space at a beginning
+            start = self._specials.encode(anchor)
+            behind = self._specials.encode(anchor + rest, literals)
+            if behind[: len(start)] == start:
+                found.append(behind[len(start) :])
+        spelled = (more for more in found if self.tokenizer.decode([*ids, *more]) == wanted)
+        return next(spelled, found[0])
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool, origin: str) -> str:
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(m) for m in messages],
-                    tokenize=False,
-                    add_generation_prompt=generation_prompt,
-                )
-            )
-        except Exception as error:  # templates raise errors of many types
-            raise DataError(
-                f"{origin}: the chat template refuses these messages: {first_line(error)}"
-            ) from error
+
+class _Tokenized(NamedTuple):
+    """A text with its ids, and the control tokens in both."""
+
+    text: str
+    ids: list[int]
+    control_ends: list[int]
+    """For each control token, the character after it."""
+    control_places: list[int]
+    """For each control token, its place among the ids."""
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """Return the assistant turns to learn: those that their row does not exclude."""
+    return [
+        i
+        for i, m in enumerate(messages)
+        if m["role"] == "assistant" and m.get("train") is not False
+    ]
+
+
+def _shown(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages as the template gets them: without what says which are learned."""
+    return [{key: value for key, value in m.items() if key != "train"} for m in messages]
 
 
 def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:
     """Say what `fit_rows` would do to a record; None: nothing."""
-    fitted = fit_rows([encoder.encode(record)], max_length)
+    fitted = fit_rows(encoder.encode(record), max_length)
     if fitted.dropped:
         return f"its response does not fit into {max_length} tokens"
     return f"its prompt does not fit into {max_length} tokens" if fitted.shortened else None
-
-
-def _up_to_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return the messages up to and with the last assistant turn."""
-    return messages[: last_answer(messages) + 1]
 
 
 def _weight(record: Record) -> float:

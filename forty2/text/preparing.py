@@ -298,16 +298,16 @@ def _tokenize(encoder: Encoder, task: _Task) -> _TokenizedChunk:
     fitting: dict[str, list[Row]] = {}
     shortened = 0
     dropped: list[str] = []
-    rows = encoder.encode_sft(records)
-    for row, name in zip(rows, task.splits, strict=True):
-        if row.weight != 1:
-            raise DataError(f"{row.origin}: has a weight, which prepared data cannot store")
-        fitted = fit_rows([row], task.max_length)
+    for rows, name in zip(encoder.encode_sft_records(records), task.splits, strict=True):
+        weighted = next((row for row in rows if row.weight != 1), None)
+        if weighted is not None:
+            raise DataError(f"{weighted.origin}: has a weight, which prepared data cannot store")
+        fitted = fit_rows(rows, task.max_length)
         shortened += len(fitted.shortened)
         dropped += fitted.dropped
         fitting.setdefault(name, []).extend(fitted.rows)
     parts = {name: _part(rows_of_split) for name, rows_of_split in fitting.items()}
-    return _TokenizedChunk(len(rows), parts, shortened, dropped)
+    return _TokenizedChunk(len(records), parts, shortened, dropped)
 
 
 def _part(rows: Sequence[Row]) -> _Part:

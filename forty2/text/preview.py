@@ -19,7 +19,7 @@ from forty2.data.sources import read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
-from forty2.text.rows import PairRow, RatedRow, Row
+from forty2.text.rows import AnyRow, RatedRow, Row
 from forty2.text.tokenizer import Tokenizer
 
 Role = Literal["prompt", "supervised", "cut"]
@@ -33,30 +33,30 @@ _CHUNK = 256
 
 def spans(record: Record, encoder: Encoder, tokenizer: Tokenizer, max_length: int) -> list[Section]:
     """Cut a record's text into runs of one role, a section for each response."""
-    sections = list(_sections(record, encoder))
-    longest = max(len(ids) for _, ids, _ in sections)
-    start = min(mask.index(True) for _, _, mask in sections)
-    excess = max(0, longest - max_length)
-    if excess >= start:  # the response would not fit: the whole row is dropped
-        excess = longest
-    return [(title, list(_runs(ids, mask, excess, tokenizer))) for title, ids, mask in sections]
+    shown: list[Section] = []
+    rows = encoder.encode(record)
+    for number, row in enumerate(rows, 1):
+        sections = list(_sections(row, f"{number} of {len(rows)}" if len(rows) > 1 else ""))
+        longest = max(len(ids) for _, ids, _ in sections)
+        start = min(mask.index(True) for _, _, mask in sections)
+        excess = max(0, longest - max_length)
+        if excess >= start:  # the response would not fit: the whole row is dropped
+            excess = longest
+        shown += [
+            (title, list(_runs(ids, mask, excess, tokenizer))) for title, ids, mask in sections
+        ]
+    return shown
 
 
-def _sections(
-    record: Record, encoder: Encoder
-) -> Iterator[tuple[str, Sequence[int], Sequence[bool]]]:
+def _sections(row: AnyRow, title: str) -> Iterator[tuple[str, Sequence[int], Sequence[bool]]]:
     """Yield title, ids and mask of each response with its prompt."""
-    row = encoder.encode(record)
-    match row:
-        case Row():
-            yield "", row.ids, row.mask
-            return
-        case PairRow():
-            titled = {"chosen": row.chosen, "rejected": row.rejected}
-        case RatedRow():
-            titled = {"desirable" if row.desirable else "undesirable": row.response}
-    for title, ids in titled.items():
-        yield title, row.prompt + ids, [False] * len(row.prompt) + [True] * len(ids)
+    if isinstance(row, Row):
+        yield title, row.ids, row.mask
+        return
+    verdict = "desirable" if isinstance(row, RatedRow) and row.desirable else "undesirable"
+    titles = (verdict,) if isinstance(row, RatedRow) else ("chosen", "rejected")
+    for name, ids, mask in zip(titles, row.responses, row.response_masks, strict=False):
+        yield name, row.prompt + ids, [False] * len(row.prompt) + mask
 
 
 def _runs(
@@ -97,14 +97,15 @@ def _measured(chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder) -> list
             records.append(None)
     chats = [record for record in records if isinstance(record, Chat | Text)]
     try:
-        together = iter(encoder.encode_sft(chats))
+        together = iter(encoder.encode_sft_records(chats))
     except DataError:  # some cannot be encoded: encode one by one to find which
         return [None if record is None else _measure(record, encoder) for record in records]
     measured: list[_Measured | None] = []
     for record in records:
         if isinstance(record, Chat | Text):
-            row = next(together)
-            measured.append(_Measured(record, len(row.ids), sum(row.mask)))
+            rows = next(together)
+            tokens, supervised = sum(len(row.ids) for row in rows), sum(sum(r.mask) for r in rows)
+            measured.append(_Measured(record, tokens, supervised))
         else:
             measured.append(None if record is None else _measure(record, encoder))
     return measured

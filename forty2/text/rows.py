@@ -26,8 +26,12 @@ class Row(NamedTuple):
     """Average number of times that the row comes in an epoch."""
 
 
+Masks = tuple[list[bool], list[bool]]
+"""For each of two responses, which of its tokens are supervised."""
+
+
 class PairRow(NamedTuple):
-    """A tokenized preference pair: every id of both responses is supervised."""
+    """A tokenized preference pair."""
 
     prompt: list[int]
     chosen: list[int]
@@ -35,11 +39,18 @@ class PairRow(NamedTuple):
     origin: str
     weight: float = 1.0
     """Average number of times that the pair comes in an epoch."""
+    masks: Masks | None = None
+    """Supervised tokens; None: all. In responses of several turns, a user's turns are not."""
 
     @property
     def responses(self) -> tuple[list[int], list[int]]:
         """Both responses, in the order in which they are batched, stored and scored."""
         return self.chosen, self.rejected
+
+    @property
+    def response_masks(self) -> Masks:
+        """For each response, which of its tokens are supervised."""
+        return self.masks or _all_of(self.responses)
 
 
 class RatedRow(NamedTuple):
@@ -57,11 +68,23 @@ class RatedRow(NamedTuple):
     origin: str
     weight: float = 1.0
     """Average number of times that the response comes in an epoch."""
+    masks: Masks | None = None
+    """Supervised tokens of both responses; None: all."""
 
     @property
     def responses(self) -> tuple[list[int], list[int]]:
         """Both responses, in the order in which they are batched, stored and scored."""
         return self.response, self.mismatched_response
+
+    @property
+    def response_masks(self) -> Masks:
+        """For each response, which of its tokens are supervised."""
+        return self.masks or _all_of(self.responses)
+
+
+def _all_of(responses: tuple[list[int], list[int]]) -> Masks:
+    first, second = responses
+    return [True] * len(first), [True] * len(second)
 
 
 AnyPair = PairRow | RatedRow
@@ -138,9 +161,17 @@ def add_mismatched_responses(rows: Sequence[RatedRow], max_length: int) -> list[
         if not _same_prompt(rows[after], rows[at]):
             other = after
         room = max_length - len(rows[at].prompt)
-        result[at] = rows[at]._replace(mismatched_response=rows[other].response[:room])
+        result[at] = _with_mismatched(rows[at], rows[other], room)
         after = at
     return result
+
+
+def _with_mismatched(row: RatedRow, other: RatedRow, room: int) -> RatedRow:
+    """Give a row another one's response, cut to `room` tokens."""
+    masks = None
+    if row.masks is not None or other.masks is not None:
+        masks = row.response_masks[0], other.response_masks[0][:room]
+    return row._replace(mismatched_response=other.response[:room], masks=masks)
 
 
 def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
@@ -172,6 +203,8 @@ def rows_sha256(rows: Iterable[AnyRow]) -> str:
     for row in rows:
         fields = row._asdict()
         del fields["origin"]
+        if fields.get("masks", ()) is None:
+            del fields["masks"]
         if isinstance(row, RatedRow):
             chosen, rejected = fields.pop("response"), fields.pop("mismatched_response")
             fields = {"prompt": row.prompt, "chosen": chosen, "rejected": rejected, **fields}

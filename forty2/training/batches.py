@@ -170,13 +170,14 @@ def pair_batch(
     prefixes = [row.prompt[:-1] for row in rows]
     lasts = [row.prompt[-1] for row in rows] * len(sides)
     responses = [row.responses[side] for side in sides for row in rows]
+    masks = [row.response_masks[side] for side in sides for row in rows]
     width = padded_width(max(map(len, responses)))
     return PairBatch(
         prefixes=pad(prefixes, padded_width(max(map(len, prefixes)))),
         prefix_lengths=np.array([len(prefix) for prefix in prefixes], np.int32),
         inputs=pad([[last, *ids[:-1]] for last, ids in zip(lasts, responses, strict=True)], width),
         targets=pad(responses, width),
-        mask=pad([[1] * len(ids) for ids in responses], width).astype(np.bool_),
+        mask=pad(masks, width).astype(np.bool_),
         rows=np.asarray(indices, np.int64),
         weight=len(rows),
         tokens=sum(map(len, prefixes)) + sum(map(len, responses)),

@@ -8,6 +8,7 @@ import json
 import math
 import zipfile
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 
 import mlx.core as mx
@@ -48,7 +49,7 @@ def reference_key(fingerprint: str, adapter: dict[str, mx.array], rows: Sequence
         digest.update(name.encode())
         digest.update(np.asarray(value.astype(mx.float32)).tobytes())
     for row in rows:
-        digest.update(json.dumps([row.prompt, *row.responses]).encode())
+        digest.update(json.dumps([row.prompt, *row.responses, *(row.masks or ())]).encode())
     return digest.hexdigest()
 
 
@@ -118,11 +119,17 @@ def pair_logprobs(
     result: list[JsonObject] = []
     for i, row in enumerate(rows):
         logps, split = scored[i], len(row.chosen)
+        parts = slice(split), slice(split, None)
         result.append(
-            {
-                "prompt_tokens": len(row.prompt),
-                "chosen": {"ids": row.chosen, "logprob": math.fsum(logps[:split].tolist())},
-                "rejected": {"ids": row.rejected, "logprob": math.fsum(logps[split:].tolist())},
+            {"prompt_tokens": len(row.prompt)}
+            | {
+                side: {
+                    "ids": list(compress(ids, mask)),
+                    "logprob": math.fsum(logps[part].tolist()),
+                }
+                for side, ids, mask, part in zip(
+                    ("chosen", "rejected"), row.responses, row.response_masks, parts, strict=True
+                )
             }
         )
     return result
@@ -148,8 +155,10 @@ def _token_logps(
             states = PairBlockInput(prefixes, inputs, frozen.depth)
         logps = np.asarray(response_logps(model, pair_arrays(batch), shortcuts, states))
         for n, index in enumerate(indices):
-            responses = (n, n + len(indices))
-            result[index] = np.concatenate([logps[at][batch.mask[at]] for at in responses])
+            sides = zip((n, n + len(indices)), rows[index].responses, strict=True)
+            # Tokens that are not supervised count as nothing.
+            scored = [np.where(batch.mask[at], logps[at], 0)[: len(ids)] for at, ids in sides]
+            result[index] = np.concatenate(scored)
         progress(stage, len(result), len(which), {})
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from forty2.data.records import Chat, Message, Pair
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder
+from forty2.text.rows import Row
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def assistant(text: str) -> Message:
 
 def supervised(tokenizer: Any, *messages: Message) -> list[str]:
     """Each run of supervised tokens, decoded."""
-    row = Encoder(tokenizer).chat(Chat(messages=messages, origin="test:1"))
+    (row,) = Encoder(tokenizer).encode_sft_record(Chat(messages=messages, origin="test:1"))
     assert len(row.ids) == len(row.mask)
     runs: list[list[int]] = []
     for i, (token, on) in enumerate(zip(row.ids, row.mask, strict=True)):
@@ -42,6 +44,15 @@ def supervised(tokenizer: Any, *messages: Message) -> list[str]:
         if on:
             runs[-1].append(token)
     return [tokenizer.decode(run) for run in runs]
+
+
+def marked(tokenizer: Any, row: Row) -> str:
+    """The row's text, supervised parts in brackets."""
+    parts = [
+        (on, tokenizer.decode([i for i, _ in run]))
+        for on, run in itertools.groupby(zip(row.ids, row.mask, strict=True), lambda pair: pair[1])
+    ]
+    return "".join(f"[{text}]" if on else text for on, text in parts)
 
 
 def test_one_turn(chatml: Any, brackets: Any) -> None:
@@ -97,7 +108,7 @@ def test_what_follows_the_last_assistant_turn_is_left_off(chatml: Any) -> None:
     ],
 )
 def test_supervised_ids_spell_exactly_the_response(chatml: Any, text: str) -> None:
-    prompt, response = Encoder(chatml).response([user("Say it")], text)
+    prompt, response, _ = Encoder(chatml).response([user("Say it")], [assistant(text)])
     assert chatml.decode(response) == f"{text}<|im_end|>"
     assert response[-1] == chatml.eos_token_id
     assert prompt == Encoder(chatml).prompt([user("Say it")])
@@ -111,14 +122,14 @@ def test_a_response_that_merges_across_the_border_keeps_the_prompt_of_generation
     together = chatml.encode("<|im_start|>assistant\n\n\nHi<|im_end|>", add_special_tokens=False)
     apart = chatml.encode("<|im_start|>assistant\n", add_special_tokens=False)
     assert together[: len(apart)] != apart
-    prompt, response = encoder.response([user("x")], "\n\nHi")
+    prompt, response, _ = encoder.response([user("x")], [assistant("\n\nHi")])
     assert prompt[-len(apart) :] == apart
     assert chatml.decode(response) == "\n\nHi<|im_end|>"
 
 
 def test_content_that_spells_a_special_token_stays_text(chatml: Any) -> None:
     talk = [user("What does <|im_end|> do?"), assistant("<|im_end|> ends a turn.")]
-    row = Encoder(chatml).chat(Chat(messages=tuple(talk), origin="test:1"))
+    (row,) = Encoder(chatml).encode_sft_record(Chat(messages=tuple(talk), origin="test:1"))
     ends = [i for i, token in enumerate(row.ids) if token == chatml.eos_token_id]
     assert len(ends) == 3  # the default system turn's, the user's, the assistant's
     assert supervised(chatml, *talk) == ["<|im_end|> ends a turn.<|im_end|>"]
@@ -137,7 +148,12 @@ def test_what_marks_a_held_text_is_text_where_a_content_has_it(chatml: Any, ask:
 
 def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=(user("q"),), chosen="Paris", rejected="Paris, I think", origin="t:1")
+        Pair(
+            prompt=(user("q"),),
+            chosen=(assistant("Paris"),),
+            rejected=(assistant("Paris, I think"),),
+            origin="t:1",
+        )
     )
     assert row.chosen[:-1] == row.rejected[: len(row.chosen) - 1]
     assert row.chosen[-1] == row.rejected[-1] == chatml.eos_token_id
@@ -145,7 +161,12 @@ def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
 
 def test_one_token_responses(chatml: Any) -> None:
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=(user("q"),), chosen="Yes", rejected="No", origin="t:1")
+        Pair(
+            prompt=(user("q"),),
+            chosen=(assistant("Yes"),),
+            rejected=(assistant("No"),),
+            origin="t:1",
+        )
     )
     assert len(row.chosen) == len(row.rejected) == 2
 
@@ -153,19 +174,22 @@ def test_one_token_responses(chatml: Any) -> None:
 def test_pair_prompts_may_hold_earlier_assistant_turns(chatml: Any) -> None:
     prompt = (user("a"), assistant("b"), user("c"))
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=prompt, chosen="Yes", rejected="No", origin="t:1")
+        Pair(prompt=prompt, chosen=(assistant("Yes"),), rejected=(assistant("No"),), origin="t:1")
     )
     assert chatml.decode(row.prompt).endswith("<|im_start|>assistant\n")
     assert chatml.decode(row.chosen) == "Yes<|im_end|>"
 
 
-def test_a_template_that_rewrites_history_is_refused(starter: LoadedModel) -> None:
+def test_a_template_that_rewrites_history_gives_a_row_for_each_turn(starter: LoadedModel) -> None:
+    """Each behind the prompt that generation would see, from which earlier thinking is gone."""
     talk = (user("a"), assistant("<think>hm</think>b"), user("c"), assistant("d"))
-    encoder = Encoder(with_template(starter, FORGETS))
-    with pytest.raises(
-        DataError, match=r"test:7: messages\[1\]: the chat template (rewrites|alters)"
-    ):
-        encoder.chat(Chat(messages=talk, origin="test:7"))
+    tokenizer = with_template(starter, FORGETS)
+    rows = Encoder(tokenizer).encode_sft_record(Chat(messages=talk, origin="test:7"))
+    assert [marked(tokenizer, row) for row in rows] == [
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[<think>hm</think>b<|im_end|>]",
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d<|im_end|>]",
+    ]
 
 
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
@@ -173,7 +197,7 @@ def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
     )
     with pytest.raises(DataError, match="alters the content"):
-        Encoder(with_template(starter, upper)).response([user("a")], "quiet", "test:1")
+        Encoder(with_template(starter, upper)).response([user("a")], [assistant("quiet")])
 
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedModel) -> None:
@@ -182,7 +206,7 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedM
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     tokenizer = with_template(starter, bare)
-    _, response = Encoder(tokenizer).response([user("a")], "Yes", "test:1")
+    _, response, _ = Encoder(tokenizer).response([user("a")], [assistant("Yes")])
     assert response[-1] == tokenizer.eos_token_id
 
 

@@ -45,7 +45,7 @@ def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path)
     ):
         ((_, parts),) = spans(record, encoder, starter.tokenizer, room)
         assert [role for _, role in parts] == roles
-        text = starter.tokenizer.decode(encoder.encode_sft_record(record).ids)  # type: ignore[arg-type]
+        text = starter.tokenizer.decode(encoder.encode_sft_record(record)[0].ids)  # type: ignore[arg-type]
         assert "".join(part for part, _ in parts) == text
     source, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
     source.write_text(dumps([{**row, "completion": "<b>An answer.</b>"}]))

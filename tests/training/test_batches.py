@@ -78,11 +78,11 @@ def test_over_many_epochs_a_weight_is_met_on_average() -> None:
 def test_a_weight_comes_from_the_row(starter: LoadedModel) -> None:
     encoder = Encoder(starter.tokenizer)
     turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
-    assert encoder.chat(Chat(messages=turns, meta={"weight": 2.5})).weight == 2.5
-    assert encoder.chat(Chat(messages=turns)).weight == 1
+    assert encoder.encode_sft_record(Chat(messages=turns, meta={"weight": 2.5}))[0].weight == 2.5
+    assert encoder.encode_sft_record(Chat(messages=turns))[0].weight == 1
     for bad in (0, -1, "2", True, 1e9):
         with pytest.raises(DataError, match="f:1: weight must be a number above 0"):
-            encoder.chat(Chat(messages=turns, origin="f:1", meta={"weight": bad}))
+            encoder.encode_sft_record(Chat(messages=turns, origin="f:1", meta={"weight": bad}))
 
 
 def test_rows_of_like_length_share_a_batch() -> None:

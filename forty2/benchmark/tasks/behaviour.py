@@ -184,10 +184,7 @@ def _likelihoods(
     scorer = Scorer(loaded.model).after(contexts[0][: common_prefix_length(contexts)])
     for start in range(0, len(prompts), BATCH_PROMPTS):
         batch = prompts[start : start + BATCH_PROMPTS]
-        sides = [
-            [Row(*encoder.response([_turn(row)], row[side])) for side in ("good", "bad")]
-            for row in batch
-        ]
+        sides = [[Row(*_response(encoder, row, side)) for side in ("good", "bad")] for row in batch]
         for row, pair, scores in zip(batch, sides, scorer.score(sides), strict=True):
             good, bad = (s / len(side.scored) for s, side in zip(scores, pair, strict=True))
             if not (math.isfinite(good) and math.isfinite(bad)):
@@ -195,6 +192,12 @@ def _likelihoods(
                     f"behaviour {row['id']}: the score is not finite; the model is broken"
                 )
             yield good, bad
+
+
+def _response(encoder: Encoder, row: JsonObject, side: str) -> tuple[list[int], list[int]]:
+    answer = {"role": "assistant", "content": row[side]}
+    prompt, response, _ = encoder.response([_turn(row)], [answer])
+    return prompt, response
 
 
 def _judge(row: JsonObject, answer: str) -> JsonObject:

@@ -159,7 +159,8 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
         found.append(Probe("neutral texts", ids, _spread(range(len(ids)), TEXT_PLACES)))
     for row in _spread(rows("heldout/behaviour"), min(ANSWERS, n or ANSWERS)):
         turn = {"role": "user", "content": row["prompt"]}
-        prompt, answer = encoder.response([turn], row["good"])
+        good = {"role": "assistant", "content": row["good"]}
+        prompt, answer, _ = encoder.response([turn], [good])
         ids = [*prompt, *answer[:-1]]
         places = _spread(range(len(prompt) - 1, len(ids)), ANSWER_PLACES)
         found.append(Probe("held-out answers", ids, places))

@@ -1,0 +1,525 @@
+"""Where each assistant turn begins and ends in a rendered chat template.
+
+The borders come from the template itself. It is rendered once with a mark in place of every text
+that a user wrote (contents, reasoning, names and arguments of calls); what it writes around the
+marks is its own. A conversation's rendering is then read from left to right against these pieces, so
+that nothing is found by searching for a user's text. All conversations of one shape share the marks'
+rendering.
+
+A turn that is learned begins where generation would begin, after the prompt rendered with the header
+of the next answer, and ends with the token at which generation stops. Where a template rewrites
+earlier turns (it drops their reasoning, say), each turn is an example of its own, behind the prompt
+that generation would see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jinja2
+from jinja2 import nodes
+
+from forty2.data.records import Message
+from forty2.errors import DataError
+from forty2.files import JsonObject
+
+_MARK = "QxZ{}ZxQ"
+_MARKS = re.compile(r"QxZ(\d+)ZxQ")
+"""Mark in place of a text, while a template is rendered to see what it writes itself."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which templates read what an assistant thought before its answer."""
+_TAG = re.compile(r"\s*<([^<>/\s]+)>\s*(</\1>\s*)?")
+"""A tag, alone or with the one that closes it."""
+_CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]")
+_UNCLEAR = (
+    "the chat template changes what came before this turn in a way that depends on its content, so "
+    "its beginning cannot be found; use a template that only appends (chat_template)"
+)
+_MOST_SHAPES = 2000
+"""Shapes of conversations remembered at once."""
+_ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
+
+Render = Callable[[Sequence[Message], bool, Sequence[JsonObject]], str]
+"""Renders messages with tools, with or without the header of the next assistant turn."""
+
+
+class Example(NamedTuple):
+    """A rendered text to learn from."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Beginning and end of each turn that is learned, in characters; the last ends the text."""
+    needs_end: bool
+    """Whether the template writes no token that ends the last turn, so that one must be added."""
+
+
+class Ending(NamedTuple):
+    """What ends a turn: a text of the template up to a control token, or to its own end."""
+
+    text: str
+    needs_end: bool
+    """Whether it holds no control token."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A template's rendering of a conversation's marks, up to an assistant turn."""
+
+    parts: list[str]
+    """What the template writes before, between and after the marks."""
+    order: list[int]
+    """The marks, as they appear."""
+    owners: list[int]
+    """For each mark in `order`, the message whose text it stands for."""
+    dropped: list[tuple[int, str]]
+    """Messages and keys of texts that the template does not write."""
+    tools_dropped: bool
+
+
+class _Turn(NamedTuple):
+    """What a shape says about its last turn, an assistant's."""
+
+    shape: _Shape
+    ending: Ending
+    lead: str
+    """What the template writes between generation's prompt and the turn's first text."""
+    surplus: str
+    """What generation's prompt ends with and the template does not write before such an answer."""
+    appended: bool
+    """Whether generation's prompt is the beginning of the whole."""
+    prompt: str
+    """Generation's prompt, with marks."""
+    text: str
+    """The whole up to the turn's end, with marks."""
+
+
+class Turns:
+    """Finds the turns of conversations in the renderings of one chat template.
+
+    Args:
+        render: renders messages; raises DataError if the template refuses them.
+        specials: matches control tokens.
+        stops: spellings of the tokens at which generation stops.
+        template: source of the chat template.
+    """
+
+    def __init__(
+        self, render: Render, specials: re.Pattern[str], stops: Collection[str], template: str
+    ) -> None:
+        self._render = render
+        self._specials = specials
+        self._stops = frozenset(stops)
+        self.inspected = inspected_texts(template)
+        """Texts that the template looks for in what users wrote."""
+        self._inspects = re.compile("|".join(map(re.escape, sorted(self.inspected))) or r"(?!)")
+        self._turns: dict[str, _Turn] = {}
+        self._chained: dict[str, bool] = {}
+
+    def examples(
+        self,
+        messages: Sequence[Message],
+        learned: Sequence[int],
+        tools: Sequence[JsonObject] = (),
+    ) -> list[Example]:
+        """Render a conversation up to its last learned turn, and find the learned turns.
+
+        Args:
+            learned: indices of the assistant turns to learn, in order.
+
+        Returns:
+            One example where the template only appends; else one for each learned turn, or for each
+            group of turns that follow one another without a change.
+
+        Raises:
+            DataError: the template refuses the conversation, or does not write a part of it.
+        """
+        conversation = _Conversation(messages, tools)
+        if self._appends(conversation, learned):
+            found = self._in_one(conversation, learned)
+            if found is not None:
+                return [found]
+        return _joined(self._alone(conversation, turn) for turn in learned)
+
+    # --- conversations whose template only appends ---
+
+    def _appends(self, conversation: _Conversation, learned: Sequence[int]) -> bool:
+        """Return whether each turn's example begins with the one before it, for this shape."""
+        last = learned[-1]
+        key = f"{list(learned)} {conversation.key(last)}"
+        if key not in self._chained:
+            self._chained[key] = self._appends_by_marks(conversation, learned)
+        return self._chained[key]
+
+    def _appends_by_marks(self, conversation: _Conversation, learned: Sequence[int]) -> bool:
+        before = ""
+        for turn in learned:
+            found = self._turn(conversation, turn)
+            if not found.appended or not found.prompt.startswith(before):
+                return False
+            if found.ending.needs_end and turn != learned[-1]:
+                return False
+            before = found.text
+        return True
+
+    def _in_one(self, conversation: _Conversation, learned: Sequence[int]) -> Example | None:
+        """Find all learned turns in one rendering; None: it is not as its shape says."""
+        last = learned[-1]
+        turns = [self._turn(conversation, turn) for turn in learned]
+        shape = turns[-1].shape
+        self._check_whole(conversation, turns[-1], last)
+        text = self._render(conversation.messages[: last + 1], False, conversation.tools)
+        places = _places(text, shape, conversation.values(last))
+        if places is None:
+            return None
+        inspected = any(self._inspects.search(value) for value in conversation.values(last))
+        spans = []
+        for turn, found in zip(learned, turns, strict=True):
+            first, after = _range_of(shape, turn)
+            start = places[first][0] - len(found.lead)
+            end = places[after - 1][1] + len(found.ending.text)
+            if not text.startswith(found.lead, start):
+                return None
+            if inspected and self._prompt(conversation, turn) != text[:start]:
+                return None
+            spans.append((start, end))
+        return Example(text[:end], spans, turns[-1].ending.needs_end)
+
+    # --- one turn alone ---
+
+    def _alone(self, conversation: _Conversation, turn: int) -> Example:
+        """Render one turn behind the prompt that generation would see."""
+        found = self._turn(conversation, turn)
+        self._check_whole(conversation, found, turn)
+        prompt = self._prompt(conversation, turn)
+        answer = self._answer(conversation, turn, found, prompt)
+        text = prompt + answer
+        return Example(text, [(len(prompt), len(text))], found.ending.needs_end)
+
+    def _answer(self, conversation: _Conversation, turn: int, found: _Turn, prompt: str) -> str:
+        """Return what the model must write after the prompt, up to the end of its turn."""
+        text = self._render(conversation.messages[: turn + 1], False, conversation.tools)
+        places = _places(text, found.shape, conversation.values(turn))
+        if places is None:
+            return self._altered(conversation, turn, found, prompt, text)
+        first, after = _range_of(found.shape, turn)
+        end = places[after - 1][1] + len(found.ending.text)
+        start = places[first][0] - len(found.lead)
+        if not text.startswith(found.lead, start) or (found.appended and text[:start] != prompt):
+            raise DataError(f"messages[{turn}]: {_UNCLEAR}")
+        return _closed(found.surplus) + text[start:end]
+
+    def _altered(
+        self, conversation: _Conversation, turn: int, found: _Turn, prompt: str, text: str
+    ) -> str:
+        """Return an answer that the template does not write as it writes other texts.
+
+        Either it writes the whole in another way (reasoning cut out of the content and put before
+        it), or it leaves out the reasoning, which generation would nevertheless write.
+        """
+        message = conversation.messages[turn]
+        content = str(message.get("content") or "")
+        tail = found.shape.parts[-1]
+        if text.startswith(prompt) and text.endswith(tail):
+            end = len(text) - len(tail) + len(found.ending.text)
+            written = text[len(prompt) : end]
+            if all(_bare(value) in _bare(written) for value in conversation.own_values(turn)):
+                return written
+        for cut in reversed(list(_CLOSING_TAG.finditer(content))):
+            if cut[0] in self.inspected and set(message) == {"role", "content"}:
+                rest = {**message, "content": content[cut.end() :]}
+                shorter = _Conversation([*conversation.messages[:turn], rest], conversation.tools)
+                if _places(text, found.shape, shorter.values(turn)) is not None:
+                    return _continuing(prompt, content) + found.ending.text
+        raise DataError(
+            f"messages[{turn}]: the chat template alters the content, so this row cannot be trained "
+            "on; use a template that leaves contents as they are (chat_template)"
+        )
+
+    # --- shapes ---
+
+    def _turn(self, conversation: _Conversation, turn: int) -> _Turn:
+        key = conversation.key(turn)
+        if key not in self._turns:
+            if len(self._turns) >= _MOST_SHAPES:
+                self._turns.clear()
+                self._chained.clear()
+            self._turns[key] = self._turn_by_marks(conversation, turn)
+        return self._turns[key]
+
+    def _turn_by_marks(self, conversation: _Conversation, turn: int) -> _Turn:
+        marked, owners = conversation.marked(turn)
+        if turn == 0:
+            raise DataError(
+                "messages[0]: an assistant turn without a prompt is never generated; put a user "
+                "turn before it, remove it, or mark it `train: false`"
+            )
+        if not conversation.own_values(turn):
+            raise DataError(f"messages[{turn}]: the assistant's turn is empty")
+        tools = conversation.tools
+        whole = self._render(marked, False, tools)
+        prompt = self._render(marked[:-1], True, tools)
+        marks = list(_MARKS.finditer(whole))
+        order = [int(mark[1]) for mark in marks]
+        shape = _Shape(
+            _MARKS.split(whole)[::2],
+            order,
+            [owners[n][0] for n in order],
+            [owner for n, owner in enumerate(owners) if n not in order],
+            bool(tools) and whole == self._rendered_without_tools(marked),
+        )
+        first, after = _range_of(shape, turn)
+        if first == after:  # the template writes nothing of this turn: `dropped` says so
+            return _Turn(shape, Ending("", True), "", "", False, prompt, whole)
+        ending = self._ending(shape.parts[after])
+        text = whole[: marks[after - 1].end()] + ending.text
+        start = marks[first].start()
+        if whole.startswith(prompt) and len(prompt) <= start:
+            return _Turn(shape, ending, whole[len(prompt) : start], "", True, prompt, text)
+        lead, surplus = _after_prompt(prompt, shape, first, turn)
+        return _Turn(shape, ending, lead, surplus, False, prompt, text)
+
+    def _ending(self, tail: str) -> Ending:
+        """Find the end of a turn in what the template writes after the turn's last text.
+
+        It is the first token there at which generation stops; without one, the last control token,
+        since templates write an end of a response before the end of the turn.
+        """
+        found = list(self._specials.finditer(tail))
+        stops = [match for match in found if match[0] in self._stops]
+        if stops or found:
+            return Ending(tail[: (stops[0] if stops else found[-1]).end()], False)
+        return Ending(tail, True)
+
+    def _rendered_without_tools(self, messages: Sequence[Message]) -> str | None:
+        try:
+            return self._render(messages, False, ())
+        except DataError:
+            return None
+
+    def _prompt(self, conversation: _Conversation, turn: int) -> str:
+        return self._render(conversation.messages[:turn], True, conversation.tools)
+
+    def _check_whole(self, conversation: _Conversation, found: _Turn, turn: int) -> None:
+        """Refuse a conversation of which the template does not write a part.
+
+        A template may leave out what earlier turns thought: generation does not see it either.
+        """
+        for owner, key in found.shape.dropped:
+            if owner == turn or key not in _REASONING:
+                raise DataError(f"messages[{owner}]: {_dropped(conversation, owner, key)}")
+        if found.shape.tools_dropped:
+            raise DataError(
+                "tools: the chat template does not show them to the model; use a template for tools "
+                "(chat_template), or remove them"
+            )
+
+
+class _Conversation:
+    """Messages and tools, with the texts that users wrote and marks in place of these."""
+
+    def __init__(self, messages: Sequence[Message], tools: Sequence[JsonObject]) -> None:
+        self.messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
+        self.tools = tools
+        self._values: list[str] = []
+        self._owners: list[tuple[int, str]] = []
+        self._ends: list[int] = []
+        self._marked: list[Message] = []
+        for i, message in enumerate(self.messages):
+            self._marked.append(self._mark(i, message))
+            self._ends.append(len(self._values))
+
+    def values(self, turn: int) -> list[str]:
+        """Return the texts up to and with a turn, by the number of their mark."""
+        return self._values[: self._ends[turn]]
+
+    def own_values(self, turn: int) -> list[str]:
+        """Return the texts of one message."""
+        return self._values[self._ends[turn - 1] if turn else 0 : self._ends[turn]]
+
+    def marked(self, turn: int) -> tuple[list[Message], list[tuple[int, str]]]:
+        """Return the messages up to and with a turn, with marks, and message and key of each mark."""
+        return self._marked[: turn + 1], self._owners[: self._ends[turn]]
+
+    def key(self, turn: int) -> str:
+        """Return what conversations of one shape share."""
+        return json.dumps([self._marked[: turn + 1], self.tools], ensure_ascii=False, default=str)
+
+    def _mark(self, i: int, message: Message) -> Message:
+        marked = dict(message)
+        seen: dict[object, object] = {}  # templates read reasoning under one of its names
+        for key in _REASONING:
+            if key in message:
+                if message[key] not in seen:
+                    seen[message[key]] = self._replace(i, key, message[key])
+                marked[key] = seen[message[key]]
+        if "content" in message:
+            marked["content"] = self._replace(i, "content", message["content"])
+        calls = message.get("tool_calls")
+        if isinstance(calls, list | tuple):
+            marked["tool_calls"] = [self._mark_call(i, call) for call in calls]
+        return marked
+
+    def _mark_call(self, i: int, call: object) -> object:
+        if not isinstance(call, dict):
+            return call
+        function = call.get("function")
+        if not isinstance(function, dict):
+            return call
+        named = {**function, "name": self._replace(i, "tool_calls", function.get("name"))}
+        if "arguments" in function:
+            named["arguments"] = self._replace_all(i, function["arguments"])
+        return {**call, "function": named}
+
+    def _replace_all(self, i: int, value: object) -> object:
+        if isinstance(value, dict):
+            return {key: self._replace_all(i, each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._replace_all(i, each) for each in value]
+        return self._replace(i, "tool_calls", value)
+
+    def _replace(self, i: int, key: str, value: object) -> object:
+        """Take a text in, and return its mark; an empty text stays, since templates test for it."""
+        if not isinstance(value, str) or not value.strip():
+            return value
+        self._values.append(value)
+        self._owners.append((i, key))
+        return _MARK.format(len(self._values) - 1)
+
+
+def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> tuple[str, str]:
+    """Compare what follows the last text of a prompt with what stands there in the whole.
+
+    Args:
+        prompt: generation's prompt with marks, which is not the beginning of the whole.
+        shape: of the whole.
+        first: place of the answer's first mark.
+
+    Returns:
+        What the template writes between the prompt and the answer, and what the prompt has more: a
+        tag that opens a thought, or an empty thought.
+    """
+    marks = list(_MARKS.finditer(prompt))
+    same = marks and first and int(marks[-1][1]) == shape.order[first - 1]
+    header = prompt[marks[-1].end() :] if marks else prompt
+    between = shape.parts[first]
+    for length in range(len(header), -1, -1) if same else ():
+        surplus = header[length:]
+        if between.startswith(header[:length]) and (not surplus or _TAG.fullmatch(surplus)):
+            return between[length:], surplus
+    raise DataError(
+        f"messages[{turn}]: generation would begin this answer with {header[-60:]!r}, which the chat "
+        "template does not write before it; use another template (chat_template) or other "
+        "template_options"
+    )
+
+
+def _continuing(prompt: str, content: str) -> str:
+    """Return a content as generation would write it after a prompt that may open its first tag."""
+    opening = re.match(r"\s*<[^<>/\s]+>\s*", content)
+    if opening and prompt.rstrip().endswith(opening[0].strip()):
+        return content[opening.end() :]
+    return content
+
+
+def _joined(examples: Iterable[Example]) -> list[Example]:
+    """Join examples that begin with the whole of the one before them."""
+    joined: list[Example] = []
+    for example in examples:
+        last = joined[-1] if joined else None
+        start = example.spans[0][0]
+        if last is not None and not last.needs_end and example.text[:start].startswith(last.text):
+            joined[-1] = Example(example.text, [*last.spans, *example.spans], example.needs_end)
+        else:
+            joined.append(example)
+    return joined
+
+
+def _range_of(shape: _Shape, turn: int) -> tuple[int, int]:
+    """Return the places in the order of marks of a message's first mark, and after its last."""
+    own = [place for place, owner in enumerate(shape.owners) if owner == turn]
+    return (own[0], own[-1] + 1) if own else (0, 0)
+
+
+def _places(text: str, shape: _Shape, values: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Find where each text stands in a rendering; None: the rendering is not as the shape says.
+
+    Read from left to right: the template's own pieces must follow one another, with the texts
+    between them, whole or without white space at their ends, plain or written as JSON.
+    """
+    places: list[tuple[int, int]] = []
+    at = 0
+    for part, mark, after in zip(shape.parts, shape.order, shape.parts[1:], strict=False):
+        if not text.startswith(part, at):
+            return None
+        at += len(part)
+        for written in _ways_to_write(values[mark]):
+            if text.startswith(written, at) and text.startswith(after, at + len(written)):
+                places.append((at, at + len(written)))
+                at += len(written)
+                break
+        else:
+            return None
+    return places if text[at:] == shape.parts[-1] else None
+
+
+def _ways_to_write(value: str) -> Iterator[str]:
+    """Yield a text as templates write it, the likeliest first."""
+    yield value
+    if value[0].isspace() or value[-1].isspace():
+        yield from (value.strip(), value.lstrip(), value.rstrip())
+        yield from (value.strip("\n"), value.lstrip("\n"), value.rstrip("\n"))
+    escaped = json.dumps(value, ensure_ascii=False)[1:-1]
+    yield from (escaped, json.dumps(value)[1:-1], json.dumps(escaped, ensure_ascii=False)[1:-1])
+
+
+def _closed(surplus: str) -> str:
+    """Return what an answer without reasoning begins with, where generation opens a thought for it."""
+    tag = _TAG.fullmatch(surplus)
+    return "" if tag is None or tag[2] else f"\n</{tag[1]}>\n\n"
+
+
+def _bare(text: str) -> str:
+    """Return a text without white space."""
+    return "".join(text.split())
+
+
+def _dropped(conversation: _Conversation, owner: int, key: str) -> str:
+    """Say what a template does not write, and what to do about it."""
+    role = conversation.messages[owner]["role"]
+    if key == "tool_calls":
+        return (
+            "the chat template does not write this turn's tool call, so it cannot be learned; use a "
+            "template for tools (chat_template)"
+        )
+    if key in _REASONING:
+        return (
+            f"the chat template does not write this turn's {key}; use a template that has it "
+            f"(chat_template), put it into the content, or remove it"
+        )
+    if role == "system":
+        return (
+            "the chat template leaves out the system turn; merge it into the first user turn "
+            "(`system: fold` in a recipe, --system fold)"
+        )
+    return (
+        f"the chat template leaves out or alters the content of this {role} turn; use one that writes "
+        "contents as they are (chat_template)"
+    )
+
+
+def inspected_texts(template: str) -> frozenset[str]:
+    """Find the texts that a template looks for, splits at or replaces."""
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"]).parse(
+            template
+        )
+    except jinja2.TemplateError:
+        return frozenset([""])  # found in every text
+    found: set[str] = set()
+    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+        found |= {c.value for c in node.find_all(nodes.Const) if isinstance(c.value, str)}
+    return frozenset(text for text in found if text.strip() and text not in _ROLES)
