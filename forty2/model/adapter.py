@@ -19,12 +19,15 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject
+from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
 from forty2.model.quantization import dense_weight
 from forty2.recipe.schema import Adapter
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+TEMPLATE = "template.json"
+"""File in a run folder that records its settings of the chat template."""
 _MAX_QUOTE = 300
 """Characters of another package's error that a message quotes."""
 
@@ -199,6 +202,23 @@ def recorded_model(adapter: str | Path) -> str | None:
         adapter: a run folder, or an adapter folder inside one.
     """
     return trained_on(adapter).name
+
+
+def recorded_template(adapter: str | Path) -> TemplateSettings | None:
+    """Return the settings of the chat template that an adapter's run records; None: it records none.
+
+    Args:
+        adapter: a run folder, or an adapter folder inside one.
+    """
+    folder = Path(os.path.expanduser(adapter)).absolute()
+    for place in (folder, *folder.parents[:2]):
+        try:
+            return TemplateSettings.from_json(json.loads((place / TEMPLATE).read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{place / TEMPLATE}: damaged: {on_one_line(error)}") from error
+    return None
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:

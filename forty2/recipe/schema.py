@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.training.objectives import OBJECTIVES
@@ -118,6 +118,14 @@ class Recipe:
     max_length: Positive = 1024
     """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
     whose response does not fit are dropped."""
+    chat_template: str | None = None
+    """File with a chat template, as Jinja, in place of the model's own; null: the model's own."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables that the chat template reads, e.g. {enable_thinking: false}; for training, measuring
+    and the fused model alike."""
+    system_turn: Literal["keep", "fold"] = "keep"
+    """`fold`: merge a system turn into the user turn after it, for chat templates that take none;
+    `keep`: leave it to the template."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Shape of the LoRA adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]

@@ -15,7 +15,9 @@ import yaml
 
 from forty2 import machine
 from forty2.errors import RecipeError, RunError
-from forty2.files import JsonObject, make_folder, remove_leftovers
+from forty2.files import JsonObject, make_folder, read_json, remove_leftovers, write_json
+from forty2.model.adapter import TEMPLATE
+from forty2.model.chat_template import TemplateSettings, settings_of
 from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
@@ -24,7 +26,7 @@ from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 from forty2.training.processes import Group, joined
 
-NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
+NEEDED_BY_ALL = ("template.json", "phase*/*", "work/*/step*/*", "work/*/best*/*")
 """Files of a run that the other processes of a group need to continue it."""
 
 
@@ -50,6 +52,8 @@ class RunContext:
     group: Group
     progress: Activity
     trust_remote_code: bool
+    template: TemplateSettings
+    """Settings of the chat template, with the day that it takes for today."""
 
     @property
     def path(self) -> Path:
@@ -95,8 +99,32 @@ def open_run(
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
+        if group.first:
+            _record_template(folder.path, recipe)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
-        yield RunContext(recipe, folder, provenance, group, Activity(progress), trust_remote_code)
+        template = TemplateSettings.from_json(read_json(folder.path / TEMPLATE))
+        activity = Activity(progress)
+        yield RunContext(recipe, folder, provenance, group, activity, trust_remote_code, template)
+
+
+def _record_template(path: Path, recipe: Recipe) -> None:
+    """Write the settings of the chat template into the run folder, or compare them with those there.
+
+    The template takes the day on which the run was started for today, so that a run that is resumed
+    on another day goes on with the same rows.
+
+    Raises:
+        RunError: the file of the template has changed since the run was started.
+    """
+    settings = settings_of(recipe, read_json(path / "run.json")["started"][:10])
+    file = path / TEMPLATE
+    if not file.exists():
+        write_json(file, settings.to_json())
+    elif TemplateSettings.from_json(read_json(file)) != settings:
+        raise RunError(
+            f"chat_template: {recipe.chat_template}: has changed since {path} was started; put it "
+            "back, or name another --run-dir"
+        )
 
 
 def provenance_of(recipe: Recipe) -> Provenance:

@@ -2,6 +2,7 @@
 
 RUN/recipe.yaml            the resolved recipe, every default spelled out
 RUN/run.json               provenance: versions, device, hashes, when the run was started
+RUN/template.json          settings of the chat template, and the day that it takes for today
 RUN/metrics.jsonl          one line per step and evaluation
 RUN/data.json              hashes of the rows of each phase
 RUN/data/NAME/             built-in data sets as they were built for this run
@@ -208,7 +209,7 @@ def _start_or_continue(
         return
     # A run without results was refused: remove what it wrote about its data.
     shutil.rmtree(path / "data", ignore_errors=True)
-    for name in ("data.json", "contamination.json"):
+    for name in ("data.json", "contamination.json", "template.json"):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
     started = {"version": VERSION, "started": now(), **provenance.to_json()}

@@ -75,7 +75,7 @@ def read_inputs(
         RunError: the rows differ from those that the run began with.
     """
     recipe = run.recipe
-    loaded = load(recipe.model, trust_remote_code=run.trust_remote_code)
+    loaded = load(recipe.model, template=run.template, trust_remote_code=run.trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
     finder = measurer.contamination_finder() if measurer is not None else None
     data = {

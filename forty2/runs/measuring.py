@@ -73,7 +73,7 @@ class StageMeasurer:
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
             return read_stage(file)
-        loaded = loaded or load(str(folder))
+        loaded = loaded or load(str(folder), template=self._run.template)
         loaded.model.eval()
         settings = self._measurement.settings(stage)
         with PartialResults.open(file, settings, resume=True) as partial:

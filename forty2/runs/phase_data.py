@@ -53,13 +53,15 @@ def phase_data(
             write_built(build(name, seed=recipe.seed), Path(source))
     else:
         source = phase.data
+    encoder = phase.encoder(encoder)
     if is_prepared(source):
         if phase.row_kind is not CONVERSATIONS:
             raise DataError(
                 f"{source}: holds prepared conversations; a {phase.objective} phase needs "
                 f"{phase.row_kind.name}"
             )
-        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
+        key = tokenizer_key(encoder.tokenizer)
+        splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None, [])
     found = read_phase_rows(

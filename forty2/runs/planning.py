@@ -16,6 +16,7 @@ from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
 from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights, attach_adapter
+from forty2.model.chat_template import settings_of
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
@@ -97,7 +98,8 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     """
     if recipe.benchmark is not None:
         load_tasks(recipe.benchmark, recipe.seed)
-    loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
+    template = settings_of(recipe)
+    loaded = load(recipe.model, template=template, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
     attach_adapter(loaded.model, recipe.adapter, seed=0)

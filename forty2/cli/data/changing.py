@@ -18,6 +18,8 @@ from forty2.errors import DataError
 
 if TYPE_CHECKING:
     from forty2.data.mixing import Row
+    from forty2.model.chat_template import TemplateSettings
+    from forty2.text.encoder import TrainOn
 
 
 class _Unit(NamedTuple):
@@ -186,6 +188,14 @@ def split_command(
     "--workers", type=click.IntRange(1), help="Number of processes. Default: one for each core."
 )
 @options.seed
+@click.option(
+    "--train-on",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Assistant turns of a conversation that are learned.",
+)
+@shared_options.template
 def prepare_command(
     source: str,
     output_dir: Path,
@@ -195,6 +205,8 @@ def prepare_command(
     pack: int | None,
     workers: int | None,
     seed: int,
+    train_on: TrainOn,
+    template: TemplateSettings | None,
 ) -> None:
     """Tokenize conversations once, into a folder that a recipe can name as `data`."""
     from forty2.model.loading import load_tokenizer
@@ -206,12 +218,13 @@ def prepare_command(
             source,
             output_dir,
             model,
-            load_tokenizer,
+            functools.partial(load_tokenizer, template=template),
             Preparation(
                 valid_share=val_split,
                 max_length=pack or max_length,
                 pack=pack is not None,
                 seed=seed,
+                train_on=train_on,
             ),
             workers=workers,
             about={"command": typed_command()},

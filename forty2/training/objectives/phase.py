@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from forty2.text.encoder import Encoder
 from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyPair, Row
 
@@ -179,6 +180,10 @@ class Phase:
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
+
+    def encoder(self, encoder: Encoder) -> Encoder:
+        """Return the encoder for the phase's rows, made from one that learns all turns."""
+        return encoder
 
     def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
         """List properties of the training rows that do not suit the objective, for `forty2 plan`."""
