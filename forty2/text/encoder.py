@@ -86,8 +86,8 @@ class Encoder:
             DataError: the chat template changes the prompt with the response.
         """
         (prompt, chosen), (prompt_again, rejected) = (
-            self.response(record.prompt, text, record.origin)
-            for text in (record.chosen, record.rejected)
+            self.response(record.prompt, _text_of(side, record.origin), record.origin)
+            for side in (record.chosen, record.rejected)
         )
         if prompt != prompt_again:
             raise DataError(
@@ -97,7 +97,8 @@ class Encoder:
 
     def encode_rated(self, record: Rated) -> RatedRow:
         """Encode a prompt and its response; `add_mismatched_responses` adds the other response."""
-        prompt, response = self.response(record.prompt, record.response, record.origin)
+        text = _text_of(record.response, record.origin)
+        prompt, response = self.response(record.prompt, text, record.origin)
         return RatedRow(prompt, response, [], record.desirable, record.origin, _weight(record))
 
     def response(
@@ -216,6 +217,13 @@ def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str 
 def _up_to_answer(messages: Sequence[Message]) -> Sequence[Message]:
     """Return the messages up to and with the last assistant turn."""
     return messages[: last_answer(messages) + 1]
+
+
+def _text_of(side: Sequence[Message], origin: str) -> str:
+    """Return the content of a response of one turn in text."""
+    if len(side) > 1 or side[0].get("tool_calls"):
+        raise DataError(f"{origin}: only responses of one turn in text are compared")
+    return str(side[0]["content"])
 
 
 def _weight(record: Record) -> float:

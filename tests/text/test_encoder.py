@@ -137,7 +137,12 @@ def test_what_marks_a_held_text_is_text_where_a_content_has_it(chatml: Any, ask:
 
 def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=(user("q"),), chosen="Paris", rejected="Paris, I think", origin="t:1")
+        Pair(
+            prompt=(user("q"),),
+            chosen=(assistant("Paris"),),
+            rejected=(assistant("Paris, I think"),),
+            origin="t:1",
+        )
     )
     assert row.chosen[:-1] == row.rejected[: len(row.chosen) - 1]
     assert row.chosen[-1] == row.rejected[-1] == chatml.eos_token_id
@@ -145,7 +150,12 @@ def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
 
 def test_one_token_responses(chatml: Any) -> None:
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=(user("q"),), chosen="Yes", rejected="No", origin="t:1")
+        Pair(
+            prompt=(user("q"),),
+            chosen=(assistant("Yes"),),
+            rejected=(assistant("No"),),
+            origin="t:1",
+        )
     )
     assert len(row.chosen) == len(row.rejected) == 2
 
@@ -153,7 +163,7 @@ def test_one_token_responses(chatml: Any) -> None:
 def test_pair_prompts_may_hold_earlier_assistant_turns(chatml: Any) -> None:
     prompt = (user("a"), assistant("b"), user("c"))
     row = Encoder(chatml).encode_pair(
-        Pair(prompt=prompt, chosen="Yes", rejected="No", origin="t:1")
+        Pair(prompt=prompt, chosen=(assistant("Yes"),), rejected=(assistant("No"),), origin="t:1")
     )
     assert chatml.decode(row.prompt).endswith("<|im_start|>assistant\n")
     assert chatml.decode(row.chosen) == "Yes<|im_end|>"

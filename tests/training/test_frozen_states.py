@@ -172,8 +172,8 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
         encoder.encode_pair(
             Pair(
                 prompt=({"role": "user", "content": row["question"]},),
-                chosen=row["chosen"],
-                rejected=row["rejected"],
+                chosen=({"role": "assistant", "content": row["chosen"]},),
+                rejected=({"role": "assistant", "content": row["rejected"]},),
             )
         )
         for row in library("entities")[:3]
