@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 from forty2.data.readers.files import (
     BLANK,
     LONGEST,
     decoded,
+    not_utf8,
     numbered_lines,
     open_file,
     too_blank,
@@ -49,25 +51,163 @@ def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonO
         yield origin, _row(value, origin, escaped="\\u" in text)
 
 
-def json_array(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of an array, decoded one by one to have only one in memory."""
+class JsonForm(NamedTuple):
+    """How a file of JSON holds its rows."""
+
+    kind: Literal["lines", "array", "wrapped", "values"]
+    """One on each line; in an array; in an array that an object wraps, as in `{"data": [...]}`; or one
+    after another, each over several lines."""
+    key: str = ""
+    """Key of the array in the object that wraps it."""
+
+
+_WRAPPERS = {
+    "data",
+    "rows",
+    "examples",
+    "train",
+    "items",
+    "records",
+    "instances",
+    "samples",
+    "dataset",
+}
+"""Keys under which an object with several keys may hold rows; one with a single key may use any other
+than those of a row."""
+_OF_A_ROW = {
+    "messages",
+    "conversations",
+    "conversation",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+}
+_OF_A_ROW |= {"preferred_output", "non_preferred_output", "tools", "functions", "history", "text"}
+
+
+def json_form(path: Path) -> JsonForm:
+    """Find out how a file of JSON holds its rows: by its beginning, because names mislead."""
     with open_file(path) as file:
         window = _Window(file, path)
-        if window.peek() != "[":
-            raise DataError(f"{path}:1: not a JSON array of rows")
-        window.at += 1
-        while window.peek() != "]":
-            origin = window.origin
-            value, text = window.value()
-            yield origin, _row(value, origin, escaped="\\u" in text)
-            after = window.peek()
-            if after == ",":
-                window.at += 1
-            elif after != "]":
-                raise DataError(f"{origin}: after this row there must come a comma or the end")
-        window.at += 1
+        first = window.peek()
+        if first == "[":
+            window.at += 1
+            named = ".json" in map(str.lower, path.suffixes[-2:])
+            return JsonForm("array" if named or window.peek() == "{" else "lines")
+    if first != "{":
+        return JsonForm("lines")
+    with open_file(path) as file:
+        line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
+    with contextlib.suppress(DataError):
+        value = parsed(decoded(line, str(path)), str(path))
+        key = _wrapping_key(value) if isinstance(value, dict) else None
+        return JsonForm("lines") if key is None else JsonForm("wrapped", key)
+    with contextlib.suppress(DataError), open_file(path) as file:
+        window = _Window(file, path)
+        window.peek()
+        if (key := _find_wrapped(window)) is not None:
+            return JsonForm("wrapped", key)
+    with contextlib.suppress(DataError), open_file(path) as file:
+        window = _Window(file, path)
+        window.peek()
+        begin = window.origin
+        window.value()
+        if window.origin != begin and window.peek() in ("", "{"):
+            return JsonForm("values")
+    return JsonForm("lines")
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) for each row of a file of JSON, decoded one by one to have only one in memory."""
+    form = json_form(path)
+    if form.kind == "lines":
+        yield from json_lines(path)
+        return
+    with open_file(path) as file:
+        window = _Window(file, path)
+        window.peek()
+        if form.kind == "values":
+            while window.peek():
+                yield window.row()
+        elif form.kind == "array":
+            yield from _elements(window)
+        else:
+            yield from _wrapped(window, form.key)
         if window.peek():
             raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
+
+
+def _wrapping_key(value: JsonObject) -> str | None:
+    """Return the key under which an object wraps rows; None: it is a row."""
+    for key, rows in value.items():
+        wraps = key in _WRAPPERS or (len(value) == 1 and key not in _OF_A_ROW)
+        if wraps and isinstance(rows, list) and rows and _is_row(rows[0]):
+            return key
+    return None
+
+
+def _is_row(value: object) -> bool:
+    """Return whether an element of a list may be a row: an object that is not a message."""
+    return isinstance(value, dict) and not {"role", "from"} & value.keys()
+
+
+def _find_wrapped(window: _Window) -> str | None:
+    """Return the key under which the object at `window` wraps rows; None: it does not."""
+    for number, key in enumerate(_keys(window)):
+        wraps = key in _WRAPPERS or (number == 0 and key not in _OF_A_ROW)
+        if wraps and window.peek() == "[":
+            window.at += 1
+            return key if window.peek() == "{" and _is_row(window.value()[0]) else None
+        window.value()
+    return None
+
+
+def _wrapped(window: _Window, wanted: str) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows under one key of the object at `window`, and move past the object."""
+    for key in _keys(window):
+        if key == wanted:
+            yield from _elements(window)
+            continue
+        origin = window.origin
+        value, _ = window.value()
+        if isinstance(value, list) and value and _is_row(value[0]):
+            raise DataError(
+                f"{origin}: {wanted} and {key} both hold rows; save those to train on to a file of "
+                "their own"
+            )
+    if window.peek() != "}":
+        raise DataError(f"{window.origin}: the object does not end after its rows")
+    window.at += 1
+
+
+def _keys(window: _Window) -> Iterator[str]:
+    """Yield the keys of the object at `window`, each time at its value, which is then passed."""
+    window.at += 1
+    while window.peek() == '"':
+        key, _ = window.value()
+        if window.peek() != ":":
+            return
+        window.at += 1
+        window.peek()
+        yield str(key)
+        if window.peek() != ",":
+            return
+        window.at += 1
+
+
+def _elements(window: _Window) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of the array at `window`, and move past it."""
+    window.at += 1
+    while window.peek() != "]":
+        origin, row = window.row()
+        yield origin, row
+        after = window.peek()
+        if after == ",":
+            window.at += 1
+        elif after != "]":
+            raise DataError(f"{origin}: after this row there must come a comma or the end")
+    window.at += 1
 
 
 class _Window:
@@ -98,6 +238,12 @@ class _Window:
             if blank > BLANK:
                 raise too_blank(self.origin)
 
+    def row(self) -> tuple[str, JsonObject]:
+        """Read the row at `at` and move past it; return it with its origin."""
+        origin = self.origin
+        value, text = self.value()
+        return origin, _row(value, origin, escaped="\\u" in text)
+
     def value(self) -> tuple[object, str]:
         """Read the value at `at` and move past it; also return its JSON text."""
         while True:
@@ -127,20 +273,23 @@ class _Window:
         try:
             self._text, self.at = left + self._decode(data, not data), 0
         except UnicodeDecodeError as error:
-            line = self._line + left.count("\n") + error.object[: error.start].count(b"\n")
-            raise DataError(f"{self._path}:{line}: not UTF-8; save the file as UTF-8") from error
+            before = error.object[: error.start]
+            line = self._line + left.count("\n") + before.count(b"\n")
+            where = "a byte of the line"
+            raise not_utf8(f"{self._path}:{line}", where, error.object[error.start]) from error
         return bool(data)
 
 
-def parsed(text: str, origin: str, *, whole: bool = True) -> object:
+def parsed(text: str, origin: str, *, whole: bool = True, deepest: int = _DEEPEST) -> object:
     """Parse JSON, without NaN, infinities, repeated keys and deep nesting.
 
     Args:
         whole: whether the text is complete; a last line without a line end may be cut off.
+        deepest: most levels of nesting.
     """
     try:
         value: object = _DECODER.decode(text)
-        _check_depth(value, text)
+        _check_depth(value, text, deepest)
         return value
     except (ValueError, RecursionError) as error:
         cut = "" if whole else "; the last line is cut off"
@@ -180,12 +329,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _check_depth(value: object, text: str) -> None:
+def _check_depth(value: object, text: str, deepest: int = _DEEPEST) -> None:
     """Refuse values nested too deeply, with the error that still deeper ones cause."""
-    if text.count("{") + text.count("[") <= _DEEPEST:
+    if text.count("{") + text.count("[") <= deepest:
         return
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(deepest):
         level = [inner for outer in level for inner in _within(outer)]
     if level:
         raise RecursionError

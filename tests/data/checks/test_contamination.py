@@ -8,7 +8,7 @@ from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.results import Stage
 from forty2.benchmark.stages import without_contaminated
 from forty2.data.checks.contamination import ContaminationFinder, Hit
-from forty2.data.records import Chat, Pair, Record, Text
+from forty2.data.records import Chat, Message, Pair, Record, Text
 
 LONG = (
     "A mayfly spends most of its life as a nymph in the mud of a stream before it ever takes wing, "
@@ -27,6 +27,10 @@ def chat(question: str, answer: str, origin: str) -> Chat:
     return Chat(messages=messages, origin=origin)
 
 
+def assistant(text: str) -> tuple[Message, ...]:
+    return ({"role": "assistant", "content": text},)
+
+
 def hits(records: Sequence[Record], items: Sequence[Sequence[str]]) -> list[Hit]:
     finder = ContaminationFinder(items)
     return [hit for record in records for hit in finder.find(record)]
@@ -38,8 +42,8 @@ def test_questions_long_quotations_and_near_copies_are_found() -> None:
         chat("Tell me of insects.", f"Well: {LONG.lower()}.", "a:2"),
         Pair(
             prompt=({"role": "user", "content": "Sky?"},),
-            chosen="The sky is not green but blue on a day without any cloud.",
-            rejected="Green.",
+            chosen=assistant("The sky is not green but blue on a day without any cloud."),
+            rejected=assistant("Green."),
             origin="b:1",
         ),
         chat("Is the sea green?", "No.", "a:3"),
