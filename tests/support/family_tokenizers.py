@@ -6,9 +6,10 @@ import functools
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from support.template_families import Family
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from support.template_families import Family
 
 KINDS = ("bytes", "first", "always", "prepend")
 """Byte-level BPE; Metaspace that writes a space before a text's first word, before every piece between
@@ -66,7 +67,7 @@ def _merged(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
         for end in range(1, len(word)):
             merges[word[:end], word[end]] = None
             symbols[word[: end + 1]] = None
-    return {symbol: 0 for symbol in symbols}, list(merges)
+    return dict.fromkeys(symbols, 0), list(merges)
 
 
 def _bytes() -> Tokenizer:
@@ -125,7 +126,10 @@ def tokenizer_of(family: type[Family], kind: str) -> Any:
     """Return a tokenizer of a kind with a family's control tokens and template."""
     backend = _bytes() if kind == "bytes" else _sentence_piece(kind)
     backend.add_special_tokens(
-        [AddedToken(word, special=True, normalized=False) for word in family.control]
+        [
+            AddedToken(word, special=True, normalized=False, rstrip=family.swallows)
+            for word in family.control
+        ]
     )
     backend.add_tokens([AddedToken(word, special=False, normalized=False) for word in family.tags])
     fast = PreTrainedTokenizerFast(

@@ -23,6 +23,7 @@ NO_REASONING = "does not write this turn's"
 NO_TOOLS = "does not show them to the model"
 NO_SYSTEM = "the chat template leaves out the system turn"
 NO_CONTENT = "leaves out or alters the content of this"
+NO_CUT = "the chat template alters the content"
 NOT_THERE = "generation would begin this answer with"
 """What the encoder says to refuse a conversation."""
 
@@ -81,6 +82,8 @@ class Family:
     """Tokens added to its tokenizers that are text."""
     stops: ClassVar[tuple[str, ...]]
     """Tokens at which generation stops; the first is the tokenizer's end of text."""
+    swallows: ClassVar[bool] = False
+    """Whether its control tokens take in the white space after them."""
     ends: ClassVar[bool] = True
     """Whether the template writes a token that ends an answer."""
     begin: ClassVar[str] = ""
@@ -98,6 +101,8 @@ class Family:
     reasoning_key: ClassVar[str] = "reasoning_content"
     writes_calls: ClassVar[bool] = False
     writes_text_with_calls: ClassVar[bool] = True
+    most_calls: ClassVar[int] = 9
+    call_id: ClassVar[str] = "call12345"
     writes_tools: ClassVar[bool] = True
     writes_results: ClassVar[bool] = True
 
@@ -147,6 +152,8 @@ class Family:
         found = []
         if talk.calls(i) and not self.writes_calls:
             found.append(NO_CALL)
+        if len(talk.calls(i)) > self.most_calls:
+            found += [REFUSED, NO_CALL]
         if talk.calls(i) and talk.text(i) and not self.writes_text_with_calls:
             found.append(NO_CONTENT)
         if talk.thought(i) and learned and not self.writes_reasoning:
@@ -194,6 +201,14 @@ class Chatml(Family):
     tails: ClassVar = dict.fromkeys(heads, "<|im_end|>\n")
     answer_end = "<|im_end|>"
     writes_tools = False
+
+
+class ChatmlAsText(Chatml):
+    """ChatML on a base that does not know its tokens: nothing ends a turn, so that an end is added."""
+
+    control = ("<|endoftext|>",)
+    ends = False
+    answer_end = "<|im_end|>\n"
 
 
 class SmolLm2(Chatml):
@@ -413,7 +428,7 @@ class Qwen3WithoutThinking(Qwen3):
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
         thinks = learned and split_thought(talk.upto(i + 1), i)[0]
-        return [*found, NOT_THERE] if thinks else found
+        return [*found, NOT_THERE, NO_CUT] if thinks else found
 
 
 class Qwen35(Qwen3):
@@ -480,9 +495,9 @@ class SmolLm3(Chatml):
         "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}"
         "{%- for m in messages -%}{%- if m.role == 'user' -%}"
         "{{- '<|im_start|>user\\n' ~ m.content ~ '<|im_end|>\\n' -}}"
-        "{%- elif m.role == 'assistant' -%}{{- '<|im_start|>assistant\\n' -}}"
+        "{%- elif m.role == 'assistant' -%}{% generation %}{{- '<|im_start|>assistant\\n' -}}"
         "{%- if mode == '/no_think' -%}{{- '<think>\\n\\n</think>\\n' -}}{%- endif -%}"
-        "{{- m.content.lstrip('\\n') ~ '<|im_end|>\\n' -}}"
+        "{{- m.content.lstrip('\\n') ~ '<|im_end|>\\n' -}}{% endgeneration %}"
         "{%- elif m.role == 'tool' -%}{{- '<|im_start|>user\\n' ~ m.content ~ '<|im_end|>\\n' -}}"
         "{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
@@ -622,6 +637,7 @@ class Kimi(Chatml):
         "tool": "<|im_system|>tool<|im_middle|>",
     }
     tails: ClassVar = dict.fromkeys(heads, "<|im_end|>")
+    call_id = "functions.look_up:0"
     writes_calls = writes_tools = True
 
     def opening(self, talk: Talk) -> str:
@@ -736,6 +752,7 @@ class Llama31(Llama3):
     )
     stops = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
     writes_calls = writes_tools = True
+    most_calls = 1
     writes_text_with_calls = False
 
     def opening(self, talk: Talk) -> str:
@@ -832,6 +849,8 @@ class Mistral3(Family):
     )
     stops = ("</s>",)
     begin = "<s>"
+    system_last: ClassVar[bool] = True
+    """Whether a prompt has its system turn in a question at its end, or nowhere."""
     writes_calls = True
     writes_text_with_calls = False
 
@@ -875,7 +894,8 @@ class Mistral3(Family):
         ]
         if plain != (["user", "assistant"] * len(plain))[: len(plain)]:
             found.append(REFUSED)
-        return found
+        unseen = any(talk.role(i - 1) != "user" for i in learned)
+        return [*found, NO_SYSTEM] if talk.system and unseen and self.system_last else found
 
 
 class MistralSmall(Mistral3):
@@ -894,6 +914,7 @@ class MistralSmall(Mistral3):
         "{{- '\"}[/TOOL_RESULTS]' -}}{%- endif -%}{%- endfor -%}"
     )
     control = (*Mistral3.control, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+    system_last = False
     writes_text_with_calls = True
 
     def opening(self, talk: Talk) -> str:
@@ -969,6 +990,14 @@ class Phi3(Family):
     tails: ClassVar = dict.fromkeys(heads, "<|end|>\n")
     answer_end = "<|end|>"
     writes_tools = False
+
+
+class Phi3Base(Phi3):
+    """Phi 3 where generation stops at the end of text alone, which only a last turn has."""
+
+    stops = ("<|endoftext|>",)
+    swallows = True
+    answer_end = "<|end|>\n<|endoftext|>"
 
 
 class Phi4Mini(Phi3):
@@ -1254,6 +1283,10 @@ class CommandR7b(CommandR):
     writes_calls = writes_tools = True
     writes_text_with_calls = False
 
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        return [reason for reason in found if reason != NO_REASONING or not talk.calls(i)]
+
     def opening(self, talk: Talk) -> str:
         tools = "\n" + spaced(talk.tools) if talk.tools else ""
         system = "" if talk.system is None else f"\n\n{talk.system}"
@@ -1296,7 +1329,7 @@ DEEPSEEK_CALLS = (
 
 
 class DeepSeekV3(Family):
-    """Calls with arguments as a text, written only where the content is null."""
+    """Writes calls only where the content is null, which transformers leaves out: so it writes none."""
 
     template = (
         "{%- set ns = namespace(tool=false, system='') -%}{%- for m in messages -%}"
@@ -1324,7 +1357,6 @@ class DeepSeekV3(Family):
         *("<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"),
     )
     stops = (EOS,)
-    writes_calls = True
     writes_tools = False
     writes_text_with_calls = False
 
@@ -1335,13 +1367,7 @@ class DeepSeekV3(Family):
         return "" if talk.role(len(talk.messages) - 1) == "tool" else BOT
 
     def body(self, talk: Talk, i: int) -> str:
-        calls = [
-            f"<｜tool▁call▁begin｜>{f['name']}<｜tool▁sep｜>{spaced(f['arguments'])}<｜tool▁call▁end｜>"
-            for f in talk.calls(i)
-        ]
-        return (
-            f"<｜tool▁calls▁begin｜>{''.join(calls)}<｜tool▁calls▁end｜>" if calls else talk.text(i)
-        )
+        return talk.text(i)
 
     def history(self, talk: Talk, i: int) -> str:
         match talk.role(i):
@@ -1367,10 +1393,10 @@ class R1Early(DeepSeekV3):
     tags = ("<think>", "</think>")
 
     def body(self, talk: Talk, i: int) -> str:
-        return super().body(talk, i).split("</think>")[-1]
+        return talk.text(i).split("</think>")[-1]
 
     def answer(self, talk: Talk, i: int) -> str:
-        return (super().body(talk, i) if talk.calls(i) else talk.text(i)) + EOS
+        return talk.text(i) + EOS
 
 
 class R1Late(R1Early):
@@ -1393,7 +1419,7 @@ class R1Late(R1Early):
 
 
 class DeepSeekV31(DeepSeekV3):
-    """Generation begins after a closed thought, as every answer to a question does."""
+    """Begins answers after a closed thought; takes the arguments of calls as a text."""
 
     template = (
         "{%- set ns = namespace(tool=false, user=false, system='') -%}{%- for m in messages -%}"
@@ -1411,15 +1437,24 @@ class DeepSeekV31(DeepSeekV3):
         "{{- '<｜Assistant｜></think>' -}}{%- endif -%}"
     )
     tags = ("<think>", "</think>")
+    writes_calls = True
     writes_text_with_calls = True
 
     def header(self, talk: Talk) -> str:
         return f"{BOT}</think>" if talk.role(len(talk.messages) - 1) == "user" else ""
 
     def body(self, talk: Talk, i: int) -> str:
-        if talk.calls(i):
-            return talk.text(i) + super().body(talk, i)
-        return talk.text(i).split("</think>", 1)[-1]
+        if not talk.calls(i):
+            return talk.text(i).split("</think>", 1)[-1]
+        calls = [
+            f"<｜tool▁call▁begin｜>{f['name']}<｜tool▁sep｜>{spaced(f['arguments'])}<｜tool▁call▁end｜>"
+            for f in talk.calls(i)
+        ]
+        return f"{talk.text(i)}<｜tool▁calls▁begin｜>{''.join(calls)}<｜tool▁calls▁end｜>"
+
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        return [*found, NO_CUT] if learned and "</think>" in talk.text(i) else found
 
 
 # --- reasoning models with templates of their own ---
@@ -1669,6 +1704,8 @@ class Nemotron(Family):
             return ""
         if talk.role(i) == "tool":
             return f"<SPECIAL_11>User\n<TOOL_RESPONSE>[{talk.text(i)}]</TOOL_RESPONSE>\n\n"
+        if talk.role(i) == "assistant" and i == len(talk.messages) - 1:
+            return f"{self.header(talk)}{talk.text(i).strip()}\n<SPECIAL_12>\n\n"
         return super().history(talk, i)
 
     def answer(self, talk: Talk, i: int) -> str:
@@ -1742,6 +1779,7 @@ class GptOss(Family):
     )
     stops = ("<|return|>", "<|call|>", "<|endoftext|>")
     reasoning_key = "thinking"
+    most_calls = 1
     writes_calls = writes_reasoning = True
 
     def opening(self, talk: Talk) -> str:
@@ -1788,9 +1826,33 @@ class GptOss(Family):
 
 
 FAMILIES: tuple[type[Family], ...] = (
-    *(Chatml, SmolLm2, InternLm, Qwen25, Hermes, QwQ, Qwen3, Qwen3WithoutThinking, Qwen35, SmolLm3),
+    *(
+        Chatml,
+        ChatmlAsText,
+        SmolLm2,
+        InternLm,
+        Qwen25,
+        Hermes,
+        QwQ,
+        Qwen3,
+        Qwen3WithoutThinking,
+        Qwen35,
+        SmolLm3,
+    ),
     *(Lfm2, Phi4, Kimi, Llama2, Llama3, Llama31, Mistral1, Mistral3, MistralSmall, Gemma2, Gemma3),
-    *(Phi3, Phi4Mini, Zephyr, Vicuna, Alpaca, Falcon3, Olmo2, Granite33, Exaone35, ExaoneDeep),
+    *(
+        Phi3,
+        Phi3Base,
+        Phi4Mini,
+        Zephyr,
+        Vicuna,
+        Alpaca,
+        Falcon3,
+        Olmo2,
+        Granite33,
+        Exaone35,
+        ExaoneDeep,
+    ),
     *(CommandR, CommandR7b, DeepSeekV3, R1Early, R1Late, DeepSeekV31, Glm46, Glm47, MiniMax),
     *(SeedOss, Nemotron, Hunyuan, GptOss),
 )
