@@ -24,6 +24,7 @@ from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
 from forty2.text.tokenizer import Tokenizer
+from forty2.text.tool_arguments import reads_text, with_text_arguments
 from forty2.text.turns import Example, Turns, inspected_texts
 
 TrainOn = Literal["all", "last"]
@@ -63,6 +64,7 @@ class Encoder:
         self._turns = Turns(self._render, self._specials.pattern, stops, template)
         self._spellings = {i: spelling for spelling, i in self._specials.ids.items()}
         self._leads: dict[tuple[int | str, ...], list[int]] = {}
+        self._reads_text: bool | None = None
 
     def training_on(self, train_on: TrainOn) -> Encoder:
         """Return an encoder for conversations of which all turns, or the last alone, are learned."""
@@ -77,7 +79,7 @@ class Encoder:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> list[int]:
         """Encode `messages` as generation sees them, up to the beginning of the answer."""
-        shown, described, literals = self._specials.replace(_shown(messages), tools)
+        shown, described, literals = self._specials.replace(self._shown(messages), tools)
         return self._specials.encode(self._render(shown, True, described), literals)
 
     # --- rows ---
@@ -214,12 +216,24 @@ class Encoder:
         origin: str,
     ) -> list[_Task]:
         """Render what is learned of a conversation."""
-        shown, described, literals = self._specials.replace(_shown(messages), tools)
+        shown, described, literals = self._specials.replace(self._shown(messages), tools)
         try:
             examples = self._turns.examples(shown, learned, described)
         except DataError as error:
             raise DataError(f"{origin}: {error}") from error
         return [_Task(example, literals) for example in examples]
+
+    def _shown(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages as the template gets them: without nulls and what says which are learned."""
+        shown = [
+            {"content": "", **{k: v for k, v in m.items() if v is not None and k != "train"}}
+            for m in messages
+        ]
+        if not any(m.get("tool_calls") for m in messages):
+            return [*shown]
+        if self._reads_text is None:
+            self._reads_text = reads_text(lambda trial: self._render(trial, False, ()))
+        return with_text_arguments(shown) if self._reads_text else [*shown]
 
     def _text(self, record: Text) -> Row:
         """Encode a text and the token that ends it; all tokens but the first are supervised."""
@@ -378,11 +392,6 @@ def _answers(messages: Sequence[Message]) -> list[int]:
         for i, m in enumerate(messages)
         if m["role"] == "assistant" and m.get("train") is not False
     ]
-
-
-def _shown(messages: Sequence[Message]) -> list[Message]:
-    """Return the messages as the template gets them: without what says which are learned."""
-    return [{key: value for key, value in m.items() if key != "train"} for m in messages]
 
 
 def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:

@@ -14,6 +14,7 @@ that generation would see.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -30,10 +31,16 @@ from forty2.files import JsonObject
 _MARK = "QxZ{}ZxQ"
 _MARKS = re.compile(r"QxZ(\d+)ZxQ")
 """Mark in place of a text, while a template is rendered to see what it writes itself."""
+_NUMBERED = re.compile(r"functions\.(.+)(:\d+)")
+"""Number of a call that names its function."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which templates read what an assistant thought before its answer."""
-_TAG = re.compile(r"\s*<([^<>/\s]+)>\s*(</\1>\s*)?")
+_TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)>\s*(</\1>\s*)?")
 """A tag, alone or with the one that closes it."""
+_OPENED = re.compile(r"<([A-Za-z][\w:.-]*)>\s*$")
+"""A tag that a prompt ends with, so that the answer continues behind it."""
+_GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""Tags with which templates show transformers what an assistant writes."""
 _CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]")
 _UNCLEAR = (
     "the chat template changes what came before this turn in a way that depends on its content, so "
@@ -89,12 +96,12 @@ class _Turn(NamedTuple):
     ending: Ending
     lead: str
     """What the template writes between generation's prompt and the turn's first text."""
-    surplus: str
-    """What generation's prompt ends with and the template does not write before such an answer."""
     appended: bool
     """Whether generation's prompt is the beginning of the whole."""
     prompt: str
     """Generation's prompt, with marks."""
+    opened: str
+    """Name of the tag that the template opens at the end of generation's prompt, if it does."""
     text: str
     """The whole up to the turn's end, with marks."""
 
@@ -172,7 +179,8 @@ class Turns:
         last = learned[-1]
         turns = [self._turn(conversation, turn) for turn in learned]
         shape = turns[-1].shape
-        self._check_whole(conversation, turns[-1], last)
+        for turn, found in zip(learned, turns, strict=True):
+            self._check_whole(conversation, found, turn)
         text = self._render(conversation.messages[: last + 1], False, conversation.tools)
         places = _places(text, shape, conversation.values(last))
         if places is None:
@@ -180,10 +188,12 @@ class Turns:
         inspected = any(self._inspects.search(value) for value in conversation.values(last))
         spans = []
         for turn, found in zip(learned, turns, strict=True):
-            first, after = _range_of(shape, turn)
+            first, after = _range_of(found.shape, turn)  # the last shape begins with this one
             start = places[first][0] - len(found.lead)
             end = places[after - 1][1] + len(found.ending.text)
             if not text.startswith(found.lead, start):
+                return None
+            if _behind_opened(found.opened, text[start:end]) != text[start:end]:
                 return None
             if inspected and self._prompt(conversation, turn) != text[:start]:
                 return None
@@ -197,25 +207,41 @@ class Turns:
         found = self._turn(conversation, turn)
         self._check_whole(conversation, found, turn)
         prompt = self._prompt(conversation, turn)
-        answer = self._answer(conversation, turn, found, prompt)
+        answer = _behind_opened(found.opened, self._answer(conversation, turn, found, prompt))
         text = prompt + answer
         return Example(text, [(len(prompt), len(text))], found.ending.needs_end)
 
     def _answer(self, conversation: _Conversation, turn: int, found: _Turn, prompt: str) -> str:
-        """Return what the model must write after the prompt, up to the end of its turn."""
+        """Return what the template writes after the prompt, up to the end of the turn."""
         text = self._render(conversation.messages[: turn + 1], False, conversation.tools)
-        places = _places(text, found.shape, conversation.values(turn))
-        if places is None:
-            return self._altered(conversation, turn, found, prompt, text)
-        first, after = _range_of(found.shape, turn)
-        end = places[after - 1][1] + len(found.ending.text)
-        start = places[first][0] - len(found.lead)
-        if not text.startswith(found.lead, start) or (found.appended and text[:start] != prompt):
-            raise DataError(f"messages[{turn}]: {_UNCLEAR}")
-        return _closed(found.surplus) + text[start:end]
+        span = _span(text, found, turn, conversation.values(turn))
+        if span is not None and (not found.appended or text[: span[0]] == prompt):
+            return text[slice(*span)]
+        # Earlier turns may be written otherwise than marks are; this one need not be.
+        behind, values = self._behind_marks(conversation, turn)
+        span = _span(behind, found, turn, values)
+        if span is not None:
+            if not text.endswith(behind[span[0] :]):
+                raise DataError(f"messages[{turn}]: {_UNCLEAR}")
+            return behind[slice(*span)]
+        return self._altered(conversation, turn, found, prompt, text, behind)
+
+    def _behind_marks(self, conversation: _Conversation, turn: int) -> tuple[str, list[str]]:
+        """Render a turn behind the marks of earlier ones; return the texts it is made of, too."""
+        marked, owners = conversation.marked(turn)
+        own = conversation.own_values(turn)
+        marks = [_MARK.format(n) for n in range(len(owners) - len(own))]
+        messages = [*marked[:-1], conversation.messages[turn]]
+        return self._render(messages, False, conversation.tools), [*marks, *own]
 
     def _altered(
-        self, conversation: _Conversation, turn: int, found: _Turn, prompt: str, text: str
+        self,
+        conversation: _Conversation,
+        turn: int,
+        found: _Turn,
+        prompt: str,
+        text: str,
+        behind: str,
     ) -> str:
         """Return an answer that the template does not write as it writes other texts.
 
@@ -226,16 +252,17 @@ class Turns:
         content = str(message.get("content") or "")
         tail = found.shape.parts[-1]
         if text.startswith(prompt) and text.endswith(tail):
-            end = len(text) - len(tail) + len(found.ending.text)
-            written = text[len(prompt) : end]
-            if all(_bare(value) in _bare(written) for value in conversation.own_values(turn)):
+            written = text[len(prompt) : len(text) - len(tail) + len(found.ending.text)]
+            own = (_continued(found.opened, value) for value in conversation.own_values(turn))
+            if all(_bare(value) in _bare(written) for value in own):
                 return written
-        for cut in reversed(list(_CLOSING_TAG.finditer(content))):
-            if cut[0] in self.inspected and set(message) == {"role", "content"}:
-                rest = {**message, "content": content[cut.end() :]}
-                shorter = _Conversation([*conversation.messages[:turn], rest], conversation.tools)
-                if _places(text, found.shape, shorter.values(turn)) is not None:
-                    return _continuing(prompt, content) + found.ending.text
+        cut = [tag[0] for tag in _CLOSING_TAG.finditer(content) if tag[0] in self.inspected]
+        closed = any(found.prompt.rstrip().endswith(tag) for tag in cut)
+        if cut and not closed and set(message) == {"role", "content"}:
+            before = found.text.rindex(_MARK.format(found.shape.order[-1]))
+            kept = behind[before : len(behind) - len(tail)].strip()
+            if behind.startswith(found.text[:before]) and behind.endswith(tail) and kept in content:
+                return content + found.ending.text
         raise DataError(
             f"messages[{turn}]: the chat template alters the content, so this row cannot be trained "
             "on; use a template that leaves contents as they are (chat_template)"
@@ -266,23 +293,33 @@ class Turns:
         prompt = self._render(marked[:-1], True, tools)
         marks = list(_MARKS.finditer(whole))
         order = [int(mark[1]) for mark in marks]
+        shown = {int(mark[1]) for mark in _MARKS.finditer(prompt)}
         shape = _Shape(
             _MARKS.split(whole)[::2],
             order,
             [owners[n][0] for n in order],
-            [owner for n, owner in enumerate(owners) if n not in order],
-            bool(tools) and whole == self._rendered_without_tools(marked),
+            [
+                owner
+                for n, owner in enumerate(owners)
+                if n not in (order if owner[0] == turn else shown)
+            ],
+            bool(tools) and prompt == self._prompt_without_tools(marked[:-1]),
         )
         first, after = _range_of(shape, turn)
         if first == after:  # the template writes nothing of this turn: `dropped` says so
-            return _Turn(shape, Ending("", True), "", "", False, prompt, whole)
+            return _Turn(shape, Ending("", True), "", False, prompt, "", whole)
         ending = self._ending(shape.parts[after])
         text = whole[: marks[after - 1].end()] + ending.text
         start = marks[first].start()
+        opened = _OPENED.search(prompt)
+        tag = opened[1] if opened else ""
         if whole.startswith(prompt) and len(prompt) <= start:
-            return _Turn(shape, ending, whole[len(prompt) : start], "", True, prompt, text)
-        lead, surplus = _after_prompt(prompt, shape, first, turn)
-        return _Turn(shape, ending, lead, surplus, False, prompt, text)
+            return _Turn(shape, ending, whole[len(prompt) : start], True, prompt, tag, text)
+        header = _header(prompt, self._render(marked[:-1], False, tools))
+        lead = "" if header and shape.parts[first].endswith(header) else None
+        if lead is None:
+            lead = _after_prompt(prompt, shape, first, turn)
+        return _Turn(shape, ending, lead, False, prompt, tag, text)
 
     def _ending(self, tail: str) -> Ending:
         """Find the end of a turn in what the template writes after the turn's last text.
@@ -296,9 +333,9 @@ class Turns:
             return Ending(tail[: (stops[0] if stops else found[-1]).end()], False)
         return Ending(tail, True)
 
-    def _rendered_without_tools(self, messages: Sequence[Message]) -> str | None:
+    def _prompt_without_tools(self, messages: Sequence[Message]) -> str | None:
         try:
-            return self._render(messages, False, ())
+            return self._render(messages, True, ())
         except DataError:
             return None
 
@@ -324,7 +361,7 @@ class _Conversation:
     """Messages and tools, with the texts that users wrote and marks in place of these."""
 
     def __init__(self, messages: Sequence[Message], tools: Sequence[JsonObject]) -> None:
-        self.messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
+        self.messages = messages
         self.tools = tools
         self._values: list[str] = []
         self._owners: list[tuple[int, str]] = []
@@ -371,10 +408,15 @@ class _Conversation:
         function = call.get("function")
         if not isinstance(function, dict):
             return call
-        named = {**function, "name": self._replace(i, "tool_calls", function.get("name"))}
+        name = function.get("name")
+        named = {**function, "name": self._replace(i, "tool_calls", name)}
         if "arguments" in function:
             named["arguments"] = self._replace_all(i, function["arguments"])
-        return {**call, "function": named}
+        marked = {**call, "function": named}
+        number = _NUMBERED.fullmatch(str(call.get("id")))
+        if number and number[1] == name:  # templates may write the name in this place alone (Kimi)
+            marked["id"] = f"functions.{named['name']}{number[2]}"
+        return marked
 
     def _replace_all(self, i: int, value: object) -> object:
         if isinstance(value, dict):
@@ -392,7 +434,12 @@ class _Conversation:
         return _MARK.format(len(self._values) - 1)
 
 
-def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> tuple[str, str]:
+def _header(prompt: str, history: str) -> str:
+    """Return what a prompt has after the history before it; nothing where that is not its beginning."""
+    return prompt[len(history) :] if prompt.startswith(history) else ""
+
+
+def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> str:
     """Compare what follows the last text of a prompt with what stands there in the whole.
 
     Args:
@@ -401,8 +448,8 @@ def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> tuple[st
         first: place of the answer's first mark.
 
     Returns:
-        What the template writes between the prompt and the answer, and what the prompt has more: a
-        tag that opens a thought, or an empty thought.
+        What the template writes between the prompt and the answer. The prompt may have more than the
+        whole: a tag that opens a thought, or an empty thought.
     """
     marks = list(_MARKS.finditer(prompt))
     same = marks and first and int(marks[-1][1]) == shape.order[first - 1]
@@ -410,8 +457,16 @@ def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> tuple[st
     between = shape.parts[first]
     for length in range(len(header), -1, -1) if same else ():
         surplus = header[length:]
-        if between.startswith(header[:length]) and (not surplus or _TAG.fullmatch(surplus)):
-            return between[length:], surplus
+        tag = _TAG.fullmatch(surplus)
+        if not between.startswith(header[:length]) or (surplus and not tag):
+            continue
+        lead = between[length:]
+        if tag and tag[2] and f"<{tag[1]}>" in lead:
+            raise DataError(
+                f"messages[{turn}]: generation would begin this answer with an empty thought, behind "
+                "which no reasoning can be learned; remove it, or turn thinking on (template_options)"
+            )
+        return lead
     raise DataError(
         f"messages[{turn}]: generation would begin this answer with {header[-60:]!r}, which the chat "
         "template does not write before it; use another template (chat_template) or other "
@@ -419,12 +474,20 @@ def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> tuple[st
     )
 
 
-def _continuing(prompt: str, content: str) -> str:
-    """Return a content as generation would write it after a prompt that may open its first tag."""
-    opening = re.match(r"\s*<[^<>/\s]+>\s*", content)
-    if opening and prompt.rstrip().endswith(opening[0].strip()):
-        return content[opening.end() :]
-    return content
+def _continued(opened: str, answer: str) -> str:
+    """Return an answer without the tag with which it begins, where its prompt has opened that tag."""
+    opening = re.match(rf"\s*<{re.escape(opened)}>\s*", answer) if opened else None
+    return answer[opening.end() :] if opening else answer
+
+
+def _behind_opened(opened: str, answer: str) -> str:
+    """Return an answer as generation would write it behind a tag that its prompt has opened.
+
+    An answer without reasoning begins by closing the thought.
+    """
+    if not opened or f"</{opened}>" in answer:
+        return _continued(opened, answer)
+    return f"\n</{opened}>\n\n{answer}"
 
 
 def _joined(examples: Iterable[Example]) -> list[Example]:
@@ -444,6 +507,18 @@ def _range_of(shape: _Shape, turn: int) -> tuple[int, int]:
     """Return the places in the order of marks of a message's first mark, and after its last."""
     own = [place for place, owner in enumerate(shape.owners) if owner == turn]
     return (own[0], own[-1] + 1) if own else (0, 0)
+
+
+def _span(text: str, found: _Turn, turn: int, values: Sequence[str]) -> tuple[int, int] | None:
+    """Find what follows the prompt in a rendering, up to the end of its last turn."""
+    places = _places(text, found.shape, values)
+    if places is None:
+        return None
+    first, after = _range_of(found.shape, turn)
+    start = places[first][0] - len(found.lead)
+    if not text.startswith(found.lead, start):
+        return None
+    return start, places[after - 1][1] + len(found.ending.text)
 
 
 def _places(text: str, shape: _Shape, values: Sequence[str]) -> list[tuple[int, int]] | None:
@@ -478,12 +553,6 @@ def _ways_to_write(value: str) -> Iterator[str]:
     yield from (escaped, json.dumps(value)[1:-1], json.dumps(escaped, ensure_ascii=False)[1:-1])
 
 
-def _closed(surplus: str) -> str:
-    """Return what an answer without reasoning begins with, where generation opens a thought for it."""
-    tag = _TAG.fullmatch(surplus)
-    return "" if tag is None or tag[2] else f"\n</{tag[1]}>\n\n"
-
-
 def _bare(text: str) -> str:
     """Return a text without white space."""
     return "".join(text.split())
@@ -513,8 +582,10 @@ def _dropped(conversation: _Conversation, owner: int, key: str) -> str:
     )
 
 
+@functools.lru_cache(maxsize=16)
 def inspected_texts(template: str) -> frozenset[str]:
     """Find the texts that a template looks for, splits at or replaces."""
+    template = _GENERATION_TAG.sub("", template)
     try:
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"]).parse(
             template
