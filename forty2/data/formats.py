@@ -15,7 +15,7 @@ those that would change what is learned, and are not used, are refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -213,15 +213,6 @@ def to_row(record: Record) -> JsonObject:
     if not isinstance(record, Text) and record.tools:
         own["tools"] = [dict(tool) for tool in record.tools]
     return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
-
-
-def ignored_keys(record: Record) -> Iterator[str]:
-    """Yield the keys of a record's row that nothing reads."""
-    return (key for key in record.meta if key not in _READ_LATER)
-
-
-_READ_LATER = ("weight", "entity", "template", "pair_type")
-"""Keys of `meta` that weigh a row, divide a set or are checked by the lint."""
 
 
 # --- rows for one kind of phase -------------------------------------------------------------------

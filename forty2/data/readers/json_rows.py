@@ -87,35 +87,50 @@ _OF_A_ROW |= {"preferred_output", "non_preferred_output", "tools", "functions", 
 
 
 def json_form(path: Path) -> JsonForm:
-    """Find out how a file of JSON holds its rows: by its beginning, because names mislead."""
+    """Find out how a file of JSON holds its rows: by its beginning, because names mislead.
+
+    What begins as none of the forms counts as lines, which are refused one by one.
+    """
+    named = ".json" in map(str.lower, path.suffixes[-2:])
     with open_file(path) as file:
-        window = _Window(file, path)
-        first = window.peek()
-        if first == "[":
-            window.at += 1
-            named = ".json" in map(str.lower, path.suffixes[-2:])
-            return JsonForm("array" if named or window.peek() == "{" else "lines")
-    if first != "{":
-        return JsonForm("lines")
+        first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if first == b"[" and named:
+        return JsonForm("array")
+    with contextlib.suppress(DataError):
+        if first == b"[":
+            with _window(path) as window:
+                window.at += 1
+                return JsonForm("array" if window.peek() == "{" else "lines")
+        if first == b"{":
+            return _form_of_objects(path)
+    return JsonForm("lines")
+
+
+def _form_of_objects(path: Path) -> JsonForm:
+    """Find out how a file that begins with an object holds its rows."""
     with open_file(path) as file:
         line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
     with contextlib.suppress(DataError):
         value = parsed(decoded(line, str(path)), str(path))
         key = _wrapping_key(value) if isinstance(value, dict) else None
         return JsonForm("lines") if key is None else JsonForm("wrapped", key)
-    with contextlib.suppress(DataError), open_file(path) as file:
-        window = _Window(file, path)
-        window.peek()
+    with contextlib.suppress(DataError), _window(path) as window:
         if (key := _find_wrapped(window)) is not None:
             return JsonForm("wrapped", key)
-    with contextlib.suppress(DataError), open_file(path) as file:
-        window = _Window(file, path)
-        window.peek()
+    with _window(path) as window:
         begin = window.origin
         window.value()
-        if window.origin != begin and window.peek() in ("", "{"):
-            return JsonForm("values")
-    return JsonForm("lines")
+        several_lines = window.origin != begin and window.peek() in ("", "{")
+        return JsonForm("values" if several_lines else "lines")
+
+
+@contextlib.contextmanager
+def _window(path: Path) -> Iterator[_Window]:
+    """Open a file of JSON at its first value."""
+    with open_file(path) as file:
+        window = _Window(file, path)
+        window.peek()
+        yield window
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -124,9 +139,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     if form.kind == "lines":
         yield from json_lines(path)
         return
-    with open_file(path) as file:
-        window = _Window(file, path)
-        window.peek()
+    with _window(path) as window:
         if form.kind == "values":
             while window.peek():
                 yield window.row()

@@ -70,8 +70,8 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
                 return
             except csv.Error as error:
                 raise DataError(
-                    f"{origin}: not readable as CSV in UTF-8, separated by "
-                    f"{_SEPARATORS[separator]}: {error}"
+                    f"{origin}: not readable as CSV in UTF-8: {error} (separated by "
+                    f"{_SEPARATORS[separator]})"
                 ) from error
             if not cells:
                 continue
@@ -111,7 +111,10 @@ def _separator(header: str, usual: str) -> str:
     """Choose the separator by which a header names the most known columns, then the usual one."""
 
     def fit(separator: str) -> tuple[int, bool, int]:
-        cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        try:
+            cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        except csv.Error:  # a cell above the limit
+            return 0, False, 0
         known = len(_COLUMNS & {cell.strip() for cell in cells})
         return known, separator == usual and len(cells) > 1, len(cells)
 
