@@ -26,6 +26,7 @@ COVERED_BY = {
     "data/readers/": "data/test_sources.py",
     "data/record_texts.py": "data/checks/test_repetition.py",
     "data/records.py": "data/test_formats.py",
+    "data/responses.py": "data/test_formats.py",
     "data/sets.py": "data/checks/test_lint.py",
     "model/gguf/": "model/test_gguf.py",
     "model/gradient_checkpointing.py": "training/test_loop.py",

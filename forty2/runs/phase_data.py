@@ -28,6 +28,9 @@ class PhaseData(NamedTuple):
     """Path of the training rows' texts; None for a prepared folder, which holds ids alone."""
     hits: list[Hit]
     """Benchmark items in the training rows, if they were searched for."""
+    ignored: str = ""
+    """Keys of the training rows that nothing reads, with the number of their rows. Built-in sets hold
+    such keys on purpose, so theirs are not listed."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -73,7 +76,8 @@ def phase_data(
         linter=Linter(specials=encoder.specials) if phase.lint else None,
         contamination=contamination,
     )
-    return PhaseData(found.train, found.valid, source, found.hits)
+    ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
+    return PhaseData(found.train, found.valid, source, found.hits, ignored)
 
 
 def check_measured(name: str, phase: Phase, data: PhaseData) -> None:

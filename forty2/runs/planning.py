@@ -53,6 +53,8 @@ class PhaseForecast(NamedTuple):
     """Disk for the frozen blocks' states of the training rows, while the phase runs."""
     data_warnings: tuple[str, ...]
     """Properties of its rows that do not suit its objective."""
+    ignored: str
+    """Keys of its rows that nothing reads; "": none."""
 
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
@@ -152,6 +154,7 @@ def _forecast(
         peak_memory_gb=memory / 1e9,
         replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
+        ignored=data.ignored,
     )
 
 
@@ -212,4 +215,5 @@ def format_plan(plan: RunForecast) -> str:
         "",
         f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
     ]
+    lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])

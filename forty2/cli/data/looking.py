@@ -101,7 +101,10 @@ def _paint(text: str, role: str) -> str:
 @shared_options.as_json
 @shared_options.template
 def stats_command(file: str, model: str, as_json: bool, template: TemplateSettings | None) -> None:
-    """Count rows, tokens, supervised share, lengths, strata and near duplicates."""
+    """Count rows, tokens, supervised share, lengths, strata and near duplicates.
+
+    Rows that cannot be read are counted by the reason, keys that nothing reads by their rows.
+    """
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder
     from forty2.text.preview import stats
@@ -113,6 +116,13 @@ def stats_command(file: str, model: str, as_json: bool, template: TemplateSettin
     for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
         value = found[key]
         click.echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
+    for reason in found["unreadable_because"]:
+        more = " …" if reason["rows"] > len(reason["first"]) else ""
+        click.echo(
+            f"  {reason['rows']:>6,} × {reason['reason']}: {', '.join(reason['first'])}{more}"
+        )
+    if found["ignored"]:
+        click.echo(f"ignored: {found['ignored']}")
     click.echo("tokens a row")
     most = max(n for _, n in found["histogram"])
     for label, n in found["histogram"]:
@@ -148,7 +158,7 @@ def lint_command(
 ) -> None:
     """Find faults that would spoil a training run. The exit code is 1 if there are errors."""
     from forty2.data.checks.contamination import benchmark_of
-    from forty2.data.checks.lint import lint
+    from forty2.data.checks.lint import Linter
     from forty2.data.sources import valid_beside
 
     valid = valid or valid_beside(file)
@@ -157,17 +167,17 @@ def lint_command(
     specials, fits = (
         _tokenizer_checks(model, template, max_length) if model is not None else ((), None)
     )
-    findings = lint(
-        file,
-        valid,
-        benchmarks=[benchmark_of(path) for path in against],
-        specials=specials,
-        fits=fits,
-    )
+    linter = Linter([benchmark_of(path) for path in against], specials, fits)
+    linter.read(file, "train")
+    if valid is not None:
+        linter.read(valid, "valid")
+    findings = linter.findings()
     if as_json:
         click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
     else:
         _echo_findings(findings)
+        if linter.ignored.rows:
+            click.echo(f"ignored: {linter.ignored}")
     if fix is not None:
         _write_fixed(file, fix)
     if any(f.level == "error" for f in findings):

@@ -70,8 +70,8 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
                 return
             except csv.Error as error:
                 raise DataError(
-                    f"{origin}: not readable as CSV in UTF-8, separated by "
-                    f"{_SEPARATORS[separator]}: {error}"
+                    f"{origin}: not readable as CSV in UTF-8: {error} (separated by "
+                    f"{_SEPARATORS[separator]})"
                 ) from error
             if not cells:
                 continue
@@ -111,7 +111,10 @@ def _separator(header: str, usual: str) -> str:
     """Choose the separator by which a header names the most known columns, then the usual one."""
 
     def fit(separator: str) -> tuple[int, bool, int]:
-        cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        try:
+            cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        except csv.Error:  # a cell above the limit
+            return 0, False, 0
         known = len(_COLUMNS & {cell.strip() for cell in cells})
         return known, separator == usual and len(cells) > 1, len(cells)
 
@@ -199,15 +202,11 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     number = 0
     try:
         with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_stream
-            if source.read(6) == b"ARROW1":
-                reader = pa.ipc.open_file
+            is_file = source.read(6) == b"ARROW1"
             source.seek(0)
-            opened = reader(source)
-            batches = iter(opened)
-            if reader is pa.ipc.open_file:
-                batches = map(opened.get_batch, range(opened.num_record_batches))
-            for batch in batches:
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            numbers = range(opened.num_record_batches) if is_file else ()
+            for batch in map(opened.get_batch, numbers) if is_file else opened:
                 batch.validate(full=True)
                 for part in _parts(batch, f"{path}:row {number + 1}"):
                     for row in part.to_pylist():
