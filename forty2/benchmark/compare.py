@@ -7,7 +7,7 @@ must be the same in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +63,13 @@ class Change(NamedTuple):
     verdict: Verdict
 
 
+class TaskChange(NamedTuple):
+    """The metrics that one benchmark's verdict is over, and that verdict."""
+
+    judged: tuple[str, ...]
+    verdict: Verdict
+
+
 class Comparison(NamedTuple):
     """Two results on the same questions."""
 
@@ -82,12 +89,15 @@ class Comparison(NamedTuple):
     """KL(after ‖ before) in nats per token, if before is a run's base and after one of its stages."""
     changed: float
     """Share of the items that score otherwise than before in any metric that is 0 or 1."""
+    tasks: dict[str, TaskChange]
+    """Each benchmark's own verdict, by the task's name; of a stage, there are several."""
     verdict: Verdict
 
     def record(self) -> JsonObject:
         """Return the comparison as JSON."""
         changes = {name: change._asdict() for name, change in self.metrics.items()}
-        return {**self._asdict(), "metrics": changes}
+        tasks = {name: task._asdict() for name, task in self.tasks.items()}
+        return {**self._asdict(), "metrics": changes, "tasks": tasks}
 
 
 def compare(
@@ -142,6 +152,7 @@ def compare(
         categories=_by_category(old, new),
         kl=kl,
         changed=changed,
+        tasks=_by_task(old, changes),
         verdict=overall([changes[name].verdict for name in judged]),
     )
 
@@ -222,6 +233,9 @@ class Scores:
     """Each item's name, and its further facts that must be the same in both results."""
     metrics: dict[str, MetricScores]
     judged: tuple[str, ...]
+    """Metrics that the verdict is over."""
+    tasks: dict[str, tuple[str, ...]]
+    """Metrics that each result's own verdict would be over, by task."""
     categories: dict[str, list[int]]
     """Places of the items of each category."""
     category_metric: str | None
@@ -231,7 +245,8 @@ class Scores:
 def scores_of(measured: Result | Stage) -> Scores:
     """Collect the scores of a result or stage by metric, those of the verdict first.
 
-    The verdict on a stage is over its first result.
+    The verdict on a stage is over its first result. A metric whose name an earlier result has
+    already is named after its task, too.
     """
     if isinstance(measured, Result):
         return _scores_of_result(measured)
@@ -240,14 +255,17 @@ def scores_of(measured: Result | Stage) -> Scores:
     settings: dict[str, object] = {"benchmark": "stage"}
     asked: list[tuple[str, object]] = []
     metrics: dict[str, MetricScores] = {}
+    tasks: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         if not part.metrics:
             continue
+        shown = metric_names(name, part.metrics, metrics)
+        tasks[name] = tuple(shown[metric] for metric in part.judged)
         for key, value in part.settings.items():
             settings[key if part is first else f"{name}: {key}"] = value
         for metric, scores in part.metrics.items():
             shifted = {len(asked) + place: score for place, score in scores.by_place.items()}
-            metrics[metric] = MetricScores(scores.metric, shifted)
+            metrics[shown[metric]] = MetricScores(scores.metric, shifted)
         asked += part.asked
     settings["benchmark"] = "stage"
     return Scores(
@@ -257,9 +275,15 @@ def scores_of(measured: Result | Stage) -> Scores:
         asked,
         metrics,
         first.judged,
+        tasks,
         first.categories,
         first.category_metric,
     )
+
+
+def metric_names(task: str, metrics: Iterable[str], taken: Container[str]) -> dict[str, str]:
+    """Return the name of each metric of a task among those of a whole stage."""
+    return {name: f"{task}: {name}" if name in taken else name for name in metrics}
 
 
 def _scores_of_result(result: Result) -> Scores:
@@ -276,6 +300,7 @@ def _scores_of_result(result: Result) -> Scores:
         for name in task.order(list(found))
         if task.metric(name).better != "neither"
     }
+    judged = tuple(name for name in task.judged if name in metrics)
     model = result.model + (f" + {result.adapter}" if result.adapter else "")
     return Scores(
         questions=_printable(result.questions),
@@ -287,7 +312,8 @@ def _scores_of_result(result: Result) -> Scores:
         },
         asked=[task.identify(item.record) for item in result.items],
         metrics=metrics,
-        judged=tuple(name for name in task.judged if name in metrics),
+        judged=judged,
+        tasks={result.benchmark: judged},
         categories=categories,
         category_metric=task.category_metric,
     )
@@ -394,6 +420,16 @@ def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
     if isinstance(before, Result) or isinstance(after, Result) or before.name != "base":
         return None
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
+
+
+def _by_task(old: Scores, changes: Mapping[str, Change]) -> dict[str, TaskChange]:
+    """Judge each benchmark by its own metrics; those with too few questions are left out."""
+    found = {}
+    for task, names in old.tasks.items():
+        judged = tuple(name for name in names if name in changes)
+        if judged:
+            found[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
+    return found
 
 
 def _by_category(old: Scores, new: Scores) -> dict[str, float]:
