@@ -223,11 +223,11 @@ def _changes_note(summary: Summary, quote: Quote = str) -> str:
     if len(summary.tasks) > 1 and summary.comparisons:
         last = summary.comparisons[-1]
         each = "; ".join(
-            f"{quote(task.label)}: {quote(last.tasks[name].verdict)}"
+            f"{quote(task.label)} {quote(last.tasks[name].verdict)}"
             for name, task in summary.tasks.items()
             if name in last.tasks
         )
-        verdicts.append(f"By benchmark, {quote(last.stage)} against the base model: {each}.")
+        verdicts.append(f"Verdicts on {quote(last.stage)} by benchmark: {each}.")
     sentences = [f"{text[0].upper()}{text[1:]}." for text in meanings]
     return " ".join([_CHANGES_NOTE, *sentences, *verdicts])
 
@@ -263,7 +263,7 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
         lines.append(f"Contamination: no training row holds a question of {_listed(clean)}.")
     if found is not None:
         lines += [
-            f"{_contaminated(task, found.questions[name], quote)}{_without(summary, name, quote)}"
+            _contaminated(task, found.questions[name], _without(summary, name, quote), quote)
             for name, task in summary.tasks.items()
             if found.questions.get(name)
         ]
@@ -280,13 +280,14 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
     return lines
 
 
-def _contaminated(task: Task, questions: int, quote: Quote) -> str:
-    """Say how many of a benchmark's questions are in training rows."""
+def _contaminated(task: Task, questions: int, without: str, quote: Quote) -> str:
+    """Say how many of a benchmark's questions are in training rows, and the result without them."""
     are, them = ("is", "it") if questions == 1 else ("are", "them")
-    return (
+    text = (
         f"Contamination: {_count(questions, 'question')} of {quote(task.label)} {are} in training "
         f"rows (contamination.json names {them})."
     )
+    return f"{text} Without {them}, {without}." if without else text
 
 
 def _without(summary: Summary, name: str, quote: Quote) -> str:
@@ -295,14 +296,14 @@ def _without(summary: Summary, name: str, quote: Quote) -> str:
         return ""
     found = summary.contamination.comparisons
     if not found or name not in found[-1].tasks:
-        return " Too few others are left for a comparison without them."
+        return "too few are left to compare"
     last = found[-1]
     changes = "; ".join(
         f"{quote(_metric(metric))} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
         for metric in last.tasks[name].metrics
         if (one := last.changes.get(metric)) is not None
     )
-    return f" Without them, {quote(last.stage)} against the base model: {changes}."
+    return f"{quote(last.stage)} against the base model: {changes}"
 
 
 def _count(n: int, noun: str) -> str:
