@@ -178,17 +178,17 @@ def format_comparison(comparison: Comparison) -> str:
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
         p = f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "<0.001"
         lines.append(
-            f"{_shown(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
+            f"{shown_metric(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
             f"{interval:<16}{p:>7} {one.verdict}"
         )
     lines.append("")
     for name in comparison.judged:
         one = comparison.metrics[name]
         lines.append(
-            f"{_shown(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
+            f"{shown_metric(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
             f"detectable: {'unknown' if one.detectable is None else f'{one.detectable:.3f}'}"
         )
-    judged = ", ".join(map(_shown, comparison.judged))
+    judged = ", ".join(map(shown_metric, comparison.judged))
     return "\n".join(
         [
             *lines,
@@ -201,7 +201,8 @@ def format_comparison(comparison: Comparison) -> str:
     )
 
 
-def _shown(name: str) -> str:
+def shown_metric(name: str) -> str:
+    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
     return name.upper() if name in METRICS else name
 
 

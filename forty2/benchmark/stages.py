@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forty2.benchmark.compare import Comparison, compare, metric_names
-from forty2.benchmark.metrics import METRICS
+from forty2.benchmark.compare import Comparison, compare, metric_names, shown_metric
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.runner import measure as measure_task
@@ -294,7 +293,7 @@ def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str])
                 continue
             for metric in found.judged:
                 one = comparison.metrics[metric]
-                name = metric.upper() if metric in METRICS else metric
+                name = shown_metric(metric)
                 interval = f"{one.low:+.3f} to {one.high:+.3f}"
                 lines.append(
                     f"{stage:<16} {name:<20}{one.difference:>+7.3f}  {interval:<18}{one.verdict}"
