@@ -189,10 +189,11 @@ def _recorded_model(adapter: str | None) -> str:
         raise click.UsageError(
             "Missing option '--model' / '-m'. It may be left out only if --adapter is part of a run."
         )
-    from forty2.model.adapter import adapter_dir, recorded_model
+    from forty2.model.adapter import adapter_dir
+    from forty2.model.base_model import find_base_model
 
     adapter_dir(adapter)  # says what is wrong where there is no adapter
-    model = recorded_model(adapter)
+    model = find_base_model(adapter)
     if model is None:
         raise click.UsageError(f"{adapter} does not say which model it is for: give --model.")
     return model

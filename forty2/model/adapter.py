@@ -172,9 +172,13 @@ class TrainedOn(NamedTuple):
     name: str | None
     """Name in the recipe: a folder, a hub name or `smollm2`."""
     path: str | None
-    """Folder that it was loaded from."""
+    """Folder that it was loaded from; earlier releases recorded it as the recipe names it."""
     sha256: str | None
     """Checksum of its weights and config."""
+    from_run: str | None
+    """That folder as seen from the run folder."""
+    run: Path | None
+    """The run folder."""
 
 
 def trained_on(adapter: str | Path) -> TrainedOn:
@@ -190,18 +194,11 @@ def trained_on(adapter: str | Path) -> TrainedOn:
         except (OSError, ValueError):
             continue
         if isinstance(run, dict):
-            found = [run.get(key) for key in ("model", "model_path", "model_sha256")]
-            return TrainedOn(*(value if isinstance(value, str) else None for value in found))
-    return TrainedOn(None, None, None)
-
-
-def recorded_model(adapter: str | Path) -> str | None:
-    """Return the model that an adapter's run names in its run.json; None: it names none.
-
-    Args:
-        adapter: a run folder, or an adapter folder inside one.
-    """
-    return trained_on(adapter).name
+            keys = ("model", "model_path", "model_sha256", "model_from_run")
+            found = [run.get(key) for key in keys]
+            name, path, sha256, from_run = (v if isinstance(v, str) else None for v in found)
+            return TrainedOn(name, path, sha256, from_run, place)
+    return TrainedOn(None, None, None, None, None)
 
 
 def recorded_template(adapter: str | Path) -> TemplateSettings | None:

@@ -286,7 +286,7 @@ def _warn_of_other_base(model: Path, adapter: Path) -> None:
     base = trained_on(adapter)
     if base.path is None or base.sha256 is None:
         return
-    if Path(base.path) != model and base.sha256 != model_sha256(model):
+    if base.path != os.path.abspath(model) and base.sha256 != model_sha256(model):
         warnings.warn(
             f"{adapter} was trained on {base.name}, and {model} holds other weights: measure before "
             "you trust the two together",

@@ -78,7 +78,8 @@ class Benchmark:
         default=[BenchmarkTask(task="truthfulqa")]
     )
     """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}. Only
-    truthfulqa decides the verdict; the report compares the others too."""
+    truthfulqa decides the verdict; each of the others is compared and judged by itself. Training rows
+    are searched for the questions of all."""
 
     @field_validator("tasks")
     @classmethod

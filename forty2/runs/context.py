@@ -133,7 +133,7 @@ def provenance_of(recipe: Recipe) -> Provenance:
     return Provenance(
         name=recipe.name,
         model=recipe.model,
-        model_path=str(model),
+        model_path=os.path.abspath(model),
         model_sha256=model_sha256(model),
         versions=machine.facts(),
     )

@@ -212,7 +212,14 @@ def _start_or_continue(
     for name in ("data.json", "contamination.json", "template.json"):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
-    started = {"version": VERSION, "started": now(), **provenance.to_json()}
+    # If the run and its model are moved together, this still leads to the model.
+    from_run = os.path.relpath(provenance.model_path, path)
+    started = {
+        "version": VERSION,
+        "started": now(),
+        **provenance.to_json(),
+        "model_from_run": from_run,
+    }
     write_json(path / "run.json", started)
 
 

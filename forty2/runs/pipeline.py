@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import summarize, table
+from forty2.benchmark.stages import changes_table, summarize, table
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,
@@ -27,12 +27,13 @@ from forty2.files import read_json, write_json
 from forty2.model.adapter import attach_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
-from forty2.report.run import notices, write_report
+from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.context import RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer
 from forty2.runs.phase_training import finish_phase
+from forty2.runs.records import ContaminationRecord
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ class RunResult:
     stages: list[Stage]
     """One measurement per stage: base, each phase, fused. Empty if the recipe measures nothing."""
     table: str
+    changes: str
+    """Table of the changes from the base by benchmark; empty if there is TruthfulQA alone."""
     verdict: str
+    verdicts: dict[str, str]
+    """Each benchmark's own verdict on the last stage, by the task's name."""
     report: Path
+    contamination: list[str]
+    """Sentences about benchmark questions in the training rows."""
     warnings: list[str]
     """Warnings about data, training and fusing."""
 
@@ -165,12 +172,15 @@ def _finish(
 ) -> RunResult:
     """Compare the stages, and write the report."""
     run.folder.check_there()
-    verdict = ""
+    verdict, verdicts, changes = "", dict[str, str](), ""
     if run.recipe.benchmark is not None:
-        hits = read_json(run.path / CONTAMINATION)["hits"]
-        summary = summarize(stages, run.recipe.benchmark.margin, hits)
+        found = ContaminationRecord.from_json(read_json(run.path / CONTAMINATION))
+        hits = [hit for _, hit in found.hits]
+        summary = summarize(stages, run.recipe.benchmark.margin, hits, found.searched)
         write_json(run.path / "summary.json", summary.to_json())
-        verdict = summary.verdict
+        verdict, verdicts = summary.verdict, summary.verdicts
+        if len(verdicts) > 1:
+            changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
     return RunResult(
         path=run.path,
@@ -178,7 +188,10 @@ def _finish(
         fused=fused.full if fused is not None else None,
         stages=stages,
         table=table(stages) if stages else "",
+        changes=changes,
         verdict=verdict,
+        verdicts=verdicts,
         report=report,
+        contamination=contamination_lines(run.path),
         warnings=notices(run.path),
     )

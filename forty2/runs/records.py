@@ -21,6 +21,7 @@ class Provenance:
     model: str
     """The base model as the recipe names it."""
     model_path: str
+    """Absolute path of the folder that it was loaded from."""
     model_sha256: str
     versions: dict[str, str]
     """Device, BLAS, package versions and the package's revision."""
@@ -65,30 +66,44 @@ class PhaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationRecord:
-    """Training rows that hold questions of the benchmark; contamination.json."""
+    """Training rows that hold questions of the benchmarks; contamination.json."""
 
     hits: tuple[tuple[str, Hit], ...]
     """Hits, each with the name of its phase."""
     unread_phases: tuple[str, ...]
     """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
+    searched: tuple[str, ...]
+    """Names of the tasks whose questions were searched for."""
     questions: str
-    """Name of the question set."""
+    """Name of TruthfulQA's question set."""
 
     def to_json(self) -> JsonObject:
         hits = [
-            {"phase": phase, "row": hit.row, "item": hit.item, "how": hit.how}
+            {
+                "phase": phase,
+                "row": hit.row,
+                "task": hit.benchmark,
+                "item": hit.item,
+                "how": hit.how,
+            }
             for phase, hit in self.hits
         ]
         return {
             "hits": hits,
             "unread_phases": list(self.unread_phases),
+            "searched": list(self.searched),
             "questions": self.questions,
         }
 
     @classmethod
     def from_json(cls, record: JsonObject) -> ContaminationRecord:
+        """Read contamination.json; earlier releases searched for TruthfulQA's questions alone."""
         return cls(
-            hits=tuple((h["phase"], Hit(h["row"], h["item"], h["how"])) for h in record["hits"]),
+            hits=tuple(
+                (h["phase"], Hit(h["row"], h.get("task", "truthfulqa"), h["item"], h["how"]))
+                for h in record["hits"]
+            ),
             unread_phases=tuple(record["unread_phases"]),
+            searched=tuple(record.get("searched", ["truthfulqa"])),
             questions=record["questions"],
         )

@@ -16,8 +16,8 @@ from forty2.model.adapter import (
     attach_adapter,
     load_adapter,
     merge_adapter,
-    recorded_model,
     save_adapter,
+    trained_on,
 )
 from forty2.model.loading import load
 from forty2.recipe.schema import Adapter
@@ -86,12 +86,12 @@ def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
 def test_the_model_of_a_run_is_found_from_its_folders(tmp_path: Path, place: str) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"model": "owner/name"}))
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    assert recorded_model(tmp_path / place) == "owner/name"
-    assert recorded_model(str(tmp_path / place)) == "owner/name"
+    assert trained_on(tmp_path / place).name == "owner/name"
+    assert trained_on(str(tmp_path / place)).name == "owner/name"
 
 
 def test_runs_of_earlier_releases_name_their_model() -> None:
-    assert recorded_model(OLD_RUN) == recorded_model(OLD_RUN / "phase1_sft") == "model"
+    assert trained_on(OLD_RUN).name == trained_on(OLD_RUN / "phase1_sft").name == "model"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"model": 3}'])
@@ -99,8 +99,8 @@ def test_without_a_readable_record_there_is_no_model(tmp_path: Path, content: st
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
-    assert recorded_model(tmp_path / "a" / "b" / "c") is None
-    assert recorded_model(tmp_path) is None
+    assert trained_on(tmp_path / "a" / "b" / "c").name is None
+    assert trained_on(tmp_path).name is None
 
 
 def test_an_adapter_on_other_weights_is_warned_about(tmp_path: Path) -> None:
@@ -109,5 +109,20 @@ def test_an_adapter_on_other_weights_is_warned_about(tmp_path: Path) -> None:
     record = {"model": "base", "model_path": str(folder), "model_sha256": "0" * 64}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     load(str(folder), tmp_path / "run")
-    with pytest.warns(UserWarning, match="was trained on base, and .* holds other weights"):
-        load(str(other), tmp_path / "run")
+    for recorded in (str(folder), "base"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "model_path": recorded}))
+        with pytest.warns(UserWarning, match="was trained on base, and .* holds other weights"):
+            load(str(other), tmp_path / "run")
+
+
+def test_a_folder_of_the_same_name_with_other_weights_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier releases recorded a relative path as it was: it may be another folder here."""
+    save_trained(tmp_path / "run" / "phase1_sft")
+    save_tiny(tmp_path / "base")
+    record = {"model": "base", "model_path": "base", "model_sha256": "0" * 64}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="holds other weights"):
+        load("base", tmp_path / "run")

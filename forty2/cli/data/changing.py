@@ -266,21 +266,21 @@ def convert_command(source: str, output: Path) -> None:
 @options.against(required=True)
 @options.output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
-    """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
-    from forty2.data.checks.contamination import benchmark_of, contaminated
+    """Drop rows that hold texts of benchmark files: a question, 13 words in a row, or a near copy."""
+    from forty2.data.checks.contamination import ContaminationFinder, benchmark_of
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
     check_file(output, source, *against)
-    benchmarks = [benchmark_of(path) for path in against]
+    finder = ContaminationFinder([benchmark_of(path) for path in against])
     dropped: list[str] = []
 
     def clean() -> Iterator[Row]:
         for origin, row in read_rows(source):
             record = parse(row, origin)
-            if name := contaminated(record, benchmarks):
-                dropped.append(f"{origin}: overlaps with {name}")
+            if hits := finder.find(record):
+                dropped.append(f"{origin}: overlaps with {hits[0].benchmark} ({hits[0].how})")
             else:
                 yield to_row(record)
 

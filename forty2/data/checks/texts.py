@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 
-from forty2.data.checks.contamination import Benchmark, contaminated
+from forty2.data.checks.contamination import Benchmark, ContaminationFinder
 from forty2.data.checks.findings import INDEX, CheckedRow, Fault, Level, RowFaults
 from forty2.data.record_texts import texts_of
 from forty2.data.records import Chat, Message, Record
@@ -110,12 +110,13 @@ class BenchmarkCheck:
     """Finds training rows that overlap with benchmark files."""
 
     def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
-        self._benchmarks = benchmarks
+        self._finder = ContaminationFinder(benchmarks)
         self._found = RowFaults()
 
     def add(self, row: CheckedRow) -> None:
-        if row.split == "train" and (name := contaminated(row.record, self._benchmarks)):
-            self._found.add("benchmark", "error", f"overlaps with {name}; take it out", row.index)
+        if row.split == "train" and (hits := self._finder.find(row.record)):
+            message = f"overlaps with {hits[0].benchmark}; take it out"
+            self._found.add("benchmark", "error", message, row.index)
 
     def faults(self) -> Iterator[Fault]:
         return self._found.faults()
