@@ -50,6 +50,8 @@ class RunContext:
     group: Group
     progress: Activity
     trust_remote_code: bool
+    whole_epochs: bool
+    """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
 
     @property
     def path(self) -> Path:
@@ -96,7 +98,15 @@ def open_run(
                 )
             )
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
-        yield RunContext(recipe, folder, provenance, group, Activity(progress), trust_remote_code)
+        yield RunContext(
+            recipe=recipe,
+            folder=folder,
+            provenance=provenance,
+            group=group,
+            progress=Activity(progress),
+            trust_remote_code=trust_remote_code,
+            whole_epochs=group.broadcast(folder.counts_whole_epochs),
+        )
 
 
 def provenance_of(recipe: Recipe) -> Provenance:

@@ -110,6 +110,10 @@ class RunFolder:
                 "back, then go on with --resume"
             )
 
+    def counts_whole_epochs(self) -> bool:
+        """Return whether the run's epochs are whole passes; early releases rounded them to steps."""
+        return bool(read_json(self.path / "run.json").get("whole_epochs", False))
+
     @property
     def metrics_path(self) -> Path:
         """File with one line of JSON for each step, evaluation and warning."""
@@ -211,7 +215,8 @@ def _start_or_continue(
     for name in ("data.json", "contamination.json"):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
-    started = {"version": VERSION, "started": now(), **provenance.to_json()}
+    started = {"version": VERSION, "started": now(), "whole_epochs": True}
+    started |= provenance.to_json()
     write_json(path / "run.json", started)
 
 

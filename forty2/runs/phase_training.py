@@ -37,7 +37,7 @@ from forty2.training.frozen_states import (
 )
 from forty2.training.loop import Trained, Training, train
 from forty2.training.reference import TokenLogps, reference_key, reference_logps
-from forty2.training.schedule import PhasePlan, plan_phase
+from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
 def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
@@ -77,8 +77,13 @@ def _train(
 ) -> None:
     _check_free_space(run, loaded, work)
     rows = phase.data.train.rows
-    seed = run.recipe.seed + 1000 * phase.number
-    plan = plan_phase(phase.settings, lengths_of(rows), weights_of(rows), seed)
+    plan = plan_phase(
+        phase.settings,
+        lengths_of(rows),
+        weights_of(rows),
+        phase_seed(run.recipe.seed, phase.number),
+        whole_epochs=run.whole_epochs,
+    )
     loaded.model.eval()
     # No checkpoint has been restored yet: the reference is the policy as the phase begins.
     shortcuts = supported_shortcuts(loaded.model)

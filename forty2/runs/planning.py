@@ -23,8 +23,7 @@ from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import MIN_PASSES, frozen_states_size
-from forty2.training.objectives.phase import Phase
-from forty2.training.schedule import plan_phase
+from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
 class PhaseForecast(NamedTuple):
@@ -43,7 +42,9 @@ class PhaseForecast(NamedTuple):
     """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
-    """Average uses of each row: the epochs."""
+    """Average uses of each row, counted."""
+    unseen: int
+    """Rows that no step uses."""
     evaluations: int
     saves: int
     peak_memory_gb: float
@@ -56,8 +57,8 @@ class PhaseForecast(NamedTuple):
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
         found = []
-        if self.exposures < 1:
-            found.append(f"{1 - self.exposures:.0%} of the rows are never seen")
+        if self.unseen:
+            found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
         if self.exposures > 10:
             found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorized")
         found += self.data_warnings
@@ -127,8 +128,8 @@ def _forecast(
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    phase_plan = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
-    exposures = phase_plan.exposures(phase_plan.steps)
+    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
+    phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
     activations = _activation_bytes(
         loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
     )
@@ -144,22 +145,22 @@ def _forecast(
         median_tokens=int(np.median(lengths)),
         longest_tokens=_longest(rows, lengths),
         steps=phase_plan.steps,
-        exposures=exposures,
+        exposures=phase_plan.exposures(phase_plan.steps),
+        unseen=phase_plan.unseen(),
         evaluations=phase_plan.evaluations,
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
-        replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
+        replayed_gb=_replayed_gb(phase_plan, rows, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
     )
 
 
-def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: LoadedModel) -> float:
+def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
     """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
-    size = frozen_states_size(loaded.model, rows, range(len(rows)))
-    stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
+    stored = frozen_states_size(loaded.model, rows, plan.rows_used).bytes / 1e9
     # The reference pass of a preference phase is one more time.
-    pays = max(1.0, exposures) + phase.needs_reference >= MIN_PASSES
-    return stored if pays and stored <= phase.replay_gb else 0.0
+    pays = plan.passes + plan.phase.needs_reference >= MIN_PASSES
+    return stored if pays and stored <= plan.phase.replay_gb else 0.0
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:

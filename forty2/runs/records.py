@@ -44,7 +44,7 @@ class PhaseRecord:
     valid_rows: int
     steps: int
     exposures: float
-    """Average uses of each row."""
+    """Average uses of each row, counted from the rows that the steps drew."""
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject
