@@ -20,11 +20,12 @@ from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
+from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 from forty2.training.processes import Group, joined
 
-NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
+NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*", f"work/*/{BEGUN_WITH}")
 """Files of a run that the other processes of a group need to continue it."""
 
 
@@ -65,10 +66,14 @@ def open_run(
     path: Path,
     *,
     resume: bool,
+    extend: bool,
     trust_remote_code: bool,
     progress: Progress,
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
+
+    Args:
+        extend: let a run that goes on have other numbers of steps.
 
     Raises:
         RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
@@ -94,9 +99,12 @@ def open_run(
                     to_yaml(recipe),
                     provenance,
                     resume=resume,
+                    extend=extend,
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
+            if folder.notice is not None:
+                progress("run", 0, 1, {"warning": folder.notice})
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
         yield RunContext(
             recipe=recipe,

@@ -69,7 +69,7 @@ def run(
     Args:
         recipe: from `load_recipe`.
         run_dir: default `adapters/NAME`.
-        resume: continue a run that stopped.
+        resume: continue a run that stopped, or extend its phases to the recipe's steps.
         only: stop after the phase of this name; earlier ones that are not done run first.
         progress: called as work goes on.
 
@@ -80,7 +80,12 @@ def run(
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     with open_run(
-        recipe, path, resume=resume, trust_remote_code=trust_remote_code, progress=progress
+        recipe,
+        path,
+        resume=resume,
+        extend=only is None,  # else it would remove the phases after that one
+        trust_remote_code=trust_remote_code,
+        progress=progress,
     ) as context:
         try:
             return _run(context, only)

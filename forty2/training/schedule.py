@@ -5,6 +5,7 @@ All of it is a pure function of the recipe, the rows' lengths and weights, and t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,33 @@ def plan_phase(
 def phase_seed(seed: int, number: int) -> int:
     """Return the seed of a phase, from the recipe's seed and its place in the recipe, from 1."""
     return seed + 1000 * number
+
+
+def shared_steps(one: PhasePlan, other: PhasePlan) -> int:
+    """Count the first steps that two plans of a phase, of different lengths, take alike.
+
+    Evaluations and checkpoints are compared where they have a say in training. The learning rate
+    is not: it must be constant after warm-up.
+    """
+    phase = one.phase
+    lines = phase.red_lines
+    evaluates = phase.best or phase.until or {lines.validation, lines.replies} != {"warn"}
+    saves = "back" in dataclasses.asdict(lines).values()
+    end = min(one.steps, other.steps)
+    if one.step_rows(end) != other.step_rows(end):  # cut at the end of the shorter one
+        end -= 1
+    for step in range(1, end + 1):
+        if (evaluates and one.evaluates_after(step) != other.evaluates_after(step)) or (
+            saves and one.saves_after(step) != other.saves_after(step)
+        ):
+            return step - 1
+    return end
+
+
+def longer(plan: PhasePlan) -> PhasePlan:
+    """Return the plan of the same phase with twice as many steps."""
+    steps = 2 * plan.steps
+    return dataclasses.replace(plan, steps=steps, extent=Extent(steps * plan.phase.accumulate))
 
 
 def learning_rate(phase: Phase, step: int, steps: int) -> float:
