@@ -197,6 +197,5 @@ def _length(phase: JsonObject) -> JsonObject:
 
 
 def _in_words(phase: JsonObject) -> str:
-    return (
-        f"{phase['steps']} steps" if phase["steps"] is not None else f"{phase['epochs']:g} epochs"
-    )
+    key, count = next((key, phase[key]) for key in _LENGTH if phase[key] is not None)
+    return f"{count:g} {key if count != 1 else key.removesuffix('s')}"
