@@ -118,6 +118,10 @@ class Recipe:
     max_length: Positive = 1024
     """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
     whose response does not fit are dropped."""
+    init_from: str | None = None
+    """Adapter that the first phase goes on from: a run (its last finished phase), a phase of one as in
+    RUN/phase2_dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
+    section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Shape of the LoRA adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]

@@ -18,6 +18,7 @@ from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, make_folder, remove_leftovers
 from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
+from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.runs.extending import BEGUN_WITH
@@ -85,7 +86,11 @@ def open_run(
             versions = provenance.versions
             must_agree.update(
                 {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
-                **{"the recipe": to_yaml(recipe), "the model": provenance.model_sha256},
+                **{
+                    "the recipe": to_yaml(recipe),
+                    "the model": provenance.model_sha256,
+                    "the adapter of init_from": str(provenance.init_from_sha256),
+                },
             )
             if not group.first:
                 resume, progress = False, silent
@@ -120,12 +125,15 @@ def open_run(
 def provenance_of(recipe: Recipe) -> Provenance:
     """Look up the model, its weights' hash and the versions that a run of this recipe starts from."""
     model = resolve_model(recipe.model)
+    initial = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
     return Provenance(
         name=recipe.name,
         model=recipe.model,
         model_path=str(model),
         model_sha256=model_sha256(model),
         versions=machine.facts(),
+        init_from=str(initial.folder) if initial is not None else None,
+        init_from_sha256=initial.sha256() if initial is not None else None,
     )
 
 

@@ -274,6 +274,12 @@ def _check_same(
             f"{changed.strip()!r}); resume with {path / 'recipe.yaml'}, or name another "
             "--run-dir"
         )
+    initial, now_initial = record.get("init_from_sha256"), provenance.init_from_sha256
+    if initial != now_initial:
+        raise RunError(
+            f"{path}: went on from another adapter than {provenance.init_from} holds now (sha256 "
+            f"{initial}, now {now_initial}); put that one back, or name another --run-dir"
+        )
     if version == 1:
         _upgrade(path)
         write_json(path / "run.json", {**record, "version": VERSION})

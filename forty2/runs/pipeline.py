@@ -24,7 +24,7 @@ from forty2.errors import (
     is_out_of_memory,
 )
 from forty2.files import read_json, write_json
-from forty2.model.adapter import attach_adapter
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.run import notices, write_report
@@ -153,7 +153,7 @@ def _train_phases(
         inputs = read_inputs(run, measurer, must_agree)
     if measurer is not None:
         stages.append(measurer.measure_base(inputs.loaded))
-    attach_adapter(inputs.loaded.model, run.recipe.adapter, seed=run.recipe.seed)
+    attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
     folder = run.path
     for phase in inputs.phases:
         run.folder.check_there()

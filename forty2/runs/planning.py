@@ -15,7 +15,8 @@ from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights, attach_adapter
+from forty2.model.adapter import adapter_weights
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
@@ -76,6 +77,8 @@ class RunForecast(NamedTuple):
     model: str
     parameters: int
     trainable: int
+    init_from: str | None
+    """Adapter that the first phase goes on from, and its shape; None: a new one."""
     phases: tuple[PhaseForecast, ...]
     peak_memory_gb: float
     machine_memory_gb: float
@@ -101,7 +104,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
-    attach_adapter(loaded.model, recipe.adapter, seed=0)
+    initial = attach_initial_adapter(loaded.model, recipe, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
@@ -116,7 +119,15 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(
-        recipe.name, recipe.model, parameters, trainable, phases, peak, memory, tuple(warnings)
+        name=recipe.name,
+        model=recipe.model,
+        parameters=parameters,
+        trainable=trainable,
+        init_from=str(initial) if initial is not None else None,
+        phases=phases,
+        peak_memory_gb=peak,
+        machine_memory_gb=memory,
+        warnings=tuple(warnings),
     )
 
 
@@ -197,6 +208,7 @@ def format_plan(plan: RunForecast) -> str:
     lines = [
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
         f"{plan.trainable:,} trained ({share:.2%})",
+        *([f"goes on from {plan.init_from}"] if plan.init_from is not None else []),
         "",
         f"{'phase':<9}{'kind':<5}{'rows':>6}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
         f"{'seen':>8}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",

@@ -242,8 +242,8 @@ def test_what_is_measured_and_reported_comes_again() -> None:
             one, other = (json.dumps(without_times(json.loads(text))) for text in (one, other))
             assert one.replace("run", "long") == other.replace("run", "long"), file
     assert "| sft | sft | 3 |" in Path("run/report.md").read_text()
-    one, other = (Path(f"{name}-fused/model.safetensors").read_bytes() for name in ("run", "long"))
-    assert one == other
+    fused = [Path(f"{name}-fused/model.safetensors").read_bytes() for name in ("run", "long")]
+    assert fused[0] == fused[1]
 
 
 MEASURED = "base.json", "phase1_sft.json", "fused.json", "fused-8-bit.json"
