@@ -80,7 +80,7 @@ class AdapterFile:
         return digest.hexdigest()
 
     def __str__(self) -> str:
-        blocks = "no block" if self.layers is None else f"{self.layers} blocks"
+        blocks = f"{self.layers or 0} block{'s' * (self.layers != 1)}"
         return f"{self.folder} (rank {self.rank}, scale {self.scale:g}, {blocks})"
 
 
@@ -210,7 +210,7 @@ def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:
 def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: float) -> AdapterFile:
     """Describe an adapter by the tensors of its file, whose names the pattern takes apart."""
     tensors: dict[str, str] = {}
-    ranks, blocks, keys = set[int](), set[int](), dict[str, None]()
+    ranks, blocks, keys = set[int](), set[int](), set[str]()
     transposed = pattern is _PEFT_TENSOR
     for name, shape in _shapes(weights).items():
         found = pattern.fullmatch(name)
@@ -222,7 +222,7 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
         first = transposed or len(shape) == 3
         ranks.add(shape[(-2 if first else -1) if factor == "a" else (-1 if first else -2)])
         block = _BLOCK.fullmatch(layer)
-        keys[block["key"] if block else layer] = None
+        keys.add(block["key"] if block else layer)
         blocks |= {int(block["number"])} if block else set()
     missing = [n for n in tensors if f"{n[:-1]}{'b' if n.endswith('a') else 'a'}" not in tensors]
     if missing or not tensors:
@@ -240,7 +240,7 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
         rank=ranks.pop(),
         scale=scale,
         layers=len(blocks) or None,
-        keys=tuple(keys),
+        keys=tuple(sorted(keys)),
     )
 
 

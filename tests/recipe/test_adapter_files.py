@@ -16,7 +16,7 @@ from forty2.errors import ModelError
 from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
 
-LAYERS = "self_attn.q_proj", "mlp.up_proj"
+LAYERS = "mlp.up_proj", "self_attn.q_proj"
 PEFT = {
     "peft_type": "LORA",
     "r": 4,
@@ -109,7 +109,7 @@ def test_each_key_that_contradicts_it_is_named_with_its_line(tmp_path: Path) -> 
         "recipe.yaml:14: adapter.rank: is 8, but peft has 4; remove the key to take that",
         "recipe.yaml:15: adapter.layers: is 3, but peft has 2; remove the key to take that",
         "recipe.yaml:16: adapter.keys: is ['self_attn.q_proj'], but peft has "
-        "['self_attn.q_proj', 'mlp.up_proj']; remove the key to take that",
+        "['mlp.up_proj', 'self_attn.q_proj']; remove the key to take that",
     ]
     assert problems(tmp_path, GOOD + "init_from: nowhere\n") == [
         "recipe.yaml:12: init_from: nowhere: no such folder"
