@@ -76,6 +76,7 @@ CAPABILITIES = {
     "report/test_report_in_browser.py": "reports in a real browser",
     "runs/test_chaos.py": "runs killed at any point",
     "runs/test_end_to_end.py": "recipe to report on the real starter model",
+    "runs/test_init_from.py": "runs that go on from an adapter",
     "runs/test_parallel_runs.py": "several processes at work on one folder or cache",
     "runs/test_run_folder.py": "a run as a user meets it, by its commands",
     "runs/test_signals.py": "signals to every command",

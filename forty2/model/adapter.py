@@ -22,10 +22,11 @@ from forty2.files import JsonObject
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
 from forty2.model.quantization import dense_weight
+from forty2.recipe.adapter_files import CONFIG as CONFIG
+from forty2.recipe.adapter_files import WEIGHTS as WEIGHTS
+from forty2.recipe.adapter_files import last_phase
 from forty2.recipe.schema import Adapter
 
-WEIGHTS = "adapters.safetensors"
-CONFIG = "adapter_config.json"
 TEMPLATE = "template.json"
 """File in a run folder that records its settings of the chat template."""
 _MAX_QUOTE = 300
@@ -158,9 +159,9 @@ def adapter_dir(path: str | Path) -> Path:
         if not (folder / WEIGHTS).exists():
             raise ModelError(f"{folder}: {WEIGHTS} is missing")
         return folder
-    phases = sorted(p.parent for p in folder.glob(f"phase[0-9]*/{CONFIG}"))
-    if phases:
-        return max(phases, key=lambda p: int("".join(filter(str.isdigit, p.name.split("_")[0]))))
+    phase = last_phase(folder)
+    if phase is not None:
+        return phase
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: this is a whole model: give it as --model")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")

@@ -130,7 +130,9 @@ def load(
     if adapter is not None:
         folder = adapter_dir(adapter)
         load_adapter(model, folder)
-        _warn_of_other_base(path, folder)
+        message = other_base(path, folder)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
         mx.set_wired_limit(int(mx.device_info().get("max_recommended_working_set_size", 0)))
@@ -281,17 +283,17 @@ def model_facts(loaded: LoadedModel) -> dict[str, str | int | None]:
     }
 
 
-def _warn_of_other_base(model: Path, adapter: Path) -> None:
-    """Warn if an adapter was trained on other weights, such as those before an earlier fusing."""
+def other_base(model: Path, adapter: Path) -> str | None:
+    """Say so if an adapter was trained on other weights, such as those before an earlier fusing."""
     base = trained_on(adapter)
     if base.path is None or base.sha256 is None:
-        return
-    if base.path != os.path.abspath(model) and base.sha256 != model_sha256(model):
-        warnings.warn(
-            f"{adapter} was trained on {base.name}, and {model} holds other weights: measure before "
-            "you trust the two together",
-            stacklevel=3,
-        )
+        return None
+    if base.path == os.path.abspath(model) or base.sha256 == model_sha256(model):
+        return None
+    return (
+        f"{adapter} was trained on {base.name}, and {model} holds other weights: measure before "
+        "you trust the two together"
+    )
 
 
 def _to_fp32(weight: mx.array) -> mx.array:

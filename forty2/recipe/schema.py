@@ -127,6 +127,10 @@ class Recipe:
     system_turn: Literal["keep", "fold"] = "keep"
     """`fold`: merge a system turn into the user turn after it, for chat templates that take none;
     `keep`: leave it to the template."""
+    init_from: str | None = None
+    """Adapter that the first phase goes on from: a run (its last finished phase), a phase of one as in
+    RUN/phase2_dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
+    section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Shape of the LoRA adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]

@@ -45,6 +45,8 @@ class Provenance:
     model_sha256: str
     versions: dict[str, str]
     """Releases of the software, and the machine."""
+    init_from: dict[str, str]
+    """Folder and hash of the adapter that the run went on from, by what they are; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +323,9 @@ def _log_line(record: JsonObject) -> LogLine:
 
 def _provenance(record: JsonObject) -> Provenance:
     versions = {str(name): str(version) for name, version in record["versions"].items()}
-    return Provenance(str(record["model"]), str(record["model_sha256"]), versions)
+    initial = {"init_from": "init_from", "init_from_sha256": "init_from, sha256"}
+    init_from = {title: str(record[key]) for key, title in initial.items() if record.get(key)}
+    return Provenance(str(record["model"]), str(record["model_sha256"]), versions, init_from)
 
 
 def _phase(record: JsonObject) -> Phase:

@@ -129,6 +129,7 @@ def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Tab
         [
             ("model", provenance.model),
             ("model weights, sha256", provenance.model_sha256),
+            *provenance.init_from.items(),
             *rows,
             *provenance.versions.items(),
         ],

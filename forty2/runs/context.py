@@ -20,13 +20,21 @@ from forty2.model.adapter import TEMPLATE
 from forty2.model.chat_template import TemplateSettings, settings_of
 from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
+from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
+from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 from forty2.training.processes import Group, joined
 
-NEEDED_BY_ALL = ("template.json", "phase*/*", "work/*/step*/*", "work/*/best*/*")
+NEEDED_BY_ALL = (
+    "template.json",
+    "phase*/*",
+    "work/*/step*/*",
+    "work/*/best*/*",
+    f"work/*/{BEGUN_WITH}",
+)
 """Files of a run that the other processes of a group need to continue it."""
 
 
@@ -54,6 +62,8 @@ class RunContext:
     trust_remote_code: bool
     template: TemplateSettings
     """Settings of the chat template, with the day that it takes for today."""
+    whole_epochs: bool
+    """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
 
     @property
     def path(self) -> Path:
@@ -67,10 +77,14 @@ def open_run(
     path: Path,
     *,
     resume: bool,
+    extend: bool,
     trust_remote_code: bool,
     progress: Progress,
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
+
+    Args:
+        extend: let a run that goes on have other numbers of steps.
 
     Raises:
         RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
@@ -82,7 +96,11 @@ def open_run(
             versions = provenance.versions
             must_agree.update(
                 {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
-                **{"the recipe": to_yaml(recipe), "the model": provenance.model_sha256},
+                **{
+                    "the recipe": to_yaml(recipe),
+                    "the model": provenance.model_sha256,
+                    "the adapter of init_from": str(provenance.init_from_sha256),
+                },
             )
             if not group.first:
                 resume, progress = False, silent
@@ -96,15 +114,25 @@ def open_run(
                     to_yaml(recipe),
                     provenance,
                     resume=resume,
+                    extend=extend,
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
+            if folder.notice is not None:
+                progress("run", 0, 1, {"warning": folder.notice})
         if group.first:
             _record_template(folder.path, recipe)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
-        template = TemplateSettings.from_json(read_json(folder.path / TEMPLATE))
-        activity = Activity(progress)
-        yield RunContext(recipe, folder, provenance, group, activity, trust_remote_code, template)
+        yield RunContext(
+            recipe=recipe,
+            folder=folder,
+            provenance=provenance,
+            group=group,
+            progress=Activity(progress),
+            trust_remote_code=trust_remote_code,
+            template=TemplateSettings.from_json(read_json(folder.path / TEMPLATE)),
+            whole_epochs=group.broadcast(folder.counts_whole_epochs),
+        )
 
 
 def _record_template(path: Path, recipe: Recipe) -> None:
@@ -130,12 +158,15 @@ def _record_template(path: Path, recipe: Recipe) -> None:
 def provenance_of(recipe: Recipe) -> Provenance:
     """Look up the model, its weights' hash and the versions that a run of this recipe starts from."""
     model = resolve_model(recipe.model)
+    initial = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
     return Provenance(
         name=recipe.name,
         model=recipe.model,
         model_path=os.path.abspath(model),
         model_sha256=model_sha256(model),
         versions=machine.facts(),
+        init_from=str(initial.folder) if initial is not None else None,
+        init_from_sha256=initial.sha256() if initial is not None else None,
     )
 
 

@@ -24,7 +24,7 @@ from forty2.errors import (
     is_out_of_memory,
 )
 from forty2.files import read_json, write_json
-from forty2.model.adapter import attach_adapter
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.run import contamination_lines, notices, write_report
@@ -76,7 +76,7 @@ def run(
     Args:
         recipe: from `load_recipe`.
         run_dir: default `adapters/NAME`.
-        resume: continue a run that stopped.
+        resume: continue a run that stopped, or extend its phases to the recipe's steps.
         only: stop after the phase of this name; earlier ones that are not done run first.
         progress: called as work goes on.
 
@@ -87,7 +87,12 @@ def run(
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     with open_run(
-        recipe, path, resume=resume, trust_remote_code=trust_remote_code, progress=progress
+        recipe,
+        path,
+        resume=resume,
+        extend=only is None,  # else it would remove the phases after that one
+        trust_remote_code=trust_remote_code,
+        progress=progress,
     ) as context:
         try:
             return _run(context, only)
@@ -155,7 +160,7 @@ def _train_phases(
         inputs = read_inputs(run, measurer, must_agree)
     if measurer is not None:
         stages.append(measurer.measure_base(inputs.loaded))
-    attach_adapter(inputs.loaded.model, run.recipe.adapter, seed=run.recipe.seed)
+    attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
     folder = run.path
     for phase in inputs.phases:
         run.folder.check_there()

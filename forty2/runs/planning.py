@@ -15,8 +15,9 @@ from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights, attach_adapter
+from forty2.model.adapter import adapter_weights
 from forty2.model.chat_template import settings_of
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
@@ -24,8 +25,7 @@ from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import MIN_PASSES, frozen_states_size
-from forty2.training.objectives.phase import Phase
-from forty2.training.schedule import plan_phase
+from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
 class PhaseForecast(NamedTuple):
@@ -44,7 +44,9 @@ class PhaseForecast(NamedTuple):
     """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
-    """Average uses of each row: the epochs."""
+    """Average uses of each row, counted."""
+    unseen: int
+    """Rows that no step uses."""
     evaluations: int
     saves: int
     peak_memory_gb: float
@@ -59,8 +61,8 @@ class PhaseForecast(NamedTuple):
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
         found = []
-        if self.exposures < 1:
-            found.append(f"{1 - self.exposures:.0%} of the rows are never seen")
+        if self.unseen:
+            found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
         if self.exposures > 10:
             found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorized")
         found += self.data_warnings
@@ -78,6 +80,8 @@ class RunForecast(NamedTuple):
     model: str
     parameters: int
     trainable: int
+    init_from: str | None
+    """Adapter that the first phase goes on from, and its shape; None: a new one."""
     phases: tuple[PhaseForecast, ...]
     peak_memory_gb: float
     machine_memory_gb: float
@@ -104,7 +108,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     loaded = load(recipe.model, template=template, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
-    attach_adapter(loaded.model, recipe.adapter, seed=0)
+    initial = attach_initial_adapter(loaded.model, recipe, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
@@ -119,7 +123,15 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(
-        recipe.name, recipe.model, parameters, trainable, phases, peak, memory, tuple(warnings)
+        name=recipe.name,
+        model=recipe.model,
+        parameters=parameters,
+        trainable=trainable,
+        init_from=str(initial) if initial is not None else None,
+        phases=phases,
+        peak_memory_gb=peak,
+        machine_memory_gb=memory,
+        warnings=tuple(warnings),
     )
 
 
@@ -131,8 +143,8 @@ def _forecast(
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    phase_plan = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
-    exposures = phase_plan.exposures(phase_plan.steps)
+    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
+    phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
     activations = _activation_bytes(
         loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
     )
@@ -148,23 +160,23 @@ def _forecast(
         median_tokens=int(np.median(lengths)),
         longest_tokens=_longest(rows, lengths),
         steps=phase_plan.steps,
-        exposures=exposures,
+        exposures=phase_plan.exposures(phase_plan.steps),
+        unseen=phase_plan.unseen(),
         evaluations=phase_plan.evaluations,
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
-        replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
+        replayed_gb=_replayed_gb(phase_plan, rows, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
         ignored=data.ignored,
     )
 
 
-def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: LoadedModel) -> float:
+def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
     """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
-    size = frozen_states_size(loaded.model, rows, range(len(rows)))
-    stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
+    stored = frozen_states_size(loaded.model, rows, plan.rows_used).bytes / 1e9
     # The reference pass of a preference phase is one more time.
-    pays = max(1.0, exposures) + phase.needs_reference >= MIN_PASSES
-    return stored if pays and stored <= phase.replay_gb else 0.0
+    pays = plan.passes + plan.phase.needs_reference >= MIN_PASSES
+    return stored if pays and stored <= plan.phase.replay_gb else 0.0
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
@@ -201,6 +213,7 @@ def format_plan(plan: RunForecast) -> str:
     lines = [
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
         f"{plan.trainable:,} trained ({share:.2%})",
+        *([f"goes on from {plan.init_from}"] if plan.init_from is not None else []),
         "",
         f"{'phase':<9}{'kind':<5}{'rows':>6}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
         f"{'seen':>8}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",

@@ -25,6 +25,10 @@ class Provenance:
     model_sha256: str
     versions: dict[str, str]
     """Device, BLAS, package versions and the package's revision."""
+    init_from: str | None = None
+    """Folder of the adapter that the run went on from; None: it began with a new one."""
+    init_from_sha256: str | None = None
+    """Hash of that adapter's weights and configuration."""
 
     def to_json(self) -> JsonObject:
         return dataclasses.asdict(self)
@@ -32,7 +36,8 @@ class Provenance:
     @classmethod
     def from_json(cls, record: JsonObject) -> Provenance:
         """Read run.json; keys that are not provenance are left out."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: record[name] for name in names if name in record})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class PhaseRecord:
     valid_rows: int
     steps: int
     exposures: float
-    """Average uses of each row."""
+    """Average uses of each row, counted from the rows that the steps drew."""
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject

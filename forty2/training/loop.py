@@ -225,7 +225,8 @@ class _Attempt:
                 "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
             }
         )
-        info = {"loss": f"{result.loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        seen = f"{self.plan.exposures(step):.2f}x"
+        info = {"loss": f"{result.loss:.4f}", "tokens/s": f"{speed:.0f}", "seen": seen}
         if on_gpu():
             info["compiled"] = str(len(self.stepper.shapes))
         self.training.progress(self.training.name, step, self.plan.steps, info)

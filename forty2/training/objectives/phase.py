@@ -118,7 +118,9 @@ class Phase:
     steps: Positive | None = None
     """Number of optimizer steps; null: epochs is given instead."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """Number of passes over the training rows; null: steps is given instead."""
+    """Number of whole passes over the training rows: each row is used this often, or weight times as
+    often. One batch of a pass, and the last step, may be smaller than the others. Of a part of a pass,
+    as in 1.5, that share of the rows is used. null: steps is given instead."""
     batch_size: Positive = 4
     """Rows (for preferences: pairs) in a batch. To save memory, a batch may be computed in parts; the
     result is the same."""
