@@ -23,18 +23,11 @@ from forty2.runs.context import RunContext
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.records import PhaseRecord
-from forty2.text.row_kinds import CONVERSATIONS
 from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import Checkpoints, find_checkpoints
 from forty2.training.evaluation import Evaluator
-from forty2.training.frozen_states import (
-    MIN_PASSES,
-    FrozenStates,
-    frozen_states_size,
-    has_room,
-    store_states,
-)
+from forty2.training.frozen_states import FrozenStates, has_room, states_to_store, store_states
 from forty2.training.loop import Trained, Training, train
 from forty2.training.reference import TokenLogps, reference_key, reference_logps
 from forty2.training.schedule import PhasePlan, plan_phase
@@ -167,18 +160,17 @@ class _LossMaker:
 
     def _frozen_states(self, used: _RowsUsed) -> FrozenStates | None:
         """Compute and store the frozen blocks' states, if it saves time and there is room."""
-        settings, model = self.phase.settings, self.loaded.model
-        shares_prompts = self.shortcuts.shared_prompts or settings.row_kind is CONVERSATIONS
-        if not (self.shortcuts.split_head and shares_prompts and settings.replay_gb):
-            return None
-        # The reference pass counts even if its result is stored: a resumed run must decide the
-        # same. Each process of a group stores the states of all rows, since sending them may take
-        # longer and its share of the rows differs in every epoch; it uses each 1/size as often.
-        passes = used.passes + settings.needs_reference
-        if passes / self.run.group.size < MIN_PASSES:
-            return None
-        size = frozen_states_size(model, used.rows, used.which)
-        if not size.depth or not has_room(size, settings.replay_gb, self.work):
+        model = self.loaded.model
+        size = states_to_store(
+            model,
+            self.phase.settings,
+            used.rows,
+            used.which,
+            used.passes,
+            shortcuts=self.shortcuts,
+            processes=self.run.group.size,
+        )
+        if size is None or not has_room(size, self.work):
             return None
         return store_states(
             model,

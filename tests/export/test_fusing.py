@@ -61,7 +61,8 @@ def test_a_fused_model_computes_what_base_and_adapter_do(base: Path, tmp_path: P
 def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: Path) -> None:
     adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
     fused = fuse(str(base), adapter, tmp_path / "fused", quantize=8)
-    assert fused.quantized is not None and 0.9 < fused.quantized.cosine <= 1
+    assert fused.quantized is not None and fused.quantized.cosine is not None
+    assert 0.9 < fused.quantized.cosine <= 1
     assert fused.quantized.path == tmp_path / "fused-8bit" == quantized_path(fused.path, 8)
     assert load(str(fused.quantized.path)).quantized and not load(str(fused.path)).quantized
 

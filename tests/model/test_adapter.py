@@ -15,7 +15,6 @@ from forty2.model.adapter import (
     adapter_dir,
     attach_adapter,
     load_adapter,
-    merge_adapter,
     recorded_model,
     save_adapter,
 )
@@ -46,19 +45,6 @@ def test_a_saved_adapter_computes_the_same_when_loaded(tmp_path: Path) -> None:
     assert not mx.allclose(model(IDS), wanted, atol=1e-2)
     load_adapter(model, tmp_path / "adapter")
     np.testing.assert_array_equal(np.asarray(model(IDS)), np.asarray(wanted))
-
-
-def test_a_merged_adapter_computes_the_same_with_plain_layers(tmp_path: Path) -> None:
-    wanted = save_trained(tmp_path / "adapter")
-    model = tiny_model()
-    before = dict(model.named_modules())
-    load_adapter(model, tmp_path / "adapter")
-    updates = merge_adapter(model)
-    np.testing.assert_allclose(np.asarray(model(IDS)), np.asarray(wanted), atol=1e-5)
-    assert updates and not any("lora_a" in module for module in model.modules())
-    for name, update in updates.items():
-        change = dict(model.named_modules())[name].weight - before[name].weight
-        np.testing.assert_allclose(np.asarray(update.delta()), np.asarray(change), atol=1e-5)
 
 
 def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:
