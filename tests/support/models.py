@@ -90,12 +90,13 @@ def tiny_loaded(
     )
 
 
-def save_tiny(folder: Path, seed: int = 0) -> Path:
+def save_tiny(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Write a tiny llama and its tokenizer of bytes as a model folder that `load` reads."""
-    one = tiny_loaded(tiny_model(seed=seed))
+    one = tiny_loaded(tiny_model(seed=seed, **changes))
     folder.mkdir(parents=True, exist_ok=True)
     one.tokenizer._tokenizer.save_pretrained(folder)
-    config = {"model_type": "llama", "eos_token_id": 1, "tie_word_embeddings": True, **TINY}
+    config = {"model_type": "llama", "eos_token_id": 1, "tie_word_embeddings": True}
+    config |= TINY | changes
     (folder / "config.json").write_text(json.dumps(config))
     weights = dict(tree_flatten(one.model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})

@@ -345,8 +345,8 @@ def test_a_model_that_does_not_come_apart_is_found_out() -> None:
     [
         (9.0, 1, 4.0, Shortcuts(True, True), True),
         (1.0, 1, 4.0, Shortcuts(True, True), True),  # and the reference's pass
-        (2.0, 3, 4.0, Shortcuts(True, True), True),
-        (2.0, 4, 4.0, Shortcuts(True, True), False),
+        (2.0, 2, 4.0, Shortcuts(True, True), True),
+        (2.0, 3, 4.0, Shortcuts(True, True), False),
         (9.0, 1, 0.0, Shortcuts(True, True), False),
         (9.0, 1, 1e-6, Shortcuts(True, True), False),
         (9.0, 1, 4.0, Shortcuts(False, True), False),
