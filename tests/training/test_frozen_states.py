@@ -17,6 +17,7 @@ from support.models import ARCHITECTURES, tiny_model
 
 from forty2.data.library import rows as library
 from forty2.data.records import Pair
+from forty2.inference import logprobs
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
@@ -225,6 +226,24 @@ def test_heads_and_embeddings_get_the_gradient_of_the_plain_path(
     for checkpointed in (1, True):
         checkpoint_gradients(model, checkpointed)
         assert_same(learned(model, objective(allowed), which), plain)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(("keys", "tied"), [(HEADS, False), (EMBEDDINGS, True)])
+def test_heads_get_their_gradient_from_every_chunk_of_logits(
+    keys: list[str], tied: bool, quantized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    if quantized:
+        nn.quantize(model, group_size=32, bits=8)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=2, keys=keys), seed=1)
+    for name, value in tree_flatten(model.trainable_parameters()):
+        model.load_weights([(name, value + 0.1 * mx.random.normal(value.shape))], strict=False)
+    plain = learned(model, ConversationLoss(ROWS), [0, 1, 2, 3, 4])
+    allowed = supported_shortcuts(model)
+    assert allowed.split_head
+    monkeypatch.setattr(logprobs, "head_elements", lambda: 5 * 300)  # five positions a chunk
+    assert_same(learned(model, ConversationLoss(ROWS, allowed), [0, 1, 2, 3, 4]), plain)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
