@@ -22,6 +22,7 @@ from forty2.model.adapter import load_arrays
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.reading import load_recipe
 from forty2.runs.pipeline import run
+from forty2.runs.planning import RunForecast, plan
 
 RECIPE = """
 version: 1
@@ -96,6 +97,25 @@ def test_keys_that_name_no_layer_are_refused_by_the_plan_too(here: Path) -> None
         assert said in refused(f"plan mine.yaml --set adapter.keys={keys}")
         assert said in refused(f"run mine.yaml --set adapter.keys={keys}")
     assert not list(here.glob("adapters/mine/phase*"))
+
+
+def test_the_plan_counts_what_each_adapter_trains_and_stores(here: Path) -> None:
+    def planned(adapter: str) -> RunForecast:
+        return plan(load_recipe("mine.yaml", [f"adapter={adapter}"]))
+
+    lora, dora, embedding = (
+        planned(f"{{rank: 2, {more}}}")
+        for more in (
+            "layers: 2",
+            "layers: 2, type: dora",
+            "layers: 2, keys: [self_attn.q_proj, model.embed_tokens]",
+        )
+    )
+    outputs = 32 + 16 + 16 + 32 + 64 + 64 + 32
+    assert dora.trainable == lora.trainable + 2 * outputs
+    assert dora.peak_memory_gb > lora.peak_memory_gb + 4 * 4 * 2 * outputs / 1e9
+    assert lora.phases[1].replayed_gb == dora.phases[1].replayed_gb > 0
+    assert embedding.phases[1].replayed_gb == 0
 
 
 KINDS = [
