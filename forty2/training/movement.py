@@ -67,7 +67,8 @@ class MovementCheck:
         if missed:
             return (
                 f"no gradient reaches {_listed(missed)}, so training leaves it as it is: what that "
-                "layer computes does not enter the loss of these rows; leave it out of adapter.keys"
+                "layer computes does not enter the loss; name the layers to train, without that one, "
+                "in adapter.keys"
             )
         unmoved = [name for name in due if name not in moved]
         lost = [name for name in unmoved if name in pulled]
