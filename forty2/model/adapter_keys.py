@@ -115,11 +115,12 @@ def _check_all(layers: _Layers, dora: bool) -> None:
     unfit = {
         name: objection
         for name, found in layers.adapted.items()
-        if isinstance(found[0], _ADAPTABLE) and (objection := _objection(found[0], dora))
+        for module in found
+        if isinstance(module, _ADAPTABLE) and (objection := _objection(module, dora))
     }
     if unfit:
         name, objection = next(iter(unfit.items()))
-        fit = ", ".join(n for n in layers.adapted if n in _usable(layers, dora))
+        fit = ", ".join(n for n in _usable(layers, dora) if n in layers.adapted and n not in unfit)
         raise ModelError(
             f"adapter.type is dora, but {name} is a {objection}; name the layers to train"
             + (f": adapter.keys: [{fit}]" if fit else " in adapter.keys, or use lora")
