@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject, find_damage
@@ -49,14 +49,16 @@ _PEFT_TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?:embedding_)?(?P<factor>[AB])"
     r"(?:\.default)?(?:\.weight)?"
 )
-_OUR_TENSOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>[ab])")
+_OUR_TENSOR = re.compile(r"(?P<layer>.+)\.(?:lora_(?P<factor>[ab])|(?P<norm>m))")
+"""A factor, or the norms of a weight's rows that DoRA trains too."""
 _BLOCK = re.compile(r"(?P<before>.+?)\.(?P<number>\d+)\.(?P<key>.+)")
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A LoRA adapter on disk, and its shape in a recipe's words."""
+    """An adapter on disk, and its shape in a recipe's words."""
 
+    type: Literal["lora", "dora"]
     folder: Path
     weights: Path
     """File of its tensors."""
@@ -132,6 +134,7 @@ def take_shape(document: Document) -> list[Problem]:
     except (ModelError, OSError) as error:
         return [document.problem(("init_from",), str(error))]
     shape = {
+        "type": found.type,
         "rank": found.rank,
         "scale": found.scale,
         "layers": found.layers,
@@ -169,9 +172,9 @@ def _read_config(file: Path) -> JsonObject:
 
 def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
     kind = config.get("fine_tune_type", "lora")
-    if kind != "lora":
+    if kind not in ("lora", "dora"):
         raise ModelError(
-            f"{folder / CONFIG}: fine_tune_type is {kind}; only a LoRA adapter can be trained on"
+            f"{folder / CONFIG}: fine_tune_type is {kind}; only lora and dora can be trained on"
         )
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
@@ -180,7 +183,13 @@ def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
             f"{folder / CONFIG}: lora_parameters.scale is missing; add the factor that multiplies "
             "the update (alpha / rank, where a package writes alpha)"
         )
-    return _described(folder, folder / WEIGHTS, _OUR_TENSOR, float(scale))
+    found = _described(folder, folder / WEIGHTS, _OUR_TENSOR, float(scale))
+    if (kind == "dora") != (found.type == "dora"):
+        raise ModelError(
+            f"{folder / CONFIG}: fine_tune_type is {kind}, but the tensors are those of {found.type}; "
+            "copy both files again"
+        )
+    return found
 
 
 def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:
@@ -210,14 +219,21 @@ def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:
 def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: float) -> AdapterFile:
     """Describe an adapter by the tensors of its file, whose names the pattern takes apart."""
     tensors: dict[str, str] = {}
+    norms: dict[str, str] = {}
     ranks, blocks, keys = set[int](), set[int](), set[str]()
     transposed = pattern is _PEFT_TENSOR
     for name, shape in _shapes(weights).items():
         found = pattern.fullmatch(name)
         if found is None:
             raise ModelError(f"{weights}: holds {name}, which is not part of a LoRA adapter")
-        layer, factor = found["layer"], found["factor"].lower()
+        layer = found["layer"]
+        if found["factor"] is None:
+            norms[f"{layer}.m"] = name
+            continue
+        factor = found["factor"].lower()
         tensors[f"{layer}.lora_{factor}"] = name
+        if len(shape) < 2:
+            raise ModelError(f"{weights}: {name} has the shape {shape}, which no factor has")
         # Of a mixture of experts the shapes are (experts, rank, in) and (experts, out, rank).
         first = transposed or len(shape) == 3
         ranks.add(shape[(-2 if first else -1) if factor == "a" else (-1 if first else -2)])
@@ -232,10 +248,15 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
         raise ModelError(
             f"{weights}: its ranks are {sorted(ranks)}; only one rank can be trained on"
         )
+    if norms and len(norms) != len(tensors) / 2:
+        raise ModelError(
+            f"{weights}: some layers have DoRA's norms, others not; copy the file again"
+        )
     return AdapterFile(
+        type="dora" if norms else "lora",
         folder=folder,
         weights=weights,
-        tensors=tensors,
+        tensors=tensors | norms,
         transposed=transposed,
         rank=ranks.pop(),
         scale=scale,
@@ -256,7 +277,7 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         header.pop("__metadata__", None)
         shapes = {str(name): [int(n) for n in one["shape"]] for name, one in header.items()}
         ends = [8 + length + int(one["data_offsets"][1]) for one in header.values()]
-        if max(ends, default=end) > end or any(len(shape) < 2 for shape in shapes.values()):
+        if max(ends, default=end) > end or not all(shapes.values()):
             raise ValueError
     except FileNotFoundError as error:
         raise ModelError(f"{file} is missing; copy it from the adapter") from error

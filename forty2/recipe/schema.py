@@ -20,8 +20,11 @@ Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapter:
-    """Shape of the LoRA adapter, shared by all phases."""
+    """Kind and shape of the adapter, shared by all phases."""
 
+    type: Literal["lora", "dora"] = "lora"
+    """Kind of adapter: lora, or dora, which also trains the norm of each row of a weight; a step of
+    dora takes longer and more memory."""
     rank: Positive = 8
     """Rank of the two low-rank factors; a higher rank has more parameters to train."""
     scale: Annotated[float, Field(gt=0)] = 10.0
@@ -31,7 +34,8 @@ class Adapter:
     layers: Positive | None = None
     """Number of transformer blocks that get an adapter, counted from the last; null: all."""
     keys: list[str] | None = None
-    """Names of the linear layers in a block that get an adapter, e.g. [self_attn.q_proj]; null: all."""
+    """Names of the layers that get an adapter: in a block, e.g. [self_attn.q_proj], or in the whole
+    model, e.g. [lm_head, model.embed_tokens]; null: all linear layers of the blocks."""
 
 
 if TYPE_CHECKING:
@@ -132,7 +136,7 @@ class Recipe:
     RUN/phase2_dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
     section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
-    """Shape of the LoRA adapter."""
+    """Kind and shape of the adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
     """Phases by name, trained in this order; each goes on from the adapter of the one before it."""
     fuse: Fuse | None = None

@@ -189,7 +189,8 @@ class Quantized:
 
     path: str
     bits: int
-    cosine: float
+    cosine: float | None
+    """None: no weight matrix is changed."""
     kl: float
 
 
@@ -451,7 +452,10 @@ def _fused(record: JsonObject) -> Fused:
         quantized=None
         if not copy
         else Quantized(
-            str(copy["path"]), int(copy["bits"]), float(copy["cosine"]), float(copy["kl"])
+            str(copy["path"]),
+            int(copy["bits"]),
+            None if copy["cosine"] is None else float(copy["cosine"]),
+            float(copy["kl"]),
         ),
         warnings=_texts(record.get("warnings")),
     )

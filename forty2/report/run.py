@@ -406,7 +406,7 @@ def _fused(run: Run) -> Table:
                 (
                     copy.path,
                     "cosine of the change of weights with the adapter's (1: nothing is lost)",
-                    f"{copy.cosine:.3f}",
+                    "no weight is changed" if copy.cosine is None else f"{copy.cosine:.3f}",
                 ),
             ]
     return Table(("Model", "Measure", "Value"), rows)

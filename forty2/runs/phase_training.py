@@ -32,7 +32,6 @@ from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.records import PhaseRecord
-from forty2.text.row_kinds import CONVERSATIONS
 from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import (
@@ -43,11 +42,11 @@ from forty2.training.checkpoints import (
 )
 from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
-    MIN_PASSES,
     FrozenStates,
-    frozen_states_size,
     has_room,
+    states_to_store,
     store_states,
+    worth_storing,
 )
 from forty2.training.loop import Trained, Training, train
 from forty2.training.objectives.phase import Phase
@@ -176,14 +175,13 @@ def _computes_alike(
 ) -> bool:
     """Return whether two plans round alike: what is stored for rows is computed in batches of them."""
     same_rows = before.rows_used == plan.rows_used
-    needs_reference = plan.phase.needs_reference
-    if needs_reference and not same_rows:
+    if plan.phase.needs_reference and not same_rows:
         return False
     if not (plan.phase.replay_gb and frozen_depth(loaded.model)):
         return True
     stores, stored = (
         [
-            (passes + needs_reference) / run.group.size >= MIN_PASSES
+            worth_storing(plan.phase, passes, run.group.size)
             for passes in (one.passes, one.evaluations)
         ]
         for one in (plan, before)
@@ -247,18 +245,17 @@ class _LossMaker:
 
     def _frozen_states(self, used: _RowsUsed) -> FrozenStates | None:
         """Compute and store the frozen blocks' states, if it saves time and there is room."""
-        settings, model = self.phase.settings, self.loaded.model
-        shares_prompts = self.shortcuts.shared_prompts or settings.row_kind is CONVERSATIONS
-        if not (self.shortcuts.split_head and shares_prompts and settings.replay_gb):
-            return None
-        # The reference pass counts even if its result is stored: a resumed run must decide the
-        # same. Each process of a group stores the states of all rows, since sending them may take
-        # longer and its share of the rows differs in every epoch; it uses each 1/size as often.
-        passes = used.passes + settings.needs_reference
-        if passes / self.run.group.size < MIN_PASSES:
-            return None
-        size = frozen_states_size(model, used.rows, used.which)
-        if not size.depth or not has_room(size, settings.replay_gb, self.work):
+        model = self.loaded.model
+        size = states_to_store(
+            model,
+            self.phase.settings,
+            used.rows,
+            used.which,
+            used.passes,
+            shortcuts=self.shortcuts,
+            processes=self.run.group.size,
+        )
+        if size is None or not has_room(size, self.work):
             return None
         return store_states(
             model,

@@ -7,24 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
-from forty2.inference.logprobs import head_elements
+from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights
+from forty2.model.adapter import adapter_weights, dora_layers
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
+from forty2.model.quantization import dense_weight, is_quantized_layer
+from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.frozen_states import MIN_PASSES, frozen_states_size
+from forty2.training.frozen_states import states_to_store
 from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
@@ -145,9 +148,8 @@ def _forecast(
     lengths = lengths_of(rows)
     seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
     phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
-    activations = _activation_bytes(
-        loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
-    )
+    tokens = max(batch_tokens(), max(lengths))
+    activations = _activation_bytes(loaded, tokens, phase.grad_checkpoint)
     # Each trained parameter has a weight, a gradient and two moments of four bytes.
     memory = size.weight_bytes + 4 * 4 * size.trainable + activations
     return PhaseForecast(
@@ -173,10 +175,15 @@ def _forecast(
 
 def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
     """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
-    stored = frozen_states_size(loaded.model, rows, plan.rows_used).bytes / 1e9
-    # The reference pass of a preference phase is one more time.
-    pays = plan.passes + plan.phase.needs_reference >= MIN_PASSES
-    return stored if pays and stored <= plan.phase.replay_gb else 0.0
+    size = states_to_store(
+        loaded.model,
+        plan.phase,
+        rows,
+        plan.rows_used,
+        plan.passes,
+        shortcuts=Shortcuts(True, True),  # assumed, since trying would load the weights
+    )
+    return size.bytes / 1e9 if size is not None else 0.0
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
@@ -186,25 +193,48 @@ def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     return max(lengths)
 
 
-def _activation_bytes(
-    loaded: LoadedModel, layers: int | None, tokens: int, checkpointed: bool | int
-) -> int:
+def _activation_bytes(loaded: LoadedModel, tokens: int, checkpointed: bool | int) -> int:
     """Estimate the bytes of a forward and backward pass over `tokens`: block values and logits.
 
     A block stores about ten vectors of the hidden size and four of the feed-forward size per token
     (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
-    chunk at a time, in about five copies (themselves, their softmax, their gradients). All are fp32,
-    as LoRA's own weights are, whatever the base's precision.
+    chunk at a time, in about five copies (themselves, their softmax, their gradients), or all at
+    once where the head may be trained. All are fp32, as LoRA's own weights are, whatever the base's
+    precision.
     """
     config = loaded.config
     hidden = int(config.get("hidden_size", 0))
     wide = int(config.get("intermediate_size", 4 * hidden))
     vocabulary = int(config.get("vocab_size", 0))
-    blocks = len(loaded.model.layers)
-    adapted = min(layers or blocks, blocks)
-    recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
-    values = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
-    return tokens * values * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
+    trained = blocks(loaded.model)[frozen_depth(loaded.model) :]
+    recomputed = len(trained) if checkpointed is True else min(int(checkpointed), len(trained))
+    values = recomputed * hidden + (len(trained) - recomputed) * (10 * hidden + 4 * wide)
+    logits = tokens * vocabulary
+    if not trains_outside_blocks(loaded.model):
+        logits = min(logits, head_elements())
+    return tokens * values * 4 + 5 * 4 * logits + _dora_bytes(loaded.model, tokens, recomputed)
+
+
+def _dora_bytes(model: nn.Module, tokens: int, recomputed: int) -> int:
+    """Estimate the bytes that DoRA layers need beyond LoRA's.
+
+    Each stores its output before the norm is applied, and the dequantized weight if its base is
+    quantized. One at a time computes its whole weight in fp32, in two copies.
+
+    Args:
+        recomputed: trained blocks, from the first, that store nothing.
+    """
+    stored = whole = 0
+    checkpointed = blocks(model)[frozen_depth(model) :][:recomputed]
+    recomputed_layers = {id(module) for block in checkpointed for module in block.modules()}
+    for layer in dora_layers(model):
+        base = layer.embedding if "embedding" in layer else layer.linear
+        weight, _ = dense_weight(base)  # lazy: only its shape is read
+        whole = max(whole, 2 * 4 * weight.size)
+        if id(layer) not in recomputed_layers:
+            stored += 4 * tokens * weight.shape[0]
+            stored += weight.nbytes if is_quantized_layer(base) else 0
+    return stored + whole
 
 
 def format_plan(plan: RunForecast) -> str:

@@ -19,7 +19,7 @@ def reads_text(render: Callable[[Sequence[Message]], str]) -> bool:
         "function": {"name": "name_of_it", "arguments": {_KEY: _VALUE}},
     }
     question = {"role": "user", "content": "A question"}
-    trial = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    trial: list[Message] = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
     return not _written(render, trial) and _written(render, with_text_arguments(trial))
 
 

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
+from mlx_lm.tuner.utils import load_adapters
 from support.models import save_tiny, tiny_model
 
 from forty2.errors import ModelError
 from forty2.model.adapter import (
     adapter_dir,
+    adapter_weights,
     attach_adapter,
     load_adapter,
-    merge_adapter,
     save_adapter,
     trained_on,
 )
@@ -27,38 +27,61 @@ IDS = mx.array([[5, 7, 200, 31, 9]])
 OLD_RUN = Path(__file__).parents[1] / "old_runs" / "sealed"
 
 
-def save_trained(folder: Path) -> mx.array:
+def save_trained(
+    folder: Path, adapter: Adapter = ADAPTER, dtype: mx.Dtype = mx.float32
+) -> mx.array:
     """Write an adapter of the tiny model that changes something; return the logits with it."""
     model = tiny_model()
-    attach_adapter(model, ADAPTER, seed=1)
-    for name, module in model.named_modules():
-        if "lora_b" in module:
-            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    model.set_dtype(dtype)
+    attach_adapter(model, adapter, seed=1)
+    for name, value in adapter_weights(model).items():
+        if not name.endswith("lora_a"):
+            value += 0.3 * mx.random.normal(value.shape, key=mx.random.key(len(name)))
+            model.load_weights([(name, value)], strict=False)
     folder.mkdir(parents=True)
-    save_adapter(model, ADAPTER, folder)
+    save_adapter(model, adapter, folder)
     logits: mx.array = model(IDS)
     return logits
 
 
-def test_a_saved_adapter_computes_the_same_when_loaded(tmp_path: Path) -> None:
-    wanted = save_trained(tmp_path / "adapter")
-    model = tiny_model()
+KINDS = [
+    Adapter(rank=2, scale=3.0, layers=2),
+    Adapter(rank=2, scale=3.0, keys=["self_attn.q_proj", "model.embed_tokens"]),
+    Adapter(type="dora", rank=2, scale=3.0, layers=2),
+    Adapter(type="dora", rank=2, scale=3.0, keys=["self_attn.q_proj", "model.embed_tokens"]),
+]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("adapter", KINDS)
+def test_a_saved_adapter_computes_the_same_when_loaded(
+    adapter: Adapter, dtype: mx.Dtype, tmp_path: Path
+) -> None:
+    wanted = save_trained(tmp_path / "adapter", adapter, dtype)
+    model, stock = tiny_model(), tiny_model()
+    for one in (model, stock):
+        one.set_dtype(dtype)
     assert not mx.allclose(model(IDS), wanted, atol=1e-2)
     load_adapter(model, tmp_path / "adapter")
-    np.testing.assert_array_equal(np.asarray(model(IDS)), np.asarray(wanted))
+    assert mx.array_equal(model(IDS), wanted)
+    load_adapters(stock, str(tmp_path / "adapter"))  # as mlx-lm's own tools do
+    tolerance = 1e-6 if dtype == mx.float32 else 0.1
+    assert mx.allclose(stock(IDS).astype(mx.float32), wanted.astype(mx.float32), atol=tolerance)
 
 
-def test_a_merged_adapter_computes_the_same_with_plain_layers(tmp_path: Path) -> None:
-    wanted = save_trained(tmp_path / "adapter")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("adapter", KINDS)
+def test_a_new_adapter_changes_neither_the_output_nor_its_dtype(
+    adapter: Adapter, dtype: mx.Dtype
+) -> None:
     model = tiny_model()
-    before = dict(model.named_modules())
-    load_adapter(model, tmp_path / "adapter")
-    updates = merge_adapter(model)
-    np.testing.assert_allclose(np.asarray(model(IDS)), np.asarray(wanted), atol=1e-5)
-    assert updates and not any("lora_a" in module for module in model.modules())
-    for name, update in updates.items():
-        change = dict(model.named_modules())[name].weight - before[name].weight
-        np.testing.assert_allclose(np.asarray(update.delta()), np.asarray(change), atol=1e-5)
+    model.set_dtype(dtype)
+    before = model(IDS)
+    attach_adapter(model, adapter, seed=1)
+    after = model(IDS)
+    assert after.dtype == before.dtype
+    assert mx.allclose(after, before, atol=1e-5 if dtype == mx.float32 else 0.02)
+    assert all(value.dtype == mx.float32 for value in adapter_weights(model).values())
 
 
 def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:

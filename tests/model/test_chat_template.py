@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from click.testing import CliRunner
-from forty2.cli import main
 from support.small_run import make_inputs
 
+from forty2.cli import main
 from forty2.errors import ModelError, RecipeError
 from forty2.model.chat_template import (
     TemplateSettings,
@@ -157,8 +157,8 @@ def test_a_run_goes_on_with_the_day_of_its_start(
 
     class Tomorrow(datetime.date):
         @classmethod
-        def today(cls) -> datetime.date:
-            return datetime.date(2099, 1, 1)
+        def today(cls) -> Self:
+            return cls(2099, 1, 1)
 
     monkeypatch.setattr(datetime, "date", Tomorrow)
     again = CliRunner().invoke(main, [*arguments, "--resume"])

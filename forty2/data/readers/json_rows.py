@@ -175,6 +175,64 @@ def _values(file: BinaryIO, path: Path, form: JsonForm) -> Iterator[tuple[str, J
         raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
 
 
+def _wrapping_key(value: JsonObject) -> str | None:
+    """Return the key under which an object wraps rows; None: it is a row."""
+    for key, rows in value.items():
+        wraps = key in _WRAPPERS or (len(value) == 1 and key not in _OF_A_ROW)
+        if wraps and isinstance(rows, list) and rows and _is_row(rows[0]):
+            return key
+    return None
+
+
+def _is_row(value: object) -> bool:
+    """Return whether an element of a list may be a row: an object that is not a message."""
+    return isinstance(value, dict) and not {"role", "from"} & value.keys()
+
+
+def _find_wrapped(window: _Window) -> str | None:
+    """Return the key under which the object at `window` wraps rows; None: it does not."""
+    for number, key in enumerate(_keys(window)):
+        wraps = key in _WRAPPERS or (number == 0 and key not in _OF_A_ROW)
+        if wraps and window.peek() == "[":
+            window.at += 1
+            return key if window.peek() == "{" and _is_row(window.value()[0]) else None
+        window.value()
+    return None
+
+
+def _wrapped(window: _Window, wanted: str) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows under one key of the object at `window`, and move past the object."""
+    for key in _keys(window):
+        if key == wanted:
+            yield from _elements(window)
+            continue
+        origin = window.origin
+        value, _ = window.value()
+        if isinstance(value, list) and value and _is_row(value[0]):
+            raise DataError(
+                f"{origin}: {wanted} and {key} both hold rows; save those to train on to a file of "
+                "their own"
+            )
+    if window.peek() != "}":
+        raise DataError(f"{window.origin}: the object does not end after its rows")
+    window.at += 1
+
+
+def _keys(window: _Window) -> Iterator[str]:
+    """Yield the keys of the object at `window`, each time at its value, which is then passed."""
+    window.at += 1
+    while window.peek() == '"':
+        key, _ = window.value()
+        if window.peek() != ":":
+            return
+        window.at += 1
+        window.peek()
+        yield str(key)
+        if window.peek() != ",":
+            return
+        window.at += 1
+
+
 def _elements(window: _Window) -> Iterator[tuple[str, JsonObject]]:
     """Yield the rows of the array at `window`, and move past it."""
     window.at += 1
