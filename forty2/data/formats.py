@@ -74,7 +74,10 @@ _MATERIAL = ("input", "context")
 """Keys of a text that an instruction or a question is about."""
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = {"tools", "functions"}
-_OF_A_MESSAGE = ("parent_id", "message_id", "conversation_id", "reply_to", "role", "speaker")
+_OF_A_MESSAGE = (
+    *("parent_id", "message_id", "message_tree_id", "conversation_id", "dialogue_id", "turn_id"),
+    *("reply_to", "role", "speaker"),
+)
 """Keys of a row that is one message of a conversation."""
 
 
@@ -266,9 +269,11 @@ def _read(source: str | Path, parse_row: Callable[[Row, str], R]) -> list[R]:
 
 def _is_pair(row: Row) -> bool:
     """Return whether a row holds a response that is preferred or rejected."""
-    if any(key in row for pair in _SIDES for key in pair):
+    talks = any(key in row for key in _CONVERSATION)
+    if talks and any(not _is_blank(row.get(key)) for key in _REJECTED_BESIDE):
         return True
-    return any(key in row for key in _REJECTED_BESIDE) and any(key in row for key in _CONVERSATION)
+    sides = {key for pair in _SIDES for key in pair if not (talks and key in _REJECTED_BESIDE)}
+    return not sides.isdisjoint(row)
 
 
 def _side_keys(row: Row, origin: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from forty2.data.readers.files import (
     too_long,
 )
 from forty2.data.readers.folders import files_of, kind_of
-from forty2.data.readers.json_rows import dumps, json_form, json_line, json_rows, unique_keys
+from forty2.data.readers.json_rows import dumps, json_rows, unique_keys
 from forty2.data.readers.tables import arrow_rows, csv_rows, parquet_rows, without_empty
 from forty2.errors import DataError
 from forty2.files import JsonObject
@@ -106,18 +106,13 @@ def _readable_rows(
     reader: Reader, path: Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[Origin, JsonObject]]:
     """Yield the rows of a file without those that cannot be read."""
-    if reader is not json_rows or json_form(path).kind != "lines":
-        try:
-            yield from reader(path)
-        except DataError as error:
-            complain(str(error))
+    if reader is json_rows:
+        yield from json_rows(path, complain)
         return
-    with open_file(path) as file:
-        for number, line in numbered_lines(file.readline, path):
-            try:
-                yield from json_line(line, number, path)
-            except DataError as error:
-                complain(str(error))
+    try:
+        yield from reader(path)
+    except DataError as error:
+        complain(str(error))
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:

@@ -122,7 +122,12 @@ data("UTF-16 without a mark, cut off", lines(CHAT).encode("utf-16-le")[:-1], "UT
 data(
     "UTF-32 damaged", lines(CHAT).encode("utf-32") + b"\xff" * 4, "begins as UTF-32 but is damaged"
 )
-data("Windows-1252", '{"prompt": "ä"}\n'.encode("cp1252"), ":1: not UTF-8", "0xE4, which is ä in W")
+data(
+    "Windows-1252",
+    '{"prompt": "ä"}\n'.encode("cp1252"),
+    ":1: not UTF-8",
+    "0xE4 is ä in Windows-1252",
+)
 data("NUL bytes", "\0\0\0\n", "rows.jsonl:1: not a JSON object")
 data(
     "NaN", '{"prompt": "q", "completion": "a", "x": NaN}\n', "rows.jsonl:1: ", "NaN is not a number"

@@ -231,18 +231,22 @@ def test_tools_are_read_in_every_shape_and_written_again() -> None:
     tool = {"type": "function", "function": function}
     chat = {"messages": [USER, ASSISTANT]}
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    shapes = [chat, pair, {"prompt": "q", "completion": "a", "label": True}]
+    shapes: list[dict[str, Any]] = [chat, pair, {"prompt": "q", "completion": "a", "label": True}]
+    offers: list[tuple[str, Any]] = [
+        ("tools", [tool]),
+        ("tools", json.dumps([tool])),
+        ("tools", [function]),
+        ("functions", [function]),
+    ]
     for row in shapes:
-        for key, value in [
-            ("tools", [tool]),
-            ("tools", json.dumps([tool])),
-            ("tools", [function]),
-            ("functions", [function]),
-        ]:
+        for key, value in offers:
             record = parse({**row, key: value}, "f:1")
             assert not isinstance(record, Text) and record.tools == (tool,)
             assert parse(to_row(record), "f:1") == record
-    preference = {"input": {"messages": [USER], "tools": [tool]}, "preferred_output": [ASSISTANT]}
+    preference: dict[str, Any] = {
+        "input": {"messages": [USER], "tools": [tool]},
+        "preferred_output": [ASSISTANT],
+    }
     record = parse({**preference, "non_preferred_output": [OTHER]}, "f:1")
     assert isinstance(record, Pair) and record.tools == (tool,)
     assert parse({**chat, "tools": "", "functions": None}, "f:1").meta == {}

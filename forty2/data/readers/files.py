@@ -66,10 +66,25 @@ class _Recoded(io.RawIOBase):
     def __init__(self, file: BinaryIO, encoding: str, path: Path) -> None:
         self._file, self._encoding, self._path = file, encoding, path
         self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._left = b""
+        self._left, self._at = b"", 0
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to the beginning, the only place that can be found again."""
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be found again")
+        self._file.seek(0)
+        self._decoder.reset()
+        self._left, self._at = b"", 0
+        return 0
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
@@ -86,6 +101,7 @@ class _Recoded(io.RawIOBase):
                 break
         count = min(len(view), len(self._left))
         view[:count], self._left = self._left[:count], self._left[count:]
+        self._at += count
         return count
 
     def close(self) -> None:
@@ -102,6 +118,20 @@ class _Unpacked(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to the beginning, the only place that can be found again."""
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be found again")
+        self._file.seek(0)
+        self._size = 0
+        return 0
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         count = self._file.readinto(buffer)
@@ -172,11 +202,13 @@ def decoded(data: bytes, origin: str, *, first: bool = True) -> str:
 def not_utf8(origin: str, where: str, byte: int) -> DataError:
     """Make the error for a byte that UTF-8 does not have there; it names the likely encoding."""
     letter = bytes([byte]).decode("cp1252", "replace")
-    guess = f", which is {letter} in Windows-1252" if letter.isprintable() else ""
-    return DataError(
-        f"{origin}: not UTF-8 ({where} is 0x{byte:02X}{guess}); save the file as UTF-8, or convert it "
-        "with iconv -f WINDOWS-1252 -t UTF-8"
-    )
+    likely = ""
+    if letter.isprintable() and letter != "\ufffd":
+        likely = (
+            f", or, as 0x{byte:02X} is {letter} in Windows-1252, convert it with "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        )
+    return DataError(f"{origin}: not UTF-8 ({where}); save the file as UTF-8{likely}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -33,13 +33,6 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 def dumps(rows: Iterable[Mapping[str, object]]) -> str:
     """Write JSON Lines, the same bytes on every platform."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of a file of JSON Lines."""
-    with open_file(path) as file:
-        for number, line in numbered_lines(file.readline, path):
-            yield from json_line(line, number, path)
 
 
 def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -86,69 +79,100 @@ _OF_A_ROW = {
 _OF_A_ROW |= {"preferred_output", "non_preferred_output", "tools", "functions", "history", "text"}
 
 
-def json_form(path: Path) -> JsonForm:
+def json_form(file: BinaryIO, path: Path) -> JsonForm:
     """Find out how a file of JSON holds its rows: by its beginning, because names mislead.
 
-    What begins as none of the forms counts as lines, which are refused one by one.
+    What begins as none of the forms counts as lines, which are refused one by one. The file is left
+    at its beginning.
     """
     named = ".json" in map(str.lower, path.suffixes[-2:])
-    with open_file(path) as file:
-        first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if first == b"[" and named:
-        return JsonForm("array")
-    with contextlib.suppress(DataError):
-        if first == b"[":
-            with _window(path) as window:
+    first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    try:
+        if first == b"[" and named:
+            return JsonForm("array")
+        with contextlib.suppress(DataError):
+            if first == b"[":
+                window = _window(file, path)
                 window.at += 1
                 return JsonForm("array" if window.peek() == "{" else "lines")
-        if first == b"{":
-            return _form_of_objects(path)
-    return JsonForm("lines")
+            if first == b"{":
+                return _form_of_objects(file, path)
+        return JsonForm("lines")
+    finally:
+        file.seek(0)
 
 
-def _form_of_objects(path: Path) -> JsonForm:
+def _form_of_objects(file: BinaryIO, path: Path) -> JsonForm:
     """Find out how a file that begins with an object holds its rows."""
-    with open_file(path) as file:
-        line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
+    file.seek(0)
+    line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
     with contextlib.suppress(DataError):
         value = parsed(decoded(line, str(path)), str(path))
         key = _wrapping_key(value) if isinstance(value, dict) else None
         return JsonForm("lines") if key is None else JsonForm("wrapped", key)
-    with contextlib.suppress(DataError), _window(path) as window:
-        if (key := _find_wrapped(window)) is not None:
+    with contextlib.suppress(DataError):
+        if (key := _find_wrapped(_window(file, path))) is not None:
             return JsonForm("wrapped", key)
-    with _window(path) as window:
-        begin = window.origin
-        window.value()
-        several_lines = window.origin != begin and window.peek() in ("", "{")
-        return JsonForm("values" if several_lines else "lines")
+    window = _window(file, path)
+    begin = window.origin
+    window.value()
+    several_lines = window.origin != begin and window.peek() in ("", "{")
+    return JsonForm("values" if several_lines else "lines")
 
 
-@contextlib.contextmanager
-def _window(path: Path) -> Iterator[_Window]:
-    """Open a file of JSON at its first value."""
+def _window(file: BinaryIO, path: Path) -> _Window:
+    """Go to the first value of a file of JSON."""
+    file.seek(0)
+    window = _Window(file, path)
+    window.peek()
+    return window
+
+
+def json_rows(
+    path: Path, complain: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) for each row of a file of JSON, decoded one by one to have only one in memory.
+
+    Args:
+        complain: called with a message about each line that is not a row, or about what ends the
+            reading of an array; None: raise it.
+    """
     with open_file(path) as file:
-        window = _Window(file, path)
-        window.peek()
-        yield window
+        form = json_form(file, path)
+        rows = _lines(file, path, complain) if form.kind == "lines" else _values(file, path, form)
+        try:
+            yield from rows
+        except DataError as error:
+            if complain is None or form.kind == "lines":
+                raise
+            complain(str(error))
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of a file of JSON, decoded one by one to have only one in memory."""
-    form = json_form(path)
-    if form.kind == "lines":
-        yield from json_lines(path)
-        return
-    with _window(path) as window:
-        if form.kind == "values":
-            while window.peek():
-                yield window.row()
-        elif form.kind == "array":
-            yield from _elements(window)
-        else:
-            yield from _wrapped(window, form.key)
-        if window.peek():
-            raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
+def _lines(
+    file: BinaryIO, path: Path, complain: Callable[[str], None] | None
+) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of a file of JSON Lines."""
+    for number, line in numbered_lines(file.readline, path):
+        try:
+            yield from json_line(line, number, path)
+        except DataError as error:
+            if complain is None:
+                raise
+            complain(str(error))
+
+
+def _values(file: BinaryIO, path: Path, form: JsonForm) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of a file of JSON that are not one on each line."""
+    window = _window(file, path)
+    if form.kind == "values":
+        while window.peek():
+            yield window.row()
+    elif form.kind == "array":
+        yield from _elements(window)
+    else:
+        yield from _wrapped(window, form.key)
+    if window.peek():
+        raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
 
 
 def _wrapping_key(value: JsonObject) -> str | None:
@@ -212,9 +236,12 @@ def _keys(window: _Window) -> Iterator[str]:
 def _elements(window: _Window) -> Iterator[tuple[str, JsonObject]]:
     """Yield the rows of the array at `window`, and move past it."""
     window.at += 1
+    number, line = 0, ""
     while window.peek() != "]":
         origin, row = window.row()
-        yield origin, row
+        number, line, before = number + 1, origin, line
+        # Rows on one line are told apart by their numbers.
+        yield (origin if line != before else f"{window.path}:row {number}"), row
         after = window.peek()
         if after == ",":
             window.at += 1
@@ -230,12 +257,12 @@ class _Window:
         self.at = 0
         """Index of the character of the part that is read next."""
         self._text, self._line = "", 1
-        self._file, self._path = file, path
+        self._file, self.path = file, path
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
 
     @property
     def origin(self) -> str:
-        return f"{self._path}:{self._line}"
+        return f"{self.path}:{self._line}"
 
     def peek(self) -> str:
         """Move `at` to the next character that is not blank and return it; "" at the end."""
@@ -289,7 +316,7 @@ class _Window:
             before = error.object[: error.start]
             line = self._line + left.count("\n") + before.count(b"\n")
             where = "a byte of the line"
-            raise not_utf8(f"{self._path}:{line}", where, error.object[error.start]) from error
+            raise not_utf8(f"{self.path}:{line}", where, error.object[error.start]) from error
         return bool(data)
 
 

@@ -202,15 +202,11 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     number = 0
     try:
         with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_stream
-            if source.read(6) == b"ARROW1":
-                reader = pa.ipc.open_file
+            is_file = source.read(6) == b"ARROW1"
             source.seek(0)
-            opened = reader(source)
-            batches = iter(opened)
-            if reader is pa.ipc.open_file:
-                batches = map(opened.get_batch, range(opened.num_record_batches))
-            for batch in batches:
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            numbers = range(opened.num_record_batches) if is_file else ()
+            for batch in map(opened.get_batch, numbers) if is_file else opened:
                 batch.validate(full=True)
                 for part in _parts(batch, f"{path}:row {number + 1}"):
                     for row in part.to_pylist():
