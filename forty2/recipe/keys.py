@@ -194,6 +194,8 @@ def _type(schema: JsonObject) -> str:
             return f"list of {_type(items)}"
         case {"type": "object", "patternProperties": by_name}:
             return f"mapping of names to {_type(*by_name.values())}"
+        case {"type": "object"}:
+            return "mapping of names to any values"
         case {"type": "string", "pattern": _}:
             return "name of at most 64 letters, digits, '_', '-' and '.'"
         case {"type": "integer" | "number" as kind}:
