@@ -267,7 +267,7 @@ def _check_same(
     before, after = record.get("model_sha256"), provenance.model_sha256
     if before != after:
         raise RunError(
-            f"{path}: was started from other weights than {provenance.model_path} "
+            f"{path}: was started from other weights than {provenance.model} "
             f"holds now (sha256 {before}, now {after}); put those back, or name another --run-dir"
         )
     started_with = reread(path / "recipe.yaml")

@@ -266,14 +266,15 @@ def convert_command(source: str, output: Path) -> None:
 @options.against(required=True)
 @options.output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
-    """Drop rows that hold texts of benchmark files: a question, 13 words in a row, or a near copy."""
+    """Drop rows that hold texts of benchmark files: a question, or 13 words in a row."""
     from forty2.data.checks.contamination import ContaminationFinder, benchmark_of
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
     check_file(output, source, *against)
-    finder = ContaminationFinder([benchmark_of(path) for path in against])
+    benchmarks = [benchmark_of(path) for path in against]
+    finder = ContaminationFinder(benchmarks, near_copies=False)
     dropped: list[str] = []
 
     def clean() -> Iterator[Row]:

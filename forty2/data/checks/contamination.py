@@ -1,9 +1,9 @@
-"""Search for benchmark texts in training data, the same for the lint and for a run.
+"""Search for benchmark texts in training data, for a run and for the lint.
 
 A training row holds an item of a benchmark if one of its texts
   - is the item's question, ends a sentence with it, or, if it is long enough, has it anywhere,
   - shares 13 words in a row with any of the item's texts, or
-  - is nearly one of the item's texts, by the trigrams of words that both have.
+  - is nearly one of the item's texts, by the trigrams of words that both have (in a run alone).
 """
 
 from __future__ import annotations
@@ -78,9 +78,14 @@ class Hit(NamedTuple):
 
 
 class ContaminationFinder:
-    """Finds the items of benchmarks in training records."""
+    """Finds the items of benchmarks in training records.
 
-    def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
+    Args:
+        near_copies: find near copies, too: reason enough to score a model without a question as
+            well, as a run does, but not to refuse the row.
+    """
+
+    def __init__(self, benchmarks: Sequence[Benchmark], *, near_copies: bool = True) -> None:
         self._places = [(b.name, n) for b in benchmarks for n in range(len(b.items))]
         """Benchmark and index of each item; all that follows counts items of all benchmarks."""
         items = [[words_of(text) for text in texts] for b in benchmarks for texts in b.items]
@@ -100,7 +105,8 @@ class ContaminationFinder:
         """Items by the first words of a long question."""
         every = [(number, words) for number, texts in enumerate(items) for words in texts]
         self._grams = _Index([(n, _grams(w, GRAM)) for n, w in every], most=_COMMON)
-        self._near_copies = _NearCopies([(n, w) for n, w in every if len(w) >= _LONG])
+        long = [(n, w) for n, w in every if near_copies and len(w) >= _LONG]
+        self._near_copies = _NearCopies(long)
 
     def find(self, record: Record) -> list[Hit]:
         """Return a hit for each item that a record holds, in the order of the items."""

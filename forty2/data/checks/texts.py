@@ -110,7 +110,7 @@ class BenchmarkCheck:
     """Finds training rows that overlap with benchmark files."""
 
     def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
-        self._finder = ContaminationFinder(benchmarks)
+        self._finder = ContaminationFinder(benchmarks, near_copies=False)
         self._found = RowFaults()
 
     def add(self, row: CheckedRow) -> None:
