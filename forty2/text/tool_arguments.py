@@ -18,8 +18,10 @@ def reads_text(render: Callable[[Sequence[Message]], str]) -> bool:
         "type": "function",
         "function": {"name": "name_of_it", "arguments": {_KEY: _VALUE}},
     }
-    question = {"role": "user", "content": "A question"}
-    trial = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    trial: list[Message] = [
+        {"role": "user", "content": "A question"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     return not _written(render, trial) and _written(render, with_text_arguments(trial))
 
 
