@@ -258,13 +258,26 @@ def targets() -> dict[str, Callable[[], Target]]:
     pairs = text(good.PAIR, {"chosen": f"{transcript}a", "rejected": f"{transcript}b"})
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     rated = text({**good.CHAT, "label": True}, {"conversations": turns})
-    rows = [chats, more, pairs, rated, text({"text": "One."})]
+    call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    parts = [{"type": "text", "text": "q"}]
+    calls = [
+        {"role": "developer", "content": parts, "weight": 0},
+        {"role": "assistant", "content": None, "tool_calls": [call], "thinking": "since"},
+        {"role": "tool", "content": "1", "name": "f"},
+        {"role": "assistant", "content": "a", "train": False},
+    ]
+    sides = {"preferred_output": [calls[1]], "non_preferred_output": calls[1:]}
+    preference = text({"input": {"messages": calls[:1], "tools": [{"name": "f"}]}, **sides})
+    strange = text({"messages": calls, "tools": '[{"name": "f"}]', "system_prompt": "s"})
+    rows = [chats, more, pairs, rated, text({"text": "One."}), preference, strange]
     arrays = [json.dumps(list(map(json.loads, r.splitlines()))).encode() for r in rows]
     table = b'prompt,completion,label\nq,a,\n"x\ny","[{""role"": ""assistant"", ""content"": ""a""}]",x\n'
+    wraps = [b'{"version": 1, "data": ' + array + b"}" for array in arrays]
     kinds = {
-        "rows.jsonl": rows,
-        "rows.json": arrays,
-        "rows.csv": [table],
+        "rows.jsonl": [*rows, *wraps],
+        "rows.json": [*arrays, *wraps, *rows],
+        "rows.csv": [table, b"\xff\xfe" + table.decode().encode("utf-16-le")],
+        "rows.tsv": [table.replace(b",", b"\t"), table.replace(b",", b";")],
         "rows.txt": [b"one\n\ntwo\n"],
         "rows.jsonl.gz": rows,
         "rows.json.gz": arrays,
@@ -290,7 +303,7 @@ def targets() -> dict[str, Callable[[], Target]]:
             nameless=("--set",),
         ),
         "data": lambda: Target(data, kinds),
-        "templates": lambda: Target(Templates(), {"rows.jsonl": rows}),
+        "templates": lambda: Target(Templates(), {"rows.jsonl": rows[:5]}),
         "questions": lambda: Target(
             load_questions, {"q.json": questions, "q.csv": [good.CSV.encode()]}
         ),

@@ -7,7 +7,7 @@ must be the same in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +63,13 @@ class Change(NamedTuple):
     verdict: Verdict
 
 
+class TaskChange(NamedTuple):
+    """The metrics that one benchmark's verdict is over, and that verdict."""
+
+    judged: tuple[str, ...]
+    verdict: Verdict
+
+
 class Comparison(NamedTuple):
     """Two results on the same questions."""
 
@@ -82,12 +89,15 @@ class Comparison(NamedTuple):
     """KL(after ‖ before) in nats per token, if before is a run's base and after one of its stages."""
     changed: float
     """Share of the items that score otherwise than before in any metric that is 0 or 1."""
+    tasks: dict[str, TaskChange]
+    """Each benchmark's own verdict, by the task's name; of a stage, there are several."""
     verdict: Verdict
 
     def record(self) -> JsonObject:
         """Return the comparison as JSON."""
         changes = {name: change._asdict() for name, change in self.metrics.items()}
-        return {**self._asdict(), "metrics": changes}
+        tasks = {name: task._asdict() for name, task in self.tasks.items()}
+        return {**self._asdict(), "metrics": changes, "tasks": tasks}
 
 
 def compare(
@@ -142,6 +152,7 @@ def compare(
         categories=_by_category(old, new),
         kl=kl,
         changed=changed,
+        tasks=_by_task(old, changes),
         verdict=overall([changes[name].verdict for name in judged]),
     )
 
@@ -167,17 +178,17 @@ def format_comparison(comparison: Comparison) -> str:
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
         p = f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "<0.001"
         lines.append(
-            f"{_shown(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
+            f"{shown_metric(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
             f"{interval:<16}{p:>7} {one.verdict}"
         )
     lines.append("")
     for name in comparison.judged:
         one = comparison.metrics[name]
         lines.append(
-            f"{_shown(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
+            f"{shown_metric(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
             f"detectable: {'unknown' if one.detectable is None else f'{one.detectable:.3f}'}"
         )
-    judged = ", ".join(map(_shown, comparison.judged))
+    judged = ", ".join(map(shown_metric, comparison.judged))
     return "\n".join(
         [
             *lines,
@@ -190,7 +201,8 @@ def format_comparison(comparison: Comparison) -> str:
     )
 
 
-def _shown(name: str) -> str:
+def shown_metric(name: str) -> str:
+    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
     return name.upper() if name in METRICS else name
 
 
@@ -222,6 +234,9 @@ class Scores:
     """Each item's name, and its further facts that must be the same in both results."""
     metrics: dict[str, MetricScores]
     judged: tuple[str, ...]
+    """Metrics that the verdict is over."""
+    tasks: dict[str, tuple[str, ...]]
+    """Metrics that each result's own verdict would be over, by task."""
     categories: dict[str, list[int]]
     """Places of the items of each category."""
     category_metric: str | None
@@ -231,7 +246,8 @@ class Scores:
 def scores_of(measured: Result | Stage) -> Scores:
     """Collect the scores of a result or stage by metric, those of the verdict first.
 
-    The verdict on a stage is over its first result.
+    The verdict on a stage is over its first result. A metric whose name an earlier result has
+    already is named after its task, too.
     """
     if isinstance(measured, Result):
         return _scores_of_result(measured)
@@ -240,14 +256,17 @@ def scores_of(measured: Result | Stage) -> Scores:
     settings: dict[str, object] = {"benchmark": "stage"}
     asked: list[tuple[str, object]] = []
     metrics: dict[str, MetricScores] = {}
+    tasks: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         if not part.metrics:
             continue
+        shown = metric_names(name, part.metrics, metrics)
+        tasks[name] = tuple(shown[metric] for metric in part.judged)
         for key, value in part.settings.items():
             settings[key if part is first else f"{name}: {key}"] = value
         for metric, scores in part.metrics.items():
             shifted = {len(asked) + place: score for place, score in scores.by_place.items()}
-            metrics[metric] = MetricScores(scores.metric, shifted)
+            metrics[shown[metric]] = MetricScores(scores.metric, shifted)
         asked += part.asked
     settings["benchmark"] = "stage"
     return Scores(
@@ -257,9 +276,15 @@ def scores_of(measured: Result | Stage) -> Scores:
         asked,
         metrics,
         first.judged,
+        tasks,
         first.categories,
         first.category_metric,
     )
+
+
+def metric_names(task: str, metrics: Iterable[str], taken: Container[str]) -> dict[str, str]:
+    """Return the name of each metric of a task among those of a whole stage."""
+    return {name: f"{task}: {name}" if name in taken else name for name in metrics}
 
 
 def _scores_of_result(result: Result) -> Scores:
@@ -276,6 +301,7 @@ def _scores_of_result(result: Result) -> Scores:
         for name in task.order(list(found))
         if task.metric(name).better != "neither"
     }
+    judged = tuple(name for name in task.judged if name in metrics)
     model = result.model + (f" + {result.adapter}" if result.adapter else "")
     return Scores(
         questions=_printable(result.questions),
@@ -287,7 +313,8 @@ def _scores_of_result(result: Result) -> Scores:
         },
         asked=[task.identify(item.record) for item in result.items],
         metrics=metrics,
-        judged=tuple(name for name in task.judged if name in metrics),
+        judged=judged,
+        tasks={result.benchmark: judged},
         categories=categories,
         category_metric=task.category_metric,
     )
@@ -394,6 +421,16 @@ def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
     if isinstance(before, Result) or isinstance(after, Result) or before.name != "base":
         return None
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
+
+
+def _by_task(old: Scores, changes: Mapping[str, Change]) -> dict[str, TaskChange]:
+    """Judge each benchmark by its own metrics; those with too few questions are left out."""
+    found = {}
+    for task, names in old.tasks.items():
+        judged = tuple(name for name in names if name in changes)
+        if judged:
+            found[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
+    return found
 
 
 def _by_category(old: Scores, new: Scores) -> dict[str, float]:

@@ -64,6 +64,11 @@ class Result:
         """Name of the questions, for a reader."""
         return task_class(self.benchmark).title or self.data
 
+    @property
+    def label(self) -> str:
+        """Name of the benchmark, for a reader."""
+        return task_class(self.benchmark).label()
+
     def to_json(self) -> JsonObject:
         """Return the result as its file holds it."""
         task = task_class(self.benchmark)

@@ -10,6 +10,8 @@ from forty2 import machine
 from forty2.benchmark.partial_results import PartialResults, weights
 from forty2.benchmark.results import Result
 from forty2.benchmark.task import Questions, Report, Task
+from forty2.files import JsonObject
+from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import LoadedModel, load
 from forty2.progress import Progress, silent
 
@@ -21,6 +23,7 @@ def run(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -32,6 +35,7 @@ def run(
         adapter: adapter folder, or a run folder.
         out: JSON file to write; until it is complete, scored items are stored beside it.
         resume: go on with a measurement that stopped.
+        template: settings of the chat template; None: those that the adapter's run records.
         trust_remote_code: let the model run architecture code that it brings along.
 
     Raises:
@@ -39,7 +43,7 @@ def run(
         ModelError: the model or adapter cannot be loaded.
     """
     questions = task.load()
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
+    loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     source = task.source(questions)
     header = {
         "benchmark": task.name,
@@ -47,6 +51,7 @@ def run(
         "adapter": adapter,
         f"{task.data_key}_sha256": source.sha256,
         **task.settings(questions, loaded),
+        **_template_date(loaded),
         "n": source.n,
         "seed": task.seed,
         "weights": weights(loaded, adapter),
@@ -93,7 +98,13 @@ def measure(
         data=source.name,
         data_sha256=source.sha256,
         versions=machine.facts(),
-        settings=task.settings(questions, loaded),
+        settings={**task.settings(questions, loaded), **_template_date(loaded)},
         figures={**task.notes(questions, items), **task.figures(items)},
         items=items,
     )
+
+
+def _template_date(loaded: LoadedModel) -> JsonObject:
+    """Return the day that the model's chat template takes for today, if it writes the date."""
+    date = getattr(loaded.tokenizer, "template_date", None)
+    return {} if date is None else {"template_date": date}

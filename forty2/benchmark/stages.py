@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forty2.benchmark.compare import Comparison, compare
+from forty2.benchmark.compare import Comparison, compare, metric_names, shown_metric
 from forty2.benchmark.partial_results import PartialResults
-from forty2.benchmark.results import Stage
+from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.runner import measure as measure_task
 from forty2.benchmark.task import Task
 from forty2.benchmark.tasks import task_class, task_names
@@ -25,6 +25,8 @@ from forty2.benchmark.tasks.divergence import Base, Divergence
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
+from forty2.data.checks.contamination import Benchmark as Searched
+from forty2.data.checks.contamination import Hit
 from forty2.errors import BenchmarkError, DataError
 from forty2.files import JsonObject, read_sealed
 from forty2.model.loading import LoadedModel
@@ -60,6 +62,19 @@ class Measurement:
             for name, (task, questions) in self.more.items()
         }
         return {"stage": stage, "questions_sha256": self.truthfulqa.sha256, **more}
+
+    @property
+    def tasks(self) -> dict[str, Loaded]:
+        """All tasks of the recipe, by name."""
+        return {
+            "truthfulqa": Loaded(TruthfulQA(seed=self.seed), self.truthfulqa),
+            **self.more,
+        }
+
+    def benchmarks(self) -> list[Searched]:
+        """Return the texts of each task's questions, of those tasks that state them."""
+        texts = {name: task.question_texts(asked) for name, (task, asked) in self.tasks.items()}
+        return [Searched(name, items) for name, items in texts.items() if items is not None]
 
 
 def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
@@ -157,10 +172,7 @@ def measure(
         partial: holds items that were scored before a stop, and takes new ones.
     """
     n, seed = measurement.n, measurement.seed
-    tasks = {
-        "truthfulqa": Loaded(TruthfulQA(seed=seed), measurement.truthfulqa),
-        **measurement.more,
-    }
+    tasks = measurement.tasks
     for task in (
         Behaviour(n=n, seed=seed),
         Perplexity(n=n, seed=seed),
@@ -223,14 +235,24 @@ def line(stage: Stage) -> Line:
     )
 
 
+def tasks_of(stage: Stage) -> dict[str, Result]:
+    """Return the results of the recipe's tasks, by name: TruthfulQA's first."""
+    return {name: result for name, result in stage.results.items() if name not in ALWAYS}
+
+
 def more_figures(stage: Stage) -> dict[str, float]:
-    """Return the means of the recipe's other tasks, by metric: those that a verdict would be over."""
-    figures = {}
-    for name, result in stage.results.items():
-        if name not in ("truthfulqa", *ALWAYS):
-            task = task_class(name)
-            means = task.stored_means(result.figures)
-            figures.update({metric: means[metric] for metric in task.judged if metric in means})
+    """Return the means of the recipe's other tasks, by metric: those that a verdict would be over.
+
+    The metrics are named as a comparison of stages names them.
+    """
+    taken, figures = set[str](), dict[str, float]()
+    for name, result in tasks_of(stage).items():
+        task = task_class(name)
+        means = task.stored_means(result.figures)
+        shown = metric_names(name, means, taken)
+        taken |= {*shown.values()}
+        if name != "truthfulqa":
+            figures.update({shown[m]: means[m] for m in task.judged if m in means})
     return figures
 
 
@@ -256,22 +278,61 @@ def table(stages: Sequence[Stage]) -> str:
     return "\n".join(lines)
 
 
+def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str]) -> str:
+    """Format each stage's paired change from the base, with each task's own verdict.
+
+    Args:
+        comparisons: by stage.
+        tasks: names of the tasks to show.
+    """
+    head = f"{'change from the base':<37}{'change':>7}  {'95% interval':<18}verdict"
+    lines = [head, "-" * 79]
+    for stage, comparison in comparisons.items():
+        for task, found in comparison.tasks.items():
+            if task not in tasks:
+                continue
+            for metric in found.judged:
+                one = comparison.metrics[metric]
+                name = shown_metric(metric)
+                interval = f"{one.low:+.3f} to {one.high:+.3f}"
+                lines.append(
+                    f"{stage:<16} {name:<20}{one.difference:>+7.3f}  {interval:<18}{one.verdict}"
+                )
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True, slots=True)
-class Contamination:
-    """TruthfulQA questions in the training rows, and the comparisons without them."""
+class TaskContamination:
+    """One benchmark's questions in the training rows."""
 
     rows: int
     """Number of training rows that hold such a question."""
     questions: int
     """Number of questions in training rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """Benchmark questions in the training rows, and the comparisons without them."""
+
+    rows: int
+    """Number of training rows that hold a question of any task."""
+    tasks: dict[str, TaskContamination]
+    """Counts of each task whose questions were searched for."""
     comparisons: dict[str, Comparison]
     """Comparisons by stage; empty if no question was trained on, or too few others are left."""
+
+    @property
+    def questions(self) -> int:
+        """Number of questions in training rows, of all tasks."""
+        return sum(task.questions for task in self.tasks.values())
 
     def to_json(self) -> JsonObject:
         """Return it as RUN/summary.json holds it."""
         return {
             "rows": self.rows,
             "questions": self.questions,
+            "tasks": {name: dataclasses.asdict(task) for name, task in self.tasks.items()},
             "comparisons": _comparisons_to_json(self.comparisons),
         }
 
@@ -291,6 +352,15 @@ class Summary:
         """The verdict on the last stage; empty if there is only the base."""
         return list(self.comparisons.values())[-1].verdict if self.comparisons else ""
 
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Each task's own verdict on the last stage, by the task's name."""
+        if not self.comparisons:
+            return {}
+        tasks = tasks_of(self.stages[0])
+        last = list(self.comparisons.values())[-1]
+        return {name: one.verdict for name, one in last.tasks.items() if name in tasks}
+
     def to_json(self) -> JsonObject:
         """Return the summary as RUN/summary.json holds it."""
         base = self.stages[0]["truthfulqa"]
@@ -300,47 +370,74 @@ class Summary:
             "questions": base.data,
             "questions_sha256": base.data_sha256,
             "n": len(base.items),
+            "tasks": {
+                name: {
+                    "label": result.label,
+                    "questions": result.data,
+                    "questions_sha256": result.data_sha256,
+                    "n": len(result.items),
+                }
+                for name, result in tasks_of(self.stages[0]).items()
+            },
             "stages": [_stage_to_json(stage) for stage in self.stages],
             "comparisons": _comparisons_to_json(self.comparisons),
             "contamination": self.contamination.to_json(),
         }
 
 
-def summarize(stages: Sequence[Stage], margin: float, hits: Collection[JsonObject]) -> Summary:
+def summarize(
+    stages: Sequence[Stage], margin: float, hits: Collection[Hit], searched: Sequence[str]
+) -> Summary:
     """Compare the stages of a run with its base, the first of them.
 
     Args:
         margin: largest loss that still counts as no tax.
-        hits: training rows (`row`) and the places of the TruthfulQA questions they hold (`item`).
+        hits: training rows that hold questions of the tasks.
+        searched: names of the tasks whose questions were searched for.
     """
     comparisons = {stage.name: compare(stages[0], stage, margin=margin) for stage in stages[1:]}
-    contamination = without_contaminated(hits, stages, margin)
+    contamination = without_contaminated(hits, searched, stages, margin)
     return Summary(tuple(stages), margin, comparisons, contamination)
 
 
 def without_contaminated(
-    hits: Collection[JsonObject], stages: Sequence[Stage], margin: float
+    hits: Collection[Hit], searched: Sequence[str], stages: Sequence[Stage], margin: float
 ) -> Contamination:
     """Count the questions in training rows, and compare the stages with the base without them.
 
     Args:
-        hits: as for `summarize`.
+        hits, searched: as for `summarize`.
         stages: the base first.
     """
-    contaminated = {hit["item"] for hit in hits}
-    clean = [_without(stage, contaminated) for stage in stages]
+    items = {name: {hit.item for hit in hits if hit.benchmark == name} for name in searched}
+    counts = {
+        name: TaskContamination(
+            len({hit.row for hit in hits if hit.benchmark == name}), len(items[name])
+        )
+        for name in searched
+    }
     comparisons = {}
-    if contaminated and len(clean[0]["truthfulqa"].items) > 1:
-        comparisons = {stage.name: compare(clean[0], stage, margin=margin) for stage in clean[1:]}
-    return Contamination(len({hit["row"] for hit in hits}), len(contaminated), comparisons)
+    if any(items.values()):
+        base, *others = (_without(stage, items) for stage in stages)
+        if any(len(result.items) > 1 for result in tasks_of(base).values()):
+            comparisons = {stage.name: compare(base, stage, margin=margin) for stage in others}
+    return Contamination(len({hit.row for hit in hits}), counts, comparisons)
 
 
-def _without(stage: Stage, places: Collection[int]) -> Stage:
-    """Return the stage without some of its TruthfulQA items."""
-    result = stage["truthfulqa"]
-    items = tuple(item for place, item in enumerate(result.items) if place not in places)
-    clean = dataclasses.replace(result, items=items)
-    return dataclasses.replace(stage, results={**stage.results, "truthfulqa": clean})
+def _without(stage: Stage, places: Mapping[str, Collection[int]]) -> Stage:
+    """Return the stage without some items of its tasks.
+
+    Args:
+        places: of the items to leave out, by task.
+    """
+    results = {}
+    for name, result in stage.results.items():
+        left_out = places.get(name, ())
+        items = tuple(item for place, item in enumerate(result.items) if place not in left_out)
+        results[name] = dataclasses.replace(result, items=items)
+    # A comparison's first result needs two questions; one with fewer has no interval anyway.
+    enough = sorted(results, key=lambda name: len(results[name].items) < 2)
+    return dataclasses.replace(stage, results={name: results[name] for name in enough})
 
 
 def _comparisons_to_json(comparisons: Mapping[str, Comparison]) -> list[JsonObject]:

@@ -88,6 +88,14 @@ class Task(ABC, Generic[Questions]):
     def source(self, questions: Questions) -> Source:
         """Return name, hash and number of the questions."""
 
+    def question_texts(self, questions: Questions) -> Sequence[Sequence[str]] | None:
+        """Return the texts of each item that must not be in training rows, in the items' order.
+
+        An item's question comes first; the others are its answers and other forms of it. None:
+        training rows are not searched for this benchmark, and the report says so.
+        """
+        return None
+
     def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
         """Return the settings of the measurement, as JSON; it resumes only with equal ones."""
         return {}
@@ -122,6 +130,11 @@ class Task(ABC, Generic[Questions]):
         """Compute means, standard errors and other figures of scored items, as JSON."""
 
     # --- reading a result ---
+
+    @classmethod
+    def label(cls) -> str:
+        """Return the benchmark's name for a reader."""
+        return cls.title or cls.name
 
     @classmethod
     def scores(cls, record: JsonObject) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
@@ -16,9 +16,13 @@ from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
+if TYPE_CHECKING:
+    from forty2.model.chat_template import TemplateSettings
+
 _MODEL = combined(
     shared_options.model_and_adapter(),
     shared_options.json_out(help="JSON file to write, with every item."),
+    shared_options.template,
     shared_options.trust_remote_code,
 )
 _DATA = combined(
@@ -208,6 +212,7 @@ def _measure(
     model: str,
     adapter: str | None,
     out: Path | None,
+    template: TemplateSettings | None,
     trust_remote_code: bool,
     resume: bool = False,
     **settings: Any,
@@ -226,6 +231,7 @@ def _measure(
             adapter,
             out=out,
             resume=resume,
+            template=template,
             trust_remote_code=trust_remote_code,
             progress=bars,
         )

@@ -40,9 +40,9 @@ def fuse_command(
     if fused.quantized is not None:
         quantized = fused.quantized
         click.echo(f"quantized {quantized.path}")
-        click.echo(
-            f"survival  cosine {quantized.cosine:.3f} of the intended change; KL "
-            f"{quantized.kl:.1e} a token from the fused model"
-        )
+        cosine = "no weight is changed"
+        if quantized.cosine is not None:
+            cosine = f"cosine {quantized.cosine:.3f} of the intended change"
+        click.echo(f"survival  {cosine}; KL {quantized.kl:.1e} a token from the fused model")
     for warning in fused.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
+
+if TYPE_CHECKING:
+    from forty2.model.chat_template import TemplateSettings
 
 
 @click.command("generate")
@@ -30,6 +34,7 @@ from forty2.cli import shared_options
     help="Sampling temperature. With 0, always the likeliest token.",
 )
 @shared_options.seed_option(type=click.IntRange(0), help="Seed of the sampling.")
+@shared_options.template
 @shared_options.trust_remote_code
 def generate_command(
     model: str,
@@ -39,6 +44,7 @@ def generate_command(
     max_tokens: int,
     temperature: float,
     seed: int,
+    template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
     """Answer a prompt through the model's chat template."""
@@ -47,7 +53,7 @@ def generate_command(
     from forty2.text.encoder import Encoder
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
+    loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system is not None else []
     ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
     for piece in stream_reply(

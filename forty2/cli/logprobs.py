@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
 from forty2.cli.progress_bars import ProgressBars
+
+if TYPE_CHECKING:
+    from forty2.model.chat_template import TemplateSettings
 
 
 @click.command("logprobs")
@@ -16,9 +20,15 @@ from forty2.cli.progress_bars import ProgressBars
     "--data", "-d", required=True, type=shared_options.PATH, help="Preference pairs, JSON Lines."
 )
 @shared_options.out_option(required=True, help="JSON file to write.")
+@shared_options.template
 @shared_options.trust_remote_code
 def logprobs_command(
-    model: str, adapter: str | None, data: Path, out: Path, trust_remote_code: bool
+    model: str,
+    adapter: str | None,
+    data: Path,
+    out: Path,
+    template: TemplateSettings | None,
+    trust_remote_code: bool,
 ) -> None:
     """Write the log-probabilities of preference pairs.
 
@@ -31,7 +41,7 @@ def logprobs_command(
     from forty2.training.reference import pair_logprobs
 
     pairs = read_pairs(data)
-    loaded = load(model, adapter, trust_remote_code=trust_remote_code)
+    loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
     rows = [encoder.encode_pair(pair) for pair in pairs]
     with ProgressBars() as bars:

@@ -103,10 +103,13 @@ def _latest_demo() -> Path:
 
 def _echo(result: RunResult) -> None:
     if result.stages:
-        click.echo(
-            f"\n{result.table}\n\nTruthfulQA, {result.stages[0]['truthfulqa'].data}: "
-            f"{result.verdict}\n"
-        )
+        click.echo(f"\n{result.table}\n")
+        if result.changes:
+            click.echo(f"{result.changes}\n")
+        for name, verdict in result.verdicts.items():
+            base = result.stages[0][name]
+            click.echo(f"{base.label}, {base.data}: {verdict}")
+        click.echo("".join(f"{line}\n" for line in result.contamination))
     click.echo(f"adapter   {result.adapter}")
     if result.fused is not None:
         click.echo(f"fused     {result.fused}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,76 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the recipe, e.g. phases.dpo.lr=2e-6. Repeatable.",
 )
+
+
+def template(function: Command) -> Command:
+    """Add the options of the chat template; the command gets `template`, None without any of them."""
+
+    @functools.wraps(function)
+    def with_template(
+        *,
+        chat_template: Path | None,
+        template_options: tuple[str, ...],
+        system_turn: str | None,
+        template_date: datetime | None,
+        **others: object,
+    ) -> None:
+        given = (chat_template, template_options, system_turn, template_date)
+        if not any(given):
+            function(template=None, **others)
+            return
+        from forty2.model.chat_template import TemplateSettings, read_template
+
+        settings = TemplateSettings(
+            source=(
+                read_template(chat_template, "--chat-template")
+                if chat_template is not None
+                else None
+            ),
+            options=dict(map(_option, template_options)),
+            system_turn="fold" if system_turn == "fold" else "keep",
+            date=template_date.date().isoformat() if template_date is not None else None,
+        )
+        function(template=settings, **others)
+
+    return combined(
+        click.option(
+            "--chat-template",
+            type=FILE,
+            help="File with a chat template, in place of the model's own.",
+        ),
+        click.option(
+            "--template-option",
+            "template_options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Variable of the chat template, e.g. enable_thinking=false. Repeatable.",
+        ),
+        click.option(
+            "--system-turn",
+            type=click.Choice(["keep", "fold"]),
+            help="fold: merge a system turn into the user turn after it. Default: keep.",
+        ),
+        click.option(
+            "--template-date",
+            type=click.DateTime(["%Y-%m-%d"]),
+            help="Day that the chat template takes for today. Default: today, or the run's of "
+            "--adapter.",
+        ),
+    )(with_template)
+
+
+def _option(text: str) -> tuple[str, object]:
+    """Split KEY=VALUE; the value is YAML, as in a recipe."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--template-option {text}: write KEY=VALUE.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise click.UsageError(f"--template-option {text}: the value is not readable.") from error
 
 
 def combined(*decorators: Decorator) -> Decorator:
@@ -118,10 +189,11 @@ def _recorded_model(adapter: str | None) -> str:
         raise click.UsageError(
             "Missing option '--model' / '-m'. It may be left out only if --adapter is part of a run."
         )
-    from forty2.model.adapter import adapter_dir, recorded_model
+    from forty2.model.adapter import adapter_dir
+    from forty2.model.base_model import find_base_model
 
     adapter_dir(adapter)  # says what is wrong where there is no adapter
-    model = recorded_model(adapter)
+    model = find_base_model(adapter)
     if model is None:
         raise click.UsageError(f"{adapter} does not say which model it is for: give --model.")
     return model

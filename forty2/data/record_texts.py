@@ -1,58 +1,75 @@
-"""The texts of a record: its prompt, its answer, its rejected response, and their words."""
+"""The texts of a record: its prompt, its answer, its rejected response, and their words.
+
+Whoever reads a record as text does it here, so that reasoning and tool calls count as text.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 
+from forty2.data.messages import REASONING
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 
 _WORD = re.compile(r"\w+")
 
 
+def text_of(messages: Sequence[Message]) -> str:
+    """Return messages as one text; a lone message is its own text, without its role."""
+    if len(messages) == 1:
+        return turn_text(messages[0])
+    return "\n".join(f"{m['role']}: {turn_text(m)}" for m in messages)
+
+
+def turn_text(message: Message) -> str:
+    """Return all that a turn says: its reasoning, its content and its tool calls, as `name({...})`."""
+    parts = [str(message[key]) for key in REASONING if message.get(key)]
+    parts.append(str(message.get("content") or ""))
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        parts.append(f"{function['name']}({arguments})")
+    return "\n".join(filter(None, parts)) if len(parts) > 1 else parts[0]
+
+
 def prompt_of(record: Record) -> str:
-    """Return the prompt as one text; of a chat, everything before its last assistant turn."""
-    match record:
-        case Chat():
-            return _joined(record.messages[: last_answer(record.messages)])
-        case Text():
-            return ""
-        case Pair() | Rated():
-            return _joined(record.prompt)
+    """Return the prompt as one text, with the tools that it offers.
+
+    Of a chat, it is everything before the last assistant turn.
+    """
+    if isinstance(record, Text):
+        return ""
+    prompt = text_of(_prompt(record))
+    tools = json.dumps(record.tools, ensure_ascii=False) if record.tools else ""
+    return f"{prompt}\n{tools}" if tools else prompt
 
 
 def prompt_turns(record: Record) -> list[str]:
     """Return the prompt's texts without the system message, which many rows may share."""
-    match record:
-        case Chat():
-            messages = record.messages[: last_answer(record.messages)]
-        case Text():
-            messages = ()
-        case Pair() | Rated():
-            messages = record.prompt
-    return [str(m.get("content") or "") for m in messages if m["role"] != "system"]
+    return [turn_text(m) for m in _prompt(record) if m["role"] != "system"]
 
 
 def answer_of(record: Record) -> str:
     """Return the text to be learned; "" for an undesirable response."""
     match record:
         case Chat():
-            return str(record.messages[last_answer(record.messages)].get("content") or "")
+            return turn_text(record.messages[last_answer(record.messages)])
         case Text():
             return record.text
         case Pair():
-            return response_text(record.chosen)
+            return text_of(record.chosen)
         case Rated():
-            return response_text(record.response) if record.desirable else ""
+            return text_of(record.response) if record.desirable else ""
 
 
 def rejected_of(record: Record) -> str:
     """Return the text to be avoided; "" if there is none."""
     match record:
         case Pair():
-            return response_text(record.rejected)
+            return text_of(record.rejected)
         case Rated():
-            return "" if record.desirable else response_text(record.response)
+            return "" if record.desirable else text_of(record.response)
         case _:
             return ""
 
@@ -63,19 +80,18 @@ def texts_of(record: Record) -> Iterator[str]:
         case Chat():
             messages: Sequence[Message] = record.messages
         case Text():
-            messages = ({"role": "", "content": record.text},)
+            yield record.text
+            return
         case Pair():
-            yield from map(response_text, (record.chosen, record.rejected))
-            messages = record.prompt
+            messages = (*record.chosen, *record.rejected, *record.prompt)
         case Rated():
-            yield response_text(record.response)
-            messages = record.prompt
-    yield from (m["content"] for m in messages if isinstance(m.get("content"), str))
-
-
-def response_text(turns: Sequence[Message]) -> str:
-    """Return a response as one text."""
-    return "\n".join(str(m.get("content") or "") for m in turns)
+            messages = (*record.response, *record.prompt)
+    for message in messages:
+        yield from (message[key] for key in REASONING if message.get(key))
+        if message.get("content"):
+            yield message["content"]
+        if message.get("tool_calls"):
+            yield from (turn_text({"tool_calls": [call]}) for call in message["tool_calls"])
 
 
 def last_answer(messages: Sequence[Message]) -> int:
@@ -93,8 +109,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _joined(messages: Sequence[Message]) -> str:
-    """Join messages; a lone question is its text, so that a chat and a pair about it are equal."""
-    if len(messages) == 1:
-        return str(messages[0].get("content") or "")
-    return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+def _prompt(record: Record) -> Sequence[Message]:
+    match record:
+        case Chat():
+            return record.messages[: last_answer(record.messages)]
+        case Text():
+            return ()
+        case Pair() | Rated():
+            return record.prompt

@@ -13,12 +13,13 @@ from typing import Any
 from forty2.files import JsonObject
 
 Message = Mapping[str, Any]
-"""`{"role": ..., "content": ...}`, and whatever else the chat template reads (tool calls, names)."""
+"""`{"role": ..., "content": ...}`, and whatever else the chat template reads: tool calls, names,
+reasoning. `"train": False` marks an assistant turn that is not learned; templates never see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """A conversation to imitate: every assistant turn is supervised (SFT)."""
+    """A conversation to imitate: assistant turns are supervised, but for `train: False` (SFT)."""
 
     messages: tuple[Message, ...]
     tools: tuple[JsonObject, ...] = ()
@@ -37,11 +38,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A prompt with a preferred and a dispreferred response (DPO and similar losses)."""
+    """A prompt with a preferred and a dispreferred response (DPO and similar losses).
+
+    Each response is the turns that follow the prompt: it begins and ends with an assistant turn, and
+    is usually that one turn.
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
-    """The turns that follow the prompt; usually one, an assistant's."""
     rejected: tuple[Message, ...]
     tools: tuple[JsonObject, ...] = ()
     origin: str = ""
@@ -50,12 +54,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rated:
-    """A prompt with one response that is desirable or not (KTO)."""
+    """A prompt with one response, of turns as in a pair, that is desirable or not (KTO)."""
 
     prompt: tuple[Message, ...]
     response: tuple[Message, ...]
-    tools: tuple[JsonObject, ...] = ()
     desirable: bool
+    tools: tuple[JsonObject, ...] = ()
     origin: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)
 

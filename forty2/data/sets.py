@@ -10,6 +10,8 @@ from pathlib import Path
 
 from forty2.data.checks.findings import Finding
 from forty2.data.checks.lint import lint
+from forty2.data.messages import is_learned
+from forty2.data.record_texts import text_of, turn_text
 from forty2.data.sources import MANIFEST, dumps
 from forty2.errors import RunError
 from forty2.files import JsonObject, atomic_write, read_json, staged_folder, write_json
@@ -147,10 +149,12 @@ def _manifest(
 def _learned(row: Row) -> Iterable[tuple[str, str]]:
     """Yield the texts of a row in our own shape that are imitated, preferred or rejected."""
     for side in ("chosen", "rejected", "completion", "text"):
-        text = row.get(side)
-        if isinstance(text, str):
-            yield side, text
+        value = row.get(side)
+        if isinstance(value, str):
+            yield side, value
+        elif isinstance(value, list):
+            yield side, text_of(value)
     messages = row.get("messages")
     for message in messages if isinstance(messages, list) else ():
-        if message["role"] == "assistant":
-            yield "answer", str(message.get("content") or "")
+        if is_learned(message):
+            yield "answer", turn_text(message)

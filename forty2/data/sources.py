@@ -1,7 +1,8 @@
 """Reading of rows from files of several kinds, from folders, and from data sets of the hub.
 
-    .jsonl .ndjson .json .parquet .csv .txt, each also gzipped (.gz) except Parquet
-    FOLDER                           its train file, or every data file in it
+    .jsonl .ndjson .json .csv .tsv .txt, each also gzipped (.gz); .parquet, .arrow
+    FOLDER                           its files for training, also as `datasets` saves them
+    FOLDER#SPLIT                     its files of the split valid or test
     hub:OWNER/NAME[:CONFIG][#SPLIT]  streamed through `datasets`; SPLIT is train if absent
 
 Each row comes with its origin, "file:line" where the kind of file has lines, so that any later error
@@ -23,8 +24,9 @@ from forty2.data.readers.files import (
     reason_of,
     too_long,
 )
-from forty2.data.readers.json_rows import dumps, json_array, json_line, json_lines, unique_keys
-from forty2.data.readers.tables import csv_rows, parquet_rows, without_empty
+from forty2.data.readers.folders import files_of, kind_of
+from forty2.data.readers.json_rows import dumps, json_rows, unique_keys
+from forty2.data.readers.tables import arrow_rows, csv_rows, parquet_rows, without_empty
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -39,7 +41,7 @@ __all__ = [
     "valid_beside",
 ]
 
-KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt")
+KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt")
 MANIFEST = "manifest.json"
 BUILTIN, HUB = "builtin:", "hub:"
 """Prefixes of sources that are not files: built-in sets by name, and the hub's."""
@@ -67,10 +69,15 @@ def read_rows(
         return
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        for file in _files(path):
+        for file in files_of(path, "train", KINDS):
             yield from read_rows(file, complain)
         return
-    kind = _kind(path)
+    folder, _, split = str(path).rpartition("#")
+    if split in ("valid", "test") and os.path.isdir(folder) and not path.exists():
+        for file in files_of(Path(folder), split, KINDS):
+            yield from read_rows(file, complain)
+        return
+    kind = kind_of(path)
     reader = _READERS.get(kind)
     if reader is None:
         raise DataError(
@@ -85,29 +92,27 @@ def read_rows(
 
 
 def valid_beside(source: str | Path) -> str | None:
-    """Find the validation file in a folder of training data; None: there is none."""
-    if str(source).startswith(HUB) or not Path(os.path.expanduser(source)).is_dir():
+    """Find the validation rows in a folder of training data; None: there are none."""
+    folder = Path(os.path.expanduser(source))
+    if str(source).startswith(HUB) or not folder.is_dir():
         return None
-    valid = [p for p in _listed(Path(os.path.expanduser(source))) if _stem(p) == "valid"]
-    return str(valid[0]) if valid else None
+    files = files_of(folder, "valid", KINDS)
+    if len(files) > 1:
+        return f"{source}#valid"
+    return str(files[0]) if files else None
 
 
 def _readable_rows(
     reader: Reader, path: Path, complain: Callable[[str], None]
 ) -> Iterator[tuple[Origin, JsonObject]]:
     """Yield the rows of a file without those that cannot be read."""
-    if reader is not json_lines:
-        try:
-            yield from reader(path)
-        except DataError as error:
-            complain(str(error))
+    if reader is json_rows:
+        yield from json_rows(path, complain)
         return
-    with open_file(path) as file:
-        for number, line in numbered_lines(file.readline, path):
-            try:
-                yield from json_line(line, number, path)
-            except DataError as error:
-                complain(str(error))
+    try:
+        yield from reader(path)
+    except DataError as error:
+        complain(str(error))
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
@@ -131,11 +136,13 @@ def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
 
 
 _READERS: dict[str, Reader] = {
-    ".jsonl": json_lines,
-    ".ndjson": json_lines,
-    ".json": json_array,
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_rows,
     ".csv": csv_rows,
+    ".tsv": csv_rows,
     ".parquet": parquet_rows,
+    ".arrow": arrow_rows,
     ".txt": _paragraphs,
 }
 
@@ -153,24 +160,3 @@ def _hub(source: str) -> Iterator[tuple[Origin, JsonObject]]:
         raise
     except Exception as error:  # the hub's client raises errors of many types
         raise DataError(f"{source}: cannot be read: {reason_of(error)}") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    """Find the train file of a folder, or else every data file in it except the validation file."""
-    found = [p for p in _listed(folder) if _stem(p) != "valid"]
-    if not found:
-        raise DataError(f"{folder}: holds no data file ({', '.join(KINDS)})")
-    return [p for p in found if _stem(p) == "train"] or found
-
-
-def _listed(folder: Path) -> list[Path]:
-    files = (p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST)
-    return sorted(p for p in files if _kind(p) in KINDS)
-
-
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
-
-
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix

@@ -1,4 +1,4 @@
-"""Merging of an adapter into its base: W + scale · (AB)ᵀ in full precision, checked before writing.
+"""Merging of an adapter into its base, in full precision and checked before writing.
 
 A quantized base is dequantized first, because in 4-bit weights an update as small as DPO's would
 vanish in the rounding. Quantizing again is a separate, last step, which reports how much of the
@@ -9,6 +9,7 @@ Axes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +22,15 @@ from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
 from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
-from forty2.model.adapter import Update, adapter_dir, merge_adapter
+from forty2.model.adapter import adapter_dir
 from forty2.model.loading import LoadedModel, load, save_model
-from forty2.model.quantization import dense_weight, dequantize, quantize_and_back
+from forty2.model.merging import Update, merge_adapter, replaced_weights
+from forty2.model.quantization import (
+    dense_weight,
+    dequantize,
+    is_quantized_layer,
+    quantize_and_back,
+)
 from forty2.model.quantization import quantize as quantize_weights
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, silent
@@ -50,8 +57,9 @@ class Quantized:
 
     path: Path
     bits: int
-    cosine: float
-    """Cosine between the intended and the applied change of the adapted weights; 1: nothing is lost."""
+    cosine: float | None
+    """Cosine between the intended and the applied change of the adapted weights; 1: nothing is lost;
+    None: no weight matrix is changed."""
     kl: float
     """Mean KL(fused ‖ quantized) a token, in nats."""
 
@@ -136,7 +144,7 @@ def fuse(
     adapted = load(model, folder, trust_remote_code=trust_remote_code)
     wanted = _log_probabilities(adapted.model, probes)
     progress("fuse", 1, _STEPS, {})
-    updates = merge_adapter(adapted.model)
+    updates: Mapping[str, Update] = merge_adapter(adapted.model)
     if adapted.quantized:
         dense, config = dequantize(adapted.model, adapted.config)
         adapted = replace(adapted, model=dense, config=config)
@@ -150,6 +158,9 @@ def fuse(
     progress("fuse", 3, _STEPS, {})
     warnings, quantized = _warnings(parity, exact), None
     if quantize is not None:
+        if not updates:  # the adapter replaces weights, or is of an architecture's own kind
+            before_it = load(model, trust_remote_code=trust_remote_code, lazy=True)
+            updates = replaced_weights(before_it.model)
         quantized = _quantize(adapted, updates, out, quantize, probes, got)
         warnings += _quantized_warnings(quantized, parity)
     progress("fuse", 4, _STEPS, {})
@@ -212,13 +223,19 @@ def _warnings(parity: _Parity, exact: bool) -> list[str]:
 
 
 def _quantized_warnings(quantized: Quantized, parity: _Parity) -> list[str]:
-    if quantized.cosine >= MIN_COSINE and quantized.kl <= parity.adapter_kl:
-        return []
-    return [
-        f"{quantized.bits} bits keep little of the adapter: cosine {quantized.cosine:.2f} of the "
-        f"intended change, and quantizing moves the model by KL {quantized.kl:.1e} where the adapter "
-        f"moved it by {parity.adapter_kl:.1e}; use 8 bits, or measure before you trust it"
-    ]
+    bits, cosine, warnings = quantized.bits, quantized.cosine, []
+    remedy = "use 8 bits, or measure before you trust it" if bits < 8 else "measure it"
+    if cosine is not None and cosine < MIN_COSINE:
+        warnings.append(
+            f"{bits} bits keep little of the adapter: the cosine between the change that they leave "
+            f"in the weights and the intended one is {cosine:.2f}; {remedy}"
+        )
+    if quantized.kl > parity.adapter_kl:
+        warnings.append(
+            f"{bits} bits move the model by KL {quantized.kl:.1e} a token, more than the adapter "
+            f"does ({parity.adapter_kl:.1e}); {remedy}"
+        )
+    return warnings
 
 
 # --- steps ---
@@ -226,7 +243,7 @@ def _quantized_warnings(quantized: Quantized, parity: _Parity) -> list[str]:
 
 def _quantize(
     fused: LoadedModel,
-    updates: dict[str, Update],
+    updates: Mapping[str, Update],
     out: Path,
     bits: int,
     probes: Sequence[mx.array],
@@ -244,7 +261,7 @@ def _quantize(
     weights = {name: modules[name].weight for name in updates}
     model, config = quantize_weights(fused.model, fused.config, bits)
     quantized = replace(fused, model=model, config=config)
-    cosine = _survival(dict(model.named_modules()), weights, updates, bits)
+    cosine = _survival(dict(model.named_modules()), weights, updates)
     few = _QUANTIZED_PROBES
     kl = _kl(wanted[:few], _log_probabilities(model, probes[:few]))
     target = quantized_path(out, bits)
@@ -256,26 +273,32 @@ def _survival(
     modules: Mapping[str, nn.Module],
     weights: dict[str, mx.array],
     updates: Mapping[str, Update],
-    bits: int,
-) -> float:
+) -> float | None:
     """Compute the cosine between the intended and the applied change of the adapted weights.
+
+    A layer that is not quantized keeps its change whole.
 
     Args:
         modules: modules of the quantized model, by name.
         weights: weights before quantizing, by layer name; emptied, so that they can be freed.
+
+    Returns:
+        The cosine; None if no change is intended.
     """
     dot = intended = applied = 0.0
     for name, update in updates.items():
-        layer, weight, delta = modules[name], weights.pop(name), update.delta()
-        if not isinstance(layer, nn.QuantizedLinear):
-            continue
-        # The applied change is the difference from the base rounded in the same way.
-        original = quantize_and_back(weight.astype(mx.float32) - delta, bits)
-        change = dense_weight(layer)[0].astype(mx.float32) - original
+        layer, weight = modules[name], weights.pop(name).astype(mx.float32)
+        delta = change = update.delta(weight)
+        if is_quantized_layer(layer):
+            # The applied change is the difference from the base rounded in the same way.
+            original = quantize_and_back(weight - delta, layer)
+            change = dense_weight(layer)[0].astype(mx.float32) - original
         dot += float((change * delta).sum())
         intended += float(mx.square(delta).sum())
         applied += float(mx.square(change).sum())
-    return dot / (intended * applied) ** 0.5 if dot else 0.0
+    if not 0 < intended < math.inf:
+        return None
+    return dot / (intended * applied) ** 0.5 if applied else 0.0
 
 
 def _write(loaded: LoadedModel, folder: Path, record: JsonObject) -> None:

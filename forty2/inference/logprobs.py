@@ -26,6 +26,7 @@ from forty2.model.surgery import (
     head,
     sample_ids,
     scores_agree,
+    trains_outside_blocks,
 )
 
 HEAD_GPU, HEAD_CPU = 1 << 24, 1 << 22
@@ -61,7 +62,8 @@ def supervised_logps(
 
     The head runs on chunks of positions. A log-probability depends only on its own state, so its
     gradient is computed while the chunk's logits exist, and the backward pass only scales it. So
-    memory never holds all logits, nor their gradient. The head must be frozen.
+    memory never holds all logits, nor their gradient. That gives no gradient for the head itself:
+    where an embedding or the head is trained, mlx differentiates each chunk, and keeps its logits.
 
     Args:
         states: (B, T, D), from `body`.
@@ -76,7 +78,8 @@ def supervised_logps(
     rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
     vocabulary = head(model, rows[:1]).shape[-1]
     chunk = max(1, head_elements() // vocabulary)
-    logps = _logps_with_gradient(model) if model.training else functools.partial(_logps, model)
+    at_once = model.training and not trains_outside_blocks(model)
+    logps = _logps_with_gradient(model) if at_once else functools.partial(_logps, model)
     result: list[mx.array] = []
     for start in range(0, rows.shape[0], chunk):
         part = rows[start : start + chunk]

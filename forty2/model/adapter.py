@@ -1,7 +1,7 @@
-"""LoRA adapters: attach, save, load, merge. Files are stock mlx-lm's, so its tools read them too.
+"""LoRA and DoRA adapters: attach, save, load. Files are stock mlx-lm's, so its tools read them too.
 
-mlx-lm's layer computes y = Wx + scale · B(Ax): `scale` multiplies the update directly, where other
-packages write alpha / rank.
+mlx-lm's LoRA layer computes y = Wx + scale · B(Ax): `scale` multiplies the update directly, where
+other packages write alpha / rank. Its DoRA layer also trains the norm of each row of the weight.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.lora import LoRALinear
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject
+from forty2.model.adapter_keys import check_keys
+from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
-from forty2.model.quantization import dense_weight
+from forty2.recipe.adapter_files import CONFIG as CONFIG
+from forty2.recipe.adapter_files import WEIGHTS as WEIGHTS
+from forty2.recipe.adapter_files import last_phase
 from forty2.recipe.schema import Adapter
 
-WEIGHTS = "adapters.safetensors"
-CONFIG = "adapter_config.json"
+TEMPLATE = "template.json"
+"""File in a run folder that records its settings of the chat template."""
 _MAX_QUOTE = 300
 """Characters of another package's error that a message quotes."""
 
@@ -32,27 +36,60 @@ _MAX_QUOTE = 300
 # --- on a model ---
 
 
+class _SteadyDoRAEmbedding(DoRAEmbedding):  # type: ignore[misc]
+    """mlx-lm's layer, with outputs of the embedding's dtype: its fp32 would spread to all blocks."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        output: mx.array = super().__call__(x)
+        return output.astype(self.embedding.weight.dtype)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        output: mx.array = super().as_linear(x)
+        return output.astype(x.dtype)
+
+
 def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
-    """Freeze the model and add new LoRA layers, with B = 0, so that its output does not change yet.
+    """Freeze the model and add new adapter layers that do not change its output yet: with B = 0.
 
     Raises:
-        ModelError: the adapter asks for blocks or layers that the model does not have.
+        ModelError: the adapter asks for blocks or layers that the model does not have, or that
+            cannot have an adapter.
     """
     blocks = len(model.layers)
     if adapter.layers is not None and adapter.layers > blocks:
         raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
+    check_keys(model, adapter)
     model.freeze()
     mx.random.seed(seed)
     config = adapter_config(adapter, model)
     keys = set(adapter.keys) if adapter.keys is not None else None
-    linear_to_lora_layers(model, config["num_layers"], {**config["lora_parameters"], "keys": keys})
-    keyed_dropout(model)
-    if not tree_flatten(model.trainable_parameters()):
-        names = sorted({name for name, _ in model.layers[-1].named_modules() if name})
+    parameters = {**config["lora_parameters"], "keys": keys}
+    try:
+        linear_to_lora_layers(model, config["num_layers"], parameters, adapter.type == "dora")
+        _prepare_layers(model)
+        model(mx.array([[0, 0]]))  # lazy: nothing is computed
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise ModelError(
-            f"adapter.keys {list(adapter.keys or ())} match nothing in this model; "
-            f"a block holds {', '.join(names)}"
-        )
+            f"adapter.keys: with an adapter on {_adapted_layers(model)} the model does not run "
+            f"({on_one_line(error)}); name other layers"
+        ) from error
+    if not adapter_weights(model):
+        raise ModelError("adapter.keys is left out, but no block holds a layer that takes LoRA")
+
+
+def _prepare_layers(model: nn.Module) -> None:
+    """Make mlx-lm's new adapter layers exact: dropout with a key, and DoRA's norms in fp32."""
+    keyed_dropout(model)
+    for module in model.modules():
+        if type(module) is DoRAEmbedding:
+            module.__class__ = _SteadyDoRAEmbedding
+            module.m = mx.linalg.norm(module.embedding.weight.astype(mx.float32), axis=1)
+
+
+def _adapted_layers(model: nn.Module) -> str:
+    """Name the first and the number of the layers that have an adapter."""
+    names = [name for name, module in reversed(model.named_modules()) if "lora_a" in module]
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
@@ -60,41 +97,9 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-class Update(NamedTuple):
-    """An adapter's change of a weight, as factors: the products would take as much as the model."""
-
-    lora_a: mx.array
-    """First factor, (in, rank), fp32."""
-    lora_b: mx.array
-    """Second factor, (rank, out), fp32, multiplied by the scale."""
-
-    def delta(self) -> mx.array:
-        """Compute the change (out, in), fp32."""
-        return self.lora_b.T @ self.lora_a.T
-
-
-def merge_adapter(model: nn.Module) -> dict[str, Update]:
-    """Replace every adapter layer by a plain one, in place; the products are computed in fp32.
-
-    Returns:
-        The intended change of each weight, by layer name.
-    """
-    merged, updates = [], {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            scaled = module.scale * module.lora_b.astype(mx.float32)
-            update = Update(module.lora_a.astype(mx.float32), scaled)
-            weight, bias = dense_weight(module.linear)
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-            linear.weight = (weight.astype(mx.float32) + update.delta()).astype(weight.dtype)
-            if bias is not None:
-                linear.bias = bias
-            merged.append((name, linear))
-            updates[name] = update
-        elif hasattr(module, "fuse") and "lora_a" in module:
-            merged.append((name, module.fuse(dequantize=True)))
-    model.update_modules(tree_unflatten(merged))
-    return updates
+def dora_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the model's DoRA layers."""
+    return [m for m in model.modules() if isinstance(m, (DoRALinear, DoRAEmbedding))]
 
 
 # --- in a folder ---
@@ -110,7 +115,7 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
     if adapter.keys is not None:
         parameters["keys"] = list(adapter.keys)
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": adapter.type,
         "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
         "lora_parameters": parameters,
     }
@@ -138,6 +143,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         if config.get("fine_tune_type", "lora") not in ("lora", "dora", "full"):
             raise ModelError(f"{folder / CONFIG}: unknown fine_tune_type")
         load_adapters(model, str(folder))
+        for module in dora_layers(model):
+            if type(module) is DoRAEmbedding:
+                module.__class__ = _SteadyDoRAEmbedding
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types
         raise ModelError(
             f"{folder}: the adapter does not fit this model: {on_one_line(error)}"
@@ -155,9 +163,9 @@ def adapter_dir(path: str | Path) -> Path:
         if not (folder / WEIGHTS).exists():
             raise ModelError(f"{folder}: {WEIGHTS} is missing")
         return folder
-    phases = sorted(p.parent for p in folder.glob(f"phase[0-9]*/{CONFIG}"))
-    if phases:
-        return max(phases, key=lambda p: int("".join(filter(str.isdigit, p.name.split("_")[0]))))
+    phase = last_phase(folder)
+    if phase is not None:
+        return phase
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: this is a whole model: give it as --model")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
@@ -169,9 +177,13 @@ class TrainedOn(NamedTuple):
     name: str | None
     """Name in the recipe: a folder, a hub name or `smollm2`."""
     path: str | None
-    """Folder that it was loaded from."""
+    """Folder that it was loaded from; earlier releases recorded it as the recipe names it."""
     sha256: str | None
     """Checksum of its weights and config."""
+    from_run: str | None
+    """That folder as seen from the run folder."""
+    run: Path | None
+    """The run folder."""
 
 
 def trained_on(adapter: str | Path) -> TrainedOn:
@@ -187,18 +199,28 @@ def trained_on(adapter: str | Path) -> TrainedOn:
         except (OSError, ValueError):
             continue
         if isinstance(run, dict):
-            found = [run.get(key) for key in ("model", "model_path", "model_sha256")]
-            return TrainedOn(*(value if isinstance(value, str) else None for value in found))
-    return TrainedOn(None, None, None)
+            keys = ("model", "model_path", "model_sha256", "model_from_run")
+            found = [run.get(key) for key in keys]
+            name, path, sha256, from_run = (v if isinstance(v, str) else None for v in found)
+            return TrainedOn(name, path, sha256, from_run, place)
+    return TrainedOn(None, None, None, None, None)
 
 
-def recorded_model(adapter: str | Path) -> str | None:
-    """Return the model that an adapter's run names in its run.json; None: it names none.
+def recorded_template(adapter: str | Path) -> TemplateSettings | None:
+    """Return the settings of the chat template that an adapter's run records; None: it records none.
 
     Args:
         adapter: a run folder, or an adapter folder inside one.
     """
-    return trained_on(adapter).name
+    folder = Path(os.path.expanduser(adapter)).absolute()
+    for place in (folder, *folder.parents[:2]):
+        try:
+            return TemplateSettings.from_json(json.loads((place / TEMPLATE).read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{place / TEMPLATE}: damaged: {on_one_line(error)}") from error
+    return None
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:

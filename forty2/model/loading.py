@@ -18,7 +18,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from forty2.errors import ModelError, first_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
-from forty2.model.adapter import adapter_dir, load_adapter, on_one_line, trained_on
+from forty2.model.adapter import (
+    adapter_dir,
+    load_adapter,
+    on_one_line,
+    recorded_template,
+    trained_on,
+)
+from forty2.model.chat_template import TemplateSettings, apply_settings, stop_clock
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
 
@@ -82,6 +89,7 @@ def load(
     name: str,
     adapter: str | Path | None = None,
     *,
+    template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
     lazy: bool = False,
 ) -> LoadedModel:
@@ -94,6 +102,7 @@ def load(
     Args:
         name: folder, hub name, or `smollm2`.
         adapter: an adapter folder, or a run folder (then its last finished phase).
+        template: settings of the chat template; None: those that the adapter's run records.
         trust_remote_code: run the architecture code that a model brings along.
         lazy: leave the weights on disk until something computes with them.
 
@@ -114,13 +123,16 @@ def load(
         )
     except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
         raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
-    tokenizer = _load_tokenizer(path, config, trust_remote_code)
+    template = template or (adapter and recorded_template(adapter)) or TemplateSettings()
+    tokenizer = _load_tokenizer(path, config, template, trust_remote_code)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
     if adapter is not None:
         folder = adapter_dir(adapter)
         load_adapter(model, folder)
-        _warn_of_other_base(path, folder)
+        message = other_base(path, folder)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
         mx.set_wired_limit(int(mx.device_info().get("max_recommended_working_set_size", 0)))
@@ -132,14 +144,19 @@ def load(
     return LoadedModel(model, tokenizer, config, path, name)
 
 
-def load_tokenizer(name: str) -> TokenizerWrapper:
+def load_tokenizer(name: str, template: TemplateSettings | None = None) -> TokenizerWrapper:
     """Load a model's tokenizer without the model.
+
+    Args:
+        template: settings of the chat template.
 
     Raises:
         ModelError: there is no such model, or its tokenizer is missing or damaged.
     """
     path = resolve_model(name)
-    return _load_tokenizer(path, read_config(path), trust_remote_code=False)
+    return _load_tokenizer(
+        path, read_config(path), template or TemplateSettings(), trust_remote_code=False
+    )
 
 
 def read_config(path: Path) -> JsonObject:
@@ -167,7 +184,9 @@ def read_config(path: Path) -> JsonObject:
         raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
 
 
-def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> TokenizerWrapper:
+def _load_tokenizer(
+    path: Path, config: JsonObject, template: TemplateSettings, trust_remote_code: bool
+) -> TokenizerWrapper:
     if not any(
         (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
     ):
@@ -184,17 +203,50 @@ def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> 
         raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
+    _set_template(tokenizer, template, path)
     return tokenizer
 
 
+def _set_template(tokenizer: TokenizerWrapper, settings: TemplateSettings, path: Path) -> None:
+    """Write settings into a tokenizer's chat template."""
+    written = settings.source is not None or settings.options or settings.system_turn != "keep"
+    if written and settings.source is None and tokenizer.chat_template is None:
+        raise ModelError(
+            f"{path}: the tokenizer has no chat template to set options of; give one (chat_template)"
+        )
+    undated = apply_settings(tokenizer.chat_template, settings, str(path))
+    dated = stop_clock(undated, settings.today)
+    if dated != tokenizer.chat_template:
+        tokenizer.chat_template = dated
+        tokenizer.has_chat_template = True
+        tokenizer._chat_template = None  # mlx-lm's renderer in place of a template
+    if dated != undated:
+        tokenizer.undated_template = undated
+        tokenizer.template_date = settings.today.isoformat()
+
+
 def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them."""
-    mlx_lm_utils.save(
-        folder, loaded.path, loaded.model, loaded.tokenizer, dict(loaded.config), donate_model=False
-    )
+    """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them.
+
+    The chat template has its settings written into it, but reads the clock again.
+    """
+    tokenizer = loaded.tokenizer
+    dated = tokenizer.chat_template
+    tokenizer.chat_template = undated_template(tokenizer)
+    try:
+        mlx_lm_utils.save(
+            folder, loaded.path, loaded.model, tokenizer, dict(loaded.config), donate_model=False
+        )
+    finally:
+        tokenizer.chat_template = dated
     generation = loaded.path / "generation_config.json"
     if generation.exists():
         (folder / generation.name).write_bytes(generation.read_bytes())
+
+
+def undated_template(tokenizer: TokenizerWrapper) -> object:
+    """Return the chat template with its settings, but with the clock running."""
+    return getattr(tokenizer, "undated_template", tokenizer.chat_template)
 
 
 # --- facts about a model ---
@@ -231,17 +283,17 @@ def model_facts(loaded: LoadedModel) -> dict[str, str | int | None]:
     }
 
 
-def _warn_of_other_base(model: Path, adapter: Path) -> None:
-    """Warn if an adapter was trained on other weights, such as those before an earlier fusing."""
+def other_base(model: Path, adapter: Path) -> str | None:
+    """Say so if an adapter was trained on other weights, such as those before an earlier fusing."""
     base = trained_on(adapter)
     if base.path is None or base.sha256 is None:
-        return
-    if Path(base.path) != model and base.sha256 != model_sha256(model):
-        warnings.warn(
-            f"{adapter} was trained on {base.name}, and {model} holds other weights: measure before "
-            "you trust the two together",
-            stacklevel=3,
-        )
+        return None
+    if base.path == os.path.abspath(model) or base.sha256 == model_sha256(model):
+        return None
+    return (
+        f"{adapter} was trained on {base.name}, and {model} holds other weights: measure before "
+        "you trust the two together"
+    )
 
 
 def _to_fp32(weight: mx.array) -> mx.array:

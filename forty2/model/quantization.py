@@ -21,9 +21,9 @@ def is_quantized(config: JsonObject) -> bool:
 
 
 def dense_weight(linear: nn.Module) -> tuple[mx.array, mx.array | None]:
-    """Return the weight (out, in) of a linear layer, dequantized, and its bias if it has one."""
+    """Return a layer's weight (..., out, in), dequantized, and its bias if it has one."""
     weight = linear.weight
-    if isinstance(linear, nn.QuantizedLinear):
+    if is_quantized_layer(linear):
         weight = mx.dequantize(
             weight,
             linear.scales,
@@ -33,6 +33,11 @@ def dense_weight(linear: nn.Module) -> tuple[mx.array, mx.array | None]:
             mode=linear.mode,
         )
     return weight, linear.get("bias")
+
+
+def is_quantized_layer(layer: nn.Module) -> bool:
+    """Return whether a linear layer, an embedding or a layer of experts is quantized."""
+    return "scales" in layer
 
 
 def dequantize(model: nn.Module, config: JsonObject) -> tuple[nn.Module, JsonObject]:
@@ -56,7 +61,7 @@ def quantize(model: nn.Module, config: JsonObject, bits: int) -> tuple[nn.Module
     return quantized
 
 
-def quantize_and_back(weight: mx.array, bits: int) -> mx.array:
-    """Round a weight (out, in) to the values that quantizing it can represent."""
-    packed = mx.quantize(weight, group_size=GROUP_SIZE, bits=bits)
-    return mx.dequantize(*packed, group_size=GROUP_SIZE, bits=bits)
+def quantize_and_back(weight: mx.array, layer: nn.Module) -> mx.array:
+    """Round a weight (..., out, in) to the values that it could have in a quantized layer."""
+    settings = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(*mx.quantize(weight, **settings), **settings)

@@ -96,11 +96,26 @@ def compute_block_input(
 
 
 def frozen_depth(model: nn.Module) -> int:
-    """Count the blocks, from the first, that hold no trainable parameter."""
+    """Count the blocks, from the first, whose outputs training does not change.
+
+    A trained embedding changes the inputs of all blocks, so then there are none.
+    """
+    if trains_outside_blocks(model):
+        return 0
     for depth, block in enumerate(blocks(model)):
         if tree_flatten(block.trainable_parameters()):
             return depth
     return len(blocks(model))
+
+
+def trains_outside_blocks(model: nn.Module) -> bool:
+    """Return whether a parameter in none of the blocks is trained: of an embedding, or the head."""
+    inside = {
+        id(value)
+        for block in blocks(model)
+        for _, value in tree_flatten(block.trainable_parameters())
+    }
+    return any(id(value) not in inside for _, value in tree_flatten(model.trainable_parameters()))
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

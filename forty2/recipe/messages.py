@@ -83,6 +83,9 @@ def missing_files(document: Document) -> Iterator[Problem]:
                     yield document.problem(("phases", name, key), message)
                 elif path.is_dir() and not any(path.iterdir()):
                     yield document.problem(("phases", name, key), f"{value}: holds no data")
+    template = document.tree.get("chat_template")
+    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+        yield document.problem(("chat_template",), f"{template}: no such file")
     benchmark = document.tree.get("benchmark")
     if isinstance(benchmark, dict):
         questions, tasks = benchmark.get("questions"), benchmark.get("tasks")

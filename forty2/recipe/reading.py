@@ -26,6 +26,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
+from forty2.recipe.adapter_files import take_shape
 from forty2.recipe.document import listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_overrides
@@ -74,7 +75,8 @@ def recipe_text(source: str) -> str:
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
-    An override that shortens a phase lowers that phase's other step counts with it, and warns.
+    An override that shortens a phase lowers that phase's other step counts with it, and warns. The
+    adapter of `init_from` gives its shape to the adapter section, where that leaves it out.
 
     Args:
         source: a packaged recipe's name, or a YAML file.
@@ -85,6 +87,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     document = parse_document(recipe_text(str(source)), str(source))
     problems, notes = apply_overrides(document, overrides)
+    problems += take_shape(document)
     recipe: Recipe | None = None
     try:
         # From JSON, because in strict mode pydantic takes a mapping for a dataclass only there.

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.training.objectives import OBJECTIVES
@@ -20,8 +20,11 @@ Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapter:
-    """Shape of the LoRA adapter, shared by all phases."""
+    """Kind and shape of the adapter, shared by all phases."""
 
+    type: Literal["lora", "dora"] = "lora"
+    """Kind of adapter: lora, or dora, which also trains the norm of each row of a weight; a step of
+    dora takes longer and more memory."""
     rank: Positive = 8
     """Rank of the two low-rank factors; a higher rank has more parameters to train."""
     scale: Annotated[float, Field(gt=0)] = 10.0
@@ -31,7 +34,8 @@ class Adapter:
     layers: Positive | None = None
     """Number of transformer blocks that get an adapter, counted from the last; null: all."""
     keys: list[str] | None = None
-    """Names of the linear layers in a block that get an adapter, e.g. [self_attn.q_proj]; null: all."""
+    """Names of the layers that get an adapter: in a block, e.g. [self_attn.q_proj], or in the whole
+    model, e.g. [lm_head, model.embed_tokens]; null: all linear layers of the blocks."""
 
 
 if TYPE_CHECKING:
@@ -78,7 +82,8 @@ class Benchmark:
         default=[BenchmarkTask(task="truthfulqa")]
     )
     """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}. Only
-    truthfulqa decides the verdict; the report compares the others too."""
+    truthfulqa decides the verdict; each of the others is compared and judged by itself. Training rows
+    are searched for the questions of all."""
 
     @field_validator("tasks")
     @classmethod
@@ -118,8 +123,20 @@ class Recipe:
     max_length: Positive = 1024
     """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
     whose response does not fit are dropped."""
+    chat_template: str | None = None
+    """File with a chat template, as Jinja, in place of the model's own; null: the model's own."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Variables that the chat template reads, e.g. {enable_thinking: false}; for training, measuring
+    and the fused model alike."""
+    system_turn: Literal["keep", "fold"] = "keep"
+    """`fold`: merge a system turn into the user turn after it, for chat templates that take none;
+    `keep`: leave it to the template."""
+    init_from: str | None = None
+    """Adapter that the first phase goes on from: a run (its last finished phase), a phase of one as in
+    RUN/phase2_dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
+    section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
-    """Shape of the LoRA adapter."""
+    """Kind and shape of the adapter."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
     """Phases by name, trained in this order; each goes on from the adapter of the one before it."""
     fuse: Fuse | None = None

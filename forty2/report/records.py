@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,8 @@ _DAMAGE = (
     RecursionError,
 )
 """Errors that reading a damaged file may raise."""
+_FIRST = "truthfulqa"
+"""The task that earlier releases recorded alone, without naming it."""
 _T = TypeVar("_T")
 
 
@@ -43,6 +45,8 @@ class Provenance:
     model_sha256: str
     versions: dict[str, str]
     """Releases of the software, and the machine."""
+    init_from: dict[str, str]
+    """Folder and hash of the adapter that the run went on from, by what they are; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +126,43 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskVerdict:
+    """One benchmark's verdict, and the metrics that it is over."""
+
+    metrics: list[str]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A stage against the base model."""
 
     stage: str
     changes: dict[str, Change]
-    """Changes of the metrics that the verdict is over, by metric."""
+    """Changes of the metrics that a benchmark's verdict is over, by metric."""
+    tasks: dict[str, TaskVerdict]
+    """Each benchmark's own verdict, by task; earlier releases recorded that of TruthfulQA alone."""
     categories: dict[str, float]
     """Mean change by category of questions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contamination:
-    """Questions of the benchmark that are in training rows."""
+class Task:
+    """A benchmark that a run measured."""
 
-    questions: int
+    label: str
+    """Its name for a reader."""
+    questions: str
+    questions_sha256: str | None
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """Questions of the benchmarks that are in training rows."""
+
+    questions: dict[str, int]
+    """Number of questions in training rows, by task; a task that is missing was not searched for."""
     comparisons: list[Comparison]
     """The comparisons without those questions."""
 
@@ -150,6 +176,8 @@ class Summary:
     questions: str
     questions_sha256: str | None
     n: int | None
+    tasks: dict[str, Task]
+    """Benchmarks of the recipe; earlier releases recorded TruthfulQA alone."""
     stages: list[Stage]
     comparisons: list[Comparison]
     contamination: Contamination | None
@@ -161,7 +189,8 @@ class Quantized:
 
     path: str
     bits: int
-    cosine: float
+    cosine: float | None
+    """None: no weight matrix is changed."""
     kl: float
 
 
@@ -295,7 +324,9 @@ def _log_line(record: JsonObject) -> LogLine:
 
 def _provenance(record: JsonObject) -> Provenance:
     versions = {str(name): str(version) for name, version in record["versions"].items()}
-    return Provenance(str(record["model"]), str(record["model_sha256"]), versions)
+    initial = {"init_from": "init_from", "init_from_sha256": "init_from, sha256"}
+    init_from = {title: str(record[key]) for key, title in initial.items() if record.get(key)}
+    return Provenance(str(record["model"]), str(record["model_sha256"]), versions, init_from)
 
 
 def _phase(record: JsonObject) -> Phase:
@@ -312,20 +343,44 @@ def _phase(record: JsonObject) -> Phase:
 
 
 def _summary(record: JsonObject) -> Summary:
-    found = record.get("contamination")
+    questions, sha256 = str(record.get("questions") or ""), record.get("questions_sha256")
+    tasks = record.get("tasks") or {
+        _FIRST: {
+            "label": "TruthfulQA",
+            "questions": questions,
+            "questions_sha256": sha256,
+            "n": record.get("n"),
+        }
+    }
     return Summary(
         verdict=str(record.get("verdict") or ""),
         margin=_number(record.get("margin")),
-        questions=str(record.get("questions") or ""),
+        questions=questions,
+        questions_sha256=sha256,
+        n=record.get("n"),
+        tasks={name: _task(task) for name, task in tasks.items()},
+        stages=[_stage(stage) for stage in record.get("stages") or []],
+        comparisons=[_comparison(one, tasks) for one in record.get("comparisons") or []],
+        contamination=_contamination(record.get("contamination"), tasks),
+    )
+
+
+def _task(record: JsonObject) -> Task:
+    return Task(
+        label=str(record["label"]),
+        questions=str(record["questions"]),
         questions_sha256=record.get("questions_sha256"),
         n=record.get("n"),
-        stages=[_stage(stage) for stage in record.get("stages") or []],
-        comparisons=[_comparison(one) for one in record.get("comparisons") or []],
-        contamination=None
-        if not found
-        else Contamination(
-            int(found["questions"]), [_comparison(one) for one in found["comparisons"]]
-        ),
+    )
+
+
+def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contamination | None:
+    if not record:
+        return None
+    counts = record.get("tasks") or {_FIRST: record}
+    return Contamination(
+        questions={name: int(count["questions"]) for name, count in counts.items()},
+        comparisons=[_comparison(one, tasks) for one in record["comparisons"]],
     )
 
 
@@ -351,12 +406,29 @@ def _stage(record: JsonObject) -> Stage:
     )
 
 
-def _comparison(record: JsonObject) -> Comparison:
+def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
+    """Read a comparison.
+
+    Args:
+        tasks: names of the recipe's tasks; the verdicts of others are left out.
+    """
     metrics = record["metrics"]
-    judged = record.get("judged") or metrics
+    found = record.get("tasks") or {
+        _FIRST: {
+            "judged": record.get("judged") or list(metrics),
+            "verdict": record.get("verdict") or "",
+        }
+    }
+    verdicts = {
+        name: TaskVerdict(_texts(one["judged"]), str(one["verdict"]))
+        for name, one in found.items()
+        if name in tasks
+    }
+    judged = {metric for one in verdicts.values() for metric in one.metrics}
     return Comparison(
         stage=str(record["stage"]),
         changes={name: _change(metrics[name]) for name in metrics if name in judged},
+        tasks=verdicts,
         categories={name: float(value) for name, value in (record.get("categories") or {}).items()},
     )
 
@@ -380,7 +452,10 @@ def _fused(record: JsonObject) -> Fused:
         quantized=None
         if not copy
         else Quantized(
-            str(copy["path"]), int(copy["bits"]), float(copy["cosine"]), float(copy["kl"])
+            str(copy["path"]),
+            int(copy["bits"]),
+            None if copy["cosine"] is None else float(copy["cosine"]),
+            float(copy["kl"]),
         ),
         warnings=_texts(record.get("warnings")),
     )

@@ -24,13 +24,13 @@ from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import (
     Change,
-    Comparison,
     LogLine,
     Phase,
     Provenance,
     Run,
     Stage,
     Summary,
+    Task,
     read_run,
 )
 
@@ -114,6 +114,14 @@ def notices(folder: Path) -> list[str]:
     return _warnings(read_run(folder))
 
 
+def contamination_lines(folder: Path) -> list[str]:
+    """List sentences about benchmark questions in a run's training rows, fit for a terminal.
+
+    Empty if the run measured nothing.
+    """
+    return _contamination(read_run(folder))
+
+
 def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Table:
     """Make the table of versions and hashes, with these rows after the model's."""
     return Table(
@@ -121,6 +129,7 @@ def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Tab
         [
             ("model", provenance.model),
             ("model weights, sha256", provenance.model_sha256),
+            *provenance.init_from.items(),
             *rows,
             *provenance.versions.items(),
         ],
@@ -140,10 +149,10 @@ def _markdown(run: Run) -> str:
         lines += ["", "## Look at this first", "", *(f"- {line}" for line in warnings)]
     if summary is not None and summary.stages:
         lines += ["", "## Measurements", "", *table_lines(_stages(summary)), "", _STAGES_NOTE]
-        changes = _changes(summary.comparisons)
+        changes = _changes(summary)
         if changes.rows:
             lines += ["", "### Change from the base model", ""]
-            lines += [*table_lines(changes), "", _changes_note(summary)]
+            lines += [*table_lines(changes), "", _changes_note(summary, escape)]
         for line in _contamination(run, escape):
             lines += ["", line]
     lines += ["", "## Training", ""]
@@ -159,7 +168,6 @@ def _markdown(run: Run) -> str:
 
 def _html(run: Run) -> str:
     summary = run.summary
-    measured = summary is not None and bool(summary.stages)
     return render(
         "run.html.jinja",
         name=run.name,
@@ -169,9 +177,9 @@ def _html(run: Run) -> str:
         warnings=_warnings(run),
         stages=_stages(summary) if summary is not None else Table((), ()),
         stages_note=_STAGES_NOTE,
-        changes=_changes(summary.comparisons) if summary is not None else Table((), ()),
+        changes=_changes(summary) if summary is not None else Table((), ()),
         changes_note=_changes_note(summary) if summary is not None else "",
-        contamination=_contamination(run) if measured else [],
+        contamination=_contamination(run),
         scores=_truthfulqa(summary) if summary is not None else [],
         curves=_curves_by_phase(run),
         phases=_phases(run.phases),
@@ -208,11 +216,21 @@ def _meaning(summary: Summary, quote: Quote = str) -> str:
     return f"{sentence} {compared}".strip()
 
 
-def _changes_note(summary: Summary) -> str:
-    """Write the note on changes, with the meaning of the verdicts that occur."""
+def _changes_note(summary: Summary, quote: Quote = str) -> str:
+    """Write the note on changes: the meaning of the verdicts that occur, and each benchmark's own."""
     found = {one.verdict for each in summary.comparisons for one in each.changes.values()}
     meanings = [f"{name}: {text}" for name, text in _METRIC_VERDICTS.items() if name in found]
-    return " ".join([_CHANGES_NOTE, *(f"{text[0].upper()}{text[1:]}." for text in meanings)])
+    verdicts = []
+    if len(summary.tasks) > 1 and summary.comparisons:
+        last = summary.comparisons[-1]
+        each = "; ".join(
+            f"{quote(task.label)} {quote(last.tasks[name].verdict)}"
+            for name, task in summary.tasks.items()
+            if name in last.tasks
+        )
+        verdicts.append(f"Verdicts on {quote(last.stage)} by benchmark: {each}.")
+    sentences = [f"{text[0].upper()}{text[1:]}." for text in meanings]
+    return " ".join([_CHANGES_NOTE, *sentences, *verdicts])
 
 
 def _warnings(run: Run, quote: Quote = str) -> list[str]:
@@ -235,25 +253,25 @@ def _warnings(run: Run, quote: Quote = str) -> list[str]:
 
 def _contamination(run: Run, quote: Quote = str) -> list[str]:
     """List sentences about benchmark questions in the training rows."""
-    found = run.summary.contamination if run.summary is not None else None
+    summary = run.summary
+    if summary is None or not summary.stages:
+        return []
+    found = summary.contamination
+    counts = found.questions if found is not None else {}
+    clean = [quote(task.label) for name, task in summary.tasks.items() if counts.get(name) == 0]
     lines = []
-    if found is not None and not found.questions:
-        lines.append("Contamination: no training row holds a question of TruthfulQA.")
-    elif found is not None:
-        text = (
-            f"Contamination: {_count(found.questions, 'question')} of TruthfulQA "
-            f"{'is' if found.questions == 1 else 'are'} in training rows (contamination.json "
-            "names them)."
-        )
-        if found.comparisons:
-            last = found.comparisons[-1]
-            changes = "; ".join(
-                f"{quote(name.upper())} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
-                for name, one in last.changes.items()
-            )
-            text += f" Without them, {quote(last.stage)} against the base model: {changes}."
-        lines.append(text)
-    if run.summary is not None and any(stage.tasks for stage in run.summary.stages):
+    if clean:
+        lines.append(f"Contamination: no training row holds a question of {_listed(clean)}.")
+    if found is not None:
+        lines += [
+            _contaminated(task, found.questions[name], _without(summary, name, quote), quote)
+            for name, task in summary.tasks.items()
+            if found.questions.get(name)
+        ]
+        unsearched = [quote(t.label) for name, t in summary.tasks.items() if name not in counts]
+        if unsearched:
+            lines.append(f"Training rows were not searched for questions of {_listed(unsearched)}.")
+    if len(summary.tasks) == 1 and any(stage.tasks for stage in summary.stages):
         lines.append("Training rows were not searched for questions of the other benchmarks.")
     if run.unread_phases:
         lines.append(
@@ -263,9 +281,45 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
     return lines
 
 
+def _contaminated(task: Task, questions: int, without: str, quote: Quote) -> str:
+    """Say how many of a benchmark's questions are in training rows, and the result without them."""
+    are, them = ("is", "it") if questions == 1 else ("are", "them")
+    text = (
+        f"Contamination: {_count(questions, 'question')} of {quote(task.label)} {are} in training "
+        f"rows (contamination.json names {them})."
+    )
+    return f"{text} Without {them}, {without}." if without else text
+
+
+def _without(summary: Summary, name: str, quote: Quote) -> str:
+    """Give the last stage's changes in one benchmark without its questions in training rows."""
+    if summary.contamination is None or not summary.comparisons:
+        return ""
+    found = summary.contamination.comparisons
+    if not found or name not in found[-1].tasks:
+        return "too few are left to compare"
+    last = found[-1]
+    changes = "; ".join(
+        f"{quote(_metric(metric))} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
+        for metric in last.tasks[name].metrics
+        if (one := last.changes.get(metric)) is not None
+    )
+    return f"{quote(last.stage)} against the base model: {changes}"
+
+
 def _count(n: int, noun: str) -> str:
     """Format a number with its noun, in the plural unless it is 1."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names, the last with "or"."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _metric(name: str) -> str:
+    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
+    return name.upper() if name in ("mc1", "mc2", "mc3") else name
 
 
 def _signed(change: Change) -> str:
@@ -303,19 +357,19 @@ def _stages(summary: Summary) -> Table:
     return Table((*head, *tasks), rows)
 
 
-def _changes(comparisons: Sequence[Comparison]) -> Table:
+def _changes(summary: Summary) -> Table:
     return Table(
         ("Stage", "Score", "Change", "95% interval", "p", "Verdict"),
         [
             (
                 comparison.stage,
-                name.upper(),
+                _metric(name),
                 _signed(one),
                 _interval(one),
                 "–" if one.p is None else f"{one.p:.2g}",
                 one.verdict,
             )
-            for comparison in comparisons
+            for comparison in summary.comparisons
             for name, one in comparison.changes.items()
         ],
     )
@@ -352,7 +406,7 @@ def _fused(run: Run) -> Table:
                 (
                     copy.path,
                     "cosine of the change of weights with the adapter's (1: nothing is lost)",
-                    f"{copy.cosine:.3f}",
+                    "no weight is changed" if copy.cosine is None else f"{copy.cosine:.3f}",
                 ),
             ]
     return Table(("Model", "Measure", "Value"), rows)
@@ -360,11 +414,11 @@ def _fused(run: Run) -> Table:
 
 def _origin(run: Run) -> Table:
     rows = [("started", run.started)]
-    if run.summary is not None and run.summary.questions_sha256:
-        rows += [
-            ("questions", run.summary.questions),
-            ("questions, sha256", run.summary.questions_sha256),
-        ]
+    tasks = run.summary.tasks if run.summary is not None else {}
+    for task in tasks.values():
+        if task.questions_sha256:
+            name = "questions" if len(tasks) == 1 else f"questions of {task.label}"
+            rows += [(name, task.questions), (f"{name}, sha256", task.questions_sha256)]
     return origin_table(run.provenance, rows)
 
 

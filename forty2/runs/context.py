@@ -15,16 +15,26 @@ import yaml
 
 from forty2 import machine
 from forty2.errors import RecipeError, RunError
-from forty2.files import JsonObject, make_folder, remove_leftovers
+from forty2.files import JsonObject, make_folder, read_json, remove_leftovers, write_json
+from forty2.model.adapter import TEMPLATE
+from forty2.model.chat_template import TemplateSettings, settings_of
 from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
+from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
+from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 from forty2.training.processes import Group, joined
 
-NEEDED_BY_ALL = ("phase*/*", "work/*/step*/*", "work/*/best*/*")
+NEEDED_BY_ALL = (
+    "template.json",
+    "phase*/*",
+    "work/*/step*/*",
+    "work/*/best*/*",
+    f"work/*/{BEGUN_WITH}",
+)
 """Files of a run that the other processes of a group need to continue it."""
 
 
@@ -50,6 +60,10 @@ class RunContext:
     group: Group
     progress: Activity
     trust_remote_code: bool
+    template: TemplateSettings
+    """Settings of the chat template, with the day that it takes for today."""
+    whole_epochs: bool
+    """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
 
     @property
     def path(self) -> Path:
@@ -63,10 +77,14 @@ def open_run(
     path: Path,
     *,
     resume: bool,
+    extend: bool,
     trust_remote_code: bool,
     progress: Progress,
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
+
+    Args:
+        extend: let a run that goes on have other numbers of steps.
 
     Raises:
         RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
@@ -78,7 +96,11 @@ def open_run(
             versions = provenance.versions
             must_agree.update(
                 {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
-                **{"the recipe": to_yaml(recipe), "the model": provenance.model_sha256},
+                **{
+                    "the recipe": to_yaml(recipe),
+                    "the model": provenance.model_sha256,
+                    "the adapter of init_from": str(provenance.init_from_sha256),
+                },
             )
             if not group.first:
                 resume, progress = False, silent
@@ -92,22 +114,59 @@ def open_run(
                     to_yaml(recipe),
                     provenance,
                     resume=resume,
+                    extend=extend,
                     reread=lambda stored: _reread(stored, recipe),
                 )
             )
+            if folder.notice is not None:
+                progress("run", 0, 1, {"warning": folder.notice})
+        if group.first:
+            _record_template(folder.path, recipe)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
-        yield RunContext(recipe, folder, provenance, group, Activity(progress), trust_remote_code)
+        yield RunContext(
+            recipe=recipe,
+            folder=folder,
+            provenance=provenance,
+            group=group,
+            progress=Activity(progress),
+            trust_remote_code=trust_remote_code,
+            template=TemplateSettings.from_json(read_json(folder.path / TEMPLATE)),
+            whole_epochs=group.broadcast(folder.counts_whole_epochs),
+        )
+
+
+def _record_template(path: Path, recipe: Recipe) -> None:
+    """Write the settings of the chat template into the run folder, or compare them with those there.
+
+    The template takes the day on which the run was started for today, so that a run that is resumed
+    on another day goes on with the same rows.
+
+    Raises:
+        RunError: the file of the template has changed since the run was started.
+    """
+    settings = settings_of(recipe, read_json(path / "run.json")["started"][:10])
+    file = path / TEMPLATE
+    if not file.exists():
+        write_json(file, settings.to_json())
+    elif TemplateSettings.from_json(read_json(file)) != settings:
+        raise RunError(
+            f"chat_template: {recipe.chat_template}: has changed since {path} was started; put it "
+            "back, or name another --run-dir"
+        )
 
 
 def provenance_of(recipe: Recipe) -> Provenance:
     """Look up the model, its weights' hash and the versions that a run of this recipe starts from."""
     model = resolve_model(recipe.model)
+    initial = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
     return Provenance(
         name=recipe.name,
         model=recipe.model,
-        model_path=str(model),
+        model_path=os.path.abspath(model),
         model_sha256=model_sha256(model),
         versions=machine.facts(),
+        init_from=str(initial.folder) if initial is not None else None,
+        init_from_sha256=initial.sha256() if initial is not None else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 RUN/recipe.yaml            the resolved recipe, every default spelled out
 RUN/run.json               provenance: versions, device, hashes, when the run was started
+RUN/template.json          settings of the chat template, and the day that it takes for today
 RUN/metrics.jsonl          one line per step and evaluation
 RUN/data.json              hashes of the rows of each phase
 RUN/data/NAME/             built-in data sets as they were built for this run
 RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, phase.json, checksums
-RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums
+RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums;
+                           of a finished one, the last from which it can be extended
 RUN/benchmarks/            results after the base, each phase and fusing, with a checksum in each
 RUN/report.md, report.html
 
@@ -39,18 +41,21 @@ from forty2.files import (
     write_sealed,
     write_text,
 )
+from forty2.runs.extending import JOURNAL, complete_extension, extend, find_extension
 from forty2.runs.records import Provenance
 
 VERSION = 2
 """Version of the run folder's format. 1: finished phases without checksums, one `best` a phase."""
-_RESULTS = ("phase*", "work/*", "benchmarks/*", "metrics.jsonl")
+_RESULTS = ("phase*", "work/*", "benchmarks/*", "metrics.jsonl", JOURNAL)
 
 
 class RunFolder:
     """An open run folder, locked against a second writer until closed."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: IO[str], notice: str | None = None) -> None:
         self.path = path
+        self.notice = notice
+        """Sentence about what opening it has changed."""
         self._lock = lock
 
     @classmethod
@@ -61,12 +66,14 @@ class RunFolder:
         provenance: Provenance,
         *,
         resume: bool,
+        extend: bool = False,
         reread: Callable[[Path], str] = Path.read_text,
     ) -> RunFolder:
         """Start a run in a new or empty folder, or continue the one that is there.
 
         Args:
             recipe_yaml: the resolved recipe.
+            extend: let a run that goes on have other numbers of steps; see `runs.extending`.
             reread: returns the recipe that a run was started from, as this release writes it.
 
         Raises:
@@ -80,11 +87,17 @@ class RunFolder:
             refuse_links(path)
             lock = _lock(path)
             try:
-                _start_or_continue(path, lock, recipe_yaml, provenance, resume, reread)
+                continues = _continues(path, resume)
+                _take_over(path, lock)
+                notice = None
+                if continues:
+                    notice = _check_same(path, recipe_yaml, provenance, reread, extend)
+                else:
+                    _start(path, recipe_yaml, provenance)
             except BaseException:
                 lock.close()
                 raise
-            return cls(path, lock)
+            return cls(path, lock, notice)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -109,6 +122,10 @@ class RunFolder:
                 f"{self.path}: was removed, moved or replaced while the run was under way; put it "
                 "back, then go on with --resume"
             )
+
+    def counts_whole_epochs(self) -> bool:
+        """Return whether the run's epochs are whole passes; early releases rounded them to steps."""
+        return bool(read_json(self.path / "run.json").get("whole_epochs", False))
 
     @property
     def metrics_path(self) -> Path:
@@ -186,32 +203,40 @@ def _lock(path: Path) -> IO[str]:
     return lock
 
 
-def _start_or_continue(
-    path: Path,
-    lock: IO[str],
-    recipe_yaml: str,
-    provenance: Provenance,
-    resume: bool,
-    reread: Callable[[Path], str],
-) -> None:
+def _continues(path: Path, resume: bool) -> bool:
+    """Return whether a run with results is there to continue."""
     existing = (path / "run.json").exists() and _has_results(path)
     if existing and not resume:
         raise RunError(
             f"{path}: holds a run already; go on with --resume, or name another --run-dir"
         )
+    return existing
+
+
+def _take_over(path: Path, lock: IO[str]) -> None:
+    """Name this process as the owner, and clear up after the one before."""
     lock.truncate(0)
     lock.write(f"process {os.getpid()} since {now()}")
     lock.flush()
     remove_leftovers(path)
-    if existing:
-        _check_same(path, recipe_yaml, provenance, reread)
-        return
+    complete_extension(path)
+
+
+def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
     # A run without results was refused: remove what it wrote about its data.
     shutil.rmtree(path / "data", ignore_errors=True)
-    for name in ("data.json", "contamination.json"):
+    for name in ("data.json", "contamination.json", "template.json"):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
-    started = {"version": VERSION, "started": now(), **provenance.to_json()}
+    # If the run and its model are moved together, this still leads to the model.
+    from_run = os.path.relpath(provenance.model_path, path)
+    started = {
+        "version": VERSION,
+        "started": now(),
+        "whole_epochs": True,
+        **provenance.to_json(),
+        "model_from_run": from_run,
+    }
     write_json(path / "run.json", started)
 
 
@@ -221,9 +246,17 @@ def _has_results(path: Path) -> bool:
 
 
 def _check_same(
-    path: Path, recipe_yaml: str, provenance: Provenance, reread: Callable[[Path], str]
-) -> None:
-    """Refuse to continue a run of another format, model or recipe; upgrade a run of format 1."""
+    path: Path,
+    recipe_yaml: str,
+    provenance: Provenance,
+    reread: Callable[[Path], str],
+    extend_run: bool,
+) -> str | None:
+    """Refuse to continue a run of another format, model or recipe; upgrade a run of format 1.
+
+    Returns:
+        What was changed, where the recipe has other numbers of steps and `extend_run` is on.
+    """
     record = read_json(path / "run.json")
     version = record.get("version") if isinstance(record, dict) else None
     if version not in (1, VERSION):
@@ -238,7 +271,10 @@ def _check_same(
             f"holds now (sha256 {before}, now {after}); put those back, or name another --run-dir"
         )
     started_with = reread(path / "recipe.yaml")
-    if started_with != recipe_yaml:
+    extension = None
+    if started_with != recipe_yaml and extend_run:
+        extension = find_extension(path, started_with, recipe_yaml)
+    if started_with != recipe_yaml and extension is None:
         old, new = started_with.splitlines(), recipe_yaml.splitlines()
         changed = next((n for n in new if n not in old), next((o for o in old if o not in new), ""))
         raise RunError(
@@ -246,9 +282,19 @@ def _check_same(
             f"{changed.strip()!r}); resume with {path / 'recipe.yaml'}, or name another "
             "--run-dir"
         )
+    initial, now_initial = record.get("init_from_sha256"), provenance.init_from_sha256
+    if initial != now_initial:
+        raise RunError(
+            f"{path}: went on from another adapter than {provenance.init_from} holds now (sha256 "
+            f"{initial}, now {now_initial}); put that one back, or name another --run-dir"
+        )
     if version == 1:
         _upgrade(path)
         write_json(path / "run.json", {**record, "version": VERSION})
+    if extension is None:
+        return None
+    extend(path, extension)
+    return extension.message
 
 
 def _upgrade(path: Path) -> None:

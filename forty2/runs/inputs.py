@@ -19,9 +19,10 @@ from forty2.benchmark.tasks.eval_prompts import (
 )
 from forty2.errors import ModelError, RunError
 from forty2.files import read_json, write_json
-from forty2.model.adapter import attach_adapter
+from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_base
 from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
+from forty2.recipe.adapter_files import read_adapter_file
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
@@ -75,7 +76,7 @@ def read_inputs(
         RunError: the rows differ from those that the run began with.
     """
     recipe = run.recipe
-    loaded = load(recipe.model, trust_remote_code=run.trust_remote_code)
+    loaded = load(recipe.model, template=run.template, trust_remote_code=run.trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
     finder = measurer.contamination_finder() if measurer is not None else None
     data = {
@@ -97,7 +98,9 @@ def read_inputs(
         measurer.write_contamination(data)
         # The base is measured for minutes before the adapter is attached: try the adapter now.
         trial = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
-        attach_adapter(trial.model, recipe.adapter, seed=0)
+        attach_initial_adapter(trial.model, recipe, seed=0)
+    if recipe.init_from is not None and run.group.first:
+        warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)
 
 

@@ -26,15 +26,15 @@ class StageMeasurer:
     def __init__(self, run: RunContext, benchmark: Benchmark) -> None:
         self._run = run
         self._measurement = load_measurement(benchmark, run.recipe.seed)
+        self._searched = self._measurement.benchmarks()
         self._base: Base | None = None
 
     def contamination_finder(self) -> ContaminationFinder:
-        """Make a finder of the TruthfulQA questions in training rows."""
-        items = self._measurement.truthfulqa.items
-        return ContaminationFinder([(q.question, *q.mc1.choices, *q.mc2.choices) for q in items])
+        """Make a finder of all tasks' questions in training rows."""
+        return ContaminationFinder(self._searched)
 
     def write_contamination(self, data: Mapping[str, PhaseData]) -> None:
-        """Write contamination.json: the training rows that hold questions of the benchmark.
+        """Write contamination.json: the training rows that hold questions of the tasks.
 
         Args:
             data: by phase, read with the finder.
@@ -42,6 +42,7 @@ class StageMeasurer:
         record = ContaminationRecord(
             hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
             unread_phases=tuple(name for name, part in data.items() if part.source is None),
+            searched=tuple(benchmark.name for benchmark in self._searched),
             questions=self._measurement.truthfulqa.name,
         )
         write_json(self._run.path / CONTAMINATION, record.to_json())
@@ -73,7 +74,7 @@ class StageMeasurer:
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
             return read_stage(file)
-        loaded = loaded or load(str(folder))
+        loaded = loaded or load(str(folder), template=self._run.template)
         loaded.model.eval()
         settings = self._measurement.settings(stage)
         with PartialResults.open(file, settings, resume=True) as partial:

@@ -28,6 +28,9 @@ class PhaseData(NamedTuple):
     """Path of the training rows' texts; None for a prepared folder, which holds ids alone."""
     hits: list[Hit]
     """Benchmark items in the training rows, if they were searched for."""
+    ignored: str = ""
+    """Keys of the training rows that nothing reads, with the number of their rows. Built-in sets hold
+    such keys on purpose, so theirs are not listed."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -53,13 +56,15 @@ def phase_data(
             write_built(build(name, seed=recipe.seed), Path(source))
     else:
         source = phase.data
+    encoder = phase.encoder(encoder)
     if is_prepared(source):
         if phase.row_kind is not CONVERSATIONS:
             raise DataError(
                 f"{source}: holds prepared conversations; a {phase.objective} phase needs "
                 f"{phase.row_kind.name}"
             )
-        splits = open_prepared(source, tokenizer_key(encoder.tokenizer), recipe.max_length)
+        key = tokenizer_key(encoder.tokenizer)
+        splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None, [])
     found = read_phase_rows(
@@ -71,7 +76,8 @@ def phase_data(
         linter=Linter(specials=encoder.specials) if phase.lint else None,
         contamination=contamination,
     )
-    return PhaseData(found.train, found.valid, source, found.hits)
+    ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
+    return PhaseData(found.train, found.valid, source, found.hits, ignored)
 
 
 def check_measured(name: str, phase: Phase, data: PhaseData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,30 +15,43 @@ from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.errors import RunError
-from forty2.files import check_free_space, find_damage, seal, staged_folder, write_json
+from forty2.files import (
+    check_free_space,
+    find_damage,
+    read_json,
+    seal,
+    staged_folder,
+    write_json,
+)
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
 from forty2.model.loading import LoadedModel, parameter_count
-from forty2.model.surgery import in_fp32
+from forty2.model.surgery import frozen_depth, in_fp32
 from forty2.runs.context import RunContext
+from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.records import PhaseRecord
-from forty2.text.row_kinds import CONVERSATIONS
 from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.checkpoints import Checkpoints, find_checkpoints
+from forty2.training.checkpoints import (
+    Checkpoints,
+    drop_checkpoints_after,
+    find_checkpoints,
+    keep_one_checkpoint,
+)
 from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
-    MIN_PASSES,
     FrozenStates,
-    frozen_states_size,
     has_room,
+    states_to_store,
     store_states,
+    worth_storing,
 )
 from forty2.training.loop import Trained, Training, train
+from forty2.training.objectives.phase import Phase
 from forty2.training.reference import TokenLogps, reference_key, reference_logps
-from forty2.training.schedule import PhasePlan, plan_phase
+from forty2.training.schedule import PhasePlan, longer, phase_seed, plan_phase, shared_steps
 
 
 def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
@@ -51,14 +65,35 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
     """
     folder = run.path / phase.label
     work = run.path / "work" / phase.label
+    plan = _plan(run, phase, phase.settings)
     if (folder / "phase.json").exists():
         with run.group.synchronized():
             refuse_damage(folder, "the phase is trained anew")
             restore_adapter(loaded.model, folder)
     else:
-        _train(run, phase, loaded, folder, work)
-    shutil.rmtree(work, ignore_errors=True)  # the phase is safely stored
+        _train(run, phase, plan, loaded, folder, work)
+    _clear(work, plan)
     return folder
+
+
+def _plan(run: RunContext, phase: PhaseInput, settings: Phase) -> PhasePlan:
+    rows = phase.data.train.rows
+    return plan_phase(
+        settings,
+        lengths_of(rows),
+        weights_of(rows),
+        phase_seed(run.recipe.seed, phase.number),
+        whole_epochs=run.whole_epochs,
+    )
+
+
+def _clear(work: Path, plan: PhasePlan) -> None:
+    """Delete a stored phase's working files, but for a checkpoint from which it can be extended."""
+    for file in filter(Path.is_file, list(work.glob("*"))):
+        file.unlink()
+    keep_one_checkpoint(work, shared_steps(plan, longer(plan)))
+    if plan.phase.schedule != "constant" or not find_checkpoints(work):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_damage(folder: Path, then: str) -> None:
@@ -73,12 +108,15 @@ def refuse_damage(folder: Path, then: str) -> None:
 
 
 def _train(
-    run: RunContext, phase: PhaseInput, loaded: LoadedModel, folder: Path, work: Path
+    run: RunContext,
+    phase: PhaseInput,
+    plan: PhasePlan,
+    loaded: LoadedModel,
+    folder: Path,
+    work: Path,
 ) -> None:
     _check_free_space(run, loaded, work)
-    rows = phase.data.train.rows
-    seed = run.recipe.seed + 1000 * phase.number
-    plan = plan_phase(phase.settings, lengths_of(rows), weights_of(rows), seed)
+    _drop_unfit_checkpoints(run, phase, plan, loaded, work)
     loaded.model.eval()
     # No checkpoint has been restored yet: the reference is the policy as the phase begins.
     shortcuts = supported_shortcuts(loaded.model)
@@ -109,6 +147,46 @@ def _train(
         record = _record(phase, trained, train_loss, plan)
         write_json(staged / "phase.json", record.to_json())
         seal(staged)
+
+
+def _drop_unfit_checkpoints(
+    run: RunContext, phase: PhaseInput, plan: PhasePlan, loaded: LoadedModel, work: Path
+) -> None:
+    """Delete the checkpoints that an extended phase would not have had, had it begun so long."""
+    marker = work / BEGUN_WITH
+    if not marker.exists():
+        return
+    before = _plan(run, phase, dataclasses.replace(phase.settings, **read_json(marker)))
+    if _computes_alike(run, loaded, before, plan):
+        drop_checkpoints_after(work, shared_steps(before, plan))
+        if find_checkpoints(work):
+            marker.unlink()
+            return
+    shutil.rmtree(work)
+    message = (
+        f"phases.{phase.name} begins again at its first step: with its new length it reads other "
+        "rows, or evaluations that have a say in its training come at other steps"
+    )
+    run.progress(phase.label, 0, plan.steps, {"warning": message})
+
+
+def _computes_alike(
+    run: RunContext, loaded: LoadedModel, before: PhasePlan, plan: PhasePlan
+) -> bool:
+    """Return whether two plans round alike: what is stored for rows is computed in batches of them."""
+    same_rows = before.rows_used == plan.rows_used
+    if plan.phase.needs_reference and not same_rows:
+        return False
+    if not (plan.phase.replay_gb and frozen_depth(loaded.model)):
+        return True
+    stores, stored = (
+        [
+            worth_storing(plan.phase, passes, run.group.size)
+            for passes in (one.passes, one.evaluations)
+        ]
+        for one in (plan, before)
+    )
+    return stores == stored and (same_rows or not stores[0])
 
 
 def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
@@ -167,18 +245,17 @@ class _LossMaker:
 
     def _frozen_states(self, used: _RowsUsed) -> FrozenStates | None:
         """Compute and store the frozen blocks' states, if it saves time and there is room."""
-        settings, model = self.phase.settings, self.loaded.model
-        shares_prompts = self.shortcuts.shared_prompts or settings.row_kind is CONVERSATIONS
-        if not (self.shortcuts.split_head and shares_prompts and settings.replay_gb):
-            return None
-        # The reference pass counts even if its result is stored: a resumed run must decide the
-        # same. Each process of a group stores the states of all rows, since sending them may take
-        # longer and its share of the rows differs in every epoch; it uses each 1/size as often.
-        passes = used.passes + settings.needs_reference
-        if passes / self.run.group.size < MIN_PASSES:
-            return None
-        size = frozen_states_size(model, used.rows, used.which)
-        if not size.depth or not has_room(size, settings.replay_gb, self.work):
+        model = self.loaded.model
+        size = states_to_store(
+            model,
+            self.phase.settings,
+            used.rows,
+            used.which,
+            used.passes,
+            shortcuts=self.shortcuts,
+            processes=self.run.group.size,
+        )
+        if size is None or not has_room(size, self.work):
             return None
         return store_states(
             model,

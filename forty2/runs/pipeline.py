@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import summarize, table
+from forty2.benchmark.stages import changes_table, summarize, table
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,
@@ -24,15 +24,16 @@ from forty2.errors import (
     is_out_of_memory,
 )
 from forty2.files import read_json, write_json
-from forty2.model.adapter import attach_adapter
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
-from forty2.report.run import notices, write_report
+from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.context import RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer
 from forty2.runs.phase_training import finish_phase
+from forty2.runs.records import ContaminationRecord
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ class RunResult:
     stages: list[Stage]
     """One measurement per stage: base, each phase, fused. Empty if the recipe measures nothing."""
     table: str
+    changes: str
+    """Table of the changes from the base by benchmark; empty if there is TruthfulQA alone."""
     verdict: str
+    verdicts: dict[str, str]
+    """Each benchmark's own verdict on the last stage, by the task's name."""
     report: Path
+    contamination: list[str]
+    """Sentences about benchmark questions in the training rows."""
     warnings: list[str]
     """Warnings about data, training and fusing."""
 
@@ -69,7 +76,7 @@ def run(
     Args:
         recipe: from `load_recipe`.
         run_dir: default `adapters/NAME`.
-        resume: continue a run that stopped.
+        resume: continue a run that stopped, or extend its phases to the recipe's steps.
         only: stop after the phase of this name; earlier ones that are not done run first.
         progress: called as work goes on.
 
@@ -80,7 +87,12 @@ def run(
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     with open_run(
-        recipe, path, resume=resume, trust_remote_code=trust_remote_code, progress=progress
+        recipe,
+        path,
+        resume=resume,
+        extend=only is None,  # else it would remove the phases after that one
+        trust_remote_code=trust_remote_code,
+        progress=progress,
     ) as context:
         try:
             return _run(context, only)
@@ -148,7 +160,7 @@ def _train_phases(
         inputs = read_inputs(run, measurer, must_agree)
     if measurer is not None:
         stages.append(measurer.measure_base(inputs.loaded))
-    attach_adapter(inputs.loaded.model, run.recipe.adapter, seed=run.recipe.seed)
+    attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
     folder = run.path
     for phase in inputs.phases:
         run.folder.check_there()
@@ -165,12 +177,15 @@ def _finish(
 ) -> RunResult:
     """Compare the stages, and write the report."""
     run.folder.check_there()
-    verdict = ""
+    verdict, verdicts, changes = "", dict[str, str](), ""
     if run.recipe.benchmark is not None:
-        hits = read_json(run.path / CONTAMINATION)["hits"]
-        summary = summarize(stages, run.recipe.benchmark.margin, hits)
+        found = ContaminationRecord.from_json(read_json(run.path / CONTAMINATION))
+        hits = [hit for _, hit in found.hits]
+        summary = summarize(stages, run.recipe.benchmark.margin, hits, found.searched)
         write_json(run.path / "summary.json", summary.to_json())
-        verdict = summary.verdict
+        verdict, verdicts = summary.verdict, summary.verdicts
+        if len(verdicts) > 1:
+            changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
     return RunResult(
         path=run.path,
@@ -178,7 +193,10 @@ def _finish(
         fused=fused.full if fused is not None else None,
         stages=stages,
         table=table(stages) if stages else "",
+        changes=changes,
         verdict=verdict,
+        verdicts=verdicts,
         report=report,
+        contamination=contamination_lines(run.path),
         warnings=notices(run.path),
     )

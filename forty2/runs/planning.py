@@ -7,24 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
-from forty2.inference.logprobs import head_elements
+from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights, attach_adapter
+from forty2.model.adapter import adapter_weights, dora_layers
+from forty2.model.chat_template import settings_of
+from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, parameter_count
+from forty2.model.quantization import dense_weight, is_quantized_layer
+from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.frozen_states import MIN_PASSES, frozen_states_size
-from forty2.training.objectives.phase import Phase
-from forty2.training.schedule import plan_phase
+from forty2.training.frozen_states import states_to_store
+from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
 class PhaseForecast(NamedTuple):
@@ -43,7 +47,9 @@ class PhaseForecast(NamedTuple):
     """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
     steps: int
     exposures: float
-    """Average uses of each row: the epochs."""
+    """Average uses of each row, counted."""
+    unseen: int
+    """Rows that no step uses."""
     evaluations: int
     saves: int
     peak_memory_gb: float
@@ -52,12 +58,14 @@ class PhaseForecast(NamedTuple):
     """Disk for the frozen blocks' states of the training rows, while the phase runs."""
     data_warnings: tuple[str, ...]
     """Properties of its rows that do not suit its objective."""
+    ignored: str
+    """Keys of its rows that nothing reads; "": none."""
 
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
         found = []
-        if self.exposures < 1:
-            found.append(f"{1 - self.exposures:.0%} of the rows are never seen")
+        if self.unseen:
+            found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
         if self.exposures > 10:
             found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorized")
         found += self.data_warnings
@@ -75,6 +83,8 @@ class RunForecast(NamedTuple):
     model: str
     parameters: int
     trainable: int
+    init_from: str | None
+    """Adapter that the first phase goes on from, and its shape; None: a new one."""
     phases: tuple[PhaseForecast, ...]
     peak_memory_gb: float
     machine_memory_gb: float
@@ -97,10 +107,11 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     """
     if recipe.benchmark is not None:
         load_tasks(recipe.benchmark, recipe.seed)
-    loaded = load(recipe.model, trust_remote_code=trust_remote_code, lazy=True)
+    template = settings_of(recipe)
+    loaded = load(recipe.model, template=template, trust_remote_code=trust_remote_code, lazy=True)
     weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
-    attach_adapter(loaded.model, recipe.adapter, seed=0)
+    initial = attach_initial_adapter(loaded.model, recipe, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
@@ -115,7 +126,15 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(
-        recipe.name, recipe.model, parameters, trainable, phases, peak, memory, tuple(warnings)
+        name=recipe.name,
+        model=recipe.model,
+        parameters=parameters,
+        trainable=trainable,
+        init_from=str(initial) if initial is not None else None,
+        phases=phases,
+        peak_memory_gb=peak,
+        machine_memory_gb=memory,
+        warnings=tuple(warnings),
     )
 
 
@@ -127,11 +146,10 @@ def _forecast(
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    phase_plan = plan_phase(phase, lengths, weights_of(rows), recipe.seed)
-    exposures = phase_plan.exposures(phase_plan.steps)
-    activations = _activation_bytes(
-        loaded, recipe.adapter.layers, max(batch_tokens(), max(lengths)), phase.grad_checkpoint
-    )
+    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
+    phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
+    tokens = max(batch_tokens(), max(lengths))
+    activations = _activation_bytes(loaded, tokens, phase.grad_checkpoint)
     # Each trained parameter has a weight, a gradient and two moments of four bytes.
     memory = size.weight_bytes + 4 * 4 * size.trainable + activations
     return PhaseForecast(
@@ -144,22 +162,28 @@ def _forecast(
         median_tokens=int(np.median(lengths)),
         longest_tokens=_longest(rows, lengths),
         steps=phase_plan.steps,
-        exposures=exposures,
+        exposures=phase_plan.exposures(phase_plan.steps),
+        unseen=phase_plan.unseen(),
         evaluations=phase_plan.evaluations,
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
-        replayed_gb=_replayed_gb(phase, rows, exposures, loaded),
+        replayed_gb=_replayed_gb(phase_plan, rows, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
+        ignored=data.ignored,
     )
 
 
-def _replayed_gb(phase: Phase, rows: Sequence[Any], exposures: float, loaded: LoadedModel) -> float:
+def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
     """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
-    size = frozen_states_size(loaded.model, rows, range(len(rows)))
-    stored = size.bytes / 1e9 * min(1.0, exposures)  # rows that are never seen are not stored
-    # The reference pass of a preference phase is one more time.
-    pays = max(1.0, exposures) + phase.needs_reference >= MIN_PASSES
-    return stored if pays and stored <= phase.replay_gb else 0.0
+    size = states_to_store(
+        loaded.model,
+        plan.phase,
+        rows,
+        plan.rows_used,
+        plan.passes,
+        shortcuts=Shortcuts(True, True),  # assumed, since trying would load the weights
+    )
+    return size.bytes / 1e9 if size is not None else 0.0
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
@@ -169,25 +193,48 @@ def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     return max(lengths)
 
 
-def _activation_bytes(
-    loaded: LoadedModel, layers: int | None, tokens: int, checkpointed: bool | int
-) -> int:
+def _activation_bytes(loaded: LoadedModel, tokens: int, checkpointed: bool | int) -> int:
     """Estimate the bytes of a forward and backward pass over `tokens`: block values and logits.
 
     A block stores about ten vectors of the hidden size and four of the feed-forward size per token
     (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
-    chunk at a time, in about five copies (themselves, their softmax, their gradients). All are fp32,
-    as LoRA's own weights are, whatever the base's precision.
+    chunk at a time, in about five copies (themselves, their softmax, their gradients), or all at
+    once where the head may be trained. All are fp32, as LoRA's own weights are, whatever the base's
+    precision.
     """
     config = loaded.config
     hidden = int(config.get("hidden_size", 0))
     wide = int(config.get("intermediate_size", 4 * hidden))
     vocabulary = int(config.get("vocab_size", 0))
-    blocks = len(loaded.model.layers)
-    adapted = min(layers or blocks, blocks)
-    recomputed = adapted if checkpointed is True else min(int(checkpointed), adapted)
-    values = recomputed * hidden + (adapted - recomputed) * (10 * hidden + 4 * wide)
-    return tokens * values * 4 + 5 * 4 * min(tokens * vocabulary, head_elements())
+    trained = blocks(loaded.model)[frozen_depth(loaded.model) :]
+    recomputed = len(trained) if checkpointed is True else min(int(checkpointed), len(trained))
+    values = recomputed * hidden + (len(trained) - recomputed) * (10 * hidden + 4 * wide)
+    logits = tokens * vocabulary
+    if not trains_outside_blocks(loaded.model):
+        logits = min(logits, head_elements())
+    return tokens * values * 4 + 5 * 4 * logits + _dora_bytes(loaded.model, tokens, recomputed)
+
+
+def _dora_bytes(model: nn.Module, tokens: int, recomputed: int) -> int:
+    """Estimate the bytes that DoRA layers need beyond LoRA's.
+
+    Each stores its output before the norm is applied, and the dequantized weight if its base is
+    quantized. One at a time computes its whole weight in fp32, in two copies.
+
+    Args:
+        recomputed: trained blocks, from the first, that store nothing.
+    """
+    stored = whole = 0
+    checkpointed = blocks(model)[frozen_depth(model) :][:recomputed]
+    recomputed_layers = {id(module) for block in checkpointed for module in block.modules()}
+    for layer in dora_layers(model):
+        base = layer.embedding if "embedding" in layer else layer.linear
+        weight, _ = dense_weight(base)  # lazy: only its shape is read
+        whole = max(whole, 2 * 4 * weight.size)
+        if id(layer) not in recomputed_layers:
+            stored += 4 * tokens * weight.shape[0]
+            stored += weight.nbytes if is_quantized_layer(base) else 0
+    return stored + whole
 
 
 def format_plan(plan: RunForecast) -> str:
@@ -196,6 +243,7 @@ def format_plan(plan: RunForecast) -> str:
     lines = [
         f"{plan.name} on {plan.model}: {plan.parameters:,} parameters, "
         f"{plan.trainable:,} trained ({share:.2%})",
+        *([f"goes on from {plan.init_from}"] if plan.init_from is not None else []),
         "",
         f"{'phase':<9}{'kind':<5}{'rows':>6}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
         f"{'seen':>8}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
@@ -210,4 +258,5 @@ def format_plan(plan: RunForecast) -> str:
         "",
         f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
     ]
+    lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])

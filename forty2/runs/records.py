@@ -21,9 +21,14 @@ class Provenance:
     model: str
     """The base model as the recipe names it."""
     model_path: str
+    """Absolute path of the folder that it was loaded from."""
     model_sha256: str
     versions: dict[str, str]
     """Device, BLAS, package versions and the package's revision."""
+    init_from: str | None = None
+    """Folder of the adapter that the run went on from; None: it began with a new one."""
+    init_from_sha256: str | None = None
+    """Hash of that adapter's weights and configuration."""
 
     def to_json(self) -> JsonObject:
         return dataclasses.asdict(self)
@@ -31,7 +36,8 @@ class Provenance:
     @classmethod
     def from_json(cls, record: JsonObject) -> Provenance:
         """Read run.json; keys that are not provenance are left out."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: record[name] for name in names if name in record})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,7 @@ class PhaseRecord:
     valid_rows: int
     steps: int
     exposures: float
-    """Average uses of each row."""
+    """Average uses of each row, counted from the rows that the steps drew."""
     kept_step: int
     """The step whose adapter the folder holds."""
     spared: JsonObject
@@ -65,30 +71,44 @@ class PhaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationRecord:
-    """Training rows that hold questions of the benchmark; contamination.json."""
+    """Training rows that hold questions of the benchmarks; contamination.json."""
 
     hits: tuple[tuple[str, Hit], ...]
     """Hits, each with the name of its phase."""
     unread_phases: tuple[str, ...]
     """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
+    searched: tuple[str, ...]
+    """Names of the tasks whose questions were searched for."""
     questions: str
-    """Name of the question set."""
+    """Name of TruthfulQA's question set."""
 
     def to_json(self) -> JsonObject:
         hits = [
-            {"phase": phase, "row": hit.row, "item": hit.item, "how": hit.how}
+            {
+                "phase": phase,
+                "row": hit.row,
+                "task": hit.benchmark,
+                "item": hit.item,
+                "how": hit.how,
+            }
             for phase, hit in self.hits
         ]
         return {
             "hits": hits,
             "unread_phases": list(self.unread_phases),
+            "searched": list(self.searched),
             "questions": self.questions,
         }
 
     @classmethod
     def from_json(cls, record: JsonObject) -> ContaminationRecord:
+        """Read contamination.json; earlier releases searched for TruthfulQA's questions alone."""
         return cls(
-            hits=tuple((h["phase"], Hit(h["row"], h["item"], h["how"])) for h in record["hits"]),
+            hits=tuple(
+                (h["phase"], Hit(h["row"], h.get("task", "truthfulqa"), h["item"], h["how"]))
+                for h in record["hits"]
+            ),
             unread_phases=tuple(record["unread_phases"]),
+            searched=tuple(record.get("searched", ["truthfulqa"])),
             questions=record["questions"],
         )

@@ -21,7 +21,7 @@ from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.errors import DataError, ModelError, first_line
 from forty2.files import JsonObject
-from forty2.text.rows import AnyRow, PairRow, RatedRow, Row, fit_rows
+from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
 from forty2.text.tokenizer import Tokenizer
 from forty2.text.tool_arguments import reads_text, with_text_arguments
@@ -156,7 +156,7 @@ class Encoder:
             record.prompt, record.response, record.tools, record.origin
         )
         weight = _weight(record)
-        masks = None if all(mask) else (mask, [])
+        masks: Masks | None = None if all(mask) else (mask, [])
         return RatedRow(prompt, response, [], record.desirable, record.origin, weight, masks)
 
     def response(
@@ -275,8 +275,8 @@ class Encoder:
         except Exception:  # it refuses something else, too
             return ""
         return (
-            "; it takes no system turn: merge it into the first user turn (`system: fold` in a "
-            "recipe, --system fold)"
+            "; it takes no system turn: merge it into the first user turn (`system_turn: fold` in a "
+            "recipe, --system-turn fold)"
         )
 
     # --- tokens ---
@@ -335,7 +335,7 @@ class Encoder:
 
     def _lead_ids(self, control: list[int], lead: str, literals: list[str]) -> list[int]:
         """Tokenize what follows a control token up to a border; [] for the beginning of a text."""
-        key = (*control, lead)
+        key: tuple[int | str, ...] = (*control, lead)
         if key not in self._leads or literals:
             spelled = "".join(self._spellings[i] for i in control)
             ids = self._specials.encode(spelled + lead, literals)[len(control) :]

@@ -11,6 +11,7 @@ from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.findings import SplitName
 from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.formats import parse
+from forty2.data.ignored import IgnoredKeys
 from forty2.data.records import Record
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
@@ -30,6 +31,8 @@ class PhaseRows(NamedTuple):
     valid: FittedRows | None
     hits: list[Hit]
     """Sorted by origin, then by item."""
+    ignored: str
+    """Keys of the training rows that nothing reads, with the number of their rows; "": none."""
 
 
 def read_phase_rows(
@@ -68,6 +71,7 @@ def read_phase_rows(
         _completed(kind, source, train, max_length),
         None if held_out is None else _completed(kind, str(valid), held_out, max_length),
         sorted(reading.hits),
+        str(reading.ignored),
     )
 
 
@@ -91,6 +95,7 @@ class _Reading:
         self.problem: DataError | None = None
         """Error about the first row that is of another kind or cannot be encoded."""
         self.hits: list[Hit] = []
+        self.ignored = IgnoredKeys()
 
     def read(self, source: str | Path, split: SplitName) -> FittedRows:
         """Read one file; rows after a problem are only linted."""
@@ -120,8 +125,10 @@ class _Reading:
                 continue
             if linter is not None:
                 linter.add(record, split)
-            if self._contamination is not None and split == "train":
-                self.hits += self._contamination.find(record)
+            if split == "train":
+                self.ignored.add(record)
+                if self._contamination is not None:
+                    self.hits += self._contamination.find(record)
             yield record
 
     def _record(self, row: JsonObject, origin: str) -> Record | None:

@@ -23,6 +23,7 @@ import numpy as np
 from forty2.data.sources import MANIFEST
 from forty2.errors import DataError
 from forty2.files import read_json
+from forty2.text.encoder import TrainOn
 from forty2.text.rows import Row
 from forty2.text.tokenizer import Tokenizer
 
@@ -105,7 +106,9 @@ def is_packed(rows: object) -> bool:
     return isinstance(rows, Prepared) and rows.packed
 
 
-def open_prepared(source: str | Path, tokenizer_key: str, max_length: int) -> dict[str, Prepared]:
+def open_prepared(
+    source: str | Path, tokenizer_key: str, max_length: int, train_on: TrainOn = "all"
+) -> dict[str, Prepared]:
     """Open the splits of a prepared folder, by name: train, and valid if there is one.
 
     Raises:
@@ -117,6 +120,11 @@ def open_prepared(source: str | Path, tokenizer_key: str, max_length: int) -> di
         raise DataError(f"{folder}: was prepared by another release; prepare it again")
     if manifest.get("tokenizer") != tokenizer_key:
         raise DataError(f"{folder}: was prepared with another tokenizer; prepare it again")
+    if manifest.get("train_on", "all") != train_on:
+        raise DataError(
+            f"{folder}: was prepared with train_on {manifest.get('train_on', 'all')}, the phase has "
+            f"{train_on}; prepare it again with --train-on {train_on}"
+        )
     if manifest["max_length"] > max_length:
         raise DataError(
             f"{folder}: holds rows of up to {manifest['max_length']} tokens, the recipe's "
@@ -134,5 +142,7 @@ def tokenizer_key(tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     for token, i in sorted(tokenizer.get_vocab().items()):
         digest.update(f"{token}\0{i}\n".encode("utf-8", "surrogatepass"))
-    digest.update(str(tokenizer.chat_template).encode())
+    # A template that writes the date is the same on every day: the manifest holds the day.
+    template = getattr(tokenizer, "undated_template", tokenizer.chat_template)
+    digest.update(str(template).encode())
     return digest.hexdigest()

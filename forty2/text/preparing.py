@@ -26,7 +26,7 @@ from forty2.data.splitting import split
 from forty2.errors import DataError
 from forty2.files import JsonObject, staged_folder, write_json
 from forty2.progress import Progress, silent
-from forty2.text.encoder import Encoder
+from forty2.text.encoder import Encoder, TrainOn
 from forty2.text.packing import packed
 from forty2.text.prepared import VERSION, tokenizer_key
 from forty2.text.rows import Row, fit_rows
@@ -46,6 +46,7 @@ class _Task(NamedTuple):
     splits: list[str]
     """For each row, the split that it belongs to."""
     max_length: int
+    train_on: TrainOn
 
 
 class _Part(NamedTuple):
@@ -82,6 +83,8 @@ class Preparation:
     pack: bool = False
     """Whether to fill sequences of `max_length` tokens with whole rows."""
     seed: int = 42
+    train_on: TrainOn = "all"
+    """Which assistant turns of a conversation are learned."""
 
 
 def prepare(
@@ -112,12 +115,11 @@ def prepare(
         DataError: a row is damaged, has a weight or is no conversation or text, or none fits.
     """
     share = preparation.valid_share
+    tokenizer = load_tokenizer(model)
     held_out = split(source, share, seed=preparation.seed) if share else []
     total = len(held_out) or sum(1 for _ in read_rows(source))
     workers = workers or ((os.cpu_count() or 1) if total >= _ENOUGH_FOR_WORKERS else 1)
-    chunks = _tokenize_all(
-        _tasks(source, held_out, preparation.max_length), model, load_tokenizer, workers
-    )
+    chunks = _tokenize_all(_tasks(source, held_out, preparation), model, load_tokenizer, workers)
     with staged_folder(folder) as unfinished, ExitStack() as stack:
         names = ["train", "valid"] if any(held_out) else ["train"]
         writers = {name: stack.enter_context(_Writer(unfinished / name)) for name in names}
@@ -134,7 +136,9 @@ def prepare(
             "forty2": importlib.metadata.version("forty2"),
             "source": str(source),
             "model": model,
-            "tokenizer": tokenizer_key(load_tokenizer(model)),
+            "tokenizer": tokenizer_key(tokenizer),
+            "template_date": getattr(tokenizer, "template_date", None),
+            "train_on": preparation.train_on,
             "max_length": preparation.max_length,
             "seed": preparation.seed,
             "asked": total,
@@ -251,12 +255,15 @@ class _Writer:
         unfinished.replace(path)
 
 
-def _tasks(source: str | Path, held_out: Sequence[bool], max_length: int) -> Iterator[_Task]:
+def _tasks(
+    source: str | Path, held_out: Sequence[bool], preparation: Preparation
+) -> Iterator[_Task]:
     """Yield the rows of a source in chunks; without `held_out`, all rows are for training."""
     rows, at = iter(read_rows(source)), 0
     while chunk := list(islice(rows, _CHUNK)):
         names = ["valid" if v else "train" for v in held_out[at : at + len(chunk)]]
-        yield _Task(chunk, names or ["train"] * len(chunk), max_length)
+        splits = names or ["train"] * len(chunk)
+        yield _Task(chunk, splits, preparation.max_length, preparation.train_on)
         at += len(chunk)
 
 
@@ -298,7 +305,8 @@ def _tokenize(encoder: Encoder, task: _Task) -> _TokenizedChunk:
     fitting: dict[str, list[Row]] = {}
     shortened = 0
     dropped: list[str] = []
-    for rows, name in zip(encoder.encode_sft_records(records), task.splits, strict=True):
+    encoded = encoder.training_on(task.train_on).encode_sft_records(records)
+    for rows, name in zip(encoded, task.splits, strict=True):
         weighted = next((row for row in rows if row.weight != 1), None)
         if weighted is not None:
             raise DataError(f"{weighted.origin}: has a weight, which prepared data cannot store")

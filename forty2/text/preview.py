@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 
 from jinja2 import Environment
 
-from forty2.data.checks.lint import Linter
+from forty2.data.checks.findings import Reasons
+from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.formats import parse
 from forty2.data.records import Chat, Record, Text
 from forty2.data.sets import STRATA
-from forty2.data.sources import read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
@@ -87,34 +87,37 @@ class _Measured(NamedTuple):
     supervised: int
 
 
-def _measured(chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder) -> list[_Measured | None]:
-    """Measure the rows of a chunk; None for a row that is not a record or cannot be encoded."""
-    records: list[Record | None] = []
+def _measured(
+    chunk: Sequence[tuple[str, JsonObject]], encoder: Encoder, complain: Callable[[str], None]
+) -> list[_Measured]:
+    """Measure the rows of a chunk; `complain` gets why a row is no record or cannot be encoded."""
+    records: list[Record] = []
     for origin, raw in chunk:
         try:
             records.append(parse(raw, origin))
-        except DataError:
-            records.append(None)
+        except DataError as error:
+            complain(str(error))
     chats = [record for record in records if isinstance(record, Chat | Text)]
     try:
         together = iter(encoder.encode_sft_records(chats))
     except DataError:  # some cannot be encoded: encode one by one to find which
-        return [None if record is None else _measure(record, encoder) for record in records]
-    measured: list[_Measured | None] = []
+        return list(filter(None, (_measure(record, encoder, complain) for record in records)))
+    measured: list[_Measured] = []
     for record in records:
         if isinstance(record, Chat | Text):
             rows = next(together)
             tokens, supervised = sum(len(row.ids) for row in rows), sum(sum(r.mask) for r in rows)
             measured.append(_Measured(record, tokens, supervised))
-        else:
-            measured.append(None if record is None else _measure(record, encoder))
+        elif (one := _measure(record, encoder, complain)) is not None:
+            measured.append(one)
     return measured
 
 
-def _measure(record: Record, encoder: Encoder) -> _Measured | None:
+def _measure(record: Record, encoder: Encoder, complain: Callable[[str], None]) -> _Measured | None:
     try:
         return _Measured(record, *encoder.measure(record))
-    except DataError:
+    except DataError as error:
+        complain(str(error))
         return None
 
 
@@ -123,7 +126,8 @@ def stats(source: str | Path, encoder: Encoder) -> JsonObject:
 
     Returns:
         rows, tokens, unreadable: counts. supervised, near_duplicates: shares of tokens and of rows,
-        0 to 1. histogram: label and rows of each range of lengths. strata: rows by value, for each
+        0 to 1. unreadable_because: reason, rows and the first origins. ignored: keys that nothing
+        reads. histogram: label and rows of each range of lengths. strata: rows by value, for each
         key.
 
     Raises:
@@ -133,13 +137,11 @@ def stats(source: str | Path, encoder: Encoder) -> JsonObject:
     lengths: Counter[int] = Counter()
     """Number of rows by the number of bits of their length: a histogram over powers of two."""
     strata: dict[str, Counter[str]] = {}
-    tokens = supervised = rows = unreadable = 0
-    stream = read_rows(source)
+    tokens = supervised = rows = 0
+    reasons = Reasons()
+    stream = readable_rows(source, reasons.add)
     while chunk := list(islice(stream, _CHUNK)):
-        for measured in _measured(chunk, encoder):
-            if measured is None:
-                unreadable += 1
-                continue
+        for measured in _measured(chunk, encoder, reasons.add):
             rows += 1
             tokens += measured.tokens
             supervised += measured.supervised
@@ -150,13 +152,16 @@ def stats(source: str | Path, encoder: Encoder) -> JsonObject:
                 if isinstance(value, str | int):
                     strata.setdefault(key, Counter())[str(value)] += 1
     if not rows:
-        raise DataError(f"{source}: holds no readable rows")
+        first = f"; the first: {reasons.first}" if reasons.first else ""
+        raise DataError(f"{source}: holds no readable rows{first}")
     near = sum(f.count for f in linter.findings() if f.check in ("near", "duplicate"))
     return {
         "rows": rows,
         "tokens": tokens,
         "supervised": supervised / tokens,
-        "unreadable": unreadable,
+        "unreadable": reasons.rows,
+        "unreadable_because": reasons.listed(),
+        "ignored": str(linter.ignored),
         "near_duplicates": near / rows,
         "histogram": [
             (f"{1 << (b - 1)}–{(1 << b) - 1}", lengths[b])

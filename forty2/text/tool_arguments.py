@@ -18,10 +18,8 @@ def reads_text(render: Callable[[Sequence[Message]], str]) -> bool:
         "type": "function",
         "function": {"name": "name_of_it", "arguments": {_KEY: _VALUE}},
     }
-    trial: list[Message] = [
-        {"role": "user", "content": "A question"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
+    question = {"role": "user", "content": "A question"}
+    trial: list[Message] = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
     return not _written(render, trial) and _written(render, with_text_arguments(trial))
 
 

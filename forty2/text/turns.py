@@ -46,6 +46,8 @@ _UNCLEAR = (
     "the chat template changes what came before this turn in a way that depends on its content, so "
     "its beginning cannot be found; use a template that only appends (chat_template)"
 )
+CLOCK = "strftime_now"
+"""Function that gives a template the date; one stopped at a date is a macro of this name."""
 _MOST_SHAPES = 2000
 """Shapes of conversations remembered at once."""
 _ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
@@ -572,7 +574,7 @@ def _dropped(conversation: _Conversation, owner: int, key: str) -> str:
     if role == "system":
         return (
             "the chat template leaves out the system turn; merge it into the first user turn "
-            "(`system: fold` in a recipe, --system fold)"
+            "(`system_turn: fold` in a recipe, --system-turn fold)"
         )
     return (
         f"the chat template leaves out or alters the content of this {role} turn; use one that writes "
@@ -591,6 +593,8 @@ def inspected_texts(template: str) -> frozenset[str]:
     except jinja2.TemplateError:
         return frozenset([""])  # found in every text
     found: set[str] = set()
-    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
-        found |= {c.value for c in node.find_all(nodes.Const) if isinstance(c.value, str)}
+    own = [part for part in tree.body if not isinstance(part, nodes.Macro) or part.name != CLOCK]
+    for part in own:
+        for node in part.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+            found |= {c.value for c in node.find_all(nodes.Const) if isinstance(c.value, str)}
     return frozenset(text for text in found if text.strip() and text not in _ROLES)

@@ -43,12 +43,21 @@ class SftBatch(NamedTuple):
 Batch = SftBatch | PairBatch
 
 
+class Extent(NamedTuple):
+    """The length of a phase in batches."""
+
+    batches: int
+    last_rows: int | None = None
+    """Rows of the last batch, where it is cut; None: all."""
+
+
 class Order:
     """The rows of each batch of each epoch.
 
     Rows are shuffled, cut into batches of similar length within pools of batches, and the batches
     shuffled. An epoch uses every row once, or as often as its weight says: a weight of 2.5 means
-    twice or three times, evenly over the epochs.
+    twice or three times, evenly over the epochs. One of its batches may be short, so that no batch
+    mixes two epochs.
 
     Args:
         lengths: (rows,) tokens of each row.
@@ -70,42 +79,74 @@ class Order:
         if not len(lengths):
             raise ValueError("no rows")
         self._lengths = np.asarray(lengths)
+        self.rows = len(lengths)
+        """Rows of the file."""
         self._weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, float)
-        self._rows = rows_of_epoch(self._weights)
+        self.rows_per_epoch = rows_of_epoch(self._weights)
+        """Rows that an epoch draws, repeats included."""
         self._size = batch_size
         self._tokens = tokens
         self._seed = seed
         self._pool = pool
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._ends: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # rows before each batch of it
         mean = np.average(self._lengths, weights=self._weights)
-        self.epoch_length = self._rows / (batch_size if tokens is None else max(1, tokens / mean))
-        """Batches in an epoch, the last one counted by how full it is."""
+        size = batch_size if tokens is None else max(1, tokens / mean)
+        self.epoch_length = self.rows_per_epoch / size
+        """Batches in an epoch, the one that is not full counted by how full it is."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in an epoch, the last one counted whole."""
+        """Batches in an epoch, the one that is not full counted whole."""
         return math.ceil(self.epoch_length)
 
     def batch(self, index: int) -> list[int]:
         """Return the row indices of a batch, numbered from 0 at the beginning of training."""
         epoch, position = divmod(index, self.batches_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._form(epoch))
-        return self._epoch[1][position]
+        return self._batches(epoch)[position]
+
+    def rows_drawn(self, batches: int) -> int:
+        """Count the rows that the first batches draw, repeats included."""
+        epochs, rest = divmod(batches, self.batches_per_epoch)
+        if not rest:
+            return epochs * self.rows_per_epoch
+        self._batches(epochs)
+        return epochs * self.rows_per_epoch + int(self._ends[rest])
+
+    def batches_of(self, epochs: float) -> Extent:
+        """Count the batches of this many epochs; the rows of a part of an epoch are rounded."""
+        whole = int(epochs)
+        part = round((epochs - whole) * self.rows_per_epoch)
+        if not whole:
+            part = max(1, part)
+        if part in (0, self.rows_per_epoch):
+            return Extent((whole + (part > 0)) * self.batches_per_epoch)
+        self._batches(whole)
+        rest = int(np.searchsorted(self._ends, part))
+        last = part - int(self._ends[rest - 1])
+        full = last == self._ends[rest] - self._ends[rest - 1]
+        return Extent(whole * self.batches_per_epoch + rest, None if full else last)
 
     def rows_seen(self, batches: int) -> list[int]:
-        """Return the indices of the rows in the first batches, each once, in file order."""
+        """Return the indices of the rows that the first batches may hold, each once, in file order."""
         if batches >= self.batches_per_epoch:
             return list(range(len(self._lengths)))
         return sorted(row for index in range(batches) for row in self.batch(index))
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch, which are formed when it begins."""
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._form(epoch))
+            self._ends = np.cumsum([0, *map(len, self._epoch[1])])
+        return self._epoch[1]
 
     def _sample(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
         """Draw row indices in random order, each as often as its weight: systematic sampling."""
         order = random.permutation(len(self._lengths))
         if (self._weights == 1).all():
             return order
-        upto = np.cumsum(self._weights[order]) * self._rows / self._weights.sum()
-        upto[-1] = self._rows
+        upto = np.cumsum(self._weights[order]) * self.rows_per_epoch / self._weights.sum()
+        upto[-1] = self.rows_per_epoch
         counts = np.diff(np.floor(upto + random.random()), prepend=0.0).astype(int)
         return random.permutation(np.repeat(order, counts))
 

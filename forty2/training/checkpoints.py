@@ -84,10 +84,10 @@ class Checkpoints:
             seal(folder)
         # A checkpoint beyond this step can only be a damaged one: the phase went back from it.
         steps, bests = find_checkpoints(self.work), _numbered(self.work, "best")
-        newest = [old for old in steps if _step_of(old) <= state.step][:NEWEST]
-        oldest = _step_of(newest[-1])
-        needed = [best for best in bests if _step_of(best) > oldest]
-        needed += [best for best in bests if _step_of(best) <= oldest][:1]
+        newest = [old for old in steps if step_of(old) <= state.step][:NEWEST]
+        oldest = step_of(newest[-1])
+        needed = [best for best in bests if step_of(best) > oldest]
+        needed += [best for best in bests if step_of(best) <= oldest][:1]
         _remove(old for old in (*steps, *bests) if old not in (*newest, *needed))
 
     def resume(self, model: nn.Module, optimizer: optim.Optimizer) -> Resumed:
@@ -114,7 +114,7 @@ class Checkpoints:
                 "--resume: the phase starts anew"
             )
         step = state.step if state is not None else -1
-        _remove(best for best in _numbered(self.work, "best") if _step_of(best) > step)
+        _remove(best for best in _numbered(self.work, "best") if step_of(best) > step)
         return Resumed(state, damage)
 
     def save_if_best(self, state: PhaseState, model: nn.Module, best: Best) -> None:
@@ -156,13 +156,29 @@ def _read(checkpoint: Path) -> PhaseState:
         ) from error
 
 
+def drop_checkpoints_after(work: Path, step: int) -> None:
+    """Delete checkpoints and best adapters beyond a step."""
+    for kind in ("step", "best"):
+        _remove(folder for folder in _numbered(work, kind) if step_of(folder) > step)
+
+
+def keep_one_checkpoint(work: Path, step: int) -> None:
+    """Delete all checkpoints but the newest up to a step, and all but the best adapter up to there."""
+    drop_checkpoints_after(work, step)
+    _remove(find_checkpoints(work)[1:])
+    for newest in find_checkpoints(work):
+        drop_checkpoints_after(work, step_of(newest))
+    _remove(_numbered(work, "best")[1:])
+
+
 def _numbered(work: Path, kind: str) -> list[Path]:
     """List folders named by their step, newest first."""
     found = [p for p in work.glob(f"{kind}*") if p.name.removeprefix(kind).isdecimal()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint, or of a best adapter, from the name of its folder."""
     return int(folder.name[len("step") :])  # "best" is as long
 
 

@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.files import atomic_write
-from forty2.inference.logprobs import compute_pair_block_input, pair_arrays
+from forty2.inference.logprobs import Shortcuts, compute_pair_block_input, pair_arrays
 from forty2.inference.padding import PairBatch, group_by_length
 from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
+from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import AnyPair, Row
 from forty2.training.batches import (
     BOTH,
@@ -34,6 +35,7 @@ from forty2.training.batches import (
     parts_of,
     sft_batch,
 )
+from forty2.training.objectives.phase import Phase
 
 MIN_PASSES = 1.5
 """Smallest number of passes over a row for which storing its states saves time."""
@@ -133,11 +135,55 @@ def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Si
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
-def has_room(size: Size, limit_gb: float, folder: Path) -> bool:
-    """Return whether states of this size are within the limit and leave a tenth of the disk free."""
+def worth_storing(phase: Phase, passes: float, processes: int = 1) -> bool:
+    """Return whether storing states takes less time than computing them at each use.
+
+    The reference pass is one more use. It counts even if its result is stored: a resumed run must
+    decide the same.
+
+    Args:
+        passes: average number of times that the batches use each row.
+        processes: number that train together, each of which uses its share of the rows.
+    """
+    return (passes + phase.needs_reference) / processes >= MIN_PASSES
+
+
+def states_to_store(
+    model: nn.Module,
+    phase: Phase,
+    rows: Rows,
+    which: Sequence[int],
+    passes: float,
+    *,
+    shortcuts: Shortcuts,
+    processes: int = 1,
+) -> Size | None:
+    """Return the size of the states that a phase should store; None: none.
+
+    None where the model cannot go on from stored states, where computing them again takes less time,
+    or where they need more than the recipe's `replay_gb`.
+
+    Args:
+        which: indices of the rows that the phase uses.
+        passes: average number of times that its batches use each of them.
+        shortcuts: optimisations that the model supports.
+        processes: number that train together. Each stores the states of all rows, since sending them
+            may take longer and its share of the rows differs in every epoch.
+    """
+    shares_prompts = shortcuts.shared_prompts or phase.row_kind is CONVERSATIONS
+    if not worth_storing(phase, passes, processes):
+        return None
+    if not (shortcuts.split_head and shares_prompts and phase.replay_gb):
+        return None
+    size = frozen_states_size(model, rows, which)
+    return size if size.depth and size.bytes <= phase.replay_gb * 1e9 else None
+
+
+def has_room(size: Size, folder: Path) -> bool:
+    """Return whether states of this size leave a tenth of the folder's disk free."""
     folder.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(folder)
-    return size.bytes <= limit_gb * 1e9 and size.bytes < disk.free - disk.total / 10
+    return size.bytes < disk.free - disk.total / 10
 
 
 def store_states(

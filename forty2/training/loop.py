@@ -25,6 +25,7 @@ from forty2.progress import Progress, silent
 from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.checkpoints import Checkpoints, PhaseState
 from forty2.training.evaluation import Evaluator
+from forty2.training.movement import MovementCheck
 from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE, Group
 from forty2.training.red_lines import PATIENCE, RedLine, RedLineMonitor
@@ -83,7 +84,8 @@ def train(training: Training) -> Trained:
     """Train a phase to its end, from its last checkpoint if there is one.
 
     Raises:
-        TrainingError: a red line ends the phase. The steps before it are saved.
+        TrainingError: a red line ends the phase, and the steps before it are saved; or its first
+            steps do not move a tensor that is to be trained.
         RunError: the checkpoints are damaged.
         Interrupted: SIGINT or SIGTERM came. The step under way was finished and saved.
         PeerLost: another process of the group was lost. The steps before are saved.
@@ -139,6 +141,7 @@ class _Attempt:
         self.stepper = Stepper(
             self.model, self.optimizer, training.loss, self.phase, training.group
         )
+        self.movement = MovementCheck(self.model)
 
     def run(self, received: Sequence[signal.Signals]) -> Trained:
         """Take all steps, evaluate and save.
@@ -205,12 +208,29 @@ class _Attempt:
             self.state.step = step
             return
         self._report_step(step, result, rate, result.tokens / seconds)
+        self._check_movement(step, rows, result, rate)
         self.state.step, self.state.metrics = step, result.metrics
         stuck = monitor.count_taken(
             result.loss, result.norm, uninformed_loss=self.phase.uninformed_loss
         )
         for crossed in filter(None, (red, stuck)):
             self._act_on(crossed, step, rows)
+
+    def _check_movement(
+        self, step: int, rows: Sequence[Sequence[int]], result: StepResult, rate: float
+    ) -> None:
+        """Refuse to go on if a tensor that is to be trained does not move.
+
+        All processes see the same rows and gradients, so all come to the same conclusion.
+        """
+        if self.movement.done:
+            return
+        reaches_all = any(self.training.loss.reaches_all(batch_rows) for batch_rows in rows)
+        if not (rate and reaches_all):
+            return
+        fault = self.movement.judge(result, full_rate=step > self.phase.warmup_steps)
+        if fault is not None:
+            raise TrainingError(f"{self.training.name}, step {step}: {fault}")
 
     def _report_step(self, step: int, result: StepResult, rate: float, speed: float) -> None:
         """Log a step's metrics and report progress; `speed` is in tokens per second."""
@@ -225,7 +245,8 @@ class _Attempt:
                 "peak_memory_gb": round(mx.get_peak_memory() / 1e9, 3),
             }
         )
-        info = {"loss": f"{result.loss:.4f}", "tokens/s": f"{speed:.0f}"}
+        seen = f"{self.plan.exposures(step):.2f}x"
+        info = {"loss": f"{result.loss:.4f}", "tokens/s": f"{speed:.0f}", "seen": seen}
         if on_gpu():
             info["compiled"] = str(len(self.stepper.shapes))
         self.training.progress(self.training.name, step, self.plan.steps, info)

@@ -37,6 +37,8 @@ class StepResult(NamedTuple):
     """Global norm of the gradient before clipping."""
     tokens: int
     """Tokens without padding."""
+    squares: dict[str, mx.array]
+    """Squared norm of each tensor's gradient before clipping, by name; scalars, not read back."""
 
 
 class BatchSums(NamedTuple):
@@ -96,15 +98,24 @@ class Stepper:
         self._optimizer.learning_rate = mx.array(rate)
         sums = self._sum_over_processes(self._sum_batches(batches))
         loss = sums.loss / sums.weight
-        norm = self._update(sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit))
-        mx.eval(self._model.trainable_parameters(), self._optimizer.state, norm, loss, sums.metrics)
+        norm, squares = self._update(
+            sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit)
+        )
+        mx.eval(
+            self._model.trainable_parameters(),
+            self._optimizer.state,
+            squares,
+            norm,
+            loss,
+            sums.metrics,
+        )
         if mx.get_cache_memory() > CACHE_BYTES:
             mx.clear_cache()
         means = {
             name: sum(float(batch[name]) for batch in sums.metrics) / sums.weight
             for name in sums.metrics[0]
         }
-        return StepResult(means, float(loss), float(norm), sums.tokens)
+        return StepResult(means, float(loss), float(norm), sums.tokens, squares)
 
     def _sum_batches(self, batches: Sequence[Batch]) -> BatchSums:
         gradients, loss, metrics = None, mx.array(0.0), []
@@ -163,13 +174,18 @@ def _gradient_function(
 
 def _update_function(
     model: nn.Module, optimizer: optim.Optimizer, clip_norm: float | None
-) -> Callable[[Tree, mx.array, mx.array, mx.array], mx.array]:
-    """Make the second half of a step: clip and apply the mean gradient, and return its norm."""
+) -> Callable[[Tree, mx.array, mx.array, mx.array], tuple[mx.array, dict[str, mx.array]]]:
+    """Make the second half of a step: clip and apply the mean gradient.
 
-    def update(sums: Tree, weight: mx.array, loss: mx.array, limit: mx.array) -> mx.array:
+    It returns the gradient's norm, and the squared norm of each tensor's part by name.
+    """
+
+    def update(
+        sums: Tree, weight: mx.array, loss: mx.array, limit: mx.array
+    ) -> tuple[mx.array, dict[str, mx.array]]:
         gradients = tree_map(lambda g: g / weight, sums)
-        squares = [mx.square(g).sum() for _, g in tree_flatten(gradients)]
-        norm = mx.sqrt(mx.stack(squares).sum())
+        squares = {name: mx.square(g).sum() for name, g in tree_flatten(gradients)}
+        norm = mx.sqrt(mx.stack([*squares.values()]).sum())
         good = mx.isfinite(norm) & (loss <= limit) & mx.isfinite(loss)
         if clip_norm is not None:
             factor = mx.minimum(1.0, clip_norm / (norm + 1e-6))
@@ -178,7 +194,7 @@ def _update_function(
         optimizer.update(model, gradients)
         model.update(_where(good, model.trainable_parameters(), before[0]))
         _replace_arrays(optimizer.state, _where(good, optimizer.state, before[1]))
-        return norm
+        return norm, squares
 
     return update
 

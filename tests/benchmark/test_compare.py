@@ -16,7 +16,7 @@ from support.benchmarks import figures_of
 from forty2.benchmark import metrics, stats
 from forty2.benchmark.compare import Comparison, format_comparison
 from forty2.benchmark.compare import compare as compare_measured
-from forty2.benchmark.results import read_measured
+from forty2.benchmark.results import Result, Stage, read_measured
 from forty2.benchmark.tasks import gsm8k, task_class
 from forty2.cli import main
 from forty2.errors import BenchmarkError
@@ -77,6 +77,22 @@ def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:
         )
     assert up.metrics["mc1"].p < 1e-6 and up.metrics["mc2"].p == 1 / (1 + stats.RESAMPLES)
     assert set(up.categories) == {"odd", "even"}
+
+
+def test_results_of_a_stage_whose_metrics_have_one_name_are_both_compared() -> None:
+    before, after = random_result(50, seed=3), random_result(50, seed=3, lift=1.0)
+
+    def stage(first: dict[str, Any], second: dict[str, Any]) -> Stage:
+        results = {"truthfulqa": first, "other": second}
+        return Stage("it", {name: Result.from_json(one, name) for name, one in results.items()})
+
+    found = compare_measured(stage(before, before), stage(before, after))
+    assert found.metrics["mc1"].difference == 0 < found.metrics["other: mc1"].difference
+    assert found.tasks["truthfulqa"].judged == ("mc1", "mc2", "mc3")
+    assert found.tasks["other"].judged == ("other: mc1", "other: mc2", "other: mc3")
+    assert found.tasks["truthfulqa"].verdict == found.verdict != "gain"
+    assert found.tasks["other"].verdict == "gain"
+    assert found.record()["tasks"]["other"]["verdict"] == "gain"
 
 
 def test_what_a_file_calls_itself_can_be_printed() -> None:

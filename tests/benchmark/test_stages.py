@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 from chaos import make_inputs
+from click.testing import CliRunner
 
 import forty2
 from forty2.benchmark.results import Stage
 from forty2.benchmark.stages import load_measurement, table
+from forty2.benchmark.tasks.eval_prompts import EvalPromptsTask
+from forty2.cli import main
+from forty2.data.checks.contamination import ContaminationFinder
+from forty2.data.records import Chat
 from forty2.errors import BenchmarkError, RecipeError
 from forty2.files import read_json
 from forty2.recipe.reading import load_recipe, to_yaml
@@ -132,3 +137,154 @@ def test_a_run_measures_its_tasks_at_every_stage_and_compares_them(
     assert done.table.splitlines()[0].endswith("strict_match  flexible_extract")
     read = [Stage.from_json(stage.to_json(), "it") for stage in done.stages]
     assert table(read) == done.table and read == done.stages
+
+
+# --- questions in training rows ---
+
+MMLU = ["question,choice0,choice1,choice2,choice3,answer"] + [
+    f"Which organ number {n} makes bile?,the liver,the spleen,the heart number {n},a lung,0"
+    for n in range(6)
+]
+SOLUTION = "    total = 0\n    for first in values:\n        for second in values:\n"
+SOLUTION += "            total += first * second\n    return total / len(values)\n"
+PROBLEM = {
+    "task_id": "H/1",
+    "prompt": 'def f(values):\n    """Mean over all products of two of the values, however far '
+    'apart they may be in the list."""\n',
+    "canonical_solution": SOLUTION,
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 4.5\n",
+    "entry_point": "f",
+}
+
+
+@pytest.fixture
+def bile(tmp_path: Path) -> Path:
+    """Six questions in the shape of MMLU."""
+    folder = tmp_path / "mmlu"
+    for part in ("test", "dev"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / f"anatomy_{part}.csv").write_text("\n".join(MMLU) + "\n")
+    return folder
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    """Problems in the shape of HumanEval."""
+    other = {
+        **PROBLEM,
+        "task_id": "H/0",
+        "prompt": "def g():\n",
+        "canonical_solution": "    return",
+    }
+    file = tmp_path / "HumanEval.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (other, PROBLEM)))
+    return file
+
+
+def found_in(text: str, *tasks: BenchmarkTask) -> list[tuple[str, int]]:
+    """The tasks and items that a training row with this text holds."""
+    messages = ({"role": "user", "content": text}, {"role": "assistant", "content": "So it is."})
+    finder = ContaminationFinder(measured("truthfulqa", *tasks).benchmarks())
+    hits = finder.find(Chat(messages=messages, origin="a:1"))
+    return [(hit.benchmark, hit.item) for hit in hits]
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("Which organ number 3 makes bile?", "mmlu"),
+        ("Question: which organ number 3 makes bile?\n(a) the liver (b) a lung\nAnswer:", "mmlu"),
+        ("Six and 3 + 1? are", None),
+        ("3 + 1?", "gsm8k"),
+        (
+            "It says: mean over all products of two of the values, however far apart they",
+            "humaneval",
+        ),
+        (f"Continue:\n{SOLUTION}", "humaneval"),
+        ("So is the sky. Nothing of it is in any of these.", None),
+    ],
+)
+def test_a_question_of_any_task_is_found_in_a_row(
+    text: str, task: str | None, sums: Path, bile: Path, functions: Path
+) -> None:
+    found = found_in(
+        text,
+        BenchmarkTask(task="mmlu", data=str(bile)),
+        BenchmarkTask(task="gsm8k", data=str(sums)),
+        BenchmarkTask(task="humaneval", data=str(functions), run_untrusted_code=True),
+    )
+    assert found == ([] if task is None else [(task, 1 if task == "humaneval" else 3)])
+
+
+def test_a_copied_solution_without_its_calculations_is_found(tmp_path: Path) -> None:
+    answer = "He has 3 * 4 = <<3*4=12>>12 eggs, sells 2 * 5 = <<2*5=10>>10 of them, and keeps "
+    answer += "12 - 10 = <<12-10=2>>2.\n#### 2"
+    rows = [{**ROW, "question": f"{n} + 1?", "answer": answer} for n in range(5)]
+    for name in ("test", "train"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copied = "He has 3 * 4 = 12 eggs, sells 2 * 5 = 10 of them, and keeps 12 - 10 = 2."
+    found = found_in(copied, BenchmarkTask(task="gsm8k", data=str(tmp_path)))
+    assert found == [("gsm8k", n) for n in range(5)]
+
+
+def test_every_item_has_its_texts_in_the_items_order(sums: Path, bile: Path) -> None:
+    """Also of a sample, whose items are not those of the file."""
+    tasks = [
+        BenchmarkTask(task="mmlu", data=str(bile), n=3),
+        BenchmarkTask(task="gsm8k", data=str(sums), n=5),
+    ]
+    found = measured("truthfulqa", *tasks, n=20)
+    texts = {benchmark.name: benchmark.items for benchmark in found.benchmarks()}
+    assert [each[0] for each in texts["truthfulqa"]] == [q.question for q in found.truthfulqa.items]
+    (anatomy,) = found.more["mmlu"].questions
+    assert [each[0] for each in texts["mmlu"]] == [q.text for q in anatomy.questions]
+    problems = found.more["gsm8k"].questions.items
+    assert [each[0] for each in texts["gsm8k"]] == [p.question for p in problems]
+
+
+def test_eval_prompts_are_texts_to_search_for_and_patterns_are_not(tmp_path: Path) -> None:
+    asked = {"prompts": {"a": "Say hi.", "b": "Bye?"}, "expected_outputs": {"a": "hi", "b": "b+"}}
+    (tmp_path / "prompts.json").write_text(json.dumps({**asked, "match": {"b": "regex"}}))
+    task = EvalPromptsTask(prompts=tmp_path / "prompts.json")
+    assert task.question_texts(task.load()) == [("Say hi.", "hi"), ("Bye?",)]
+
+
+def test_a_run_counts_each_task_s_questions_in_its_rows_and_compares_without_them(
+    tmp_path: Path, sums: Path, bile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(tmp_path / "in")
+    asked = ["7 + 1?", *(f"Which organ number {n} makes bile? The liver?" for n in range(5))]
+    rows = [{"prompt": text, "completion": "So it is."} for text in asked]
+    (inputs / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("forty2.benchmark.tasks.behaviour.MAX_TOKENS", 4)
+    tasks = f"[truthfulqa,{{task: mmlu,data: {bile},n: 6}},{{task: gsm8k,data: {sums},n: 12}}]"
+    line = ["run", str(inputs / "measured.yaml"), "--run-dir", str(tmp_path / "run")]
+    line += ["--set", "fuse=null", "--set", f"benchmark.tasks={tasks}"]
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 0, done.output
+    summary = read_json(tmp_path / "run" / "summary.json")
+    found = summary["contamination"]
+    assert (found["rows"], found["questions"]) == (6, 6)
+    assert {name: count["questions"] for name, count in found["tasks"].items()} == {
+        "truthfulqa": 0,
+        "mmlu": 5,
+        "gsm8k": 1,
+    }
+    (all_of_them,), (without,) = summary["comparisons"], found["comparisons"]
+    assert {name: all_of_them["metrics"][name]["n"] for name in ("mmlu", "strict_match")} == {
+        "mmlu": 6,
+        "strict_match": 12,
+    }
+    assert without["metrics"]["strict_match"]["n"] == 11 and "gsm8k" in without["tasks"]
+    assert "mmlu" not in without["metrics"] and "mmlu" not in without["tasks"]
+    hits = read_json(tmp_path / "run" / "contamination.json")["hits"]
+    assert {(hit["task"], hit["item"]) for hit in hits} >= {("gsm8k", 7), ("mmlu", 0), ("mmlu", 4)}
+    for text in (done.output, (tmp_path / "run" / "report.md").read_text("utf-8")):
+        assert "5 questions of MMLU are in training rows" in text
+        assert "too few are left to compare" in text
+        assert "1 question of GSM8K is in training rows" in text
+        assert "Without it, phase1_sft against the base model: " in text.replace("`", "")
+    shown = [line.split() for line in done.output.splitlines() if line.startswith("phase1_sft  ")]
+    assert {"mmlu", "strict_match", "flexible_extract", "MC1"} <= {row[1] for row in shown}
+    assert f"GSM8K, {sums}: " in done.output and f"MMLU, {bile}: " in done.output

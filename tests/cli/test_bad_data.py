@@ -104,7 +104,7 @@ case(
     "/dev/zero: rows of kind no suffix",
 )
 data("an empty folder", empty_folder, "rows: holds no data file", file="rows")
-data("a kind unknown", "a\tb\n", "rows of kind .tsv are not read; use .jsonl", file="rows.tsv")
+data("a kind unknown", "a", "rows of kind .xlsx are not read; use .jsonl", file="rows.xlsx")
 data("not JSON", lines(CHAT) + "prompt: q\n", "rows.jsonl:2: not a JSON object")
 data("a line cut off", lines(CHAT) + '{"prompt": "q", "comp', ":2: not a JSON object", "is cut off")
 data("two rows on a line", lines(CHAT).strip() * 2 + "\n", "rows.jsonl:1: not a JSON object: Extra")
@@ -117,8 +117,17 @@ data(
     "rows.jsonl:1: not UTF-8 (byte 13",
     "save the file as UTF-8",
 )
-data("UTF-16", lines(CHAT).encode("utf-16"), "rows.jsonl:1: not UTF-8")
-data("UTF-32", lines(CHAT).encode("utf-32"), "rows.jsonl:1: not UTF-8")
+data("UTF-16 cut off", lines(CHAT).encode("utf-16")[:-1], "begins as UTF-16 but is damaged")
+data("UTF-16 without a mark, cut off", lines(CHAT).encode("utf-16-le")[:-1], "UTF-16-LE but")
+data(
+    "UTF-32 damaged", lines(CHAT).encode("utf-32") + b"\xff" * 4, "begins as UTF-32 but is damaged"
+)
+data(
+    "Windows-1252",
+    '{"prompt": "ä"}\n'.encode("cp1252"),
+    ":1: not UTF-8",
+    "0xE4 is ä in Windows-1252",
+)
 data("NUL bytes", "\0\0\0\n", "rows.jsonl:1: not a JSON object")
 data(
     "NaN", '{"prompt": "q", "completion": "a", "x": NaN}\n', "rows.jsonl:1: ", "NaN is not a number"
@@ -238,7 +247,22 @@ data(
     "unpacks to more",
     file="rows.parquet",
 )
-data("no array", lines(CHAT), "rows.json:1: not a JSON array", file="rows.json")
+data("no JSON", "q,a\n", "rows.json:1: not a JSON object", file="rows.json")
+data(
+    "wrapped rows without an end",
+    '{"data": [\n{"text": "a"}\n]\n',
+    "rows.json:4: the object does not end after its rows",
+    file="rows.json",
+)
+data(
+    "two wrapped lists",
+    '{"train": [{"text": "a"}],\n "test": [{"text": "b"}]}',
+    "rows.json:2: train and test both hold rows",
+    file="rows.json",
+)
+data("more after wrapped rows", '{"data": [\n{"text": "a"}]}\n{}', ":3: the array ends before this")
+data("wrapped rows, one bad", '{"data": [\n{"text": "a"},\n{"text": 3}]}', ":3: text must be text")
+data("a wrapped message", '{"data": [{"role": "user", "content": "q"}]}', ":1: needs messages")
 data("an empty array", "[]", "rows.json: holds no rows", file="rows.json")
 data(
     "an array without its end", f"[\n{lines(CHAT)}", "rows.json:2: after this row", file="rows.json"
@@ -297,8 +321,25 @@ data(
     "'7' is there twice",
     file="rows.csv",
 )
-data("CSV, Latin 1", "prompt,completion\nq,ä\n".encode("latin-1"), "in UTF-8", file="rows.csv")
-data("CSV, JSON cut off", 'prompt,completion\nq,"[{"\n', "rows.csv:2: not a JSON", file="rows.csv")
+data("CSV, Latin 1", "prompt,completion\nq,ä\n".encode("latin-1"), ":2: not UTF-8", file="rows.csv")
+data("CSV, JSON cut off", 'messages\n"[{"\n', "rows.csv:2: messages: not a JSON", file="rows.csv")
+data(
+    "CSV, messages of Python",
+    "prompt,completion\n\"[{'role': 'user', 'content': 'q'}]\",a\n",
+    "rows.csv:2: prompt holds messages as Python prints them",
+    "to_json",
+    file="rows.csv",
+)
+data(
+    "CSV, semicolons and a cell more",
+    "prompt;completion\nq;a;b\n",
+    "rows.csv:2: has another number of cells than the header (3, not 2; separated by semicolons)",
+    file="rows.csv",
+)
+data("TSV, a cell less", "prompt\tcompletion\nq\n", "separated by tabs", file="rows.tsv")
+data("Arrow that is none", lines(CHAT), "rows.arrow: not an Arrow file", file="rows.arrow")
+data("Arrow, magic alone", b"ARROW1\0\0" + b"\xff" * 40, "rows.arrow", file="rows.arrow")
+data("Arrow, empty", "", "rows.arrow: ", file="rows.arrow")
 data("Parquet that is none", lines(CHAT), "rows.parquet: not a Parquet file", file="rows.parquet")
 data("Parquet, empty", "", "rows.parquet: not a Parquet file", file="rows.parquet")
 data("Parquet, magic alone", b"PAR1" + b"\xff" * 40 + b"PAR1", "rows.parquet", file="rows.parquet")
@@ -354,7 +395,7 @@ def row(name: str, bad: Mapping[str, Any], *says: str) -> None:
 
 
 row("nothing in it", {}, "needs messages, prompt and completion", "has no keys")
-row("no shape known", {"question": "q", "answer": "a"}, "needs messages", "has question, answer")
+row("no shape known", {"title": "q", "body": "a"}, "needs messages", "has title, body")
 row("no completion", {"prompt": "q"}, "needs messages", "has prompt")
 row("prompt a number", {"prompt": 1, "completion": "a"}, "prompt must be a list of messages, not 1")
 row("prompt empty", {"prompt": " ", "completion": "a"}, "prompt is empty")
@@ -369,14 +410,16 @@ row("messages null", {"messages": None}, "messages must be a list of messages, n
 row("messages empty", {"messages": []}, "messages must be a list of messages, not []")
 row("messages an object", {"messages": {"role": "user"}}, "messages must be a list of messages")
 row("messages of text", {"messages": ["q", "a"]}, "messages[0] must be an object with role")
-row("role unknown", said(("user", "q"), ("bot", "a")), "messages[1].role must be one of", "'bot'")
+row("role unknown", said(("user", "q"), ("owl", "a")), "messages[1].role must be one of", "'owl'")
 row("role missing", {"messages": [{"content": "q"}]}, "messages[0].role must be one of", "None")
 row("role a list", said((["user"], "q")), "messages[0].role must be one of")
 row("role an object", said(({"a": 1}, "q")), "messages[0].role must be one of")
-row("from a list", {"messages": [{"from": ["human"], "value": "q"}]}, "messages[0].role must be")
+row("from a list", {"messages": [{"from": ["human"], "value": "q"}]}, "messages[0].from must be")
 row("content null", said(("user", None), ("assistant", "a")), "messages[0].content must be text")
 row("content a number", said(("user", 7), ("assistant", "a")), "messages[0].content must be text")
-row("content a list", said(("user", [{"type": "text"}])), "messages[0].content must be text")
+row(
+    "content a list", said(("user", [{"type": "text"}])), "messages[0].content[0].text must be text"
+)
 row("answer empty", said(("user", "q"), ("assistant", " ")), "the assistant's turn is empty")
 row("no answer", said(("user", "q")), "messages: no assistant turn, so nothing to learn")
 row("history no pairs", {"instruction": "q", "output": "a", "history": ["x"]}, "history[0] must be")
@@ -407,7 +450,7 @@ row(
     "prompt ends with an assistant turn",
 )
 row("label as text", {**CHAT, "label": "yes"}, "label must be true or false, not 'yes'")
-row("label a number", {**CHAT, "label": 1}, "label must be true or false, not 1")
+row("label a number", {**CHAT, "label": 2}, "label must be true or false, not 2")
 row(
     "rated, no answer", {**said(("user", "q")), "label": True}, "must end with the assistant's turn"
 )
@@ -523,7 +566,19 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["role", "content", "from", "value", "tool_calls"]),
+                st.sampled_from(
+                    [
+                        "role",
+                        "content",
+                        "from",
+                        "value",
+                        "tool_calls",
+                        "function_call",
+                        "name",
+                        "arguments",
+                        "weight",
+                    ]
+                ),
                 inner,
                 max_size=3,
             )
@@ -546,6 +601,13 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
                 "input",
                 "history",
                 "system",
+                "tools",
+                "response",
+                "context",
+                "reasoning",
+                "preferred_output",
+                "non_preferred_output",
+                "rejected_response",
             ]
         ),
         min_size=1,

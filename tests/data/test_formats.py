@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forty2.data.formats import parse, read_records
+from forty2.data.formats import parse, read_records, to_row
+from forty2.data.record_texts import answer_of, text_of
 from forty2.data.records import Chat, Pair, Rated, Text
 from forty2.errors import DataError
 
@@ -20,9 +23,6 @@ HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 OTHER = {"role": "assistant", "content": "b"}
 
 
-CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
-
-
 SYSTEM = {"role": "system", "content": "s"}
 
 
@@ -31,9 +31,9 @@ def core(row: dict[str, Any]) -> Any:
     if isinstance(record, Chat):
         return [dict(m) for m in record.messages]
     if isinstance(record, Pair):
-        return [dict(m) for m in record.prompt], record.chosen, record.rejected
+        return [dict(m) for m in record.prompt], *map(text_of, (record.chosen, record.rejected))
     if isinstance(record, Rated):
-        return [dict(m) for m in record.prompt], record.response, record.desirable
+        return [dict(m) for m in record.prompt], text_of(record.response), record.desirable
     return record.text
 
 
@@ -45,6 +45,16 @@ def core(row: dict[str, Any]) -> Any:
         {"prompt": "q", "completion": "a"},
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"instruction": "q", "input": "", "output": "a"},
+        {"conversation": [{"role": "User", "content": "q"}, {"role": "bot", "text": "a"}]},
+        {"prompt": "q", "response": "a"},
+        {"question": "q", "answer": "a"},
+        {"question": "q", "response": "a"},
+        {"instruction": "q", "response": "a", "context": " "},
+        {"query": "q", "response": "a"},
+        {"input": "q", "output": "a"},
+        {"input": [USER], "output": "a"},
+        {"messages": json.dumps([USER, ASSISTANT])},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, GPT]},
     ],
 )
 def test_one_conversation_in_every_shape(row: dict[str, Any]) -> None:
@@ -62,6 +72,14 @@ def test_one_conversation_in_every_shape(row: dict[str, Any]) -> None:
         {"instruction": "q", "chosen": "a", "rejected": "b"},
         {"question": "q", "chosen": "a", "rejected": "b"},
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"prompt": "q", "chosen_response": "a", "rejected_response": "b"},
+        {"messages": [USER, ASSISTANT], "rejected_response": "b"},
+        {
+            "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [ASSISTANT],
+            "non_preferred_output": [OTHER],
+        },
+        {"input": "q", "chosen": "a", "rejected": "b"},
     ],
 )
 def test_one_pair_in_every_shape(row: dict[str, Any]) -> None:
@@ -75,6 +93,10 @@ def test_one_pair_in_every_shape(row: dict[str, Any]) -> None:
         {"messages": [USER, ASSISTANT], "label": False},
         {"conversations": [HUMAN, GPT], "kto_tag": False},
         {"instruction": "q", "output": "a", "kto_tag": False},
+        {"question": "q", "answer": "a", "label": 0},
+        {"prompt": "q", "response": "a", "label": 0.0},
+        {"prompt": "q", "completion": [ASSISTANT], "label": "False"},
+        {"prompt": "q", "completion": "a", "label": "0"},
     ],
 )
 def test_one_rated_answer_in_every_shape(row: dict[str, Any]) -> None:
@@ -98,15 +120,59 @@ def test_what_surrounds_the_question_is_kept() -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"chosen": [USER, ASSISTANT], "rejected": [SYSTEM, OTHER]}, "differ in the last turn"),
+        (
+            {"chosen": [USER, ASSISTANT], "rejected": [SYSTEM, OTHER]},
+            "needs a prompt, or chosen and rejected that",
+        ),
         ({"chosen": "a", "rejected": "b"}, "prompt is missing"),
         ({"prompt": "q", "chosen": [SYSTEM, ASSISTANT], "rejected": "b"}, "not the prompt"),
         ({"prompt": "q", "chosen": [USER], "rejected": "b"}, "end with an assistant turn"),
-        ({"conversations": [{"from": "bot", "value": "x"}]}, "conversations[0].role"),
+        (
+            {"conversations": [{"from": "owl", "value": "x"}]},
+            "conversations[0].from must be one of system, human, gpt, tool, not 'owl'",
+        ),
         ({"messages": [USER], "label": True}, "end with the assistant's turn"),
         ({"messages": [USER, ASSISTANT], "label": "yes"}, "label must be true or false"),
-        ({"messages": [USER, CALL], "label": True}, "messages ends with a tool call"),
-        ({"prompt": "q", "chosen": [CALL], "rejected": "b"}, "chosen ends with a tool call"),
+        ({"messages": [USER, ASSISTANT], "label": 0.5}, "label must be true or false, not 0.5"),
+        ({"messages": [ASSISTANT, ASSISTANT], "label": 1}, "no turn before the assistant's"),
+        (
+            {"prompt": "q", "chosen": [ASSISTANT, USER], "rejected": "b"},
+            "end with an assistant turn",
+        ),
+        ({"prompt": "q", "completion": [USER]}, "completion: no assistant turn"),
+        ({"prompt": "q", "response": "a", "answer": "b"}, "answer and response may both be"),
+        ({"text": "q", "answer": "a"}, "text stands beside answer; rename text to prompt"),
+        (
+            {"message_id": 1, "parent_id": None, "role": "x", "text": "q"},
+            "is one message of a conv",
+        ),
+        ({"conversation_id": 1, "text": "q"}, "is one message of a conversation"),
+        ({"role": "user", "content": "q"}, "is one message of a conversation (it has role)"),
+        ({"messages": [USER, ASSISTANT], "images": ["x.png"]}, "images is not used"),
+        ({"text": "a", "image": "x.png"}, "image is not used"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "audio": {"path": "x"}},
+            "audio is not used",
+        ),
+        ({"messages": [SYSTEM, USER, ASSISTANT], "system": "t"}, "system is another text than"),
+        (
+            {"prompt": "q", "completion": "a", "system": "s", "system_prompt": "t"},
+            "system_prompt is",
+        ),
+        ({"prompt": "q", "completion": "a", "system": 3}, "system must be text, not 3"),
+        ({"text": "a", "system": "s"}, "system stands beside text"),
+        ({"text": "a", "tools": [{"name": "f"}]}, "tools stand beside text"),
+        ({"prompt": "q", "completion": "a", "context": "c"}, "context stands beside prompt"),
+        ({"prompt": "q", "response": "a", "history": [["b", "c"]]}, "history stands beside prompt"),
+        ({"messages": [USER, ASSISTANT], "documents": ["d"]}, "documents stands beside messages"),
+        ({"prompt": "q", "completion": "a", "train": False}, "train is false"),
+        ({"prompt": "q", "completion": "a", "tools": ["f"]}, "tools[0] must be an object, not 'f'"),
+        (
+            {"prompt": "q", "completion": "a", "tools": "f"},
+            "tools must be a list of tools, not 'f'",
+        ),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no assistant turn is to be learned"),
+        ({"prompt": "q", "chosen": [{**ASSISTANT, "weight": 0}], "rejected": "b"}, "to be learned"),
         ({"text": "a", "label": True}, "completion, or instruction and output; has text"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history[0]"),
         ({"text": ""}, "text is empty"),
@@ -117,6 +183,88 @@ def test_a_bad_row_is_named_with_its_field(row: dict[str, Any], complaint: str) 
     with pytest.raises(DataError) as error:
         parse(row, "f:7")
     assert str(error.value).startswith("f:7: ") and complaint in str(error.value)
+
+
+def test_system_texts_lead_every_shape() -> None:
+    with_system = [SYSTEM, USER]
+    for key in ("system", "system_prompt"):
+        assert core({"messages": [USER, ASSISTANT], key: "s"}) == [*with_system, ASSISTANT]
+        assert core({"messages": [SYSTEM, USER, ASSISTANT], key: " s "})[:2] == with_system
+        for prompt in ("q", [USER]):
+            pair = {"prompt": prompt, "chosen": "a", "rejected": "b", key: "s"}
+            assert core(pair) == (with_system, "a", "b")
+        whole = {"chosen": [USER, ASSISTANT], "rejected": [USER, OTHER], key: "s"}
+        assert core(whole) == (with_system, "a", "b")
+        assert core({"question": "q", "answer": "a", "label": 1, key: "s"})[0] == with_system
+
+
+def test_a_question_has_its_context_and_an_answer_its_reasoning() -> None:
+    row = {"instruction": "q", "context": "c", "response": "a", "category": "x"}
+    assert core(row)[0] == {"role": "user", "content": "q\nc"}
+    reasoned = {"question": "q", "answer": "a", "reasoning": "since so"}
+    assert core(reasoned)[1] == {**ASSISTANT, "reasoning": "since so"}
+    assert core({**reasoned, "reasoning": "on"})[1] == ASSISTANT
+
+
+def test_sides_of_several_turns_share_what_is_the_same_with_the_prompt() -> None:
+    user, end = {"role": "user", "content": "r"}, {"role": "assistant", "content": "c"}
+    other_end = {"role": "assistant", "content": "d"}
+
+    def read(chosen: list[Any], rejected: list[Any], **prompt: Any) -> list[list[Any]]:
+        pair = parse({"chosen": chosen, "rejected": rejected, **prompt}, "f:1")
+        assert isinstance(pair, Pair)
+        assert parse(to_row(pair), "f:1") == pair
+        return [list(side) for side in (pair.prompt, pair.chosen, pair.rejected)]
+
+    shared = [USER, ASSISTANT, user]
+    same = [shared, [end], [other_end]]
+    assert read([*shared, end], [*shared, other_end]) == same
+    assert read([*shared, end], [*shared, other_end], prompt="q") == same
+    assert read([ASSISTANT, user, end], [ASSISTANT, user, other_end], prompt="q") == same
+    # Answers that differ from the first on stay whole, and an answer is not split from its end.
+    assert read([*shared, end], [USER, OTHER]) == [[USER], [ASSISTANT, user, end], [OTHER]]
+    assert read([*shared, end], [USER, ASSISTANT]) == [[USER], [ASSISTANT, user, end], [ASSISTANT]]
+
+
+def test_tools_are_read_in_every_shape_and_written_again() -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    tool = {"type": "function", "function": function}
+    chat = {"messages": [USER, ASSISTANT]}
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    shapes: list[dict[str, Any]] = [chat, pair, {"prompt": "q", "completion": "a", "label": True}]
+    offers: list[tuple[str, Any]] = [
+        ("tools", [tool]),
+        ("tools", json.dumps([tool])),
+        ("tools", [function]),
+        ("functions", [function]),
+    ]
+    for row in shapes:
+        for key, value in offers:
+            record = parse({**row, key: value}, "f:1")
+            assert not isinstance(record, Text) and record.tools == (tool,)
+            assert parse(to_row(record), "f:1") == record
+    preference: dict[str, Any] = {
+        "input": {"messages": [USER], "tools": [tool]},
+        "preferred_output": [ASSISTANT],
+    }
+    record = parse({**preference, "non_preferred_output": [OTHER]}, "f:1")
+    assert isinstance(record, Pair) and record.tools == (tool,)
+    assert parse({**chat, "tools": "", "functions": None}, "f:1").meta == {}
+
+
+ROW = re.compile(r"^\| `(\{.*\})` \| (\w+) \|$", re.MULTILINE)
+KINDS = {"conversation": Chat, "text": Text, "pair": Pair, "rated": Rated}
+
+
+def test_every_shape_of_the_manual_is_read_as_it_says() -> None:
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    shapes = ROW.findall(page.read_text("utf-8"))
+    assert len(shapes) >= 20
+    for number, (written, kind) in enumerate(shapes):
+        record = parse(json.loads(written), f"data.md:{number}")
+        assert type(record) is KINDS[kind], written
+        assert parse(to_row(record), f"data.md:{number}") == record
+        assert "a" in answer_of(record) or isinstance(record, Rated)
 
 
 def test_published_files_are_read(bench_data: Path) -> None:

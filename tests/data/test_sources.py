@@ -30,12 +30,57 @@ def as_csv(path: Path) -> None:
         writer.writerows(PAIRS)
 
 
+def as_table(separator: str, encoding: str) -> Callable[[Path], Any]:
+    def write(path: Path) -> None:
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, list(PAIRS[0]), delimiter=separator)
+            writer.writeheader()
+            writer.writerows(PAIRS)
+
+    return write
+
+
+def as_arrow(path: Path, new: Callable[..., Any] = pa.ipc.new_file) -> None:
+    table = pa.Table.from_pylist(PAIRS)
+    with new(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def wrapped(indent: int | None, **beside: Any) -> Callable[[Path], Any]:
+    return lambda p: p.write_text(json.dumps({**beside, "data": PAIRS}, indent=indent), "utf-8")
+
+
+def encoded(encoding: str) -> Callable[[Path], Any]:
+    return lambda p: p.write_bytes(dumps(PAIRS).encode(encoding))
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "pairs.jsonl": lambda p: p.write_text(dumps(PAIRS), "utf-8"),
     "pairs.jsonl.gz": lambda p: p.write_bytes(gzip.compress(dumps(PAIRS).encode())),
     "pairs.json": lambda p: p.write_text(json.dumps(PAIRS, indent=1), "utf-8"),
     "pairs.csv": as_csv,
     "pairs.parquet": lambda p: pq.write_table(pa.Table.from_pylist(PAIRS), p),
+    "pairs.arrow": as_arrow,
+    "stream.arrow": lambda p: as_arrow(p, pa.ipc.new_stream),
+    "pairs.tsv": as_table("\t", "utf-8"),
+    "semicolons.csv": as_table(";", "utf-8-sig"),
+    "bars.csv": as_table("|", "utf-8"),
+    "tabs.csv": as_table("\t", "utf-16"),
+    "commas.tsv": as_table(",", "utf-16-be"),
+    "UPPER.CSV": as_table(",", "utf-8"),
+    "lines.json": lambda p: p.write_text(dumps(PAIRS), "utf-8"),
+    "array.jsonl": lambda p: p.write_text(json.dumps(PAIRS), "utf-8"),
+    "indented.jsonl": lambda p: p.write_text(json.dumps(PAIRS, indent=1), "utf-8"),
+    "objects.json": lambda p: p.write_text("".join(json.dumps(r, indent=1) for r in PAIRS)),
+    "wrapped.json": wrapped(None),
+    "wrapped.jsonl": wrapped(None, version=1),
+    "wrapped.json.gz": lambda p: p.write_bytes(gzip.compress(json.dumps({"d": PAIRS}).encode())),
+    "indented.json": wrapped(1, version="1.0", about={"a": [1]}),
+    "utf16.jsonl": encoded("utf-16"),
+    "utf16le.jsonl": encoded("utf-16-le"),
+    "utf16be.json": encoded("utf-16-be"),
+    "utf32.jsonl": encoded("utf-32"),
+    "mark.jsonl": encoded("utf-8-sig"),
 }
 
 
@@ -73,6 +118,60 @@ def test_json_and_csv_rows_know_their_lines(tmp_path: Path) -> None:
         read_records(table)
 
 
+def test_a_text_in_a_table_is_text_even_if_it_is_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    replies = ['{"a": 1}', '[{"name": "f"}]', "[1]", "{not json", '{"role": "x"}']
+    rows = [{"prompt": "q", "completion": reply} for reply in replies]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert [row for _, row in read_rows(path)] == rows
+
+
+def test_structure_in_a_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["messages", "tools", "prompt", "label"])
+        prompt = json.dumps(messages[:1])
+        writer.writerow([json.dumps(messages), json.dumps(tools), prompt, "1"])
+    ((_, row),) = read_rows(path)
+    assert row == {"messages": messages, "tools": tools, "prompt": messages[:1], "label": 1}
+
+
+def test_an_index_without_a_name_is_kept_apart_and_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",prompt,completion,\n0,q,a,\n1,r,b,\n")
+    rows = [row for _, row in read_rows(path)]
+    assert rows[1] == {"Unnamed: 0": "1", "prompt": "r", "completion": "b"}
+    assert [dict(record.meta) for record in read_records(path)] == [
+        {"Unnamed: 0": "0"},
+        {"Unnamed: 0": "1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "separator"),
+    [
+        ("prompt,completion", ","),
+        ("prompt;completion,note", ";"),
+        ("a;b;prompt", ";"),
+        ("text", ","),
+        ("one|two", "|"),
+        ("prompt, completion", ","),
+    ],
+)
+def test_the_header_names_the_separator(header: str, separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    names = [name.strip() for name in header.split(separator)]
+    path.write_text(f"{header}\n{header.replace('prompt', 'q')}\n")
+    ((_, row),) = read_rows(path)
+    assert list(row) == names
+
+
 def test_paragraphs_of_plain_text(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("one\ntwo\n\n\nthree\n")
@@ -86,6 +185,51 @@ def test_a_folder_trains_on_its_train_file_and_validates_on_the_other(tmp_path: 
     (tmp_path / "manifest.json").write_text("{}")
     assert [row["text"] for _, row in read_rows(tmp_path)] == ["train.jsonl"]
     assert valid_beside(tmp_path) == str(tmp_path / "valid.jsonl")
+
+
+def rows_in(source: Path | str | None) -> list[str]:
+    assert source is not None
+    return sorted({row["text"] for _, row in read_rows(source)})
+
+
+def write_shards(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        pq.write_table(pa.table({"text": [name]}), folder / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_of_a_folder_with_splits_training_reads_its_own(inside: str, tmp_path: Path) -> None:
+    folder = tmp_path / inside
+    train = ["train-00000-of-00002", "train-00001-of-00002"]
+    valid = ["validation-00000-of-00002", "validation-00001-of-00002"]
+    write_shards(folder, *train, *valid, "test")
+    assert rows_in(tmp_path) == train
+    assert rows_in(valid_beside(tmp_path)) == valid
+    assert rows_in(f"{tmp_path}#test") == ["test"]
+    for name in train:
+        (folder / f"{name}.parquet").unlink()
+    with pytest.raises(DataError, match=r"holds no file for training, only test\.parquet"):
+        rows_in(tmp_path)
+    write_shards(folder, "mine")
+    assert rows_in(tmp_path) == ["mine"]
+
+
+def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    made = {
+        name: datasets.Dataset.from_list([{"text": name}] * 3) for name in ("train", "validation")
+    }
+    made["train"].save_to_disk(tmp_path / "one", num_shards=2)
+    assert len(list(read_rows(tmp_path / "one"))) == 3
+    assert valid_beside(tmp_path / "one") is None
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "both")
+    assert rows_in(tmp_path / "both") == ["train"]
+    assert rows_in(valid_beside(tmp_path / "both")) == ["validation"]
+    datasets.DatasetDict({"test": made["train"]}).save_to_disk(tmp_path / "none")
+    with pytest.raises(DataError, match="has no split train; name one of its folders: test"):
+        rows_in(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "broken.parquet", "broken.jsonl.gz"])

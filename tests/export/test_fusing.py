@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_flatten
 from support.models import save_tiny
 
+from forty2.cli import main
 from forty2.errors import ModelError
-from forty2.export.fusing import Fused, Quantized, fuse, quantized_path
-from forty2.model.adapter import attach_adapter, save_adapter
+from forty2.export.fusing import (
+    Fused,
+    Quantized,
+    _Parity,
+    _quantized_warnings,
+    fuse,
+    quantized_path,
+)
+from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, save_adapter
 from forty2.model.loading import load, save_model
-from forty2.model.quantization import quantize
+from forty2.model.quantization import dense_weight, quantize
 from forty2.recipe.schema import Adapter
 
 ADAPTER = Adapter(rank=2, scale=2.0)
@@ -24,16 +35,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("fusing") / "base")
 
 
-def save_trained(model: str, folder: Path, size: float) -> Path:
-    """Write an adapter whose second factors are random numbers of this size."""
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose every matrix is quantized: rows of 64 weights share a scale."""
+    return save_tiny(tmp_path_factory.mktemp("fusing") / "wide", hidden_size=64)
+
+
+def save_trained(model: str, folder: Path, size: float, adapter: Adapter = ADAPTER) -> Path:
+    """Write an adapter whose second factors, and norms, are off by random numbers of this size."""
     loaded = load(model).model
-    attach_adapter(loaded, ADAPTER, seed=1)
-    for name, module in loaded.named_modules():
-        if "lora_b" in module:
-            key = mx.random.key(len(name))
-            module.lora_b = size * mx.random.normal(module.lora_b.shape, key=key)
+    attach_adapter(loaded, adapter, seed=1)
+    for name, value in adapter_weights(loaded).items():
+        if not name.endswith("lora_a"):
+            noise = size * mx.random.normal(value.shape, key=mx.random.key(len(name)))
+            loaded.load_weights([(name, value + noise)], strict=False)
     folder.mkdir()
-    save_adapter(loaded, ADAPTER, folder)
+    save_adapter(loaded, adapter, folder)
     return folder
 
 
@@ -61,7 +78,8 @@ def test_a_fused_model_computes_what_base_and_adapter_do(base: Path, tmp_path: P
 def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: Path) -> None:
     adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
     fused = fuse(str(base), adapter, tmp_path / "fused", quantize=8)
-    assert fused.quantized is not None and 0.9 < fused.quantized.cosine <= 1
+    assert fused.quantized is not None and fused.quantized.cosine is not None
+    assert 0.9 < fused.quantized.cosine <= 1
     assert fused.quantized.path == tmp_path / "fused-8bit" == quantized_path(fused.path, 8)
     assert load(str(fused.quantized.path)).quantized and not load(str(fused.path)).quantized
 
@@ -74,6 +92,86 @@ def test_a_quantized_base_is_fused_in_full_precision(base: Path, tmp_path: Path)
     adapter = save_trained(str(tmp_path / "8bit"), tmp_path / "adapter", 0.3)
     fused = fuse(str(tmp_path / "8bit"), adapter, tmp_path / "fused")
     assert fused.parity_kl < 1e-6 and not load(str(fused.path)).quantized
+
+
+def save_whole(model: str, folder: Path, size: float) -> Path:
+    """Write an adapter that replaces weights, as mlx-lm's full fine-tuning does."""
+    loaded = load(model).model
+    folder.mkdir()
+    names = [n for n, v in tree_flatten(loaded.parameters()) if v.ndim == 2 or "norm" in n]
+    weights = dict(tree_flatten(loaded.parameters()))
+    for name in names:
+        noise = mx.random.normal(weights[name].shape, key=mx.random.key(len(name)))
+        weights[name] = weights[name] + size * noise * weights[name].std()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), {n: weights[n] for n in names})
+    (folder / "adapter_config.json").write_text('{"fine_tune_type": "full", "num_layers": 3}')
+    return folder
+
+
+SPECS = {
+    "lora": Adapter(rank=2, scale=2.0),
+    "embedding": Adapter(rank=2, scale=2.0, keys=["model.embed_tokens"]),
+    "dora": Adapter(type="dora", rank=2, scale=2.0),
+}
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding", "dora", "full"])
+def test_what_quantizing_leaves_of_any_adapter_is_measured(
+    kind: str, wide: Path, tmp_path: Path
+) -> None:
+    """Against the change of every weight, computed from the folders written."""
+    if kind == "full":
+        adapter = save_whole(str(wide), tmp_path / "adapter", 0.3)
+    else:
+        adapter = save_trained(str(wide), tmp_path / "adapter", 0.3, SPECS[kind])
+    fused = fuse(str(wide), adapter, tmp_path / "fused", quantize=4)
+    assert fused.parity_kl < 1e-6 < fused.adapter_kl and fused.quantized is not None
+    base, merged, rounded = (load(str(f)).model for f in (wide, fused.path, fused.quantized.path))
+    modules, quantized = dict(base.named_modules()), dict(rounded.named_modules())
+    intended, applied = [], []
+    for name, module in merged.named_modules():
+        if "weight" in module and module.weight.ndim == 2:
+            before, layer = modules[name].weight, quantized[name]
+            intended.append((module.weight - before).reshape(-1))
+            if "scales" in layer:
+                settings = {"group_size": layer.group_size, "bits": layer.bits}
+                before = mx.dequantize(*mx.quantize(before, **settings), **settings)
+            applied.append((dense_weight(layer)[0] - before).reshape(-1))
+    one, other = mx.concatenate(intended), mx.concatenate(applied)
+    wanted = float((one * other).sum() / mx.sqrt((one * one).sum() * (other * other).sum()))
+    assert 0.3 < wanted < 0.999
+    assert fused.quantized.cosine == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "kl", "said"),
+    [
+        (0.95, 0.1, []),
+        (0.5, 0.1, ["4 bits keep little of the adapter: .* is 0.50"]),
+        (0.95, 0.3, ["4 bits move the model by KL 3.0e-01 a token, more than the adapter"]),
+        (None, 0.3, ["4 bits move the model"]),
+        (None, 0.1, []),
+        (0.5, 0.3, ["4 bits keep little", "4 bits move the model"]),
+    ],
+)
+def test_only_what_was_measured_is_warned_about(
+    cosine: float | None, kl: float, said: list[str]
+) -> None:
+    quantized = Quantized(Path("x"), 4, cosine, kl)
+    warnings = _quantized_warnings(quantized, _Parity(0.2, 0.0, 0.0))
+    assert len(warnings) == len(said)
+    assert all(re.search(part, warning) for part, warning in zip(said, warnings, strict=True))
+
+
+def test_an_adapter_of_norms_alone_has_no_cosine(wide: Path, tmp_path: Path) -> None:
+    adapter = save_whole(str(wide), tmp_path / "adapter", 0.3)
+    weights = load_arrays(adapter / "adapters.safetensors")
+    norms = {name: value for name, value in weights.items() if "norm" in name}
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), norms)
+    line = f"fuse --model {wide} --adapter {adapter} --out {tmp_path / 'fused'} --quantize 4"
+    done = CliRunner().invoke(main, line.split())
+    assert done.exit_code == 0 and "survival  no weight is changed; KL" in done.output
+    assert "keep little" not in done.output
 
 
 def test_an_adapter_without_effect_is_warned_about(base: Path, tmp_path: Path) -> None:
@@ -94,7 +192,10 @@ def test_a_folder_that_fusing_did_not_write_is_never_replaced(
     assert [path.name for path in tmp_path.glob("fused*/*")] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("quantized", [None, Quantized(Path("out-4bit"), 4, 0.5, 0.25)])
+@pytest.mark.parametrize(
+    "quantized",
+    [None, Quantized(Path("out-4bit"), 4, 0.5, 0.25), Quantized(Path("out-4bit"), 4, None, 0.25)],
+)
 def test_a_record_survives_json(quantized: Quantized | None) -> None:
     fused = Fused(Path("out"), 0.5, 1e-9, 1e-4, quantized, ("careful",))
     record = fused.to_json()

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
+from mlx_lm.tuner.utils import load_adapters
 from support.models import save_tiny, tiny_model
 
 from forty2.errors import ModelError
 from forty2.model.adapter import (
     adapter_dir,
+    adapter_weights,
     attach_adapter,
     load_adapter,
-    merge_adapter,
-    recorded_model,
     save_adapter,
+    trained_on,
 )
 from forty2.model.loading import load
 from forty2.recipe.schema import Adapter
@@ -27,38 +27,61 @@ IDS = mx.array([[5, 7, 200, 31, 9]])
 OLD_RUN = Path(__file__).parents[1] / "old_runs" / "sealed"
 
 
-def save_trained(folder: Path) -> mx.array:
+def save_trained(
+    folder: Path, adapter: Adapter = ADAPTER, dtype: mx.Dtype = mx.float32
+) -> mx.array:
     """Write an adapter of the tiny model that changes something; return the logits with it."""
     model = tiny_model()
-    attach_adapter(model, ADAPTER, seed=1)
-    for name, module in model.named_modules():
-        if "lora_b" in module:
-            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(len(name)))
+    model.set_dtype(dtype)
+    attach_adapter(model, adapter, seed=1)
+    for name, value in adapter_weights(model).items():
+        if not name.endswith("lora_a"):
+            value += 0.3 * mx.random.normal(value.shape, key=mx.random.key(len(name)))
+            model.load_weights([(name, value)], strict=False)
     folder.mkdir(parents=True)
-    save_adapter(model, ADAPTER, folder)
+    save_adapter(model, adapter, folder)
     logits: mx.array = model(IDS)
     return logits
 
 
-def test_a_saved_adapter_computes_the_same_when_loaded(tmp_path: Path) -> None:
-    wanted = save_trained(tmp_path / "adapter")
-    model = tiny_model()
+KINDS = [
+    Adapter(rank=2, scale=3.0, layers=2),
+    Adapter(rank=2, scale=3.0, keys=["self_attn.q_proj", "model.embed_tokens"]),
+    Adapter(type="dora", rank=2, scale=3.0, layers=2),
+    Adapter(type="dora", rank=2, scale=3.0, keys=["self_attn.q_proj", "model.embed_tokens"]),
+]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("adapter", KINDS)
+def test_a_saved_adapter_computes_the_same_when_loaded(
+    adapter: Adapter, dtype: mx.Dtype, tmp_path: Path
+) -> None:
+    wanted = save_trained(tmp_path / "adapter", adapter, dtype)
+    model, stock = tiny_model(), tiny_model()
+    for one in (model, stock):
+        one.set_dtype(dtype)
     assert not mx.allclose(model(IDS), wanted, atol=1e-2)
     load_adapter(model, tmp_path / "adapter")
-    np.testing.assert_array_equal(np.asarray(model(IDS)), np.asarray(wanted))
+    assert mx.array_equal(model(IDS), wanted)
+    load_adapters(stock, str(tmp_path / "adapter"))  # as mlx-lm's own tools do
+    tolerance = 1e-6 if dtype == mx.float32 else 0.1
+    assert mx.allclose(stock(IDS).astype(mx.float32), wanted.astype(mx.float32), atol=tolerance)
 
 
-def test_a_merged_adapter_computes_the_same_with_plain_layers(tmp_path: Path) -> None:
-    wanted = save_trained(tmp_path / "adapter")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("adapter", KINDS)
+def test_a_new_adapter_changes_neither_the_output_nor_its_dtype(
+    adapter: Adapter, dtype: mx.Dtype
+) -> None:
     model = tiny_model()
-    before = dict(model.named_modules())
-    load_adapter(model, tmp_path / "adapter")
-    updates = merge_adapter(model)
-    np.testing.assert_allclose(np.asarray(model(IDS)), np.asarray(wanted), atol=1e-5)
-    assert updates and not any("lora_a" in module for module in model.modules())
-    for name, update in updates.items():
-        change = dict(model.named_modules())[name].weight - before[name].weight
-        np.testing.assert_allclose(np.asarray(update.delta()), np.asarray(change), atol=1e-5)
+    model.set_dtype(dtype)
+    before = model(IDS)
+    attach_adapter(model, adapter, seed=1)
+    after = model(IDS)
+    assert after.dtype == before.dtype
+    assert mx.allclose(after, before, atol=1e-5 if dtype == mx.float32 else 0.02)
+    assert all(value.dtype == mx.float32 for value in adapter_weights(model).values())
 
 
 def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:
@@ -86,12 +109,12 @@ def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
 def test_the_model_of_a_run_is_found_from_its_folders(tmp_path: Path, place: str) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"model": "owner/name"}))
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    assert recorded_model(tmp_path / place) == "owner/name"
-    assert recorded_model(str(tmp_path / place)) == "owner/name"
+    assert trained_on(tmp_path / place).name == "owner/name"
+    assert trained_on(str(tmp_path / place)).name == "owner/name"
 
 
 def test_runs_of_earlier_releases_name_their_model() -> None:
-    assert recorded_model(OLD_RUN) == recorded_model(OLD_RUN / "phase1_sft") == "model"
+    assert trained_on(OLD_RUN).name == trained_on(OLD_RUN / "phase1_sft").name == "model"
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"model": 3}'])
@@ -99,8 +122,8 @@ def test_without_a_readable_record_there_is_no_model(tmp_path: Path, content: st
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
-    assert recorded_model(tmp_path / "a" / "b" / "c") is None
-    assert recorded_model(tmp_path) is None
+    assert trained_on(tmp_path / "a" / "b" / "c").name is None
+    assert trained_on(tmp_path).name is None
 
 
 def test_an_adapter_on_other_weights_is_warned_about(tmp_path: Path) -> None:
@@ -109,5 +132,20 @@ def test_an_adapter_on_other_weights_is_warned_about(tmp_path: Path) -> None:
     record = {"model": "base", "model_path": str(folder), "model_sha256": "0" * 64}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     load(str(folder), tmp_path / "run")
-    with pytest.warns(UserWarning, match="was trained on base, and .* holds other weights"):
-        load(str(other), tmp_path / "run")
+    for recorded in (str(folder), "base"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "model_path": recorded}))
+        with pytest.warns(UserWarning, match="was trained on base, and .* holds other weights"):
+            load(str(other), tmp_path / "run")
+
+
+def test_a_folder_of_the_same_name_with_other_weights_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier releases recorded a relative path as it was: it may be another folder here."""
+    save_trained(tmp_path / "run" / "phase1_sft")
+    save_tiny(tmp_path / "base")
+    record = {"model": "base", "model_path": "base", "model_sha256": "0" * 64}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="holds other weights"):
+        load("base", tmp_path / "run")

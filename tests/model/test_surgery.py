@@ -16,6 +16,7 @@ from forty2.model.surgery import (
     evaluating,
     frozen_depth,
     head,
+    trains_outside_blocks,
 )
 
 IDS = mx.array([[5, 7, 200, 31, 9, 120], [64, 3, 8, 250, 17, 2]])
@@ -52,6 +53,16 @@ def test_blocks_without_trainable_parameters_are_frozen() -> None:
     assert frozen_depth(model) == 3
     blocks(model)[2].unfreeze()
     assert frozen_depth(model) == 2
+
+
+def test_no_block_is_frozen_where_something_outside_the_blocks_is_trained() -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    for part in (model.model.embed_tokens, model.lm_head, model.model.norm):
+        model.freeze()
+        blocks(model)[2].unfreeze()
+        assert not trains_outside_blocks(model) and frozen_depth(model) == 2
+        part.unfreeze()
+        assert trains_outside_blocks(model) and frozen_depth(model) == 0
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forty2.files import write_json
-from forty2.report.run import notices, write_report
+from forty2.report.run import contamination_lines, notices, write_report
 
 OLD = Path(__file__).parents[1] / "old_runs"
 
@@ -146,6 +146,78 @@ def test_contaminated_questions_are_counted_and_left_out_once(run: Path) -> None
     for text in documents(run):
         assert "1 question of TruthfulQA is in training rows" in text
         assert "MC1 +0.0500 (+0.0100 to +0.0900), inconclusive" in text
+
+
+def further(run: Path, counts: dict[str, int], clean: list[str]) -> None:
+    """Give the run MMLU and GSM8K as well.
+
+    Args:
+        counts: questions in training rows, by the tasks that were searched for.
+        clean: tasks that could be compared without them.
+    """
+    summary = json.loads((run / "summary.json").read_text())
+    labels = {"truthfulqa": "TruthfulQA", "mmlu": "MMLU", "gsm8k": "GSM8K"}
+    summary["tasks"] = {
+        name: {"label": label, "questions": f"{name}/", "questions_sha256": f"{name}0", "n": 9}
+        for name, label in labels.items()
+    }
+    one = comparison("no tax")
+    change = one["metrics"]["mc1"]
+    one["metrics"] |= {
+        "mmlu": {**change, "verdict": "gain"},
+        "strict_match": change,
+        "leak": change,
+    }
+    verdicts = {"truthfulqa": "no tax", "mmlu": "gain", "gsm8k": "inconclusive"}
+    judged = {"truthfulqa": ["mc1", "mc2"], "mmlu": ["mmlu"], "gsm8k": ["strict_match"]}
+    tasks = {name: {"judged": judged[name], "verdict": verdicts[name]} for name in judged}
+    summary["comparisons"] = [{**one, "tasks": {**tasks, "behaviour": {"judged": ["leak"]}}}]
+    without = {**one, "tasks": {name: tasks[name] for name in clean}}
+    summary["contamination"] = {
+        "rows": sum(counts.values()),
+        "questions": sum(counts.values()),
+        "tasks": {name: {"rows": n, "questions": n} for name, n in counts.items()},
+        "comparisons": [without] if clean else [],
+    }
+    write_json(run / "summary.json", summary)
+
+
+def test_each_benchmark_has_its_changes_and_a_verdict_of_its_own(run: Path) -> None:
+    further(run, {"truthfulqa": 0, "mmlu": 0, "gsm8k": 0}, [])
+    for text in documents(run):
+        assert (
+            "on phase1_sft by benchmark: TruthfulQA no tax; MMLU gain; GSM8K inconclusive." in text
+        )
+        assert "no training row holds a question of TruthfulQA, MMLU or GSM8K." in text
+        assert "questions of GSM8K, sha256" in text and "gsm8k0" in text
+    markdown = documents(run)[0]
+    assert "| phase1_sft | mmlu | +0.0500 | +0.0100 to +0.0900 | 0.02 | gain |" in markdown
+    assert "| leak |" not in markdown  # held-out prompts are in the table of stages
+
+
+def test_contaminated_questions_are_counted_by_benchmark(run: Path) -> None:
+    further(run, {"truthfulqa": 0, "mmlu": 2, "gsm8k": 8}, ["truthfulqa", "mmlu"])
+    for text in documents(run):
+        assert "no training row holds a question of TruthfulQA." in text
+        assert (
+            "Contamination: 2 questions of MMLU are in training rows (contamination.json names "
+            "them). Without them, phase1_sft against the base model: mmlu +0.0500 (+0.0100 to "
+            "+0.0900), gain."
+        ) in text.replace("`", "")
+        assert "8 questions of GSM8K are in training rows" in text
+        assert "Without them, too few are left to compare." in text
+    assert [line.split(" question")[0] for line in contamination_lines(run)] == [
+        "Contamination: no training row holds a",
+        "Contamination: 2",
+        "Contamination: 8",
+    ]
+
+
+def test_a_benchmark_whose_questions_were_not_searched_for_is_named(run: Path) -> None:
+    further(run, {"truthfulqa": 0, "gsm8k": 0}, [])
+    for text in documents(run):
+        assert "no training row holds a question of TruthfulQA or GSM8K." in text
+        assert "Training rows were not searched for questions of MMLU." in text
 
 
 def test_a_report_claims_no_search_for_the_questions_of_further_benchmarks(run: Path) -> None:

@@ -226,7 +226,7 @@ def test_quantising_says_what_is_left_of_the_adapter(
     fused = fuse(str(starter_path), finished.adapter, tmp_path / "gold", quantize=8)
     assert fused.quantized is not None
     assert fused.quantized.path == tmp_path / "gold-8bit"
-    assert 0 < fused.quantized.cosine <= 1
+    assert fused.quantized.cosine is not None and 0 < fused.quantized.cosine <= 1
     assert fused.parity_kl < 1e-6 < fused.adapter_kl
     assert load(str(fused.quantized.path)).quantized
 

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 import pytest
 from click.testing import CliRunner, Result
 from support.small_run import make_inputs
 
 from forty2.cli import main
 from forty2.export.fusing import fuse
+from forty2.files import read_json
 from forty2.model.adapter import load_arrays
 from forty2.model.loading import LoadedModel, load
+from forty2.recipe.reading import load_recipe
+from forty2.runs.pipeline import run
+from forty2.runs.planning import RunForecast, plan
 
 RECIPE = """
 version: 1
@@ -63,7 +68,7 @@ def refused(line: str) -> str:
     ("mistake", "said"),
     [
         ("adapter.layers=100", "the model has 3 blocks"),
-        ("adapter.keys=[nothing]", "match nothing"),
+        ("adapter.keys=[self_attn.q_proj, mlp.upproj]", "did you mean mlp.up_proj"),
         ("phases.dpo.best={metric: loss, direction: min}", "there are none"),
         ("phases.sft.data=dpo.jsonl", "is a preference pair"),
     ],
@@ -82,6 +87,77 @@ def test_what_was_refused_does_not_hold_the_run_s_place(
     if not measured:
         done("run mine.yaml")
         assert "go on with --resume" in refused("run mine.yaml")
+
+
+def test_keys_that_name_no_layer_are_refused_by_the_plan_too(here: Path) -> None:
+    for keys, said in (
+        ("[self_attn.q_proj,mlp.upproj]", "adapter.keys: 'mlp.upproj' names no layer"),
+        ("[input_layernorm]", "input_layernorm is a RMSNorm, which takes no adapter"),
+    ):
+        assert said in refused(f"plan mine.yaml --set adapter.keys={keys}")
+        assert said in refused(f"run mine.yaml --set adapter.keys={keys}")
+    assert not list(here.glob("adapters/mine/phase*"))
+
+
+def test_the_plan_counts_what_each_adapter_trains_and_stores(here: Path) -> None:
+    def planned(adapter: str) -> RunForecast:
+        return plan(load_recipe("mine.yaml", [f"adapter={adapter}"]))
+
+    lora, dora, embedding = (
+        planned(f"{{rank: 2, {more}}}")
+        for more in (
+            "layers: 2",
+            "layers: 2, type: dora",
+            "layers: 2, keys: [self_attn.q_proj, model.embed_tokens]",
+        )
+    )
+    outputs = 32 + 16 + 16 + 32 + 64 + 64 + 32
+    assert dora.trainable == lora.trainable + 2 * outputs
+    assert dora.peak_memory_gb > lora.peak_memory_gb + 4 * 4 * 2 * outputs / 1e9
+    assert lora.phases[1].replayed_gb == dora.phases[1].replayed_gb > 0
+    assert embedding.phases[1].replayed_gb == 0
+
+
+KINDS = [
+    "{type: dora, rank: 2, scale: 4.0, layers: 2, dropout: 0.1}",
+    "{type: dora, rank: 2, scale: 4.0, keys: [self_attn.q_proj, model.embed_tokens]}",
+    "{rank: 2, scale: 4.0, layers: 1, keys: [mlp.up_proj, model.embed_tokens], dropout: 0.1}",
+]
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_any_adapter_is_resumed_bit_for_bit_fused_exactly_and_read_by_mlx_lm(
+    adapter: str, here: Path
+) -> None:
+    changes = [f"adapter={adapter}", "phases.dpo.steps=5", "phases.dpo.save_every_steps=2"]
+    recipe = load_recipe("mine.yaml", [*changes, "fuse.quantize=8"])
+    whole = run(recipe, run_dir="whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int, info: object) -> None:
+        if stage == "phase2_dpo" and done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(recipe, run_dir="parts", progress=stop)
+    parts = run(recipe, run_dir="parts", resume=True)
+    for name in ("phase1_sft", "phase2_dpo"):
+        for file in ("adapters.safetensors", "adapter_config.json"):
+            assert (whole.path / name / file).read_bytes() == (
+                parts.path / name / file
+            ).read_bytes()
+    fused = read_json(whole.path / "fused.json")
+    assert fused["parity_kl"] < 1e-6 < fused["adapter_kl"]
+    assert 0.5 < fused["quantised"]["cosine"] <= 1
+    ids = mx.array([[5, 7, 200, 31, 9]])
+    stock, _ = mlx_lm.load("model", adapter_path=str(whole.adapter))[:2]
+    ours = load("model", whole.adapter).model
+    assert mx.array_equal(stock(ids), ours(ids))
+    assert not mx.allclose(ours(ids), load("model").model(ids), atol=1e-3)
+    assert whole.fused is not None
+    assert mx.allclose(load(str(whole.fused)).model(ids), ours(ids), atol=1e-4)
 
 
 def test_a_resume_that_finds_no_run_says_so(here: Path) -> None:

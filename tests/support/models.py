@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models import gemma2, llama, phi3, qwen2
+from mlx_lm.models import gemma2, llama, mistral3, mixtral, phi3, qwen2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -40,8 +40,18 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
             model_type="llama", sliding_window=6, layer_types=kinds, **TINY | changes
         )
         model: Any = llama.Model(arguments)
+    elif architecture == "nested":  # as models that also see: a language model within
+        text = {"model_type": "llama", **TINY} | changes
+        nested = mistral3.ModelArgs.from_dict({"model_type": "mistral3", "text_config": text})
+        model = mistral3.Model(nested)
     else:
-        module = {"llama": llama, "qwen2": qwen2, "phi3": phi3, "gemma2": gemma2}[architecture]
+        module = {
+            "llama": llama,
+            "qwen2": qwen2,
+            "phi3": phi3,
+            "gemma2": gemma2,
+            "mixtral": mixtral,
+        }[architecture]
         extra = {"head_dim": 8} if architecture == "gemma2" else {}
         model = module.Model(module.ModelArgs(model_type=architecture, **extra, **TINY | changes))
     mx.eval(model.parameters())
@@ -80,12 +90,13 @@ def tiny_loaded(
     )
 
 
-def save_tiny(folder: Path, seed: int = 0) -> Path:
+def save_tiny(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Write a tiny llama and its tokenizer of bytes as a model folder that `load` reads."""
-    one = tiny_loaded(tiny_model(seed=seed))
+    one = tiny_loaded(tiny_model(seed=seed, **changes))
     folder.mkdir(parents=True, exist_ok=True)
     one.tokenizer._tokenizer.save_pretrained(folder)
-    config = {"model_type": "llama", "eos_token_id": 1, "tie_word_embeddings": True, **TINY}
+    config = {"model_type": "llama", "eos_token_id": 1, "tie_word_embeddings": True}
+    config |= TINY | changes
     (folder / "config.json").write_text(json.dumps(config))
     weights = dict(tree_flatten(one.model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})

@@ -54,10 +54,10 @@ def dpo(**changes: Any) -> DpoPhase:
     return DpoPhase(**settings)
 
 
-def adapted(dropout: float = 0.0, *, moved: bool = True) -> Any:
+def adapted(dropout: float = 0.0, *, moved: bool = True, **changes: Any) -> Any:
     """A tiny model with an adapter; `moved`: one that does something already."""
     model = tiny_model()
-    attach_adapter(model, replace(SPEC, dropout=dropout), seed=1)
+    attach_adapter(model, replace(SPEC, dropout=dropout, **changes), seed=1)
     if moved:
         model.update(
             {

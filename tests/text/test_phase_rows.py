@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forty2.data.checks.contamination import ContaminationFinder
+from forty2.data.checks.contamination import Benchmark, ContaminationFinder
 from forty2.data.checks.lint import Linter, lint
 from forty2.data.formats import read_chats, read_pairs, read_rated, read_records
 from forty2.data.sources import dumps
@@ -97,7 +97,7 @@ def read(
     kind: RowKind, train: Path, valid: Path | None, encoder: Encoder, *, checked: bool = True
 ) -> PhaseRows:
     linter = Linter(specials=encoder.specials) if checked else None
-    finder = ContaminationFinder(ITEMS)
+    finder = ContaminationFinder([Benchmark("items", ITEMS)])
     return read_phase_rows(kind, train, valid, encoder, LENGTH, linter=linter, contamination=finder)
 
 
@@ -136,7 +136,7 @@ def test_rows_and_hits_are_those_of_separate_readings(
             wanted = wanted._replace(rows=add_mismatched_responses(wanted.rows, LENGTH))
         assert got == wanted
     assert len(found.train.shortened) == len(found.train.dropped) == 1
-    finder = ContaminationFinder(ITEMS)
+    finder = ContaminationFinder([Benchmark("items", ITEMS)])
     hits = sorted(hit for record in read_records(train) for hit in finder.find(record))
     assert found.hits == hits and [hit.row for hit in hits] == [f"{train}:8"]
 

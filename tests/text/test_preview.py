@@ -33,6 +33,23 @@ def test_counts_are_the_encoders(starter: LoadedModel, tmp_path: Path) -> None:
     assert sum(found["strata"]["element"].values()) == 31
 
 
+def test_rows_that_are_not_counted_are_named_with_the_reason(
+    starter: LoadedModel, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    good = {"prompt": "q", "completion": "a", "id": 1}
+    images = [{**good, "images": ["x"]}] * 7
+    source.write_text(f"{dumps([good, *images])}no JSON\n{dumps([good])}")
+    found = stats(source, Encoder(starter.tokenizer))
+    assert (found["rows"], found["unreadable"], found["ignored"]) == (2, 8, "id (2 rows)")
+    reasons = [(one["reason"].split(" ")[0], one["rows"]) for one in found["unreadable_because"]]
+    assert reasons == [("images", 7), ("not", 1)]
+    assert found["unreadable_because"][0]["first"] == [f"{source}:{n}" for n in range(2, 7)]
+    said = CliRunner().invoke(main, ["data", "stats", str(source)]).output
+    assert "7 × images is not used" in said and f"{source}:2" in said
+    assert "ignored: id (2 rows)" in said
+
+
 def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path) -> None:
     encoder = Encoder(starter.tokenizer)
     row = {"prompt": "one two three four five six seven", "completion": "An answer."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.models import ARCHITECTURES, tiny_model
 
 from forty2.data.library import rows as library
 from forty2.data.records import Pair
+from forty2.inference import logprobs
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
@@ -23,14 +25,25 @@ from forty2.model.loading import load
 from forty2.model.surgery import can_split, frozen_depth
 from forty2.recipe.schema import Adapter
 from forty2.text.encoder import Encoder
-from forty2.text.rows import PairRow, Row
-from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss
-from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
+from forty2.text.rows import PairRow, RatedRow, Row
+from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, RatedLoss
+from forty2.training.frozen_states import (
+    FrozenStates,
+    frozen_states_size,
+    states_to_store,
+    store_states,
+)
 from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.sft import SftPhase
+from forty2.training.processes import ALONE
 from forty2.training.reference import reference_logps
 
 RNG = np.random.default_rng(11)
 PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)
+
+SFT = SftPhase(objective="sft", data="x", steps=6, lr=1e-2)
+KTO = KtoPhase(objective="kto", data="x", steps=6, lr=1e-2, beta=0.3)
 
 
 def ids(length: int) -> list[int]:
@@ -48,10 +61,10 @@ ROWS = [Row(ids(n), [i > n // 2 for i in range(n)], str(n)) for n in (2, 21, 9, 
 ROWS.append(Row(ids(12), [i % 6 > 1 for i in range(12)], "packed", [i // 6 for i in range(12)]))
 
 
-def moved(architecture: str = "llama", layers: int = 2, **changes: Any) -> Any:
+def moved(architecture: str = "llama", layers: int = 2, adapter: Any = None, **changes: Any) -> Any:
     """A tiny model with an adapter on its upper blocks that does something."""
     model = tiny_model(architecture, **changes)
-    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=layers), seed=1)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=layers, **(adapter or {})), seed=1)
     for name, value in tree_flatten(model.trainable_parameters()):
         if name.endswith("lora_b"):
             value += 0.1 * mx.random.normal(value.shape)
@@ -68,7 +81,8 @@ def stored(model: Any, rows: Any, which: Any, folder: Path) -> FrozenStates:
 def learned(model: Any, objective: BatchedLoss, which: list[int]) -> tuple[float, dict[str, Any]]:
     """Loss and gradients of a batch."""
     model.train()
-    arrays = objective.arrays(objective.batch(which))
+    batch = objective.batch(which)
+    arrays = [*objective.arrays(batch), *objective.step_arrays(model, [batch], ALONE)]
 
     def loss(parameters: Any) -> mx.array:
         model.update(parameters)
@@ -152,6 +166,103 @@ def test_pairs_of_any_shape(
         replay = stored(model, pairs, which, tmp_path_factory.mktemp("states"))
     spared = pairs_objective(model, pairs, supported_shortcuts(model), replay)
     assert_same(learned(model, spared, which), plain)
+
+
+HEADS = ["self_attn.q_proj", "lm_head"]
+EMBEDDINGS = ["self_attn.q_proj", "model.embed_tokens"]
+WHERE: list[tuple[str, list[str], bool]] = [
+    ("llama", HEADS, False),
+    ("llama", ["lm_head"], False),
+    ("llama", EMBEDDINGS, True),
+    ("llama", EMBEDDINGS, False),
+    ("llama", ["model.embed_tokens"], True),
+    ("qwen2", [*EMBEDDINGS, "lm_head"], False),
+    ("gemma2", EMBEDDINGS, True),
+    ("phi3", ["self_attn.qkv_proj", "lm_head"], False),
+    ("mixtral", ["block_sparse_moe.switch_mlp.up_proj", "lm_head"], False),
+    ("nested", ["self_attn.q_proj", "language_model.model.embed_tokens"], True),
+]
+"""Architecture, keys outside the blocks too, and whether the head is the embedding."""
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("adapter_type", ["lora", "dora"])
+@pytest.mark.parametrize(("architecture", "keys", "tied"), WHERE)
+def test_heads_and_embeddings_get_the_gradient_of_the_plain_path(
+    kind: str,
+    adapter_type: str,
+    architecture: str,
+    keys: list[str],
+    tied: bool,
+    tmp_path: Path,
+) -> None:
+    if adapter_type == "dora":
+        keys = [key for key in keys if "switch_mlp" not in key]
+    changes = {} if architecture == "gemma2" else {"tie_word_embeddings": tied}
+    model = moved(architecture, 1, {"type": adapter_type, "keys": keys}, **changes)
+    allowed = supported_shortcuts(model)
+    assert allowed.split_head and frozen_depth(model) == 0
+    conversations = ROWS[:-1] if architecture == "gemma2" else ROWS  # it cannot take packed rows
+    rows: Any = conversations if kind == "sft" else PAIRS
+
+    def objective(by: Shortcuts, replay: FrozenStates | None = None) -> BatchedLoss:
+        if kind == "sft":
+            return ConversationLoss(conversations, by, replay)
+        if kind == "dpo":
+            return pairs_objective(model, PAIRS, by, replay)
+        rated = [RatedRow(*pair[:3], n % 2 > 0, pair.origin) for n, pair in enumerate(PAIRS)]
+        reference = {
+            i: np.full(sum(map(len, row.responses)), -5.5, np.float32)
+            for i, row in enumerate(rated)
+        }
+        return RatedLoss(rated, reference, KTO, by, replay)
+
+    which = list(range(len(rows)))
+    plain = learned(model, objective(Shortcuts()), which)
+    assert all(np.abs(value).max() > 1e-5 for value in plain[1].values())
+    assert_same(learned(model, objective(allowed), which), plain)
+    phase = {"sft": SFT, "dpo": PHASE, "kto": KTO}[kind]
+    assert states_to_store(model, phase, rows, which, 9.0, shortcuts=Shortcuts(True, True)) is None
+    for checkpointed in (1, True):
+        checkpoint_gradients(model, checkpointed)
+        assert_same(learned(model, objective(allowed), which), plain)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(("keys", "tied"), [(HEADS, False), (EMBEDDINGS, True)])
+def test_heads_get_their_gradient_from_every_chunk_of_logits(
+    keys: list[str], tied: bool, quantized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    if quantized:
+        nn.quantize(model, group_size=32, bits=8)
+    attach_adapter(model, Adapter(rank=4, scale=4.0, layers=2, keys=keys), seed=1)
+    for name, value in tree_flatten(model.trainable_parameters()):
+        model.load_weights([(name, value + 0.1 * mx.random.normal(value.shape))], strict=False)
+    plain = learned(model, ConversationLoss(ROWS), [0, 1, 2, 3, 4])
+    allowed = supported_shortcuts(model)
+    assert allowed.split_head
+    monkeypatch.setattr(logprobs, "head_elements", lambda: 5 * 300)  # five positions a chunk
+    assert_same(learned(model, ConversationLoss(ROWS, allowed), [0, 1, 2, 3, 4]), plain)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_dora_blocks_start_from_stored_states(quantized: bool, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    if quantized:
+        nn.quantize(model, group_size=32, bits=8)
+    attach_adapter(model, Adapter(type="dora", rank=4, scale=4.0, layers=2), seed=1)
+    for name, value in tree_flatten(model.trainable_parameters()):
+        value += 0.1 * mx.random.normal(value.shape)
+        model.load_weights([(name, value)], strict=False)
+    plain = learned(model, pairs_objective(model, PAIRS, Shortcuts(), None), [0, 1, 2, 3])
+    assert frozen_depth(model) == 1 and any(name.endswith(".m") for name in plain[1])
+    allowed = supported_shortcuts(model)
+    replay = stored(model, PAIRS, range(4), tmp_path)
+    for checkpointed in (False, True):
+        checkpoint_gradients(model, checkpointed)
+        replayed = pairs_objective(model, PAIRS, allowed, replay)
+        assert_same(learned(model, replayed, [0, 1, 2, 3]), plain)
 
 
 def test_pairs_of_a_quantised_model(tmp_path: Path) -> None:
@@ -246,3 +357,25 @@ def test_a_model_that_does_not_come_apart_is_found_out() -> None:
     model.__class__ = Odd
     assert not can_split(model)
     assert can_split(tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("passes", "processes", "limit_gb", "by", "wanted"),
+    [
+        (9.0, 1, 4.0, Shortcuts(True, True), True),
+        (1.0, 1, 4.0, Shortcuts(True, True), True),  # and the reference's pass
+        (2.0, 2, 4.0, Shortcuts(True, True), True),
+        (2.0, 3, 4.0, Shortcuts(True, True), False),
+        (9.0, 1, 0.0, Shortcuts(True, True), False),
+        (9.0, 1, 1e-6, Shortcuts(True, True), False),
+        (9.0, 1, 4.0, Shortcuts(False, True), False),
+        (9.0, 1, 4.0, Shortcuts(True, False), False),
+    ],
+)
+def test_states_are_stored_where_that_saves_time_and_they_fit(
+    passes: float, processes: int, limit_gb: float, by: Shortcuts, wanted: bool
+) -> None:
+    phase = replace(PHASE, replay_gb=limit_gb)
+    size = states_to_store(moved(), phase, PAIRS, [0, 3], passes, shortcuts=by, processes=processes)
+    assert (size is not None) is wanted
+    assert size is None or size == frozen_states_size(moved(), PAIRS, [0, 3])

@@ -41,10 +41,13 @@ def red_lines(**actions: str) -> Any:
     return RedLines(**actions)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
-def test_a_resumed_phase_ends_as_one_that_never_stopped(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_phase_ends_as_one_that_never_stopped(
+    kind: str, adapter: Any, tmp_path: Path
+) -> None:
     def fresh() -> tuple[Any, Any, Any]:
-        model = adapted(0.2)
+        model = adapted(0.2, type=adapter)
         if kind == "sft":
             return (
                 model,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
-from support.training import sft
+from hypothesis import given
+from hypothesis import strategies as st
+from support.training import ROWS, adapted, dpo, run, sft
 
+from forty2.training.batched_loss import ConversationLoss
+from forty2.training.batches import SftBatch, rows_of_epoch
+from forty2.training.objectives.phase import Phase
 from forty2.training.objectives.sft import SftPhase
-from forty2.training.schedule import learning_rate, plan_phase
+from forty2.training.processes import Group
+from forty2.training.schedule import PhasePlan, learning_rate, plan_phase
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
@@ -41,10 +51,118 @@ def test_a_plan_counts_what_the_loop_does() -> None:
     batches = [batch for step in range(1, 8) for batch in plan.step_rows(step)]
     assert batches == [plan.order.batch(index) for index in range(21)]
     assert plan.rows_used == list(range(10))
-    assert plan.passes == 7 and plan.exposures(plan.steps) == pytest.approx(21 * 4 / 10)
+    assert plan.passes == 7 and plan.exposures(plan.steps) == sum(map(len, batches)) / 10 == 7
 
 
 def test_a_short_phase_uses_the_rows_of_its_batches() -> None:
     plan = plan_phase(sft(steps=2, batch_size=4), [30] * 100, [1.0] * 100, seed=1)
     assert plan.rows_used == sorted(plan.order.batch(0) + plan.order.batch(1))
     assert plan.passes == 1
+
+
+# --- epochs ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def phases(draw: st.DrawFn) -> tuple[list[int], list[float], dict[str, Any]]:
+    """Draw rows' lengths and weights, and what forms batches and steps of them."""
+    lengths = draw(st.lists(st.integers(1, 200), min_size=1, max_size=80))
+    weight = draw(st.sampled_from([st.just(1.0), st.just(3.0), st.floats(0.2, 4)]))
+    weights = draw(st.lists(weight, min_size=len(lengths), max_size=len(lengths)))
+    formed = st.fixed_dictionaries(
+        {
+            "batch_size": st.integers(1, 40),
+            "batch_tokens": st.none() | st.integers(1, 600),
+            "accumulate": st.integers(1, 7),
+        }
+    )
+    return lengths, weights, draw(formed)
+
+
+def drawn_by(plan: PhasePlan, processes: int = 1) -> Counter[int]:
+    """Count how often each row comes in the steps, in the shards of all processes together."""
+    groups = [Group(rank, processes) for rank in range(processes)]
+    return Counter(
+        row
+        for step in range(1, plan.steps + 1)
+        for rotation, batch in enumerate(plan.step_rows(step))
+        for group in groups
+        for row in group.shard(batch, rotation)
+    )
+
+
+@given(phases(), st.integers(1, 4), st.integers(1, 3), st.sampled_from([sft, dpo]))
+def test_epochs_are_whole_passes(
+    drawn: tuple[list[int], list[float], dict[str, Any]],
+    epochs: int,
+    processes: int,
+    kind: Callable[..., Phase],
+) -> None:
+    """Each row comes `epochs` times, or weight times as often, and the plan counts just that."""
+    lengths, weights, formed = drawn
+    phase = kind(steps=None, epochs=epochs, **formed)
+    plan = plan_phase(phase, lengths, weights, seed=3)
+    counts = drawn_by(plan, processes)
+    in_pass = rows_of_epoch(weights)
+    assert counts.total() == epochs * in_pass
+    for row, weight in enumerate(weights):
+        if all(float(one).is_integer() for one in weights):
+            assert counts[row] == epochs * weight
+        assert abs(counts[row] - epochs * weight * in_pass / sum(weights)) < epochs + 1e-6
+    assert plan.exposures(plan.steps) == counts.total() / len(lengths)
+    assert plan.unseen() == sum(not counts[row] for row in range(len(lengths)))
+    assert all(all(plan.step_rows(step)) for step in range(1, plan.steps + 1))
+
+
+@given(phases(), st.integers(1, 60), st.data())
+def test_exposures_are_counted_from_the_rows_drawn(
+    drawn: tuple[list[int], list[float], dict[str, Any]], steps: int, data: st.DataObject
+) -> None:
+    lengths, weights, formed = drawn
+    plan = plan_phase(sft(steps=steps, **formed), lengths, weights, seed=3)
+    assert plan.steps == steps and plan.batches == steps * plan.phase.accumulate
+    upto = data.draw(st.integers(0, steps))
+    rows = [row for n in range(1, upto + 1) for batch in plan.step_rows(n) for row in batch]
+    assert plan.exposures(upto) == len(rows) / len(lengths)
+    assert plan.unseen() == len(lengths) - len(drawn_by(plan))
+
+
+@given(phases(), st.floats(0.01, 3.5))
+def test_a_part_of_an_epoch_is_that_share_of_its_rows(
+    drawn: tuple[list[int], list[float], dict[str, Any]], epochs: float
+) -> None:
+    lengths, weights, formed = drawn
+    plan = plan_phase(sft(steps=None, epochs=epochs, **formed), lengths, weights, seed=3)
+    counts = drawn_by(plan)
+    assert abs(counts.total() - epochs * rows_of_epoch(weights)) <= (0.5 if epochs >= 1 else 1)
+    assert plan.exposures(plan.steps) == counts.total() / len(lengths)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(33, 32), (6, 4), (5, 8)])
+def test_few_rows_over_a_full_batch_come_as_often_as_the_others(rows: int, size: int) -> None:
+    lengths, weights = [20] * rows, [1.0] * rows
+    phase = sft(steps=None, epochs=3, batch_size=size)
+    assert set(drawn_by(plan_phase(phase, lengths, weights, seed=1)).values()) == {3}
+    rounded = plan_phase(phase, lengths, weights, seed=1, whole_epochs=False)
+    assert rounded.steps == max(1, round(3 * rows / size))  # as a release before counted
+
+
+def test_the_loop_takes_the_rows_of_the_plan(tmp_path: Path) -> None:
+    """Seven rows, batches of three, two to a step, three epochs: nine batches in five steps."""
+    drawn: list[int] = []
+
+    class Noting(ConversationLoss):
+        def batch(self, indices: Sequence[int]) -> SftBatch:
+            drawn.extend(indices)
+            return super().batch(indices)
+
+    said: list[str] = []
+    trained = run(
+        adapted(),
+        Noting(ROWS[:7]),
+        sft(steps=None, epochs=3, batch_size=3, accumulate=2),
+        tmp_path,
+        progress=lambda stage, done, total, info: said.append(str(info.get("seen"))),
+    )
+    assert trained.steps == 5 and Counter(drawn) == dict.fromkeys(range(7), 3)
+    assert said[-1] == "3.00x"

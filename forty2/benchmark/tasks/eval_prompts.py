@@ -133,6 +133,12 @@ class EvalPromptsTask(Task[EvalPrompts]):
     def source(self, questions: EvalPrompts) -> Source:
         return Source(questions.file, questions.sha256, len(questions.items))
 
+    def question_texts(self, questions: EvalPrompts) -> list[tuple[str, ...]]:
+        return [
+            (prompt.text, *([] if prompt.match == "regex" else [prompt.expected]))
+            for prompt in questions.items
+        ]
+
     def settings(self, questions: EvalPrompts, loaded: LoadedModel) -> JsonObject:
         form = questions.form or _form(questions, Tags(loaded.tokenizer).spelled)
         return {"form": form, "max_tokens": self.max_tokens}

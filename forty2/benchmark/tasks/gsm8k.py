@@ -37,6 +37,8 @@ MAX_TOKENS = 256
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
 METRICS = ("strict_match", "flexible_extract")
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+"""A sum as its solution annotates it, e.g. <<2*3=6>>; copies of the data often leave it out."""
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
@@ -110,6 +112,9 @@ class Gsm8k(Task[Problems]):
 
     def source(self, questions: Problems) -> Source:
         return Source(str(self.data), questions.sha256, len(questions.items))
+
+    def question_texts(self, questions: Problems) -> list[tuple[str, str, str]]:
+        return [(p.question, p.answer, _CALCULATION.sub("", p.answer)) for p in questions.items]
 
     def settings(self, questions: Problems, loaded: LoadedModel) -> JsonObject:
         return {

@@ -65,6 +65,8 @@ class Problem:
     prompt: str
     test: str
     entry_point: str
+    solution: str = ""
+    """The authors' own solution; it is only searched for in training rows."""
 
     def context(self, prompts: Prompts, *, instruct: bool) -> str:
         """Return the text that the model continues."""
@@ -157,6 +159,9 @@ class HumanEval(Task[Problems]):
 
     def source(self, questions: Problems) -> Source:
         return Source(str(self.data), questions.sha256, len(questions.items))
+
+    def question_texts(self, questions: Problems) -> list[tuple[str, str, str]]:
+        return [(p.prompt, p.solution, p.test) for p in questions.items]
 
     def settings(self, questions: Problems, loaded: LoadedModel) -> JsonObject:
         return {
@@ -296,7 +301,9 @@ def load_problems(source: str | Path) -> Problems:
                 raise BenchmarkError(f"{origin}: {key} is missing or no text")
         if row["task_id"] in problems:
             raise BenchmarkError(f"{origin}: {row['task_id']!r} is there twice; remove one")
-        problems[row["task_id"]] = Problem(*(row[key] for key in keys))
+        problem = Problem(*(row[key] for key in keys))
+        solution = str(row.get("canonical_solution") or "")
+        problems[problem.task_id] = replace(problem, solution=solution)
     if not problems:
         raise BenchmarkError(f"{path}: holds no problems")
     return Problems(tuple(problems.values()), hashlib.sha256(path.read_bytes()).hexdigest())

@@ -126,6 +126,9 @@ class Mmlu(Task[list[Subject]]):
         n = sum(len(subject.questions) for subject in questions)
         return Source(str(self.data), hashlib.sha256(lines.encode()).hexdigest(), n)
 
+    def question_texts(self, questions: list[Subject]) -> list[tuple[str, str]]:
+        return [(q.text, q.asked()) for subject in questions for q in subject.questions]
+
     def settings(self, questions: list[Subject], loaded: LoadedModel) -> JsonObject:
         return {
             "examples_sha256": examples_sha256(subject.shots for subject in questions),

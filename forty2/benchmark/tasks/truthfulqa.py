@@ -144,6 +144,9 @@ class TruthfulQA(Task[Questions]):
     def source(self, questions: Questions) -> Source:
         return Source(questions.name, questions.sha256, len(questions.items))
 
+    def question_texts(self, questions: Questions) -> list[tuple[str, ...]]:
+        return [(q.question, *q.mc1.choices, *q.mc2.choices) for q in questions.items]
+
     def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
         return {"chat_template": self.chat_template}
 
@@ -161,6 +164,10 @@ class TruthfulQA(Task[Questions]):
             partial=partial,
             report=report,
         )
+
+    @classmethod
+    def label(cls) -> str:
+        return "TruthfulQA"
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:

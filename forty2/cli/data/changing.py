@@ -18,6 +18,8 @@ from forty2.errors import DataError
 
 if TYPE_CHECKING:
     from forty2.data.mixing import Row
+    from forty2.model.chat_template import TemplateSettings
+    from forty2.text.encoder import TrainOn
 
 
 class _Unit(NamedTuple):
@@ -186,6 +188,14 @@ def split_command(
     "--workers", type=click.IntRange(1), help="Number of processes. Default: one for each core."
 )
 @options.seed
+@click.option(
+    "--train-on",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Assistant turns of a conversation that are learned.",
+)
+@shared_options.template
 def prepare_command(
     source: str,
     output_dir: Path,
@@ -195,6 +205,8 @@ def prepare_command(
     pack: int | None,
     workers: int | None,
     seed: int,
+    train_on: TrainOn,
+    template: TemplateSettings | None,
 ) -> None:
     """Tokenize conversations once, into a folder that a recipe can name as `data`."""
     from forty2.model.loading import load_tokenizer
@@ -206,12 +218,13 @@ def prepare_command(
             source,
             output_dir,
             model,
-            load_tokenizer,
+            functools.partial(load_tokenizer, template=template),
             Preparation(
                 valid_share=val_split,
                 max_length=pack or max_length,
                 pack=pack is not None,
                 seed=seed,
+                train_on=train_on,
             ),
             workers=workers,
             about={"command": typed_command()},
@@ -253,21 +266,21 @@ def convert_command(source: str, output: Path) -> None:
 @options.against(required=True)
 @options.output
 def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -> None:
-    """Drop rows that overlap with benchmark files: 13 words in a row, or a whole question."""
-    from forty2.data.checks.contamination import benchmark_of, contaminated
+    """Drop rows that hold texts of benchmark files: a question, 13 words in a row, or a near copy."""
+    from forty2.data.checks.contamination import ContaminationFinder, benchmark_of
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
     from forty2.data.sources import read_rows
 
     check_file(output, source, *against)
-    benchmarks = [benchmark_of(path) for path in against]
+    finder = ContaminationFinder([benchmark_of(path) for path in against])
     dropped: list[str] = []
 
     def clean() -> Iterator[Row]:
         for origin, row in read_rows(source):
             record = parse(row, origin)
-            if name := contaminated(record, benchmarks):
-                dropped.append(f"{origin}: overlaps with {name}")
+            if hits := finder.find(record):
+                dropped.append(f"{origin}: overlaps with {hits[0].benchmark} ({hits[0].how})")
             else:
                 yield to_row(record)
 

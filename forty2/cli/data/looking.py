@@ -20,6 +20,7 @@ from forty2.errors import DataError
 if TYPE_CHECKING:
     from forty2.data.checks.findings import Finding
     from forty2.data.records import Record
+    from forty2.model.chat_template import TemplateSettings
     from forty2.text.preview import Section
 
 
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
 )
 @shared_options.max_length
 @click.option("--html", type=shared_options.FILE, help="Write an HTML page to this file instead.")
-def show_command(file: str, model: str, count: int, max_length: int, html: Path | None) -> None:
+@shared_options.template
+def show_command(
+    file: str,
+    model: str,
+    count: int,
+    max_length: int,
+    html: Path | None,
+    template: TemplateSettings | None,
+) -> None:
     """Show rows as the model sees them.
 
     Supervised text is green, the prompt is dim, and text that is cut off is struck through. Without
@@ -51,7 +60,7 @@ def show_command(file: str, model: str, count: int, max_length: int, html: Path 
 
     if html is not None and html.suffix != ".html":
         raise DataError(f"{html}: the output is a web page; name a file that ends in .html")
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, template)
     encoder = Encoder(tokenizer)
     shown = [
         (origin, spans(parse(row, origin), encoder, tokenizer, max_length))
@@ -90,19 +99,30 @@ def _paint(text: str, role: str) -> str:
 @click.argument("file")
 @options.tokenizer_of()
 @shared_options.as_json
-def stats_command(file: str, model: str, as_json: bool) -> None:
-    """Count rows, tokens, supervised share, lengths, strata and near duplicates."""
+@shared_options.template
+def stats_command(file: str, model: str, as_json: bool, template: TemplateSettings | None) -> None:
+    """Count rows, tokens, supervised share, lengths, strata and near duplicates.
+
+    Rows that cannot be read are counted by the reason, keys that nothing reads by their rows.
+    """
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder
     from forty2.text.preview import stats
 
-    found = stats(file, Encoder(load_tokenizer(model)))
+    found = stats(file, Encoder(load_tokenizer(model, template)))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
         value = found[key]
         click.echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
+    for reason in found["unreadable_because"]:
+        more = " …" if reason["rows"] > len(reason["first"]) else ""
+        click.echo(
+            f"  {reason['rows']:>6,} × {reason['reason']}: {', '.join(reason['first'])}{more}"
+        )
+    if found["ignored"]:
+        click.echo(f"ignored: {found['ignored']}")
     click.echo("tokens a row")
     most = max(n for _, n in found["histogram"])
     for label, n in found["histogram"]:
@@ -125,6 +145,7 @@ def stats_command(file: str, model: str, as_json: bool) -> None:
     help="JSON Lines file to write: readable rows, once each, without control characters.",
 )
 @shared_options.as_json
+@shared_options.template
 def lint_command(
     file: str,
     valid: str | None,
@@ -133,27 +154,30 @@ def lint_command(
     max_length: int,
     fix: Path | None,
     as_json: bool,
+    template: TemplateSettings | None,
 ) -> None:
     """Find faults that would spoil a training run. The exit code is 1 if there are errors."""
     from forty2.data.checks.contamination import benchmark_of
-    from forty2.data.checks.lint import lint
+    from forty2.data.checks.lint import Linter
     from forty2.data.sources import valid_beside
 
     valid = valid or valid_beside(file)
     if fix is not None:
         check_file(fix, *filter(None, (file, valid, *against)))
-    specials, fits = _tokenizer_checks(model, max_length) if model is not None else ((), None)
-    findings = lint(
-        file,
-        valid,
-        benchmarks=[benchmark_of(path) for path in against],
-        specials=specials,
-        fits=fits,
+    specials, fits = (
+        _tokenizer_checks(model, template, max_length) if model is not None else ((), None)
     )
+    linter = Linter([benchmark_of(path) for path in against], specials, fits)
+    linter.read(file, "train")
+    if valid is not None:
+        linter.read(valid, "valid")
+    findings = linter.findings()
     if as_json:
         click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
     else:
         _echo_findings(findings)
+        if linter.ignored.rows:
+            click.echo(f"ignored: {linter.ignored}")
     if fix is not None:
         _write_fixed(file, fix)
     if any(f.level == "error" for f in findings):
@@ -161,13 +185,13 @@ def lint_command(
 
 
 def _tokenizer_checks(
-    model: str, max_length: int
+    model: str, template: TemplateSettings | None, max_length: int
 ) -> tuple[Collection[str], Callable[[Record], str | None]]:
     """Return a tokenizer's special tokens, and a check of a record's length in its tokens."""
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder, problem_of_length
 
-    encoder = Encoder(load_tokenizer(model))
+    encoder = Encoder(load_tokenizer(model, template))
     return encoder.specials, lambda record: problem_of_length(encoder, record, max_length)
 
 

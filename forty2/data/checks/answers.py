@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from forty2.data.checks.findings import CheckedRow, Fault, RowFaults, SplitName
-from forty2.data.records import Rated, Text
+from forty2.data.records import Pair, Rated, Text
 
 _LONG = 200
 """Characters; an answer of this length or more is expected to end with a full stop."""
@@ -41,6 +41,21 @@ class TruncationCheck:
         habit = self._unended > _HABIT_SHARE * self._answers
         if not (habit and self._answers >= _HABIT_ANSWERS):
             yield from self._found.faults()
+
+
+class SidesCheck:
+    """Finds pairs whose sides differ in nothing that chat templates keep."""
+
+    def __init__(self) -> None:
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        if isinstance(row.record, Pair) and row.answer.strip() == row.rejected.strip():
+            message = "chosen and rejected differ in blanks at their ends alone"
+            self._found.add("equal", "error", message, row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
 
 
 class LanguageCheck:

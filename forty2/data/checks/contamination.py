@@ -1,11 +1,21 @@
-"""Search for benchmark texts in training data."""
+"""Search for benchmark texts in training data, the same for the lint and for a run.
+
+A training row holds an item of a benchmark if one of its texts
+  - is the item's question, ends a sentence with it, or, if it is long enough, has it anywhere,
+  - shares 13 words in a row with any of the item's texts, or
+  - is nearly one of the item's texts, by the trigrams of words that both have.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from forty2.data.record_texts import texts_of, words_of
 from forty2.data.records import Record
@@ -14,50 +24,44 @@ from forty2.errors import DataError
 
 GRAM = 13
 """Words in a row shared with a benchmark that count as overlap (Brown et al. 2020, appendix C)."""
-_NEAR_COPY_WORDS = 8
-"""Words; shorter texts resemble a benchmark's by accident."""
+_LONG = 8
+"""Words; a shorter text resembles a benchmark's, or has its question within it, by accident."""
+_SENTENCE = 5
+"""Words; a shorter question must be a whole text, not only the end of a sentence."""
 _NEAR_COPY = 0.6
 """Smallest Jaccard similarity of word trigrams at which a text counts as a near copy."""
+_COMMON = 10
+"""Items; what more of them share is the benchmark's boilerplate, and identifies none of them."""
+_BREAK = re.compile(r"[.?!:\n\"“”„«»()]+")
+
+_Hashes = npt.NDArray[np.int64]
+_Numbers = npt.NDArray[np.intp]
 
 
 class Benchmark(NamedTuple):
-    """Texts of a benchmark's file, in a form that training rows can be compared with."""
+    """Texts of a benchmark, which must not be in training rows."""
 
     name: str
-    questions: frozenset[str]
-    """Words of each question of five words or more, case folded and joined by spaces."""
-    grams: frozenset[int]
-    """Hashes of every sequence of 13 words."""
+    items: Sequence[Sequence[str]]
+    """Texts of each item, its question first; "" stands for the question of an item without one."""
 
 
 def benchmark_of(source: str | Path) -> Benchmark:
-    """Read a benchmark's questions and 13-grams from any source that `read_rows` reads.
+    """Read a benchmark's texts from any source that `read_rows` reads.
 
     Raises:
         DataError: it cannot be read, or holds no text long enough to compare with.
     """
-    questions: set[str] = set()
-    grams: set[int] = set()
+    items: list[list[str]] = []
     for _, row in read_rows(source):
-        for key, text in _strings(row):
-            words = words_of(text)
-            grams.update(_grams(words))
-            if key.lower() in ("question", "prompt", "instruction") and len(words) >= 5:
-                questions.add(" ".join(words))
-    if not questions and not grams:
+        found = list(_strings(row))
+        questions = [text for key, text in found if _is_question(key, text)]
+        first, *others = questions or [""]
+        items.append([first, *(text for _, text in found)])
+        items += [[question] for question in others]
+    if not any(item[0] or max(map(len, map(words_of, item))) >= _LONG for item in items):
         raise DataError(f"{source}: holds no benchmark text")
-    return Benchmark(Path(str(source)).name, frozenset(questions), frozenset(grams))
-
-
-def contaminated(record: Record, benchmarks: Sequence[Benchmark]) -> str | None:
-    """Return the name of the first benchmark that a record overlaps with; None: there is none."""
-    words = [words_of(text) for text in texts_of(record)]
-    for benchmark in benchmarks:
-        if any(" ".join(w) in benchmark.questions for w in words):
-            return benchmark.name
-        if any(not benchmark.grams.isdisjoint(_grams(w)) for w in words):
-            return benchmark.name
-    return None
+    return Benchmark(Path(str(source)).name, items)
 
 
 class Hit(NamedTuple):
@@ -65,6 +69,8 @@ class Hit(NamedTuple):
 
     row: str
     """Origin of the row."""
+    benchmark: str
+    """Name of the benchmark."""
     item: int
     """Index of the benchmark's item."""
     how: str
@@ -72,57 +78,135 @@ class Hit(NamedTuple):
 
 
 class ContaminationFinder:
-    """Finds the items of a benchmark in training records.
+    """Finds the items of benchmarks in training records."""
 
-    Args:
-        items: texts of each item, its question first. Texts of under `_NEAR_COPY_WORDS` words are not
-            searched for near copies.
-    """
-
-    def __init__(self, items: Sequence[Sequence[str]]) -> None:
-        self._questions: dict[str, list[int]] = {}
-        self._grams: dict[int, list[int]] = {}
-        self._trigrams: dict[int, list[int]] = {}
-        """Indices of the long texts that hold a word trigram, by the trigram's hash."""
-        self._sizes: list[int] = []
-        """Number of different trigrams in each long text."""
-        self._owners: list[int] = []
-        """Item that each long text belongs to."""
-        for number, texts in enumerate(items):
-            self._questions.setdefault(" ".join(words_of(texts[0])), []).append(number)
-            for text in texts:
-                words = words_of(text)
-                for gram in _grams(words):
-                    self._grams.setdefault(gram, []).append(number)
-                if len(words) >= _NEAR_COPY_WORDS:
-                    self._add_long(set(_grams(words, 3)), number)
-
-    def _add_long(self, trigrams: set[int], item: int) -> None:
-        for trigram in trigrams:
-            self._trigrams.setdefault(trigram, []).append(len(self._owners))
-        self._sizes.append(len(trigrams))
-        self._owners.append(item)
+    def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
+        self._places = [(b.name, n) for b in benchmarks for n in range(len(b.items))]
+        """Benchmark and index of each item; all that follows counts items of all benchmarks."""
+        items = [[words_of(text) for text in texts] for b in benchmarks for texts in b.items]
+        self._questions = [" ".join(texts[0]) for texts in items]
+        self._by_question: dict[str, list[int]] = {}
+        for number, question in enumerate(self._questions):
+            self._by_question.setdefault(question, []).append(number)
+        self._by_question = {
+            question: numbers
+            for question, numbers in self._by_question.items()
+            if question and len(numbers) <= _COMMON
+        }
+        beginnings = [
+            (number, _grams(texts[0][:_LONG], _LONG)) for number, texts in enumerate(items)
+        ]
+        self._beginnings = _Index(beginnings)
+        """Items by the first words of a long question."""
+        every = [(number, words) for number, texts in enumerate(items) for words in texts]
+        self._grams = _Index([(n, _grams(w, GRAM)) for n, w in every], most=_COMMON)
+        self._near_copies = _NearCopies([(n, w) for n, w in every if len(w) >= _LONG])
 
     def find(self, record: Record) -> list[Hit]:
         """Return a hit for each item that a record holds, in the order of the items."""
-        found: dict[int, str] = {}
-        for words in map(words_of, texts_of(record)):
-            trigrams = set(_grams(words, 3))
-            shared = Counter(place for t in trigrams for place in self._trigrams.get(t, ()))
-            for place, count in shared.items():
-                if count >= _NEAR_COPY * (len(trigrams) + self._sizes[place] - count):
-                    found[self._owners[place]] = "a text almost alike"
-            for gram in _grams(words):
-                for number in self._grams.get(gram, ()):
-                    found[number] = f"{GRAM} words in a row"
-            for number in self._questions.get(" ".join(words), ()):
-                found[number] = "the question"
-        return [Hit(record.origin, number, how) for number, how in sorted(found.items())]
+        near, grams, questions = set[int](), set[int](), set[int]()
+        for text in texts_of(record):
+            words = words_of(text)
+            near |= self._near_copies.find(words)
+            grams |= self._grams.find(_grams(words, GRAM))
+            questions |= self._asked(text, words)
+        found = {
+            **dict.fromkeys(near, "a text almost alike"),
+            **dict.fromkeys(grams, f"{GRAM} words in a row"),
+            **dict.fromkeys(questions, "the question"),
+        }
+        return [Hit(record.origin, *self._places[n], how) for n, how in sorted(found.items())]
+
+    def _asked(self, text: str, words: Sequence[str]) -> set[int]:
+        """Return the items whose question a text is, ends a sentence with, or has anywhere."""
+        whole = " ".join(words)
+        found = set(self._by_question.get(whole, ()))
+        for sentence in map(words_of, _BREAK.split(text)):
+            for length in range(_SENTENCE, min(_LONG, len(sentence) + 1)):
+                found.update(self._by_question.get(" ".join(sentence[-length:]), ()))
+        for number in self._beginnings.find(_grams(words, _LONG)):
+            question = self._questions[number]
+            if question in self._by_question and f" {question} " in f" {whole} ":
+                found.add(number)
+        return found
 
 
-def _grams(words: Sequence[str], n: int = GRAM) -> Iterator[int]:
-    """Yield a hash of every sequence of n words."""
-    return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
+class _Index:
+    """Numbers by hashes, in sorted arrays: a tenth of the memory that a dictionary takes.
+
+    Args:
+        entries: numbers, each with its hashes.
+        most: a hash that more numbers have is left out; None: none is.
+    """
+
+    def __init__(self, entries: Sequence[tuple[int, _Hashes]], most: int | None = None) -> None:
+        keys = np.concatenate([np.empty(0, np.int64), *(hashes for _, hashes in entries)])
+        sizes = [len(hashes) for _, hashes in entries]
+        numbers: _Numbers = np.repeat(np.array([n for n, _ in entries], np.intp), sizes)
+        order = np.lexsort((numbers, keys))
+        keys, numbers = keys[order], numbers[order]
+        first = np.ones(len(keys), bool)
+        first[1:] = (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])
+        keys, numbers = keys[first], numbers[first]
+        if most is not None:
+            _, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
+            rare = counts[places] <= most
+            keys, numbers = keys[rare], numbers[rare]
+        self._keys, self._numbers = keys, numbers
+
+    def find(self, hashes: _Hashes) -> set[int]:
+        """Return the numbers that have any of these hashes."""
+        starts, ends = (np.searchsorted(self._keys, hashes, side) for side in ("left", "right"))
+        there = ends > starts
+        return {
+            int(number)
+            for start, end in zip(starts[there], ends[there], strict=True)
+            for number in self._numbers[start:end]
+        }
+
+
+class _NearCopies:
+    """Finds the items that a text is nearly a copy of.
+
+    A near copy shares most trigrams with a text, so it has one of the text's rarest: only these are
+    indexed (Bayardo et al. 2007, "Scaling up all pairs similarity search"), or words such as "which
+    of the following" would lead to thousands of texts.
+
+    Args:
+        texts: words of each text, with the number of its item.
+    """
+
+    def __init__(self, texts: Sequence[tuple[int, Sequence[str]]]) -> None:
+        self._owners = [number for number, _ in texts]
+        self._trigrams = [np.unique(_grams(words, 3)) for _, words in texts]
+        everything = np.concatenate([np.empty(0, np.int64), *self._trigrams])
+        known, counts = np.unique(everything, return_counts=True)
+        entries = []
+        for place, trigrams in enumerate(self._trigrams):
+            rarest_first = trigrams[np.argsort(counts[np.searchsorted(known, trigrams)])]
+            needed = len(trigrams) - math.ceil(_NEAR_COPY * len(trigrams)) + 1
+            entries.append((place, rarest_first[:needed]))
+        self._index = _Index(entries)
+
+    def find(self, words: Sequence[str]) -> set[int]:
+        """Return the numbers of the items with a text that is nearly this one."""
+        trigrams = np.unique(_grams(words, 3))
+        found = set[int]()
+        for place in self._index.find(trigrams):
+            other = self._trigrams[place]
+            shared = len(np.intersect1d(trigrams, other, assume_unique=True))
+            if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):
+                found.add(self._owners[place])
+        return found
+
+
+def _grams(words: Sequence[str], n: int) -> _Hashes:
+    """Hash every sequence of n words."""
+    return np.array([hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1)], np.int64)
+
+
+def _is_question(key: str, text: str) -> bool:
+    return key.lower() in ("question", "prompt", "instruction") and bool(words_of(text))
 
 
 def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,11 +15,15 @@ import numpy.typing as npt
 
 from forty2.data.record_texts import answer_of, prompt_of, rejected_of
 from forty2.data.records import Record
+from forty2.files import JsonObject
 
 Level = Literal["error", "warning"]
 SplitName = Literal["train", "valid"]
 _FEW = 5
 """Most rows that a fault names."""
+_MOST_REASONS = 20
+INDEX = re.compile(r"\[\d+\]")
+"""An index in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,40 @@ class RowFaults:
     def faults(self) -> Iterator[Fault]:
         """Yield one fault for each kind."""
         yield from self._found.values()
+
+
+class Reasons:
+    """Errors about rows that cannot be used, counted by their reason, which is the text after the origin.
+
+    Numbers in brackets are left out of a reason, because they differ from row to row.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.first = ""
+        """The first error."""
+        self._origins: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, message: str) -> None:
+        """Take in an error that begins with the row's origin."""
+        origin, _, reason = message.partition(": ")
+        reason = INDEX.sub("[…]", reason)
+        if reason not in self._counts and len(self._counts) == _MOST_REASONS:
+            reason = "other reasons"
+        self.rows += 1
+        self.first = self.first or message
+        self._counts[reason] += 1
+        origins = self._origins.setdefault(reason, [])
+        if len(origins) < _FEW:
+            origins.append(origin)
+
+    def listed(self) -> list[JsonObject]:
+        """Return reason, rows and first origins of each reason, the most frequent first."""
+        return [
+            {"reason": reason, "rows": count, "first": self._origins[reason]}
+            for reason, count in self._counts.most_common()
+        ]
 
 
 class Origins:

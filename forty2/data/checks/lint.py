@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from forty2.data.checks.answers import LanguageCheck, TruncationCheck, VerdictCheck
+from forty2.data.checks.answers import LanguageCheck, SidesCheck, TruncationCheck, VerdictCheck
 from forty2.data.checks.contamination import Benchmark
 from forty2.data.checks.findings import Check, Finding, Origins, SplitName, checked_row
 from forty2.data.checks.repetition import RepetitionCheck, SharedNamesCheck
@@ -23,6 +23,7 @@ from forty2.data.checks.texts import (
     TextCheck,
 )
 from forty2.data.formats import parse, to_row
+from forty2.data.ignored import IgnoredKeys
 from forty2.data.record_texts import answer_of, prompt_of, rejected_of
 from forty2.data.records import Record
 from forty2.data.sources import read_rows
@@ -51,10 +52,13 @@ class Linter:
         """First messages about rows that are not records."""
         self._unreadable_rows = 0
         self._origins = Origins()
+        self.ignored = IgnoredKeys()
+        """Keys of the rows taken in that nothing reads."""
         # Findings with the same check name are listed in this order.
         self._checks: list[Check] = [
             TextCheck(specials),
             RoleCheck(),
+            SidesCheck(),
             TruncationCheck(),
             LanguageCheck(),
             VerdictCheck(),
@@ -83,6 +87,7 @@ class Linter:
 
     def add(self, record: Record, split: SplitName) -> None:
         """Take in one record."""
+        self.ignored.add(record)
         row = checked_row(record, self._origins.add(record.origin), split)
         for check in self._checks:
             check.add(row)

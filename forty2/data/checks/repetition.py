@@ -30,11 +30,12 @@ class RepetitionCheck:
 
     def add(self, row: CheckedRow) -> None:
         self._rows.append(hash((row.prompt, row.answer, row.rejected)))
-        self._prompts.append(hash(row.prompt))
+        # Chat templates remove blanks at the ends, so they tell nothing apart.
+        self._prompts.append(hash(row.prompt.strip()))
         folded = " ".join(words_of(row.prompt)) if row.prompt else row.record.origin
         self._folded_prompts.append(hash(folded))
-        self._answers.append(hash(row.answer))
-        self._rejected.append(hash(row.rejected))
+        self._answers.append(hash(row.answer.strip()))
+        self._rejected.append(hash(row.rejected.strip()))
         self._words.append(len(row.answer.split()))
         self._rated.append(isinstance(row.record, Rated))
         self._valid.append(row.split == "valid")
@@ -67,6 +68,7 @@ class RepetitionCheck:
         short, rejected = np.asarray(self._words) <= _SHORT, np.asarray(self._rejected)
         rated = np.asarray(self._rated, np.bool_)  # several responses may be desirable
         swapped: list[int] = []
+        both: list[int] = []
         differing: list[int] = []
         varied: list[int] = []
         for group in equal(prompts):
@@ -74,13 +76,14 @@ class RepetitionCheck:
                 continue
             preferred = set(answers[group].tolist())
             if preferred & set(rejected[group].tolist()) - {_EMPTY}:
-                swapped += group.tolist()
+                (both if rated[group].any() else swapped).extend(group.tolist())
             elif (
                 len(preferred) > 1 and (rejected[group] == _EMPTY).all() and not rated[group].any()
             ):
                 (differing if short[group].all() else varied).extend(group.tolist())
         kinds: list[tuple[list[int], Level, str]] = [
             (swapped, "error", "one row's preferred answer is another's rejected one"),
+            (both, "error", "one answer to a prompt is both desirable and undesirable"),
             (differing, "error", "one prompt has different short answers"),
             (varied, "warning", "one prompt has several long answers"),
         ]

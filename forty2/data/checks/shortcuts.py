@@ -6,7 +6,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 
 from forty2.data.checks.findings import CheckedRow, Fault
-from forty2.data.record_texts import response_text, words_of
+from forty2.data.record_texts import text_of, words_of
 from forty2.data.records import Pair, Rated
 
 SHORTCUT = 0.9
@@ -50,15 +50,14 @@ class Features:
     def add(self, record: Pair | Rated) -> None:
         """Take in a pair, or a rated response, which is paired with one of the other verdict."""
         if isinstance(record, Pair):
-            self._add(response_text(record.chosen), response_text(record.rejected))
+            self._add(text_of(record.chosen), text_of(record.rejected))
             return
-        text = response_text(record.response)
+        response = text_of(record.response)
         if not self._unmatched or self._unmatched[0][0] == record.desirable:
-            self._unmatched.append((record.desirable, text))
+            self._unmatched.append((record.desirable, response))
         else:
-            _, response = self._unmatched.popleft()
-            sides = (text, response) if record.desirable else (response, text)
-            self._add(*sides)
+            _, other = self._unmatched.popleft()
+            self._add(*((response, other) if record.desirable else (other, response)))
 
     def _add(self, chosen: str, rejected: str) -> None:
         if self.pairs == _MOST_PAIRS:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 
-from forty2.data.checks.contamination import Benchmark, contaminated
-from forty2.data.checks.findings import CheckedRow, Fault, Level, RowFaults
+from forty2.data.checks.contamination import Benchmark, ContaminationFinder
+from forty2.data.checks.findings import INDEX, CheckedRow, Fault, Level, RowFaults
 from forty2.data.record_texts import texts_of
 from forty2.data.records import Chat, Message, Record
+from forty2.errors import DataError
 
 CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
@@ -79,8 +80,11 @@ class RoleCheck:
 class LengthCheck:
     """Finds rows that lose the beginning of their prompt, or are dropped, when they are encoded.
 
+    Rows that cannot be encoded, because the chat template refuses them, are counted by the reason.
+
     Args:
-        fits: returns what is wrong with a record's length; None: nothing.
+        fits: returns what is wrong with a record's length; None: nothing. Raises DataError if the
+            record cannot be encoded.
     """
 
     def __init__(self, fits: Callable[[Record], str | None]) -> None:
@@ -88,7 +92,13 @@ class LengthCheck:
         self._found = RowFaults()
 
     def add(self, row: CheckedRow) -> None:
-        if problem := self._fits(row.record):
+        try:
+            problem = self._fits(row.record)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{row.record.origin}: ")
+            self._found.add("template", "error", INDEX.sub("[…]", reason), row.index)
+            return
+        if problem:
             level: Level = "error" if "response" in problem else "warning"
             self._found.add("length", level, problem, row.index)
 
@@ -100,12 +110,13 @@ class BenchmarkCheck:
     """Finds training rows that overlap with benchmark files."""
 
     def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
-        self._benchmarks = benchmarks
+        self._finder = ContaminationFinder(benchmarks)
         self._found = RowFaults()
 
     def add(self, row: CheckedRow) -> None:
-        if row.split == "train" and (name := contaminated(row.record, self._benchmarks)):
-            self._found.add("benchmark", "error", f"overlaps with {name}; take it out", row.index)
+        if row.split == "train" and (hits := self._finder.find(row.record)):
+            message = f"overlaps with {hits[0].benchmark}; take it out"
+            self._found.add("benchmark", "error", message, row.index)
 
     def faults(self) -> Iterator[Fault]:
         return self._found.faults()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 from collections.abc import Callable, Iterator
@@ -17,14 +18,95 @@ LONGEST = 8_000_000
 """Most bytes of a row, so that a packed file cannot fill the memory."""
 BLANK = 1_000_000
 """Most bytes of blanks between two rows."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, and the encodings that they say a file is in."""
 _UNPACKED, _RATIO = 64_000_000, 200
 """Bytes that any packed file may unpack to; above that, bytes for each byte of the file. Text packs
 to a tenth of its size, a file made to fill the memory to a thousandth."""
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading; a .gz file is unpacked as it is read."""
-    return io.BufferedReader(_Unpacked(path), 1 << 17) if path.suffix == ".gz" else path.open("rb")
+    """Open a file for reading as UTF-8; a .gz file is unpacked, and UTF-16 recoded, as it is read."""
+    packed = path.suffix.lower() == ".gz"
+    file: io.BufferedReader = (
+        io.BufferedReader(_Unpacked(path), 1 << 17) if packed else path.open("rb")
+    )
+    try:
+        encoding = _encoding_of(file.peek(16)[:16])
+    except BaseException:
+        file.close()
+        raise
+    if encoding is None:
+        return file
+    return io.BufferedReader(_Recoded(file, encoding, path), 1 << 17)
+
+
+def _encoding_of(start: bytes) -> str | None:
+    """Return UTF-16 or UTF-32 if a file that starts like this certainly is in it; else None."""
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    low, high = start[::2], start[1::2]
+    if len(start) < 8 or len(start) % 2:
+        return None
+    for letters, zeros, encoding in ((low, high, "utf-16-le"), (high, low, "utf-16-be")):
+        if not any(zeros) and all(0 < letter < 128 for letter in letters):
+            return encoding
+    return None
+
+
+class _Recoded(io.RawIOBase):
+    """The content of a file in another encoding, as UTF-8."""
+
+    def __init__(self, file: BinaryIO, encoding: str, path: Path) -> None:
+        self._file, self._encoding, self._path = file, encoding, path
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._left, self._at = b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to the beginning, the only place that can be found again."""
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be found again")
+        self._file.seek(0)
+        self._decoder.reset()
+        self._left, self._at = b"", 0
+        return 0
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        while not self._left:
+            data = self._file.read(1 << 16)
+            try:
+                self._left = self._decoder.decode(data, not data).encode()
+            except UnicodeError as error:
+                raise DataError(
+                    f"{self._path}: begins as {self._encoding.upper()} but is damaged "
+                    f"({reason_of(error)}); save the file as UTF-8"
+                ) from error
+            if not data:
+                break
+        count = min(len(view), len(self._left))
+        view[:count], self._left = self._left[:count], self._left[count:]
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Unpacked(io.RawIOBase):
@@ -36,6 +118,20 @@ class _Unpacked(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to the beginning, the only place that can be found again."""
+        if offset or whence:
+            raise io.UnsupportedOperation("only the beginning can be found again")
+        self._file.seek(0)
+        self._size = 0
+        return 0
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         count = self._file.readinto(buffer)
@@ -100,7 +196,19 @@ def decoded(data: bytes, origin: str, *, first: bool = True) -> str:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1}" + (" of the line" if ":" in Path(origin).name else "")
-        raise DataError(f"{origin}: not UTF-8 ({where}); save the file as UTF-8") from error
+        raise not_utf8(origin, where, error.object[error.start]) from error
+
+
+def not_utf8(origin: str, where: str, byte: int) -> DataError:
+    """Make the error for a byte that UTF-8 does not have there; it names the likely encoding."""
+    letter = bytes([byte]).decode("cp1252", "replace")
+    likely = ""
+    if letter.isprintable() and letter != "\ufffd":
+        likely = (
+            f", or, as 0x{byte:02X} is {letter} in Windows-1252, convert it with "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        )
+    return DataError(f"{origin}: not UTF-8 ({where}); save the file as UTF-8{likely}")
 
 
 def reason_of(error: BaseException) -> str:

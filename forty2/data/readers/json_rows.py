@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 from forty2.data.readers.files import (
     BLANK,
     LONGEST,
     decoded,
+    not_utf8,
     numbered_lines,
     open_file,
     too_blank,
@@ -33,13 +35,6 @@ def dumps(rows: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of a file of JSON Lines."""
-    with open_file(path) as file:
-        for number, line in numbered_lines(file.readline, path):
-            yield from json_line(line, number, path)
-
-
 def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonObject]]:
     """Yield (origin, row) for one line; nothing for a blank one."""
     if line.strip():
@@ -49,25 +44,210 @@ def json_line(line: bytes, number: int, path: Path) -> Iterator[tuple[str, JsonO
         yield origin, _row(value, origin, escaped="\\u" in text)
 
 
-def json_array(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of an array, decoded one by one to have only one in memory."""
-    with open_file(path) as file:
-        window = _Window(file, path)
-        if window.peek() != "[":
-            raise DataError(f"{path}:1: not a JSON array of rows")
-        window.at += 1
-        while window.peek() != "]":
-            origin = window.origin
-            value, text = window.value()
-            yield origin, _row(value, origin, escaped="\\u" in text)
-            after = window.peek()
-            if after == ",":
+class JsonForm(NamedTuple):
+    """How a file of JSON holds its rows."""
+
+    kind: Literal["lines", "array", "wrapped", "values"]
+    """One on each line; in an array; in an array that an object wraps, as in `{"data": [...]}`; or one
+    after another, each over several lines."""
+    key: str = ""
+    """Key of the array in the object that wraps it."""
+
+
+_WRAPPERS = {
+    "data",
+    "rows",
+    "examples",
+    "train",
+    "items",
+    "records",
+    "instances",
+    "samples",
+    "dataset",
+}
+"""Keys under which an object with several keys may hold rows; one with a single key may use any other
+than those of a row."""
+_OF_A_ROW = {
+    "messages",
+    "conversations",
+    "conversation",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+}
+_OF_A_ROW |= {"preferred_output", "non_preferred_output", "tools", "functions", "history", "text"}
+
+
+def json_form(file: BinaryIO, path: Path) -> JsonForm:
+    """Find out how a file of JSON holds its rows: by its beginning, because names mislead.
+
+    What begins as none of the forms counts as lines, which are refused one by one. The file is left
+    at its beginning.
+    """
+    named = ".json" in map(str.lower, path.suffixes[-2:])
+    first = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    try:
+        if first == b"[" and named:
+            return JsonForm("array")
+        with contextlib.suppress(DataError):
+            if first == b"[":
+                window = _window(file, path)
                 window.at += 1
-            elif after != "]":
-                raise DataError(f"{origin}: after this row there must come a comma or the end")
+                return JsonForm("array" if window.peek() == "{" else "lines")
+            if first == b"{":
+                return _form_of_objects(file, path)
+        return JsonForm("lines")
+    finally:
+        file.seek(0)
+
+
+def _form_of_objects(file: BinaryIO, path: Path) -> JsonForm:
+    """Find out how a file that begins with an object holds its rows."""
+    file.seek(0)
+    line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
+    with contextlib.suppress(DataError):
+        value = parsed(decoded(line, str(path)), str(path))
+        key = _wrapping_key(value) if isinstance(value, dict) else None
+        return JsonForm("lines") if key is None else JsonForm("wrapped", key)
+    with contextlib.suppress(DataError):
+        if (key := _find_wrapped(_window(file, path))) is not None:
+            return JsonForm("wrapped", key)
+    window = _window(file, path)
+    begin = window.origin
+    window.value()
+    several_lines = window.origin != begin and window.peek() in ("", "{")
+    return JsonForm("values" if several_lines else "lines")
+
+
+def _window(file: BinaryIO, path: Path) -> _Window:
+    """Go to the first value of a file of JSON."""
+    file.seek(0)
+    window = _Window(file, path)
+    window.peek()
+    return window
+
+
+def json_rows(
+    path: Path, complain: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) for each row of a file of JSON, decoded one by one to have only one in memory.
+
+    Args:
+        complain: called with a message about each line that is not a row, or about what ends the
+            reading of an array; None: raise it.
+    """
+    with open_file(path) as file:
+        form = json_form(file, path)
+        rows = _lines(file, path, complain) if form.kind == "lines" else _values(file, path, form)
+        try:
+            yield from rows
+        except DataError as error:
+            if complain is None or form.kind == "lines":
+                raise
+            complain(str(error))
+
+
+def _lines(
+    file: BinaryIO, path: Path, complain: Callable[[str], None] | None
+) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of a file of JSON Lines."""
+    for number, line in numbered_lines(file.readline, path):
+        try:
+            yield from json_line(line, number, path)
+        except DataError as error:
+            if complain is None:
+                raise
+            complain(str(error))
+
+
+def _values(file: BinaryIO, path: Path, form: JsonForm) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of a file of JSON that are not one on each line."""
+    window = _window(file, path)
+    if form.kind == "values":
+        while window.peek():
+            yield window.row()
+    elif form.kind == "array":
+        yield from _elements(window)
+    else:
+        yield from _wrapped(window, form.key)
+    if window.peek():
+        raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
+
+
+def _wrapping_key(value: JsonObject) -> str | None:
+    """Return the key under which an object wraps rows; None: it is a row."""
+    for key, rows in value.items():
+        wraps = key in _WRAPPERS or (len(value) == 1 and key not in _OF_A_ROW)
+        if wraps and isinstance(rows, list) and rows and _is_row(rows[0]):
+            return key
+    return None
+
+
+def _is_row(value: object) -> bool:
+    """Return whether an element of a list may be a row: an object that is not a message."""
+    return isinstance(value, dict) and not {"role", "from"} & value.keys()
+
+
+def _find_wrapped(window: _Window) -> str | None:
+    """Return the key under which the object at `window` wraps rows; None: it does not."""
+    for number, key in enumerate(_keys(window)):
+        wraps = key in _WRAPPERS or (number == 0 and key not in _OF_A_ROW)
+        if wraps and window.peek() == "[":
+            window.at += 1
+            return key if window.peek() == "{" and _is_row(window.value()[0]) else None
+        window.value()
+    return None
+
+
+def _wrapped(window: _Window, wanted: str) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows under one key of the object at `window`, and move past the object."""
+    for key in _keys(window):
+        if key == wanted:
+            yield from _elements(window)
+            continue
+        origin = window.origin
+        value, _ = window.value()
+        if isinstance(value, list) and value and _is_row(value[0]):
+            raise DataError(
+                f"{origin}: {wanted} and {key} both hold rows; save those to train on to a file of "
+                "their own"
+            )
+    if window.peek() != "}":
+        raise DataError(f"{window.origin}: the object does not end after its rows")
+    window.at += 1
+
+
+def _keys(window: _Window) -> Iterator[str]:
+    """Yield the keys of the object at `window`, each time at its value, which is then passed."""
+    window.at += 1
+    while window.peek() == '"':
+        key, _ = window.value()
+        if window.peek() != ":":
+            return
         window.at += 1
-        if window.peek():
-            raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
+        window.peek()
+        yield str(key)
+        if window.peek() != ",":
+            return
+        window.at += 1
+
+
+def _elements(window: _Window) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the rows of the array at `window`, and move past it."""
+    window.at += 1
+    number, line = 0, ""
+    while window.peek() != "]":
+        origin, row = window.row()
+        number, line, before = number + 1, origin, line
+        # Rows on one line are told apart by their numbers.
+        yield (origin if line != before else f"{window.path}:row {number}"), row
+        after = window.peek()
+        if after == ",":
+            window.at += 1
+        elif after != "]":
+            raise DataError(f"{origin}: after this row there must come a comma or the end")
+    window.at += 1
 
 
 class _Window:
@@ -77,12 +257,12 @@ class _Window:
         self.at = 0
         """Index of the character of the part that is read next."""
         self._text, self._line = "", 1
-        self._file, self._path = file, path
+        self._file, self.path = file, path
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
 
     @property
     def origin(self) -> str:
-        return f"{self._path}:{self._line}"
+        return f"{self.path}:{self._line}"
 
     def peek(self) -> str:
         """Move `at` to the next character that is not blank and return it; "" at the end."""
@@ -97,6 +277,12 @@ class _Window:
                 return self._text[self.at : self.at + 1]
             if blank > BLANK:
                 raise too_blank(self.origin)
+
+    def row(self) -> tuple[str, JsonObject]:
+        """Read the row at `at` and move past it; return it with its origin."""
+        origin = self.origin
+        value, text = self.value()
+        return origin, _row(value, origin, escaped="\\u" in text)
 
     def value(self) -> tuple[object, str]:
         """Read the value at `at` and move past it; also return its JSON text."""
@@ -127,20 +313,23 @@ class _Window:
         try:
             self._text, self.at = left + self._decode(data, not data), 0
         except UnicodeDecodeError as error:
-            line = self._line + left.count("\n") + error.object[: error.start].count(b"\n")
-            raise DataError(f"{self._path}:{line}: not UTF-8; save the file as UTF-8") from error
+            before = error.object[: error.start]
+            line = self._line + left.count("\n") + before.count(b"\n")
+            where = "a byte of the line"
+            raise not_utf8(f"{self.path}:{line}", where, error.object[error.start]) from error
         return bool(data)
 
 
-def parsed(text: str, origin: str, *, whole: bool = True) -> object:
+def parsed(text: str, origin: str, *, whole: bool = True, deepest: int = _DEEPEST) -> object:
     """Parse JSON, without NaN, infinities, repeated keys and deep nesting.
 
     Args:
         whole: whether the text is complete; a last line without a line end may be cut off.
+        deepest: most levels of nesting.
     """
     try:
         value: object = _DECODER.decode(text)
-        _check_depth(value, text)
+        _check_depth(value, text, deepest)
         return value
     except (ValueError, RecursionError) as error:
         cut = "" if whole else "; the last line is cut off"
@@ -180,12 +369,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _check_depth(value: object, text: str) -> None:
+def _check_depth(value: object, text: str, deepest: int = _DEEPEST) -> None:
     """Refuse values nested too deeply, with the error that still deeper ones cause."""
-    if text.count("{") + text.count("[") <= _DEEPEST:
+    if text.count("{") + text.count("[") <= deepest:
         return
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(deepest):
         level = [inner for outer in level for inner in _within(outer)]
     if level:
         raise RecursionError

@@ -1,7 +1,8 @@
-"""Reading of rows from tables: CSV and Parquet files."""
+"""Reading of rows from tables: CSV, Parquet and Arrow files."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,12 +10,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date, time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forty2.data.readers.files import (
     LONGEST,
     check_unpacked,
+    not_utf8,
     numbered_lines,
     open_file,
     reason_of,
@@ -30,40 +33,132 @@ if TYPE_CHECKING:
 _VALUES = ("label", "kto_tag", "weight")
 _VALUE = re.compile(r"true|false|(?:0|[1-9]\d{0,8})(?:\.\d{1,9})?", re.IGNORECASE)
 """Columns of a CSV file that may hold something else than text, and the values recognised in them."""
+_STRUCTURE = {"messages", "conversations", "conversation", "tools", "functions", "history"}
+"""Columns of a CSV file whose cells are JSON."""
+_TEXTS = {"text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output"}
+_TEXTS |= {"question", "answer", "query", "response", "system", "system_prompt", "context"}
+_COLUMNS = {*_VALUES, *_STRUCTURE, *_TEXTS}
+"""Names of columns by which the separator is recognised."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_PYTHON = re.compile(r"\[\{'(?:role|content|from|value)':")
+"""The beginning of messages as Python prints them, which is what pandas writes into a cell."""
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (origin, row) for each row of a CSV file, whose first line names the columns."""
-    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        rows = (line for _, line in numbered_lines(text.readline, path))
-        reader = csv.DictReader(rows, restkey="", strict=True)
-        if twice := repeated(_header(reader, path)):
-            raise DataError(f"{path}:1: column {twice!r} is there twice; rename one")
+    """Yield (origin, row) for each row of a CSV file, whose first line names the columns.
+
+    Columns may be separated by commas, semicolons, tabs or bars. A column without a name is called
+    "Unnamed: N", as pandas calls it: it is usually an index.
+    """
+    with (
+        open_file(path) as file,
+        io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        lines = _checked_lines(text, path)
+        first = next(lines, "")
+        separator = _separator(first, "\t" if ".tsv" in map(str.lower, path.suffixes) else ",")
+        spaced = f"{separator} " in first
+        reader = csv.reader(
+            chain([first], lines), delimiter=separator, skipinitialspace=spaced, strict=True
+        )
+        names: list[str] | None = None
         while True:
             origin = f"{path}:{reader.line_num + 1}"
             try:
-                row = next(reader)
+                cells = next(reader)
             except StopIteration:
                 return
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(f"{origin}: not readable as CSV in UTF-8: {error}") from error
-            if "" in row or None in row.values():
-                raise DataError(f"{origin}: has another number of cells than the header")
-            yield origin, {key: _cell(key, value, origin) for key, value in row.items()}
+            except csv.Error as error:
+                raise DataError(
+                    f"{origin}: not readable as CSV in UTF-8: {error} (separated by "
+                    f"{_SEPARATORS[separator]})"
+                ) from error
+            if not cells:
+                continue
+            if names is None:
+                names = _names(cells, path)
+                continue
+            if len(cells) != len(names):
+                raise DataError(
+                    f"{origin}: has another number of cells than the header ({len(cells)}, not "
+                    f"{len(names)}; separated by {_SEPARATORS[separator]})"
+                )
+            yield (
+                origin,
+                {
+                    name: _cell(name, cell, origin)
+                    for name, cell in zip(names, cells, strict=True)
+                    if cell or not name.startswith(_UNNAMED)
+                },
+            )
 
 
-def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
-    try:
-        return list(reader.fieldnames or ())
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}:1: not readable as CSV in UTF-8: {error}") from error
+def _checked_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    """Yield the lines of a file whose bytes that are not UTF-8 were escaped; refuse the first."""
+    for number, line in numbered_lines(text.readline, path):
+        if not line.isascii() and (found := _ESCAPED.search(line)):
+            at = len(line[: found.start()].encode(errors="surrogateescape"))
+            where = f"byte {at + 1} of the line"
+            raise not_utf8(f"{path}:{number}", where, ord(found[0]) - 0xDC00)
+        yield line
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_UNNAMED = "Unnamed: "
+
+
+def _separator(header: str, usual: str) -> str:
+    """Choose the separator by which a header names the most known columns, then the usual one."""
+
+    def fit(separator: str) -> tuple[int, bool, int]:
+        try:
+            cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+        except csv.Error:  # a cell above the limit
+            return 0, False, 0
+        known = len(_COLUMNS & {cell.strip() for cell in cells})
+        return known, separator == usual and len(cells) > 1, len(cells)
+
+    return max([usual, *_SEPARATORS], key=fit)
+
+
+def _names(cells: list[str], path: Path) -> list[str]:
+    names = [cell.strip() or f"{_UNNAMED}{i}" for i, cell in enumerate(cells)]
+    if twice := repeated(names):
+        raise DataError(f"{path}:1: column {twice!r} is there twice; rename one")
+    return names
 
 
 def _cell(key: str, value: str, origin: str) -> object:
-    """Read a cell: messages are written in it as JSON; verdicts and weights are not text."""
+    """Read a cell: text, but for verdicts, weights, and lists in columns that hold nothing else.
+
+    Messages in a column that also holds texts are recognised by their roles; any other JSON there is
+    the text of a prompt or an answer.
+    """
     if key in _VALUES and _VALUE.fullmatch(value.strip()):
         return json.loads(value.lower())
-    return parsed(value, origin) if value.startswith(("[{", "{")) else value
+    if not value.startswith(("[", "{")):
+        return value
+    if _PYTHON.match(value):
+        raise DataError(
+            f"{origin}: {key} holds messages as Python prints them, not as JSON; save the table as "
+            'JSON Lines: table.to_json("rows.jsonl", orient="records", lines=True)'
+        )
+    if key in _STRUCTURE:
+        return parsed(value, f"{origin}: {key}")
+    if key in _TEXTS and value.startswith("[{"):
+        with contextlib.suppress(DataError):
+            found = parsed(value, origin)
+            if isinstance(found, list) and all(map(_is_message, found)):
+                return found
+    return value
+
+
+def _is_message(value: object) -> bool:
+    """Return whether a value is certainly a message."""
+    if not isinstance(value, dict):
+        return False
+    roles = {"system", "user", "assistant", "tool", "human", "gpt"}
+    return bool(roles & {str(value.get("role")), str(value.get("from"))})
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -96,6 +191,31 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
         raise
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file: {reason_of(error)}") from error
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # a value that Python lacks
+        raise DataError(f"{path}:row {number + 1}: cannot be read: {reason_of(error)}") from error
+
+
+def arrow_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield (origin, row) for each row of an Arrow file or stream, as `datasets` saves them."""
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            numbers = range(opened.num_record_batches) if is_file else ()
+            for batch in map(opened.get_batch, numbers) if is_file else opened:
+                batch.validate(full=True)
+                for part in _parts(batch, f"{path}:row {number + 1}"):
+                    for row in part.to_pylist():
+                        number += 1
+                        yield f"{path}:row {number}", without_empty(row, f"{path}:row {number}")
+    except DataError:
+        raise
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not an Arrow file: {reason_of(error)}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:  # a value that Python lacks
         raise DataError(f"{path}:row {number + 1}: cannot be read: {reason_of(error)}") from error
 

@@ -69,6 +69,14 @@ class BatchedLoss(ABC):
     def arrays(self, batch: Batch) -> list[mx.array]:
         """Convert a batch to the arrays that `loss` reads, so that the step can be compiled."""
 
+    @abstractmethod
+    def reaches_all(self, indices: Sequence[int]) -> bool:
+        """Return whether a batch of these rows has a gradient for every tensor that it should.
+
+        It has not if no supervised token has two tokens before it, since the attention to a single
+        token is 1 whatever its query and key; nor if the gradients of its rows cancel.
+        """
+
     def step_arrays(
         self, model: nn.Module, batches: Iterable[Batch], group: Group
     ) -> list[mx.array]:

@@ -46,6 +46,9 @@ class ConversationLoss(BatchedLoss):
         segments = [mx.array(batch.segments)] if batch.segments is not None else []
         return [mx.array(batch.ids), mx.array(positions(batch.mask[:, 1:])), *states, *segments]
 
+    def reaches_all(self, indices: Sequence[int]) -> bool:
+        return any(any(self.rows[i].mask[2:]) for i in indices)
+
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
         ids, where, *rest = arrays
         states = BlockInput(rest.pop(0), self._frozen.depth) if self._frozen is not None else None

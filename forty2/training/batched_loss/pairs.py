@@ -40,6 +40,9 @@ class PairLoss(ResponseLoss):
     def loss_at_start(self, batch: PairBatch) -> float:
         return self.phase.initial_loss()
 
+    def pulls(self, index: int) -> tuple[float, ...]:
+        return 1.0, -1.0
+
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
         policy, reference, mask = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)

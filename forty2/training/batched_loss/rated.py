@@ -74,6 +74,11 @@ class RatedLoss(ResponseLoss):
         verdicts = self._desirable[batch.rows].tolist()
         return float(np.mean([self.phase.initial_loss(desirable) for desirable in verdicts]))
 
+    def pulls(self, index: int) -> tuple[float, ...]:
+        if self._desirable[index]:
+            return (self.phase.desirable_weight,)
+        return (-self.phase.undesirable_weight,)
+
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
         desirable, *arrays, baseline = arrays
         policy, reference, mask = self.logps(model, arrays)

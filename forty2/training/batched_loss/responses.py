@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -57,6 +58,19 @@ class ResponseLoss(BatchedLoss):
     @abstractmethod
     def loss_at_start(self, batch: PairBatch) -> float:
         """Compute the mean loss while the policy is the reference."""
+
+    @abstractmethod
+    def pulls(self, index: int) -> tuple[float, ...]:
+        """Return how strongly, and which way, the loss pulls each of a row's responses at the start."""
+
+    def reaches_all(self, indices: Sequence[int]) -> bool:
+        net: defaultdict[tuple[tuple[int, ...], ...], float] = defaultdict(float)
+        for index in indices:
+            row = self.rows[index]
+            for response, pull in zip(row.responses, self.pulls(index), strict=False):
+                if len(row.prompt) + len(response) > 2:
+                    net[tuple(row.prompt), tuple(response)] += pull
+        return any(net.values())
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         return self.batch_of_sides(indices, self.sides)

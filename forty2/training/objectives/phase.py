@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from forty2.text.encoder import Encoder
 from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyPair, Row
 
@@ -117,7 +118,9 @@ class Phase:
     steps: Positive | None = None
     """Number of optimizer steps; null: epochs is given instead."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """Number of passes over the training rows; null: steps is given instead."""
+    """Number of whole passes over the training rows: each row is used this often, or weight times as
+    often. One batch of a pass, and the last step, may be smaller than the others. Of a part of a pass,
+    as in 1.5, that share of the rows is used. null: steps is given instead."""
     batch_size: Positive = 4
     """Rows (for preferences: pairs) in a batch. To save memory, a batch may be computed in parts; the
     result is the same."""
@@ -179,6 +182,10 @@ class Phase:
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
+
+    def encoder(self, encoder: Encoder) -> Encoder:
+        """Return the encoder for the phase's rows, made from one that learns all turns."""
+        return encoder
 
     def data_warnings(self, rows: Sequence[Row] | Sequence[AnyPair]) -> list[str]:
         """List properties of the training rows that do not suit the objective, for `forty2 plan`."""

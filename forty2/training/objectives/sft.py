@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
+from forty2.text.encoder import Encoder, TrainOn
 from forty2.text.row_kinds import CONVERSATIONS, RowKind
 from forty2.training.objectives.phase import STRICT, Direction, Phase
 
@@ -21,3 +22,9 @@ class SftPhase(Phase):
     uninformed_loss: ClassVar[float] = 10.0  # nats a token: a guess among 22,000
 
     objective: Literal["sft"]
+    train_on: TrainOn = "all"
+    """Assistant turns of a conversation that are learned: all (but those marked `train: false`), or
+    the last alone."""
+
+    def encoder(self, encoder: Encoder) -> Encoder:
+        return encoder.training_on(self.train_on)

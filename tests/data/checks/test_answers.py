@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from support.lint_rows import Row, chat, chats, checks, found, sentence
+from support.lint_rows import Row, chat, chats, checks, found, pairs, sentence
 
 
 def unended(n: int) -> list[Row]:
@@ -26,6 +26,14 @@ def test_a_few_long_answers_without_an_end_are_cut_off(unended_rows: int, ended_
     ended = [chat(sentence(generator, 9), sentence(generator, 45)) for _ in range(ended_rows)]
     rows = [*unended(unended_rows), *ended]
     assert checks(found(rows)) == [("truncated", "warning", unended_rows)]
+
+
+@pytest.mark.parametrize("end", ["\n", "  ", "\n\n"])
+def test_sides_that_differ_in_blanks_alone_are_equal(end: str) -> None:
+    rows = [*pairs(20), {"prompt": "Is it?", "chosen": "It is.", "rejected": f"It is.{end}"}]
+    assert ("equal", "error", 1) in checks(found(rows))
+    rows[-1]["rejected"] = f"It is!{end}"
+    assert checks(found(rows)) == []
 
 
 def test_languages_that_mix() -> None:

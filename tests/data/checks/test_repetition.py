@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
 from support.lint_rows import chat, chats, checks, found, pairs, sentence
 
 
@@ -26,6 +27,19 @@ def test_contradictions() -> None:
     assert checks(found([*chats(50), *answers])) == [("contradiction", "error", 2)]
     long = [chat("Tell a tale.", sentence(random.Random(i), 12)) for i in range(2)]
     assert checks(found([*chats(50), *long])) == [("contradiction", "warning", 2)]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_one_answer_both_liked_and_disliked(end: str) -> None:
+    rows = [
+        {"prompt": f"{p['prompt']} {i}", "completion": p["chosen"], "label": i % 2 == 0}
+        for i, p in enumerate(pairs(40))
+    ]
+    assert checks(found(rows)) == []
+    both = {**rows[3], "completion": f"{rows[3]['completion']}{end}", "label": True}
+    (finding,) = (f for f in found([*rows, both]) if f.check == "contradiction")
+    assert finding.level == "error" and finding.count == 2
+    assert finding.message == "one answer to a prompt is both desirable and undesirable"
 
 
 def test_validation_that_was_trained_on() -> None:

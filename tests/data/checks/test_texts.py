@@ -10,6 +10,10 @@ import pytest
 from support.lint_rows import Row, chat, chats, found, sentence
 
 from forty2.data.checks.contamination import benchmark_of
+from forty2.data.checks.lint import Linter
+from forty2.data.formats import parse
+from forty2.data.records import Record
+from forty2.errors import DataError
 
 SENTENCE = sentence(random.Random(5), 40)
 
@@ -47,6 +51,24 @@ def test_a_fault_in_one_row_is_named_by_its_line(name: str) -> None:
 )
 def test_what_only_looks_like_a_fault_is_none(text: str) -> None:
     assert found([*chats(60), chat("What then?", text)]) == []
+
+
+def test_rows_that_the_template_refuses_are_counted_by_reason() -> None:
+    def fits(record: Record) -> str | None:
+        number = int(record.origin.split(":")[1])
+        if number % 10 == 0:
+            raise DataError(f"{record.origin}: messages[{number}]: the template refuses this")
+        return "its prompt does not fit" if number == 7 else None
+
+    linter = Linter(fits=fits)
+    for number, row in enumerate(chats(60), 1):
+        linter.add(parse(row, f"f:{number}"), "train")
+    findings = [(f.check, f.level, f.message, f.count) for f in linter.findings()]
+    assert findings == [
+        ("template", "error", "messages[…]: the template refuses this", 6),
+        ("length", "warning", "its prompt does not fit", 1),
+    ]
+    assert linter.findings()[0].origins == tuple(f"f:{n}" for n in range(10, 60, 10))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from forty2.cli import main
 from forty2.data.build import build
 from forty2.data.checks.lint import lint
 from forty2.data.formats import read_rated
+from forty2.data.record_texts import text_of
 from forty2.errors import DataError, RecipeError, TrainingError
 from forty2.inference.logprobs import (
     NO_SHORTCUTS,
@@ -215,7 +216,7 @@ def test_a_pair_is_two_rated_responses(tmp_path: Path) -> None:
         {"prompt": "3 + 3?", "completion": "6", "label": True},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = [(r.response, r.desirable, r.origin.rsplit(":")[-1]) for r in read_rated(file)]
+    found = [(text_of(r.response), r.desirable, r.origin.rsplit(":")[-1]) for r in read_rated(file)]
     assert found == [("4", True, "1"), ("5", False, "1"), ("6", True, "2")]
     file.write_text('{"prompt": "Hi", "completion": "Hello"}\n')
     with pytest.raises(DataError, match=r"mixed\.jsonl:1: needs a label .* has prompt, completion"):
@@ -416,8 +417,12 @@ def test_a_table_may_hold_verdicts_and_weights(tmp_path: Path) -> None:
     file = tmp_path / "rated.csv"
     file.write_text("prompt,completion,label,weight\nIs it?,true,TRUE,2\nWas it?,3,false,0.5\n")
     first, second = read_rated(file)
-    assert (first.response, first.desirable, first.meta) == ("true", True, {"weight": 2})
-    assert (second.response, second.desirable, second.meta) == ("3", False, {"weight": 0.5})
+    assert (text_of(first.response), first.desirable, first.meta) == ("true", True, {"weight": 2})
+    assert (text_of(second.response), second.desirable, second.meta) == (
+        "3",
+        False,
+        {"weight": 0.5},
+    )
 
 
 def test_rare_verdicts_are_told_and_missing_ones_refused(inputs: Path) -> None:

@@ -1,0 +1,323 @@
+"""Messages in one form, however a row writes them: roles, content, tool calls, what is learned.
+
+    {"from": "gpt", "value": "..."}             -> {"role": "assistant", "content": "..."}
+    {"content": [{"type": "text", "text": ...}]} -> {"content": "..."}
+    {"tool_calls": [{"function": {"arguments": "{...}"}}]}, {"function_call": {...}}
+                                                -> {"tool_calls": [...]}, arguments decoded
+    {"weight": 0}, {"loss": false}, {"masked": true}, ...   -> {"train": False}
+
+Reasoning stays under the key it was written with. Null values are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from forty2.data.readers.json_rows import parsed
+from forty2.data.records import Message
+from forty2.errors import DataError
+from forty2.files import JsonObject
+
+Messages = tuple[Message, ...]
+ROLES = ("system", "user", "assistant", "tool")
+_PLAIN = {"role", "content"}
+_ROLE_OF = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+"""Our role for each name in use, in lower case."""
+_CALLS = ("function_call", "tool_call")
+"""Roles of turns whose text is a tool call in JSON (ShareGPT's shape)."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which chat templates read what the model thought before its answer."""
+MEDIA = frozenset(
+    f"{name}{s}" for name in ("image", "video", "audio", "image_url", "picture") for s in ("", "s")
+)
+"""Keys that hold, or name, what is not text."""
+LEARNED = {
+    "train": True,
+    "training": True,
+    "trainable": True,
+    "loss": True,
+    "weight": True,
+    "masked": False,
+}
+"""Keys of a message that say whether it is learned, and the value that says it is.
+
+`weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss` is
+ms-swift's and XTuner's, `masked` is torchtune's.
+"""
+_UNSURE = ("mask", "train_detail", "training_detail")
+"""Keys that may say what is learned, but not whether the turn is."""
+_DEEPEST = 80
+"""Most levels of JSON written as a text in a row, which itself has a few levels."""
+
+
+def read_messages(value: object, key: str, origin: str) -> Messages:
+    """Read a list of messages, given as such or as a text of JSON.
+
+    Raises:
+        DataError: it is no such list; names the message and its field.
+    """
+    value = structure(value, f"{origin}: {key}")
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{origin}: {key} must be a list of messages, not {short(value)}")
+    return tuple(read_message(m, f"{origin}: {key}[{i}]") for i, m in enumerate(value))
+
+
+def read_message(value: object, where: str) -> Message:
+    """Read one message; `where` begins each error."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} must be an object with role and content")
+    if value.keys() == _PLAIN and value["role"] in ROLES:  # most messages, so it is quick
+        content = value["content"]
+        if isinstance(content, str) and content.strip():
+            check_text(content, f"{where}.content")
+            return value
+    role_key = "from" if "from" in value and "role" not in value else "role"
+    written = value.get(role_key)
+    name = written.lower() if isinstance(written, str) else ""
+    if name not in _ROLE_OF:
+        known = ROLES if role_key == "role" else ("system", "human", "gpt", "tool")
+        raise DataError(
+            f"{where}.{role_key} must be one of {', '.join(known)}, not {short(written)}"
+        )
+    role = _ROLE_OF[name]
+    content_key = next((key for key in ("content", "value", "text") if key in value), "content")
+    rest = {
+        key: part
+        for key, part in value.items()
+        if part is not None and key not in (role_key, content_key)
+    }
+    for key in MEDIA & rest.keys():
+        refuse_media(rest[key], f"{where}.{key}")
+    learned = _pop_learned(rest, role, where)
+    content = _text_of(value.get(content_key), f"{where}.{content_key}")
+    if name in _CALLS:
+        calls = _read_calls(structure(content, f"{where}.{content_key}"), f"{where}.{content_key}")
+        content = ""
+    else:
+        calls = _pop_calls(rest, role, where)
+    thoughts = [_reasoning(rest, key, where) for key in REASONING if key in rest]
+    if content is None and (calls or any(thoughts)):
+        content = ""
+    if not isinstance(content, str):
+        raise DataError(f"{where}.{content_key} must be text, not {short(content)}")
+    if role == "assistant" and not content.strip() and not calls and not any(thoughts):
+        raise DataError(f"{where}.{content_key}: the assistant's turn is empty")
+    check_text(content, f"{where}.{content_key}")
+    message: dict[str, object] = {"role": role, "content": content, **rest}
+    if calls:
+        message["tool_calls"] = calls
+    if not learned:
+        message["train"] = False
+    return message
+
+
+def read_tools(value: object, where: str) -> tuple[JsonObject, ...]:
+    """Read the tools that a row offers: a list of objects, or a text of JSON that holds one.
+
+    A bare function (`name`, `parameters`) becomes `{"type": "function", "function": ...}`.
+    """
+    value = structure(value, where)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ()
+    if not isinstance(value, list):
+        raise DataError(f"{where} must be a list of tools, not {short(value)}")
+    tools = []
+    for i, tool in enumerate(value):
+        if not isinstance(tool, dict):
+            raise DataError(f"{where}[{i}] must be an object, not {short(tool)}")
+        bare = "name" in tool and not {"function", "type"} & tool.keys()
+        tools.append({"type": "function", "function": tool} if bare else tool)
+    return tuple(tools)
+
+
+def structure(value: object, where: str) -> object:
+    """Decode a list or an object that is written as a text of JSON; return others as they are."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        return _decoded(value, where)
+    return value
+
+
+def plain_turn(role: str, content: str) -> Message:
+    """Make a message of a role and a text."""
+    return {"role": role, "content": content}
+
+
+def is_learned(message: Message) -> bool:
+    """Return whether a message is an assistant's turn that is to be learned."""
+    return message["role"] == "assistant" and message.get("train", True) is True
+
+
+def without_train(messages: Sequence[Message]) -> Messages:
+    """Return messages without `train`, which says nothing in a prompt."""
+    return tuple(
+        {k: v for k, v in m.items() if k != "train"} if "train" in m else m for m in messages
+    )
+
+
+def refuse_media(value: object, where: str) -> None:
+    """Refuse pictures, sound and films by name; an empty value holds none."""
+    if value not in (None, "", [], {}):
+        raise DataError(
+            f"{where} is not used: forty2 trains on text alone; drop the row, or the field if the "
+            "text stands without it"
+        )
+
+
+def read_text(value: object, key: str, origin: str) -> str:
+    """Read a text that is not blank."""
+    if not isinstance(value, str):
+        raise DataError(f"{origin}: {key} must be text, not {short(value)}")
+    if not value.strip():
+        raise DataError(f"{origin}: {key} is empty")
+    check_text(value, f"{origin}: {key}")
+    return value
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that is not valid Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: holds half of a surrogate pair, which is not valid Unicode"
+        ) from error
+
+
+def short(value: object) -> str:
+    """Write a value for a message, in 40 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _text_of(content: object, where: str) -> object:
+    """Join a list of text parts; return any other content as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, dict):
+            raise DataError(f"{where}[{i}] must be a text or an object, not {short(part)}")
+        kind = part.get("type", "text")
+        if kind not in ("text", "input_text", "output_text"):
+            raise DataError(
+                f"{where}[{i}] is of type {short(kind)}, and only text is used; drop the row, or the "
+                "part if the text stands without it"
+            )
+        if not isinstance(part.get("text"), str):
+            raise DataError(f"{where}[{i}].text must be text, not {short(part.get('text'))}")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _reasoning(message: Mapping[str, object], key: str, where: str) -> str:
+    text = message[key]
+    if not isinstance(text, str):
+        raise DataError(f"{where}.{key} must be text, not {short(text)}")
+    check_text(text, f"{where}.{key}")
+    return text.strip()
+
+
+def _pop_learned(message: dict[str, object], role: str, where: str) -> bool:
+    """Take out the keys that say whether a message is learned; return what they say."""
+    for key in _UNSURE:
+        if key in message:
+            raise DataError(
+                f"{where}.{key} is not used; say whether the turn is learned by train: true or false"
+            )
+    said: dict[str, bool] = {}
+    for key, yes in LEARNED.items():
+        if key in message:
+            value = message.pop(key)
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
+                raise DataError(
+                    f"{where}.{key} must be 0 or 1, false or true, not {short(value)}: a turn is "
+                    "learned or it is not"
+                )
+            said[key] = bool(value) is yes
+    if len(set(said.values())) > 1:
+        raise DataError(f"{where}: {' and '.join(said)} contradict each other")
+    learned = all(said.values())
+    if said and learned and role != "assistant":
+        raise DataError(
+            f"{where}.{next(iter(said))} asks to learn a turn of the {role}; only the assistant's "
+            "turns are learned"
+        )
+    return learned or role != "assistant"
+
+
+def _pop_calls(message: dict[str, object], role: str, where: str) -> list[JsonObject]:
+    """Take out `tool_calls`, or the older `function_call`, and return the calls."""
+    written = {k: message[k] for k in ("tool_calls", "function_call") if message.get(k)}
+    for key in ("tool_calls", "function_call"):
+        message.pop(key, None)  # an empty list is no call
+    if len(written) == 2:
+        raise DataError(f"{where} holds both tool_calls and function_call; keep tool_calls")
+    for key, value in written.items():
+        if role != "assistant":
+            raise DataError(f"{where}.{key}: only the assistant calls tools, not the {role}")
+        return _read_calls(structure(value, f"{where}.{key}"), f"{where}.{key}")
+    return []
+
+
+def _read_calls(value: object, where: str) -> list[JsonObject]:
+    if isinstance(value, dict):
+        return [_read_call(value, where)]
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where} must be a list of tool calls in JSON, not {short(value)}")
+    return [_read_call(call, f"{where}[{i}]") for i, call in enumerate(value)]
+
+
+def _read_call(call: object, where: str) -> JsonObject:
+    """Read one call: `{"function": {"name", "arguments"}}`, or name and arguments alone."""
+    if not isinstance(call, dict):
+        raise DataError(f"{where} must be an object with a function, not {short(call)}")
+    function = call.get("function")
+    if isinstance(function, dict):
+        around = {k: v for k, v in call.items() if k not in ("type", "function") and v is not None}
+        where = f"{where}.function"
+    else:
+        function, around = call, {key: call[key] for key in ("id",) if call.get(key) is not None}
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}.name must be the name of a function, not {short(name)}")
+    key = "parameters" if "arguments" not in function and "parameters" in function else "arguments"
+    arguments = function.get(key)
+    if isinstance(arguments, str):
+        arguments = _decoded(arguments, f"{where}.{key}")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}.{key} must be an object, not {short(arguments)}")
+    return {**around, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _decoded(text: str, where: str) -> object:
+    """Decode JSON that stands in a row as a text."""
+    value = parsed(text, where, deepest=_DEEPEST)
+    if "\\u" in text:
+        check_text(json.dumps(value, ensure_ascii=False), where)
+    return value

@@ -1,0 +1,72 @@
+"""The base model of an adapter, found by the record of the run that trained it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from forty2.errors import ModelError
+from forty2.model.adapter import TrainedOn, trained_on
+from forty2.model.loading import model_sha256
+from forty2.model.starter import STARTER
+
+
+def find_base_model(adapter: str | Path) -> str | None:
+    """Return a name by which the model that an adapter was trained on can be loaded.
+
+    A model folder is found from any working directory: where the run recorded it; where it is seen
+    from the run folder, if both were moved; and, for a relative name, in the folders that the run
+    is in, and here. Only the recorded place is taken without comparing the weights' hash.
+
+    Args:
+        adapter: a run folder, or an adapter folder inside one.
+
+    Returns:
+        The name; None: it is not recorded.
+
+    Raises:
+        ModelError: the folder is in none of these places, or holds other weights.
+    """
+    base = trained_on(adapter)
+    if base.name is None or not _is_folder(base):
+        return base.name
+    others = []
+    for place in _places(base):
+        if not (place / "config.json").exists():
+            continue
+        if str(place) == base.path or base.sha256 in (None, model_sha256(place)):
+            here = Path(os.path.expanduser(base.name))
+            return base.name if here.exists() and here.samefile(place) else str(place)
+        others.append(place)
+    wanted = f"{adapter}: was trained on the model folder {base.path or base.name}"
+    if others:
+        raise ModelError(
+            f"{wanted}, and {others[0]} holds other weights: give the model as --model"
+        )
+    raise ModelError(f"{wanted}, which is neither there nor near the run: give it as --model")
+
+
+def _is_folder(base: TrainedOn) -> bool:
+    """Return whether the recorded name is that of a folder, not of a hub's model or the starter."""
+    name = os.path.expanduser(base.name or "")
+    if name == STARTER:
+        return False
+    if base.path is None:
+        return os.path.isdir(name)
+    # A hub's model was loaded from the hub's cache, where folders have other names.
+    parts = Path(os.path.normpath(name)).parts
+    named_so = Path(os.path.normpath(base.path)).parts[-len(parts) :] == parts
+    return named_so or name.startswith((".", "/")) or not os.path.isabs(base.path)
+
+
+def _places(base: TrainedOn) -> Iterator[Path]:
+    """Yield the places where the model's folder may be, the likeliest first."""
+    assert base.name is not None and base.run is not None
+    if base.path is not None and os.path.isabs(base.path):
+        yield Path(base.path)
+    if base.from_run is not None:
+        yield Path(os.path.normpath(base.run / base.from_run))
+    name = os.path.expanduser(base.name)
+    for folder in (base.run, *base.run.parents, Path.cwd()):
+        yield Path(os.path.normpath(folder / name))

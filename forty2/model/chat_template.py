@@ -1,0 +1,187 @@
+"""Settings of a chat template, written into the template itself.
+
+Training, benchmarks and generation must all see the same template. So every setting becomes part of
+its source: options are set at its beginning, a system turn is merged there, and the clock that some
+templates read is stopped at one date. Whatever renders the template then needs to know of nothing,
+and a fused model carries the settings with it (all but the date).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from jinja2 import meta
+
+from forty2.errors import ModelError, RecipeError
+from forty2.files import JsonObject
+from forty2.recipe.schema import Recipe
+
+_CLOCK = "strftime_now"
+"""Function of a template that formats the time of rendering."""
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+"""Names that rendering gives to a template, so that no option can."""
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_FOLD = (
+    "{%- if messages | length > 1 and messages[0]['role'] == 'system' and "
+    "messages[1]['role'] == 'user' %}{%- set messages = [dict(messages[1], "
+    "content=(messages[0]['content'] + '\\n\\n' + messages[1]['content']) "
+    "if messages[0]['content'] else messages[1]['content'])] + messages[2:] %}{%- endif %}"
+)
+"""Merges a system turn into the user turn after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings:
+    """Choices about a model's chat template."""
+
+    source: str | None = None
+    """Template in place of the model's own, as Jinja; None: the model's own."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Values of variables that the template reads, e.g. enable_thinking."""
+    system_turn: Literal["keep", "fold"] = "keep"
+    """Whether a system turn stays a turn, or is merged into the user turn after it."""
+    date: str | None = None
+    """Day that the template takes for today, as YYYY-MM-DD; None: the day of rendering."""
+
+    def to_json(self) -> JsonObject:
+        return {**dataclasses.asdict(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, record: JsonObject) -> TemplateSettings:
+        return cls(**record)
+
+    @property
+    def today(self) -> datetime.date:
+        """The day that the template takes for today."""
+        if self.date is None:
+            return datetime.date.today()
+        return datetime.date.fromisoformat(self.date)
+
+
+def settings_of(recipe: Recipe, date: str | None = None) -> TemplateSettings:
+    """Return a recipe's settings of the chat template.
+
+    Args:
+        date: the day that the run records; None: today.
+
+    Raises:
+        RecipeError: its file cannot be read.
+    """
+    source = None
+    if recipe.chat_template is not None:
+        source = read_template(Path(recipe.chat_template), "chat_template")
+    return TemplateSettings(
+        source=source,
+        options=recipe.template_options,
+        system_turn=recipe.system_turn,
+        date=date or datetime.date.today().isoformat(),
+    )
+
+
+def read_template(file: Path, where: str) -> str:
+    """Read a chat template from a file.
+
+    Args:
+        where: the key or option that names the file.
+
+    Raises:
+        RecipeError: it cannot be read, or is no template.
+    """
+    try:
+        source = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{where}: {file}: cannot be read: {error}") from error
+    try:
+        _parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise RecipeError(f"{where}: {file}:{error.lineno}: {error.message}") from error
+    if not source.strip():
+        raise RecipeError(f"{where}: {file}: is empty")
+    return source
+
+
+def reads_clock(template: object) -> bool:
+    """Return whether a template, or one of several by name, writes today's date."""
+    return _CLOCK in str(template)
+
+
+def apply_settings(template: object, settings: TemplateSettings, where: str) -> object:
+    """Write settings into a chat template, or into each of several by name; all but the date.
+
+    Args:
+        template: the model's own; None: it has none.
+        where: name of the model, for messages.
+
+    Raises:
+        ModelError: the template does not read one of the options.
+    """
+    template = template if settings.source is None else settings.source
+    if isinstance(template, Mapping):
+        return {name: apply_settings(each, settings, where) for name, each in template.items()}
+    if not isinstance(template, str):
+        return template
+    read = _variables(template)
+    lines = []
+    for name, value in settings.options.items():
+        if name not in read or name in _GIVEN:
+            there = ", ".join(sorted(read - {*_GIVEN, _CLOCK})) or "none"
+            raise ModelError(
+                f"template_options: the chat template of {where} does not read {name!r}; it reads "
+                f"{there}"
+            )
+        lines.append(f"{{%- set {name} = {_literal(value)} %}}")
+    fold = _FOLD if settings.system_turn == "fold" else ""
+    return "".join(lines) + fold + template
+
+
+def stop_clock(template: object, today: datetime.date) -> object:
+    """Return a template, or each of several by name, for which it is always the same day."""
+    if isinstance(template, Mapping):
+        return {name: stop_clock(each, today) for name, each in template.items()}
+    if not isinstance(template, str) or not reads_clock(template):
+        return template
+    codes = [f"%{flag}{letter}" for letter in "aAbBdjmUwWxyY" for flag in ("-", "")]
+    times = {"%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%c": "", "%X": ""}
+    dates = {code: _formatted(today, code) for code in codes} | times
+    written = "".join(f".replace({code!r}, {text!r})" for code, text in dates.items())
+    macro = f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{written} }}}}{{%- endmacro -%}}"
+    return macro + template
+
+
+def _formatted(today: datetime.date, code: str) -> str:
+    """Format a date by one code; `-` drops leading zeros, which not every platform can."""
+    text = today.strftime(code.replace("-", ""))
+    return (text.lstrip("0") or "0") if "-" in code else text
+
+
+def _variables(template: str) -> set[str]:
+    """Return the names that a template reads and does not set first."""
+    try:
+        return meta.find_undeclared_variables(_parse(template))
+    except jinja2.TemplateError:
+        return set(_NAME.findall(template))  # tags of transformers' own
+
+
+def _parse(template: str) -> jinja2.nodes.Template:
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # transformers' own tag, which marks what an assistant writes.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    return environment.parse(plain)
+
+
+def _literal(value: object) -> str:
+    """Write a JSON value as Jinja."""
+    if isinstance(value, Mapping):
+        items = (f"{json.dumps(str(k))}: {_literal(v)}" for k, v in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""The adapter that a run's first phase begins with: a new one, or the one of `init_from`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from forty2.errors import ModelError
+from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays
+from forty2.model.loading import other_base
+from forty2.recipe.adapter_files import AdapterFile, read_adapter_file
+from forty2.recipe.schema import Recipe
+
+
+def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> AdapterFile | None:
+    """Add the adapter that the first phase begins with; see `attach_adapter`.
+
+    Returns:
+        The adapter of `init_from`; None: the adapter is new.
+
+    Raises:
+        ModelError: the model does not have the layers, or the adapter of `init_from` has others.
+    """
+    attach_adapter(model, recipe.adapter, seed=seed)
+    if recipe.init_from is None:
+        return None
+    file = read_adapter_file(recipe.init_from)
+    _fill(model, file)
+    return file
+
+
+def warn_of_other_base(model: Path, file: AdapterFile) -> None:
+    """Warn if the adapter was trained on other weights than those of a model folder."""
+    message = other_base(model, file.folder)
+    if message is not None:
+        warnings.warn(message, stacklevel=3)
+
+
+def _fill(model: nn.Module, file: AdapterFile) -> None:
+    """Replace the values of a new adapter by those of a file, which must be of the same shape."""
+    wanted = adapter_weights(model)
+    strange = [name for name in file.tensors if name not in wanted]
+    if strange:
+        raise ModelError(
+            f"{file.weights}: holds {file.tensors[strange[0]]}, which is no layer that this model "
+            f"adapts in its last {file.layers or 0} blocks; an adapter for another model, or on "
+            "the first blocks only, cannot be trained on"
+        )
+    missing = [name for name in wanted if name not in file.tensors]
+    if missing:
+        raise ModelError(
+            f"{file.weights}: lacks {missing[0]}; all blocks must have an adapter on the same layers"
+        )
+    arrays = load_arrays(file.weights)
+    filled = []
+    for name, stored in file.tensors.items():
+        value = arrays[stored].swapaxes(-1, -2) if file.transposed else arrays[stored]
+        if value.shape != wanted[name].shape:
+            raise ModelError(
+                f"{file.weights}: {stored} is {tuple(value.shape)}, but this model's layer needs "
+                f"{tuple(wanted[name].shape)}; was it trained on another model?"
+            )
+        value = value.astype(wanted[name].dtype)
+        if not mx.isfinite(value).all().item():
+            raise ModelError(f"{file.weights}: {stored} holds a value that is not finite")
+        filled.append((name, value))
+    model.load_weights(filled, strict=False)

@@ -1,0 +1,201 @@
+"""Extending a run: more steps for a phase that is finished or has stopped.
+
+What was trained or measured after the phase is removed and comes again, so that no report mixes old
+and new results. The phase itself goes on from its last checkpoint that a phase of the new length
+would have had, too; `phase_training` finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from forty2.errors import RunError
+from forty2.files import JsonObject, read_json, write_bytes, write_json, write_text
+from forty2.training.checkpoints import find_checkpoints, step_of
+
+JOURNAL = "extension.json"
+"""File of an extension under way: a run that is killed at it completes it when it goes on."""
+BEGUN_WITH = "begun_with.json"
+"""File in a phase's work folder, with the length under which its checkpoints were written."""
+_LENGTH = ("steps", "epochs")
+"""Keys of a phase that an extension may change."""
+_ALL_RESULTS = ("fused.json", "summary.json", "report.md", "report.html", "benchmarks/fused*")
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A change of the length of a run's phases, and what it makes obsolete."""
+
+    recipe: str
+    """The new recipe, as YAML."""
+    begun_with: dict[str, JsonObject]
+    """Length so far of the phase that goes on, by its label; empty: none of them had begun."""
+    obsolete: list[str]
+    """Labels of the phases that are trained anew."""
+    measured_again: list[str]
+    """Labels of the phases after which the model is measured again."""
+    message: str
+    """Sentence that says what happens."""
+
+
+def find_extension(path: Path, before: str, after: str) -> Extension | None:
+    """Compare a run's recipe with the one that it is to go on with, both as YAML.
+
+    Returns:
+        The extension; None: more differs than the steps or epochs of phases.
+
+    Raises:
+        RunError: a phase that has begun cannot take the new length.
+    """
+    old, new = _phases(before), _phases(after)
+    if _without_lengths(before) != _without_lengths(after) or [*old] != [*new]:
+        return None
+    labels = {name: f"phase{number}_{name}" for number, name in enumerate(new, 1)}
+    names = list(new)
+    changed = [name for name in names if _length(old[name]) != _length(new[name])]
+    begun = [name for name in changed if steps_done(path, labels[name]) is not None]
+    for name in begun:
+        _check_length(path, labels[name], name, old[name], new[name])
+    first = begun[0] if begun else None
+    later = names[names.index(first) + 1 :] if first is not None else changed
+    obsolete = [labels[name] for name in later]
+    measured = [labels[name] for name in names[len(names) - len(later) - 1 :]] if first else []
+    begun_with = {labels[first]: _length(old[first])} if first is not None else {}
+    message = f"{path}: " + "; ".join(
+        f"phases.{name} has {_in_words(new[name])} now, not {_in_words(old[name])}"
+        for name in changed
+    )
+    if first is not None:
+        message += _redone(path, first, [name for name in later if _has_begun(path, labels[name])])
+    return Extension(after, begun_with, obsolete, measured, message)
+
+
+def extend(path: Path, extension: Extension) -> None:
+    """Change the run's recipe and remove what the extension makes obsolete, all of it or nothing."""
+    write_json(path / JOURNAL, asdict(extension))
+    complete_extension(path)
+
+
+def complete_extension(path: Path) -> None:
+    """Complete an extension that was under way when the run was killed; may itself be killed."""
+    if not (path / JOURNAL).exists():
+        return
+    extension = Extension(**read_json(path / JOURNAL))
+    for label, length in extension.begun_with.items():
+        _remove_folder(path / label)
+        marker = path / "work" / label / BEGUN_WITH
+        if marker.parent.exists() and not marker.exists():
+            write_json(marker, length)
+    for label in extension.obsolete:
+        for folder in (path / label, path / "work" / label):
+            _remove_folder(folder)
+    if extension.begun_with:
+        _remove_results(path, extension)
+    write_text(path / "recipe.yaml", extension.recipe)
+    (path / JOURNAL).unlink()
+
+
+def steps_done(path: Path, label: str) -> int | None:
+    """Return the last step of a phase that is saved; None: there is none."""
+    record = path / label / "phase.json"
+    if record.exists():
+        return int(read_json(record)["steps"])
+    checkpoints = find_checkpoints(path / "work" / label)
+    return step_of(checkpoints[0]) if checkpoints else None
+
+
+def _check_length(path: Path, label: str, name: str, old: JsonObject, new: JsonObject) -> None:
+    """Refuse a new length that would not have begun with the steps that are done."""
+    done = steps_done(path, label)
+    key = next(key for key in _LENGTH if new[key] is not None)
+    where = f"{path}: phases.{name}.{key}"
+    if new["schedule"] != "constant":
+        raise RunError(
+            f"{where}: its learning rate falls to zero over all steps (schedule: "
+            f"{new['schedule']}), so the {done} steps that are done do not begin a phase of another "
+            f"length; start the longer one with another --run-dir, or go on from this one's "
+            f"adapter in a recipe with init_from: {path / label}"
+        )
+    if key == "steps" and new["steps"] < done:
+        raise RunError(
+            f"{where}: {new['steps']} is fewer than the {done} that are done, and steps cannot be "
+            "taken back; give more, or start the shorter one with another --run-dir"
+        )
+    if key == "epochs" and (old["epochs"] is None or new["epochs"] < old["epochs"]):
+        raise RunError(
+            f"{where}: {new['epochs']:g} would be fewer than it began with "
+            f"({_in_words(old)}); give more, or start the shorter one with another --run-dir"
+        )
+
+
+def _redone(path: Path, first: str, later: list[str]) -> str:
+    """Say which results come again."""
+    again = [f"the phase {name}" for name in later]
+    if any(path.glob("benchmarks/phase*")):
+        again.append(f"the measurements from {first} on")
+    if (path / "fused.json").exists():
+        again.append("the fused model")
+    if (path / "report.html").exists():
+        again.append("the report")
+    return f"; redone, because they come after it: {', '.join(again)}" if again else ""
+
+
+def _has_begun(path: Path, label: str) -> bool:
+    return (path / label).exists() or (path / "work" / label).exists()
+
+
+def _remove_results(path: Path, extension: Extension) -> None:
+    """Remove measurements, metrics and reports that come after the phase that goes on."""
+    patterns = [*_ALL_RESULTS, *(f"benchmarks/{label}.json*" for label in extension.measured_again)]
+    for pattern in patterns:
+        for file in path.glob(pattern):
+            file.unlink()
+
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        names = {label.partition("_")[2] for label in extension.obsolete}
+        lines = metrics.read_bytes().splitlines(keepends=True)
+        write_bytes(metrics, b"".join(line for line in lines if _phase_of(line) not in names))
+
+
+def _remove_folder(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _phase_of(line: bytes) -> str | None:
+    """Return the phase of a line of the metrics; None: it is damaged, which is reported later."""
+    try:
+        phase = json.loads(line)["phase"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return str(phase)
+
+
+def _phases(recipe: str) -> dict[str, JsonObject]:
+    parsed = yaml.safe_load(recipe)
+    phases = parsed.get("phases") if isinstance(parsed, Mapping) else None
+    return dict(phases) if isinstance(phases, Mapping) else {}
+
+
+def _without_lengths(recipe: str) -> object:
+    parsed = yaml.safe_load(recipe)
+    for phase in _phases(recipe):
+        for key in _LENGTH:
+            parsed["phases"][phase].pop(key, None)
+    return parsed
+
+
+def _length(phase: JsonObject) -> JsonObject:
+    return {key: phase[key] for key in _LENGTH}
+
+
+def _in_words(phase: JsonObject) -> str:
+    key, count = next((key, phase[key]) for key in _LENGTH if phase[key] is not None)
+    return f"{count:g} {key if count != 1 else key.removesuffix('s')}"

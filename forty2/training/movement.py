@@ -1,0 +1,110 @@
+"""The check that training moves every trainable tensor, made at the first steps of a phase.
+
+A tensor that no gradient reaches stays as it is while the loss falls by means of the others, so no
+other figure shows it. After the first step every tensor must have moved. LoRA's A has no gradient
+while its B is zero, as both begin, so it must have moved after the second.
+
+Some steps say nothing and do not count: rows whose gradients cancel or cannot reach every tensor
+(`BatchedLoss.reaches_all`), and a loss that is zero already. Of a list of layers within a block, such
+as experts, one must have moved, since a step's tokens may not reach all. While the learning rate
+warms up, a change may be smaller than rounding: a gradient is then enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from forty2.model.adapter import adapter_weights
+from forty2.model.surgery import blocks
+from forty2.training.red_lines import SMALL_LOSS
+from forty2.training.step import StepResult
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_MOST_NAMES = 3
+"""Most tensors that a message names."""
+
+
+class MovementCheck:
+    """Watches the steps of a phase until every trainable tensor has moved."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = adapter_weights(model)
+        self._late = _without_gradient_at_first(self._before)
+        self._places = _places(model, self._before)
+        self._reached: set[str] = set()
+        self._steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every tensor has moved."""
+        return not self._before
+
+    def judge(self, result: StepResult, *, full_rate: bool) -> str | None:
+        """Judge a step that was taken.
+
+        Args:
+            full_rate: whether the learning rate has ended its warm-up.
+
+        Returns:
+            What did not move, and what that means; None: nothing is wrong so far.
+        """
+        if result.norm == 0 and result.loss <= SMALL_LOSS:
+            return None
+        self._steps += 1
+        names = list(self._before)
+        now = adapter_weights(self._model)
+        moved = _where({name: mx.any(now[name] != self._before[name]) for name in names})
+        pulled = _where({name: result.squares[name] > 0 for name in names})
+        self._reached |= {self._places[name] for name in pulled}
+        due = [name for name in names if self._steps > 1 or name not in self._late]
+        missed = [name for name in due if self._places[name] not in self._reached]
+        if missed:
+            return (
+                f"no gradient reaches {_listed(missed)}, so training leaves it as it is: what that "
+                "layer computes does not enter the loss; name the layers to train, without that one, "
+                "in adapter.keys"
+            )
+        unmoved = [name for name in due if name not in moved]
+        lost = [name for name in unmoved if name in pulled]
+        if lost and full_rate:
+            return f"the step is too small to change {_listed(lost)}: rounding undoes it; raise lr"
+        keep = {*lost, *(name for name in names if name not in due)}
+        self._before = {name: value for name, value in self._before.items() if name in keep}
+        return None
+
+
+def _without_gradient_at_first(weights: Mapping[str, mx.array]) -> set[str]:
+    """Find the tensors whose gradient is a product with zeros: LoRA's A where B is zero."""
+    factors = {name: value for name, value in weights.items() if name.endswith(".lora_b")}
+    zero = _where({name: mx.all(value == 0) for name, value in factors.items()})
+    return {f"{name.removesuffix('lora_b')}lora_a" for name in zero}
+
+
+def _places(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, str]:
+    """Return each tensor's place: its name, with * for the numbers of a list within a block."""
+    inside = {id(block) for block in blocks(model)}
+    prefixes = [f"{name}." for name, module in model.named_modules() if id(module) in inside]
+    places = {}
+    for name in weights:
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), name)
+        places[name] = prefix + _NUMBER.sub("*", name[len(prefix) :])
+    return places
+
+
+def _where(flags: Mapping[str, mx.array]) -> set[str]:
+    """Return the names of the scalars that are true; read back in one go."""
+    if not flags:
+        return set()
+    true = np.asarray(mx.stack([*flags.values()]))
+    return {name for name, flag in zip(flags, true, strict=True) if flag}
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

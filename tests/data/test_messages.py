@@ -1,0 +1,149 @@
+"""Messages are read in one form, however a row writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from forty2.data.formats import parse, to_row
+from forty2.data.messages import read_message, read_messages
+from forty2.data.record_texts import answer_of, texts_of
+from forty2.data.records import Chat
+from forty2.errors import DataError
+
+USER = {"role": "user", "content": "q"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+def read(**message: Any) -> dict[str, Any]:
+    return dict(read_message(message, "f:1: messages[0]"))
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        ("system developer System", "system"),
+        ("user human Human prompter", "user"),
+        ("assistant gpt bot model chatgpt ai Assistant", "assistant"),
+        ("tool function observation ipython tool_response", "tool"),
+    ],
+)
+def test_every_name_of_a_role_is_known(names: str, role: str) -> None:
+    for name in names.split():
+        assert read(role=name, content="x") == {"role": role, "content": "x"}
+        assert read(**{"from": name}, value="x") == {"role": role, "content": "x"}
+
+
+def test_parts_of_text_are_joined_and_nulls_left_out() -> None:
+    parts = [{"type": "text", "text": "a "}, "b", {"type": "output_text", "text": " c"}]
+    assert read(role="user", content=parts, name=None) == {"role": "user", "content": "a b c"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]},
+        {"content": None, "tool_calls": [{"type": "function", "function": CALL["function"]}]},
+        {"content": "", "tool_calls": '[{"name": "f", "arguments": {"a": 1}}]'},
+        {"content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+        {"content": "", "tool_calls": [{"name": "f", "parameters": {"a": 1}}]},
+    ],
+)
+def test_a_tool_call_is_read_in_every_shape(message: dict[str, Any]) -> None:
+    assert read(role="assistant", **message) == CALLING
+
+
+def test_a_sharegpt_call_is_a_call_and_its_result_a_tool_turn() -> None:
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "a"},
+    ]
+    tool = {"role": "tool", "content": "3"}
+    assert list(read_messages(turns, "conversations", "f:1")) == [USER, CALLING, tool, ANSWER]
+    named = {"role": "function", "name": "f", "content": "3"}
+    assert read(**named) == {"role": "tool", "content": "3", "name": "f"}
+
+
+def test_a_call_keeps_its_id_and_a_text_beside_it() -> None:
+    call = {"id": "c1", **CALL}
+    message = read(role="assistant", content="Let me see.", tool_calls=[call], refusal=None)
+    assert message == {"role": "assistant", "content": "Let me see.", "tool_calls": [call]}
+    assert read_message(message, "f:1") == message
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_stays_under_its_key_and_counts_as_text(key: str) -> None:
+    message = read(role="assistant", content=None, **{key: "since"})
+    assert message == {"role": "assistant", "content": "", key: "since"}
+    record = parse({"messages": [USER, {**ANSWER, key: "since"}]}, "f:1")
+    assert answer_of(record) == "since\na" and "since" in list(texts_of(record))
+
+
+def test_calls_count_as_text() -> None:
+    record = parse({"messages": [USER, CALLING]}, "f:1")
+    assert answer_of(record) == 'f({"a": 1})' and 'f({"a": 1})' in list(texts_of(record))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"masked": True}],
+)
+def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
+    (key, off) = next(iter(flag.items()))
+    assert read(role="assistant", content="a", **flag) == {**ANSWER, "train": False}
+    assert read(**{"from": "gpt"}, value="a", **flag) == {**ANSWER, "train": False}
+    assert read(role="assistant", content="a", **{key: not off}) == ANSWER
+    assert read(role="user", content="q", **flag) == USER
+    with pytest.raises(DataError, match=f"{key} asks to learn a turn of the user"):
+        read(role="user", content="q", **{key: not off})
+    with pytest.raises(DataError, match=f"{key} must be 0 or 1, false or true, not 0.5"):
+        read(role="assistant", content="a", **{key: 0.5})
+    row = {"messages": [USER, {**ANSWER, **flag}, USER, ANSWER]}
+    record = parse(row, "f:1")
+    assert isinstance(record, Chat) and [m.get("train") for m in record.messages].count(False) == 1
+    assert parse(to_row(record), "f:1") == record
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "'image_url'"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "only text is used"),
+        ({"role": "user", "content": [3]}, "content[0] must be a text or an object"),
+        ({"role": "user", "content": "q", "images": ["x"]}, "images is not used"),
+        ({"role": "user", "content": None}, "content must be text, not None"),
+        ({"role": "user", "content": None, "tool_calls": [CALL]}, "only the assistant calls tools"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "content must be text"),
+        ({"role": "assistant", "tool_calls": ["f"]}, "tool_calls[0] must be an object"),
+        ({"role": "assistant", "tool_calls": [{"function": {}}]}, "function.name must be the name"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]},
+            "messages[0].tool_calls[0].function.arguments: not a JSON object",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "arguments must be an object, not [1]",
+        ),
+        ({"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "f"}}, "both tool"),
+        ({"from": "function_call", "value": "f()"}, "must be a list of tool calls in JSON"),
+        (
+            {"role": "assistant", "content": "a", "reasoning": {"effort": 1}},
+            "reasoning must be text",
+        ),
+        (
+            {"role": "assistant", "content": "a", "weight": 1, "train": False},
+            "contradict each other",
+        ),
+        ({"role": "assistant", "content": "a", "mask": 1}, "mask is not used; say whether"),
+        ({"role": "assistant", "content": "a", "train_detail": []}, "train_detail is not used"),
+    ],
+)
+def test_a_bad_message_is_named_with_its_field(message: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(**message)
+    assert str(error.value).startswith("f:1: messages[0]") and complaint in str(error.value)

@@ -1,0 +1,104 @@
+"""A first phase that goes on from an adapter: the same function as where it was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.models import tiny_model
+from support.training import SPEC, adapted
+
+from forty2.errors import ModelError
+from forty2.model.adapter import adapter_weights, load_arrays, save_adapter
+from forty2.model.initial_adapter import attach_initial_adapter
+from forty2.recipe.adapter_files import read_adapter_file
+from forty2.recipe.schema import Adapter, Recipe
+
+IDS = mx.array([[5, 6, 7, 8, 9]])
+PHASES: Any = {"sft": {"objective": "sft", "data": "x", "steps": 1, "lr": 1e-3}}
+
+
+def recipe(folder: Path) -> Recipe:
+    """A recipe that goes on from an adapter, with the shape that reading it takes from there."""
+    found = read_adapter_file(str(folder))
+    shape = Adapter(rank=found.rank, scale=found.scale, layers=found.layers, keys=list(found.keys))
+    return Recipe(
+        version=1, name="x", model="x", phases=PHASES, init_from=str(folder), adapter=shape
+    )
+
+
+def as_peft(folder: Path, mlx: Path, *, dtype: mx.Dtype = mx.float32, alpha: float = 16.0) -> Path:
+    """Write mlx-lm's adapter as PEFT would: factors transposed, scale as alpha / r."""
+    folder.mkdir()
+    arrays = {}
+    for name, value in load_arrays(mlx / "adapters.safetensors").items():
+        layer, factor = name.rsplit(".lora_", 1)
+        peft = f"base_model.model.{layer}.lora_{factor.upper()}.weight"
+        arrays[peft] = mx.contiguous(value.T).astype(dtype)
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), arrays)
+    config = {"peft_type": "LORA", "r": SPEC.rank, "lora_alpha": alpha, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, mx.array]:
+    """An adapter that does something, and its logits."""
+    model = adapted()
+    (tmp_path / "mlx").mkdir()
+    save_adapter(model, SPEC, tmp_path / "mlx")
+    return tmp_path / "mlx", model(IDS)
+
+
+def test_an_adapter_of_mlx_lm_or_peft_computes_what_it_did(
+    saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    folder, logits = saved
+    assert not np.allclose(tiny_model()(IDS), logits, atol=1e-3)
+    for place in (folder, as_peft(tmp_path / "peft", folder)):
+        model = tiny_model()
+        found = attach_initial_adapter(model, recipe(place), seed=7)
+        assert found is not None and found.folder == place
+        assert np.array_equal(model(IDS), logits)
+        assert list(adapter_weights(model)) == list(adapter_weights(adapted()))
+
+
+def test_an_adapter_in_16_bits_is_trained_in_32(
+    saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    place = as_peft(tmp_path / "peft", saved[0], dtype=mx.bfloat16)
+    attach_initial_adapter(model, recipe(place), seed=7)
+    assert {value.dtype for value in adapter_weights(model).values()} == {mx.float32}
+
+
+def test_an_adapter_that_the_model_does_not_take_is_refused_by_name(
+    saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    folder, _ = saved
+    file = folder / "adapters.safetensors"
+    arrays = load_arrays(file)
+
+    def said(changed: dict[str, mx.array], model: Any) -> str:
+        mx.save_safetensors(str(file), changed)
+        with pytest.raises(ModelError) as error:
+            attach_initial_adapter(model, recipe(folder), seed=0)
+        return str(error.value)
+
+    first = {name.replace("layers.2", "layers.0"): value for name, value in arrays.items()}
+    assert "holds model.layers.0." in said(first, tiny_model())
+    fewer = {name: value for name, value in arrays.items() if "layers.1.mlp.up" not in name}
+    assert "lacks model.layers.1.mlp.up_proj.lora_a" in said(fewer, tiny_model())
+    assert "was it trained on another model?" in said(arrays, tiny_model(intermediate_size=128))
+    name = next(iter(arrays))
+    broken = {**arrays, name: arrays[name] * float("nan")}
+    assert f"{name} holds a value that is not finite" in said(broken, tiny_model())
+    mx.save_safetensors(str(file), arrays)
+    other = dataclasses.replace(recipe(folder), adapter=Adapter(rank=2, layers=2))
+    with pytest.raises(ModelError, match="this model's layer needs"):
+        attach_initial_adapter(tiny_model(), other, seed=0)
