@@ -877,7 +877,7 @@ class Mistral3(Family):
         plain = [
             m["role"]
             for m in talk.messages[: learned[-1] + 1]
-            if m["role"] not in ("system", "tool") and "tool_calls" not in m
+            if m["role"] not in ("system", "tool") and not m.get("tool_calls")
         ]
         if plain != (["user", "assistant"] * len(plain))[: len(plain)]:
             found.append(REFUSED)
@@ -1297,6 +1297,19 @@ class CommandR7b(CommandR):
             result = f"<|START_TOOL_RESULT|>{spaced(talk.text(i))}<|END_TOOL_RESULT|>"
             return self.heads["system"] + result + "<|END_OF_TURN_TOKEN|>"
         return super().history(talk, i)
+
+
+class CommandR7bBase(CommandR7b):
+    """R7B on a base whose end of text its template does not write, and a header only where asked."""
+
+    template = CommandR7b.template.removesuffix(
+        "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}"
+    ) + (
+        "{%- if add_generation_prompt -%}"
+        "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}{%- endif -%}"
+    )
+    control = CommandR7b.control + " <EOS_TOKEN>"
+    stops = "<EOS_TOKEN>"
 
 
 # --- DeepSeek ---
@@ -1835,6 +1848,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         ExaoneDeep,
         CommandR,
         CommandR7b,
+        CommandR7bBase,
         DeepSeekV3,
         R1Early,
         R1Late,

@@ -80,6 +80,7 @@ def cases() -> dict[str, tuple[list[Message], bool]]:
         "thinking": [user(), thinking("Yes.", "Let me think.")],
         "two thinking": [user(), thinking("Yes.", "One."), user("Why?"), thinking("So.", "Two.")],
         "thinking before": [user(), thinking("Yes.", "One."), user("Why?"), bot("So.")],
+        "no calls": [user(), bot("Yes.", tool_calls=[]), user("Why?"), bot("So.", tool_calls=None)],
         "answer in its thinking": [user(), thinking("a", "a final answer, a")],
         "thinking alone": [user(), thinking("", "Let me think.")],
         "call without tools": [user(), calling("")],
@@ -95,6 +96,7 @@ def cases() -> dict[str, tuple[list[Message], bool]]:
         "equal turns": [user(), bot("Yes."), user(), bot("Yes."), user("Yes."), bot("Yes.")],
         "tag in a content": [user("<think>"), bot("<b>bold</b>")],
         "thinking in a content": [user(), bot("<think>\nOne.\n</think>\n\nYes.")],
+        "a thought without its beginning": [user(), bot("One.\n</think>\n\nYes.")],
         "two with thinking in the content": [
             *(user(), bot("<think>\nOne.\n</think>\n\nYes.")),
             *(user("Why?"), bot("<think>\nTwo.\n</think>\n\nSo.")),
