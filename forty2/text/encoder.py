@@ -224,10 +224,9 @@ class Encoder:
         return [_Task(example, literals) for example in examples]
 
     def _shown(self, messages: Sequence[Message]) -> list[Message]:
-        """Return messages as the template gets them: without nulls and what says which are learned."""
+        """Return messages as the template gets them: without nulls, empty calls and `train`."""
         shown = [
-            {"content": "", **{k: v for k, v in m.items() if v is not None and k != "train"}}
-            for m in messages
+            {"content": "", **{k: v for k, v in m.items() if _is_shown(k, v)}} for m in messages
         ]
         if not any(m.get("tool_calls") for m in messages):
             return [*shown]
@@ -392,6 +391,11 @@ def _answers(messages: Sequence[Message]) -> list[int]:
         for i, m in enumerate(messages)
         if m["role"] == "assistant" and m.get("train") is not False
     ]
+
+
+def _is_shown(key: str, value: object) -> bool:
+    """Return whether a template gets a message's key: many take an empty list of calls for a call."""
+    return value is not None and key != "train" and (key != "tool_calls" or bool(value))
 
 
 def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str | None:

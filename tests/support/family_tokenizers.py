@@ -122,22 +122,24 @@ def _sentence_piece(kind: str) -> Tokenizer:
 
 
 @functools.cache
-def tokenizer_of(family: type[Family], kind: str) -> Any:
+def tokenizer_of(family: Family, kind: str) -> Any:
     """Return a tokenizer of a kind with a family's control tokens and template."""
     backend = _bytes() if kind == "bytes" else _sentence_piece(kind)
     backend.add_special_tokens(
         [
             AddedToken(word, special=True, normalized=False, rstrip=family.swallows)
-            for word in family.control
+            for word in family.control.split()
         ]
     )
-    backend.add_tokens([AddedToken(word, special=False, normalized=False) for word in family.tags])
+    backend.add_tokens(
+        [AddedToken(word, special=False, normalized=False) for word in family.tags.split()]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=family.control[0],
-        eos_token=family.stops[0],
+        bos_token=family.control.split()[0],
+        eos_token=family.stops.split()[0],
         chat_template=family.template,
     )
     return TokenizerWrapper(
-        fast, eos_token_ids=[fast.convert_tokens_to_ids(word) for word in family.stops]
+        fast, eos_token_ids=[fast.convert_tokens_to_ids(word) for word in family.stops.split()]
     )

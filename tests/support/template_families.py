@@ -10,7 +10,7 @@ alone, with the description.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
@@ -76,11 +76,11 @@ class Family:
     """A family whose turns are a header, a body and an end each; others change what differs."""
 
     template: ClassVar[str]
-    control: ClassVar[tuple[str, ...]]
-    """Control tokens, which are special in its tokenizers."""
-    tags: ClassVar[tuple[str, ...]] = ()
+    control: ClassVar[str]
+    """Control tokens, which are special in its tokenizers; separated by spaces, as those below."""
+    tags: ClassVar[str] = ""
     """Tokens added to its tokenizers that are text."""
-    stops: ClassVar[tuple[str, ...]]
+    stops: ClassVar[str]
     """Tokens at which generation stops; the first is the tokenizer's end of text."""
     swallows: ClassVar[bool] = False
     """Whether its control tokens take in the white space after them."""
@@ -91,8 +91,6 @@ class Family:
     tails: ClassVar[dict[str, str]] = {}
     answer_end: ClassVar[str] = ""
     """What the model writes after an answer's body."""
-    strip: ClassVar[Callable[[str], str]] = staticmethod(str)
-    """What the template does to every content."""
     refuses_system: ClassVar[bool] = False
     drops_system: ClassVar[bool] = False
     alternates: ClassVar[bool] = False
@@ -105,6 +103,10 @@ class Family:
     call_id: ClassVar[str] = "call12345"
     writes_tools: ClassVar[bool] = True
     writes_results: ClassVar[bool] = True
+
+    def strip(self, text: str) -> str:
+        """Return what the template makes of a content."""
+        return text
 
     def opening(self, talk: Talk) -> str:
         """Return what stands before the first turn, or in place of a system turn."""
@@ -193,8 +195,8 @@ class Chatml(Family):
         "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' -}}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     )
-    control = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    stops = ("<|endoftext|>",)
+    control = "<|endoftext|> <|im_start|> <|im_end|>"
+    stops = "<|endoftext|>"
     heads: ClassVar = {
         role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant", "tool")
     }
@@ -206,7 +208,7 @@ class Chatml(Family):
 class ChatmlAsText(Chatml):
     """ChatML on a base that does not know its tokens: nothing ends a turn, so that an end is added."""
 
-    control = ("<|endoftext|>",)
+    control = "<|endoftext|>"
     ends = False
     answer_end = "<|im_end|>\n"
 
@@ -218,7 +220,7 @@ class SmolLm2(Chatml):
         "{%- if messages[0].role != 'system' -%}"
         "{{- '<|im_start|>system\\nYou are SmolLM.<|im_end|>\\n' -}}{%- endif -%}" + Chatml.template
     )
-    stops = ("<|im_end|>",)
+    stops = "<|im_end|>"
 
     def opening(self, talk: Talk) -> str:
         default = "<|im_start|>system\nYou are SmolLM.<|im_end|>\n"
@@ -229,8 +231,8 @@ class InternLm(Chatml):
     """ChatML with a beginning, for which generation stops at two tokens."""
 
     template = "{{- bos_token -}}" + Chatml.template
-    control = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
-    stops = ("</s>", "<|im_end|>")
+    control = "<s> </s> <|im_start|> <|im_end|>"
+    stops = "</s> <|im_end|>"
     begin = "<s>"
 
 
@@ -256,8 +258,8 @@ class Qwen25(Chatml):
         "{%- endif -%}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     )
-    tags = ("<tool_call>", "</tool_call>")
-    stops = ("<|im_end|>", "<|endoftext|>")
+    tags = "<tool_call> </tool_call>"
+    stops = "<|im_end|> <|endoftext|>"
     writes_calls = writes_tools = True
 
     def opening(self, talk: Talk) -> str:
@@ -294,7 +296,7 @@ class Hermes(Chatml):
         + "{%- else -%}{{- '\\n' ~ m.content -}}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     )
-    stops = ("<|im_end|>",)
+    stops = "<|im_end|>"
     writes_calls = writes_tools = True
 
     def opening(self, talk: Talk) -> str:
@@ -324,7 +326,7 @@ class QwQ(Qwen25):
             "{{- '<|im_start|>assistant\\n' -}}", "{{- '<|im_start|>assistant\\n<think>\\n' -}}"
         )
     )
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    tags = "<think> </think> <tool_call> </tool_call>"
 
     def header(self, talk: Talk) -> str:
         return "<|im_start|>assistant\n<think>\n"
@@ -392,7 +394,7 @@ class Qwen3(Qwen25):
         "{%- if enable_thinking is defined and enable_thinking is false -%}"
         "{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}{%- endif -%}"
     )
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    tags = "<think> </think> <tool_call> </tool_call>"
     writes_reasoning = True
 
     def opening(self, talk: Talk) -> str:
@@ -503,8 +505,8 @@ class SmolLm3(Chatml):
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
         "{%- if mode == '/no_think' -%}{{- '<think>\\n\\n</think>\\n' -}}{%- endif -%}{%- endif -%}"
     )
-    tags = ("<think>", "</think>")
-    stops = ("<|im_end|>",)
+    tags = "<think> </think>"
+    stops = "<|im_end|>"
     writes_tools = True
 
     def opening(self, talk: Talk) -> str:
@@ -547,21 +549,11 @@ class Lfm2(Chatml):
         "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     )
     control = (
-        *(
-            "<|startoftext|>",
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|tool_list_start|>",
-            "<|tool_list_end|>",
-        ),
-        *(
-            "<|tool_call_start|>",
-            "<|tool_call_end|>",
-            "<|tool_response_start|>",
-            "<|tool_response_end|>",
-        ),
+        "<|startoftext|> <|im_start|> <|im_end|> <|tool_list_start|> <|tool_list_end|> "
+        "<|tool_call_start|> <|tool_call_end|> <|tool_response_start|> "
+        "<|tool_response_end|>"
     )
-    stops = ("<|im_end|>",)
+    stops = "<|im_end|>"
     begin = "<|startoftext|>"
     writes_calls = writes_tools = True
 
@@ -593,8 +585,8 @@ class Phi4(Chatml):
         "{{- '<|im_start|>' ~ m.role ~ '<|im_sep|>' ~ m.content ~ '<|im_end|>' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|im_sep|>' -}}{%- endif -%}"
     )
-    control = ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>")
-    stops = ("<|im_end|>",)
+    control = "<|endoftext|> <|im_start|> <|im_sep|> <|im_end|>"
+    stops = "<|im_end|>"
     heads: ClassVar = {role: f"<|im_start|>{role}<|im_sep|>" for role in Chatml.heads}
     tails: ClassVar = dict.fromkeys(heads, "<|im_end|>")
 
@@ -618,18 +610,11 @@ class Kimi(Chatml):
         "{{- '<|im_assistant|>assistant<|im_middle|>' -}}{%- endif -%}"
     )
     control = (
-        *(
-            "[BOS]",
-            "<|im_end|>",
-            "<|im_system|>",
-            "<|im_user|>",
-            "<|im_assistant|>",
-            "<|im_middle|>",
-        ),
-        *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
-        *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        "[BOS] <|im_end|> <|im_system|> <|im_user|> <|im_assistant|> <|im_middle|> "
+        "<|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> "
+        "<|tool_call_argument_begin|> <|tool_call_end|>"
     )
-    stops = ("<|im_end|>",)
+    stops = "<|im_end|>"
     heads: ClassVar = {
         "system": "<|im_system|>system<|im_middle|>",
         "user": "<|im_user|>user<|im_middle|>",
@@ -679,8 +664,8 @@ class Llama2(Family):
         "{{- bos_token ~ '[INST] ' ~ asked.strip() ~ ' [/INST]' -}}{%- else -%}"
         "{{- ' ' ~ m.content.strip() ~ ' ' ~ eos_token -}}{%- endif -%}{%- endfor -%}"
     )
-    control = ("<s>", "</s>")
-    stops = ("</s>",)
+    control = "<s> </s>"
+    stops = "</s>"
     begin = ""
     alternates = True
     writes_tools = False
@@ -711,10 +696,10 @@ class Llama3(Family):
         "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
     )
     control = (
-        *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
-        *("<|eot_id|>", "<|eom_id|>"),
+        "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "
+        "<|eot_id|> <|eom_id|>"
     )
-    stops = ("<|eot_id|>", "<|end_of_text|>")
+    stops = "<|eot_id|> <|end_of_text|>"
     begin = "<|begin_of_text|>"
     heads: ClassVar = {
         role: f"<|start_header_id|>{role}<|end_header_id|>\n\n"
@@ -722,8 +707,10 @@ class Llama3(Family):
     }
     tails: ClassVar = dict.fromkeys(heads, "<|eot_id|>")
     answer_end = "<|eot_id|>"
-    strip = staticmethod(str.strip)
     writes_tools = False
+
+    def strip(self, text: str) -> str:
+        return text.strip()
 
 
 class Llama31(Llama3):
@@ -750,7 +737,7 @@ class Llama31(Llama3):
         "{{- '<|eot_id|>' -}}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}"
         "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
     )
-    stops = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+    stops = "<|eot_id|> <|eom_id|> <|end_of_text|>"
     writes_calls = writes_tools = True
     most_calls = 1
     writes_text_with_calls = False
@@ -792,8 +779,8 @@ class Mistral1(Family):
         "{%- if m.role == 'user' -%}{{- ' [INST] ' ~ m.content ~ ' [/INST]' -}}{%- else -%}"
         "{{- ' ' ~ m.content ~ eos_token -}}{%- endif -%}{%- endfor -%}"
     )
-    control = ("<s>", "</s>")
-    stops = ("</s>",)
+    control = "<s> </s>"
+    stops = "</s>"
     begin = "<s>"
     heads: ClassVar = {"user": " [INST] ", "assistant": " "}
     tails: ClassVar = {"user": " [/INST]", "assistant": "</s>"}
@@ -844,10 +831,10 @@ class Mistral3(Family):
         "{%- endfor -%}"
     )
     control = (
-        *("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-        *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        "<s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] "
+        "[TOOL_RESULTS] [/TOOL_RESULTS]"
     )
-    stops = ("</s>",)
+    stops = "</s>"
     begin = "<s>"
     system_last: ClassVar[bool] = True
     """Whether a prompt has its system turn in a question at its end, or nowhere."""
@@ -890,7 +877,7 @@ class Mistral3(Family):
         plain = [
             m["role"]
             for m in talk.messages[: learned[-1] + 1]
-            if m["role"] not in ("system", "tool") and "tool_calls" not in m
+            if m["role"] not in ("system", "tool") and not m.get("tool_calls")
         ]
         if plain != (["user", "assistant"] * len(plain))[: len(plain)]:
             found.append(REFUSED)
@@ -913,7 +900,7 @@ class MistralSmall(Mistral3):
         '{{- \'[TOOL_RESULTS]{"content": \' ~ m.content ~ \', "call_id": "\' ~ m.tool_call_id -}}'
         "{{- '\"}[/TOOL_RESULTS]' -}}{%- endif -%}{%- endfor -%}"
     )
-    control = (*Mistral3.control, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+    control = Mistral3.control + " [SYSTEM_PROMPT] [/SYSTEM_PROMPT]"
     system_last = False
     writes_text_with_calls = True
 
@@ -944,15 +931,17 @@ class Gemma2(Family):
         "{{- '<start_of_turn>' ~ role ~ '\\n' ~ (m.content | trim) ~ '<end_of_turn>\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"
     )
-    control = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-    stops = ("<eos>", "<end_of_turn>")
+    control = "<bos> <eos> <start_of_turn> <end_of_turn>"
+    stops = "<eos> <end_of_turn>"
     begin = "<bos>"
     heads: ClassVar = {"user": "<start_of_turn>user\n", "assistant": "<start_of_turn>model\n"}
     tails: ClassVar = dict.fromkeys(heads, "<end_of_turn>\n")
     answer_end = "<end_of_turn>"
-    strip = staticmethod(str.strip)
     refuses_system = alternates = True
     writes_tools = False
+
+    def strip(self, text: str) -> str:
+        return text.strip()
 
 
 class Gemma3(Gemma2):
@@ -984,8 +973,8 @@ class Phi3(Family):
         "{%- for m in messages -%}{{- '<|' ~ m.role ~ '|>\\n' ~ m.content ~ '<|end|>\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- else -%}{{- eos_token -}}{%- endif -%}"
     )
-    control = ("<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-    stops = ("<|endoftext|>", "<|end|>")
+    control = "<|endoftext|> <|end|> <|system|> <|user|> <|assistant|>"
+    stops = "<|endoftext|> <|end|>"
     heads: ClassVar = {role: f"<|{role}|>\n" for role in ("system", "user", "assistant", "tool")}
     tails: ClassVar = dict.fromkeys(heads, "<|end|>\n")
     answer_end = "<|end|>"
@@ -995,7 +984,7 @@ class Phi3(Family):
 class Phi3Base(Phi3):
     """Phi 3 where generation stops at the end of text alone, which only a last turn has."""
 
-    stops = ("<|endoftext|>",)
+    stops = "<|endoftext|>"
     swallows = True
     answer_end = "<|end|>\n<|endoftext|>"
 
@@ -1015,10 +1004,7 @@ class Phi4Mini(Phi3):
         "{{- '<|end|>' -}}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- else -%}{{- eos_token -}}{%- endif -%}"
     )
-    control = (
-        *Phi3.control,
-        *("<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"),
-    )
+    control = Phi3.control + " <|tool|> <|/tool|> <|tool_call|> <|/tool_call|> <|tool_response|>"
     heads: ClassVar = {
         "user": "<|user|>",
         "assistant": "<|assistant|>",
@@ -1051,8 +1037,8 @@ class Zephyr(Family):
         "{{- '<|' ~ m.role ~ '|>\\n' ~ m.content ~ eos_token ~ '\\n' -}}{%- endif -%}"
         "{%- if loop.last and add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}{%- endfor -%}"
     )
-    control = ("<s>", "</s>")
-    stops = ("</s>",)
+    control = "<s> </s>"
+    stops = "</s>"
     heads: ClassVar = {role: f"<|{role}|>\n" for role in ("system", "user", "assistant")}
     tails: ClassVar = dict.fromkeys(heads, "</s>\n")
     answer_end = "</s>"
@@ -1069,8 +1055,8 @@ class Vicuna(Family):
         "{%- else -%}{{- raise_exception('Unknown role') -}}{%- endif -%}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
     )
-    control = ("<s>", "</s>")
-    stops = ("</s>",)
+    control = "<s> </s>"
+    stops = "</s>"
     heads: ClassVar = {"user": "USER: ", "assistant": "ASSISTANT:"}
     tails: ClassVar = {"user": " ", "assistant": "</s>"}
     answer_end = "</s>"
@@ -1096,8 +1082,8 @@ class Alpaca(Family):
         "{{- '### Response:\\n' ~ m.content ~ '\\n\\n' -}}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '### Response:\\n' -}}{%- endif -%}"
     )
-    control = ("<s>", "</s>")
-    stops = ("</s>",)
+    control = "<s> </s>"
+    stops = "</s>"
     ends = False
     heads: ClassVar = {"user": "### Instruction:\n", "assistant": "### Response:\n"}
     tails: ClassVar = dict.fromkeys(heads, "\n\n")
@@ -1120,8 +1106,8 @@ class Falcon3(Family):
         "{{- '<|assistant|>\\n' ~ m.content ~ eos_token ~ ('' if loop.last else '\\n') -}}{%- endif -%}"
         "{%- if loop.last and add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}{%- endfor -%}"
     )
-    control = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
-    stops = ("<|endoftext|>",)
+    control = "<|endoftext|> <|system|> <|user|> <|assistant|>"
+    stops = "<|endoftext|>"
     heads: ClassVar = {role: f"<|{role}|>\n" for role in ("system", "user", "assistant")}
     tails: ClassVar = {"system": "\n", "user": "\n", "assistant": "<|endoftext|>\n"}
     answer_end = "<|endoftext|>"
@@ -1137,7 +1123,7 @@ class Olmo2(Falcon3):
     """The token that ends a text begins it, too; headers are text."""
 
     template = "{{- bos_token -}}" + Falcon3.template
-    control = ("<|endoftext|>",)
+    control = "<|endoftext|>"
     begin = "<|endoftext|>"
 
 
@@ -1154,8 +1140,8 @@ class Granite33(Family):
         "{%- endfor -%}{%- if add_generation_prompt -%}"
         "{{- '<|start_of_role|>assistant<|end_of_role|>' -}}{%- endif -%}"
     )
-    control = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
-    stops = ("<|end_of_text|>",)
+    control = "<|end_of_text|> <|start_of_role|> <|end_of_role|>"
+    stops = "<|end_of_text|>"
     heads: ClassVar = {
         role: f"<|start_of_role|>{role}<|end_of_role|>"
         for role in ("system", "user", "assistant", "tool")
@@ -1184,8 +1170,8 @@ class Exaone35(Family):
         "{{- '\\n' if m.role == 'user' else '[|endofturn|]\\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '[|assistant|]' -}}{%- endif -%}"
     )
-    control = ("[BOS]", "[|endofturn|]", "[|system|]", "[|user|]", "[|assistant|]")
-    stops = ("[|endofturn|]",)
+    control = "[BOS] [|endofturn|] [|system|] [|user|] [|assistant|]"
+    stops = "[|endofturn|]"
     heads: ClassVar = {role: f"[|{role}|]" for role in ("system", "user", "assistant", "tool")}
     tails: ClassVar = {**dict.fromkeys(heads, "[|endofturn|]\n"), "user": "\n"}
     answer_end = "[|endofturn|]"
@@ -1233,10 +1219,10 @@ class CommandR(Family):
         "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}{%- endif -%}"
     )
     control = (
-        *("<BOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
-        *("<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+        "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> "
+        "<|USER_TOKEN|> <|CHATBOT_TOKEN|>"
     )
-    stops = ("<|END_OF_TURN_TOKEN|>",)
+    stops = "<|END_OF_TURN_TOKEN|>"
     begin = "<BOS_TOKEN>"
     heads: ClassVar = {
         "system": "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>",
@@ -1274,10 +1260,9 @@ class CommandR7b(CommandR):
         "{{- '<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>' -}}{%- endif -%}{%- endfor -%}"
         "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}"
     )
-    control = (
-        *CommandR.control,
-        *("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_THINKING|>", "<|END_THINKING|>"),
-        *("<|START_ACTION|>", "<|END_ACTION|>", "<|START_TOOL_RESULT|>", "<|END_TOOL_RESULT|>"),
+    control = CommandR.control + (
+        " <|START_RESPONSE|> <|END_RESPONSE|> <|START_THINKING|> <|END_THINKING|> "
+        "<|START_ACTION|> <|END_ACTION|> <|START_TOOL_RESULT|> <|END_TOOL_RESULT|>"
     )
     alternates = False
     writes_calls = writes_tools = True
@@ -1314,6 +1299,19 @@ class CommandR7b(CommandR):
         return super().history(talk, i)
 
 
+class CommandR7bBase(CommandR7b):
+    """R7B on a base whose end of text its template does not write, and a header only where asked."""
+
+    template = CommandR7b.template.removesuffix(
+        "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}"
+    ) + (
+        "{%- if add_generation_prompt -%}"
+        "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}{%- endif -%}"
+    )
+    control = CommandR7b.control + " <EOS_TOKEN>"
+    stops = "<EOS_TOKEN>"
+
+
 # --- DeepSeek ---
 
 USER, BOT, EOS = "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"
@@ -1345,18 +1343,11 @@ class DeepSeekV3(Family):
         + "{%- if add_generation_prompt and not ns.tool -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"
     )
     control = (
-        *(
-            "<｜begin▁of▁sentence｜>",
-            EOS,
-            USER,
-            BOT,
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-        ),
-        *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"),
-        *("<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"),
+        "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> "
+        "<｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> "
+        "<｜tool▁sep｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
     )
-    stops = (EOS,)
+    stops = "<｜end▁of▁sentence｜>"
     writes_tools = False
     writes_text_with_calls = False
 
@@ -1390,7 +1381,7 @@ class R1Early(DeepSeekV3):
         "+ m.content + '<｜end▁of▁sentence｜>'",
         "+ m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>'",
     )
-    tags = ("<think>", "</think>")
+    tags = "<think> </think>"
 
     def body(self, talk: Talk, i: int) -> str:
         return talk.text(i).split("</think>")[-1]
@@ -1436,7 +1427,7 @@ class DeepSeekV31(DeepSeekV3):
         + "{%- if add_generation_prompt and ns.user and not ns.tool -%}"
         "{{- '<｜Assistant｜></think>' -}}{%- endif -%}"
     )
-    tags = ("<think>", "</think>")
+    tags = "<think> </think>"
     writes_calls = True
     writes_text_with_calls = True
 
@@ -1481,12 +1472,9 @@ class Glm46(Family):
         "{{- '<|observation|>\\n<tool_response>\\n' ~ m.content ~ '\\n</tool_response>' -}}{%- endif -%}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
     )
-    control = (
-        *("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
-        "<|observation|>",
-    )
-    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-    stops = ("<|endoftext|>", "<|user|>", "<|observation|>")
+    control = "<|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>"
+    tags = "<think> </think> <tool_call> </tool_call>"
+    stops = "<|endoftext|> <|user|> <|observation|>"
     ends = False
     writes_calls = writes_reasoning = True
 
@@ -1569,9 +1557,9 @@ class MiniMax(Family):
         "{{- ']~b]tool\\n<response>' ~ m.content ~ '</response>[e~[\\n' -}}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- ']~b]ai\\n<think>\\n' -}}{%- endif -%}"
     )
-    control = ("]~!b[", "[e~[", "]~b]")
-    tags = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>")
-    stops = ("[e~[",)
+    control = "]~!b[ [e~[ ]~b]"
+    tags = "<think> </think> <minimax:tool_call> </minimax:tool_call>"
+    stops = "[e~["
     heads: ClassVar = {"user": "]~b]user\n", "assistant": "]~b]ai\n", "tool": "]~b]tool\n"}
     tails: ClassVar = dict.fromkeys(heads, "[e~[\n")
     writes_calls = writes_reasoning = True
@@ -1632,11 +1620,8 @@ class SeedOss(Family):
         "{%- else -%}{{- '\\n' ~ m.content -}}{%- endif -%}{{- eos_token -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- bos_token ~ 'assistant\\n' -}}{%- endif -%}"
     )
-    control = (
-        *("<seed:bos>", "<seed:eos>", "<seed:think>", "</seed:think>"),
-        *("<seed:tool_call>", "</seed:tool_call>"),
-    )
-    stops = ("<seed:eos>",)
+    control = "<seed:bos> <seed:eos> <seed:think> </seed:think> <seed:tool_call> </seed:tool_call>"
+    stops = "<seed:eos>"
     writes_calls = writes_reasoning = True
 
     def opening(self, talk: Talk) -> str:
@@ -1682,9 +1667,9 @@ class Nemotron(Family):
         "{{- '\\n<SPECIAL_12>\\n\\n' -}}{%- endif -%}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<SPECIAL_11>Assistant\\n<think>\\n' -}}{%- endif -%}"
     )
-    control = ("<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>")
-    tags = ("<think>", "</think>")
-    stops = ("<SPECIAL_12>",)
+    control = "<SPECIAL_10> <SPECIAL_11> <SPECIAL_12>"
+    tags = "<think> </think>"
+    stops = "<SPECIAL_12>"
     heads: ClassVar = {"user": "<SPECIAL_11>User\n", "assistant": "<SPECIAL_11>Assistant\n"}
     tails: ClassVar = {"user": "\n", "assistant": "\n<SPECIAL_12>\n\n"}
 
@@ -1729,11 +1714,11 @@ class Hunyuan(Family):
         "{%- if add_generation_prompt -%}{{- '<｜hy_Assistant｜>' -}}{%- endif -%}"
     )
     control = (
-        *("<｜hy_begin▁of▁sentence｜>", "<｜hy_place▁holder▁no▁2｜>", "<｜hy_place▁holder▁no▁3｜>"),
-        *("<｜hy_User｜>", "<｜hy_Assistant｜>"),
+        "<｜hy_begin▁of▁sentence｜> <｜hy_place▁holder▁no▁2｜> <｜hy_place▁holder▁no▁3｜> "
+        "<｜hy_User｜> <｜hy_Assistant｜>"
     )
-    tags = ("<think>", "</think>", "<answer>", "</answer>")
-    stops = ("<｜hy_place▁holder▁no▁2｜>",)
+    tags = "<think> </think> <answer> </answer>"
+    stops = "<｜hy_place▁holder▁no▁2｜>"
     begin = "<｜hy_begin▁of▁sentence｜>"
     heads: ClassVar = {"user": "<｜hy_User｜>", "assistant": "<｜hy_Assistant｜>"}
     tails: ClassVar = {"user": "", "assistant": "<｜hy_place▁holder▁no▁2｜>"}
@@ -1774,10 +1759,10 @@ class GptOss(Family):
         "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"
     )
     control = (
-        *("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|call|>", "<|start|>", "<|end|>"),
-        *("<|message|>", "<|channel|>", "<|constrain|>"),
+        "<|startoftext|> <|endoftext|> <|return|> <|call|> <|start|> <|end|> <|message|> "
+        "<|channel|> <|constrain|>"
     )
-    stops = ("<|return|>", "<|call|>", "<|endoftext|>")
+    stops = "<|return|> <|call|> <|endoftext|>"
     reasoning_key = "thinking"
     most_calls = 1
     writes_calls = writes_reasoning = True
@@ -1825,8 +1810,9 @@ class GptOss(Family):
         return [*found, NO_REASONING] if both else found
 
 
-FAMILIES: tuple[type[Family], ...] = (
-    *(
+FAMILIES: tuple[Family, ...] = tuple(
+    family()
+    for family in (
         Chatml,
         ChatmlAsText,
         SmolLm2,
@@ -1838,9 +1824,17 @@ FAMILIES: tuple[type[Family], ...] = (
         Qwen3WithoutThinking,
         Qwen35,
         SmolLm3,
-    ),
-    *(Lfm2, Phi4, Kimi, Llama2, Llama3, Llama31, Mistral1, Mistral3, MistralSmall, Gemma2, Gemma3),
-    *(
+        Lfm2,
+        Phi4,
+        Kimi,
+        Llama2,
+        Llama3,
+        Llama31,
+        Mistral1,
+        Mistral3,
+        MistralSmall,
+        Gemma2,
+        Gemma3,
         Phi3,
         Phi3Base,
         Phi4Mini,
@@ -1852,7 +1846,19 @@ FAMILIES: tuple[type[Family], ...] = (
         Granite33,
         Exaone35,
         ExaoneDeep,
-    ),
-    *(CommandR, CommandR7b, DeepSeekV3, R1Early, R1Late, DeepSeekV31, Glm46, Glm47, MiniMax),
-    *(SeedOss, Nemotron, Hunyuan, GptOss),
+        CommandR,
+        CommandR7b,
+        CommandR7bBase,
+        DeepSeekV3,
+        R1Early,
+        R1Late,
+        DeepSeekV31,
+        Glm46,
+        Glm47,
+        MiniMax,
+        SeedOss,
+        Nemotron,
+        Hunyuan,
+        GptOss,
+    )
 )
