@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
-from forty2.errors import ModelError
+from forty2.errors import ModelError, on_one_line
 from forty2.files import JsonObject
 from forty2.model.gradient_checkpointing import keyed_dropout
 from forty2.model.quantization import dense_weight
@@ -25,8 +25,6 @@ from forty2.recipe.schema import Adapter
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
-_MAX_QUOTE = 300
-"""Characters of another package's error that a message quotes."""
 
 
 # --- on a model ---
@@ -213,11 +211,3 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     assert isinstance(loaded, dict)
     return loaded
-
-
-def on_one_line(error: Exception) -> str:
-    """Return the beginning of an error's message as one line, or the name of its type.
-
-    The first line alone would say too little: mlx-lm lists the tensors that do not fit one a line.
-    """
-    return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__

@@ -15,15 +15,15 @@ from mlx.utils import tree_map
 from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from forty2.errors import ModelError, first_line
+from forty2.errors import ModelError, first_line, on_one_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
-from forty2.model.adapter import adapter_dir, load_adapter, on_one_line, trained_on
+from forty2.model.adapter import adapter_dir, load_adapter, trained_on
+from forty2.model.configuration import read_config
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
-
-_MAX_LAYERS = 10_000
-"""Most layers of a model: with a damaged count, mlx-lm would build layers until memory is full."""
+from forty2.model.unread_settings import check_settings, recorded_settings
+from forty2.model.weights import check_finite, check_weight_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,9 @@ def load(
             f"{path}: brings architecture code of its own ({config['model_file']}); read it, and "
             "give --trust-remote-code if you trust it"
         )
+    check_weight_files(path, config)
     cpu_kernels.install()
-    try:
-        model, config = mlx_lm_utils.load_model(
-            path, lazy=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
-        raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
+    model, config = _build(path, config, trust_remote_code)
     tokenizer = _load_tokenizer(path, config, trust_remote_code)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
@@ -129,7 +125,25 @@ def load(
             mx.eval(model.parameters())
         except RuntimeError as error:
             raise ModelError(f"{path}: cannot read the weights: {on_one_line(error)}") from error
+        check_finite(model, path)
     return LoadedModel(model, tokenizer, config, path, name)
+
+
+def _build(
+    path: Path, config: JsonObject, trust_remote_code: bool
+) -> tuple[nn.Module, JsonObject]:
+    """Build a model with its weights still on disk; refuse settings that mlx-lm does not use."""
+    try:
+        with recorded_settings() as read:
+            model, config = mlx_lm_utils.load_model(
+                path, lazy=True, model_config=config, trust_remote_code=trust_remote_code
+            )
+            model(mx.array([[0, 0]]))  # lazy: nothing is computed, but settings are read
+    except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
+        raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
+    if config.get("model_file") is None:  # architecture code that comes with the model is its own
+        check_settings(model, config, read, path / "config.json")
+    return model, config
 
 
 def load_tokenizer(name: str) -> TokenizerWrapper:
@@ -140,31 +154,6 @@ def load_tokenizer(name: str) -> TokenizerWrapper:
     """
     path = resolve_model(name)
     return _load_tokenizer(path, read_config(path), trust_remote_code=False)
-
-
-def read_config(path: Path) -> JsonObject:
-    """Read a model folder's config.json.
-
-    Raises:
-        ModelError: it is missing or damaged, or not a model's.
-    """
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise ModelError(f"{file}: names no model_type, so it is not a model's config.json")
-        layers = config.get("num_hidden_layers")
-        if isinstance(layers, int) and layers > _MAX_LAYERS:
-            raise ModelError(
-                f"{file}: {layers:,} layers are too many for a model; copy the file from the model"
-            )
-        return dict(mlx_lm_utils.load_config(path))
-    except RecursionError as error:
-        raise ModelError(f"{file}: nested too deeply; copy the file from the model") from error
-    except (OSError, ValueError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
 
 
 def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> TokenizerWrapper:
