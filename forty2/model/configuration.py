@@ -1,7 +1,8 @@
 """A model folder's configuration files: read whole, and completed where mlx-lm reads only a part.
 
-transformers 5 keeps all rotary settings in `rope_parameters`. Most of mlx-lm's architectures read
-the older keys alone, and take a default for what they miss. So the older keys are added.
+transformers 5 keeps all rotary settings in `rope_parameters`, and has renamed other keys. Most of
+mlx-lm's architectures read the older keys alone, and take a default for what they miss. So the older
+keys are added.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from mlx_lm import utils as mlx_lm_utils
 
@@ -20,6 +22,8 @@ from forty2.model.rotary import by_layer_type, rope_type
 _MAX_LAYERS = 10_000
 """Most layers of a model: with a damaged count, mlx-lm would build layers until memory is full."""
 GENERATION = "generation_config.json"
+UNKNOWN_CONTEXT = 32_768
+"""Longest row in tokens where a configuration names no context."""
 
 
 def read_config(path: Path) -> JsonObject:
@@ -85,6 +89,9 @@ def complete(config: JsonObject, file: Path | None = None) -> JsonObject:
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, dict):
             result[key] = complete(value, file)
+    for other, name in _synonyms(config).items():
+        if name in config and other not in config:
+            result[other] = config[name]
     for key, value in _older_names(config).items():
         if result.get(key) not in (None, {}) and not _agree(result[key], value):
             raise ModelError(
@@ -96,6 +103,17 @@ def complete(config: JsonObject, file: Path | None = None) -> JsonObject:
     return result
 
 
+def _synonyms(config: JsonObject) -> Mapping[str, str]:
+    """Return the names under which transformers also knows a key, such as n_embd and hidden_size."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        known: Mapping[str, str] = CONFIG_MAPPING[config["model_type"]].attribute_map
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    return known
+
+
 def _older_names(config: JsonObject) -> JsonObject:
     """Translate `rope_parameters` into the keys of transformers 4."""
     layers = by_layer_type(config.get("rope_parameters"))
@@ -105,6 +123,9 @@ def _older_names(config: JsonObject) -> JsonObject:
     found: JsonObject = {"rope_theta": settings["rope_theta"]}
     if "partial_rotary_factor" in settings:
         found["partial_rotary_factor"] = settings["partial_rotary_factor"]
+    if config.get("model_type") == "gpt_neox":
+        found["rotary_emb_base"] = settings["rope_theta"]
+        found["rotary_pct"] = settings.get("partial_rotary_factor", 1.0)
     kind = rope_type(settings)
     if kind != "default":
         rest = {k: v for k, v in settings.items() if k not in found}
@@ -198,3 +219,58 @@ def _places(config: JsonObject, generation: JsonObject) -> Iterator[tuple[str, J
     nested = config.get("text_config")
     if isinstance(nested, dict):
         yield "config.json: text_config", nested
+
+
+# --- the longest row ---
+
+
+class RowLimit(NamedTuple):
+    """The longest row that a model computes rightly."""
+
+    tokens: int
+    reason: str
+    """Where the number is from."""
+
+    def refuse(self, tokens: int, place: str) -> None:
+        """Refuse a row that is longer.
+
+        Args:
+            place: the row, for the message.
+
+        Raises:
+            ModelError: it is longer.
+        """
+        if tokens > self.tokens:
+            raise ModelError(
+                f"{place}: {tokens:,} tokens are more than {self.tokens:,}, {self.reason}; shorten it"
+            )
+
+
+def row_limit(config: JsonObject, unused_window: int | None) -> RowLimit:
+    """Find the longest row from a configuration.
+
+    Args:
+        unused_window: attention window that mlx-lm does not apply, in tokens; None: no such.
+    """
+    named = named_context(config)
+    filled = filled_by_transformers(config) or text_config(config)
+    scaled = [
+        _scaled_context(settings, named or 0)
+        for settings in by_layer_type(filled.get("rope_parameters")).values()
+    ]
+    if named is None:
+        limit = RowLimit(UNKNOWN_CONTEXT, "assumed because config.json names no context")
+    else:
+        limit = RowLimit(max([named, *scaled]), "the model's context")
+    if unused_window is not None and unused_window < limit.tokens:
+        return RowLimit(unused_window, "the model's attention window, which mlx-lm does not apply")
+    return limit
+
+
+def _scaled_context(settings: JsonObject, named: int) -> int:
+    """Return the context to which a scaling extends the named one, or the named one."""
+    kind, factor = rope_type(settings), settings.get("factor") or 1
+    if kind in ("linear", "dynamic"):
+        return int(named * factor)
+    original = settings.get("original_max_position_embeddings") or named
+    return int(original * factor) if kind == "yarn" else named

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,19 @@ from forty2.errors import ModelError, first_line, on_one_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
 from forty2.model.adapter import adapter_dir, load_adapter, trained_on
-from forty2.model.configuration import read_config
+from forty2.model.adapter_files import recorded_stop_tokens
+from forty2.model.configuration import (
+    GENERATION,
+    RowLimit,
+    named_context,
+    read_config,
+    read_generation_config,
+    row_limit,
+)
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
-from forty2.model.unread_settings import check_settings, recorded_settings
+from forty2.model.tokenizer_files import load_tokenizer_files
+from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
 from forty2.model.weights import check_finite, check_weight_files
 
 
@@ -44,6 +54,20 @@ class LoadedModel:
     def quantized(self) -> bool:
         """Whether the weights are quantized."""
         return is_quantized(self.config)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids at which generation ends: of the tokenizer, the configurations and the adapter.
+
+        The tokenizer's own is the first.
+        """
+        first = self.tokenizer.eos_token_id
+        return [first, *sorted(set(self.tokenizer.eos_token_ids) - {first})]
+
+    @property
+    def row_limit(self) -> RowLimit:
+        """The longest row that the model computes rightly."""
+        return row_limit(self.config, unused_window(self.model, self.config))
 
 
 def resolve_model(name: str) -> Path:
@@ -110,12 +134,13 @@ def load(
     check_weight_files(path, config)
     cpu_kernels.install()
     model, config = _build(path, config, trust_remote_code)
-    tokenizer = _load_tokenizer(path, config, trust_remote_code)
+    tokenizer = load_tokenizer_files(path, config, trust_remote_code)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
     if adapter is not None:
         folder = adapter_dir(adapter)
         load_adapter(model, folder)
+        tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *recorded_stop_tokens(folder)}
         _warn_of_other_base(path, folder)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
@@ -129,9 +154,7 @@ def load(
     return LoadedModel(model, tokenizer, config, path, name)
 
 
-def _build(
-    path: Path, config: JsonObject, trust_remote_code: bool
-) -> tuple[nn.Module, JsonObject]:
+def _build(path: Path, config: JsonObject, trust_remote_code: bool) -> tuple[nn.Module, JsonObject]:
     """Build a model with its weights still on disk; refuse settings that mlx-lm does not use."""
     try:
         with recorded_settings() as read:
@@ -140,10 +163,18 @@ def _build(
             )
             model(mx.array([[0, 0]]))  # lazy: nothing is computed, but settings are read
     except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
-        raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
+        raise ModelError(f"{path}: cannot load the model: {_reason(error)}") from error
     if config.get("model_file") is None:  # architecture code that comes with the model is its own
         check_settings(model, config, read, path / "config.json")
     return model, config
+
+
+def _reason(error: Exception) -> str:
+    """Say why mlx-lm could not build a model, in terms of the model's files."""
+    missing = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
+    if missing is not None:
+        return f"config.json lacks {missing[1]}, which mlx-lm needs; copy the file from the model"
+    return on_one_line(error)
 
 
 def load_tokenizer(name: str) -> TokenizerWrapper:
@@ -153,37 +184,24 @@ def load_tokenizer(name: str) -> TokenizerWrapper:
         ModelError: there is no such model, or its tokenizer is missing or damaged.
     """
     path = resolve_model(name)
-    return _load_tokenizer(path, read_config(path), trust_remote_code=False)
-
-
-def _load_tokenizer(path: Path, config: JsonObject, trust_remote_code: bool) -> TokenizerWrapper:
-    if not any(
-        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
-        raise ModelError(
-            f"{path}: no tokenizer (tokenizer.json is missing); copy it from the model"
-        )
-    try:
-        tokenizer = mlx_lm_utils.load_tokenizer(
-            path,
-            {"trust_remote_code": trust_remote_code},
-            eos_token_ids=config.get("eos_token_id"),
-        )
-    except Exception as error:  # transformers raises errors of many types
-        raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
-    if not tokenizer.eos_token_ids:
-        raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
-    return tokenizer
+    return load_tokenizer_files(path, read_config(path), trust_remote_code=False)
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them."""
+    """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them.
+
+    The configurations name every id that ends a reply, those of an adapter included.
+    """
+    ids = loaded.stop_token_ids
+    stops = ids if len(ids) > 1 else ids[0]
+    config = dict(loaded.config) | {"eos_token_id": stops}
     mlx_lm_utils.save(
-        folder, loaded.path, loaded.model, loaded.tokenizer, dict(loaded.config), donate_model=False
+        folder, loaded.path, loaded.model, loaded.tokenizer, config, donate_model=False
     )
-    generation = loaded.path / "generation_config.json"
-    if generation.exists():
-        (folder / generation.name).write_bytes(generation.read_bytes())
+    generation = read_generation_config(loaded.path)
+    if generation or isinstance(stops, list):
+        generation["eos_token_id"] = stops
+        (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
 
 
 # --- facts about a model ---
@@ -214,7 +232,7 @@ def model_facts(loaded: LoadedModel) -> dict[str, str | int | None]:
         "parameters": parameter_count(loaded.model),
         "layers": len(loaded.model.layers),
         "vocabulary": config.get("vocab_size"),
-        "context": config.get("max_position_embeddings"),
+        "context": named_context(config),
         "quantized": "no" if not quantization else json.dumps(quantization),
         "chat template": "yes" if loaded.tokenizer.has_chat_template else "no",
     }

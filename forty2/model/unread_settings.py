@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlx.nn as nn
 from mlx_lm.models import base
@@ -33,12 +34,13 @@ _COMPUTING = re.compile(
 """Names of settings that change what a model computes and leave its tensors as they are. Settings
 that change its tensors (sizes, biases, norms) need no check: the tensors would not fit."""
 _ROTARY = re.compile(r"^rope_|^rotary|rotary_factor$")
-_NEUTRAL = (None, False, 0, 1, {}, [])
+_NEUTRAL: tuple[object, ...] = (None, False, 0, 1, {}, [])
 """Values with which such a setting does nothing, in an architecture that transformers lacks."""
 _SAME = ({"silu", "swish"}, {"gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh"})
 """Names of one and the same activation."""
-_OTHERWISE = {"short_factor": "long_factor, for texts of every length", "truncate": "whole pairs"}
-"""Rotary settings that mlx-lm computes in its own way, and what it uses instead."""
+_ATTENTION = {"full_attention", "sliding_attention"}
+_OTHERWISE = {"short_factor": "uses long_factor for texts of every length", "truncate": "truncates"}
+"""Rotary settings that mlx-lm ignores although published models have them, and what it does."""
 
 
 class SettingsRead:
@@ -63,7 +65,7 @@ def recorded_settings() -> Iterator[SettingsRead]:
         recording = type(cls.__name__, (cls,), {"__getattribute__": read})
         return recording(**{name: value for name, value in params.items() if name in fields})
 
-    base.BaseModelArgs.from_dict = classmethod(from_dict)  # type: ignore[assignment,arg-type]
+    base.BaseModelArgs.from_dict = classmethod(from_dict)  # type: ignore[assignment]
     try:
         yield record
     finally:
@@ -80,7 +82,10 @@ def check_settings(model: nn.Module, config: JsonObject, read: SettingsRead, fil
         ModelError: there is one; the message names it.
     """
     compared = _check_rotation(model, config, filled_by_transformers(config), file)
+    windowed = any(isinstance(layer, RotatingKVCache) for layer in _caches(model))
     for name, value in _unread(config, read, compared):
+        if name == "layer_types" and not windowed and set(value) <= _ATTENTION:
+            continue  # the window limits the length of rows instead: see `unused_window`
         raise ModelError(
             f"{file}: {name} is {value!r}, which changes what the model computes, and mlx-lm's "
             f"architecture {config['model_type']!r} does not use it; use a model without it, or "
@@ -88,9 +93,7 @@ def check_settings(model: nn.Module, config: JsonObject, read: SettingsRead, fil
         )
 
 
-def _unread(
-    config: JsonObject, read: SettingsRead, compared: bool
-) -> Iterator[tuple[str, object]]:
+def _unread(config: JsonObject, read: SettingsRead, compared: bool) -> Iterator[tuple[str, Any]]:
     """Yield the settings of the computation that were not read and are not as the code assumes.
 
     Args:
@@ -145,8 +148,8 @@ def unused_window(model: nn.Module, config: JsonObject) -> int | None:
     kinds = filled.get("layer_types")
     if isinstance(kinds, list) and set(kinds) <= {"full_attention"}:
         return None
-    applied = any(isinstance(layer, RotatingKVCache) for layer in _caches(model))
-    return None if applied else window
+    windowed = any(isinstance(layer, RotatingKVCache) for layer in _caches(model))
+    return None if windowed else window
 
 
 def _caches(model: nn.Module) -> Iterator[object]:
@@ -185,9 +188,9 @@ def _check_rotation(
             own_ways |= set(found) - {"wrong"}  # type: ignore[arg-type]
     for name in sorted(own_ways):
         warnings.warn(
-            f"{file}: mlx-lm does not use rope_parameters.{name}; it uses {_OTHERWISE[name]}, so "
-            "other frameworks compute slightly other numbers",
-            stacklevel=4,
+            f"{file}: mlx-lm does not use rope_parameters.{name}, it {_OTHERWISE[name]}; so "
+            "transformers computes other numbers with this model than mlx-lm and forty2",
+            stacklevel=5,
         )
     return bool(modules)
 

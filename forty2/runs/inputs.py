@@ -24,7 +24,7 @@ from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer
-from forty2.runs.phase_data import PhaseData, check_measured, phase_data
+from forty2.runs.phase_data import PhaseData, check_lengths, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
@@ -87,8 +87,11 @@ def read_inputs(
             f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
         )
     _check_unchanged(run.path, data, must_agree)
+    limit = loaded.row_limit
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+        if recipe.max_length > limit.tokens:
+            check_lengths(name, data[name], limit)
     phases = tuple(
         PhaseInput(name, number, phase, data[name], _reply_check(run, phase, loaded, data[name]))
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)
