@@ -65,7 +65,7 @@ def recorded_settings() -> Iterator[SettingsRead]:
         recording = type(cls.__name__, (cls,), {"__getattribute__": read})
         return recording(**{name: value for name, value in params.items() if name in fields})
 
-    base.BaseModelArgs.from_dict = classmethod(from_dict)  # type: ignore[assignment]
+    base.BaseModelArgs.from_dict = classmethod(from_dict)
     try:
         yield record
     finally:

@@ -86,12 +86,13 @@ def read_inputs(
         raise ModelError(
             f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
         )
-    _check_unchanged(run.path, data, must_agree)
     limit = loaded.row_limit
+    if recipe.max_length > limit.tokens:
+        for name in data:
+            check_lengths(name, data[name], limit)
+    _check_unchanged(run.path, data, must_agree)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
-        if recipe.max_length > limit.tokens:
-            check_lengths(name, data[name], limit)
     phases = tuple(
         PhaseInput(name, number, phase, data[name], _reply_check(run, phase, loaded, data[name]))
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)

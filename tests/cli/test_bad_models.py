@@ -406,7 +406,7 @@ case(
 case(
     "run: a row beyond the context",
     {"tiny/config.json": config(max_position_embeddings=12)},
-    "run recipe.yaml",
+    "run recipe.yaml --run-dir run",
     "phases.sft: ",
     "are more than 12, the model's context",
 )

@@ -85,7 +85,7 @@ def test_damage_of_one_of_several_files_is_found(tmp_path: Path) -> None:
     weights = sorted(dict(mx.load(str(folder / "model.safetensors"))).items())  # type: ignore[arg-type]
     mx.eval([array for _, array in weights])
     (folder / "model.safetensors").unlink()
-    places = {}
+    places: dict[str, str] = {}
     for number, part in ((1, weights[::2]), (2, weights[1::2])):
         name = f"model-0000{number}-of-00002.safetensors"
         mx.save_safetensors(str(folder / name), dict(part), {"format": "mlx"})
