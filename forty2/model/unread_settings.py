@@ -178,12 +178,8 @@ def _check_rotation(
         found = [_judge(module, dims, one, filled) for one in wanted]
         if None in found:
             return False
-        if "wrong" in found and set(found) == {"wrong"}:
-            raise ModelError(
-                f"{file}: rope_parameters is {wanted[0]}, and mlx-lm's architecture "
-                f"{config['model_type']!r} computes other rotary positions ({name}); use a model "
-                "without this scaling, or another framework"
-            )
+        if set(found) == {"wrong"}:
+            raise ModelError(f"{file}: {_misfit(config, wanted[0])} ({name})")
         if "right" not in found:
             own_ways |= set(found) - {"wrong"}  # type: ignore[arg-type]
     for name in sorted(own_ways):
@@ -193,6 +189,20 @@ def _check_rotation(
             stacklevel=5,
         )
     return bool(modules)
+
+
+def _misfit(config: JsonObject, wanted: JsonObject) -> str:
+    """Say why a model's rotary positions are not the prescribed ones."""
+    part, architecture = text_config(config), config["model_type"]
+    if not any(part.get(key) for key in ("rope_theta", "rope_parameters", "rope_scaling")):
+        return (
+            f"names no rope_theta; transformers then takes {wanted.get('rope_theta')}, and mlx-lm's "
+            f"architecture {architecture!r} another: add the model's own"
+        )
+    return (
+        f"rope_parameters is {wanted}, and mlx-lm's architecture {architecture!r} computes other "
+        "rotary positions; use a model without this scaling, or another framework"
+    )
 
 
 def _settings_of(name: str, settings: dict[str, JsonObject], kinds: object) -> list[JsonObject]:

@@ -24,6 +24,7 @@ GEMMA3 = {
     "sliding_window_pattern": 3,
     "query_pre_attn_scalar": 8,
 }
+QWEN2 = {"sliding_window": 16, "rope_theta": 1e6}
 THETA = {"rope_type": "default", "rope_theta": 500000.0}
 LINEAR = THETA | {"rope_type": "linear", "factor": 4.0}
 YARN = LINEAR | {"rope_type": "yarn", "original_max_position_embeddings": 64}
@@ -92,6 +93,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
     ("llama", {"embedding_multiplier": 12.0}, "embedding_multiplier is 12.0"),
     ("gemma3_text", GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    ("qwen2", {}, "names no rope_theta; transformers then takes 10000.0"),
     ("mixtral", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("olmoe", {"clip_qkv": 8.0, "num_experts": 4, "num_experts_per_tok": 2}, "clip_qkv is 8.0"),
 ]
@@ -130,8 +132,8 @@ def test_a_null_where_a_number_is_needed_is_refused(tmp_path: Path) -> None:
     [
         ("mistral", {"sliding_window": 16}, 16),
         ("gemma2", {"sliding_window": 16, "head_dim": 8}, 16),
-        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}, 16),
-        ("qwen2", {"sliding_window": 16, "use_sliding_window": False}, 256),
+        ("qwen2", QWEN2 | {"use_sliding_window": True, "max_window_layers": 0}, 16),
+        ("qwen2", QWEN2 | {"use_sliding_window": False}, 256),
         ("gemma3_text", GEMMA3, 256),
         ("llama", {}, 256),
     ],
