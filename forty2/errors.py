@@ -15,6 +15,8 @@ _SECRET_VARIABLES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 """Endings of environment variables that hold secrets."""
 _SHORTEST_SECRET = 8
 """Characters. A shorter value is likely to be an ordinary word of the text."""
+_MAX_QUOTE = 300
+"""Characters of another package's error that a message quotes."""
 
 
 def redact(text: str) -> str:
@@ -35,6 +37,14 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def on_one_line(error: BaseException) -> str:
+    """Return the beginning of an error's message as one line, or the name of its type.
+
+    The first line alone would say too little: mlx-lm lists the tensors that do not fit one a line.
+    """
+    return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__
 
 
 class Forty2Error(Exception):

@@ -53,7 +53,7 @@ with (
     from forty2.data.sources import dumps, read_rows
     from forty2.errors import Forty2Error
     from forty2.files import find_damage, read_json, seal
-    from forty2.model import adapter
+    from forty2.model import adapter, adapter_files
     from forty2.model.gguf.file import GgufFile
     from forty2.model.loading import load
     from forty2.recipe.reading import load_recipe, to_yaml
@@ -335,8 +335,8 @@ def targets() -> dict[str, Callable[[], Target]]:
 
 def adapters() -> Target:
     read = Adapters()
-    config = written(read.beside, adapter.CONFIG)
-    return Target(read, {adapter.CONFIG: [config]}, read.beside)
+    config = written(read.beside, adapter_files.CONFIG)
+    return Target(read, {adapter_files.CONFIG: [config]}, read.beside)
 
 
 def good_data(folder: Path) -> None:

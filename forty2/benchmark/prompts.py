@@ -149,20 +149,17 @@ def context_length(loaded: LoadedModel) -> int:
 
     A key missing from the configuration has transformers' default, as in the harness.
     """
-    from transformers import AutoConfig
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-    written = dict(loaded.config)
-    try:
-        filled = AutoConfig.for_model(written.pop("model_type"), **written).to_dict()
-    except Exception:  # transformers does not know every model, and raises many kinds
-        filled = loaded.config
-    config = filled.get("text_config") or filled
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if config.get(key):
-            return int(config[key])
-    length = getattr(loaded.tokenizer, "model_max_length", None)
-    return int(length) if length is not None and length < VERY_LARGE_INTEGER else DEFAULT_CONTEXT
+    from forty2.model.configuration import named_context
+
+    named = named_context(loaded.config)
+    if named is None:
+        length = getattr(loaded.tokenizer, "model_max_length", None)
+        if length is None or length >= VERY_LARGE_INTEGER:
+            return DEFAULT_CONTEXT
+        named = int(length)
+    return min(named, loaded.row_limit.tokens)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

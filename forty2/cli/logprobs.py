@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     "--data", "-d", required=True, type=shared_options.PATH, help="Preference pairs, JSON Lines."
 )
 @shared_options.out_option(required=True, help="JSON file to write.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(2),
+    help="Longest prompt and response in tokens; a longer pair is refused. Default: the model's "
+    "context.",
+)
 @shared_options.template
 @shared_options.trust_remote_code
 def logprobs_command(
@@ -27,15 +33,18 @@ def logprobs_command(
     adapter: str | None,
     data: Path,
     out: Path,
+    max_length: int | None,
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
     """Write the log-probabilities of preference pairs.
 
-    Each is the sum over the tokens of a response, in nats. The token ids are written too.
+    Each is the sum over the tokens of a response, in nats. The token ids are written too. A pair
+    that is longer than the model's context is refused, not cut.
     """
     from forty2.data.formats import read_pairs
     from forty2.files import write_json
+    from forty2.model.configuration import RowLimit
     from forty2.model.loading import load
     from forty2.text.encoder import Encoder
     from forty2.training.reference import pair_logprobs
@@ -44,6 +53,11 @@ def logprobs_command(
     loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     encoder = Encoder(loaded.tokenizer)
     rows = [encoder.encode_pair(pair) for pair in pairs]
+    limit = loaded.row_limit
+    if max_length is not None:
+        limit = RowLimit(max_length, "the limit that --max-length sets")
+    for row in rows:
+        limit.refuse(len(row.prompt) + max(map(len, row.responses)), row.origin)
     with ProgressBars() as bars:
         write_json(out, {"rows": pair_logprobs(loaded.model, rows, progress=bars)})
     click.echo(out)

@@ -156,11 +156,15 @@ def generate_replies(
 
     Raises:
         BenchmarkError: the model's scores are not finite.
+        ModelError: a prompt leaves no room for a reply in the model's context.
     """
     from mlx_lm.generate import BatchGenerator
 
     if not prompts:
         return
+    limit = loaded.row_limit
+    for number, prompt in enumerate(prompts, 1):
+        limit.refuse(len(prompt) + 1, f"prompt {number} and a reply")
     if not supports_batches(loaded.model):
         batch_size = 1
     ending = _Ending(loaded.tokenizer, stop)
@@ -220,10 +224,16 @@ def stream_reply(
         prompt: token ids.
         max_tokens: most tokens of the reply.
         temperature: sampling temperature; 0: greedy, always the likeliest token.
+
+    Raises:
+        ModelError: the prompt leaves no room for a reply in the model's context.
     """
     from mlx_lm.generate import stream_generate
     from mlx_lm.sample_utils import make_sampler
 
+    limit = loaded.row_limit
+    limit.refuse(len(prompt) + 1, "the prompt and a reply")
+    max_tokens = min(max_tokens, limit.tokens - len(prompt))
     mx.random.seed(seed)
     sampler = make_sampler(temp=temperature)
     for piece in stream_generate(

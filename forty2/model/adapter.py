@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +18,24 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
-from forty2.errors import ModelError
+from forty2.errors import ModelError, on_one_line
 from forty2.files import JsonObject
+from forty2.model.adapter_files import (
+    STOP_TOKENS,
+    check_adapter_tensors,
+    check_not_peft,
+    read_adapter_config,
+)
 from forty2.model.adapter_keys import check_keys
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
-from forty2.recipe.adapter_files import CONFIG as CONFIG
-from forty2.recipe.adapter_files import WEIGHTS as WEIGHTS
-from forty2.recipe.adapter_files import last_phase
+from forty2.recipe.saved_adapter import CONFIG as CONFIG
+from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
+from forty2.recipe.saved_adapter import last_phase
 from forty2.recipe.schema import Adapter
 
 TEMPLATE = "template.json"
 """File in a run folder that records its settings of the chat template."""
-_MAX_QUOTE = 300
-"""Characters of another package's error that a message quotes."""
 
 
 # --- on a model ---
@@ -121,10 +126,20 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
     }
 
 
-def save_adapter(model: nn.Module, adapter: Adapter, folder: Path) -> None:
-    """Write the adapter into an existing folder."""
+def save_adapter(
+    model: nn.Module, adapter: Adapter, folder: Path, *, stop_token_ids: Sequence[int] = ()
+) -> None:
+    """Write the adapter into an existing folder.
+
+    Args:
+        stop_token_ids: ids that ended the turns of its training rows. Whoever loads the adapter, or
+            the model that it is merged into, also stops at these.
+    """
     mx.save_safetensors(str(folder / WEIGHTS), adapter_weights(model))
-    (folder / CONFIG).write_text(json.dumps(adapter_config(adapter, model), indent=2) + "\n")
+    config = adapter_config(adapter, model)
+    if stop_token_ids:
+        config[STOP_TOKENS] = sorted(set(stop_token_ids))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def restore_adapter(model: nn.Module, folder: Path) -> None:
@@ -138,14 +153,16 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     Raises:
         ModelError: its files are missing or damaged, or made for a model of another shape.
     """
+    config = read_adapter_config(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        if config.get("fine_tune_type", "lora") not in ("lora", "dora", "full"):
-            raise ModelError(f"{folder / CONFIG}: unknown fine_tune_type")
         load_adapters(model, str(folder))
         for module in dora_layers(model):
             if type(module) is DoRAEmbedding:
                 module.__class__ = _SteadyDoRAEmbedding
+        full = config.get("fine_tune_type") == "full"
+        check_adapter_tensors(model, load_arrays(folder / WEIGHTS), folder, full=full)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types
         raise ModelError(
             f"{folder}: the adapter does not fit this model: {on_one_line(error)}"
@@ -161,7 +178,11 @@ def adapter_dir(path: str | Path) -> Path:
     folder = Path(os.path.expanduser(path))
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists():
-            raise ModelError(f"{folder}: {WEIGHTS} is missing")
+            check_not_peft(folder)
+            old = (
+                "; adapters.npz is of an early mlx-lm" if (folder / "adapters.npz").exists() else ""
+            )
+            raise ModelError(f"{folder}: {WEIGHTS} is missing{old}")
         return folder
     phase = last_phase(folder)
     if phase is not None:
@@ -235,11 +256,3 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     assert isinstance(loaded, dict)
     return loaded
-
-
-def on_one_line(error: Exception) -> str:
-    """Return the beginning of an error's message as one line, or the name of its type.
-
-    The first line alone would say too little: mlx-lm lists the tensors that do not fit one a line.
-    """
-    return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__

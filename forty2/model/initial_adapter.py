@@ -11,7 +11,7 @@ import mlx.nn as nn
 from forty2.errors import ModelError
 from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays
 from forty2.model.loading import other_base
-from forty2.recipe.adapter_files import AdapterFile, read_adapter_file
+from forty2.recipe.saved_adapter import AdapterFile, read_adapter_file
 from forty2.recipe.schema import Recipe
 
 

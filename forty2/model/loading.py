@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,25 @@ from mlx.utils import tree_map
 from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from forty2.errors import ModelError, first_line
+from forty2.errors import ModelError, first_line, on_one_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
-from forty2.model.adapter import (
-    adapter_dir,
-    load_adapter,
-    on_one_line,
-    recorded_template,
-    trained_on,
-)
+from forty2.model.adapter import adapter_dir, load_adapter, recorded_template, trained_on
+from forty2.model.adapter_files import recorded_stop_tokens
 from forty2.model.chat_template import TemplateSettings, apply_settings, stop_clock
+from forty2.model.configuration import (
+    GENERATION,
+    RowLimit,
+    named_context,
+    read_config,
+    read_generation_config,
+    row_limit,
+)
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
-
-_MAX_LAYERS = 10_000
-"""Most layers of a model: with a damaged count, mlx-lm would build layers until memory is full."""
+from forty2.model.tokenizer_files import load_tokenizer_files
+from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
+from forty2.model.weights import check_finite, check_weight_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ class LoadedModel:
     def quantized(self) -> bool:
         """Whether the weights are quantized."""
         return is_quantized(self.config)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids at which generation ends: of the tokenizer, the configurations and the adapter.
+
+        The tokenizer's own is the first.
+        """
+        first = self.tokenizer.eos_token_id
+        return [first, *sorted(set(self.tokenizer.eos_token_ids) - {first})]
+
+    @property
+    def row_limit(self) -> RowLimit:
+        """The longest row that the model computes rightly."""
+        return row_limit(self.config, unused_window(self.model, self.config))
 
 
 def resolve_model(name: str) -> Path:
@@ -116,20 +134,18 @@ def load(
             f"{path}: brings architecture code of its own ({config['model_file']}); read it, and "
             "give --trust-remote-code if you trust it"
         )
+    check_weight_files(path, config)
     cpu_kernels.install()
-    try:
-        model, config = mlx_lm_utils.load_model(
-            path, lazy=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
-        raise ModelError(f"{path}: cannot load the model: {on_one_line(error)}") from error
+    model, config = _build(path, config, trust_remote_code)
     template = template or (adapter and recorded_template(adapter)) or TemplateSettings()
-    tokenizer = _load_tokenizer(path, config, template, trust_remote_code)
+    tokenizer = load_tokenizer_files(path, config, trust_remote_code)
+    _set_template(tokenizer, template, path)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
     if adapter is not None:
         folder = adapter_dir(adapter)
         load_adapter(model, folder)
+        tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *recorded_stop_tokens(folder)}
         message = other_base(path, folder)
         if message is not None:
             warnings.warn(message, stacklevel=2)
@@ -141,7 +157,31 @@ def load(
             mx.eval(model.parameters())
         except RuntimeError as error:
             raise ModelError(f"{path}: cannot read the weights: {on_one_line(error)}") from error
+        check_finite(model, path)
     return LoadedModel(model, tokenizer, config, path, name)
+
+
+def _build(path: Path, config: JsonObject, trust_remote_code: bool) -> tuple[nn.Module, JsonObject]:
+    """Build a model with its weights still on disk; refuse settings that mlx-lm does not use."""
+    try:
+        with recorded_settings() as read:
+            model, config = mlx_lm_utils.load_model(
+                path, lazy=True, model_config=config, trust_remote_code=trust_remote_code
+            )
+            model(mx.array([[0, 0]]))  # lazy: nothing is computed, but settings are read
+    except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
+        raise ModelError(f"{path}: cannot load the model: {_reason(error)}") from error
+    if config.get("model_file") is None:  # architecture code that comes with the model is its own
+        check_settings(model, config, read, path / "config.json")
+    return model, config
+
+
+def _reason(error: Exception) -> str:
+    """Say why mlx-lm could not build a model, in terms of the model's files."""
+    missing = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
+    if missing is not None:
+        return f"config.json lacks {missing[1]}, which mlx-lm needs; copy the file from the model"
+    return on_one_line(error)
 
 
 def load_tokenizer(name: str, template: TemplateSettings | None = None) -> TokenizerWrapper:
@@ -154,56 +194,8 @@ def load_tokenizer(name: str, template: TemplateSettings | None = None) -> Token
         ModelError: there is no such model, or its tokenizer is missing or damaged.
     """
     path = resolve_model(name)
-    return _load_tokenizer(
-        path, read_config(path), template or TemplateSettings(), trust_remote_code=False
-    )
-
-
-def read_config(path: Path) -> JsonObject:
-    """Read a model folder's config.json.
-
-    Raises:
-        ModelError: it is missing or damaged, or not a model's.
-    """
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise ModelError(f"{file}: names no model_type, so it is not a model's config.json")
-        layers = config.get("num_hidden_layers")
-        if isinstance(layers, int) and layers > _MAX_LAYERS:
-            raise ModelError(
-                f"{file}: {layers:,} layers are too many for a model; copy the file from the model"
-            )
-        return dict(mlx_lm_utils.load_config(path))
-    except RecursionError as error:
-        raise ModelError(f"{file}: nested too deeply; copy the file from the model") from error
-    except (OSError, ValueError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
-
-
-def _load_tokenizer(
-    path: Path, config: JsonObject, template: TemplateSettings, trust_remote_code: bool
-) -> TokenizerWrapper:
-    if not any(
-        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
-        raise ModelError(
-            f"{path}: no tokenizer (tokenizer.json is missing); copy it from the model"
-        )
-    try:
-        tokenizer = mlx_lm_utils.load_tokenizer(
-            path,
-            {"trust_remote_code": trust_remote_code},
-            eos_token_ids=config.get("eos_token_id"),
-        )
-    except Exception as error:  # transformers raises errors of many types
-        raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
-    if not tokenizer.eos_token_ids:
-        raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
-    _set_template(tokenizer, template, path)
+    tokenizer = load_tokenizer_files(path, read_config(path), trust_remote_code=False)
+    _set_template(tokenizer, template or TemplateSettings(), path)
     return tokenizer
 
 
@@ -228,20 +220,22 @@ def _set_template(tokenizer: TokenizerWrapper, settings: TemplateSettings, path:
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write weights, config, tokenizer and generation config, as stock mlx-lm reads them.
 
-    The chat template has its settings written into it, but reads the clock again.
+    The configurations name every id that ends a reply, those of an adapter included. The chat
+    template has its settings written into it, but reads the clock again.
     """
-    tokenizer = loaded.tokenizer
+    ids, tokenizer = loaded.stop_token_ids, loaded.tokenizer
+    stops = ids if len(ids) > 1 else ids[0]
+    config = dict(loaded.config) | {"eos_token_id": stops}
     dated = tokenizer.chat_template
     tokenizer.chat_template = undated_template(tokenizer)
     try:
-        mlx_lm_utils.save(
-            folder, loaded.path, loaded.model, tokenizer, dict(loaded.config), donate_model=False
-        )
+        mlx_lm_utils.save(folder, loaded.path, loaded.model, tokenizer, config, donate_model=False)
     finally:
         tokenizer.chat_template = dated
-    generation = loaded.path / "generation_config.json"
-    if generation.exists():
-        (folder / generation.name).write_bytes(generation.read_bytes())
+    generation = read_generation_config(loaded.path)
+    if generation or isinstance(stops, list):
+        generation["eos_token_id"] = stops
+        (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
 
 
 def undated_template(tokenizer: TokenizerWrapper) -> object:
@@ -277,7 +271,7 @@ def model_facts(loaded: LoadedModel) -> dict[str, str | int | None]:
         "parameters": parameter_count(loaded.model),
         "layers": len(loaded.model.layers),
         "vocabulary": config.get("vocab_size"),
-        "context": config.get("max_position_embeddings"),
+        "context": named_context(config),
         "quantized": "no" if not quantization else json.dumps(quantization),
         "chat template": "yes" if loaded.tokenizer.has_chat_template else "no",
     }

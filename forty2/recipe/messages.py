@@ -24,6 +24,8 @@ _OTHER_NAMES = {
     "num_layers": "layers",
 }
 """Names that other packages give to our keys."""
+_ALPHA = {"alpha", "lora_alpha", "use_rslora"}
+"""Keys of other packages for the strength of an adapter."""
 _FILES = ("data", "valid", "eval_prompts")
 """Keys of a phase that name a file."""
 NO_FILES = ("builtin:", "hub:")
@@ -121,6 +123,8 @@ def _section(loc: Sequence[str | int]) -> str:
 
 def _unknown_key(key: str, section: str) -> str:
     """Say to which section a misplaced key belongs, or which key was probably meant."""
+    if section == "adapter" and key in _ALPHA:
+        return "unknown key; set scale instead: scale is alpha / rank (rsLoRA: alpha / √rank)"
     known = _OTHER_NAMES.get(key, key)
     owners = [name for name, keys in _KEYS.items() if known in keys]
     if owners and section not in owners:

@@ -26,10 +26,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
-from forty2.recipe.adapter_files import take_shape
 from forty2.recipe.document import listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_overrides
+from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
 
 _MAX_BYTES = 100_000

@@ -20,8 +20,8 @@ from forty2.model.adapter import TEMPLATE
 from forty2.model.chat_template import TemplateSettings, settings_of
 from forty2.model.loading import model_sha256, resolve_model
 from forty2.progress import Progress, silent
-from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Recipe
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder

@@ -22,10 +22,10 @@ from forty2.files import read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_base
 from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
-from forty2.recipe.adapter_files import read_adapter_file
+from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer
-from forty2.runs.phase_data import PhaseData, check_measured, phase_data
+from forty2.runs.phase_data import PhaseData, check_lengths, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
@@ -87,6 +87,10 @@ def read_inputs(
         raise ModelError(
             f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
         )
+    limit = loaded.row_limit
+    if recipe.max_length > limit.tokens:
+        for name in data:
+            check_lengths(name, data[name], limit)
     _check_unchanged(run.path, data, must_agree)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])

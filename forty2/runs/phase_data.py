@@ -9,13 +9,14 @@ from forty2.data.build import build, write_built
 from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.lint import Linter
 from forty2.data.sources import BUILTIN, valid_beside
-from forty2.errors import DataError, RecipeError
+from forty2.errors import DataError, ModelError, RecipeError
+from forty2.model.configuration import RowLimit
 from forty2.recipe.schema import Recipe
 from forty2.text.encoder import Encoder
 from forty2.text.phase_rows import read_phase_rows
-from forty2.text.prepared import Prepared, is_prepared, open_prepared, tokenizer_key
+from forty2.text.prepared import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.text.row_kinds import CONVERSATIONS
-from forty2.text.rows import FittedRows, rows_sha256
+from forty2.text.rows import FittedRows, Row, rows_sha256
 from forty2.training.objectives.phase import Phase
 
 
@@ -89,6 +90,27 @@ def check_measured(name: str, phase: Phase, data: PhaseData) -> None:
                 f"phases.{name}.{key}: {wish.metric} is measured on validation rows, and there are "
                 f"none; give phases.{name}.valid, or a data folder with valid.jsonl"
             )
+
+
+def check_lengths(name: str, data: PhaseData, limit: RowLimit) -> None:
+    """Refuse rows that are longer than the model's context.
+
+    Raises:
+        ModelError: there is one.
+    """
+    for part in (data.train, data.valid):
+        # packed rows hold many short ones, which do not see each other
+        for row in () if part is None or is_packed(part.rows) else part.rows:
+            tokens = (
+                len(row.ids)
+                if isinstance(row, Row)
+                else len(row.prompt) + max(map(len, row.responses))
+            )
+            if tokens > limit.tokens:
+                raise ModelError(
+                    f"phases.{name}: {row.origin}: {tokens:,} tokens are more than {limit.tokens:,}, "
+                    f"{limit.reason}; set max_length to {limit.tokens} or less"
+                )
 
 
 def _digest(fitted: FittedRows) -> str:

@@ -23,7 +23,7 @@ from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.model.quantization import dense_weight, is_quantized_layer
 from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
-from forty2.runs.phase_data import PhaseData, check_measured, phase_data
+from forty2.runs.phase_data import PhaseData, check_lengths, check_measured, phase_data
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
@@ -143,6 +143,9 @@ def _forecast(
 ) -> PhaseForecast:
     phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
+    limit = loaded.row_limit
+    if recipe.max_length > limit.tokens:
+        check_lengths(name, data, limit)
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,25 @@ def header(size: int) -> bytes:
     return struct.pack("<Q", size) + b"{}"
 
 
+NOT_FINITE = "tiny/model.safetensors: model.norm.weight holds 1 NaN or infinite values of 32"
+
+
+def spoilt(value: float) -> Content:
+    def make(path: Path) -> None:
+        import mlx.core as mx
+
+        weights = dict(mx.load(str(path)))  # type: ignore[arg-type]
+        weights["model.norm.weight"][3] = value
+        path.unlink()
+        mx.save_safetensors(str(path), weights)
+
+    return make
+
+
+def index(file: str) -> str:
+    return json.dumps({"weight_map": {"no.such.weight": file}})
+
+
 case("model: missing", {}, "generate -m ./none -p hi", "./none: no such model; give a model folder")
 case("model: a file", {}, "generate -m recipe.yaml -p hi", "recipe.yaml: no such model")
 case("model: an empty folder", {"m": empty_folder}, "generate -m m -p hi", "m: no config.json")
@@ -100,17 +120,102 @@ model("code of its own", "config.json", config(model_file="evil.py"), "--trust-r
 model(
     "quantized, not said how", "config.json", config(quantization={}), "tiny: cannot load the model"
 )
-model("weights missing", "model.safetensors", None, "No safetensors found")
-model("weights empty", "model.safetensors", "", "tiny: cannot load the model")
-model("weights cut short", "model.safetensors", cut(0.5), "tiny: cannot load the model")
-model("weights, a header cut short", "model.safetensors", cut(0.001), "tiny: cannot load the model")
+model("weights missing", "model.safetensors", None, "tiny: holds no weights (model.safetensors")
+model("weights empty", "model.safetensors", "", "tiny/model.safetensors: cut short (0 bytes)")
+model("weights cut short", "model.safetensors", cut(0.5), "tiny/model.safetensors: cut short: ")
 model(
-    "weights, a header too long", "model.safetensors", header(2**62), "tiny: cannot load the model"
+    "weights, a header cut short", "model.safetensors", cut(0.001), "model.safetensors: cut short ("
+)
+model(
+    "weights, a header too long",
+    "model.safetensors",
+    header(2**62),
+    "model.safetensors: cut short (",
 )
 model(
     "weights, no tensors", "model.safetensors", header(2), "tiny: cannot load the model", "Missing"
 )
-model("weights noise", "model.safetensors", bytes(range(256)) * 9, "tiny: cannot load the model")
+model("weights noise", "model.safetensors", bytes(range(256)) * 9, "model.safetensors: cut short (")
+model(
+    "weights a pointer",
+    "model.safetensors",
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "tiny/model.safetensors: is a pointer of Git LFS",
+    "git lfs pull",
+)
+model("weights not a number", "model.safetensors", spoilt(float("nan")), NOT_FINITE)
+model("weights infinite", "model.safetensors", spoilt(float("-inf")), NOT_FINITE)
+case(
+    "model: an index of a missing file",
+    {"tiny/model.safetensors.index.json": index("model-00002-of-00002.safetensors")},
+    GENERATE,
+    "tiny/model-00002-of-00002.safetensors: missing",
+)
+case(
+    "model: an index of a missing tensor",
+    {"tiny/model.safetensors.index.json": index("model.safetensors")},
+    GENERATE,
+    "tiny/model.safetensors: does not hold no.such.weight",
+)
+case(
+    "model: one of two files",
+    {"tiny/model.safetensors": None, "tiny/model-00001-of-00002.safetensors": header(2)},
+    GENERATE,
+    "tiny/model-00002-of-00002.safetensors: missing",
+)
+case(
+    "model: the same tensors twice",
+    {"tiny/model-copy.safetensors": link("model.safetensors")},
+    GENERATE,
+    "so does model-copy.safetensors",
+)
+for method, title in (
+    ("gptq", "quantized with GPTQ"),
+    ("awq", "quantized with AWQ, but the files hold no qweight"),
+    ("bitsandbytes", "quantized with bitsandbytes"),
+    ("hqq", "quantized with HQQ"),
+    ("quanto", "quantized with quanto"),
+):
+    model(
+        method,
+        "config.json",
+        config(quantization_config={"quant_method": method}),
+        title,
+        "for MLX",
+    )
+model(
+    "an activation that is not used",
+    "config.json",
+    config(hidden_act="gelu"),
+    "tiny/config.json: hidden_act is 'gelu', which changes what the model computes",
+)
+model(
+    "generation settings cut short",
+    "generation_config.json",
+    "{",
+    "tiny/generation_config.json: not readable",
+)
+model(
+    "an end that is no token",
+    "generation_config.json",
+    '{"eos_token_id": ["</s>"]}',
+    "generation_config.json: eos_token_id is '</s>', which is not a token id",
+)
+model(
+    "templates without a default",
+    "tokenizer_config.json",
+    config(chat_template=[{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]),
+    "tiny: holds 2 chat templates (rag, tool_use), and none is named default",
+    "chat_template.jinja",
+)
+model("an empty template", "tokenizer_config.json", config(chat_template=" "), "chat template")
+case(
+    "model: a tokenizer of SentencePiece alone",
+    {"tiny/tokenizer.json": None, "tiny/tokenizer.model": b"\n\x0e\n\x05<unk>"},
+    GENERATE,
+    "tiny: no tokenizer.json, only tokenizer.model (a SentencePiece",
+    "save_pretrained",
+)
 model("weights of another shape", "model.safetensors", other_shape, "model.norm.weight")
 model(
     "weights one less", "model.safetensors", one_less, "Missing 1 parameters", "model.norm.weight"
@@ -119,7 +224,7 @@ case(
     "model: a pickle",
     {"tiny/model.safetensors": None, "tiny/pytorch_model.bin": b"cos\nsystem\n"},
     GENERATE,
-    "tiny: cannot load the model: No safetensors found",
+    "tiny: holds only weights in PyTorch's format (pytorch_model.bin)",
 )
 model("tokenizer missing", "tokenizer.json", None, "tokenizer.json is missing")
 model("tokenizer empty", "tokenizer.json", "", "tiny: cannot load the tokenizer")
@@ -155,6 +260,24 @@ ADAPTER = f"{GENERATE} -a adapter"
 
 def adapter(name: str, file: str, content: Content, *says: str) -> None:
     case(f"adapter: {name}", {f"adapter/{file}": content}, ADAPTER, "adapter", *says)
+
+
+def half(path: Path) -> None:
+    import mlx.core as mx
+
+    weights = dict(mx.load(str(path)))  # type: ignore[arg-type]
+    path.unlink()
+    mx.save_safetensors(str(path), dict(sorted(weights.items())[::2]))
+
+
+def first_not_finite(path: Path) -> None:
+    import mlx.core as mx
+
+    weights = dict(mx.load(str(path)))  # type: ignore[arg-type]
+    name = min(weights)
+    weights[name] = weights[name] * float("nan")
+    path.unlink()
+    mx.save_safetensors(str(path), weights)
 
 
 def rank(value: Any) -> Content:
@@ -196,10 +319,10 @@ case(
     "r: no adapter here",
 )
 adapter("config missing", "adapter_config.json", None, "no adapter here")
-adapter("config empty", "adapter_config.json", "", "does not fit this model")
-adapter("config cut short", "adapter_config.json", cut(0.5), "does not fit this model")
+adapter("config empty", "adapter_config.json", "", "adapter_config.json: not readable")
+adapter("config cut short", "adapter_config.json", cut(0.5), "adapter_config.json: not readable")
 adapter("config a list", "adapter_config.json", "[]", "does not fit this model")
-adapter("config of nothing", "adapter_config.json", "{}", "does not fit this model")
+adapter("config of nothing", "adapter_config.json", "{}", "num_layers is missing")
 adapter(
     "kind unknown", "adapter_config.json", config(fine_tune_type="ia3"), "unknown fine_tune_type"
 )
@@ -211,16 +334,81 @@ adapter("rank as text", "adapter_config.json", rank("2"), "does not fit this mod
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")
-adapter("weights empty", "adapters.safetensors", "", "does not fit this model")
-adapter("weights cut short", "adapters.safetensors", cut(0.5), "does not fit this model")
+adapter("weights empty", "adapters.safetensors", "", "adapters.safetensors: cut short (0 bytes)")
+adapter("weights cut short", "adapters.safetensors", cut(0.5), "adapters.safetensors: cut short: ")
 adapter(
-    "weights, a header too long", "adapters.safetensors", header(2**62), "does not fit this model"
+    "weights, a header too long", "adapters.safetensors", header(2**62), "adapters.safetensors: cut"
 )
 adapter(
     "weights of a model",
     "adapters.safetensors",
     link("../tiny/model.safetensors"),
     "does not fit this model",
+)
+
+
+adapter(
+    "weights half", "adapters.safetensors", half, "adapters.safetensors: lacks ", "tensors that"
+)
+adapter(
+    "weights not a number",
+    "adapters.safetensors",
+    first_not_finite,
+    "adapters.safetensors: ",
+    "NaN or infinite values",
+)
+adapter(
+    "of PEFT",
+    "adapter_config.json",
+    '{"peft_type": "LORA", "r": 8, "lora_alpha": 16}',
+    "adapter: this is an adapter of PEFT (LORA)",
+    "merge_and_unload",
+)
+case(
+    "adapter: of PEFT, with its weights",
+    {
+        "adapter/adapters.safetensors": None,
+        "adapter/adapter_model.safetensors": header(2),
+        "adapter/adapter_config.json": '{"peft_type": "LORA"}',
+    },
+    ADAPTER,
+    "adapter: this is an adapter of PEFT (LORA)",
+)
+adapter(
+    "of an early mlx-lm",
+    "adapter_config.json",
+    '{"lora_layers": 2, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}',
+    'num_layers is missing, as in adapters of early mlx-lm releases; add "num_layers": 2',
+)
+case(
+    "logprobs: a pair beyond the context",
+    {
+        "tiny/config.json": config(max_position_embeddings=16),
+        "pairs.jsonl": '{"prompt": "Hi", "chosen": "' + "x" * 99 + '", "rejected": "b"}',
+    },
+    "logprobs -m tiny -d pairs.jsonl -o out.json",
+    "pairs.jsonl:1: ",
+    "are more than 16, the model's context",
+)
+case(
+    "logprobs: a pair beyond --max-length",
+    {"pairs.jsonl": '{"prompt": "Hi", "chosen": "' + "x" * 99 + '", "rejected": "b"}'},
+    "logprobs -m tiny -d pairs.jsonl -o out.json --max-length 9",
+    "are more than 9, the limit that --max-length sets",
+)
+case(
+    "generate: a prompt beyond the context",
+    {"tiny/config.json": config(max_position_embeddings=4)},
+    GENERATE,
+    "the prompt and a reply: ",
+    "are more than 4, the model's context",
+)
+case(
+    "run: a row beyond the context",
+    {"tiny/config.json": config(max_position_embeddings=12)},
+    "run recipe.yaml --run-dir run",
+    "phases.sft: ",
+    "are more than 12, the model's context",
 )
 
 

@@ -245,6 +245,10 @@ override("an empty key", "phases..lr=1", "write it as key.subkey=value")
 override("50,000 keys deep", "a" + ".a" * 50_000 + "=1", "write it as key.subkey=value")
 override("a line break in a key", "phases.a\nb=1", r"phases.a\nb")
 override("an unknown key", "adapter.rnak=2", "adapter.rnak: unknown key; did you mean rank?")
+for name in ("alpha", "lora_alpha"):
+    override(
+        f"an adapter's {name}", f"adapter.{name}=16", "set scale instead: scale is alpha / rank"
+    )
 override("an unknown phase", "phases.kto.lr=1e-5", "phases.kto: no such phase; the recipe has sft")
 override("a bad type", "phases.dpo.lr=fast", "phases.dpo.lr: should be a number")
 override("below a value", "model.x=1", "model is a value, it has no keys below it")

@@ -193,6 +193,17 @@ def test_linear_rope_scaling(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(mlx_lm.load(str(out))[0](ids)), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("rope.scale_linear", 4.0), ("rope.scaling.factor", 4.0), ("rope.scale_linear", 1.0)],
+)
+def test_a_factor_without_a_type_scales_linearly(key: str, expected: float, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", edit=lambda w: w.add_float32(f"llama.{key}", expected))
+    config = json.loads((import_gguf(path, tmp_path / "model") / "config.json").read_text())
+    scaled = {"rope_type": "linear", "factor": expected} if expected != 1 else None
+    assert config.get("rope_scaling") == scaled
+
+
 def test_llama3_rope_scaling_is_recovered(tmp_path: Path) -> None:
     scaling = {
         "rope_type": "llama3",
@@ -225,6 +236,9 @@ def encode(path: Path, text: str) -> list[str]:
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
 
 
+LIKE_LLAMA3 = ("llama3", "llama-v3", "falcon3", "lfm2", "pixtral")
+
+
 @pytest.mark.parametrize(
     ("pre", "expected"),
     [
@@ -232,6 +246,10 @@ def encode(path: Path, text: str) -> list[str]:
         ("qwen2", ["ab", "1", "2", "3", "Ġab", "Ċ", "Ċ"]),
         ("gpt-2", ["ab", "123", "Ġab", "Ċ", "Ċ"]),
         ("llama-bpe", ["<|im_start|>", "ab", "123", "Ġab", "Ċ", "Ċ"]),  # begins every text so
+        *((pre, ["<|im_start|>", "ab", "123", "Ġab", "Ċ", "Ċ"]) for pre in LIKE_LLAMA3),
+        *((pre, ["ab", "1", "2", "3", "Ġab", "Ċ", "Ċ"]) for pre in ("deepseek-r1-qwen", "megrez")),
+        *((pre, ["ab", "1", "2", "3", "Ġab", "Ċ", "Ċ"]) for pre in ("starcoder", "command-r")),
+        *((pre, ["ab", "123", "Ġab", "Ċ", "Ċ"]) for pre in ("phi-2", "exaone4", "olmo")),
     ],
 )
 def test_words_are_cut_by_the_named_rule(pre: str, expected: list[str], tmp_path: Path) -> None:
@@ -311,16 +329,38 @@ def test_no_gguf_file(tmp_path: Path) -> None:
         ({"kind": "qwen2", "pre": "gpt-2"}, "'gpt-2' with architecture qwen2"),
         ({"tokenizer": "llama"}, "SentencePiece"),
         ({"tokenizer": "t5"}, "tokenizer 't5'"),
-        ({"extra": {"blk.0.ffn_gate_inp.weight": np.zeros((4, 4), np.float32)}}, "ffn_gate_inp"),
+        ({"extra": {"blk.0.ffn_gate_inp.weight": np.zeros((4, 4), np.float32)}}, "several experts"),
         ({"edit": lambda w: w.add_rope_dimension_count(32)}, "rope.dimension_count"),
         ({"edit": lambda w: w.add_string("llama.rope.scaling.type", "longrope")}, "'longrope'"),
         ({"edit": lambda w: w.add_uint32("tokenizer.ggml.eot_token_id", 999)}, "there are 264"),
-        ({"edit": lambda w: w.add_uint16("split.count", 3)}, "one of 3 parts"),
+        ({"edit": lambda w: w.add_uint16("split.count", 3)}, "one of 3 parts.*llama-gguf-split"),
+        ({"edit": lambda w: w.add_expert_count(8)}, "a mixture of 8 experts"),
+        ({"edit": lambda w: w.add_type("adapter")}, "an adapter .LoRA., not a model"),
+        ({"edit": lambda w: w.add_string("adapter.type", "lora")}, "an adapter .LoRA."),
+        ({"edit": lambda w: w.add_type("mmproj")}, "the image part of a model"),
+        ({"kind": "clip"}, "the image part of a model"),
+        ({"weights": {}}, "a vocabulary alone"),
+        ({"edit": lambda w: w.add_sliding_window(64)}, "llama.attention.sliding_window is 64"),
+        ({"edit": lambda w: w.add_logit_scale(0.5)}, "llama.logit_scale is 0.5"),
+        ({"edit": lambda w: w.add_attention_scale(0.5)}, "llama.attention.scale is 0.5"),
+        ({"edit": lambda w: w.add_final_logit_softcapping(30.0)}, "final_logit_softcapping is 30"),
+        ({"edit": lambda w: w.add_float32("llama.rope.scaling.attn_factor", 2.0)}, "attn_factor"),
+        ({"edit": lambda w: w.add_uint32("llama.newest_setting", 3)}, "newest_setting is 3"),
         ({"edit": lambda w: w.add_key_length(33)}, "4 heads of 33"),
     ],
 )
 def test_what_is_not_known_is_refused(made: dict[str, Any], message: str, tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", **made), message)
+
+
+def test_metadata_without_effect_is_let_through(tmp_path: Path) -> None:
+    def edit(writer: GGUFWriter) -> None:
+        writer.add_sliding_window(128)  # the context is no longer
+        writer.add_attention_scale(HEAD_DIM**-0.5)
+        writer.add_logit_scale(1.0)
+        writer.add_expert_count(0)
+
+    import_gguf(write_gguf(tmp_path / "m.gguf", edit=edit), tmp_path / "model")
 
 
 def test_damaged_numbers_are_refused_at_once(tmp_path: Path) -> None:

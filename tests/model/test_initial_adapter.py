@@ -16,7 +16,7 @@ from support.training import SPEC, adapted
 from forty2.errors import ModelError
 from forty2.model.adapter import adapter_weights, load_arrays, save_adapter
 from forty2.model.initial_adapter import attach_initial_adapter
-from forty2.recipe.adapter_files import read_adapter_file
+from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Adapter, Recipe
 
 IDS = mx.array([[5, 6, 7, 8, 9]])

@@ -7,6 +7,7 @@ and a damaged, huge length occupies it for hours. So the package is used only to
 from __future__ import annotations
 
 import math
+import re
 import struct
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,6 +36,8 @@ _SCALARS = {  # metadata type → struct code
     12: "d",
 }
 _TEXT, _ARRAY = 8, 9
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""End of the name of one of several parts of a model."""
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -85,8 +88,10 @@ class GgufFile:
             ) from error
         parts = self.get("split.count", int) or 1
         if parts > 1:
+            first = _PART.sub(rf"-{1:05}-of-\2.gguf", path.name)
             raise ModelError(
-                f"{path}: one of {parts} parts; join them first: llama-gguf-split --merge"
+                f"{path}: one of {parts} parts; join them first: llama-gguf-split --merge {first} "
+                "WHOLE.gguf"
             )
 
     def get(self, key: str, kind: type[_T]) -> _T | None:
@@ -101,6 +106,10 @@ class GgufFile:
                 f"{self.path}: {key} is not {_TYPE_NAMES.get(kind, f'a {kind.__name__}')}"
             )
         return value
+
+    def value(self, key: str) -> Value:
+        """Return a metadata value of any type; the key must be there."""
+        return self._values[key]
 
     def need(self, key: str, kind: type[_T]) -> _T:
         """Return a metadata value that must be there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -25,6 +26,40 @@ _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _REMEDY = "download the file again"
 _CHUNK = 1 << 22
 """Most values in memory at a time while weights are written."""
+
+
+_USED = {
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "vocab_size",
+}
+"""Metadata of an architecture that the importer reads, besides rope.scaling."""
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.sliding_window": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "pooling_type": (0,),
+    "residual_scale": (0, 1),
+    "use_parallel_residual": (False,),
+}
+"""Metadata that may stand there with a value that changes nothing."""
 
 
 class _Target(NamedTuple):
@@ -63,7 +98,7 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
         raise ModelError(
             f"{gguf_path}: {tokenizer.size} tokens, but embeddings for {config['vocab_size']}"
         )
-    if config["model_type"] == "qwen2" and tokenizer.pre != "qwen2":
+    if config["model_type"] == "qwen2" and tokenizer.rule != "qwen2":
         # transformers gives every qwen2 model this rule, whatever tokenizer.json says
         raise ModelError(
             f"{gguf_path}: pre-tokenizer {tokenizer.pre!r} with architecture qwen2 cannot be "
@@ -83,6 +118,7 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
 def _architecture(file: GgufFile) -> JsonObject:
     """Build `config.json`, without token ids and dtype."""
     kind = file.need("general.architecture", str)
+    _check_content(file, kind)
     if kind not in _CLASSES:
         raise ModelError(
             f"{file.path}: architecture {kind!r} cannot be imported, only {', '.join(_CLASSES)}; "
@@ -90,6 +126,7 @@ def _architecture(file: GgufFile) -> JsonObject:
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_REMEDY}")
+    _check_metadata(file, kind)
     hidden = file.need(f"{kind}.embedding_length", int)
     heads = file.need(f"{kind}.attention.head_count", int)
     head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
@@ -131,20 +168,82 @@ def _architecture(file: GgufFile) -> JsonObject:
     return config | ({"rope_scaling": scaling} if scaling else {})
 
 
+def _check_content(file: GgufFile, kind: str) -> None:
+    """Refuse a file that holds something other than a whole dense language model."""
+    content = file.get("general.type", str) or "model"
+    if content == "adapter" or file.keys("adapter."):
+        raise ModelError(
+            f"{file.path}: this is an adapter (LoRA), not a model; import its base model, and take "
+            "the adapter in the format of PEFT or mlx-lm"
+        )
+    if content == "mmproj" or kind == "clip":
+        raise ModelError(
+            f"{file.path}: this is the image part of a model (mmproj); import the language model's "
+            "own file"
+        )
+    if content != "model":
+        raise ModelError(f"{file.path}: holds no model, but {content!r}; import the model's file")
+    if not file.tensors:
+        raise ModelError(
+            f"{file.path}: holds a vocabulary alone, no weights; import the model's own file"
+        )
+    experts = file.get(f"{kind}.expert_count", int) or 0
+    if experts > 0 or "blk.0.ffn_gate_inp.weight" in file.tensors:
+        raise ModelError(
+            f"{file.path}: this is a mixture of {experts or 'several'} experts, which cannot be "
+            "imported; use the model's safetensors"
+        )
+
+
+def _check_metadata(file: GgufFile, kind: str) -> None:
+    """Refuse metadata that may change the computation and that the importer does not use."""
+    context = file.need(f"{kind}.context_length", int)
+    for key in sorted(file.keys(f"{kind}.") - _USED):
+        value = file.value(f"{kind}.{key}")
+        if key.startswith("rope.scaling.") or value in _WITHOUT_EFFECT.get(key, ()):
+            continue
+        if key == "attention.sliding_window" and isinstance(value, int) and value >= context:
+            continue
+        if key == "attention.scale" and isinstance(value, float) and _is_usual_scale(file, value):
+            continue
+        raise ModelError(
+            f"{file.path}: {kind}.{key} is {value!r}, which may change what the model computes, and "
+            "is not imported; use the model's safetensors"
+        )
+
+
+def _is_usual_scale(file: GgufFile, scale: float) -> bool:
+    """Return whether a factor on attention scores is that of an architecture without the key."""
+    kind = file.need("general.architecture", str)
+    heads = max(file.need(f"{kind}.attention.head_count", int), 1)
+    width = file.get(f"{kind}.attention.key_length", int)
+    width = width or file.need(f"{kind}.embedding_length", int) // heads
+    return scale == 0 or math.isclose(scale, max(width, 1) ** -0.5, rel_tol=1e-5)
+
+
 def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> JsonObject | None:
-    if "rope_freqs.weight" in file.tensors:
-        return _llama3_scaling(file, theta, head_dim)
+    """Build `rope_scaling` as llama.cpp reads it: a factor without a type is linear."""
     prefix = f"{kind}.rope.scaling."
-    method = file.get(f"{prefix}type", str) or "none"
+    factor = file.get(f"{prefix}factor", float) or file.get(f"{kind}.rope.scale_linear", float)
+    method = file.get(f"{prefix}type", str) or ("linear" if factor else "none")
     unknown = file.keys(prefix) - {"type", "factor", "original_context_length", "finetuned"}
-    if method == "none" and not unknown:
-        return None
-    if method not in ("linear", "yarn") or unknown:
+    if "rope_freqs.weight" in file.tensors:
+        if unknown or (method != "none" and factor not in (None, 1.0)):
+            raise ModelError(
+                f"{file.path}: rope_freqs.weight and rope scaling {method!r} together cannot be "
+                "imported; use the model's safetensors"
+            )
+        return _llama3_scaling(file, theta, head_dim)
+    if method not in ("none", "linear", "yarn") or unknown:
         raise ModelError(
             f"{file.path}: rope scaling {method!r} {sorted(unknown) or ''} cannot be imported; "
             "use the model's safetensors"
         )
-    scaling = {"rope_type": method, "factor": _shortest(file.need(f"{prefix}factor", float))}
+    if method == "none" or (method == "linear" and factor in (None, 1.0)):
+        return None
+    if not factor or factor < 0:
+        raise ModelError(f"{file.path}: {prefix}factor is {factor}; {_REMEDY}")
+    scaling = {"rope_type": method, "factor": _shortest(factor)}
     original = file.get(f"{prefix}original_context_length", int)
     if method == "yarn" and original is not None:
         scaling["original_max_position_embeddings"] = original

@@ -25,6 +25,19 @@ from forty2.errors import ModelError
 from forty2.files import JsonObject
 from forty2.model.gguf.file import GgufFile
 
+_SAME_RULE = {
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano smaug-bpe dbrx",
+    "qwen2": "deepseek-r1-qwen kormo f2llmv2 megrez",
+    "smollm": "starcoder refact command-r codeshell exaone minerva-7b",
+    "gpt-2": "phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "
+    "exaone4 mpt olmo jais trillion granite-docling",
+}
+"""Names that llama.cpp cuts text into words for as it does for the first one (`llama-vocab.cpp`)."""
+_RULES = {name: rule for rule, names in _SAME_RULE.items() for name in [rule, *names.split()]} | {
+    "default": "gpt-2"  # no converter of today writes it for such a tokenizer
+}
+_MERGED_ALWAYS = {"smaug-bpe", "dbrx"}
+"""Names with the rule of Llama 3 that do not look up a whole word before they merge, nor add a BOS."""
 _CONTROL, _USER_DEFINED = 3, 4
 """llama.cpp's types of tokens that are matched in the text as a whole."""
 
@@ -47,7 +60,9 @@ class GgufTokenizer(NamedTuple):
     size: int
     """Number of tokens."""
     pre: str
-    """llama.cpp's name of the rule that cuts text into words."""
+    """llama.cpp's name of the tokenizer."""
+    rule: str
+    """First of the names with the same rule for cutting text into words."""
 
     def save(self, folder: Path) -> None:
         """Write both files into an existing folder."""
@@ -70,7 +85,14 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     _check_kind(file)
     pre = file.need("tokenizer.ggml.pre", str)
     tokens = [str(token) for token in file.need("tokenizer.ggml.tokens", list)]
-    backend = _backend(file, pre, tokens)
+    rule = _RULES.get(pre)
+    if rule is None:
+        raise ModelError(
+            f"{file.path}: pre-tokenizer {pre!r} cannot be imported, only "
+            f"{', '.join(sorted(_RULES))}; use the model's safetensors"
+        )
+    as_llama3 = rule == "llama-bpe" and pre not in _MERGED_ALWAYS
+    backend = _backend(file, rule, tokens, whole_words_first=as_llama3)
     kinds = file.get("tokenizer.ggml.token_type", list) or []
     added = {
         n: AddedToken(tokens[n], special=kind == _CONTROL, normalized=False)
@@ -90,7 +112,7 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
         }.items()
     }
     ends = dict.fromkeys(n for n in (named["eos"], named["eot"]) if n is not None)
-    first = _framing_token(file, "bos", named["bos"], default=pre == "llama-bpe")
+    first = _framing_token(file, "bos", named["bos"], default=as_llama3)
     last = _framing_token(file, "eos", named["eos"], default=False)
     if first or last:
         one = [*(tokens[n] for n in first), "$A", *(tokens[n] for n in last)]
@@ -114,7 +136,7 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     if template is not None:
         config["chat_template"] = template
     ids = TokenIds(named["bos"], list(ends), named["pad"])
-    return GgufTokenizer(backend, config, ids, len(tokens), pre)
+    return GgufTokenizer(backend, config, ids, len(tokens), pre, rule)
 
 
 def _added_token(token: AddedToken) -> JsonObject:
@@ -143,52 +165,45 @@ def _check_kind(file: GgufFile) -> None:
         )
 
 
-def _backend(file: GgufFile, pre: str, tokens: list[str]) -> Tokenizer:
+def _backend(file: GgufFile, rule: str, tokens: list[str], *, whole_words_first: bool) -> Tokenizer:
+    """Build the tokenizer without its added tokens.
+
+    Args:
+        whole_words_first: look up a whole word before merging, as Llama 3 does.
+    """
     vocabulary = {token: n for n, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ModelError(
             f"{file.path}: tokenizer.ggml.tokens names a token twice; the file is damaged"
         )
     pairs = [str(merge).partition(" ") for merge in file.need("tokenizer.ggml.merges", list)]
-    splitter = _splitter(pre)
-    if splitter is None:
-        raise ModelError(
-            f"{file.path}: pre-tokenizer {pre!r} cannot be imported, only {', '.join(_KNOWN)}; "
-            "use the model's safetensors"
-        )
     try:
-        # Llama 3 looks up a whole word before it merges.
         model = models.BPE(
             vocab=vocabulary,
             merges=[(left, right) for left, _, right in pairs],
-            ignore_merges=pre == "llama-bpe",
+            ignore_merges=whole_words_first,
         )
     except Exception as error:  # tokenizers raises the bare class
         raise ModelError(
             f"{file.path}: tokenizer.ggml.merges do not fit the tokens: {error}"
         ) from error
     backend = Tokenizer(model)
-    if pre == "qwen2":
+    if rule == "qwen2":
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = splitter
+    backend.pre_tokenizer = _splitter(rule)
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-_KNOWN = ("smollm", "qwen2", "llama-bpe", "gpt-2", "default")
-
-
-def _splitter(pre: str) -> pre_tokenizers.PreTokenizer | None:
-    """Build the rule that cuts text into words before merging, by llama.cpp's name; None: unknown."""
+def _splitter(rule: str) -> pre_tokenizers.PreTokenizer:
+    """Build the rule that cuts text into words before merging, by the first of its names."""
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in ("gpt-2", "default"):  # no converter of today writes "default" for such a tokenizer
+    if rule == "gpt-2":
         return gpt2
-    if pre == "smollm":
+    if rule == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
-    digits = {"qwen2": r"\p{N}", "llama-bpe": r"\p{N}{1,3}"}.get(pre)
-    if digits is None:
-        return None
+    digits = {"qwen2": r"\p{N}", "llama-bpe": r"\p{N}{1,3}"}[rule]
     words = Regex(
         "|".join(
             [

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from support.recipes import GOOD, problems, write
 
 from forty2.errors import ModelError
-from forty2.recipe.adapter_files import read_adapter_file
 from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.saved_adapter import read_adapter_file
 
 LAYERS = "mlp.up_proj", "self_attn.q_proj"
 PEFT = {

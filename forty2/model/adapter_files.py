@@ -1,0 +1,143 @@
+"""An adapter folder's files: what is in them, and whether they are whole and fit the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from forty2.errors import ModelError, on_one_line
+from forty2.files import JsonObject
+from forty2.model.weights import check_finite_arrays, tensor_names
+from forty2.recipe.saved_adapter import CONFIG as CONFIG
+from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
+
+STOP_TOKENS = "stop_token_ids"
+"""Key of adapter_config.json with the ids that ended the turns that the adapter was trained on;
+other readers of adapters ignore it."""
+_LEAVES = {"lora_a", "lora_b", "m"}
+"""Last parts of the names of an adapter's tensors."""
+_SHOWN = 3
+"""Tensors that a message names."""
+
+
+def read_adapter_config(folder: Path) -> JsonObject:
+    """Read and check an adapter's adapter_config.json, and the header of its weights.
+
+    Raises:
+        ModelError: it is damaged, of another package or too old; or the weights are cut short.
+    """
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: not a JSON object, so it does not fit this model")
+    check_not_peft(folder, config)
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora", "full"):
+        raise ModelError(f"{file}: unknown fine_tune_type {kind!r}; known are lora, dora and full")
+    names = tensor_names(folder / WEIGHTS)
+    if kind != "full" and "num_layers" not in config:
+        raise ModelError(
+            f"{file}: num_layers is missing, as in adapters of early mlx-lm releases; add "
+            f'"num_layers": {config.get("lora_layers") or count_layers(names)}, the number of '
+            "adapted blocks"
+        )
+    if kind != "full" and not isinstance(config.get("lora_parameters"), dict):
+        raise ModelError(
+            f"{file}: lora_parameters (rank, scale, dropout) is missing, so the adapter does not fit "
+            "this model"
+        )
+    return config
+
+
+def check_not_peft(folder: Path, config: object = None) -> None:
+    """Refuse a folder that PEFT wrote.
+
+    Args:
+        config: contents of its adapter_config.json; None: it is read.
+
+    Raises:
+        ModelError: PEFT wrote it.
+    """
+    if config is None:
+        try:
+            config = json.loads((folder / CONFIG).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            config = {}
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind is not None or (
+        not (folder / WEIGHTS).exists() and any(folder.glob("adapter_model.*"))
+    ):
+        raise ModelError(
+            f"{folder}: this is an adapter of PEFT ({kind or 'adapter_model'}), whose tensors have "
+            "other names and another scale (alpha / rank) than mlx-lm's; train on from it with init_from "
+            "in a recipe, or merge it into its base with PEFT (merge_and_unload, save_pretrained) and "
+            "give that folder as --model"
+        )
+
+
+def count_layers(names: Sequence[str]) -> int:
+    """Count the blocks that tensors are named after: model.layers.3.self_attn… is of block 3."""
+    blocks = set()
+    for name in names:
+        _, _, rest = name.partition("layers.")
+        number = rest.partition(".")[0]
+        if number.isdigit():
+            blocks.add(int(number))
+    return len(blocks)
+
+
+def check_adapter_tensors(
+    model: nn.Module, arrays: Mapping[str, mx.array], folder: Path, *, full: bool
+) -> None:
+    """Refuse tensors that do not make up the adapter layers of a model, or are not finite.
+
+    Args:
+        model: the model with its adapter layers.
+        arrays: contents of the adapter's weights file.
+        full: whether all weights of some blocks were trained; then any of the model's may be there.
+
+    Raises:
+        ModelError: a tensor is missing, superfluous, of another shape, or not finite.
+    """
+    parameters = dict(tree_flatten(model.parameters()))
+    own = {name for name in parameters if full or name.rpartition(".")[2] in _LEAVES}
+    file = folder / WEIGHTS
+    misfit = "so the adapter does not fit this model"
+    if surplus := sorted(arrays.keys() - own):
+        raise ModelError(f"{file}: {_some(surplus)}, which this model lacks, {misfit}")
+    for name, array in arrays.items():
+        if array.shape != (shape := parameters[name].shape):
+            raise ModelError(
+                f"{file}: {name} has the shape {array.shape}, which does not match {shape}, {misfit}"
+            )
+    if not full and (missing := sorted(own - arrays.keys())):
+        raise ModelError(
+            f"{file}: lacks {_some(missing)} of the {len(own)} tensors that {CONFIG} describes, "
+            f"{misfit}; take another copy"
+        )
+    check_finite_arrays(file, arrays)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def recorded_stop_tokens(folder: Path) -> list[int]:
+    """Return the ids that ended the turns that an adapter was trained on; empty: not recorded.
+
+    Raises:
+        ModelError: adapter_config.json is damaged, or the record is not a list of ids.
+    """
+    found = read_adapter_config(folder).get(STOP_TOKENS, [])
+    if not isinstance(found, list) or not all(type(n) is int and n >= 0 for n in found):
+        raise ModelError(f"{folder / CONFIG}: {STOP_TOKENS} is not a list of token ids")
+    return list(found)

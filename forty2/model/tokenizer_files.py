@@ -1,0 +1,111 @@
+"""Loading of a model folder's tokenizer and chat template, with messages that name the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from forty2.errors import ModelError, on_one_line
+from forty2.files import JsonObject
+
+_FAST = "tokenizer.json"
+_OTHERS = {
+    "tokenizer.model": "a SentencePiece or tiktoken vocabulary",
+    "vocab.json": "a vocabulary and its merges",
+    "*.tiktoken": "a tiktoken vocabulary",
+    "tiktoken.model": "a tiktoken vocabulary",
+    "tekken.json": "a vocabulary of mistral-common",
+    "vocab.txt": "a WordPiece vocabulary",
+}
+"""Files of tokenizers without tokenizer.json, and what they hold."""
+
+
+def load_tokenizer_files(
+    path: Path, config: JsonObject, trust_remote_code: bool
+) -> TokenizerWrapper:
+    """Load the tokenizer of a model folder, with every id that ends a reply.
+
+    Args:
+        config: the model's configuration, from `read_config`.
+
+    Raises:
+        ModelError: it is missing or damaged, or its chat template cannot be used.
+    """
+    other = next((file for name in _OTHERS for file in sorted(path.glob(name))), None)
+    if not (path / _FAST).exists() and other is None:
+        raise ModelError(
+            f"{path}: no tokenizer (tokenizer.json is missing); copy it from the model"
+        )
+    try:
+        tokenizer = mlx_lm_utils.load_tokenizer(
+            path,
+            {"trust_remote_code": trust_remote_code},
+            eos_token_ids=_as_list(config.get("eos_token_id")),
+        )
+    except Exception as error:  # transformers raises errors of many types
+        if other is not None and not (path / _FAST).exists():
+            raise ModelError(_without_tokenizer_json(path, other)) from error
+        raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
+    if not tokenizer.eos_token_ids:
+        raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
+    if tokenizer.eos_token_id is None:  # config.json alone names it
+        first = _as_list(config.get("eos_token_id"))[0]
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    _settle_template(tokenizer, path)
+    return tokenizer
+
+
+def _without_tokenizer_json(path: Path, other: Path) -> str:
+    content = next(text for name, text in _OTHERS.items() if other.match(name))
+    return (
+        f"{path}: no tokenizer.json, only {other.name} ({content}), which cannot be read alone; copy "
+        "tokenizer.json from the model, or from another model with the same tokenizer, or make it "
+        "with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )
+
+
+def _as_list(value: object) -> list[int]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]  # type: ignore[list-item]
+
+
+def _settle_template(tokenizer: TokenizerWrapper, path: Path) -> None:
+    """Choose one chat template: of several, the one named default; an empty one counts as none.
+
+    Raises:
+        ModelError: there are several, and none is named default; or chat_template.json is damaged.
+    """
+    template = tokenizer._tokenizer.chat_template
+    if template is None:
+        template = _template_of_processor(path / "chat_template.json")
+    if isinstance(template, dict):
+        if "default" not in template and len(template) != 1:
+            raise ModelError(
+                f"{path}: holds {len(template)} chat templates ({', '.join(sorted(template))}), and "
+                "none is named default; write the one to use into chat_template.jinja, and take the "
+                "list out of tokenizer_config.json"
+            )
+        template = template.get("default", next(iter(template.values())))
+    if template is None or not template.strip():
+        template = None
+        tokenizer.has_chat_template = tokenizer._chat_template is not None
+    else:
+        tokenizer.has_chat_template = True
+    tokenizer._tokenizer.chat_template = template
+
+
+def _template_of_processor(file: Path) -> str | None:
+    """Read the template of a model that also reads images; transformers keeps it in its own file."""
+    if not file.exists():
+        return None
+    try:
+        template = json.loads(file.read_bytes())["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+    if not isinstance(template, str):
+        raise ModelError(f"{file}: chat_template is not text")
+    return template
