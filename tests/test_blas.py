@@ -186,9 +186,7 @@ print("both")
 
 def test_nothing_is_written_and_no_home_is_needed(tmp_path: Path) -> None:
     """An unwritable cache, another user's, or several first starts at once cannot matter."""
-    nowhere = {
-        name: "/nonexistent" for name in ("HOME", "FORTY2_CACHE", "XDG_CACHE_HOME", "TMPDIR")
-    }
+    nowhere = dict.fromkeys(("HOME", "FORTY2_CACHE", "XDG_CACHE_HOME", "TMPDIR"), "/nonexistent")
     assert python(SHOW, tmp_path, **nowhere).startswith("OpenBLAS ")
     assert not list(tmp_path.iterdir())
 
