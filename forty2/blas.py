@@ -75,7 +75,14 @@ def load() -> Blas:
         return Blas(_describe(_load_copy(_packaged_library())))
     except ModuleNotFoundError:
         return _reference("scipy-openblas32 is not installed; pip install scipy-openblas32")
-    except (OSError, ValueError, LookupError, AttributeError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        struct.error,
+    ) as error:
         return _reference(
             f"scipy-openblas32 could not be loaded ({error}); pip install --force-reinstall "
             "scipy-openblas32"
@@ -138,7 +145,7 @@ def _load_copy(library: Path) -> ctypes.CDLL:
     """Load a copy of a library without the prefix, globally.
 
     Raises:
-        OSError, ValueError, LookupError, struct.error: it cannot be read, written or loaded, or is
+        OSError, ValueError, LookupError, ArithmeticError, struct.error: it cannot be read, written or loaded, or is
             another kind of file.
     """
     try:
@@ -197,7 +204,7 @@ def _strip_prefix(image: mmap) -> None:
     the prefix. Source of the formats: System V gABI, chapters 4 and 5, for 64 bits, little-endian.
 
     Raises:
-        ValueError, LookupError, struct.error: the file is no such library.
+        ValueError, LookupError, ArithmeticError, struct.error: the file is no such library.
     """
     if image[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a library for a 64-bit little-endian machine")
