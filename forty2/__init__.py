@@ -14,9 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from forty2 import machine
+from forty2 import blas
 
-machine.load_fast_blas()  # before anything imports mlx
+blas.load_before_mlx()
 
 if TYPE_CHECKING:
     from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa

@@ -17,7 +17,7 @@ import pytest
 import forty2
 
 ROOT = Path(forty2.__file__).parent
-GROUND = {"errors", "files", "machine", "progress"}
+GROUND = {"blas", "errors", "files", "machine", "progress"}
 _BELOW_BENCHMARK = {"data", "text", "recipe", "model", "inference"}
 _BELOW_RUNS = _BELOW_BENCHMARK | {"training.objectives", "training", "benchmark", "report"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """The other wings that each may import; the ground floor is open to all."""
 WHEN_CALLED = {("training.objectives", "training")}
 """Allowed inside functions alone: an objective imports its equation when a loss is computed."""
-MLX = {"machine", "model", "inference", "training", "benchmark", "export", "runs", "speed"}
+MLX = {"blas", "machine", "model", "inference", "training", "benchmark", "export", "runs", "speed"}
 """Where mlx may be imported. The others read, write and check without it."""
 MLX_LM = {"model", "inference"}
 """Where mlx_lm may be imported, beside the workers of `speed`, which time it."""

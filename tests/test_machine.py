@@ -1,8 +1,7 @@
-"""The machine: which code runs is recorded truly, and the fast BLAS is found."""
+"""The machine: which code runs is recorded truly."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,20 +99,3 @@ def test_the_cache_is_where_the_environment_says(
 
 def test_memory_is_counted_in_bytes() -> None:
     assert 1e8 < memory_bytes() < 1e14
-
-
-def test_the_fast_blas_is_found_beside_a_folder_named_mlx(tmp_path: Path) -> None:
-    """mlx is a namespace package, so such a folder joins its locations."""
-    if machine.blas().startswith("reference BLAS"):
-        pytest.skip("no fast BLAS runs on this machine")
-    script = tmp_path / "which.py"
-    script.write_text("from forty2 import machine; print(machine.blas())")
-    (tmp_path / "mlx").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "FORTY2_CACHE": str(tmp_path / "cache")},
-    )
-    assert done.stdout.strip() == machine.blas()

@@ -22,6 +22,7 @@ def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 
 
 @click.command("ablate")
+@shared_options.runs_model
 @shared_options.recipe
 @click.option(
     "--seeds",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
+@shared_options.runs_model
 @shared_options.recipe
 @shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a run that stopped.")
@@ -41,6 +42,7 @@ def run_command(
 
 
 @click.command("train")
+@shared_options.runs_model
 @shared_options.recipe
 @click.option("--phase", required=True, help="Last phase to run.")
 @shared_options.run_dir
@@ -68,6 +70,7 @@ def train_command(
 
 
 @click.command("demo")
+@shared_options.runs_model
 @shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a demo that stopped.")
 def demo_command(run_dir: Path | None, resume: bool) -> None:

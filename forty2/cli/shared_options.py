@@ -15,6 +15,8 @@ Command = Callable[..., None]
 """Function of a command."""
 Decorator = Callable[[Command], Command]
 
+_WORTH_SAYING = 1.5
+"""Slowdown by the BLAS that is reported. Less is within what a busy machine measures."""
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -138,6 +140,33 @@ def combined(*decorators: Decorator) -> Decorator:
     return apply
 
 
+def runs_model(function: Command) -> Command:
+    """Have the first line say so if the command would run a model on a slow BLAS."""
+
+    @functools.wraps(function)
+    def with_warning(**arguments: object) -> None:
+        _warn_of_slow_blas()
+        function(**arguments)
+
+    return with_warning
+
+
+def _warn_of_slow_blas() -> None:
+    from forty2 import blas
+
+    problem = blas.load().problem
+    if problem is None:
+        return
+    from forty2.machine import on_gpu
+
+    if not on_gpu() and (slowdown := blas.slowdown()) > _WORTH_SAYING:
+        click.echo(
+            f"warning: matrix products take {slowdown:.0f} times as long as numpy's on this "
+            f"machine: {problem}",
+            err=True,
+        )
+
+
 def recipe(function: Command) -> Command:
     """Add RECIPE, --model and --set; the command gets the loaded `recipe`."""
 
@@ -160,9 +189,13 @@ def recipe(function: Command) -> Command:
 
 
 def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
-    """Add --model and --adapter. --model may be left out if the adapter's run records its model."""
+    """Add --model and --adapter, for a command that runs the model.
+
+    --model may be left out if the adapter's run records its model.
+    """
 
     def decorate(function: Command) -> Command:
+        @runs_model
         @functools.wraps(function)
         def with_model(*, model: str | None, adapter: str | None, **others: object) -> None:
             function(model=model or _recorded_model(adapter), adapter=adapter, **others)

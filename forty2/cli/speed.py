@@ -14,6 +14,7 @@ from forty2.speed.environments import PEERS
 
 
 @click.command("speed")
+@shared_options.runs_model
 @click.option(
     "--suite",
     "-s",

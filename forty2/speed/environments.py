@@ -114,7 +114,7 @@ def _installed_mlx() -> list[str]:
     if sys.platform == "darwin":
         return [f"mlx=={versions['mlx']}"]
     cuda = [f"cuda{release}" for release in (13, 12) if f"mlx-cuda-{release}" in versions]
-    blas = [f"{name}=={versions[name]}" for name in versions if name == "cmeel-openblas"]
+    blas = [f"{name}=={versions[name]}" for name in versions if name == "scipy-openblas32"]
     return [f"mlx[{(cuda or ['cpu'])[0]}]=={versions['mlx']}", *blas]
 
 

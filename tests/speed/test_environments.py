@@ -58,8 +58,8 @@ def test_every_trainer_gets_the_mlx_that_runs_ours(
         assert first[0].endswith(f"=={here['mlx']}")
         assert peer.package in (more[0] if more else first)
         assert bool(more) == (on_linux and peer.linux_dependencies is not None)
-        blas = [wanted for wanted in first if wanted.startswith("cmeel-openblas==")]
-        assert bool(blas) == (on_linux and "cmeel-openblas" in here)
+        blas = [wanted for wanted in first if wanted.startswith("scipy-openblas32==")]
+        assert bool(blas) == (on_linux and "scipy-openblas32" in here)
 
 
 def test_an_environment_that_cannot_be_made_is_named_and_tried_again(

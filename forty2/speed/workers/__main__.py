@@ -229,15 +229,14 @@ def versions() -> dict[str, str]:
 def load_blas() -> str:
     """Load forty2's BLAS, the same for every trainer, and name it.
 
-    `forty2/machine.py` is loaded by its path, because other trainers' environments lack forty2.
+    `forty2/blas.py` is loaded by its path, because other trainers' environments lack forty2.
     """
-    file = Path(__file__).parents[2] / "machine.py"
-    spec = importlib.util.spec_from_file_location("forty2_machine", file)
+    file = Path(__file__).parents[2] / "blas.py"
+    spec = importlib.util.spec_from_file_location("forty2_blas", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.load_fast_blas()
-    return str(module.blas())
+    return str(module.load().name)
 
 
 if __name__ == "__main__":
