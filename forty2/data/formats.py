@@ -320,6 +320,11 @@ def _conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]:
     prompt, taken = _read_prompt(row, question, origin)
     thoughts = _thoughts(row, answer)
     turns = _answer(row[answer], answer, thoughts, origin)
+    if not isinstance(row[question], str):  # the answers in a prompt are given, not to be learned
+        given = (m["role"] == "assistant" for m in prompt)
+        prompt = tuple(
+            {**m, "train": False} if g else m for m, g in zip(prompt, given, strict=True)
+        )
     return (*prompt, *turns), (*taken, *thoughts, answer)
 
 

@@ -25,7 +25,14 @@ from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
 from forty2.runs.measuring import StageMeasurer
-from forty2.runs.phase_data import PhaseData, check_lengths, check_measured, phase_data
+from forty2.runs.phase_data import (
+    PhaseData,
+    check_lengths,
+    check_measured,
+    new_stop_tokens,
+    phase_data,
+    stop_notice,
+)
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
@@ -47,6 +54,8 @@ class PhaseInput:
     data: PhaseData
     check_replies: Callable[[], ReplyCheck]
     """Function that has the model answer prompts, called at each evaluation."""
+    stop_token_ids: frozenset[int]
+    """Ids that end turns in the run's rows, at which the model alone does not stop."""
 
     @property
     def label(self) -> str:
@@ -94,8 +103,19 @@ def read_inputs(
     _check_unchanged(run.path, data, must_agree)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+    stops = new_stop_tokens(data.values(), loaded.tokenizer)
+    if stops:
+        run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
+        loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *stops}
     phases = tuple(
-        PhaseInput(name, number, phase, data[name], _reply_check(run, phase, loaded, data[name]))
+        PhaseInput(
+            name,
+            number,
+            phase,
+            data[name],
+            _reply_check(run, phase, loaded, data[name]),
+            frozenset(stops),
+        )
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)
     )
     if measurer is not None:

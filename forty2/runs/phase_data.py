@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from forty2.text.encoder import Encoder
 from forty2.text.phase_rows import read_phase_rows
 from forty2.text.prepared import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
 from forty2.text.row_kinds import CONVERSATIONS
-from forty2.text.rows import FittedRows, Row, rows_sha256
+from forty2.text.rows import FittedRows, Row, rows_sha256, turn_ends
+from forty2.text.tokenizer import Tokenizer
 from forty2.training.objectives.phase import Phase
 
 
@@ -79,6 +81,26 @@ def phase_data(
     )
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
     return PhaseData(found.train, found.valid, source, found.hits, ignored)
+
+
+def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the tokens that end turns in the rows and at which generation does not stop, by id.
+
+    A base model may stop at its end-of-text token only, while its chat template ends turns with
+    another.
+    """
+    ends = set[int]().union(*(turn_ends(part.train.rows) for part in data))
+    new = sorted(ends - set(tokenizer.eos_token_ids))
+    return {i: tokenizer.decode([i]) for i in new}
+
+
+def stop_notice(stops: Mapping[int, str], model: str) -> str:
+    """Say that the run's models stop at tokens at which the base does not."""
+    listed = ", ".join(stops.values())
+    return (
+        f"the chat template ends turns with {listed}, at which generation from {model} does not stop; "
+        f"this run's adapters and fused model stop there, too"
+    )
 
 
 def check_measured(name: str, phase: Phase, data: PhaseData) -> None:

@@ -143,7 +143,12 @@ def _train(
         )
     )
     with staged_folder(folder) as staged:
-        save_adapter(loaded.model, run.recipe.adapter, staged)
+        save_adapter(
+            loaded.model,
+            run.recipe.adapter,
+            staged,
+            stop_token_ids=sorted(phase.stop_token_ids),
+        )
         record = _record(phase, trained, train_loss, plan)
         write_json(staged / "phase.json", record.to_json())
         seal(staged)

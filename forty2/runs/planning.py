@@ -23,7 +23,14 @@ from forty2.model.loading import LoadedModel, load, parameter_count
 from forty2.model.quantization import dense_weight, is_quantized_layer
 from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
-from forty2.runs.phase_data import PhaseData, check_lengths, check_measured, phase_data
+from forty2.runs.phase_data import (
+    PhaseData,
+    check_lengths,
+    check_measured,
+    new_stop_tokens,
+    phase_data,
+    stop_notice,
+)
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
@@ -116,13 +123,17 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
-        phases = tuple(
-            _forecast(name, recipe, phase_data(phase, recipe, encoder, Path(scratch)), loaded, size)
+        data = {
+            name: phase_data(phase, recipe, encoder, Path(scratch))
             for name, phase in recipe.phases.items()
-        )
+        }
+        phases = tuple(_forecast(name, recipe, part, loaded, size) for name, part in data.items())
     peak = max(phase.peak_memory_gb for phase in phases)
     memory = machine.memory_bytes() / 1e9
     warnings = [warning for phase in phases for warning in phase.warnings()]
+    stops = new_stop_tokens(data.values(), loaded.tokenizer)
+    if stops:
+        warnings.append(stop_notice(stops, recipe.model))
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(

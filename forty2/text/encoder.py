@@ -238,7 +238,7 @@ class Encoder:
         """Encode a text and the token that ends it; all tokens but the first are supervised."""
         ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
         mask = [i > 0 for i in range(len(ids))]
-        return Row(ids, mask, record.origin, weight=_weight(record))
+        return Row(ids, mask, record.origin, weight=_weight(record), is_text=True)
 
     def _render(
         self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]

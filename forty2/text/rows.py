@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from forty2.errors import DataError
+
+_ROWS_SEARCHED = 1000
+"""Rows whose ends of turns are looked at: they are the template's, so all rows have the same few."""
 
 
 class Row(NamedTuple):
@@ -24,6 +27,8 @@ class Row(NamedTuple):
     """For each token, the number of its row among those packed into this one; None: not packed."""
     weight: float = 1.0
     """Average number of times that the row comes in an epoch."""
+    is_text: bool = False
+    """Whether it is a text without a prompt, which may be divided."""
 
 
 Masks = tuple[list[bool], list[bool]]
@@ -106,6 +111,9 @@ class FittedRows(NamedTuple):
 def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
     """Shorten prompts from the left until a row fits; drop rows whose response alone does not.
 
+    A text without a prompt is divided, and loses nothing: each part but the first begins with the last
+    token of the one before, so that every token is learned once.
+
     Args:
         max_length: most tokens of prompt and response together; of two responses the longer counts.
     """
@@ -113,6 +121,9 @@ def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
     shortened: list[str] = []
     dropped: list[str] = []
     for row in rows:
+        if isinstance(row, Row) and row.is_text and len(row.ids) > max_length:
+            fitting += _divide(row, max_length)
+            continue
         fitted = _cut_row(row, max_length) if isinstance(row, Row) else _cut_pair(row, max_length)
         if fitted is None:
             dropped.append(row.origin)
@@ -121,6 +132,13 @@ def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
             if fitted is not row:
                 shortened.append(row.origin)
     return FittedRows(fitting, shortened, dropped)
+
+
+def _divide(row: Row, max_length: int) -> list[Row]:
+    """Divide a text into parts of at most `max_length` tokens."""
+    starts = range(0, len(row.ids) - 1, max_length - 1)
+    parts = [row.ids[start : start + max_length] for start in starts]
+    return [row._replace(ids=ids, mask=[i > 0 for i in range(len(ids))]) for ids in parts]
 
 
 def _cut_row(row: Row, max_length: int) -> Row | None:
@@ -193,6 +211,19 @@ def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
     return [list(prompt) for prompt in found]
 
 
+def turn_ends(rows: Sequence[AnyRow]) -> set[int]:
+    """Return the ids that end the learned turns of the first rows."""
+    found: set[int] = set()
+    for row in islice(rows, _ROWS_SEARCHED):
+        if isinstance(row, Row):
+            following = [*row.mask[1:], False]
+            ends = (on and not more for on, more in zip(row.mask, following, strict=True))
+            found.update(compress(row.ids, ends) if not row.is_text else ())
+        else:
+            found.update(response[-1] for response in row.responses[:1] if response)
+    return found
+
+
 def rows_sha256(rows: Iterable[AnyRow]) -> str:
     """Hash the rows without their origins.
 
@@ -203,6 +234,7 @@ def rows_sha256(rows: Iterable[AnyRow]) -> str:
     for row in rows:
         fields = row._asdict()
         del fields["origin"]
+        fields.pop("is_text", None)
         if fields.get("masks", ()) is None:
             del fields["masks"]
         if isinstance(row, RatedRow):
