@@ -640,6 +640,16 @@ class Kimi(Chatml):
         return talk.text(i) + section
 
 
+class KimiWritingAsGiven(Kimi):
+    """Writes a call's arguments as they are given, so that an object would not be JSON."""
+
+    template = Kimi.template.replace(
+        "(call.function.arguments if call.function.arguments is string else"
+        " call.function.arguments | tojson)",
+        "call.function.arguments",
+    )
+
+
 # --- Llama ---
 
 ALTERNATE = (
@@ -1827,6 +1837,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         Lfm2,
         Phi4,
         Kimi,
+        KimiWritingAsGiven,
         Llama2,
         Llama3,
         Llama31,
