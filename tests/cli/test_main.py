@@ -70,7 +70,7 @@ def test_a_model_without_its_tokenizer_or_with_cut_weights(
     (bare / "model.safetensors").unlink()
     with (starter_path / "model.safetensors").open("rb") as weights:
         (bare / "model.safetensors").write_bytes(weights.read(100_000))
-    assert "cannot load the model" in refused("generate", "-m", bare, "-p", "hi")
+    assert "model.safetensors: cut short" in refused("generate", "-m", bare, "-p", "hi")
 
 
 def test_an_adapter_of_another_shape_is_refused(starter_path: Path, tmp_path: Path) -> None:
