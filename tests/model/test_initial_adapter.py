@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.models import tiny_model
-from support.training import SPEC, adapted
+from support.training import SPEC, adapted, sft
 
 from forty2.errors import ModelError
 from forty2.model.adapter import adapter_weights, load_arrays, save_adapter
@@ -20,7 +20,7 @@ from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Adapter, Recipe
 
 IDS = mx.array([[5, 6, 7, 8, 9]])
-PHASES: Any = {"sft": {"objective": "sft", "data": "x", "steps": 1, "lr": 1e-3}}
+PHASES: Any = {"sft": sft()}
 
 
 def recipe(folder: Path) -> Recipe:
