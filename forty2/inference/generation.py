@@ -34,6 +34,8 @@ BATCH_SIZE = 16
 """Replies generated at once."""
 PREFILL_BATCH_SIZE = 8
 """Prompts read at once."""
+_BEFORE = ":"
+"""Text that stands before a reply while it is decoded."""
 
 
 # --- prefixes -------------------------------------------------------------------------------------
@@ -258,6 +260,9 @@ class _Ending:
         self._tokenizer = tokenizer
         # lm-evaluation-harness also stops at the spelling of the end token.
         self._stop = list(dict.fromkeys([*stop, tokenizer.decode([tokenizer.eos_token_id])]))
+        # Some tokenizers drop a space at the beginning of what they decode.
+        self._before = list(tokenizer.encode(_BEFORE, add_special_tokens=False))
+        self._skip = len(tokenizer.decode(self._before))
         # No token is shorter than a byte. The first token of a text may decode differently, so a few
         # more are searched.
         self._tail = max(len(term.encode()) for term in self._stop) + 3
@@ -278,7 +283,8 @@ class _Ending:
         return any(term in text for term in self._stop)
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        whole = self._tokenizer.decode([*self._before, *ids], skip_special_tokens=True)
+        return str(whole)[self._skip :]
 
 
 class _Prefixes:

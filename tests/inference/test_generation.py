@@ -10,13 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from support.family_tokenizers import KINDS, tokenizer_of
 from support.models import ARCHITECTURES, tiny_model
 from support.models import tiny_loaded as loaded
+from support.template_families import Chatml
 
 from forty2.errors import BenchmarkError
 from forty2.inference.generation import (
     Reply,
     Sampling,
+    _Ending,
     common_prefix_length,
     generate_replies,
     stream_reply,
@@ -116,6 +119,19 @@ def test_an_answer_is_cut_at_its_first_stop_string(
     one = loaded(cast(Any, Alphabet()))
     prompt = encode(one, "a")
     assert said(one, [prompt], max_tokens=8, stop=stop) == [Reply(text, tokens, stopped)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["    return x\n", " user", "The answer is 20", "\n\n x", "é"])
+def test_a_reply_keeps_the_space_it_begins_with(kind: str, text: str) -> None:
+    """SentencePiece tokenizers drop a space at the beginning of what they decode."""
+    tokenizer = tokenizer_of(Chatml(), kind)
+    # as the model writes it: behind the prompt's header
+    before = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    whole = tokenizer.encode(f"<|im_start|>assistant\n{text}", add_special_tokens=False)
+    assume = whole[: len(before)] == before
+    ids = whole[len(before) :] if assume else tokenizer.encode(text, add_special_tokens=False)
+    assert _Ending(tokenizer, ["STOP"]).cut([*ids]) == (text, False) or not assume
 
 
 def test_an_end_token_ends_an_answer_and_is_not_in_it() -> None:

@@ -281,3 +281,21 @@ def test_python_s_names_stay_what_they_are() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.stdout.strip() == "[]", ran.stderr
+
+
+def test_a_template_s_end_of_turn_ends_replies_of_the_run_s_models(here: Path) -> None:
+    """The model's own end of text is another token, at which no turn in the rows ends."""
+    config = here / "model" / "tokenizer_config.json"
+    settings = json.loads(config.read_text()) | {"eos_token": "<|endoftext|>"}
+    config.write_text(json.dumps(settings))
+    model = here / "model" / "config.json"
+    model.write_text(json.dumps(json.loads(model.read_text()) | {"eos_token_id": None}))
+    notice = "the chat template ends turns with <|im_end|>, at which generation from model does not"
+    assert notice in done("plan mine.yaml")
+    assert notice in done("run mine.yaml --run-dir run --set fuse.out=fused")
+    tokenizer = load("fused").tokenizer
+    ends = {tokenizer.convert_ids_to_tokens(i) for i in tokenizer.eos_token_ids}
+    assert ends == {"<|endoftext|>", "<|im_end|>"}
+    assert ends == {
+        tokenizer.convert_ids_to_tokens(i) for i in load("model", "run").tokenizer.eos_token_ids
+    }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.templates import BRACKETS, FORGETS, with_template
 
+from forty2.data.formats import parse
 from forty2.data.records import Chat, Message, Pair
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
@@ -157,6 +158,49 @@ def test_one_response_a_prefix_of_the_other(chatml: Any) -> None:
     )
     assert row.chosen[:-1] == row.rejected[: len(row.chosen) - 1]
     assert row.chosen[-1] == row.rejected[-1] == chatml.eos_token_id
+
+
+def test_sides_that_the_template_writes_alike_are_refused(starter: LoadedModel) -> None:
+    trims = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    pair = Pair(
+        prompt=(user("q"),),
+        chosen=(assistant("Yes\n"),),
+        rejected=(assistant("Yes"),),
+        origin="t:4",
+    )
+    with pytest.raises(DataError, match="t:4: chosen and rejected are equal to the model"):
+        Encoder(with_template(starter, trims)).encode_pair(pair)
+
+
+def test_the_answers_in_a_prompt_are_given_and_not_learned(chatml: Any) -> None:
+    talk = [user("a"), assistant("One."), user("b")]
+    record = parse({"prompt": talk, "completion": [assistant("Two.")]}, "f:1")
+    assert isinstance(record, Chat)
+    assert supervised(chatml, *record.messages) == ["Two.<|im_end|>"]
+
+
+def test_the_last_turn_alone_can_be_learned(chatml: Any) -> None:
+    talk = Chat(messages=(user("a"), assistant("One."), user("b"), assistant("Two.")))
+    (row,) = Encoder(chatml).training_on("last").encode_sft_record(talk)
+    assert chatml.decode([i for i, on in zip(row.ids, row.mask, strict=True) if on]) == (
+        "Two.<|im_end|>"
+    )
+    excluded = Chat(messages=(*talk.messages[:3], {**assistant("Two."), "train": False}))
+    with pytest.raises(DataError, match="no turn is to be learned"):
+        Encoder(chatml).training_on("last").encode_sft_record(excluded)
+
+
+def test_only_the_assistant_s_turns_of_a_response_count(chatml: Any) -> None:
+    chosen = (assistant("One."), user("Sure?"), assistant("Yes."))
+    row = Encoder(chatml).encode_pair(
+        Pair(prompt=(user("q"),), chosen=chosen, rejected=(assistant("No."),), origin="t:1")
+    )
+    kept = [i for i, on in zip(row.chosen, row.response_masks[0], strict=True) if on]
+    assert chatml.decode(kept) == "One.<|im_end|>Yes.<|im_end|>"
+    assert "Sure?" in chatml.decode(row.chosen) and all(row.response_masks[1])
 
 
 def test_one_token_responses(chatml: Any) -> None:
