@@ -78,7 +78,8 @@ class Checkpoints:
         """Write a checkpoint of this step, and delete those that are no longer needed."""
         with staged_folder(self.work / f"step{state.step}") as folder:
             save_adapter(model, self._adapter, folder)
-            arrays = dict(tree_flatten(optimizer.state))
+            # By name: a restored state is in another order than one that has just begun.
+            arrays = dict(sorted(tree_flatten(optimizer.state)))
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
             write_json(folder / "state.json", _STATE.dump_python(state, by_alias=True))
             seal(folder)
