@@ -14,7 +14,7 @@ from support.models import tiny_model
 from support.training import SPEC, adapted, sft
 
 from forty2.errors import ModelError
-from forty2.model.adapter import adapter_weights, load_arrays, save_adapter
+from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, save_adapter
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Adapter, Recipe
@@ -26,7 +26,13 @@ PHASES: Any = {"sft": sft()}
 def recipe(folder: Path) -> Recipe:
     """A recipe that goes on from an adapter, with the shape that reading it takes from there."""
     found = read_adapter_file(str(folder))
-    shape = Adapter(rank=found.rank, scale=found.scale, layers=found.layers, keys=list(found.keys))
+    shape = Adapter(
+        type=found.type,
+        rank=found.rank,
+        scale=found.scale,
+        layers=found.layers,
+        keys=list(found.keys),
+    )
     return Recipe(
         version=1, name="x", model="x", phases=PHASES, init_from=str(folder), adapter=shape
     )
@@ -66,6 +72,25 @@ def test_an_adapter_of_mlx_lm_or_peft_computes_what_it_did(
         assert found is not None and found.folder == place
         assert np.array_equal(model(IDS), logits)
         assert list(adapter_weights(model)) == list(adapter_weights(adapted()))
+
+
+def test_a_dora_adapter_computes_what_it_did(tmp_path: Path) -> None:
+    trained = tiny_model()
+    spec = dataclasses.replace(SPEC, type="dora")
+    attach_adapter(trained, spec, seed=3)
+    moved = [(name, value + 0.05) for name, value in adapter_weights(trained).items()]
+    trained.load_weights(moved, strict=False)
+    save_adapter(trained, spec, tmp_path)
+    model = tiny_model()
+    attach_initial_adapter(model, recipe(tmp_path), seed=7)
+    assert np.array_equal(model(IDS), trained(IDS))
+    assert not np.allclose(tiny_model()(IDS), trained(IDS), atol=1e-3)
+    arrays = load_arrays(tmp_path / "adapters.safetensors")
+    halved = {n: v for n, v in arrays.items() if not n.startswith("model.layers.2") or n[-1] != "m"}
+    assert len(halved) < len(arrays)
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), halved)
+    with pytest.raises(ModelError, match="some layers have DoRA's norms, others not"):
+        read_adapter_file(str(tmp_path))
 
 
 def test_an_adapter_in_16_bits_is_trained_in_32(
