@@ -145,8 +145,8 @@ def _load_copy(library: Path) -> ctypes.CDLL:
     """Load a copy of a library without the prefix, globally.
 
     Raises:
-        OSError, ValueError, LookupError, ArithmeticError, struct.error: it cannot be read, written or loaded, or is
-            another kind of file.
+        OSError, ValueError, LookupError, ArithmeticError, struct.error: it cannot be read, written
+            or loaded, or is another kind of file.
     """
     try:
         with _open_in_memory() as (copy, path):

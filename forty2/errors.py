@@ -8,6 +8,7 @@ exits with the error's code. Any other exception is a bug and keeps its tracebac
 import os
 import re
 import signal
+from collections.abc import Sequence
 
 _CREDENTIALS = re.compile(r"(?<=:/)(/?)[^\s/@]+(?=@)|\b(?:hf_|sk-)[\w-]{16,}")
 """`user:password@` in addresses, and access tokens with well-known prefixes."""
@@ -45,6 +46,12 @@ def on_one_line(error: BaseException) -> str:
     The first line alone would say too little: mlx-lm lists the tensors that do not fit one a line.
     """
     return " ".join(str(error).split())[:_MAX_QUOTE] or type(error).__name__
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """Join names for a message, and count those after the first `most`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class Forty2Error(Exception):

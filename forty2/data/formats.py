@@ -47,6 +47,7 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 
 Row = JsonObject
+Shape = Literal["chat", "text", "pair", "rated"]
 R = TypeVar("R")
 _CONVERSATION = ("messages", "conversations", "conversation")
 _SIDES = (
@@ -453,9 +454,6 @@ def _refuse_second_answer(row: Row, question: str, answer: str, origin: str) -> 
             raise DataError(
                 f"{origin}: {answer} and {other} may both be the answer to {question}; remove one"
             )
-
-
-Shape = Literal["chat", "text", "pair", "rated"]
 
 
 def _rest(

@@ -25,7 +25,7 @@ from forty2.model.surgery import sample_ids, scores_agree
 from forty2.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from mlx_lm.generate import GenerationBatch
+    from mlx_lm.generate import BatchGenerator, GenerationBatch
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 WORTH_SHARING = 8
@@ -160,13 +160,9 @@ def generate_replies(
         BenchmarkError: the model's scores are not finite.
         ModelError: a prompt leaves no room for a reply in the model's context.
     """
-    from mlx_lm.generate import BatchGenerator
-
     if not prompts:
         return
-    limit = loaded.row_limit
-    for number, prompt in enumerate(prompts, 1):
-        limit.refuse(len(prompt) + 1, f"prompt {number} and a reply")
+    _refuse_long(prompts, loaded)
     if not supports_batches(loaded.model):
         batch_size = 1
     ending = _Ending(loaded.tokenizer, stop)
@@ -174,12 +170,7 @@ def generate_replies(
     waiting = deque(sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), prompts[n])))
     running: dict[int, _Running] = {}  # by the generator's number
     done = 0
-    generator = BatchGenerator(
-        loaded.model,
-        stop_tokens=[[token] for token in loaded.tokenizer.eos_token_ids],
-        completion_batch_size=batch_size,
-        prefill_batch_size=min(batch_size, PREFILL_BATCH_SIZE),
-    )
+    generator = _make_generator(loaded, batch_size)
     try:
         while waiting or running:
             while waiting and len(running) < batch_size:
@@ -199,6 +190,25 @@ def generate_replies(
                 yield running.pop(response.uid).number, reply
     finally:
         generator.close()
+
+
+def _refuse_long(prompts: Sequence[list[int]], loaded: LoadedModel) -> None:
+    """Refuse prompts that leave no room for a reply in the model's context."""
+    limit = loaded.row_limit
+    for number, prompt in enumerate(prompts, 1):
+        limit.refuse(len(prompt) + 1, f"prompt {number} and a reply")
+
+
+def _make_generator(loaded: LoadedModel, batch_size: int) -> BatchGenerator:
+    """Make mlx-lm's generator of replies in batches."""
+    from mlx_lm.generate import BatchGenerator
+
+    return BatchGenerator(
+        loaded.model,
+        stop_tokens=[[token] for token in loaded.tokenizer.eos_token_ids],
+        completion_batch_size=batch_size,
+        prefill_batch_size=min(batch_size, PREFILL_BATCH_SIZE),
+    )
 
 
 def _take_token(

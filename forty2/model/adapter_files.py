@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from forty2.errors import ModelError, on_one_line
+from forty2.errors import ModelError, first_names, on_one_line
 from forty2.files import JsonObject
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
@@ -112,7 +112,9 @@ def check_adapter_tensors(
     file = folder / WEIGHTS
     misfit = "so the adapter does not fit this model"
     if surplus := sorted(arrays.keys() - own):
-        raise ModelError(f"{file}: {_some(surplus)}, which this model lacks, {misfit}")
+        raise ModelError(
+            f"{file}: {first_names(surplus, _SHOWN)}, which this model lacks, {misfit}"
+        )
     for name, array in arrays.items():
         if array.shape != (shape := parameters[name].shape):
             raise ModelError(
@@ -120,15 +122,10 @@ def check_adapter_tensors(
             )
     if not full and (missing := sorted(own - arrays.keys())):
         raise ModelError(
-            f"{file}: lacks {_some(missing)} of the {len(own)} tensors that {CONFIG} describes, "
+            f"{file}: lacks {first_names(missing, _SHOWN)} of the {len(own)} tensors that {CONFIG} describes, "
             f"{misfit}; take another copy"
         )
     check_finite_arrays(file, arrays)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def recorded_stop_tokens(folder: Path) -> list[int]:

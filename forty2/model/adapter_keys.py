@@ -13,7 +13,7 @@ from typing import NamedTuple
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from forty2.errors import ModelError
+from forty2.errors import ModelError, first_names
 from forty2.model.surgery import blocks
 from forty2.recipe.schema import Adapter
 
@@ -25,7 +25,7 @@ _ADAPTABLE = (
     SwitchLinear,
     QuantizedSwitchLinear,
 )
-"""What mlx-lm attaches LoRA to, beside layers that have a method for it."""
+"""Layers to which mlx-lm attaches LoRA, beside those that have a method for it."""
 _MOST_NAMES = 12
 """Most names that a message lists."""
 
@@ -166,6 +166,4 @@ def _named_twice(layers: _Layers, keys: Sequence[str]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Join names, the first dozen of them."""
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return first_names(names, _MOST_NAMES)

@@ -93,15 +93,7 @@ def open_run(
     with contextlib.ExitStack() as opened:
         with group.synchronized() as must_agree:
             provenance = provenance_of(recipe)
-            versions = provenance.versions
-            must_agree.update(
-                {f"the version of {name}": versions[name] for name in ("forty2", "mlx", "mlx-lm")},
-                **{
-                    "the recipe": to_yaml(recipe),
-                    "the model": provenance.model_sha256,
-                    "the adapter of init_from": str(provenance.init_from_sha256),
-                },
-            )
+            must_agree.update(_shared_facts(recipe, provenance))
             if not group.first:
                 resume, progress = False, silent
             if resume and not (path / "run.json").exists():
@@ -133,6 +125,17 @@ def open_run(
             template=TemplateSettings.from_json(read_json(folder.path / TEMPLATE)),
             whole_epochs=group.broadcast(folder.counts_whole_epochs),
         )
+
+
+def _shared_facts(recipe: Recipe, provenance: Provenance) -> dict[str, str]:
+    """Return what must be the same in all processes of a group, by what it is."""
+    versions = ("forty2", "mlx", "mlx-lm")
+    return {
+        **{f"the version of {name}": provenance.versions[name] for name in versions},
+        "the recipe": to_yaml(recipe),
+        "the model": provenance.model_sha256,
+        "the adapter of init_from": str(provenance.init_from_sha256),
+    }
 
 
 def _record_template(path: Path, recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ from forty2.text.encoder import Encoder, TrainOn
 from forty2.text.packing import packed
 from forty2.text.prepared import VERSION, tokenizer_key
 from forty2.text.rows import Row, fit_rows
-from forty2.text.tokenizer import LoadTokenizer
+from forty2.text.tokenizer import LoadTokenizer, Tokenizer
 
 _CHUNK = 512
 """Rows that a worker tokenizes together."""
@@ -136,10 +136,7 @@ def prepare(
             "forty2": importlib.metadata.version("forty2"),
             "source": str(source),
             "model": model,
-            "tokenizer": tokenizer_key(tokenizer),
-            "template_date": getattr(tokenizer, "template_date", None),
-            "train_on": preparation.train_on,
-            "max_length": preparation.max_length,
+            **_encoding(tokenizer, preparation),
             "seed": preparation.seed,
             "asked": total,
             **_counts(writers, preparation.pack),
@@ -150,6 +147,16 @@ def prepare(
         }
         write_json(unfinished / MANIFEST, manifest)
     return manifest
+
+
+def _encoding(tokenizer: Tokenizer, preparation: Preparation) -> JsonObject:
+    """Return the keys of a manifest that say how rows became tokens."""
+    return {
+        "tokenizer": tokenizer_key(tokenizer),
+        "template_date": getattr(tokenizer, "template_date", None),
+        "train_on": preparation.train_on,
+        "max_length": preparation.max_length,
+    }
 
 
 class _Written(NamedTuple):

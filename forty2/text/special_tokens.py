@@ -100,10 +100,6 @@ class SpecialTokens:
             return [list(encode(text, add_special_tokens=False)) for text in texts]
         return self._word_cache.encode_batch(texts)
 
-    def spelled(self, text: str, literals: Sequence[str]) -> str:
-        """Return a rendered text with its literals in place of their placeholders."""
-        return _restored(text, literals) if literals else text
-
     def _taking_control_tokens_for_text(self) -> Backend:
         """Return a copy of the tokenizer in which each control token has another spelling.
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jinja2
 from jinja2 import nodes
 
+from forty2.data.messages import REASONING
 from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.files import JsonObject
@@ -33,8 +34,6 @@ _MARKS = re.compile(r"QxZ(\d+)ZxQ")
 """Mark in place of a text, while a template is rendered to see what it writes itself."""
 _NUMBERED = re.compile(r"functions\.(.+)(:\d+)")
 """Number of a call that names its function."""
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which templates read what an assistant thought before its answer."""
 _TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)>\s*(</\1>\s*)?")
 """A tag, alone or with the one that closes it."""
 _OPENED = re.compile(r"<([A-Za-z][\w:.-]*)>\s*$")
@@ -67,7 +66,7 @@ class Example(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What ends a turn: a text of the template up to a control token, or to its own end."""
+    """The end of a turn: a text of the template up to a control token, or to its own end."""
 
     text: str
     needs_end: bool
@@ -79,7 +78,7 @@ class _Shape:
     """A template's rendering of a conversation's marks, up to an assistant turn."""
 
     parts: list[str]
-    """What the template writes before, between and after the marks."""
+    """Texts of the template before, between and after the marks."""
     order: list[int]
     """The marks, as they appear."""
     owners: list[int]
@@ -90,12 +89,12 @@ class _Shape:
 
 
 class _Turn(NamedTuple):
-    """What a shape says about its last turn, an assistant's."""
+    """The last turn of a shape, an assistant's: where it begins and ends."""
 
     shape: _Shape
     ending: Ending
     lead: str
-    """What the template writes between generation's prompt and the turn's first text."""
+    """Text of the template between generation's prompt and the turn's first text."""
     appended: bool
     """Whether generation's prompt is the beginning of the whole."""
     prompt: str
@@ -348,7 +347,7 @@ class Turns:
         A template may leave out what earlier turns thought: generation does not see it either.
         """
         for owner, key in found.shape.dropped:
-            if owner == turn or key not in _REASONING:
+            if owner == turn or key not in REASONING:
                 raise DataError(f"messages[{owner}]: {_dropped(conversation, owner, key)}")
         if found.shape.tools_dropped:
             raise DataError(
@@ -390,7 +389,7 @@ class _Conversation:
     def _mark(self, i: int, message: Message) -> Message:
         marked = dict(message)
         seen: dict[object, object] = {}  # templates read reasoning under one of its names
-        for key in _REASONING:
+        for key in REASONING:
             if key in message:
                 if message[key] not in seen:
                     seen[message[key]] = self._replace(i, key, message[key])
@@ -566,7 +565,7 @@ def _dropped(conversation: _Conversation, owner: int, key: str) -> str:
             "the chat template does not write this turn's tool call, so it cannot be learned; use a "
             "template for tools (chat_template)"
         )
-    if key in _REASONING:
+    if key in REASONING:
         return (
             f"the chat template does not write this turn's {key}; use a template that has it "
             f"(chat_template), put it into the content, or remove it"

@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from forty2.errors import first_names
 from forty2.model.adapter import adapter_weights
 from forty2.model.surgery import blocks
 from forty2.training.red_lines import SMALL_LOSS
@@ -66,14 +67,14 @@ class MovementCheck:
         missed = [name for name in due if self._places[name] not in self._reached]
         if missed:
             return (
-                f"no gradient reaches {_listed(missed)}, so training leaves it as it is: what that "
+                f"no gradient reaches {first_names(missed, _MOST_NAMES)}, so training leaves it as it is: what that "
                 "layer computes does not enter the loss; name the layers to train, without that one, "
                 "in adapter.keys"
             )
         unmoved = [name for name in due if name not in moved]
         lost = [name for name in unmoved if name in pulled]
         if lost and full_rate:
-            return f"the step is too small to change {_listed(lost)}: rounding undoes it; raise lr"
+            return f"the step is too small to change {first_names(lost, _MOST_NAMES)}: rounding undoes it; raise lr"
         keep = {*lost, *(name for name in names if name not in due)}
         self._before = {name: value for name, value in self._before.items() if name in keep}
         return None
@@ -103,8 +104,3 @@ def _where(flags: Mapping[str, mx.array]) -> set[str]:
         return set()
     true = np.asarray(mx.stack([*flags.values()]))
     return {name for name, flag in zip(flags, true, strict=True) if flag}
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -23,6 +23,8 @@ _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
 _NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:[-_]\d+(?:-of-\d+)?)?", re.IGNORECASE)
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Files of `datasets` in a folder with one split, and in one with a folder for each."""
+_ABOUT = {"manifest.json", "dataset_info.json", "dataset_infos.json", _SAVED, _SAVED_SPLITS}
+"""Files that describe the data and hold none."""
 
 
 def files_of(folder: Path, split: str, kinds: Collection[str]) -> list[Path]:
@@ -85,9 +87,6 @@ def _listed(folder: Path, kinds: Collection[str]) -> list[Path]:
 def _describes(name: str) -> bool:
     """Return whether a file describes the data and holds none."""
     return name in _ABOUT or name.endswith(".manifest.json")
-
-
-_ABOUT = {"manifest.json", "dataset_info.json", "dataset_infos.json", _SAVED, _SAVED_SPLITS}
 
 
 def _saved_files(folder: Path) -> list[Path]:

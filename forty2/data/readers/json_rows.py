@@ -75,8 +75,13 @@ _OF_A_ROW = {
     "completion",
     "chosen",
     "rejected",
+    "preferred_output",
+    "non_preferred_output",
+    "tools",
+    "functions",
+    "history",
+    "text",
 }
-_OF_A_ROW |= {"preferred_output", "non_preferred_output", "tools", "functions", "history", "text"}
 
 
 def json_form(file: BinaryIO, path: Path) -> JsonForm:

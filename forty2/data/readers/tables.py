@@ -42,6 +42,10 @@ _COLUMNS = {*_VALUES, *_STRUCTURE, *_TEXTS}
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _PYTHON = re.compile(r"\[\{'(?:role|content|from|value)':")
 """The beginning of messages as Python prints them, which is what pandas writes into a cell."""
+_ESCAPED = re.compile("[\udc80-\udcff]")
+"""A byte that is not UTF-8, as `surrogateescape` decodes it."""
+_UNNAMED = "Unnamed: "
+"""Beginning of the name of a column without one, as pandas calls it."""
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -101,10 +105,6 @@ def _checked_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
             where = f"byte {at + 1} of the line"
             raise not_utf8(f"{path}:{number}", where, ord(found[0]) - 0xDC00)
         yield line
-
-
-_ESCAPED = re.compile("[\udc80-\udcff]")
-_UNNAMED = "Unnamed: "
 
 
 def _separator(header: str, usual: str) -> str:

@@ -38,6 +38,8 @@ _RULES = {name: rule for rule, names in _SAME_RULE.items() for name in [rule, *n
 }
 _MERGED_ALWAYS = {"smaug-bpe", "dbrx"}
 """Names with the rule of Llama 3 that do not look up a whole word before they merge, nor add a BOS."""
+_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
+"""Roles of tokens, and llama.cpp's names for them."""
 _CONTROL, _USER_DEFINED = 3, 4
 """llama.cpp's types of tokens that are matched in the text as a whole."""
 
@@ -85,12 +87,7 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     _check_kind(file)
     pre = file.need("tokenizer.ggml.pre", str)
     tokens = [str(token) for token in file.need("tokenizer.ggml.tokens", list)]
-    rule = _RULES.get(pre)
-    if rule is None:
-        raise ModelError(
-            f"{file.path}: pre-tokenizer {pre!r} cannot be imported, only "
-            f"{', '.join(sorted(_RULES))}; use the model's safetensors"
-        )
+    rule = _rule_of(file, pre)
     as_llama3 = rule == "llama-bpe" and pre not in _MERGED_ALWAYS
     backend = _backend(file, rule, tokens, whole_words_first=as_llama3)
     kinds = file.get("tokenizer.ggml.token_type", list) or []
@@ -103,13 +100,7 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
 
     named = {
         role: _token_id(file, f"tokenizer.ggml.{key}_token_id", len(tokens))
-        for role, key in {
-            "bos": "bos",
-            "eos": "eos",
-            "unk": "unknown",
-            "pad": "padding",
-            "eot": "eot",
-        }.items()
+        for role, key in _ROLES.items()
     }
     ends = dict.fromkeys(n for n in (named["eos"], named["eot"]) if n is not None)
     first = _framing_token(file, "bos", named["bos"], default=as_llama3)
@@ -193,6 +184,17 @@ def _backend(file: GgufFile, rule: str, tokens: list[str], *, whole_words_first:
     backend.pre_tokenizer = _splitter(rule)
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _rule_of(file: GgufFile, pre: str) -> str:
+    """Return the first of the names with the same rule for cutting text into words."""
+    rule = _RULES.get(pre)
+    if rule is None:
+        raise ModelError(
+            f"{file.path}: pre-tokenizer {pre!r} cannot be imported, only "
+            f"{', '.join(sorted(_RULES))}; use the model's safetensors"
+        )
+    return rule
 
 
 def _splitter(rule: str) -> pre_tokenizers.PreTokenizer:
