@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -67,7 +68,7 @@ def template(function: Command) -> Command:
         *,
         chat_template: Path | None,
         template_options: tuple[str, ...],
-        system_turn: str | None,
+        system_turn: Literal["keep", "fold"] | None,
         template_date: datetime | None,
         **others: object,
     ) -> None:
@@ -84,7 +85,7 @@ def template(function: Command) -> Command:
                 else None
             ),
             options=dict(map(_option, template_options)),
-            system_turn="fold" if system_turn == "fold" else "keep",
+            system_turn=system_turn,
             date=template_date.date().isoformat() if template_date is not None else None,
         )
         function(template=settings, **others)
@@ -105,7 +106,8 @@ def template(function: Command) -> Command:
         click.option(
             "--system-turn",
             type=click.Choice(["keep", "fold"]),
-            help="fold: merge a system turn into the user turn after it. Default: keep.",
+            help="fold: merge a system turn into the user turn after it. Default: keep, or the run's of "
+            "--adapter.",
         ),
         click.option(
             "--template-date",

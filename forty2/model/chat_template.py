@@ -46,8 +46,8 @@ class TemplateSettings:
     """Template in place of the model's own, as Jinja; None: the model's own."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Values of variables that the template reads, e.g. enable_thinking."""
-    system_turn: Literal["keep", "fold"] = "keep"
-    """Whether a system turn stays a turn, or is merged into the user turn after it."""
+    system_turn: Literal["keep", "fold"] | None = None
+    """Whether a system turn stays a turn, or is merged into the user turn after it; None: it stays."""
     date: str | None = None
     """Day that the template takes for today, as YYYY-MM-DD; None: the day of rendering."""
 
@@ -57,6 +57,15 @@ class TemplateSettings:
     @classmethod
     def from_json(cls, record: JsonObject) -> TemplateSettings:
         return cls(**record)
+
+    def over(self, recorded: TemplateSettings) -> TemplateSettings:
+        """Return these settings, with a run's where they say nothing."""
+        return TemplateSettings(
+            source=self.source if self.source is not None else recorded.source,
+            options={**recorded.options, **self.options},
+            system_turn=self.system_turn or recorded.system_turn,
+            date=self.date or recorded.date,
+        )
 
     @property
     def today(self) -> datetime.date:

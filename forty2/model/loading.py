@@ -120,7 +120,8 @@ def load(
     Args:
         name: folder, hub name, or `smollm2`.
         adapter: an adapter folder, or a run folder (then its last finished phase).
-        template: settings of the chat template; None: those that the adapter's run records.
+        template: settings of the chat template; those that the adapter's run records hold where these
+            say nothing.
         trust_remote_code: run the architecture code that a model brings along.
         lazy: leave the weights on disk until something computes with them.
 
@@ -137,7 +138,9 @@ def load(
     check_weight_files(path, config)
     cpu_kernels.install()
     model, config = _build(path, config, trust_remote_code)
-    template = template or (adapter and recorded_template(adapter)) or TemplateSettings()
+    template = template or TemplateSettings()
+    if adapter is not None:
+        template = template.over(recorded_template(adapter) or TemplateSettings())
     tokenizer = load_tokenizer_files(path, config, trust_remote_code)
     _set_template(tokenizer, template, path)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
@@ -201,7 +204,7 @@ def load_tokenizer(name: str, template: TemplateSettings | None = None) -> Token
 
 def _set_template(tokenizer: TokenizerWrapper, settings: TemplateSettings, path: Path) -> None:
     """Write settings into a tokenizer's chat template."""
-    written = settings.source is not None or settings.options or settings.system_turn != "keep"
+    written = settings.source is not None or settings.options or settings.system_turn == "fold"
     if written and settings.source is None and tokenizer.chat_template is None:
         raise ModelError(
             f"{path}: the tokenizer has no chat template to set options of; give one (chat_template)"

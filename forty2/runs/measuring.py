@@ -11,6 +11,7 @@ from forty2.benchmark.stages import load_measurement, measure, read_stage
 from forty2.benchmark.tasks.divergence import Base, base_of
 from forty2.data.checks.contamination import ContaminationFinder
 from forty2.files import write_json, write_sealed
+from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.schema import Benchmark
 from forty2.runs.context import RunContext
@@ -74,7 +75,9 @@ class StageMeasurer:
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
             return read_stage(file)
-        loaded = loaded or load(str(folder), template=self._run.template)
+        loaded = loaded or load(
+            str(folder), template=TemplateSettings(date=self._run.template.date)
+        )
         loaded.model.eval()
         settings = self._measurement.settings(stage)
         with PartialResults.open(file, settings, resume=True) as partial:

@@ -139,6 +139,33 @@ def test_a_saved_model_carries_the_settings_but_reads_the_clock(
     assert len({tokenizer_key(load_tokenizer(str(tmp_path / "saved"), s)) for s in days}) == 1
 
 
+def test_what_a_command_gives_goes_before_what_the_run_records() -> None:
+    recorded = TemplateSettings(
+        source="x", options={"a": 1, "b": 2}, system_turn="fold", date="2026-01-01"
+    )
+    assert TemplateSettings().over(recorded) == recorded
+    given = TemplateSettings(options={"b": 3}, system_turn="keep")
+    assert given.over(recorded) == TemplateSettings(
+        source="x", options={"a": 1, "b": 3}, system_turn="keep", date="2026-01-01"
+    )
+    assert TemplateSettings(date="2027-02-02").over(recorded).options == recorded.options
+
+
+def test_a_measured_run_with_template_options_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused model's template has the options in it already."""
+    folder = make_inputs(tmp_path / "inputs")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    (folder / "dated.jinja").write_text(DATED)
+    arguments = ["run", "measured.yaml", "--run-dir", "run", "--set", "chat_template=dated.jinja"]
+    arguments += ["--set", "template_options={enable_thinking: false}"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert (folder / "run" / "benchmarks" / "fused.json").exists()
+
+
 def test_a_run_goes_on_with_the_day_of_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
