@@ -237,7 +237,7 @@ def recorded_template(adapter: str | Path) -> TemplateSettings | None:
     for place in (folder, *folder.parents[:2]):
         try:
             return TemplateSettings.from_json(json.loads((place / TEMPLATE).read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{place / TEMPLATE}: damaged: {on_one_line(error)}") from error

@@ -170,7 +170,7 @@ def short_run(inputs: Path, folder: Path, lr: str, fuse: str = "null") -> RunRes
 
 
 def test_a_run_that_changes_nothing_is_called_no_change(inputs: Path, tmp_path: Path) -> None:
-    done = short_run(inputs, tmp_path, "1.0e-9")
+    done = short_run(inputs, tmp_path, "1.0e-7")
     assert done.verdict == "no change"
     summary = read_json(done.path / "summary.json")
     for comparison in summary["comparisons"]:
