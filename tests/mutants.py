@@ -14,8 +14,10 @@ survivors and the functions that changed are tried again. Delete the folder to b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -23,10 +25,15 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from mutmut.configuration import reset_config
+from mutmut.mutation.file_mutation import compute_function_hashes, mutate_file_contents
 from mutmut.stats import status_by_exit_code
+from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutants"
+SAMPLE, SEED = 150, 42
+"""Mutants of a module that are tried, if it has more, and the seed of the draw."""
 CAUGHT = ("killed", "timeout", "segfault", "caught by type check")
 CONFIG = """
 [tool.mutmut]
@@ -51,11 +58,11 @@ MODULES = {
     "model/quantization": "export/test_fusing model/test_adapter",
     "model/surgery": "model/test_surgery inference/test_logprobs",
     "text/encoder": "text/test_encoder text/test_template_cache text/test_word_cache",
-    "training/batched_loss/__init__": "training/test_batched_loss training/objectives/test_kto",
+    "training/batched_loss/__init__": "training/test_frozen_states",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
     "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
     "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states",
-    "training/batched_loss/rated": "training/objectives/test_kto",
+    "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto",
     "training/batched_loss/responses": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_kto",
     "training/batches": "training/test_batches training/test_schedule training/objectives/test_kto",
@@ -101,6 +108,7 @@ class Outcome(NamedTuple):
     """The mutants of a module."""
 
     mutants: int
+    tried: int
     survivors: list[Mutant]
     seconds: float
 
@@ -117,31 +125,47 @@ def mutate(module: str) -> Outcome:
     config = CONFIG.format(module=module, selection=json.dumps(["-m", "not slow", *slow, *tests]))
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8") + config
     (work / "pyproject.toml").write_text(pyproject, "utf-8")
-    record = work / "mutants" / "forty2" / f"{module}.py.meta"
-    _forget_survivors(record)
     (work / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # which tests reach what
+    source = Path("forty2", f"{module}.py")
+    chosen, total = _choose(source, work)
+    record = work / "mutants" / f"{source}.meta"
     start = time.monotonic()
-    processes = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2
-    with (work / "log").open("w") as log:
-        command = ["-m", "mutmut", "run", "--max-children", str(processes)]
-        failed = subprocess.run([sys.executable, *command], cwd=work, stdout=log, stderr=log)
-    if failed.returncode:
-        sys.exit(f"mutmut failed on {module}; see {work / 'log'}")
-    results = json.loads(record.read_bytes())
-    codes = results["exit_code_by_key"]
-    names = [n for n, code in codes.items() if status_by_exit_code[code] not in CAUGHT]
+    if todo := [name for name in chosen if name not in _caught(record, source, work)]:
+        processes = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2
+        command = ["-m", "mutmut", "run", "--max-children", str(processes), *todo]
+        with (work / "log").open("w") as log:
+            failed = subprocess.run([sys.executable, *command], cwd=work, stdout=log, stderr=log)
+        if failed.returncode:
+            sys.exit(f"mutmut failed on {module}; see {work / 'log'}")
     seconds = time.monotonic() - start
-    return Outcome(len(codes), [_describe(name, work) for name in names], seconds)
+    caught = _caught(record, source, work)
+    survivors = [_describe(name, work) for name in chosen if name not in caught]
+    return Outcome(total, len(chosen), survivors, seconds)
 
 
-def _forget_survivors(record: Path) -> None:
-    """Have the survivors of an earlier run tried again: the tests may have changed."""
-    if record.exists():
-        results = json.loads(record.read_bytes())
-        codes = results["exit_code_by_key"]
-        for name, code in codes.items():
-            codes[name] = code if status_by_exit_code[code] in CAUGHT else None
-        record.write_text(json.dumps(results))
+def _choose(source: Path, work: Path) -> tuple[list[str], int]:
+    """Draw the mutants of a module to try, and count all."""
+    with contextlib.chdir(work):  # where mutmut looks for its configuration
+        reset_config()
+        made = mutate_file_contents(str(source), source.read_text("utf-8")).mutant_names
+    names = [get_mutant_name(source, name) for name in made]
+    few = random.Random(SEED).sample(names, min(SAMPLE, len(names)))
+    return sorted(few, key=names.index), len(names)
+
+
+def _caught(record: Path, source: Path, work: Path) -> set[str]:
+    """Return the mutants that a test noticed, of functions that have not changed since."""
+    if not record.exists():
+        return set()
+    results = json.loads(record.read_bytes())
+    now = compute_function_hashes((work / source).read_text("utf-8"))
+    unchanged = {f for f, one in results["hash_by_function_name"].items() if now.get(f) == one}
+    return {
+        name
+        for name, code in results["exit_code_by_key"].items()
+        if status_by_exit_code[code] in CAUGHT
+        and name.rpartition("__mutmut_")[0].rpartition(".")[2] in unchanged
+    }
 
 
 def _describe(name: str, work: Path) -> Mutant:
@@ -160,7 +184,7 @@ def main(wanted: list[str]) -> int:
     listed = tomllib.loads((ROOT / "tests" / "equivalent_mutants.toml").read_text("utf-8"))
     equivalent = {Mutant(*mutant) for group in listed["group"] for mutant in group["mutants"]}
     found, strange = set(), 0
-    print(f"{'module':32} mutants  caught  equivalent  survived  seconds")
+    print(f"{'module':32} mutants tried  caught  equivalent  survived  seconds")
     for module in MODULES:
         if wanted and not any(module.endswith(name) for name in wanted):
             continue
@@ -169,7 +193,8 @@ def main(wanted: list[str]) -> int:
         found.update(outcome.survivors)
         strange += len(unlisted)
         count = len(outcome.survivors)
-        numbers = f"{outcome.mutants:7} {outcome.mutants - count:7} {count - len(unlisted):11}"
+        numbers = f"{outcome.mutants:7} {outcome.tried:5} {outcome.tried - count:7} "
+        numbers += f"{count - len(unlisted):11}"
         print(f"{module:32} {numbers} {len(unlisted):9} {outcome.seconds:8.0f}")
         for mutant in unlisted:
             print(f"    {mutant.of}\n      - {mutant.was}\n      + {mutant.now}")

@@ -65,7 +65,8 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
     assert key != reference_key("base", adapter, PAIRS[1:])
     first, *others = PAIRS
     for side in ("prompt", "chosen", "rejected"):
-        changed = first._replace(**{side: [299, *getattr(first, side)[1:]]})
+        other_ids: Any = {side: [299, *getattr(first, side)[1:]]}
+        changed = first._replace(**other_ids)
         assert key != reference_key("base", adapter, [changed, *others])
     moved = first._replace(chosen=first.chosen[:-1], rejected=[first.chosen[-1], *first.rejected])
     assert key != reference_key("base", adapter, [moved, *others])
