@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mutmut.configuration import reset_config
+from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.mutation.file_mutation import compute_function_hashes, mutate_file_contents
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import get_mutant_name
@@ -139,7 +140,7 @@ def mutate(module: str) -> Outcome:
             sys.exit(f"mutmut failed on {module}; see {work / 'log'}")
     seconds = time.monotonic() - start
     caught = _caught(record, source, work)
-    survivors = [_describe(name, work) for name in chosen if name not in caught]
+    survivors = [_describe(name, source, work) for name in chosen if name not in caught]
     return Outcome(total, len(chosen), survivors, seconds)
 
 
@@ -168,9 +169,9 @@ def _caught(record: Path, source: Path, work: Path) -> set[str]:
     }
 
 
-def _describe(name: str, work: Path) -> Mutant:
-    command = [sys.executable, "-m", "mutmut", "show", name]
-    shown = subprocess.run(command, cwd=work, check=True, capture_output=True, text=True).stdout
+def _describe(name: str, source: Path, work: Path) -> Mutant:
+    with contextlib.chdir(work):
+        shown = get_diff_for_mutant(name, path=source)
     diff = [line for line in shown.splitlines() if line[:3] not in ("---", "+++")]
     was, now = (" ".join(" ".join(x[1:] for x in diff if x[:1] == s).split()) for s in "-+")
     # mutmut's names: forty2.MODULE.x_FUNCTION__mutmut_1, forty2.MODULE.xǁCLASSǁMETHOD__mutmut_1
