@@ -17,7 +17,7 @@ from support.training import ALL, PAIRS, adapted
 import forty2
 from forty2.errors import TrainingError
 from forty2.model.adapter import adapter_weights
-from forty2.training.reference import reference_key, reference_logps
+from forty2.training.reference import pair_logprobs, reference_key, reference_logps
 
 SHORT = {
     "sft": "{{objective: sft, data: {inputs}/sft.jsonl, steps: 1, lr: 1.0e-2, lint: false}}",
@@ -104,3 +104,20 @@ def test_a_stored_reference_is_read_only_for_the_same_weights_adapter_and_tokens
     weights["model.norm.weight"] = 1.01 * weights["model.norm.weight"]
     mx.save_safetensors(str(inputs / "model" / "model.safetensors"), weights)
     assert references("other weights") == 4
+
+
+def test_scores_of_pairs_are_the_sums_of_their_tokens_with_the_ids_that_they_belong_to(
+    tmp_path: Path,
+) -> None:
+    model = adapted()
+    stages: list[tuple[str, int, int]] = []
+    scored = pair_logprobs(model, PAIRS, progress=lambda *event: stages.append(event[:3]))
+    tokens = reference_logps(model, PAIRS, ALL, tmp_path / "reference.npz")
+    assert len(scored) == len(PAIRS) and stages[-1] == ("logprobs", len(PAIRS), len(PAIRS))
+    for i, (pair, record) in enumerate(zip(PAIRS, scored, strict=True)):
+        chosen, rejected = np.split(tokens[i].astype(np.float64), [len(pair.chosen)])
+        assert record == {
+            "prompt_tokens": len(pair.prompt),
+            "chosen": {"ids": pair.chosen, "logprob": pytest.approx(chosen.sum(), rel=1e-6)},
+            "rejected": {"ids": pair.rejected, "logprob": pytest.approx(rejected.sum(), rel=1e-6)},
+        }
