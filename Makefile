@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel parity speed bench chaos soak fuzz lint clean
+.PHONY: demo test test-all docs wheel parity speed bench chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -39,6 +39,10 @@ soak: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install -q --group fuzz
 	$(BIN)/python tests/fuzz.py --seconds 330
+
+mutants: $(STAMP)
+	$(BIN)/python -m pip install -q --group mutants
+	$(BIN)/python tests/mutants.py $(MODULES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -85,6 +85,42 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["b"] and names(tmp_path) == ["out"]
 
 
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power a name may lead to a file that was never flushed, so the order counts."""
+    events: list[tuple[str, str, int]] = []
+    flush, rename = os.fsync, os.replace
+
+    def traced_flush(opened: int) -> None:
+        flush(opened)
+        path = Path(os.readlink(f"/proc/self/fd/{opened}"))
+        events.append(("flush", path.name, os.fstat(opened).st_size if path.is_file() else 0))
+
+    def traced_rename(old: Path, new: Path) -> None:
+        rename(old, new)
+        events.append(("rename", f"{old.name} {new.name}", 0))
+
+    monkeypatch.setattr(os, "fsync", traced_flush)
+    monkeypatch.setattr(os, "replace", traced_rename)
+    unfinished = f".out.{os.getpid()}"
+    write_bytes(tmp_path / "out", b"12345")
+    named = [("rename", f"{unfinished} out", 0), ("flush", tmp_path.name, 0)]
+    assert events == [("flush", unfinished, 5), *named]
+    (tmp_path / "out").unlink()
+    events.clear()
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(b"1234567")
+        assert not events
+    assert sorted(events[:3]) == [
+        ("flush", unfinished, 0),
+        ("flush", "inner", 0),
+        ("flush", "weights", 7),
+    ]
+    assert events[3:] == named
+
+
 @pytest.mark.usefixtures("common_umask")
 def test_new_files_and_folders_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     write_text(tmp_path / "deep" / "deeper" / "file", "1")

@@ -253,7 +253,7 @@ def scores_of(measured: Result | Stage) -> Scores:
         return _scores_of_result(measured)
     parts = {name: _scores_of_result(result) for name, result in measured.results.items()}
     first, *_ = parts.values()
-    settings: dict[str, object] = {"benchmark": "stage"}
+    settings: dict[str, object] = {}
     asked: list[tuple[str, object]] = []
     metrics: dict[str, MetricScores] = {}
     tasks: dict[str, tuple[str, ...]] = {}

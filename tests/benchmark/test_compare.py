@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from support.benchmarks import figures_of
 
 from forty2.benchmark import metrics, stats
-from forty2.benchmark.compare import Comparison, format_comparison
+from forty2.benchmark.compare import Change, Comparison, format_comparison
 from forty2.benchmark.compare import compare as compare_measured
 from forty2.benchmark.results import Result, Stage, read_measured
+from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import gsm8k, task_class
 from forty2.cli import main
 from forty2.errors import BenchmarkError
@@ -143,6 +144,64 @@ def test_the_table_shows_what_the_comparison_holds() -> None:
     assert f"Verdict: {comparison.verdict}" in text
     assert "0.02" in text
     assert comparison.record()["metrics"]["mc1"]["low"] == comparison.metrics["mc1"].low
+
+
+TABLE = """\
+ours, 40 questions
+before: m
+after:  m + a
+KL(after ‖ before) 1.23e-04 a token; 22.5% of items judged otherwise
+
+     before  after  change  95% interval          p verdict
+-----------------------------------------------------------
+MC1   0.250  0.375  +0.125  +0.062 to +0.188  0.020 gain
+MC2   0.500  0.438  -0.062  -0.125 to +0.000 <0.001 inconclusive
+kept  0.250  0.375  +0.125  +0.062 to +0.188  0.001 gain
+
+MC1: 40 questions, 7 better, 2 worse; detectable: 0.088
+MC2: 40 questions, 7 better, 2 worse; detectable: unknown
+
+Verdict: inconclusive
+(over MC1, MC2; a loss below 0.02 counts as no tax)
+detectable: smallest true change that 80% of such comparisons would show
+p: McNemar's exact test, or random signs; corrected for all lines (Holm)"""
+
+
+def test_the_table_of_a_known_comparison() -> None:
+    up = Change(
+        before=0.25,
+        after=0.375,
+        difference=0.125,
+        low=0.0625,
+        high=0.1875,
+        stderr=0.03125,
+        detectable=0.0876,
+        n=40,
+        better=7,
+        worse=2,
+        p=0.01,
+        p_holm=0.02,
+        verdict="gain",
+    )
+    down = up._replace(before=0.5, after=0.4375, difference=-0.0625, low=-0.125, high=0.0)
+    down = down._replace(detectable=None, p_holm=0.0004, verdict="inconclusive")
+    comparison = Comparison(
+        questions="ours",
+        n=40,
+        before="m",
+        after="m + a",
+        margin=0.02,
+        metrics={"mc1": up, "mc2": down, "kept": up._replace(p_holm=0.001)},
+        judged=("mc1", "mc2"),
+        categories={},
+        kl=0.000123,
+        changed=0.225,
+        tasks={},
+        verdict="inconclusive",
+    )
+    assert format_comparison(comparison) == TABLE
+    without = [line for line in TABLE.splitlines() if not line.startswith("KL")]
+    assert format_comparison(comparison._replace(kl=None)).splitlines() == without
 
 
 def test_results_of_other_questions_are_refused() -> None:
@@ -490,6 +549,82 @@ def test_kl_counts_from_the_base_only() -> None:
     """Two later stages are each as far from the base as they are, not from each other."""
     found = compare(stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7), margin=0.2)
     assert found.kl is None and found.verdict == "no tax"
+
+
+def test_a_stage_without_kl_is_compared_and_a_result_beside_a_stage_has_none() -> None:
+    after = stage("phase1_sft", 1e-7, seed=2)
+    del after["divergence"]
+    base = {**stage("base", 0.0)}
+    del base["divergence"]
+    assert compare(base, after).kl is None
+    alone = {"stage": "base", "truthfulqa": base["truthfulqa"]}
+    with pytest.raises(BenchmarkError, match=r"benchmark is 'truthfulqa' .* and 'stage'"):
+        compare(base["truthfulqa"], alone)
+
+
+def test_settings_of_a_stage_s_parts_must_agree_and_are_named_by_their_part() -> None:
+    base, after = stage("base", 0.0), stage("phase1_sft", 0.1)
+    base["behaviour"] = {**base["behaviour"], "data_sha256": "one"}
+    after["behaviour"] = {**after["behaviour"], "data_sha256": "other"}
+    with pytest.raises(BenchmarkError, match="not comparable: behaviour: data_sha256 is"):
+        compare(base, after)
+    after = stage("phase1_sft", 0.1)
+    after["truthfulqa"]["questions_sha256"] = "other"
+    with pytest.raises(BenchmarkError, match="not comparable: questions_sha256 is '0'"):
+        compare(base, after)
+
+
+# --- one comparison in detail ---------------------------------------------------------------------
+
+
+def test_models_and_questions_are_named_as_the_files_name_them() -> None:
+    before = result([([0.0, -1.0], [0.0, 0.0, -1.0])] * 9, questions="é")
+    found = compare(before, {**before, "adapter": "a"})
+    assert (found.questions, found.before, found.after) == ("é", "m", "m + a")
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_gives_others() -> None:
+    before, after = random_result(300, seed=6), random_result(300, seed=7)
+    found = compare(before, after, seed=1).metrics["mc2"]
+    assert found == compare(before, after, seed=1).metrics["mc2"]
+    other = compare(before, after, seed=2).metrics["mc2"]
+    assert found.low != other.low and found.p != other.p
+
+
+def test_where_lower_is_better_a_fall_is_the_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = random_result(300, seed=3), random_result(300, seed=3, lift=1.0)
+    monkeypatch.setattr(task_class("truthfulqa"), "metric", lambda _: Metric(better="lower"))
+    up, down = compare(before, after).metrics["mc1"], compare(after, before).metrics["mc1"]
+    assert (up.verdict, down.verdict) == ("tax", "gain")
+    assert up.better < up.worse and down.better > down.worse
+
+
+def test_results_that_are_alike_have_room_as_wide_as_the_scores_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A question that was missed may have moved from one end of the range to the other."""
+    one = random_result(40, seed=6)
+    monkeypatch.setattr(task_class("truthfulqa"), "metric", lambda _: Metric(0.5, 1.0))
+    found = compare(one, one).metrics["mc1"]
+    assert found.high == -found.low == pytest.approx(0.5 * stats.unseen(40))
+
+
+def test_scores_between_0_and_1_on_one_side_are_no_coin_tosses() -> None:
+    right, between = ([0.0, -1.0], [0.0, 0.0, -60.0]), ([0.0, -1.0], [0.0, 0.0, -1.0])
+    before, after = result([between] * 12), result([right] * 12)
+    for one, other in ((before, after), (after, before)):
+        found = compare(one, other)
+        assert found.metrics["mc1"].difference == 0 == found.changed
+        differences = [found.metrics["mc2"].difference] * 12
+        assert found.metrics["mc2"].p == stats.sign_flips(differences)
+
+
+def test_a_hash_that_an_earlier_release_left_out_excuses_nothing_else() -> None:
+    one = mmlu_result(1)
+    unknown = {key: value for key, value in one.items() if key != "data_sha256"}
+    assert compare(unknown, one).changed == 0
+    with pytest.raises(BenchmarkError, match="not comparable: shots is 5"):
+        compare(unknown, {**one, "shots": 0})
 
 
 # --- what is refused before anything is measured --------------------------------------------------

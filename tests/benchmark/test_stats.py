@@ -17,6 +17,7 @@ from forty2.errors import BenchmarkError
 def test_standard_error_divides_by_n_minus_one() -> None:
     """1, 2, 3, 6: mean 3, squares 4+1+0+9 = 14, sd √(14/3), / √4."""
     assert stats.stderr([1.0, 2.0, 3.0, 6.0]) == pytest.approx(math.sqrt(14 / 3) / 2)
+    assert stats.stderr([1.0, 3.0]) == pytest.approx(math.sqrt(2) / math.sqrt(2))
     with pytest.raises(BenchmarkError, match="no standard error"):
         stats.stderr([1.0])
 
@@ -73,6 +74,21 @@ def test_bootstrap_is_seeded() -> None:
     assert stats.bootstrap(differences) != stats.bootstrap(differences, seed=1)
 
 
+def test_random_signs_are_seeded() -> None:
+    differences = np.random.default_rng(0).normal(0.1, 1.0, size=50)
+    assert stats.sign_flips(differences) == stats.sign_flips(differences)
+    assert stats.sign_flips(differences) != stats.sign_flips(differences, seed=1)
+
+
+def test_as_many_resamples_are_drawn_as_were_asked_for() -> None:
+    """They are drawn by the thousand, to bound memory; the last draw is smaller."""
+    differences = np.random.default_rng(0).normal(size=20)
+    drawn = np.random.default_rng(5).integers(20, size=(1500, 20))
+    wanted = np.quantile(differences[drawn].mean(axis=1), [0.025, 0.975])
+    assert stats.bootstrap(differences, resamples=1500, seed=5) == pytest.approx(tuple(wanted))
+    assert stats.sign_flips([0.0, 0.0, 0.0], resamples=1500) == 1.0
+
+
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
     differences = np.random.default_rng(1).normal(0.1, 1.0, size=400)
     mean, error = differences.mean(), stats.stderr(differences)
@@ -102,6 +118,14 @@ def test_results_alike_have_room_for_what_few_questions_miss(n: int) -> None:
     assert stats.verdict(Interval(low, high), 0.01, n) == "inconclusive"
     certain = stats.bootstrap([0.0] * 368, least=-1, most=1)
     assert stats.verdict(certain, 0.01, 368) == "no tax"
+
+
+def test_equal_differences_have_room_on_both_sides_as_far_as_their_bounds() -> None:
+    low, high = stats.bootstrap([0.25] * 10, least=-1, most=1)
+    missed = 1 - 0.025**0.1
+    assert low == pytest.approx(0.25 - 1.25 * missed) and high == pytest.approx(
+        0.25 + 0.75 * missed
+    )
 
 
 def test_no_tax_is_seldom_said_of_a_loss_beyond_the_margin() -> None:

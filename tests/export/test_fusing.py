@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
@@ -208,3 +209,27 @@ def test_a_record_survives_json(quantized: Quantized | None) -> None:
         "warnings",
     ]
     assert Fused.from_json(json.loads(json.dumps(record))) == fused
+
+
+def test_a_fused_weight_is_the_base_plus_scale_times_the_product(
+    base: Path, tmp_path: Path
+) -> None:
+    """To the last bit: the factors are whole quarters, so that their product has no rounding."""
+    spec = Adapter(rank=2, scale=0.5, layers=1, keys=["self_attn.q_proj"])
+    adapted = load(str(base)).model
+    attach_adapter(adapted, spec, seed=1)
+    layer = adapted.layers[-1].self_attn.q_proj
+    layer.lora_a = mx.random.randint(-3, 4, layer.lora_a.shape, key=mx.random.key(1)) / 4
+    layer.lora_b = mx.random.randint(-3, 4, layer.lora_b.shape, key=mx.random.key(2)) / 4
+    (tmp_path / "adapter").mkdir()
+    save_adapter(adapted, spec, tmp_path / "adapter")
+    fuse(str(base), tmp_path / "adapter", tmp_path / "fused")
+    before, after = (
+        dict(tree_flatten(load(str(path)).model.parameters()))
+        for path in (base, tmp_path / "fused")
+    )
+    changed = "model.layers.2.self_attn.q_proj.weight"
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        update = 0.5 * np.asarray(layer.lora_a @ layer.lora_b).T if name == changed else 0
+        np.testing.assert_array_equal(np.asarray(after[name]), np.asarray(weight) + update)

@@ -215,3 +215,21 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
     lse = np.log(np.exp(wide).sum(-1))
     wanted = wide[np.arange(40), np.asarray(targets)[0]] - lse
     np.testing.assert_allclose(np.asarray(got)[0], wanted, atol=1e-4)
+
+
+def test_a_batch_of_pairs_becomes_the_arrays_of_its_fields() -> None:
+    batch = pair_batch(ROWS[:3], range(3))
+    arrays = logprobs.pair_arrays(batch)
+    fields = (batch.prefixes, batch.prefix_lengths, batch.inputs, batch.targets)
+    for array, field in zip(arrays, (*fields, positions(batch.mask)), strict=True):
+        np.testing.assert_array_equal(np.asarray(array), field)
+
+
+def test_positions_far_apart_in_size_each_have_their_own_softmax() -> None:
+    probabilities, log_totals = logprobs._softmax(mx.array([[900.0, 900.0], [-900.0, -900.0]]))
+    np.testing.assert_allclose(np.asarray(probabilities), 0.5)
+    np.testing.assert_allclose(np.asarray(log_totals)[:, 0], [900.0, -900.0], atol=0.7)
+
+
+def test_a_plain_model_takes_both_shortcuts() -> None:
+    assert supported_shortcuts(tiny_model()) == (True, True)

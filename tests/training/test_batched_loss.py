@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
-from support.training import PAIRS, adapted, dpo, preference
+from support.training import PAIRS, ROWS, adapted, dpo, preference
 
 from forty2.errors import TrainingError
-from forty2.training.batched_loss import PairLoss
+from forty2.inference.logprobs import Shortcuts
+from forty2.training.batched_loss import ConversationLoss, PairLoss
+from forty2.training.batched_loss.responses import kl_per_token
 from forty2.training.evaluation import evaluate
 from forty2.training.objectives.dpo import DpoPhase
 
@@ -57,3 +60,64 @@ def test_without_a_reference_the_drift_from_it_is_left_out() -> None:
     measured = evaluate(model, loss)
     assert "kl" not in measured and {*measured, "kl"} == set(DpoPhase.metrics)
     assert measured["chosen_rewards"] == pytest.approx(0.1 * measured["chosen_logps"], rel=1e-6)
+
+
+def test_the_drift_per_token_by_hand() -> None:
+    """Half the mean square of the log-ratios 1, 2 and of 3, padding left out."""
+    policy, reference = mx.array([[1.0, 3.0, 9.0], [3.0, 9.0, 9.0]]), mx.array([[0.0, 1.0, 0.0]])
+    mask = mx.array([[True, True, False], [True, False, False]])
+    assert kl_per_token(policy, reference, mask).tolist() == [0.5 * (1 + 4) / 2, 0.5 * 9]
+
+
+def test_metrics_of_pairs_are_those_of_known_log_ratios(tmp_path: Path) -> None:
+    """The reference is the policy less 0.2 at each chosen token, and less -0.3 at each rejected."""
+    model = adapted()
+    objective = preference(model, dpo(), tmp_path)
+    policy, lengths = objective.reference or {}, [(len(p.chosen), len(p.rejected)) for p in PAIRS]
+    shifts = np.array([0.2, -0.3], np.float32)
+    objective.reference = {i: logps - np.repeat(shifts, lengths[i]) for i, logps in policy.items()}
+    measured = evaluate(model, objective)
+    chosen, rejected = (np.mean(n) for n in zip(*lengths, strict=True))
+    wanted = {
+        "kl": (0.5 * 0.2**2 + 0.5 * 0.3**2) / 2,
+        "chosen_rewards": 0.1 * 0.2 * chosen,
+        "rejected_rewards": 0.1 * -0.3 * rejected,
+        "margin": 0.1 * (0.2 * chosen + 0.3 * rejected),
+        "accuracy": 1.0,
+        "chosen_logps": np.mean([policy[i][: n[0]].sum() for i, n in enumerate(lengths)]),
+        "rejected_logps": np.mean([policy[i][n[0] :].sum() for i, n in enumerate(lengths)]),
+        "loss": np.mean([np.log1p(np.exp(-0.1 * (0.2 * c + 0.3 * r))) for c, r in lengths]),
+    }
+    assert measured == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_loss_of_conversations_is_their_cross_entropy_in_float64() -> None:
+    model, total, tokens = adapted(), 0.0, 0
+    for row in ROWS:
+        logits = np.asarray(model(mx.array([row.ids[:-1]]))[0], np.float64)
+        logps = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        for at, supervised in enumerate(row.mask[1:]):
+            total -= supervised * logps[at, row.ids[at + 1]]
+            tokens += supervised
+    for shortcuts in (Shortcuts(), Shortcuts(split_head=True)):
+        measured = evaluate(model, ConversationLoss(ROWS, shortcuts))
+        assert measured == pytest.approx({"loss": total / tokens}, rel=1e-5)
+
+
+def test_responses_that_are_alike_are_told_apart_in_no_pair() -> None:
+    pairs = [pair._replace(rejected=pair.chosen, weight=2.5) for pair in PAIRS]
+    loss = PairLoss(pairs, None, dpo())
+    measured = evaluate(adapted(), loss)
+    assert measured["accuracy"] == 0 == measured["margin"]
+    assert loss.weights == [2.5] * len(pairs)
+
+
+def test_rounding_that_dpop_magnifies_passes_the_check_of_the_start(tmp_path: Path) -> None:
+    """A chosen response that looks less likely is penalized fifty-fold: so is its rounding."""
+    model = adapted()
+    objective = preference(model, dpo(loss="dpop"), tmp_path)
+    batch, exact = objective.batch(range(12)), objective.reference or {}
+    for shift, refused in ((1e-3, False), (1e-1, True)):
+        objective.reference = {i: logps + np.float32(shift) for i, logps in exact.items()}
+        with pytest.raises(TrainingError) if refused else nullcontext():
+            objective.check_start(model, batch, tolerance=2e-3)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+import mlx.core as mx
 import pytest
 from support.training import SPEC, adapted, sft
 
@@ -63,3 +67,105 @@ def test_two_checkpoints_and_the_best_adapters_they_refer_to_stay(tmp_path: Path
     assert [folder.name for folder in find_checkpoints(tmp_path)] == ["step5", "step4"]
     assert state.best == BestEvaluation(4, {"loss": 1.0})
     assert [folder.name for folder in tmp_path.glob("best*")] == ["best4"]
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_the_best_of_equal_evaluations_is_the_earliest(
+    direction: Literal["min", "max"], tmp_path: Path
+) -> None:
+    model, checkpoints = adapted(), Checkpoints(tmp_path, SPEC)
+    state, best = PhaseState(), Best(metric="loss", direction=direction)
+    for state.step in (1, 2, 3):
+        state.valid = {"loss": 2.0, "seen": float(state.step)}
+        checkpoints.save_if_best(state, model, best)
+    assert state.best == BestEvaluation(1, {"loss": 2.0, "seen": 1.0})
+    assert [folder.name for folder in tmp_path.glob("best*")] == ["best1"]
+
+
+def saved(work: Path, steps: Sequence[int], best: Sequence[int] = ()) -> Checkpoints:
+    """Checkpoints of these steps, and best adapters of some of them, whose weights tell the step."""
+    model, checkpoints = adapted(), Checkpoints(work, SPEC)
+    optimizer = make_optimizer(sft())
+    optimizer.init(model.trainable_parameters())
+    state = PhaseState()
+    for state.step in steps:
+        layer = model.model.layers[2].self_attn.q_proj
+        layer.lora_b = mx.full(layer.lora_b.shape, state.step)
+        if state.step in best:
+            state.valid = {"loss": -float(state.step)}
+            checkpoints.save_if_best(state, model, Best(metric="loss", direction="min"))
+        checkpoints.save(state, model, optimizer)
+    return checkpoints
+
+
+def step_in(model: Any) -> float:
+    """The step that `saved` wrote into the weights."""
+    return float(model.model.layers[2].self_attn.q_proj.lora_b[0, 0].item())
+
+
+def damage(folder: Path) -> None:
+    (folder / "adapters.safetensors").write_bytes(b"")
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    saved(tmp_path, [8, 9, 10])
+    assert [folder.name for folder in find_checkpoints(tmp_path)] == ["step10", "step9"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_best_adapters_after_it(
+    tmp_path: Path,
+) -> None:
+    checkpoints, model = saved(tmp_path, [8, 9, 10], best=[9, 10]), adapted()
+    damage(tmp_path / "step10")
+    state, found = checkpoints.resume(model, make_optimizer(sft()))
+    assert state is not None and state.step == 9 == step_in(model)
+    assert found == [f"{tmp_path / 'step10' / 'adapters.safetensors'} is damaged"]
+    assert [folder.name for folder in tmp_path.glob("best*")] == ["best9"]
+
+
+def test_checkpoints_that_are_all_damaged_end_the_run(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, [1, 2])
+    for step in (1, 2):
+        damage(tmp_path / f"step{step}")
+    with pytest.raises(RunError, match=r"step2/.* is damaged; .*step1/.* no checkpoint is whole"):
+        checkpoints.resume(adapted(), make_optimizer(sft()))
+
+
+def test_without_a_checkpoint_the_phase_begins_anew_and_its_best_adapters_go(
+    tmp_path: Path,
+) -> None:
+    checkpoints = saved(tmp_path, [0, 1], best=[0, 1])
+    for folder in find_checkpoints(tmp_path):
+        shutil.rmtree(folder)
+    assert [*tmp_path.iterdir()]
+    assert checkpoints.resume(adapted(), make_optimizer(sft())) == (None, [])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_best_adapter_comes_back_unless_it_is_damaged(tmp_path: Path) -> None:
+    checkpoints, model = saved(tmp_path, [1, 2], best=[1]), adapted()
+    best = BestEvaluation(1, {"loss": -1.0})
+    checkpoints.restore_best(best, model)
+    assert step_in(model) == 1
+    damage(tmp_path / "best1")
+    with pytest.raises(RunError, match=r"best1/.* is damaged: the best adapter is lost; delete"):
+        checkpoints.restore_best(best, model)
+
+
+def test_what_cannot_be_deleted_does_not_stop_a_save(tmp_path: Path) -> None:
+    (tmp_path / "step1").write_text("a file where a folder is expected")
+    saved(tmp_path, [2, 3])
+    assert (tmp_path / "step1").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [('{"step": "4"}', "step"), ("[]", "state.json"), ("", "state.json")]
+)
+def test_a_state_of_another_shape_is_refused_with_its_place(
+    text: str, place: str, tmp_path: Path
+) -> None:
+    checkpoints = saved(tmp_path, [4])
+    (tmp_path / "step4" / "state.json").write_text(text)
+    seal(tmp_path / "step4")
+    with pytest.raises(RunError, match=rf"another release of forty2 \({place}: "):
+        checkpoints.resume(adapted(), make_optimizer(sft()))

@@ -26,7 +26,13 @@ from forty2.model.surgery import can_split, frozen_depth
 from forty2.recipe.schema import Adapter
 from forty2.text.encoder import Encoder
 from forty2.text.rows import PairRow, RatedRow, Row
-from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, RatedLoss
+from forty2.training.batched_loss import (
+    BatchedLoss,
+    ConversationLoss,
+    PairLoss,
+    RatedLoss,
+    batched_loss,
+)
 from forty2.training.frozen_states import (
     FrozenStates,
     frozen_states_size,
@@ -35,6 +41,7 @@ from forty2.training.frozen_states import (
 )
 from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.phase import Phase
 from forty2.training.objectives.sft import SftPhase
 from forty2.training.processes import ALONE
 from forty2.training.reference import reference_logps
@@ -379,3 +386,34 @@ def test_states_are_stored_where_that_saves_time_and_they_fit(
     size = states_to_store(moved(), phase, PAIRS, [0, 3], passes, shortcuts=by, processes=processes)
     assert (size is not None) is wanted
     assert size is None or size == frozen_states_size(moved(), PAIRS, [0, 3])
+
+
+@pytest.mark.parametrize("kind", ["conversations", "pairs", "rated"])
+def test_every_loss_begins_at_the_stored_states(kind: str, tmp_path: Path) -> None:
+    """Where they are zeros the loss must be another one; else the blocks below ran again."""
+    model = moved()
+    common: Any = {"data": "x", "steps": 6, "lr": 1e-2}
+    rated = [RatedRow(p.prompt, p.chosen, p.rejected, len(p.prompt) > 5, p.origin) for p in PAIRS]
+    cases: dict[str, tuple[Any, Phase]] = {
+        "conversations": (ROWS, SftPhase(objective="sft", **common)),
+        "pairs": (PAIRS, PHASE),
+        "rated": (rated, KtoPhase(objective="kto", beta=0.3, **common)),
+    }
+    rows, phase = cases[kind]
+    every = range(len(rows))
+    reference = {
+        i: np.linspace(-6, -5, sum(map(len, pair.responses))).astype(np.float32)
+        for i, pair in enumerate(PAIRS)
+    }
+
+    def total(frozen: FrozenStates | None) -> float:
+        loss = batched_loss(phase, rows, reference, supported_shortcuts(model), frozen)
+        batch = loss.batch(every)
+        arrays = [*loss.arrays(batch), *loss.step_arrays(model, [batch], ALONE)]
+        return float(loss.loss(model, arrays).total)
+
+    replay = stored(model, rows, every, tmp_path)
+    assert total(replay) == pytest.approx(total(None), rel=1e-5)
+    (tmp_path / "zeros").write_bytes(bytes(replay.bytes))
+    zeros = FrozenStates(tmp_path / "zeros", frozen_states_size(model, rows, every), rows, every)
+    assert total(zeros) != pytest.approx(total(None), rel=1e-3)

@@ -117,3 +117,20 @@ def test_dpop_penalises_a_chosen_response_that_became_less_likely() -> None:
     worse = PairLogps(*(mx.array([v]) for v in (-22.0, -30.0, -20.0, -20.0)))
     plain = preference_loss(worse, loss="sigmoid", beta=0.1)
     assert float(preference_loss(worse, loss="dpop", beta=0.1)[0]) > float(plain[0])
+
+
+def test_smoothing_is_off_unless_asked_for() -> None:
+    worse = PairLogps(*(mx.array([v]) for v in (-22.0, -30.0, -20.0, -20.0)))
+    plain = preference_loss(worse, loss="sigmoid", beta=0.1)
+    assert (
+        plain.item() == preference_loss(worse, loss="sigmoid", beta=0.1, label_smoothing=0).item()
+    )
+
+
+@pytest.mark.parametrize("missing", ["chosen_tokens", "rejected_tokens"])
+def test_ipo_needs_both_lengths(missing: str) -> None:
+    """It averages over tokens: one side's sum beside the other's mean would be neither."""
+    logps = PairLogps(*(mx.array([v]) for v in (-22.0, -30.0, -20.0, -20.0)))
+    lengths: dict[str, Any] = {"chosen_tokens": mx.array([4]), "rejected_tokens": mx.array([5])}
+    with pytest.raises(ValueError, match="ipo needs"):
+        preference_loss(logps, loss="ipo", beta=0.1, **{**lengths, missing: None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,19 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from support.small_run import make_inputs
 from support.training import ALL, PAIRS, adapted
 
+import forty2
 from forty2.errors import TrainingError
 from forty2.model.adapter import adapter_weights
-from forty2.training.reference import reference_key, reference_logps
+from forty2.training.reference import pair_logprobs, reference_key, reference_logps
+
+SHORT = {
+    "sft": "{{objective: sft, data: {inputs}/sft.jsonl, steps: 1, lr: 1.0e-2, lint: false}}",
+    "dpo": "{{objective: dpo, data: {inputs}/dpo.jsonl, steps: 1, lr: 1.0e-2, lint: false, beta: 1.0}}",
+}
+"""Phases of one step."""
 
 
 def test_reference_is_stored_reused_and_recomputed_when_damaged(tmp_path: Path) -> None:
@@ -51,4 +61,63 @@ def test_reference_key_depends_on_weights_adapter_and_rows() -> None:
     assert key == reference_key("base", dict(adapter), list(PAIRS))
     assert key != reference_key("other", adapter, PAIRS)
     assert key != reference_key("base", {**adapter, name: adapter[name] + 1e-3}, PAIRS)
+    assert key != reference_key("base", {"other": adapter[name], **adapter}, PAIRS)
     assert key != reference_key("base", adapter, PAIRS[1:])
+    first, *others = PAIRS
+    for side in ("prompt", "chosen", "rejected"):
+        other_ids: Any = {side: [299, *getattr(first, side)[1:]]}
+        changed = first._replace(**other_ids)
+        assert key != reference_key("base", adapter, [changed, *others])
+    moved = first._replace(chosen=first.chosen[:-1], rejected=[first.chosen[-1], *first.rejected])
+    assert key != reference_key("base", adapter, [moved, *others])
+
+
+def test_a_stored_reference_is_read_only_for_the_same_weights_adapter_and_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs share a cache; each change below must make its own reference there, and start at ln 2."""
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    inputs = make_inputs(tmp_path / "inputs")
+
+    def references(name: str, *overrides: str) -> int:
+        short = [f"phases.{phase}={yaml}" for phase, yaml in SHORT.items()]
+        changes = [
+            "fuse=null",
+            "adapter.dropout=0.0",
+            *(line.format(inputs=inputs) for line in short),
+            *overrides,
+        ]
+        recipe = forty2.load_recipe(str(inputs / "recipe.yaml"), changes)
+        run = forty2.run(recipe, run_dir=tmp_path / name)
+        records = [json.loads(x) for x in (run.path / "metrics.jsonl").read_text().splitlines()]
+        (first,) = [r["loss"] for r in records if r["phase"] == "dpo" and "loss" in r]
+        assert first == pytest.approx(math.log(2), abs=1e-5)
+        return len(list((tmp_path / "cache" / "reference").iterdir()))
+
+    assert references("first") == 1
+    assert references("another adapter", "phases.sft.lr=2.0e-2") == 2
+    template = inputs / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("}}<|im_end|>", "}} <|im_end|>"))
+    assert references("other tokens") == 3
+    weights = mx.load(str(inputs / "model" / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.norm.weight"] = 1.01 * weights["model.norm.weight"]
+    mx.save_safetensors(str(inputs / "model" / "model.safetensors"), weights)
+    assert references("other weights") == 4
+
+
+def test_scores_of_pairs_are_the_sums_of_their_tokens_with_the_ids_that_they_belong_to(
+    tmp_path: Path,
+) -> None:
+    model = adapted()
+    stages: list[tuple[str, int, int]] = []
+    scored = pair_logprobs(model, PAIRS, progress=lambda *event: stages.append(event[:3]))
+    tokens = reference_logps(model, PAIRS, ALL, tmp_path / "reference.npz")
+    assert len(scored) == len(PAIRS) and stages[-1] == ("logprobs", len(PAIRS), len(PAIRS))
+    for i, (pair, record) in enumerate(zip(PAIRS, scored, strict=True)):
+        chosen, rejected = np.split(tokens[i].astype(np.float64), [len(pair.chosen)])
+        assert record == {
+            "prompt_tokens": len(pair.prompt),
+            "chosen": {"ids": pair.chosen, "logprob": pytest.approx(chosen.sum(), rel=1e-6)},
+            "rejected": {"ids": pair.rejected, "logprob": pytest.approx(rejected.sum(), rel=1e-6)},
+        }

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from support.training import ROWS, adapted, dpo, ids, poisoned, preference, sft, values
 
 from forty2.inference.logprobs import Shortcuts
@@ -19,6 +19,7 @@ from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.text.rows import Row
 from forty2.training.batched_loss import ConversationLoss, PairLoss, micro_batches
 from forty2.training.optimizers import make_optimizer
+from forty2.training.processes import ALONE, Group
 from forty2.training.step import Stepper
 
 
@@ -215,3 +216,115 @@ def test_a_compiled_step_is_the_plain_one_even_when_it_is_skipped(
     assert [step for _, _, step in plain[:4]] == [1, 2, 2, 3]
     for one, other in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_never_scales_a_gradient_up() -> None:
+    """A limit that the gradient is far below changes no bit of the step."""
+    ends = []
+    for norm in (None, 1e3):
+        model = adapted()
+        phase = sft(optimizer="sgd", clip_norm=norm)
+        objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
+        batch = [objective.batch(range(12))]
+        taken = Stepper(model, make_optimizer(phase), objective, phase).step(batch, 0.5)
+        assert 0 < taken.norm < 100
+        ends.append(values(model))
+    for free, limited in zip(*ends, strict=True):
+        np.testing.assert_array_equal(free, limited)
+
+
+def test_a_gradient_near_zero_keeps_its_direction() -> None:
+    ends = []
+    for norm in (None, 1.0):
+        model = adapted()
+        phase = sft(optimizer="sgd", clip_norm=norm)
+        objective = poisoned(1, 1e-9)
+        model.train()
+        batch = [objective.batch(range(12))]
+        taken = Stepper(model, make_optimizer(phase), objective, phase).step(batch, 1e6)
+        assert 0 < taken.norm < 1e-6
+        ends.append(values(model))
+    for free, limited in zip(*ends, strict=True):
+        np.testing.assert_array_equal(free, limited)
+
+
+def test_a_step_measures_all_its_batches_together() -> None:
+    model, phase = adapted(), sft()
+    objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
+    batches = [objective.batch(part) for part in (range(5), range(5, 12))]
+    sums = [float(objective.loss(model, objective.arrays(batch)).total) for batch in batches]
+    tokens = sum(sum(row.mask[1:]) for row in ROWS)
+    stepper = Stepper(model, make_optimizer(phase), objective, phase)
+    taken = stepper.step(batches, 1e-3)
+    assert taken.metrics == pytest.approx({"loss": sum(sums) / tokens}, rel=1e-6)
+    assert taken.loss == pytest.approx(sum(sums) / tokens, rel=1e-6)
+    assert taken.tokens == sum(len(row.ids) for row in ROWS)
+
+
+def test_a_loss_at_the_limit_is_not_beyond_it() -> None:
+    model, phase = adapted(), sft()
+    objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
+    optimizer = make_optimizer(phase)
+    stepper, batch = Stepper(model, optimizer, objective, phase), [objective.batch(range(12))]
+    loss = stepper.step(batch, 0.0).loss
+    stepper.step(batch, 0.0, limit=loss)
+    assert int(optimizer.state["step"]) == 2
+
+
+class OneOfTwo(Group):
+    """One of two processes, which receives what the other one sent."""
+
+    def __init__(self, received: Any = None) -> None:
+        super().__init__(size=2)
+        self.sent: Any = None
+        self._received = received
+
+    def all_sum(self, tree: Any) -> Any:
+        self.sent = tree
+        if self._received is None:
+            return tree
+        return tree_map(lambda one, other: mx.array(one) + other, tree, self._received)
+
+
+@pytest.mark.parametrize("share", [(range(5), range(5, 12)), (range(12), None)])
+def test_two_processes_take_the_step_that_one_would(share: tuple[range, range | None]) -> None:
+    """A process that has no batch of the step adds zeros."""
+    phase = sft(optimizer="sgd")
+
+    def stepper(group: Group) -> tuple[Any, ConversationLoss, Stepper]:
+        model = adapted()
+        objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
+        return model, objective, Stepper(model, make_optimizer(phase), objective, phase, group)
+
+    model, objective, one = stepper(ALONE)
+    alone = one.step([objective.batch(part) for part in share if part], 0.5)
+    second = OneOfTwo()
+    _, objective, other = stepper(second)
+    other._sum_over_processes(other._sum_batches([objective.batch(p) for p in share[1:] if p]))
+    first_model, objective, first = stepper(OneOfTwo(second.sent))
+    together = first.step([objective.batch(share[0])], 0.5)
+    assert together.metrics == pytest.approx(alone.metrics, rel=1e-6)
+    assert together[1:] == pytest.approx(alone[1:], rel=1e-6)
+    for whole, summed in zip(values(model), values(first_model), strict=True):
+        np.testing.assert_allclose(summed, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_on_a_gpu_both_halves_are_compiled_with_the_state_that_they_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def compiled(function: Any, *, inputs: Any, outputs: Any) -> Any:
+        calls.append((function, inputs, outputs))
+        return function
+
+    monkeypatch.setattr("forty2.training.step.on_gpu", lambda: True)
+    monkeypatch.setattr(mx, "compile", compiled)
+    model, phase = adapted(), sft()
+    optimizer = make_optimizer(phase)
+    Stepper(model, optimizer, ConversationLoss(ROWS), phase)
+    assert [function.__name__ for function, _, _ in calls] == ["add_gradients", "update"]
+    for _, inputs, outputs in calls:
+        assert inputs is outputs
+        assert inputs[1] is optimizer.state and inputs[2] is mx.random.state
+        assert len(tree_flatten(inputs[0])) == len(tree_flatten(model.state)) > 0
