@@ -304,7 +304,7 @@ def test_two_processes_take_the_step_that_one_would(share: tuple[range, range | 
     first_model, objective, first = stepper(OneOfTwo(second.sent))
     together = first.step([objective.batch(share[0])], 0.5)
     assert together.metrics == pytest.approx(alone.metrics, rel=1e-6)
-    assert together[1:] == pytest.approx(alone[1:], rel=1e-6)
+    assert together[1:4] == pytest.approx(alone[1:4], rel=1e-6)
     for whole, summed in zip(values(model), values(first_model), strict=True):
         np.testing.assert_allclose(summed, whole, rtol=1e-5, atol=1e-7)
 
