@@ -51,6 +51,7 @@ COVERED_BY = {
     "text/special_tokens.py": "text/test_encoder.py",
     "text/tokenizer.py": "text/test_encoder.py",
     "text/tool_arguments.py": "text/test_template_families.py",
+    "text/marks.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",
     "training/batched_loss/": "training/test_batched_loss.py",
     "training/evaluation.py": "training/test_loop.py",

@@ -30,12 +30,14 @@ _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 """Names that rendering gives to a template, so that no option can."""
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _FOLD = (
-    "{%- if messages | length > 1 and messages[0]['role'] == 'system' and "
-    "messages[1]['role'] == 'user' %}{%- set messages = [dict(messages[1], "
+    "{% if messages | length > 1 and messages[0]['role'] == 'system' and "
+    "messages[1]['role'] == 'user' %}{% set messages = [dict(messages[1], "
     "content=(messages[0]['content'] + '\\n\\n' + messages[1]['content']) "
-    "if messages[0]['content'] else messages[1]['content'])] + messages[2:] %}{%- endif %}"
+    "if messages[0]['content'] else messages[1]['content'])] + messages[2:] %}{% endif %}\n"
 )
 """Merges a system turn into the user turn after it."""
+_DATE_CODE = re.compile(r"%([-_0^]?)([A-Za-z])")
+"""A part of a date in a format of strftime, with a flag of the C library's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,9 @@ def reads_clock(template: object) -> bool:
 def apply_settings(template: object, settings: TemplateSettings, where: str) -> object:
     """Write settings into a chat template, or into each of several by name; all but the date.
 
+    Each is a line of its own, which rendering removes whole (transformers trims blocks): white space
+    with which the template begins stays as it was.
+
     Args:
         template: the model's own; None: it has none.
         where: name of the model, for messages.
@@ -146,7 +151,7 @@ def apply_settings(template: object, settings: TemplateSettings, where: str) -> 
                 f"template_options: the chat template of {where} does not read {name!r}; it reads "
                 f"{there}"
             )
-        lines.append(f"{{%- set {name} = {_literal(value)} %}}")
+        lines.append(f"{{% set {name} = {_literal(value)} %}}\n")
     fold = _FOLD if settings.system_turn == "fold" else ""
     return "".join(lines) + fold + template
 
@@ -157,18 +162,25 @@ def stop_clock(template: object, today: datetime.date) -> object:
         return {name: stop_clock(each, today) for name, each in template.items()}
     if not isinstance(template, str) or not reads_clock(template):
         return template
-    codes = [f"%{flag}{letter}" for letter in "aAbBdjmUwWxyY" for flag in ("-", "")]
-    times = {"%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%c": "", "%X": ""}
-    dates = {code: _formatted(today, code) for code in codes} | times
-    written = "".join(f".replace({code!r}, {text!r})" for code, text in dates.items())
-    macro = f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{written} }}}}{{%- endmacro -%}}"
-    return macro + template
+    found = {code[0]: _formatted(today, *code.groups()) for code in _DATE_CODE.finditer(template)}
+    # A doubled percent sign is one of the text, whatever letter follows it.
+    replaced = {"%%": "\0", **found, "\0": "%"}
+    written = "".join(f".replace({code!r}, {text!r})" for code, text in replaced.items())
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{template}"
 
 
-def _formatted(today: datetime.date, code: str) -> str:
-    """Format a date by one code; `-` drops leading zeros, which not every platform can."""
-    text = today.strftime(code.replace("-", ""))
-    return (text.lstrip("0") or "0") if "-" in code else text
+def _formatted(today: datetime.date, flag: str, letter: str) -> str:
+    """Format noon of a day by one code; flags are those of the C library, for any platform."""
+    noon = datetime.datetime.combine(today, datetime.time(12), datetime.UTC)
+    if letter == "s":  # platforms that know it take the day for one of their own time zone
+        return str(int(noon.timestamp()))
+    text = noon.replace(tzinfo=None).strftime(f"%{letter}")
+    if flag == "^":
+        return text.upper()
+    if not flag or not text.strip().isdigit():
+        return text
+    bare = text.lstrip(" 0") or "0"
+    return {"-": bare, "_": bare.rjust(len(text)), "0": bare.zfill(len(text))}[flag]
 
 
 def _variables(template: str) -> set[str]:

@@ -15,10 +15,8 @@ that generation would see.
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -28,16 +26,14 @@ from forty2.data.messages import REASONING
 from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.files import JsonObject
+from forty2.text.marks import MARK, MARKS, Conversation, Shape, find_places, range_of
 
-_MARK = "QxZ{}ZxQ"
-_MARKS = re.compile(r"QxZ(\d+)ZxQ")
-"""Mark in place of a text, while a template is rendered to see what it writes itself."""
-_NUMBERED = re.compile(r"functions\.(.+)(:\d+)")
-"""Number of a call that names its function."""
 _TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)>\s*(</\1>\s*)?")
 """A tag, alone or with the one that closes it."""
 _OPENED = re.compile(r"<([A-Za-z][\w:.-]*)>\s*$")
-"""A tag that a prompt ends with, so that the answer continues behind it."""
+"""A tag that a prompt ends with: a header of the answer, or the beginning of a thought."""
+_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
+"""Names of tags around a thought."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """Tags with which templates show transformers what an assistant writes."""
 _CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]")
@@ -73,25 +69,14 @@ class Ending(NamedTuple):
     """Whether it holds no control token."""
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A template's rendering of a conversation's marks, up to an assistant turn."""
-
-    parts: list[str]
-    """Texts of the template before, between and after the marks."""
-    order: list[int]
-    """The marks, as they appear."""
-    owners: list[int]
-    """For each mark in `order`, the message whose text it stands for."""
-    dropped: list[tuple[int, str]]
-    """Messages and keys of texts that the template does not write."""
-    tools_dropped: bool
-
-
 class _Turn(NamedTuple):
     """The last turn of a shape, an assistant's: where it begins and ends."""
 
-    shape: _Shape
+    shape: Shape
+    first: int
+    """Place of the turn's first text in the order of marks."""
+    after: int
+    """Place after the last text that generation would write."""
     ending: Ending
     lead: str
     """Text of the template between generation's prompt and the turn's first text."""
@@ -100,7 +85,7 @@ class _Turn(NamedTuple):
     prompt: str
     """Generation's prompt, with marks."""
     opened: str
-    """Name of the tag that the template opens at the end of generation's prompt, if it does."""
+    """Name of the tag that opens a thought at the end of generation's prompt; empty: there is none."""
     text: str
     """The whole up to the turn's end, with marks."""
 
@@ -121,11 +106,13 @@ class Turns:
         self._render = render
         self._specials = specials
         self._stops = frozenset(stops)
+        self._template = template
         self.inspected = inspected_texts(template)
         """Texts that the template looks for in what users wrote."""
         self._inspects = re.compile("|".join(map(re.escape, sorted(self.inspected))) or r"(?!)")
         self._turns: dict[str, _Turn] = {}
         self._chained: dict[str, bool] = {}
+        self._written_calls: set[str] = set()
 
     def examples(
         self,
@@ -145,7 +132,7 @@ class Turns:
         Raises:
             DataError: the template refuses the conversation, or does not write a part of it.
         """
-        conversation = _Conversation(messages, tools)
+        conversation = Conversation(messages, tools)
         if self._appends(conversation, learned):
             found = self._in_one(conversation, learned)
             if found is not None:
@@ -154,7 +141,7 @@ class Turns:
 
     # --- conversations whose template only appends ---
 
-    def _appends(self, conversation: _Conversation, learned: Sequence[int]) -> bool:
+    def _appends(self, conversation: Conversation, learned: Sequence[int]) -> bool:
         """Return whether each turn's example begins with the one before it, for this shape."""
         last = learned[-1]
         key = f"{list(learned)} {conversation.key(last)}"
@@ -162,7 +149,7 @@ class Turns:
             self._chained[key] = self._appends_by_marks(conversation, learned)
         return self._chained[key]
 
-    def _appends_by_marks(self, conversation: _Conversation, learned: Sequence[int]) -> bool:
+    def _appends_by_marks(self, conversation: Conversation, learned: Sequence[int]) -> bool:
         before = ""
         for turn in learned:
             found = self._turn(conversation, turn)
@@ -173,7 +160,7 @@ class Turns:
             before = found.text
         return True
 
-    def _in_one(self, conversation: _Conversation, learned: Sequence[int]) -> Example | None:
+    def _in_one(self, conversation: Conversation, learned: Sequence[int]) -> Example | None:
         """Find all learned turns in one rendering; None: it is not as its shape says."""
         last = learned[-1]
         turns = [self._turn(conversation, turn) for turn in learned]
@@ -181,15 +168,14 @@ class Turns:
         for turn, found in zip(learned, turns, strict=True):
             self._check_whole(conversation, found, turn)
         text = self._render(conversation.messages[: last + 1], False, conversation.tools)
-        places = _places(text, shape, conversation.values(last))
+        places = find_places(text, shape, conversation.values(last))
         if places is None:
             return None
         inspected = any(self._inspects.search(value) for value in conversation.values(last))
         spans = []
         for turn, found in zip(learned, turns, strict=True):
-            first, after = _range_of(found.shape, turn)  # the last shape begins with this one
-            start = places[first][0] - len(found.lead)
-            end = places[after - 1][1] + len(found.ending.text)
+            start = places[found.first][0] - len(found.lead)  # the last shape begins with this one
+            end = places[found.after - 1][1] + len(found.ending.text)
             if not text.startswith(found.lead, start):
                 return None
             if _behind_opened(found.opened, text[start:end]) != text[start:end]:
@@ -201,7 +187,7 @@ class Turns:
 
     # --- one turn alone ---
 
-    def _alone(self, conversation: _Conversation, turn: int) -> Example:
+    def _alone(self, conversation: Conversation, turn: int) -> Example:
         """Render one turn behind the prompt that generation would see."""
         found = self._turn(conversation, turn)
         self._check_whole(conversation, found, turn)
@@ -210,32 +196,32 @@ class Turns:
         text = prompt + answer
         return Example(text, [(len(prompt), len(text))], found.ending.needs_end)
 
-    def _answer(self, conversation: _Conversation, turn: int, found: _Turn, prompt: str) -> str:
+    def _answer(self, conversation: Conversation, turn: int, found: _Turn, prompt: str) -> str:
         """Return what the template writes after the prompt, up to the end of the turn."""
         text = self._render(conversation.messages[: turn + 1], False, conversation.tools)
-        span = _span(text, found, turn, conversation.values(turn))
+        span = _span(text, found, conversation.values(turn))
         if span is not None and (not found.appended or text[: span[0]] == prompt):
             return text[slice(*span)]
         # Earlier turns may be written otherwise than marks are; this one need not be.
         behind, values = self._behind_marks(conversation, turn)
-        span = _span(behind, found, turn, values)
+        span = _span(behind, found, values)
         if span is not None:
             if not text.endswith(behind[span[0] :]):
                 raise DataError(f"messages[{turn}]: {_UNCLEAR}")
             return behind[slice(*span)]
         return self._altered(conversation, turn, found, prompt, text, behind)
 
-    def _behind_marks(self, conversation: _Conversation, turn: int) -> tuple[str, list[str]]:
+    def _behind_marks(self, conversation: Conversation, turn: int) -> tuple[str, list[str]]:
         """Render a turn behind the marks of earlier ones; return the texts it is made of, too."""
         marked, owners = conversation.marked(turn)
         own = conversation.own_values(turn)
-        marks = [_MARK.format(n) for n in range(len(owners) - len(own))]
+        marks = [MARK.format(n) for n in range(len(owners) - len(own))]
         messages = [*marked[:-1], conversation.messages[turn]]
         return self._render(messages, False, conversation.tools), [*marks, *own]
 
     def _altered(
         self,
-        conversation: _Conversation,
+        conversation: Conversation,
         turn: int,
         found: _Turn,
         prompt: str,
@@ -250,15 +236,16 @@ class Turns:
         message = conversation.messages[turn]
         content = str(message.get("content") or "")
         tail = found.shape.parts[-1]
-        if text.startswith(prompt) and text.endswith(tail):
+        repeats = found.after < len(found.shape.order)
+        if not repeats and text.startswith(prompt) and text.endswith(tail):
             written = text[len(prompt) : len(text) - len(tail) + len(found.ending.text)]
             own = (_continued(found.opened, value) for value in conversation.own_values(turn))
             if all(_bare(value) in _bare(written) for value in own):
                 return written
         cut = [tag[0] for tag in _CLOSING_TAG.finditer(content) if tag[0] in self.inspected]
         closed = any(found.prompt.rstrip().endswith(tag) for tag in cut)
-        if cut and not closed and set(message) == {"role", "content"}:
-            before = found.text.rindex(_MARK.format(found.shape.order[-1]))
+        if cut and not closed and not repeats and set(message) == {"role", "content"}:
+            before = found.text.rindex(MARK.format(found.shape.order[-1]))
             kept = behind[before : len(behind) - len(tail)].strip()
             if behind.startswith(found.text[:before]) and behind.endswith(tail) and kept in content:
                 return content + found.ending.text
@@ -269,7 +256,7 @@ class Turns:
 
     # --- shapes ---
 
-    def _turn(self, conversation: _Conversation, turn: int) -> _Turn:
+    def _turn(self, conversation: Conversation, turn: int) -> _Turn:
         key = conversation.key(turn)
         if key not in self._turns:
             if len(self._turns) >= _MOST_SHAPES:
@@ -278,7 +265,7 @@ class Turns:
             self._turns[key] = self._turn_by_marks(conversation, turn)
         return self._turns[key]
 
-    def _turn_by_marks(self, conversation: _Conversation, turn: int) -> _Turn:
+    def _turn_by_marks(self, conversation: Conversation, turn: int) -> _Turn:
         marked, owners = conversation.marked(turn)
         if turn == 0:
             raise DataError(
@@ -290,11 +277,11 @@ class Turns:
         tools = conversation.tools
         whole = self._render(marked, False, tools)
         prompt = self._render(marked[:-1], True, tools)
-        marks = list(_MARKS.finditer(whole))
+        marks = list(MARKS.finditer(whole))
         order = [int(mark[1]) for mark in marks]
-        shown = {int(mark[1]) for mark in _MARKS.finditer(prompt)}
-        shape = _Shape(
-            _MARKS.split(whole)[::2],
+        shown = {int(mark[1]) for mark in MARKS.finditer(prompt)}
+        shape = Shape(
+            MARKS.split(whole)[::2],
             order,
             [owners[n][0] for n in order],
             [
@@ -304,21 +291,81 @@ class Turns:
             ],
             bool(tools) and prompt == self._prompt_without_tools(marked[:-1]),
         )
-        first, after = _range_of(shape, turn)
+        shape.dropped.extend(self._dropped_arguments(conversation, turn, whole, prompt))
+        first, after = range_of(shape, turn)
         if first == after:  # the template writes nothing of this turn: `dropped` says so
-            return _Turn(shape, Ending("", True), "", False, prompt, "", whole)
+            return _Turn(shape, 0, 0, Ending("", True), "", False, prompt, "", whole)
+        after = self._after_generated(shape, first, after, owners)
         ending = self._ending(shape.parts[after])
         text = whole[: marks[after - 1].end()] + ending.text
         start = marks[first].start()
-        opened = _OPENED.search(prompt)
-        tag = opened[1] if opened else ""
-        if whole.startswith(prompt) and len(prompt) <= start:
-            return _Turn(shape, ending, whole[len(prompt) : start], True, prompt, tag, text)
-        header = _header(prompt, self._render(marked[:-1], False, tools))
-        lead = "" if header and shape.parts[first].endswith(header) else None
-        if lead is None:
-            lead = _after_prompt(prompt, shape, first, turn)
-        return _Turn(shape, ending, lead, False, prompt, tag, text)
+        appended = whole.startswith(prompt) and len(prompt) <= start
+        if appended:
+            lead, surplus = whole[len(prompt) : start], ""
+        else:
+            history = self._render(marked[:-1], False, tools)
+            lead, surplus = _after_prompt(prompt, history, shape, first, turn)
+        opened = self._opened_thought(prompt, surplus, turn)
+        return _Turn(shape, first, after, ending, lead, appended, prompt, opened, text)
+
+    def _dropped_arguments(
+        self, conversation: Conversation, turn: int, whole: str, prompt: str
+    ) -> list[tuple[int, str]]:
+        """Find arguments of calls that the template does not write."""
+        calls = conversation.call_shape(turn)
+        if calls in self._written_calls:
+            return []
+        dropped = []
+        for owner, name, messages in conversation.without_arguments(turn):
+            own = owner == turn
+            try:
+                text = self._render(messages if own else messages[:-1], not own, conversation.tools)
+            except DataError:
+                continue  # the template reads it
+            if text == (whole if own else prompt):
+                dropped.append((owner, f"arguments.{name}"))
+        if not dropped:
+            self._written_calls.add(calls)
+        return dropped
+
+    def _after_generated(
+        self, shape: Shape, first: int, after: int, owners: Sequence[tuple[int, str]]
+    ) -> int:
+        """Return the place after the last of a turn's texts that generation would write.
+
+        Generation stops at the first token that ends a turn; a template may write a text again
+        behind it.
+        """
+        for place in range(first, after - 1):
+            if any(
+                found[0] in self._stops for found in self._specials.finditer(shape.parts[place + 1])
+            ):
+                for unwritten in set(shape.order[place + 1 : after]) - set(
+                    shape.order[first : place + 1]
+                ):
+                    turn, key = owners[unwritten]
+                    raise DataError(
+                        f"messages[{turn}]: the chat template ends the turn before its {key}, where "
+                        "generation would stop; put that into a turn of its own, or use another "
+                        "template (chat_template)"
+                    )
+                return place + 1
+        return after
+
+    def _opened_thought(self, prompt: str, surplus: str, turn: int) -> str:
+        """Return the name of the tag with which generation's prompt opens a thought, if it does.
+
+        Args:
+            surplus: end of the prompt that the template does not write before the answer itself.
+        """
+        tag = _OPENED.search(prompt)
+        if tag is None or _THOUGHT.search(tag[1]):
+            return tag[1] if tag else ""
+        if _OPENED.search(surplus) is None:
+            return ""  # a header of the answer
+        if f"</{tag[1]}>" not in self._template:
+            raise DataError(f"messages[{turn}]: {_not_written(surplus)}")
+        return tag[1]
 
     def _ending(self, tail: str) -> Ending:
         """Find the end of a turn in what the template writes after the turn's last text.
@@ -338,10 +385,10 @@ class Turns:
         except DataError:
             return None
 
-    def _prompt(self, conversation: _Conversation, turn: int) -> str:
+    def _prompt(self, conversation: Conversation, turn: int) -> str:
         return self._render(conversation.messages[:turn], True, conversation.tools)
 
-    def _check_whole(self, conversation: _Conversation, found: _Turn, turn: int) -> None:
+    def _check_whole(self, conversation: Conversation, found: _Turn, turn: int) -> None:
         """Refuse a conversation of which the template does not write a part.
 
         A template may leave out what earlier turns thought: generation does not see it either.
@@ -356,101 +403,25 @@ class Turns:
             )
 
 
-class _Conversation:
-    """Messages and tools, with the texts that users wrote and marks in place of these."""
-
-    def __init__(self, messages: Sequence[Message], tools: Sequence[JsonObject]) -> None:
-        self.messages = messages
-        self.tools = tools
-        self._values: list[str] = []
-        self._owners: list[tuple[int, str]] = []
-        self._ends: list[int] = []
-        self._marked: list[Message] = []
-        for i, message in enumerate(self.messages):
-            self._marked.append(self._mark(i, message))
-            self._ends.append(len(self._values))
-
-    def values(self, turn: int) -> list[str]:
-        """Return the texts up to and with a turn, by the number of their mark."""
-        return self._values[: self._ends[turn]]
-
-    def own_values(self, turn: int) -> list[str]:
-        """Return the texts of one message."""
-        return self._values[self._ends[turn - 1] if turn else 0 : self._ends[turn]]
-
-    def marked(self, turn: int) -> tuple[list[Message], list[tuple[int, str]]]:
-        """Return the messages up to and with a turn, with marks, and message and key of each mark."""
-        return self._marked[: turn + 1], self._owners[: self._ends[turn]]
-
-    def key(self, turn: int) -> str:
-        """Return what conversations of one shape share."""
-        return json.dumps([self._marked[: turn + 1], self.tools], ensure_ascii=False, default=str)
-
-    def _mark(self, i: int, message: Message) -> Message:
-        marked = dict(message)
-        seen: dict[object, object] = {}  # templates read reasoning under one of its names
-        for key in REASONING:
-            if key in message:
-                if message[key] not in seen:
-                    seen[message[key]] = self._replace(i, key, message[key])
-                marked[key] = seen[message[key]]
-        if "content" in message:
-            marked["content"] = self._replace(i, "content", message["content"])
-        calls = message.get("tool_calls")
-        if isinstance(calls, list | tuple):
-            marked["tool_calls"] = [self._mark_call(i, call) for call in calls]
-        return marked
-
-    def _mark_call(self, i: int, call: object) -> object:
-        if not isinstance(call, dict):
-            return call
-        function = call.get("function")
-        if not isinstance(function, dict):
-            return call
-        name = function.get("name")
-        named = {**function, "name": self._replace(i, "tool_calls", name)}
-        if "arguments" in function:
-            named["arguments"] = self._replace_all(i, function["arguments"])
-        marked = {**call, "function": named}
-        number = _NUMBERED.fullmatch(str(call.get("id")))
-        if number and number[1] == name:  # templates may write the name in this place alone (Kimi)
-            marked["id"] = f"functions.{named['name']}{number[2]}"
-        return marked
-
-    def _replace_all(self, i: int, value: object) -> object:
-        if isinstance(value, dict):
-            return {key: self._replace_all(i, each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [self._replace_all(i, each) for each in value]
-        return self._replace(i, "tool_calls", value)
-
-    def _replace(self, i: int, key: str, value: object) -> object:
-        """Take a text in, and return its mark; an empty text stays, since templates test for it."""
-        if not isinstance(value, str) or not value.strip():
-            return value
-        self._values.append(value)
-        self._owners.append((i, key))
-        return _MARK.format(len(self._values) - 1)
-
-
-def _header(prompt: str, history: str) -> str:
-    """Return what a prompt has after the history before it; nothing where that is not its beginning."""
-    return prompt[len(history) :] if prompt.startswith(history) else ""
-
-
-def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> str:
+def _after_prompt(
+    prompt: str, history: str, shape: Shape, first: int, turn: int
+) -> tuple[str, str]:
     """Compare what follows the last text of a prompt with what stands there in the whole.
 
     Args:
         prompt: generation's prompt with marks, which is not the beginning of the whole.
+        history: the prompt without the header of the answer.
         shape: of the whole.
         first: place of the answer's first mark.
 
     Returns:
-        What the template writes between the prompt and the answer. The prompt may have more than the
-        whole: a tag that opens a thought, or an empty thought.
+        What the template writes between the prompt and the answer, and the end of the prompt that
+        the whole does not have: a tag that opens a thought, or an empty thought.
     """
-    marks = list(_MARKS.finditer(prompt))
+    added = prompt[len(history) :] if prompt.startswith(history) else ""
+    if added and shape.parts[first].endswith(added):
+        return "", ""
+    marks = list(MARKS.finditer(prompt))
     same = marks and first and int(marks[-1][1]) == shape.order[first - 1]
     header = prompt[marks[-1].end() :] if marks else prompt
     between = shape.parts[first]
@@ -465,11 +436,14 @@ def _after_prompt(prompt: str, shape: _Shape, first: int, turn: int) -> str:
                 f"messages[{turn}]: generation would begin this answer with an empty thought, behind "
                 "which no reasoning can be learned; remove it, or turn thinking on (template_options)"
             )
-        return lead
-    raise DataError(
-        f"messages[{turn}]: generation would begin this answer with {header[-60:]!r}, which the chat "
-        "template does not write before it; use another template (chat_template) or other "
-        "template_options"
+        return lead, surplus
+    raise DataError(f"messages[{turn}]: {_not_written(header)}")
+
+
+def _not_written(header: str) -> str:
+    return (
+        f"generation would begin this answer with {header[-60:]!r}, which the chat template does not "
+        "write before it; use another template (chat_template) or other template_options"
     )
 
 
@@ -502,54 +476,15 @@ def _joined(examples: Iterable[Example]) -> list[Example]:
     return joined
 
 
-def _range_of(shape: _Shape, turn: int) -> tuple[int, int]:
-    """Return the places in the order of marks of a message's first mark, and after its last."""
-    own = [place for place, owner in enumerate(shape.owners) if owner == turn]
-    return (own[0], own[-1] + 1) if own else (0, 0)
-
-
-def _span(text: str, found: _Turn, turn: int, values: Sequence[str]) -> tuple[int, int] | None:
+def _span(text: str, found: _Turn, values: Sequence[str]) -> tuple[int, int] | None:
     """Find what follows the prompt in a rendering, up to the end of its last turn."""
-    places = _places(text, found.shape, values)
+    places = find_places(text, found.shape, values)
     if places is None:
         return None
-    first, after = _range_of(found.shape, turn)
-    start = places[first][0] - len(found.lead)
+    start = places[found.first][0] - len(found.lead)
     if not text.startswith(found.lead, start):
         return None
-    return start, places[after - 1][1] + len(found.ending.text)
-
-
-def _places(text: str, shape: _Shape, values: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Find where each text stands in a rendering; None: the rendering is not as the shape says.
-
-    Read from left to right: the template's own pieces must follow one another, with the texts
-    between them, whole or without white space at their ends, plain or written as JSON.
-    """
-    places: list[tuple[int, int]] = []
-    at = 0
-    for part, mark, after in zip(shape.parts, shape.order, shape.parts[1:], strict=False):
-        if not text.startswith(part, at):
-            return None
-        at += len(part)
-        for written in _ways_to_write(values[mark]):
-            if text.startswith(written, at) and text.startswith(after, at + len(written)):
-                places.append((at, at + len(written)))
-                at += len(written)
-                break
-        else:
-            return None
-    return places if text[at:] == shape.parts[-1] else None
-
-
-def _ways_to_write(value: str) -> Iterator[str]:
-    """Yield a text as templates write it, the likeliest first."""
-    yield value
-    if value[0].isspace() or value[-1].isspace():
-        yield from (value.strip(), value.lstrip(), value.rstrip())
-        yield from (value.strip("\n"), value.lstrip("\n"), value.rstrip("\n"))
-    escaped = json.dumps(value, ensure_ascii=False)[1:-1]
-    yield from (escaped, json.dumps(value)[1:-1], json.dumps(escaped, ensure_ascii=False)[1:-1])
+    return start, places[found.after - 1][1] + len(found.ending.text)
 
 
 def _bare(text: str) -> str:
@@ -557,13 +492,18 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
-def _dropped(conversation: _Conversation, owner: int, key: str) -> str:
+def _dropped(conversation: Conversation, owner: int, key: str) -> str:
     """Say what a template does not write, and what to do about it."""
     role = conversation.messages[owner]["role"]
     if key == "tool_calls":
         return (
             "the chat template does not write this turn's tool call, so it cannot be learned; use a "
             "template for tools (chat_template)"
+        )
+    if key.startswith("arguments."):
+        return (
+            f"the chat template does not write the argument {key.removeprefix('arguments.')!r} of this "
+            "turn's tool call; use another template for tools (chat_template)"
         )
     if key in REASONING:
         return (

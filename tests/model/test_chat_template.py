@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+import jinja2
 import pytest
 from click.testing import CliRunner
 from support.small_run import make_inputs
@@ -80,18 +81,55 @@ def test_a_system_turn_is_folded_into_the_user_turn_after_it(
     assert prompt(starter_path, settings, messages) == folded
 
 
-def test_the_clock_stands_still_at_any_format() -> None:
-    day = datetime.date(2026, 3, 4)
-    codes = "%Y-%m-%d %d %b %Y %-d %B %y %A %a %j %H:%M"
-    source = f"{{{{ strftime_now('{codes}') }}}}"
-    stopped = stop_clock(source, day)
-    import jinja2
+def rendered(template: object, **values: object) -> str:
+    """Render a template as transformers does."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(str(template)).render(**values)
 
-    assert jinja2.Template(str(stopped)).render() == (
-        "2026-03-04 04 Mar 2026 4 March 26 Wednesday Wed 063 12:00"
-    )
+
+@pytest.mark.parametrize("day", [datetime.date(2026, 3, 4), datetime.date(2026, 11, 26)])
+def test_the_clock_stands_still_at_any_format(day: datetime.date) -> None:
+    """At noon, in each code that the platform knows, as the platform writes it."""
+    letters = "aAbBcCdDeFgGhHIjklmMnprRSTuUVwWxXyYzZ"
+    codes = [f"%{flag}{letter}" for letter in letters for flag in ("", "-", "_", "0", "^")]
+    noon = datetime.datetime.combine(day, datetime.time(12))
+    for format in (*codes, "%%d is %d", "%%%d", "100%", "Today: %-d %B %Y, %T (%Z)"):
+        source = f"{{{{ strftime_now('{format}') }}}}"
+        assert rendered(stop_clock(source, day)) == noon.strftime(format), format
+    assert rendered(stop_clock("{{ strftime_now('%s') }}", datetime.date(1970, 1, 2))) == "129600"
+
+
+def test_the_clock_of_each_named_template_stands_still() -> None:
+    day = datetime.date(2026, 3, 4)
+    source = "{% set format = '%d' %}{{ strftime_now(format) }}"
     assert stop_clock("no clock", day) == "no clock"
-    assert stop_clock({"default": source}, day) == {"default": stopped}
+    stopped = stop_clock({"default": source}, day)
+    assert isinstance(stopped, dict)
+    assert rendered(stopped["default"]) == "04"
+
+
+@pytest.mark.parametrize(
+    "begins", ["", "\n", "\n\n", "  ", " \n ", "  {% set x = 1 %}\n", "\t{{ 1 }}"]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TemplateSettings(options={"thinking": True}),
+        TemplateSettings(options={"thinking": True, "style": "short"}),
+        TemplateSettings(system_turn="fold"),
+    ],
+)
+def test_settings_leave_the_beginning_of_a_template_as_it_was(
+    begins: str, settings: TemplateSettings
+) -> None:
+    source = (
+        begins
+        + "{{ strftime_now('%Y') }}{{ thinking }}{{ style }}{% for m in messages %}{% endfor %}"
+    )
+    set_to = {"thinking": True, "style": "short", "messages": [], **settings.options}
+    expected = rendered(source, strftime_now=lambda _: "2026", **set_to)
+    written = stop_clock(apply_settings(source, settings, "model"), datetime.date(2026, 3, 4))
+    assert rendered(written, **set_to) == expected
 
 
 def test_an_option_that_the_template_does_not_read_is_refused() -> None:
@@ -103,12 +141,10 @@ def test_an_option_that_the_template_does_not_read_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [True, False, None, 3, 0.5, 'a "b"\n', ["x", None], {"k": True}])
 def test_options_of_every_json_type(value: Any) -> None:
-    import jinja2
-
     source = apply_settings(
         "{{ option | tojson }}", TemplateSettings(options={"option": value}), ""
     )
-    assert json.loads(jinja2.Template(str(source)).render()) == value
+    assert json.loads(rendered(source)) == value
 
 
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path) -> None:

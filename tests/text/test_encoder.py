@@ -236,6 +236,129 @@ def test_a_template_that_rewrites_history_gives_a_row_for_each_turn(starter: Loa
     ]
 
 
+@pytest.mark.parametrize(
+    "tag", ["<AI>", "<bot>", "<reserved_107>", "<assistant>\n", "<im:answer> "]
+)
+@pytest.mark.parametrize("rewrites", [False, True])
+def test_a_tag_that_is_the_header_of_an_answer_opens_no_thought(
+    starter: LoadedModel, tag: str, rewrites: bool
+) -> None:
+    content = "m['content'].split('</think>')[-1]" if rewrites else "m['content']"
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<human>{{ m['content'] }}"
+        f"{{% else %}}{{{{ {tag!r} }}}}{{{{ m['content'] if loop.last else {content} }}}}<|im_end|>"
+        f"{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {tag!r} }}}}{{% endif %}}"
+    )
+    tokenizer = with_template(starter, template)
+    talk = (user("a"), assistant("b"), user("c"), assistant("d"))
+    rows = Encoder(tokenizer).encode_sft_record(Chat(messages=talk, origin="test:7"))
+    answers = f"<human>a{tag}[b<|im_end|>]<human>c{tag}[d<|im_end|>]"
+    assert [marked(tokenizer, row) for row in rows] == [answers]
+
+
+@pytest.mark.parametrize(
+    ("tag", "closing"), [("think", ""), ("seed:think", ""), ("scratch", "{# </scratch> #}")]
+)
+def test_an_answer_behind_a_thought_that_generation_opens_begins_by_closing_it(
+    starter: LoadedModel, tag: str, closing: str
+) -> None:
+    template = (
+        f"{closing}{{% for m in messages %}}<|im_start|>{{{{ m['role'] }}}}\n{{{{ m['content'] }}}}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        f"<{tag}>\n{{% endif %}}"
+    )
+    tokenizer = with_template(starter, template)
+    _, ids, _ = Encoder(tokenizer).response([user("a")], [assistant("b")])
+    assert tokenizer.decode(ids) == f"\n</{tag}>\n\nb<|im_end|>"
+
+
+def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <bot>{% endif %}"
+    )
+    with pytest.raises(DataError, match="would begin this answer with '<bot>', which the"):
+        Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
+
+
+def test_what_a_template_writes_behind_the_end_of_a_turn_is_not_supervised(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% if m['role'] == 'assistant' %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    talk = (user("a"), assistant("b"), user("c"), assistant("d"))
+    rows = Encoder(tokenizer).encode_sft_record(Chat(messages=talk, origin="test:7"))
+    assert [marked(tokenizer, row) for row in rows] == [
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]\n<|im_start|>b<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d<|im_end|>]"
+    ]
+
+
+CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}{% set f = call['function'] %}"
+    "WRITTEN{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def calls(starter: LoadedModel, written: str, *arguments: dict[str, Any]) -> Encoder:
+    """Encode a turn with each of the arguments, under a template that writes calls so."""
+    encoder = Encoder(with_template(starter, CALLS.replace("WRITTEN", written)))
+    for each in arguments:
+        call = {"type": "function", "function": {"name": "book", "arguments": each}}
+        turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        encoder.response([user("a")], [turn])
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwritten"),
+    [
+        ({"name": "x", "nights": 2}, "nights"),
+        ({"name": "x", "late": True}, "late"),
+        ({"name": "x", "late": False}, "late"),
+        ({"name": "x", "price": 0}, "price"),
+        ({"name": "x", "note": ""}, "note"),
+        ({"name": "x", "guests": [1, 2]}, "guests"),
+        ({"name": "x", "guests": []}, "guests"),
+    ],
+)
+def test_a_template_that_leaves_out_an_argument_of_a_call_is_refused(
+    starter: LoadedModel, arguments: dict[str, Any], unwritten: str
+) -> None:
+    strings = (
+        "{{ f['name'] }}({% for k, v in f['arguments'].items() %}"
+        "{% if v is string and v %}{{ k }}={{ v }}{% endif %}{% endfor %})"
+    )
+    calls(starter, strings, {"name": "x"})
+    with pytest.raises(DataError, match=rf"messages\[1\]: .* the argument '{unwritten}'"):
+        calls(starter, strings, arguments)
+    whole = "{{ f['name'] }}({{ f['arguments'] | tojson }})"
+    calls(starter, whole, arguments, {"name": "x", "none": None})
+
+
+def test_arguments_without_their_names_are_refused(starter: LoadedModel) -> None:
+    values = "{{ f['name'] }}({{ f['arguments'].values() | list | tojson }})"
+    with pytest.raises(DataError, match="the argument 'name'"):
+        calls(starter, values, {"name": "x"})
+
+
+def test_a_call_behind_the_end_of_the_turn_is_refused(starter: LoadedModel) -> None:
+    ends = "<|im_end|>{{ f['name'] }}{{ f['arguments'] | tojson }}"
+    encoder = Encoder(with_template(starter, CALLS.replace("WRITTEN", ends)))
+    call = {"type": "function", "function": {"name": "book", "arguments": {}}}
+    turn: Message = {"role": "assistant", "content": "Yes.", "tool_calls": [call]}
+    with pytest.raises(DataError, match="ends the turn before its tool_calls"):
+        encoder.response([user("a")], [turn])
+
+
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
     upper = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
