@@ -51,6 +51,7 @@ COVERED_BY = {
     "text/special_tokens.py": "text/test_encoder.py",
     "text/tokenizer.py": "text/test_encoder.py",
     "text/tool_arguments.py": "text/test_template_families.py",
+    "runs/reusing.py": "runs/test_extending.py",
     "text/marks.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",
     "training/batched_loss/": "training/test_batched_loss.py",

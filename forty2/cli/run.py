@@ -19,10 +19,22 @@ if TYPE_CHECKING:
 @shared_options.runs_model
 @shared_options.recipe
 @shared_options.run_dir
-@click.option("--resume", is_flag=True, help="Go on with a run that stopped.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a run that stopped, or with a changed recipe."
+)
+@click.option(
+    "--reuse",
+    type=shared_options.FOLDER,
+    metavar="RUN",
+    help="Take over the finished phases of another run that this one would train alike.",
+)
 @shared_options.trust_remote_code
 def run_command(
-    recipe: Recipe, run_dir: Path | None, resume: bool, trust_remote_code: bool
+    recipe: Recipe,
+    run_dir: Path | None,
+    resume: bool,
+    reuse: Path | None,
+    trust_remote_code: bool,
 ) -> None:
     """Run a recipe: train, fuse, measure, report.
 
@@ -35,6 +47,7 @@ def run_command(
             recipe,
             run_dir=run_dir,
             resume=resume,
+            reuse=reuse,
             trust_remote_code=trust_remote_code,
             progress=bars,
         )

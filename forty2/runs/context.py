@@ -80,11 +80,14 @@ def open_run(
     extend: bool,
     trust_remote_code: bool,
     progress: Progress,
+    reuse: Path | None = None,
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
 
     Args:
-        extend: let a run that goes on have other numbers of steps.
+        extend: let a run that goes on have a changed recipe; see `runs.extending`.
+        reuse: run of whose phases a new one takes over those that are the same. Their template took
+            some day for today, which this run's then takes, too.
 
     Raises:
         RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
@@ -107,13 +110,13 @@ def open_run(
                     provenance,
                     resume=resume,
                     extend=extend,
-                    reread=lambda stored: _reread(stored, recipe),
+                    reread=lambda stored: reread(stored, recipe),
                 )
             )
             if folder.notice is not None:
                 progress("run", 0, 1, {"warning": folder.notice})
         if group.first:
-            _record_template(folder.path, recipe)
+            _record_template(folder.path, recipe, reuse)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
         yield RunContext(
             recipe=recipe,
@@ -138,7 +141,7 @@ def _shared_facts(recipe: Recipe, provenance: Provenance) -> dict[str, str]:
     }
 
 
-def _record_template(path: Path, recipe: Recipe) -> None:
+def _record_template(path: Path, recipe: Recipe, reuse: Path | None) -> None:
     """Write the settings of the chat template into the run folder, or compare them with those there.
 
     The template takes the day on which the run was started for today, so that a run that is resumed
@@ -147,15 +150,19 @@ def _record_template(path: Path, recipe: Recipe) -> None:
     Raises:
         RunError: the file of the template has changed since the run was started.
     """
-    settings = settings_of(recipe, read_json(path / "run.json")["started"][:10])
     file = path / TEMPLATE
-    if not file.exists():
-        write_json(file, settings.to_json())
-    elif TemplateSettings.from_json(read_json(file)) != settings:
-        raise RunError(
-            f"chat_template: {recipe.chat_template}: has changed since {path} was started; put it "
-            "back, or name another --run-dir"
-        )
+    if file.exists():
+        recorded = TemplateSettings.from_json(read_json(file))
+        if recorded != settings_of(recipe, recorded.date):
+            raise RunError(
+                f"chat_template: {recipe.chat_template}: has changed since {path} was started; put it "
+                "back, or name another --run-dir"
+            )
+        return
+    day = read_json(path / "run.json")["started"][:10]
+    if reuse is not None and (reuse / TEMPLATE).exists():
+        day = read_json(reuse / TEMPLATE)["date"]
+    write_json(file, settings_of(recipe, day).to_json())
 
 
 def provenance_of(recipe: Recipe) -> Provenance:
@@ -186,11 +193,14 @@ def _scratch_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reread(path: Path, recipe: Recipe) -> str:
+def reread(path: Path, recipe: Recipe) -> str:
     """Return the recipe that a run was started from, as this release writes it.
 
     A key missing from it was null, or is newer than the release that wrote it: it becomes null where
     `recipe` has null, else the default.
+
+    Raises:
+        RunError: this release cannot read it.
     """
     try:
         load_recipe(path)

@@ -1,8 +1,9 @@
-"""Extending a run: more steps for a phase that is finished or has stopped.
+"""Going on with a changed recipe: more steps for a phase that has begun, other phases after it.
 
-What was trained or measured after the phase is removed and comes again, so that no report mixes old
-and new results. The phase itself goes on from its last checkpoint that a phase of the new length
-would have had, too; `phase_training` finds it.
+What was trained or measured after the change is removed and comes again, so that no report mixes old
+and new results. A phase that has begun goes on from its last checkpoint that a phase of the new
+length would have had, too; `phase_training` finds it. A phase that has not begun may change in
+everything, as may phases be added, and the fused model.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
 
 from forty2.errors import RunError
 from forty2.files import JsonObject, read_json, write_bytes, write_json, write_text
+from forty2.recipe.differences import differences
 from forty2.training.checkpoints import find_checkpoints, step_of
 
 JOURNAL = "extension.json"
@@ -25,12 +27,15 @@ BEGUN_WITH = "begun_with.json"
 """File in a phase's work folder, with the length under which its checkpoints were written."""
 _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
+_FREE = ("fuse",)
+"""Sections of a recipe that concern only what comes after all phases."""
+_DATA_HASHES = "data.json"
 _ALL_RESULTS = ("fused.json", "summary.json", "report.md", "report.html", "benchmarks/fused*")
 
 
 @dataclass(frozen=True)
 class Extension:
-    """A change of the length of a run's phases, and what it makes obsolete."""
+    """A change of a run's recipe, and what it makes obsolete."""
 
     recipe: str
     """The new recipe, as YAML."""
@@ -42,38 +47,80 @@ class Extension:
     """Labels of the phases after which the model is measured again."""
     message: str
     """Sentence that says what happens."""
+    reread: list[str] = field(default_factory=list)
+    """Names of the phases whose data may be other than before."""
 
 
-def find_extension(path: Path, before: str, after: str) -> Extension | None:
+def find_extension(path: Path, before: str, after: str) -> Extension:
     """Compare a run's recipe with the one that it is to go on with, both as YAML.
 
-    Returns:
-        The extension; None: more differs than the steps or epochs of phases.
-
     Raises:
-        RunError: a phase that has begun cannot take the new length.
+        RunError: they differ in what is done already, or a phase that has begun cannot take its new
+            length.
     """
     old, new = _phases(before), _phases(after)
-    if _without_lengths(before) != _without_lengths(after) or [*old] != [*new]:
-        return None
-    labels = {name: f"phase{number}_{name}" for number, name in enumerate(new, 1)}
+    begun = [name for n, name in enumerate(old, 1) if steps_done(path, _label(n, name)) is not None]
+    _check_what_has_begun(path, yaml.safe_load(before), yaml.safe_load(after), begun)
+    labels = {name: _label(number, name) for number, name in enumerate(new, 1)}
     names = list(new)
-    changed = [name for name in names if _length(old[name]) != _length(new[name])]
-    begun = [name for name in changed if steps_done(path, labels[name]) is not None]
-    for name in begun:
+    longer = [name for name in begun if _length(old[name]) != _length(new[name])]
+    for name in longer:
         _check_length(path, labels[name], name, old[name], new[name])
-    first = begun[0] if begun else None
-    later = names[names.index(first) + 1 :] if first is not None else changed
-    obsolete = [labels[name] for name in later]
-    measured = [labels[name] for name in names[len(names) - len(later) - 1 :]] if first else []
-    begun_with = {labels[first]: _length(old[first])} if first is not None else {}
+    first = longer[0] if longer else None
+    later = names[names.index(first) + 1 :] if first is not None else []
+    removed = [_label(n, name) for n, name in enumerate(old, 1) if name not in begun]
+    changed = [name for name in names if name not in begun and old.get(name) != new[name]]
+    measured = [labels[name] for name in names[names.index(first) :]] if first else []
     message = f"{path}: " + "; ".join(
-        f"phases.{name} has {_in_words(new[name])} now, not {_in_words(old[name])}"
-        for name in changed
+        [
+            *(
+                f"phases.{name} has {_in_words(new[name])} now, not {_in_words(old[name])}"
+                for name in longer
+            ),
+            *(f"phases.{name} is taken as it is now, since it had not begun" for name in changed),
+            *(f"phases.{name} is left out" for name in old if name not in new),
+            *(["the model is fused as it says now"] if _differ(before, after, _FREE) else []),
+        ]
     )
+    kept = [name for name in begun if name not in later and name not in longer]
+    if kept:
+        message += f"; kept: {', '.join(kept)}"
     if first is not None:
         message += _redone(path, first, [name for name in later if _has_begun(path, labels[name])])
-    return Extension(after, begun_with, obsolete, measured, message)
+    return Extension(
+        recipe=after,
+        begun_with={labels[first]: _length(old[first])} if first is not None else {},
+        obsolete=list(dict.fromkeys([*(labels[name] for name in later), *removed])),
+        reread=[name for name in {**old, **new} if name not in begun],
+        measured_again=measured,
+        message=message,
+    )
+
+
+def _check_what_has_begun(
+    path: Path, before: JsonObject, after: JsonObject, begun: list[str]
+) -> None:
+    """Refuse a change of what a run has done already."""
+    order = list(after["phases"])[: len(begun)]
+    if order != begun:
+        raise RunError(
+            f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
+            f"{path / 'recipe.yaml'}, or name another --run-dir"
+        )
+    free = [*_FREE, *(f"phases.{name}" for name in {**before["phases"], **after["phases"]})]
+    free = [key for key in free if key.removeprefix("phases.") not in begun]
+    free += [f"phases.{name}.{key}" for name in begun for key in _LENGTH]
+    fixed = [
+        found
+        for found in differences(before, after)
+        if not any(f"{found.key}.".startswith(f"{key}.") for key in free)
+    ]
+    if fixed:
+        raise RunError(
+            f"{path}: was started with another recipe ({'; '.join(map(str, fixed))}); resume with "
+            f"{path / 'recipe.yaml'}, or start another run, which can take over finished phases that "
+            f"it has in common with this one (--run-dir, --reuse {path})"
+        )
 
 
 def extend(path: Path, extension: Extension) -> None:
@@ -95,8 +142,11 @@ def complete_extension(path: Path) -> None:
     for label in extension.obsolete:
         for folder in (path / label, path / "work" / label):
             _remove_folder(folder)
-    if extension.begun_with:
-        _remove_results(path, extension)
+    _remove_results(path, extension)
+    if (path / _DATA_HASHES).exists():
+        hashes = read_json(path / _DATA_HASHES)
+        kept = {name: one for name, one in hashes.items() if name not in extension.reread}
+        write_json(path / _DATA_HASHES, kept)
     write_text(path / "recipe.yaml", extension.recipe)
     (path / JOURNAL).unlink()
 
@@ -146,6 +196,10 @@ def _redone(path: Path, first: str, later: list[str]) -> str:
     return f"; redone, because they come after it: {', '.join(again)}" if again else ""
 
 
+def _label(number: int, name: str) -> str:
+    return f"phase{number}_{name}"
+
+
 def _has_begun(path: Path, label: str) -> bool:
     return (path / label).exists() or (path / "work" / label).exists()
 
@@ -184,12 +238,9 @@ def _phases(recipe: str) -> dict[str, JsonObject]:
     return dict(phases) if isinstance(phases, Mapping) else {}
 
 
-def _without_lengths(recipe: str) -> object:
-    parsed = yaml.safe_load(recipe)
-    for phase in _phases(recipe):
-        for key in _LENGTH:
-            parsed["phases"][phase].pop(key, None)
-    return parsed
+def _differ(before: str, after: str, sections: tuple[str, ...]) -> bool:
+    old, new = yaml.safe_load(before), yaml.safe_load(after)
+    return any(old.get(section) != new.get(section) for section in sections)
 
 
 def _length(phase: JsonObject) -> JsonObject:

@@ -142,25 +142,8 @@ class RunFolder:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def metrics(self) -> list[JsonObject]:
-        """Read every whole line of the metrics so far.
-
-        Raises:
-            RunError: a line is damaged.
-        """
-        if not self.metrics_path.exists():
-            return []
-        records = []
-        for number, line in enumerate(self.metrics_path.read_bytes().split(b"\n")[:-1], 1):
-            try:
-                record = json.loads(line)
-                record["phase"], record["step"] + 1
-            except (ValueError, TypeError, KeyError) as error:
-                raise RunError(
-                    f"{self.metrics_path}:{number}: damaged; delete this line, then go on with "
-                    "--resume"
-                ) from error
-            records.append(record)
-        return records
+        """Read every whole line of the metrics so far; see `read_metrics`."""
+        return read_metrics(self.metrics_path)
 
     def forget_metrics_after(self, phase: str, step: int) -> None:
         """Drop a phase's metrics after a step, from whose checkpoint it now continues."""
@@ -169,6 +152,27 @@ class RunFolder:
         # A program that follows the file loses it when it is replaced.
         if not self.metrics_path.exists() or self.metrics_path.read_text("utf-8") != text:
             write_text(self.metrics_path, text)
+
+
+def read_metrics(path: Path) -> list[JsonObject]:
+    """Read every whole line of a run's metrics.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            record["phase"], record["step"] + 1
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(
+                f"{path}:{number}: damaged; delete this line, then go on with --resume"
+            ) from error
+        records.append(record)
+    return records
 
 
 def now() -> str:
@@ -272,16 +276,13 @@ def _check_same(
         )
     started_with = reread(path / "recipe.yaml")
     extension = None
-    if started_with != recipe_yaml and extend_run:
+    if started_with != recipe_yaml:
         extension = find_extension(path, started_with, recipe_yaml)
-    if started_with != recipe_yaml and extension is None:
-        old, new = started_with.splitlines(), recipe_yaml.splitlines()
-        changed = next((n for n in new if n not in old), next((o for o in old if o not in new), ""))
-        raise RunError(
-            f"{path}: was started from another recipe (first difference: "
-            f"{changed.strip()!r}); resume with {path / 'recipe.yaml'}, or name another "
-            "--run-dir"
-        )
+        if not extend_run:
+            raise RunError(
+                f"{path}: was started with another recipe; change it with `forty2 run --resume`, which "
+                "goes on with all phases"
+            )
     initial, now_initial = record.get("init_from_sha256"), provenance.init_from_sha256
     if initial != now_initial:
         raise RunError(

@@ -134,13 +134,11 @@ def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[st
     for name, parts in hashes.items():
         must_agree.update({f"the {part} data of {name}": str(parts[part]) for part in parts})
     file = path / DATA_HASHES
-    if not file.exists():
-        write_json(file, hashes)
-        return
-    before = read_json(file)
-    for name, parts in hashes.items():
+    before = read_json(file) if file.exists() else {}
+    write_json(file, {**hashes, **before})
+    for name, parts in before.items():
         for part, digest in parts.items():
-            if digest != before[name][part]:
+            if digest != hashes[name][part]:
                 raise RunError(
                     f"phases.{name}: its {part} rows are not those that {path} began "
                     "with; put the data back, or name another --run-dir"

@@ -28,12 +28,13 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.run import contamination_lines, notices, write_report
-from forty2.runs.context import RunContext, open_run
+from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer
 from forty2.runs.phase_training import finish_phase
 from forty2.runs.records import ContaminationRecord
+from forty2.runs.reusing import take_over_phases
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def run(
     run_dir: str | Path | None = None,
     resume: bool = False,
     only: str | None = None,
+    reuse: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> RunResult:
@@ -76,8 +78,11 @@ def run(
     Args:
         recipe: from `load_recipe`.
         run_dir: default `adapters/NAME`.
-        resume: continue a run that stopped, or extend its phases to the recipe's steps.
+        resume: continue a run that stopped; phases that have begun may get more steps, later ones
+            may change in everything.
         only: stop after the phase of this name; earlier ones that are not done run first.
+        reuse: folder of another run, whose finished phases are taken over, from the first up to one
+            that this run would train otherwise.
         progress: called as work goes on.
 
     Raises:
@@ -86,6 +91,8 @@ def run(
     path = run_path(recipe, run_dir)
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
+    if reuse is not None and resume:
+        raise RunError(f"{path}: goes on with its own phases; take over another's in a new run")
     with open_run(
         recipe,
         path,
@@ -93,9 +100,10 @@ def run(
         extend=only is None,  # else it would remove the phases after that one
         trust_remote_code=trust_remote_code,
         progress=progress,
+        reuse=Path(reuse) if reuse is not None else None,
     ) as context:
         try:
-            return _run(context, only)
+            return _run(context, only, Path(reuse) if reuse is not None else None)
         except (Interrupted, TrainingError) as error:
             if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error
@@ -125,11 +133,11 @@ def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
     return Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
 
 
-def _run(run: RunContext, only: str | None) -> RunResult:
+def _run(run: RunContext, only: str | None, reuse: Path | None) -> RunResult:
     benchmark = run.recipe.benchmark if run.group.first else None
     measurer = StageMeasurer(run, benchmark) if benchmark is not None else None
     stages: list[Stage] = []
-    adapter = _train_phases(run, only, measurer, stages)
+    adapter = _train_phases(run, only, reuse, measurer, stages)
     if not run.group.first:
         raise OtherProcessEnded
     fused = None
@@ -145,7 +153,11 @@ def _run(run: RunContext, only: str | None) -> RunResult:
 
 
 def _train_phases(
-    run: RunContext, only: str | None, measurer: StageMeasurer | None, stages: list[Stage]
+    run: RunContext,
+    only: str | None,
+    reuse: Path | None,
+    measurer: StageMeasurer | None,
+    stages: list[Stage],
 ) -> Path:
     """Train every phase, or those up to `only`, and measure after each.
 
@@ -158,6 +170,11 @@ def _train_phases(
         if only is None:
             check_fused_path(run)
         inputs = read_inputs(run, measurer, must_agree)
+        if reuse is not None and run.group.first:
+            taken = take_over_phases(run, inputs.phases, reuse)
+            run.progress("run", 0, 1, {"warning": f"taken over from {reuse}: {', '.join(taken)}"})
+    if reuse is not None:
+        run.group.broadcast_files(run.path, NEEDED_BY_ALL)
     if measurer is not None:
         stages.append(measurer.measure_base(inputs.loaded))
     attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)

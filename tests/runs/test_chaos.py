@@ -117,7 +117,7 @@ def out_of_memory(place: str) -> None:
             RuntimeError("[malloc] Unable to allocate 8 bytes."),
             "phase1_sft, after 3 of 5",
         ),
-        "before evaluation": (MemoryError(), "phase2_dpo: memory"),
+        "before evaluation": (MemoryError(), "phase2_dpo"),
         "before reference batch": (RuntimeError("[METAL] Insufficient Memory"), "phase2_dpo"),
     }
     for number, (label, (error, at)) in enumerate(faults.items()):

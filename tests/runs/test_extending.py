@@ -61,6 +61,7 @@ def go(
     name: str,
     *overrides: str,
     resume: bool = False,
+    reuse: str | None = None,
     recipe: str = "recipe.yaml",
     stop: tuple[str, int] | None = None,
     steps: list[int] | None = None,
@@ -85,7 +86,8 @@ def go(
                 os.kill(os.getpid(), signal.SIGTERM)
 
     fuse = f"fuse.out={name}-fused" if recipe == "measured.yaml" else "fuse=null"
-    run(load_recipe(recipe, [fuse, *overrides]), run_dir=name, resume=resume, progress=progress)
+    changed = load_recipe(recipe, [fuse, *overrides])
+    run(changed, run_dir=name, resume=resume, reuse=reuse, progress=progress)
     return said
 
 
@@ -169,7 +171,7 @@ def test_a_stopped_phase_takes_any_number_of_steps_from_those_done_on(steps: int
     with pytest.raises(RunError, match=r"phases.dpo.steps: 2 is fewer than the 3 that are done"):
         go("run", "phases.dpo.steps=2", resume=True)
     said = go("run", f"phases.dpo.steps={steps}", resume=True)
-    assert said == [f"run: phases.dpo has {steps} steps now, not 5 steps"]
+    assert said == [f"run: phases.dpo has {steps} steps now, not 5 steps; kept: sft"]
     assert results("run") == results("long")
 
 
@@ -181,6 +183,88 @@ def test_a_phase_that_has_not_begun_takes_any_number_of_steps() -> None:
         go("run", *falling, stop=("phase1_sft", 3))
     go("run", *falling, "phases.dpo.steps=2", resume=True)
     assert results("run") == results("other")
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_phase_that_has_not_begun_may_change_in_everything() -> None:
+    """In its settings, its rows and its name; phases may be added; what is finished is kept."""
+    rows = Path("pairs.jsonl")
+    rows.write_text('{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n' * 3)
+    changed = of(
+        "dpo", "lr=0.02", f"data={rows}", "valid=null", "best=null", "eval_every_steps=null"
+    )
+    with pytest.raises(Interrupted):
+        go("run", stop=("phase1_sft", 5))
+    go("other", *changed)
+    steps: list[int] = []
+    said = go("run", *changed, resume=True, steps=steps)
+    assert results("run") == results("other") and steps == [1, 2, 3, 4, 5]
+    assert "run: phases.dpo is taken as it is now, since it had not begun; kept: sft" in said
+
+
+@pytest.mark.usefixtures("brief")
+def test_phases_are_added_to_a_finished_run_and_the_fused_model_is_made_again() -> None:
+    text = Path("recipe.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("  dpo:"))
+    later = text[text.index(line) : text.index("fuse:")].replace("  dpo:", "  again:")
+    Path("more.yaml").write_text(text.replace("fuse:", later + "fuse:"))
+    go("run")
+    before = results("run")
+    said = go("run", resume=True, recipe="more.yaml")
+    assert "run: phases.again is taken as it is now, since it had not begun; kept: sft, dpo" in said
+    after = results("run")
+    assert {name: after[name] for name in before if name != "metrics"} == {
+        name: before[name] for name in before if name != "metrics"
+    }
+    assert Path("run/phase3_again/phase.json").exists()
+    with pytest.raises(RunError, match="began with the phases sft, dpo, again, not sft, dpo"):
+        go("run", resume=True)
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_run_takes_over_the_phases_that_it_would_train_alike() -> None:
+    changed = of("dpo", "lr=0.02")
+    go("first")
+    go("alone", *changed)
+    steps: list[int] = []
+    said = go("run", *changed, reuse="first", steps=steps)
+    assert "taken over from first: sft" in said and steps == [1, 2, 3, 4, 5]
+    assert results("run") == results("alone")
+    assert json.loads(Path("run/run.json").read_text())["reused"] == {
+        "run": "first",
+        "phases": ["sft"],
+    }
+    steps.clear()
+    go("run", *changed, "phases.sft.steps=7", resume=True, steps=steps)
+    assert steps == [6, 7, 1, 2, 3, 4, 5], "a phase that was taken over can be extended"
+    go("longer", *changed, "phases.sft.steps=7")
+    for name in ("phase1_sft", "phase2_dpo"):
+        file = f"{name}/adapters.safetensors"
+        assert Path("run", file).read_bytes() == Path("longer", file).read_bytes()
+
+
+@pytest.mark.usefixtures("brief")
+def test_phases_of_another_kind_of_run_are_not_taken_over() -> None:
+    go("first")
+    refused = {
+        "adapter.rank=4": "adapter.rank: 2 → 4",
+        "phases.sft.lr=0.5": "phases.sft.lr: 0.01 → 0.5",
+        "phases.sft.data=sft.jsonl": "the rows of sft differ",
+    }
+    lines = Path("recipe.yaml").parent.joinpath("sft.jsonl")
+    lines.write_text('{"prompt": "Hi", "completion": "Hello."}\n' * 4)
+    for setting, says in refused.items():
+        with pytest.raises(RunError, match="first: no phase of it can be taken over") as error:
+            go("run", setting, reuse="first")
+        assert says in str(error.value)
+    with pytest.raises(RunError, match="nowhere: there is no run"):
+        go("run", reuse="nowhere")
+    adapter = Path("first/phase1_sft/adapters.safetensors")
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=r"adapters\.safetensors"):
+        go("run", reuse="first")
+    with pytest.raises(RunError, match="goes on with its own phases"):
+        go("first", reuse="nowhere", resume=True)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -206,8 +290,12 @@ def test_what_is_no_extension_is_refused_and_changes_nothing() -> None:
     before = results("run")
     refused = {
         "phases.dpo.steps=4": "run: phases.dpo.steps: 4 is fewer than the 5 that are done",
-        "phases.dpo.steps=8 phases.dpo.lr=0.02": "run: was started from another recipe",
-        "phases.sft.steps=8 adapter.rank=4": "run: was started from another recipe",
+        "phases.dpo.steps=8 phases.dpo.lr=0.02": (
+            "run: was started with another recipe (phases.dpo.lr: 0.01 → 0.02); resume with"
+        ),
+        "phases.sft.steps=8 adapter.rank=4 seed=7": (
+            "run: was started with another recipe (seed: 42 → 7; adapter.rank: 2 → 4); resume with"
+        ),
         "phases.dpo.steps=null phases.dpo.epochs=9": (
             "run: phases.dpo.epochs: 9 would be fewer than it began with (5 steps)"
         ),

@@ -1,0 +1,106 @@
+"""Taking over finished phases of another run that trained the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from forty2.errors import RunError
+from forty2.files import JsonObject, read_json, staged_folder, write_json
+from forty2.recipe.differences import differences
+from forty2.recipe.reading import to_yaml
+from forty2.runs.context import RunContext, reread
+from forty2.runs.folder import VERSION, read_metrics
+from forty2.runs.inputs import DATA_HASHES, PhaseInput
+from forty2.runs.phase_training import refuse_damage
+
+_OWN = ("name", "model", "fuse", "benchmark", "phases")
+"""Keys in which two runs may differ. The model is recognized by its weights, phases one by one."""
+_RECOGNIZED_BY_ROWS = ("data", "valid")
+
+
+def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Path) -> list[str]:
+    """Copy the phases that another run finished and this one would train to the same adapter.
+
+    These are the first phases, up to one that differs in its settings, its rows, or what came before.
+
+    Args:
+        source: folder of the other run.
+
+    Returns:
+        Names of the phases.
+
+    Raises:
+        RunError: it is no run, there is no such phase, or a file of one is damaged.
+    """
+    reasons = _whole_run_differs(run, source)
+    taken: list[str] = []
+    for phase in phases if not reasons else ():
+        reasons = _phase_differs(run, phase, source)
+        if reasons:
+            break
+        taken.append(phase.name)
+        _copy(run, phase, source)
+    if not taken:
+        raise RunError(f"{source}: no phase of it can be taken over ({'; '.join(reasons)})")
+    record = run.path / "run.json"
+    write_json(record, {**read_json(record), "reused": {"run": str(source), "phases": taken}})
+    return taken
+
+
+def _whole_run_differs(run: RunContext, source: Path) -> list[str]:
+    if not (source / "run.json").exists():
+        raise RunError(f"{source}: there is no run to take phases over from")
+    theirs = read_json(source / "run.json")
+    ours = read_json(run.path / "run.json")
+    if theirs.get("version") != VERSION:
+        return [f"another release wrote it (run format {theirs.get('version')})"]
+    reasons = [
+        f"{what} differ"
+        for what, key in (
+            ("the model's weights", "model_sha256"),
+            ("the weights of init_from", "init_from_sha256"),
+            ("the rules of epochs", "whole_epochs"),
+        )
+        if theirs.get(key) != ours.get(key)
+    ]
+    before, after = (
+        {key: value for key, value in recipe.items() if key not in _OWN}
+        for recipe in _recipes(run, source)
+    )
+    return reasons + list(map(str, differences(before, after)))
+
+
+def _phase_differs(run: RunContext, phase: PhaseInput, source: Path) -> list[str]:
+    if not (source / phase.label / "phase.json").exists():
+        return [f"{source / phase.label} is not there or not finished"]
+    before, after = (
+        {k: v for k, v in recipe["phases"][phase.name].items() if k not in _RECOGNIZED_BY_ROWS}
+        for recipe in _recipes(run, source)
+    )
+    found = [f"phases.{phase.name}.{one}" for one in differences(before, after)]
+    if read_json(source / DATA_HASHES).get(phase.name) != phase.data.hashes():
+        found.append(f"the rows of {phase.name} differ")
+    return found
+
+
+def _recipes(run: RunContext, source: Path) -> tuple[JsonObject, JsonObject]:
+    """Return the other run's recipe and this one's."""
+    texts = (reread(source / "recipe.yaml", run.recipe), to_yaml(run.recipe))
+    before, after = map(yaml.safe_load, texts)
+    return before, after
+
+
+def _copy(run: RunContext, phase: PhaseInput, source: Path) -> None:
+    refuse_damage(source / phase.label, "the phase is trained anew")
+    for line in read_metrics(source / "metrics.jsonl"):
+        if line["phase"] == phase.name:
+            run.folder.log(line)
+    work = Path("work", phase.label)
+    if (source / work).exists():  # the checkpoint from which the phase can be extended
+        shutil.copytree(source / work, run.path / work, dirs_exist_ok=True)
+    with staged_folder(run.path / phase.label) as staged:
+        for file in (source / phase.label).iterdir():
+            shutil.copyfile(file, staged / file.name)
