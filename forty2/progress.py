@@ -16,8 +16,8 @@ class Progress(Protocol):
             stage: name of the work under way; a new name begins a new stage.
             done: steps finished; `done` equal to `total` ends the stage.
             total: steps in the stage.
-            info: figures and texts to show, by name, such as `loss`. With a text under `warning` or
-                `table`, the call passes on that message and counts no step.
+            info: figures and texts to show, by name, such as `loss`. With a text under `heading`,
+                `notice`, `warning` or `table`, the call passes on that message and counts no step.
         """
 
 

@@ -311,6 +311,8 @@ def _prefixed(progress: Progress, run_name: str) -> Progress:
     """Make progress whose stages begin with the run's name."""
 
     def report(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        if "heading" in info:
+            info = {"heading": f"{run_name}, {info['heading']}"}
         progress(f"{run_name}: {stage}", done, total, info)
 
     return report

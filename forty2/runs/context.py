@@ -114,7 +114,7 @@ def open_run(
                 )
             )
             if folder.notice is not None:
-                progress("run", 0, 1, {"warning": folder.notice})
+                progress("run", 0, 1, {"notice": folder.notice})
         if group.first:
             _record_template(folder.path, recipe, reuse)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)

@@ -71,7 +71,7 @@ class StageMeasurer:
     ) -> Stage:
         """Measure a model, or the one in a folder; read the measurement if it was made before."""
         assert self._base is not None
-        file = self._run.path / "benchmarks" / f"{stage.replace(' ', '-')}.json"
+        file = measurement_path(self._run.path, stage)
         if file.exists():
             partial_path(file).unlink(missing_ok=True)
             return read_stage(file)
@@ -92,3 +92,8 @@ class StageMeasurer:
             )
             partial.finish(measured.to_json(), write_sealed)
         return measured
+
+
+def measurement_path(path: Path, stage: str) -> Path:
+    """Return the file of a stage's measurement in a run folder."""
+    return path / "benchmarks" / f"{stage.replace(' ', '-')}.json"

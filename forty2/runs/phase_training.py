@@ -76,6 +76,12 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
     return folder
 
 
+def tokens_trained(run: RunContext, phase: PhaseInput) -> float:
+    """Return the tokens of the rows that a phase's steps use, each as often as it is used."""
+    plan = _plan(run, phase, phase.settings)
+    return plan.exposures(plan.steps) * sum(lengths_of(phase.data.train.rows))
+
+
 def _plan(run: RunContext, phase: PhaseInput, settings: Phase) -> PhasePlan:
     rows = phase.data.train.rows
     return plan_phase(
@@ -138,7 +144,9 @@ def _train(
             evaluator=Evaluator(valid_loss, phase.check_replies),
             checkpoints=Checkpoints(work, run.recipe.adapter),
             log=run.folder,
-            progress=lambda _, done, total, info: run.progress(phase.label, done, total, info),
+            progress=lambda stage, *rest: run.progress(
+                phase.label + stage.removeprefix(phase.name), *rest
+            ),
             group=run.group,
         )
     )

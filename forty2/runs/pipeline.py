@@ -28,13 +28,15 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.run import contamination_lines, notices, write_report
+from forty2.runs.agenda import Agenda, Task
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
-from forty2.runs.measuring import CONTAMINATION, StageMeasurer
-from forty2.runs.phase_training import finish_phase
+from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
+from forty2.runs.phase_training import finish_phase, tokens_trained
 from forty2.runs.records import ContaminationRecord
 from forty2.runs.reusing import take_over_phases
+from forty2.training.processes import joined
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     if reuse is not None and resume:
         raise RunError(f"{path}: goes on with its own phases; take over another's in a new run")
+    agenda = Agenda(_tasks(recipe, path, only), progress if joined().first else silent)
+    agenda.begin_next()
     with open_run(
         recipe,
         path,
@@ -103,7 +107,7 @@ def run(
         reuse=Path(reuse) if reuse is not None else None,
     ) as context:
         try:
-            return _run(context, only, Path(reuse) if reuse is not None else None)
+            return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
         except (Interrupted, TrainingError) as error:
             if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error
@@ -133,27 +137,67 @@ def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
     return Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
 
 
-def _run(run: RunContext, only: str | None, reuse: Path | None) -> RunResult:
+def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) -> RunResult:
     benchmark = run.recipe.benchmark if run.group.first else None
     measurer = StageMeasurer(run, benchmark) if benchmark is not None else None
     stages: list[Stage] = []
-    adapter = _train_phases(run, only, reuse, measurer, stages)
+    adapter = _train_phases(run, agenda, only, reuse, measurer, stages)
     if not run.group.first:
         raise OtherProcessEnded
     fused = None
     if run.recipe.fuse is not None and only is None:
         mx.clear_cache()
+        agenda.begin_next()
         fused = fuse_run(run, run.recipe.fuse, adapter)
         if measurer is not None:
+            agenda.begin_next()
             stages.append(measurer.measure_folder("fused", fused.full))
             if fused.quantized is not None:
+                agenda.begin_next()
                 stage = f"fused {run.recipe.fuse.quantize}-bit"
                 stages.append(measurer.measure_folder(stage, fused.quantized))
     return _finish(run, adapter, fused, stages)
 
 
+def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[Task]:
+    """List the stages of a run; its phases' work is known when their rows are read."""
+    measured = recipe.benchmark is not None
+    tasks = [Task("reading model and data", "read")]
+    if measured:
+        tasks.append(
+            Task("measuring the base", "measure", done=measurement_path(path, "base").exists())
+        )
+    for number, name in enumerate(recipe.phases, 1):
+        label = f"phase{number}_{name}"
+        done = (path / label / "phase.json").exists()
+        tasks.append(Task(f"training {name}", "train", done=done))
+        if measured:
+            tasks.append(
+                Task(
+                    f"measuring after {name}",
+                    "measure",
+                    done=measurement_path(path, label).exists(),
+                )
+            )
+        if name == only:
+            return tasks
+    if recipe.fuse is not None:
+        tasks.append(Task("fusing", "fuse"))
+        kinds = ["fused"] + [f"fused {recipe.fuse.quantize}-bit"] * bool(recipe.fuse.quantize)
+        for stage in kinds if measured else ():
+            tasks.append(
+                Task(
+                    f"measuring the {stage} model",
+                    "measure",
+                    done=measurement_path(path, stage).exists(),
+                )
+            )
+    return tasks
+
+
 def _train_phases(
     run: RunContext,
+    agenda: Agenda,
     only: str | None,
     reuse: Path | None,
     measurer: StageMeasurer | None,
@@ -172,17 +216,24 @@ def _train_phases(
         inputs = read_inputs(run, measurer, must_agree)
         if reuse is not None and run.group.first:
             taken = take_over_phases(run, inputs.phases, reuse)
-            run.progress("run", 0, 1, {"warning": f"taken over from {reuse}: {', '.join(taken)}"})
+            notice = f"taken over from {reuse}: {', '.join(taken)}"
+            run.progress("run", 0, 1, {"notice": notice})
     if reuse is not None:
         run.group.broadcast_files(run.path, NEEDED_BY_ALL)
+    agenda.set_work(
+        {f"training {phase.name}": tokens_trained(run, phase) for phase in inputs.phases}
+    )
     if measurer is not None:
+        agenda.begin_next()
         stages.append(measurer.measure_base(inputs.loaded))
     attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
     folder = run.path
     for phase in inputs.phases:
         run.folder.check_there()
+        agenda.begin_next()
         folder = finish_phase(run, phase, inputs.loaded)
         if measurer is not None:
+            agenda.begin_next()
             stages.append(measurer.measure(phase.label, inputs.loaded, folder))
         if phase.name == only:
             break

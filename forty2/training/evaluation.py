@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from forty2.progress import Progress, silent
 from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.processes import ALONE, Group
 
@@ -29,20 +30,27 @@ class Evaluator(NamedTuple):
     check_replies: Callable[[], ReplyCheck] | None = None
     """Function that has the model reply to prompts, in the first process of a group; None: never."""
 
-    def evaluate(self, model: nn.Module, group: Group) -> tuple[dict[str, float], ReplyCheck]:
+    def evaluate(
+        self, model: nn.Module, group: Group, progress: Progress = silent
+    ) -> tuple[dict[str, float], ReplyCheck]:
         """Measure the metrics of the validation rows and the replies; leave the model in eval."""
         model.eval()
-        valid = evaluate(model, self.valid_loss, group) if self.valid_loss is not None else {}
+        valid = {}
+        if self.valid_loss is not None:
+            valid = evaluate(model, self.valid_loss, group, progress)
         if self.check_replies is None:
             return valid, ReplyCheck({}, [])
+        progress("replies", 0, 1, {})
         return valid, ReplyCheck(*group.broadcast(self.check_replies))
 
 
-def evaluate(model: nn.Module, loss: BatchedLoss, group: Group = ALONE) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loss: BatchedLoss, group: Group = ALONE, progress: Progress = silent
+) -> dict[str, float]:
     """Compute a loss's mean metrics over all its rows, without dropout; leave the model in eval."""
     model.eval()
     sums = dict.fromkeys(loss.metrics, 0.0)
-    weight = 0
+    weight = done = 0
     own = group.shard(range(len(loss.lengths)))
     step_arrays = loss.step_arrays(model, micro_batches(loss, own), group)
     for batch in micro_batches(loss, own):
@@ -51,5 +59,7 @@ def evaluate(model: nn.Module, loss: BatchedLoss, group: Group = ALONE) -> dict[
         for key, value in metrics.items():
             sums[key] += float(value)
         weight += batch.weight
+        done += len(batch.rows)
+        progress("validation rows", done, len(own), {})
     sums, weight = group.all_sum((sums, weight))
     return {key: float(value) / int(weight) for key, value in sums.items()}

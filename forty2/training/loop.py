@@ -254,7 +254,13 @@ class _Attempt:
     def _evaluate(self) -> None:
         """Evaluate the model, log the figures, and act on the red lines that they cross."""
         state, name = self.state, self.training.name
-        valid, replies = self.training.evaluator.evaluate(self.model, self.training.group)
+        valid, replies = self.training.evaluator.evaluate(
+            self.model,
+            self.training.group,
+            lambda part, done, total, info: self.training.progress(
+                f"{name}: {part}", done, total, info
+            ),
+        )
         measured = {**valid, **replies.metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
         if broken:
@@ -265,6 +271,8 @@ class _Attempt:
         if measured:
             figures = {f"valid_{key}": value for key, value in measured.items()}
             self.training.log.log({"phase": name, "step": state.step, **figures})
+            notice = f"step {state.step} of {self.plan.steps}: {self._in_words(measured)}"
+            self.training.progress(name, state.step, self.plan.steps, {"notice": notice})
         if self.phase.best is not None:
             self.training.checkpoints.save_if_best(state, self.model, self.phase.best)
         crossed = self.monitor.judge_evaluation(valid["loss"]) if valid else []
@@ -275,6 +283,19 @@ class _Attempt:
                 crossed.append(RedLine("replies", fault))
         for red in crossed:
             self._act_on(red, state.step)
+
+    def _in_words(self, measured: Mapping[str, float]) -> str:
+        """Write the figures that matter most at an evaluation."""
+        training_loss = self.state.metrics.get("loss")
+        figures = [
+            ("training loss", training_loss, ".3f"),
+            ("validation loss", measured.get("loss"), ".3f"),
+            ("accuracy", measured.get("accuracy"), ".0%"),
+            ("prompts passed", measured.get("passed"), ".0%"),
+        ]
+        return ", ".join(
+            f"{name} {value:{form}}" for name, value, form in figures if value is not None
+        )
 
     def _act_on(self, red: RedLine, step: int, batches: Sequence[Sequence[int]] = ()) -> None:
         """Do what the recipe says about a red line that was crossed on these batches of rows."""

@@ -73,12 +73,13 @@ def go(
         steps: takes the steps of training.
 
     Returns:
-        The warnings on the way.
+        The warnings on the way, and what was said about the run as a whole.
     """
     said: list[str] = []
 
     def progress(stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
-        said.extend(str(info["warning"]) for _ in range("warning" in info))
+        if "warning" in info or stage == "run":
+            said.extend(str(info[key]) for key in ("warning", "notice") if key in info)
         if "loss" in info:
             if steps is not None:
                 steps.append(done)
