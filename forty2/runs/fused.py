@@ -28,14 +28,15 @@ def check_fused_path(run: RunContext) -> None:
     """Refuse to replace another run's fused model."""
     if run.recipe.fuse is None or not run.group.first:
         return
-    out = fused_path(run, run.recipe.fuse)
-    record = read_json(out / "fused.json") if (out / "fused.json").exists() else {}
-    adapter = record.get("adapter")
-    if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
-        raise RunError(
-            f"{out}: holds the model fused with {adapter}; name another folder with "
-            "--set fuse.out=FOLDER, or delete it"
-        )
+    out, bits = fused_path(run, run.recipe.fuse), run.recipe.fuse.quantize
+    for folder in (out, *([quantized_path(out, bits)] if bits is not None else [])):
+        record = read_json(folder / "fused.json") if (folder / "fused.json").exists() else {}
+        adapter = record.get("adapter")
+        if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
+            raise RunError(
+                f"{folder}: holds the model fused with {adapter}; name another folder with "
+                "--set fuse.out=FOLDER, or delete it"
+            )
 
 
 def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
@@ -66,6 +67,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
         adapter,
         out,
         quantize=bits,
+        replace=True,  # a model of this run: `check_fused_path` has looked
         trust_remote_code=run.trust_remote_code,
         progress=run.progress,
     )
