@@ -1,5 +1,10 @@
 // Sorts the table by the column whose head is pressed; rows without a value stay last.
 const table = document.querySelector("table");
+for (const head of table.tHead.rows[0].cells) {
+  const button = document.createElement("button");
+  button.append(...head.childNodes);
+  head.append(button);
+}
 const value = (row, n) => row.cells[n].dataset.sort ?? row.cells[n].textContent.trim();
 table.tHead.addEventListener("click", (event) => {
   const head = event.target.closest("th");

@@ -165,7 +165,9 @@ def test_any_adapter_is_resumed_bit_for_bit_fused_exactly_and_read_by_mlx_lm(
 def test_a_resume_that_finds_no_run_is_refused_and_names_close_ones(here: Path) -> None:
     """A typing error must not start a new run of some hours."""
     line = "run mine.yaml --resume --run-dir adapters/mien"
-    assert "adapters/mien: there is no run to resume; there are no runs in adapters" in refused(line)
+    assert "adapters/mien: there is no run to resume; there are no runs in adapters" in refused(
+        line
+    )
     shutil.copytree(OLD, here / "adapters" / "mine")
     assert "there is no run to resume; did you mean adapters/mine?" in refused(line)
     assert not (here / "adapters" / "mien").exists()

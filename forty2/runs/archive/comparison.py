@@ -11,7 +11,7 @@ import yaml
 
 from forty2.benchmark.compare import Comparison, compare
 from forty2.benchmark.results import Stage
-from forty2.errors import Forty2Error, RunError, first_line
+from forty2.errors import Forty2Error, RunError, first_line, on_one_line
 from forty2.files import JsonObject, read_json
 from forty2.report.records import visible
 
@@ -126,7 +126,9 @@ def _settings(run: Path) -> dict[str, str]:
         if (run / "data.json").exists():
             found |= {f"rows.{key}": text for key, text in _flat(read_json(run / "data.json"))}
     except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{run}: its recipe or run.json is damaged ({first_line(error)})") from error
+        raise RunError(
+            f"{run}: recipe.yaml, run.json or data.json is damaged ({on_one_line(error)})"
+        ) from error
     return {str(visible(key)): str(visible(value)) for key, value in found.items()}
 
 
