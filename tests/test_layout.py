@@ -28,6 +28,7 @@ COVERED_BY = {
     "data/records.py": "data/test_formats.py",
     "data/responses.py": "data/test_formats.py",
     "data/sets.py": "data/checks/test_lint.py",
+    "export/record.py": "export/test_fusing.py",
     "model/gguf/": "model/test_gguf.py",
     "model/gradient_checkpointing.py": "training/test_loop.py",
     "model/loading.py": "cli/test_bad_models.py",

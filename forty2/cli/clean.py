@@ -26,7 +26,9 @@ _KINDS = ("models", "base", "reference", "bench", "group", "states", "index")
 def clean_command(
     kinds: tuple[str, ...], folders: tuple[Path, ...], dry_run: bool, yes: bool
 ) -> None:
-    """Delete caches, which are made again when needed, after saying what that frees.
+    """Delete caches, which are made again when needed.
+
+    Says what that frees, and asks.
 
     \b
     models     downloaded and imported models

@@ -36,7 +36,7 @@ class _ListIsDefault(click.Group):
 
 @click.group("runs", cls=_ListIsDefault)
 def runs_command() -> None:
-    """List, compare, label, remove and export the runs that you have.
+    """List, compare, label, remove and export your runs.
 
     Without a command, the runs in adapters/ are listed. RUN is a run folder, or the name of one in
     adapters/.
@@ -113,9 +113,11 @@ def list_command(
     hidden: int,
     as_json: bool,
 ) -> None:
-    """List the runs in FOLDERS and below, with size, state, result and verdict.
+    """List runs with state, age, size, result and verdict.
 
-    Default: adapters/. The result is that of the last stage, after that of the base model.
+    FOLDERS and the folders below are searched. Default: adapters/.
+
+    The result is that of the last stage, after that of the base model.
     """
     if as_json:
         click.echo(json.dumps([entry.to_json() for entry in entries], indent=1, ensure_ascii=False))
@@ -147,7 +149,7 @@ def _shown_metric(sort: str | None) -> str | None:
 @click.argument("run")
 @shared_options.as_json
 def show_command(run: str, as_json: bool) -> None:
-    """Show everything that is recorded about a run, with its notes."""
+    """Show what is recorded about a run, and its notes."""
     from forty2.runs.archive.finding import find_runs, run_folder
 
     folder = run_folder(run)
@@ -199,7 +201,10 @@ def show_command(run: str, as_json: bool) -> None:
 )
 @shared_options.as_json
 def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
-    """Compare two or more RUNS with the first: settings, paired statistics, replies."""
+    """Compare runs by settings, statistics and replies.
+
+    Each is compared with the first, item by item, after the last stage that was measured.
+    """
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare_runs
     from forty2.runs.archive.finding import run_folder
@@ -232,9 +237,9 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
 @click.argument("text", required=False)
 @click.option("--replace", is_flag=True, help="Put the note in place of all earlier ones.")
 def note_command(run: str, text: str | None, replace: bool) -> None:
-    """Add a note to a run, or print its notes if no TEXT is given.
+    """Add a note to a run, or print its notes.
 
-    Notes are kept in the run's folder.
+    Without TEXT, the notes are printed. They are kept in the run's folder.
     """
     from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.notes import add_note, read_notes
@@ -252,9 +257,9 @@ def note_command(run: str, text: str | None, replace: bool) -> None:
 @click.argument("tags", nargs=-1)
 @click.option("--remove", "removed", multiple=True, metavar="TAG", help="Remove a tag. Repeatable.")
 def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> None:
-    """Add TAGS to a run, or print its tags if none is given.
+    """Tag a run, or print its tags.
 
-    Tags are kept in the run's folder.
+    Without TAGS, they are printed. They are kept in the run's folder.
     """
     from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.notes import change_tags, read_notes
@@ -272,9 +277,9 @@ def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> No
 )
 @shared_options.yes
 def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -> None:
-    """Remove RUNS after saying what that frees.
+    """Remove runs, after asking.
 
-    All of them are removed, or none. Fused models stay unless you say --fused.
+    Says what that frees. All of them are removed, or none. Fused models stay unless you say --fused.
     """
     from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.removal import check_losses, plan_removal, remove
@@ -311,9 +316,10 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
 def export_command(
     run: str, file: Path, adapters: Literal["last", "all", "none"], replace: bool
 ) -> None:
-    """Write a run to a zip FILE for a colleague: recipe, records, report, adapters.
+    """Write a run to one zip file for a colleague.
 
-    Paths of this machine are cut down; data files and checkpoints are not included.
+    It holds recipe, records, report and adapters, but no data files and no checkpoints. Paths of
+    this machine are cut down.
     """
     from forty2.runs.archive.export import export_run
     from forty2.runs.archive.finding import run_folder
@@ -328,7 +334,10 @@ def export_command(
 def page_command(
     entries: Sequence[Entry], sort: str | None, folders: Sequence[Path], hidden: int, out: Path
 ) -> None:
-    """Write the list of runs as one HTML page, which can be sorted by any column."""
+    """Write the list of runs as one HTML page.
+
+    It can be sorted by any column.
+    """
     from forty2.report.archive import Cell, Row, write_archive_page
     from forty2.runs.archive.finding import HOME, metric_key
 

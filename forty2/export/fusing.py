@@ -21,7 +21,8 @@ import mlx.nn as nn
 
 from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
-from forty2.files import JsonObject, read_json, staged_folder, write_json
+from forty2.export.record import RECORD, adapter_of
+from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
 from forty2.model.adapter import adapter_dir
 from forty2.model.loading import LoadedModel, load, save_model
@@ -46,8 +47,6 @@ MIN_COSINE = 0.9
 """Smallest cosine at which quantizing has left enough of the adapter."""
 PARITY_TOKENS = 96
 """Tokens of each text on which models are compared."""
-RECORD = "fused.json"
-"""Name of the record in a fused folder; only a folder with one may be replaced."""
 _STEPS = 4
 _QUANTIZED_PROBES = 2  # a quantized model is slow on a CPU
 
@@ -211,8 +210,7 @@ def _check_target(out: Path, adapter: Path, replace: bool) -> None:
         raise ModelError(f"{out}: exists and is not a fused model; name another --out")
     if replace or not (out / RECORD).exists():
         return
-    found = read_json(out / RECORD)
-    before = found.get("adapter") if isinstance(found, dict) else None
+    before = adapter_of(out)
     if before is None or Path(before).resolve() != adapter.resolve():
         raise ModelError(
             f"{out}: holds the model fused with {before or 'an adapter that it does not name'}; name "
@@ -277,7 +275,8 @@ def _quantize(
     few = _QUANTIZED_PROBES
     kl = _kl(wanted[:few], _log_probabilities(model, probes[:few]))
     target = quantized_path(out, bits)
-    _write(quantized, target, {"fused": str(out), "bits": bits, "cosine": cosine, "kl": kl})
+    record = {"fused": str(out), "adapter": adapter_of(out), "bits": bits}
+    _write(quantized, target, {**record, "cosine": cosine, "kl": kl})
     return Quantized(target, bits, cosine, kl)
 
 

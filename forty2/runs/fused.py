@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from forty2.errors import RunError
 from forty2.export.fusing import fuse, quantized_path
-from forty2.files import find_damage, read_json, seal, write_json
+from forty2.export.record import adapter_of
+from forty2.files import find_damage, seal, write_json
 from forty2.recipe.schema import Fuse
 from forty2.runs.context import RunContext
 
@@ -30,8 +31,7 @@ def check_fused_path(run: RunContext) -> None:
         return
     out, bits = fused_path(run, run.recipe.fuse), run.recipe.fuse.quantize
     for folder in (out, *([quantized_path(out, bits)] if bits is not None else [])):
-        record = read_json(folder / "fused.json") if (folder / "fused.json").exists() else {}
-        adapter = record.get("adapter")
+        adapter = adapter_of(folder)
         if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
             raise RunError(
                 f"{folder}: holds the model fused with {adapter}; name another folder with "

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forty2.errors import RunError
-from forty2.files import read_json, remove_leftovers, write_errors
+from forty2.export.record import adapter_of
+from forty2.files import remove_leftovers, write_errors
 from forty2.runs.archive.entry import Entry, absolute, is_running, read_entry
 from forty2.runs.archive.finding import HOME, find_runs
 from forty2.runs.archive.index import known_paths, store_entries
@@ -134,11 +135,8 @@ def _known(folders: Sequence[Path]) -> list[Entry]:
 
 def _is_of(run: Path, model: Path) -> bool:
     """Return whether a model is there that was fused from this run; another may be in its place."""
-    record = model / "fused.json"
-    if not record.exists():
-        return False
-    adapter = absolute(str(read_json(record).get("adapter", "")), run)
-    return Path(adapter).resolve().is_relative_to(run)
+    adapter = adapter_of(model)
+    return adapter is not None and Path(absolute(adapter, run)).resolve().is_relative_to(run)
 
 
 def _size(folder: Path) -> int:
