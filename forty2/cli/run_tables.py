@@ -28,6 +28,8 @@ _HEADLINES = (
 """Figures that sum a run up, the first that it has, with their names for a reader."""
 _LONGEST = 40
 """Characters of a cell in a terminal, other than the run's name."""
+_NARROWEST, _MOST_LINES = 24, 12
+"""Width of a column of replies, and lines of one."""
 _SPAN = ((60, "s"), (60, "min"), (24, "h"), (365, "d"))
 
 
@@ -81,13 +83,18 @@ def cells(entry: Entry, metric: str | None = None) -> dict[str, str]:
 
 
 def shown_name(entry: Entry) -> str:
-    """Return the name by which the other commands find a run: below adapters/, or its path."""
+    """Return the name by which the other commands find a run: below adapters/, or its path.
+
+    Characters that would act on the terminal are spelled out.
+    """
+    from forty2.report.records import visible
+
     path, here = Path(entry.path), Path.cwd()
-    home = here / "adapters"
-    for folder in (home, here):
+    for folder in (here / "adapters", here):
         if path.is_relative_to(folder) and path != folder:
-            return str(path.relative_to(folder))
-    return str(path)
+            path = path.relative_to(folder)
+            break
+    return str(visible(str(path)))
 
 
 def result(entry: Entry, metric: str | None = None) -> str:
@@ -133,19 +140,18 @@ def age(started: str) -> str:
 
 
 def side_by_side(texts: Sequence[str], titles: Sequence[str]) -> str:
-    """Set texts in columns of equal width, wrapped; one below the other if columns were too narrow."""
-    import textwrap
+    """Set texts in columns of equal width, or below each other if columns were too narrow.
 
+    Blank lines are left out, and each text is cut after a dozen lines.
+    """
     width = _terminal_width() or 100
     each = (width - 3 * (len(texts) - 1)) // len(texts)
-    if each < 24:
-        return "\n".join(
-            f"{title}:\n{textwrap.indent(textwrap.fill(text, width - 2), '  ')}"
-            for title, text in zip(titles, texts, strict=True)
-        )
+    if each < _NARROWEST:
+        parts = [[f"{t}:", *_wrapped(text, width)] for t, text in zip(titles, texts, strict=True)]
+        return "\n".join(line for part in parts for line in part)
     columns = [
-        [title, *(part for line in text.splitlines() or [""] for part in _wrapped(line, each))]
-        for title, text in zip((_cut(t, each) for t in titles), texts, strict=True)
+        [_cut(title, each), *_wrapped(text, each)]
+        for title, text in zip(titles, texts, strict=True)
     ]
     lines = []
     for n in range(max(map(len, columns))):
@@ -154,13 +160,17 @@ def side_by_side(texts: Sequence[str], titles: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(line: str, width: int) -> list[str]:
-    """Break a line at spaces; wide characters take two columns."""
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a text at spaces into lines of at most `width`; wide characters take two columns."""
     import textwrap
 
-    if _width(line) == len(line):
-        return textwrap.wrap(line, width) or [""]
-    return textwrap.wrap(line, width // 2) or [""]
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, width if _width(line) == len(line) else width // 2)
+    ]
+    more = ["…"] if len(lines) > _MOST_LINES else []
+    return [*lines[:_MOST_LINES], *more] or ["(blank)"]
 
 
 def _terminal_width() -> int | None:

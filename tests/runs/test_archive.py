@@ -123,6 +123,13 @@ def test_a_run_with_a_damaged_record_is_listed_as_damaged_and_hides_no_other(
     assert found["half"].state == "stopped" and found["deep"].state == "finished"
 
 
+@pytest.mark.parametrize("file", ["run.json", "recipe.yaml", "notes.json", "run.lock"])
+def test_a_pipe_in_a_record_s_place_does_not_hang_the_listing(file: str, runs: Path) -> None:
+    (runs / "half" / file).unlink(missing_ok=True)
+    os.mkfifo(runs / "half" / file)
+    assert listed(runs)["half"].state == ("stopped" if file == "run.lock" else "damaged")
+
+
 def test_states_are_told_apart(runs: Path, running: Path) -> None:
     assert listed(runs)["half"].state == "running"
     write_json(runs / "more" / "failed" / "run.json", read_json(OLD / "run.json"))

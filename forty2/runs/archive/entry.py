@@ -15,7 +15,7 @@ from typing import Any
 from forty2.errors import RunError, first_line
 from forty2.files import JsonObject, read_json
 from forty2.report.records import visible
-from forty2.runs.archive.notes import Note, read_notes
+from forty2.runs.archive.notes import NOTES, Note, read_notes
 
 STATES = ("finished", "stopped", "running", "failed", "damaged")
 FAILED = "failed.json"
@@ -113,7 +113,7 @@ def is_running(folder: Path) -> bool:
     """
     file = folder / "run.lock"
     try:
-        found = _OWNER.match(file.read_text("utf-8"))
+        found = _OWNER.match(file.read_text("utf-8")) if file.is_file() else None
         if found is None or not _is_alive(int(found[1])):
             return False
         with file.open("rb") as lock:
@@ -150,18 +150,25 @@ def _is_alive(process: int) -> bool:
 def _problem(folder: Path, error: BaseException) -> str:
     """Say on one line which record is damaged."""
     if isinstance(error, RunError):
-        return first_line(error)
-    return f"{folder}: a record is damaged, or of another release ({error!r})"
+        return str(visible(first_line(error)))
+    return str(visible(f"{folder}: a record is damaged, or of another release ({error!r})"))
 
 
 # --- the records ----------------------------------------------------------------------------------
 
 
 def _object(path: Path) -> JsonObject:
-    value = visible(read_json(path))
+    value = visible(read_json(_file(path)))
     if not isinstance(value, dict):
         raise RunError(f"{path}: holds no JSON object")
     return value
+
+
+def _file(path: Path) -> Path:
+    """Refuse a pipe or device in a record's place: reading one might never end."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: is not a file")
+    return path
 
 
 def _provenance(folder: Path) -> JsonObject:
@@ -179,7 +186,7 @@ def _provenance(folder: Path) -> JsonObject:
 
 def _training(folder: Path) -> JsonObject:
     """Read the phases, and whether everything that the recipe asks for is done."""
-    recipe = _sections((folder / "recipe.yaml").read_text("utf-8"))
+    recipe = _sections(_file(folder / "recipe.yaml").read_text("utf-8"))
     phases = _phases(recipe.get("phases", []))
     done = [
         label
@@ -227,7 +234,7 @@ def _outcome(folder: Path) -> JsonObject:
 
 
 def _remarks(folder: Path) -> JsonObject:
-    found = read_notes(folder)
+    found = read_notes(_file(folder / NOTES).parent)
     return {"notes": found.notes, "tags": found.tags}
 
 
@@ -242,7 +249,7 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _minutes(folder: Path) -> dict[str, float]:
     """Return the minutes from the start to the newest result; nothing without a result."""
-    started = datetime.fromisoformat(str(read_json(folder / "run.json")["started"]))
+    started = datetime.fromisoformat(str(_object(folder / "run.json")["started"]))
     times = [path.stat().st_mtime for kind in _TIMED for path in folder.glob(kind)]
     if not times:
         return {}
