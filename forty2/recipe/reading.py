@@ -118,7 +118,6 @@ def _as_yaml(recipe: Mapping[str, object]) -> str:
             return True  # one object may be used in two places
 
     Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
-    Dumper.add_multi_representer(Mapping, lambda dumper, m: dumper.represent_dict(dict(m)))
     try:
         return yaml.dump(dict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, RecursionError) as error:
