@@ -20,7 +20,10 @@ blas.load_before_mlx()
 
 if TYPE_CHECKING:
     from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa
+    from forty2.errors import Forty2Error as Forty2Error
     from forty2.export.fusing import fuse as fuse
+    from forty2.inference.chat import ChatSession as ChatSession
+    from forty2.inference.chat import chat as chat
     from forty2.recipe.reading import load_recipe as load_recipe
     from forty2.recipe.schema import Recipe as Recipe
     from forty2.runs.ablation import ablate as ablate
@@ -31,9 +34,12 @@ if TYPE_CHECKING:
 
 # No submodule may share one of these names: importing it would replace the function.
 _MODULES = {
+    "ChatSession": "forty2.inference.chat",
+    "Forty2Error": "forty2.errors",
     "Recipe": "forty2.recipe.schema",
     "RunResult": "forty2.runs.pipeline",
     "ablate": "forty2.runs.ablation",
+    "chat": "forty2.inference.chat",
     "fuse": "forty2.export.fusing",
     "load_recipe": "forty2.recipe.reading",
     "plan": "forty2.runs.planning",
@@ -43,9 +49,12 @@ _MODULES = {
 }
 """The module of each public name."""
 __all__ = [
+    "ChatSession",
+    "Forty2Error",
     "Recipe",
     "RunResult",
     "ablate",
+    "chat",
     "fuse",
     "load_recipe",
     "plan",

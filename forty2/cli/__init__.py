@@ -21,6 +21,7 @@ COMMANDS = {
     "recipe": "recipe",
     "data": "data",
     "fuse": "fuse",
+    "chat": "chat",
     "generate": "generate",
     "model": "model",
     "logprobs": "logprobs",

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.progress_bars import ProgressBars
+from forty2.files import JsonObject, write_errors, write_text
 
 if TYPE_CHECKING:
+    from forty2.inference.generation import Sampling
     from forty2.model.chat_template import TemplateSettings
+    from forty2.model.loading import LoadedModel
+    from forty2.progress import Progress
 
 
 @click.command("generate")
 @shared_options.model_and_adapter()
+@click.option("--prompt", "-p", help="The user's message. `-` reads it from standard input.")
 @click.option(
-    "--prompt", "-p", required=True, help="The user's message. `-` reads it from standard input."
+    "--prompts",
+    type=shared_options.PATH,
+    help="File of prompts, in place of --prompt: .txt with one a line, rows as in training data, or "
+    ".json eval prompts.",
+)
+@shared_options.out_option(
+    help="New file for the replies to --prompts, as JSON Lines. Default: standard output."
 )
 @click.option("--system", help="A system message before it.")
 @click.option(
@@ -39,7 +53,9 @@ if TYPE_CHECKING:
 def generate_command(
     model: str,
     adapter: str | None,
-    prompt: str,
+    prompt: str | None,
+    prompts: Path | None,
+    out: Path | None,
     system: str | None,
     max_tokens: int,
     temperature: float,
@@ -47,12 +63,37 @@ def generate_command(
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
-    """Answer a prompt through the model's chat template."""
-    from forty2.inference.generation import stream_reply
+    """Answer a prompt or a file of prompts.
+
+    Each goes through the model's chat template.
+    """
+    if (prompt is None) == (prompts is None):
+        raise click.UsageError("Give either --prompt or --prompts.")
+    if prompts is None and out is not None:
+        raise click.UsageError("--out is for --prompts.")
+    if out is not None and out.exists():
+        raise click.UsageError(f"{out}: exists already; name another --out, or remove it.")
+    from forty2.inference.generation import Sampling, stream_reply
     from forty2.model.loading import load
     from forty2.text.encoder import Encoder
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    if prompts is not None:
+        questions = _Questions(prompts, system)
+        loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
+        sampling = Sampling(temperature) if temperature else None
+        with ProgressBars() as bars:
+            rows = questions.answer(
+                loaded, max_tokens=max_tokens, sampling=sampling, seed=seed, progress=bars
+            )
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if out is None:
+            click.echo(text, nl=False)
+        else:
+            with write_errors(out):
+                write_text(out, text)
+            click.echo(out)
+        return
+    text = sys.stdin.read() if prompt == "-" else prompt or ""
     loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system is not None else []
     ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
@@ -61,3 +102,47 @@ def generate_command(
     ):
         click.echo(piece, nl=False)
     click.echo()
+
+
+class _Questions:
+    """A file of prompts, read before the model is loaded."""
+
+    def __init__(self, file: Path, system: str | None) -> None:
+        from forty2.benchmark.tasks.eval_prompts import load_eval_prompts
+        from forty2.data.prompts import read_prompts
+
+        self._evals = load_eval_prompts(file) if file.suffix == ".json" else None
+        if self._evals is not None and system is not None:
+            raise click.UsageError("--system: eval prompts have system messages of their own.")
+        self._prompts = [] if self._evals is not None else read_prompts(file, system)
+
+    def answer(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_tokens: int,
+        sampling: Sampling | None,
+        seed: int,
+        progress: Progress,
+    ) -> list[JsonObject]:
+        """Answer all prompts, in the file's order."""
+        from forty2.benchmark.tasks.eval_prompts import Asked
+        from forty2.inference.generation import generate_replies
+        from forty2.text.encoder import Encoder
+
+        if self._evals is not None:
+            ids = Asked(loaded, self._evals, max_tokens).ids
+            rows: list[JsonObject] = [{"id": i.id, "prompt": i.text} for i in self._evals.items]
+        else:
+            encoder = Encoder(loaded.tokenizer)
+            ids = [encoder.prompt(prompt.messages) for prompt in self._prompts]
+            rows = [{"origin": p.origin, "messages": list(p.messages)} for p in self._prompts]
+            for prompt, tokens in zip(self._prompts, ids, strict=True):
+                loaded.row_limit.refuse(len(tokens) + 1, f"{prompt.origin}: the prompt and a reply")
+        seeds = range(seed, seed + len(ids))
+        replies = generate_replies(
+            loaded, ids, max_tokens=max_tokens, sampling=sampling, seeds=seeds, progress=progress
+        )
+        for number, reply in replies:
+            rows[number] |= {"reply": reply.text, "tokens": reply.tokens, "stopped": reply.stopped}
+        return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import importlib
 from collections.abc import Mapping
@@ -33,6 +34,17 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"forty2.cli.{self.modules[name]}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        close = difflib.get_close_matches(name, [*self.modules, *self.aliases], 2)
+        if close and name not in (*self.modules, *self.aliases) and not name.startswith("-"):
+            raise click.UsageError(
+                f"No such command {name!r}; did you mean {' or '.join(close)}?", ctx
+            )
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -208,6 +208,25 @@ def to_row(record: Record) -> JsonObject:
 # --- rows for one kind of phase -------------------------------------------------------------------
 
 
+def parse_prompt(row: Row, origin: str) -> Messages:
+    """Read the turns that a row asks to be answered; answers at its end are left out.
+
+    Raises:
+        DataError: it has no such turns.
+    """
+    key = next((key for key in CONVERSATION if key in row and "prompt" not in row), None)
+    if key is not None:  # a whole conversation may end with its answer
+        turns = list(read_turns(row, key, origin))
+    else:
+        found = find_prompt(row, origin)
+        turns = [] if found is None else list(found[0])
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    if not any(turn["role"] != "system" for turn in turns):
+        raise DataError(f"{origin}: has no prompt ({named_keys(row)})")
+    return without_train(tuple(turns))
+
+
 def parse_imitated(row: Row, origin: str) -> Chat | Text:
     """Read a conversation or a text, for supervised fine-tuning."""
     record = parse(row, origin)

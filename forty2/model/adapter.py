@@ -6,15 +6,16 @@ other packages write alpha / rank. Its DoRA layer also trains the norm of each r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
@@ -102,6 +103,26 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
+@contextlib.contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """Run the model as it was before its adapter; the adapter is back at the end of the block.
+
+    Each adapted layer is replaced by the layer that it wraps: a scale of 0 would leave DoRA's norms.
+    """
+    adapted = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
+    wrapped = [(name, m.linear if "linear" in m else m.embedding) for name, m in adapted]
+    model.update_modules(tree_unflatten(wrapped))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(adapted))
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Return whether the model has adapter layers."""
+    return any("lora_a" in module for module in model.modules())
+
+
 def dora_layers(model: nn.Module) -> list[nn.Module]:
     """Return the model's DoRA layers."""
     return [m for m in model.modules() if isinstance(m, (DoRALinear, DoRAEmbedding))]
@@ -170,12 +191,15 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def adapter_dir(path: str | Path) -> Path:
-    """Find the folder of an adapter: the path itself, or the last finished phase of a run folder.
+    """Find the folder of an adapter: the path itself, or a finished phase of a run.
+
+    Args:
+        path: an adapter folder; a run folder, for its last phase; or RUN/NAME for the phase NAME.
 
     Raises:
         ModelError: there is none, or the folder holds a whole model.
     """
-    folder = Path(os.path.expanduser(path))
+    folder = _named_phase(Path(os.path.expanduser(path)))
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists():
             check_not_peft(folder)
@@ -190,6 +214,22 @@ def adapter_dir(path: str | Path) -> Path:
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: this is a whole model: give it as --model")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
+
+
+def _named_phase(folder: Path) -> Path:
+    """Return the folder of the phase that RUN/NAME names, or the folder itself.
+
+    Raises:
+        ModelError: the run has no finished phase of this name.
+    """
+    if folder.exists() or not (folder.parent / "run.json").exists():
+        return folder
+    finished = sorted(file.parent for file in folder.parent.glob(f"phase[0-9]*_*/{CONFIG}"))
+    names = {phase.name.partition("_")[2]: phase for phase in finished}
+    if folder.name not in names:
+        there = ", ".join(names) or "none"
+        raise ModelError(f"{folder}: no finished phase of this name; the run has {there}")
+    return names[folder.name]
 
 
 class TrainedOn(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forty2.errors import ModelError
-from forty2.model.adapter import TrainedOn, trained_on
+from forty2.model.adapter import CONFIG, TrainedOn, adapter_dir, trained_on
 from forty2.model.loading import model_sha256
 from forty2.model.starter import STARTER
 
@@ -45,6 +45,36 @@ def find_base_model(adapter: str | Path) -> str | None:
             f"{wanted}, and {others[0]} holds other weights: give the model as --model"
         )
     raise ModelError(f"{wanted}, which is neither there nor near the run: give it as --model")
+
+
+def find_model_and_adapter(
+    target: str | Path, adapter: str | Path | None = None
+) -> tuple[str, str | Path | None]:
+    """Tell a run or an adapter from a model; return the names of the model and of its adapter.
+
+    Args:
+        target: a model; or a run folder, RUN/PHASE or adapter folder, whose model is recorded.
+        adapter: adapter on the model.
+
+    Raises:
+        ModelError: there is no such adapter, its model is not known, or there are two adapters.
+    """
+    folder = Path(os.path.expanduser(target))
+    run = (folder / "run.json").exists()
+    phase = not folder.exists() and (folder.parent / "run.json").exists()
+    if not (run or phase or (folder / CONFIG).exists()):
+        return str(target), adapter
+    if adapter is not None:
+        raise ModelError(
+            f"{target}: has an adapter of its own; give the model, or no other adapter"
+        )
+    adapter_dir(target)  # says what is wrong where there is no finished phase
+    model = find_base_model(target)
+    if model is None:
+        raise ModelError(
+            f"{target}: does not record which model it is for; name the model, and this as its adapter"
+        )
+    return model, target
 
 
 def _is_folder(base: TrainedOn) -> bool:

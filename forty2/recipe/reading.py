@@ -18,7 +18,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -72,20 +72,23 @@ def recipe_text(source: str) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     An override that shortens a phase lowers that phase's other step counts with it, and warns. The
     adapter of `init_from` gives its shape to the adapter section, where that leaves it out.
 
     Args:
-        source: a packaged recipe's name, or a YAML file.
+        source: a packaged recipe's name, a YAML file, or the recipe itself as a mapping.
         overrides: "dotted.key=value" each, as `--set` takes them; values are YAML.
 
     Raises:
         RecipeError: listing every problem found, one a line, with its place.
     """
-    document = parse_document(recipe_text(str(source)), str(source))
+    if isinstance(source, Mapping):
+        document = parse_document(_as_yaml(source), "the mapping")
+    else:
+        document = parse_document(recipe_text(str(source)), str(source))
     problems, notes = apply_overrides(document, overrides)
     problems += take_shape(document)
     recipe: Recipe | None = None
@@ -101,6 +104,24 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return recipe
+
+
+def _as_yaml(recipe: Mapping[str, object]) -> str:
+    """Write out a recipe that is given as a mapping; its lines are those of this text.
+
+    Raises:
+        RecipeError: it holds something that YAML has no type for.
+    """
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True  # one object may be used in two places
+
+    Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+    try:
+        return yaml.dump(dict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"the mapping: is no recipe: {' '.join(str(error).split())}") from error
 
 
 def to_yaml(recipe: Recipe) -> str:

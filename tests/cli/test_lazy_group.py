@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 import pytest
-from support.cli import forty2
+from support.cli import forty2, refused
 
 from forty2.cli import COMMANDS, main
 from forty2.cli.lazy_group import short_help
@@ -49,3 +51,11 @@ def test_every_option_of_every_command_has_help() -> None:
         return bare
 
     assert walk(main, "forty2") == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("rnu", "run"), ("chta", "chat"), ("data lnit", "lint"), ("benhc", "bench")],
+)
+def test_a_mistyped_command_names_the_close_ones(typed: str, meant: str) -> None:
+    assert re.search(rf"[Dd]id you mean .*\b{meant}\b", refused(*typed.split()))

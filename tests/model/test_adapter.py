@@ -18,6 +18,7 @@ from forty2.model.adapter import (
     load_adapter,
     save_adapter,
     trained_on,
+    without_adapter,
 )
 from forty2.model.loading import load
 from forty2.recipe.schema import Adapter
@@ -50,6 +51,17 @@ KINDS = [
     Adapter(type="dora", rank=2, scale=3.0, layers=2),
     Adapter(type="dora", rank=2, scale=3.0, keys=["self_attn.q_proj", "model.embed_tokens"]),
 ]
+
+
+@pytest.mark.parametrize("adapter", KINDS)
+def test_without_its_adapter_a_model_is_the_base(adapter: Adapter, tmp_path: Path) -> None:
+    wanted = save_trained(tmp_path / "adapter", adapter)
+    model = tiny_model()
+    base = model(IDS)
+    load_adapter(model, tmp_path / "adapter")
+    with without_adapter(model):
+        assert mx.array_equal(model(IDS), base)
+    assert mx.array_equal(model(IDS), wanted)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])

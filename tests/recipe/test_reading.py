@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from support.recipes import GOOD, problems, write
 
 from forty2.errors import RecipeError
@@ -43,3 +44,17 @@ def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path: Path) -> 
         load_recipe(tmp_path / "r.yaml")
     with pytest.raises(RecipeError, match="did you mean forty2-spark"):
         load_recipe("forty2-sparc")
+
+
+def test_a_mapping_is_a_recipe_as_its_yaml_is(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a"}\n', "utf-8")
+    phase = {"objective": "sft", "data": data, "steps": 2, "lr": 5e-6}
+    mapping = {"version": 1, "name": "x", "model": "smollm2", "phases": {"a": phase, "b": phase}}
+    written = {**mapping, "phases": {name: {**phase, "data": str(data)} for name in ("a", "b")}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(written, sort_keys=False), "utf-8")
+    assert load_recipe(mapping) == load_recipe(tmp_path / "x.yaml")
+    with pytest.raises(RecipeError, match=r"the mapping:\d+: .*stepz"):
+        load_recipe({**mapping, "stepz": 3})
+    with pytest.raises(RecipeError, match="the mapping: is no recipe"):
+        load_recipe({**mapping, "name": object()})

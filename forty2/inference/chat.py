@@ -1,0 +1,256 @@
+"""A conversation with a model. What the model has read stays in its key-value cache.
+
+A turn runs only the tokens that are new: those after the longest common beginning of the rendered
+conversation and of what is in the cache. So a chat template that rewrites earlier turns is right too;
+there, more is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from forty2.errors import ModelError
+from forty2.inference.generation import common_prefix_length
+from forty2.model.adapter import has_adapter, without_adapter
+from forty2.model.base_model import find_model_and_adapter
+from forty2.model.chat_template import TemplateSettings
+from forty2.model.loading import LoadedModel, load
+from forty2.text.encoder import Encoder
+
+MAX_TOKENS = 512
+"""Longest reply, in tokens."""
+
+
+class Exchange(NamedTuple):
+    """A message of the user, and the model's reply."""
+
+    message: str
+    reply: str
+
+
+class _Cache:
+    """A model's key-value cache, and the token ids that are in it."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._layers: list[object] | None = None
+        self.ids: list[int] = []
+        self.tokens_read = 0
+        """Tokens read for the last prompt; the cache held its others."""
+
+    def stream(
+        self, prompt: list[int], *, max_tokens: int, temperature: float, seed: int
+    ) -> Generator[str]:
+        """Read what is new of a prompt, and yield the reply piece by piece."""
+        from mlx_lm.generate import stream_generate
+        from mlx_lm.models.cache import make_prompt_cache
+        from mlx_lm.sample_utils import make_sampler
+
+        common = self._keep_common(prompt)
+        self.tokens_read = len(prompt) - common
+        layers = self._layers or make_prompt_cache(self._loaded.model)
+        self._layers, self.ids = None, []  # unless the reply ends well, the cache is not used again
+        mx.random.seed(seed)
+        pieces = stream_generate(
+            self._loaded.model,
+            self._loaded.tokenizer,
+            prompt[common:],
+            max_tokens=max_tokens,
+            sampler=make_sampler(temp=temperature),
+            prompt_cache=layers,
+        )
+        ids = list(prompt)
+        for piece in pieces:
+            ids.append(int(piece.token))
+            yield piece.text
+        self._layers, self.ids = layers, ids
+
+    def _keep_common(self, prompt: Sequence[int]) -> int:
+        """Cut the cache to the ids that a prompt begins with; return their number.
+
+        The last id of a prompt is always read again: the reply begins with its logits.
+        """
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+        if self._layers is None:
+            return 0
+        common = min(common_prefix_length([self.ids, list(prompt)]), len(prompt) - 1)
+        surplus = len(self.ids) - common
+        if surplus and not can_trim_prompt_cache(self._layers):
+            self._layers = None
+            return 0
+        trim_prompt_cache(self._layers, surplus)
+        return common
+
+
+class ChatSession:
+    """A conversation with one loaded model; nothing here prints."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = MAX_TOKENS,
+        seed: int = 42,
+    ) -> None:
+        """Begin an empty conversation.
+
+        Args:
+            system: system message.
+            temperature: sampling temperature; 0: greedy, always the likeliest token.
+            max_tokens: longest reply, in tokens.
+            seed: seed of the first reply's sampling; the next reply takes the next number.
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+        """
+        self.system = system
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.exchanges: list[Exchange] = []
+        self._loaded = loaded
+        self._encoder = Encoder(loaded.tokenizer)
+        self._cache = _Cache(loaded)
+        self._base_cache = _Cache(loaded)
+        self._replies = 0
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the model had to read for the last reply; its cache held the others."""
+        return self._cache.tokens_read
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is a base model to compare with."""
+        return has_adapter(self._loaded.model)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, as rows of training data hold it."""
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        for message, reply in self.exchanges:
+            turns.append({"role": "user", "content": message})
+            turns.append({"role": "assistant", "content": reply})
+        return turns
+
+    def make_room(self, message: str) -> int:
+        """Drop the oldest exchanges until the conversation, a message and a reply fit the context.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            ModelError: the message alone does not fit.
+        """
+        limit = self._loaded.row_limit
+        room = min(self.max_tokens, limit.tokens // 4)
+        dropped = 0
+        while dropped < len(self.exchanges):
+            if len(self._prompt(message, dropped)) + room <= limit.tokens:
+                break
+            dropped += 1
+        limit.refuse(len(self._prompt(message, dropped)) + 1, "the message and a reply")
+        del self.exchanges[:dropped]
+        return dropped
+
+    def stream(self, message: str) -> Generator[str]:
+        """Reply to a message, piece by piece; the exchange is part of the conversation at the end.
+
+        If the caller closes the generator, the reply so far is kept.
+
+        Raises:
+            ModelError: the message alone does not fit the model's context.
+        """
+        self.make_room(message)
+        said: list[str] = []
+        try:
+            for piece in self._stream(self._cache, message):
+                said.append(piece)
+                yield piece
+        finally:
+            if said:
+                self._replies += 1
+                self.exchanges.append(Exchange(message, "".join(said)))
+
+    def reply(self, message: str) -> str:
+        """Reply to a message; the exchange is part of the conversation."""
+        return "".join(self.stream(message))
+
+    def reply_of_base(self, message: str) -> str:
+        """Reply to a message without the adapter; the conversation stays as it is.
+
+        `reply` to the same message draws with the same seed.
+
+        Raises:
+            ModelError: the model has no adapter, or the message does not fit.
+        """
+        if not self.has_adapter:
+            raise ModelError(f"{self._loaded.name}: has no adapter, so there is nothing to compare")
+        self.make_room(message)
+        with without_adapter(self._loaded.model):
+            return "".join(self._stream(self._base_cache, message))
+
+    def undo(self) -> Exchange | None:
+        """Take back the last exchange and return it; None: there is none."""
+        return self.exchanges.pop() if self.exchanges else None
+
+    def reset(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.exchanges.clear()
+
+    def _prompt(self, message: str, first: int = 0) -> list[int]:
+        """Encode the conversation from an exchange on, and a message after it."""
+        turns, start = self.messages, 1 if self.system else 0
+        del turns[start : start + 2 * first]
+        return self._encoder.prompt([*turns, {"role": "user", "content": message}])
+
+    def _stream(self, cache: _Cache, message: str) -> Generator[str]:
+        prompt = self._prompt(message)
+        pieces = cache.stream(
+            prompt,
+            max_tokens=min(self.max_tokens, self._loaded.row_limit.tokens - len(prompt)),
+            temperature=self.temperature,
+            seed=self.seed + self._replies,
+        )
+        with contextlib.closing(pieces):
+            yield from pieces
+
+
+def chat(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    system: str | None = None,
+    temperature: float = 0.0,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 42,
+    template: TemplateSettings | None = None,
+    trust_remote_code: bool = False,
+) -> ChatSession:
+    """Load a model and begin a conversation with it.
+
+    Args:
+        model: a model's folder or hub name, or `smollm2`; or a run folder, RUN/PHASE or adapter folder,
+            whose model is recorded.
+        adapter: adapter on the model.
+        system: system message.
+        temperature: sampling temperature; 0: greedy, always the likeliest token.
+        max_tokens: longest reply, in tokens.
+        seed: seed of the sampling.
+
+    Raises:
+        ModelError: there is no such model, or it cannot chat.
+    """
+    name, adapter = find_model_and_adapter(model, adapter)
+    loaded = load(name, adapter, template=template, trust_remote_code=trust_remote_code)
+    return ChatSession(
+        loaded, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed
+    )

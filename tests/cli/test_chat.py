@@ -1,0 +1,136 @@
+"""Chats from a pipe and at a terminal, on a run that is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from forty2.cli import main
+from forty2.cli.chat import Conversation, read_messages, side_by_side
+from forty2.data.formats import read_chats
+from forty2.data.records import Chat
+from forty2.inference.chat import chat as make_session
+
+
+@pytest.fixture
+def there(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a tiny model, an adapter and a finished run."""
+    monkeypatch.chdir(good)
+
+
+def chat(text: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["chat", *arguments, "--max-tokens", "4"], input=text)
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize("target", ["done", "done/sft", "done/phase1_sft", "tiny"])
+def test_a_run_or_a_model_is_enough(target: str) -> None:
+    result = chat("Hello.\n\nAgain.\n", target)
+    assert result.exit_code == 0, result.output
+    assert chat("Hello.\n\nAgain.", target).output == result.output
+
+
+@pytest.mark.usefixtures("there")
+def test_commands_in_a_chat(tmp_path: Path) -> None:
+    file = tmp_path / "my chats.jsonl"
+    script = f'Hello.\n/save "{file}"\n/system Be brief.\nMore.\\\nA line.\n/save "{file}"\n/undo\n'
+    script += "/compare\nHi.\n/reset\n/help\n/quit\nnot read\n"
+    result = chat(script, "done", "--temperature", "1")
+    assert result.exit_code == 0, result.output
+    first, second = read_chats(file)
+    assert isinstance(first, Chat) and isinstance(second, Chat)
+    assert [m["role"] for m in first.messages] == ["user", "assistant"]
+    assert [m["role"] for m in second.messages] == ["system"] + ["user", "assistant"] * 2
+    assert second.messages[3]["content"] == "More.\nA line."
+    said = result.output.splitlines()
+    assert "(took back: More. A line.)" in said and "(the chat is empty)" in said
+    assert any(line.split() == ["base", "tuned"] for line in said)
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        ("done", "Hello.\n/sav x", "standard input:2: /sav: no such command, did you mean /save;"),
+        ("done", "/save x.jsonl", "nothing to save yet"),
+        ("done", "/save a b", "/save: name one file"),
+        ("done", "/undo", "the chat is empty"),
+        ("tiny", "/compare", "the model has no adapter"),
+        ("done", 'Hello.\n"""a\nb', 'standard input:2: the message lacks a closing """'),
+        ("done", "a\\", "standard input:1: the message lacks the line after the backslash"),
+        ("done", "x" * 3000, "standard input:1: the message and a reply: "),
+        ("done -a adapter", "", "done: has an adapter of its own"),
+        ("done/dpx", "", "done/dpx: no finished phase of this name; the run has sft"),
+        ("adapter", "", "adapter: does not record which model it is for"),
+        ("./none", "", "no such model"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: str, text: str, message: str) -> None:
+    result = chat(text, *arguments.split())
+    assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_messages_of_several_lines() -> None:
+    lines = iter(['"""one\n', "two\\\n", '"""\n', "a\\\r\n", "b\r\n", '"""c"""\n', "\n"])
+    found = list(read_messages(lambda going_on: next(lines, None)))
+    assert found == [(1, "one\ntwo\\\n"), (4, "a\nb"), (6, "c"), (7, "")]
+
+
+@pytest.mark.parametrize("width", [20, 60, 80])
+def test_two_replies_fit_a_window(width: int) -> None:
+    base, tuned = "word " * 40, "One.\n\nTwo lines, then " + "x" * 100
+    lines = side_by_side(base, tuned, width).splitlines()
+    assert max(map(len, lines)) <= max(width, 23)
+    assert lines[0].split() == ["base", "tuned"]
+    shown = " ".join(lines)
+    assert shown.count("word") == 40 and shown.count("x") == 100
+
+
+@pytest.mark.usefixtures("there")
+def test_ctrl_c_stops_the_reply_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = make_session("tiny", max_tokens=8, temperature=1.0)
+    stream = session.stream
+
+    def stopped(message: str) -> Iterator[str]:
+        for piece in stream(message):
+            yield piece
+            if message == "Stop me.":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "stream", stopped)
+    lines = iter(["Stop me.", "Hello.", "/sav", "/quit"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    Conversation(session).run()
+    shown = capsys.readouterr()
+    assert shown.out.count("(stopped)") == 1
+    assert "did you mean /save" in shown.err  # and the chat goes on
+    assert [exchange.message for exchange in session.exchanges] == ["Stop me.", "Hello."]
+
+
+@pytest.mark.usefixtures("there")
+def test_ctrl_c_twice_at_the_prompt_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = make_session("tiny", max_tokens=4)
+    typed: Iterator[str | type[BaseException]] = iter(
+        [KeyboardInterrupt, "Hello.", KeyboardInterrupt, KeyboardInterrupt, "Not read."]
+    )
+
+    def read(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", read)
+    Conversation(session).run()
+    assert capsys.readouterr().out.count("Ctrl-C again") == 2
+    assert [exchange.message for exchange in session.exchanges] == ["Hello."]
+    assert next(typed) == "Not read."
