@@ -58,6 +58,8 @@ def init_command(
     """
     if not chats + pairs + thumbs:
         raise click.UsageError("Give at least one file: --chats, --pairs or --thumbs.")
+    if system is not None and not system.strip():
+        raise click.UsageError("--system is empty; give a text, or leave it out.")
     from forty2.data.columns import UnknownColumns, read_mapping
     from forty2.runs.starting import Files, start
 

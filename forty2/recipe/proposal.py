@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from forty2.recipe.document import yaml_type
 
 BY_INIT = "# Written by forty2 init"
 """Beginning of a recipe that `forty2 init` wrote."""
 _OBJECTIVES = {"chats": "sft", "pairs": "dpo", "thumbs": "kto"}
 _FEW, _MANY = 500, 5000
 """Training rows below which a set is small, and above which it is large."""
-_LR = {"sft": "1.0e-4", "dpo": "5.0e-5", "kto": "5.0e-5"}
+_LR = {"sft": "2.0e-4", "dpo": "5.0e-5", "kto": "5.0e-5"}
+_STEPS = {"sft": 100, "dpo": 50, "kto": 50}
+"""Steps that a small set should come to, and the most passes that may take: fewer steps change little,
+more passes are learned by heart."""
+_MOST_PASSES = 10
 _LONGEST = 2048
 """Largest `max_length` proposed, in tokens."""
 _STEP_OF_LENGTH = 64
@@ -72,10 +78,10 @@ class Situation:
 def propose(situation: Situation) -> str:
     """Write a recipe as commented YAML: phases in the order SFT, DPO, KTO of the kinds that are there."""
     lines = [
-        f"{BY_INIT} from {', '.join(situation.sources)}. Every value may be changed; all keys:",
+        f"{BY_INIT} from {', '.join(map(_on_one_line, situation.sources))}. Every value may be changed; all keys:",
         "# forty2 recipe keys. Paths are relative to this file.",
         "version: 1",
-        f"name: {situation.name}",
+        f"name: {_quoted(situation.name)}",
         f"model: {_quoted(situation.model)}",
         f"max_length: {situation.max_length}  # {_why_length(situation)}",
         *_adapter(situation),
@@ -110,9 +116,9 @@ def _adapter(situation: Situation) -> list[str]:
 
 def _phase(material: Material, situation: Situation) -> list[str]:
     objective, rows = material.objective, material.training
-    epochs = 3 if rows < _FEW else 2 if rows < _MANY else 1
     batch, why_batch = _batch(material, situation)
-    steps = max(1, -(-rows // batch) * epochs)
+    epochs = _epochs(objective, rows, batch)
+    steps = -(-rows // batch) * epochs
     passes = f"{epochs} times" if epochs > 1 else "once"
     first = situation.materials[0] is material
     lines = [
@@ -142,6 +148,12 @@ def _phase(material: Material, situation: Situation) -> list[str]:
     return lines
 
 
+def _epochs(objective: str, rows: int, batch: int) -> int:
+    usual = 3 if rows < _FEW else 2 if rows < _MANY else 1
+    enough = round(_STEPS[objective] * batch / rows)
+    return max(usual, min(enough, _MOST_PASSES))
+
+
 def _batch(material: Material, situation: Situation) -> tuple[int, str]:
     small = situation.memory_bytes < _SMALL_MACHINE and material.median > 256
     if material.training < 200:
@@ -161,8 +173,12 @@ def _purpose(material: Material, first: bool) -> str:
 
 def _why_lr(objective: str) -> str:
     if objective == "sft":
-        return "low enough to keep what the model knows; if too little changes, try 2.0e-4"
-    return "half of what imitation takes: preferences distort a model sooner"
+        return "usual for LoRA; if the model forgets what it knew, halve it"
+    return "less than imitation takes: preferences distort a model sooner"
+
+
+def _on_one_line(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def _why_length(situation: Situation) -> str:
@@ -176,6 +192,6 @@ def _why_length(situation: Situation) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Write a text as YAML: in quotes unless it is a plain path or name."""
-    plain = text.replace(os.sep, "").replace("-", "").replace("_", "").replace(".", "")
-    return text if plain.isalnum() and plain[0].isalpha() else json.dumps(text, ensure_ascii=False)
+    """Write a text as YAML, in quotes where it would be read as something else."""
+    plain = re.fullmatch(r"[A-Za-z0-9/~][\w./-]*", text, re.ASCII) and yaml_type(text) == "str"
+    return text if plain else json.dumps(text)

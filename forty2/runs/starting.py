@@ -133,6 +133,8 @@ def start(folder: Path, files: Files, *, model: str = STARTER, replace: bool = F
 
 def _check_free(folder: Path, replace: bool) -> None:
     """Refuse a folder that holds something, or with `replace` something that we did not write."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise DataError(f"{folder}: the working directory is in it; name a folder of its own")
     if os.path.lexists(folder) and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder")
     there = {path.name for path in folder.iterdir()} - {".DS_Store"} if folder.exists() else set()

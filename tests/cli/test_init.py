@@ -74,6 +74,9 @@ def test_on_a_terminal_it_asks_and_offers_the_guess(monkeypatch: pytest.MonkeyPa
         (["shop", "--chats", "none.json"], "none.json"),
         (["shop", "--chats", CHATS, "--map", "prompt"], "write COLUMN=NAME"),
         (["shop", "--chats", PAIRS], "is a pair (--pairs)"),
+        (["shop", "--chats", CHATS, "--system", " "], "--system is empty"),
+        ([".", "--chats", CHATS], ".: the working directory is in it"),
+        (["..", "--chats", CHATS], "..: the working directory is in it"),
         (["file", "--chats", CHATS], "file: is a file; name a folder"),
     ],
 )

@@ -59,7 +59,7 @@ def test_each_kind_gets_its_phase_in_order(
 def test_more_rows_get_fewer_passes_and_more_parameters(tmp_path: Path) -> None:
     few, _ = proposed(tmp_path, material("chats", 40))
     many, _ = proposed(tmp_path, material("chats", 20_000))
-    assert (few.phases["sft"].epochs, many.phases["sft"].epochs) == (3, 1)
+    assert (few.phases["sft"].epochs, many.phases["sft"].epochs) == (10, 1)
     assert (few.phases["sft"].batch_size, many.phases["sft"].batch_size) == (4, 8)
     assert few.adapter.rank < many.adapter.rank
 
@@ -88,9 +88,16 @@ def test_a_small_model_is_adapted_whole(tmp_path: Path) -> None:
     assert recipe.adapter.layers == 4 and "all blocks" in text
 
 
-def test_a_model_with_odd_characters_is_quoted(tmp_path: Path) -> None:
-    recipe, _ = proposed(tmp_path, material("chats"), model="/odd: #name")
-    assert recipe.model == "/odd: #name"
+@pytest.mark.parametrize("name", ["/odd: #name", "null", "2024", "1e5", "owner/name-0.5B", "~/x"])
+def test_a_name_that_yaml_would_read_as_something_else_is_quoted(name: str, tmp_path: Path) -> None:
+    slug = name if name.isalnum() else "x"
+    recipe, _ = proposed(tmp_path, material("chats"), model=name, name=slug)
+    assert (recipe.model, recipe.name) == (name, slug)
+
+
+def test_a_file_name_cannot_end_its_comment(tmp_path: Path) -> None:
+    recipe, _ = proposed(tmp_path, material("chats"), sources=["a\nseed: 7\n.json"])
+    assert recipe.seed == 42
 
 
 def test_saving_memory_is_explained(tmp_path: Path) -> None:
