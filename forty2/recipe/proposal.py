@@ -15,7 +15,7 @@ _OBJECTIVES = {"chats": "sft", "pairs": "dpo", "thumbs": "kto"}
 _FEW, _MANY = 500, 5000
 """Training rows below which a set is small, and above which it is large."""
 _LR = {"sft": "2.0e-4", "dpo": "5.0e-5", "kto": "5.0e-5"}
-_STEPS = {"sft": 100, "dpo": 50, "kto": 50}
+_STEPS = {"sft": 100, "dpo": 30, "kto": 30}
 """Steps that a small set should come to, and the most passes that may take: fewer steps change little,
 more passes are learned by heart."""
 _MOST_PASSES = 10
