@@ -166,7 +166,8 @@ def read_kind(
             records.append(record)
     if tried and not records and len(tried) == len(errors):
         unknown = UnknownColumns(str(file), kind, tried)
-        if set(NEEDED[kind]) <= set(unknown.guess.values()) or not isinstance(errors[0], OtherKind):
+        columns_left = len(unknown.columns) >= len(NEEDED[kind])
+        if columns_left or not isinstance(errors[0], OtherKind):
             raise unknown
     if errors:
         raise errors[0]

@@ -220,9 +220,9 @@ def _about_few(kind: str, held_out: int) -> Iterator[str]:
     if held_out < FEWEST:
         points = round(100 * smallest_visible_change(held_out))
         yield (
-            f"{kind}: only {held_out} rows are held out, a third of what you have. They can show "
-            f"changes of about {points} points of 100 and more; smaller ones look like chance. With 60 "
-            "rows or more, 20 would be held out."
+            f"{kind}: only {held_out} {'row is' if held_out == 1 else 'rows are'} held out, a third of "
+            f"what you have. That can show changes of about {points} points of 100 and more; smaller ones "
+            "look like chance. With 60 rows or more, 20 would be held out."
         )
 
 

@@ -95,6 +95,13 @@ def test_a_file_of_another_kind_is_named(file: str, kind: Kind, says: str) -> No
     assert not isinstance(error.value, UnknownColumns) and says in str(error.value)
 
 
+def test_a_table_without_a_recognised_verdict_asks_for_it(tmp_path: Path) -> None:
+    lines = [f"Question {n}?,Answer {n}.,{n}" for n in range(5)]
+    table = write(tmp_path / "x.csv", "question,answer,stars", *lines)
+    with pytest.raises(UnknownColumns, match=r"question=prompt,answer=completion,COLUMN=label"):
+        read_kind(table, "thumbs", {}, set())
+
+
 def test_a_bad_row_of_a_known_shape_is_named_by_its_line(tmp_path: Path) -> None:
     good = json.dumps({"prompt": "q", "completion": "a"})
     file = write(tmp_path / "x.jsonl", good, '{"prompt": "q", "completion": ""}')
