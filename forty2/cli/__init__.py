@@ -11,6 +11,7 @@ from forty2.cli.lazy_group import LazyGroup
 
 COMMANDS = {
     "demo": "run",
+    "init": "init",
     "run": "run",
     "train": "run",
     "ablate": "ablate",

@@ -58,6 +58,10 @@ def copy_command(name: str, target: Path | None) -> None:
     if path.exists():
         raise RecipeError(f"{path}: already exists; name another file")
     text = recipe_text(name)
+    if name not in packaged_recipes():
+        raise RecipeError(
+            f"{name}: is not packaged; copy the file yourself, and mind that its paths are relative to it"
+        )
     try:
         path.write_text(text, "utf-8")
     except OSError as error:

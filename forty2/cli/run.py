@@ -38,7 +38,8 @@ def run_command(
 ) -> None:
     """Run a recipe: train, fuse, measure, report.
 
-    RECIPE is a YAML file or the name of a packaged recipe (`forty2 recipe list`).
+    RECIPE is a YAML file, a folder that holds recipe.yaml, or the name of a packaged recipe (`forty2
+    recipe list`).
     """
     from forty2.runs.pipeline import run
 

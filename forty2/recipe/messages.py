@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from forty2.errors import redact
 from forty2.recipe.document import Document, Location, Problem, yaml_type
+from forty2.recipe.paths import NO_FILES
 from forty2.recipe.schema import SECTIONS
 from forty2.training.objectives import OBJECTIVES
 
@@ -49,8 +50,6 @@ _ALPHA = {"alpha", "lora_alpha", "use_rslora"}
 """Keys of other packages for the strength of an adapter."""
 _FILES = ("data", "valid", "eval_prompts")
 """Keys of a phase that name a file."""
-NO_FILES = ("builtin:", "hub:")
-"""Beginnings of data sources that are not files, as `data.sources` reads them."""
 _PLAIN = {
     "int_type": "should be a whole number",
     "float_type": "should be a number",

@@ -9,7 +9,7 @@
       dpo: {objective: dpo, data: pairs.jsonl, steps: 200, lr: 1e-6, beta: 0.1, loss: sigmoid}
 
 Every problem of a recipe is reported at once, with its line, before anything is loaded. A key that
-is not a field is an error, never ignored.
+is not a field is an error, never ignored. Paths are relative to the recipe's file; see `recipe.paths`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
-from forty2.recipe.document import listed, parse_document
+from forty2.recipe.document import Problem, listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_overrides
+from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
 from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
 
@@ -44,7 +45,7 @@ def packaged_recipes() -> list[str]:
 
 
 def recipe_text(source: str) -> str:
-    """Return the YAML of a packaged recipe, by its name, or of a file.
+    """Return the YAML of a packaged recipe, by its name, of a file, or of a folder's recipe.yaml.
 
     Raises:
         RecipeError: there is no such recipe, or it is not UTF-8, too long or unreadable.
@@ -52,8 +53,10 @@ def recipe_text(source: str) -> str:
     names = packaged_recipes()
     if source in names:
         return (_PACKAGED / f"{source}.yaml").read_text("utf-8")
-    path = Path(source)
+    path = _recipe_file(source)
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        if os.path.isdir(source):
+            raise RecipeError(f"{source}: no such recipe; the folder holds no {RECIPE}")
         close = difflib.get_close_matches(source, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
         raise RecipeError(f"{source}: no such recipe, neither file nor packaged; {hint}")
@@ -79,18 +82,22 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
     adapter of `init_from` gives its shape to the adapter section, where that leaves it out.
 
     Args:
-        source: a packaged recipe's name, a YAML file, or the recipe itself as a mapping.
+        source: a packaged recipe's name, a YAML file, a folder that holds recipe.yaml, or the recipe
+            itself as a mapping, whose paths lead from the working directory.
         overrides: "dotted.key=value" each, as `--set` takes them; values are YAML.
 
     Raises:
         RecipeError: listing every problem found, one a line, with its place.
     """
     if isinstance(source, Mapping):
-        document = parse_document(_as_yaml(source), "the mapping")
+        text, file, folder = _as_yaml(source), Path("the mapping"), os.curdir
     else:
-        document = parse_document(recipe_text(str(source)), str(source))
+        text, file = recipe_text(str(source)), _recipe_file(str(source))
+        folder = _folder_of_paths(str(source), file, text)
+    document = parse_document(text, str(file))
     problems, notes = apply_overrides(document, overrides)
-    problems += take_shape(document)
+    misplaced = list(resolve_paths(document, folder))
+    problems += [*misplaced, *take_shape(document)]
     recipe: Recipe | None = None
     try:
         # From JSON, because in strict mode pydantic takes a mapping for a dataclass only there.
@@ -99,6 +106,9 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
         problems += [explain(item, document) for item in error.errors()]
     problems += missing_files(document)
     problems += secrets(document)
+    # What is only in the working directory is missing beside the recipe, too: said once.
+    found = {_missing(problem): problem for problem in reversed(problems)}
+    problems = [problem for problem in problems if found[_missing(problem)] is problem]
     if problems or recipe is None:
         raise RecipeError(listed(problems))
     for note in notes:
@@ -124,6 +134,35 @@ def _as_yaml(recipe: Mapping[str, object]) -> str:
         raise RecipeError(f"the mapping: is no recipe: {' '.join(str(error).split())}") from error
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """Write out a recipe with every default; `load_recipe` reads it back."""
-    return yaml.safe_dump(_RECIPE.dump_python(recipe), sort_keys=False, allow_unicode=True)
+def to_yaml(recipe: Recipe, folder: Path | None = None) -> str:
+    """Write out a recipe with every default; `load_recipe` reads it back.
+
+    Args:
+        folder: where it will be stored: its paths are written relative to there. None: they stay
+            relative to the working directory.
+    """
+    tree = _RECIPE.dump_python(recipe)
+    if folder is not None:
+        rebase_paths(tree, folder)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return text if folder is None else STORED + text
+
+
+def _missing(problem: Problem) -> str:
+    """Return the beginning of a problem up to the file that is missing, or all of another problem."""
+    return problem.text.partition(": no such ")[0]
+
+
+def _recipe_file(source: str) -> Path:
+    """Return the file of a recipe: of a folder, its recipe.yaml."""
+    inside = Path(source) / RECIPE
+    return inside if os.path.isfile(inside) else Path(source)
+
+
+def _folder_of_paths(source: str, file: Path, text: str) -> str:
+    """Return the folder to which a recipe's paths are relative."""
+    of_old_run = os.path.exists(file.parent / "run.json") and not text.startswith(STORED)
+    if source in packaged_recipes() or of_old_run:
+        return os.curdir
+    inside = os.path.relpath(file.parent)
+    return str(file.parent) if inside.startswith(os.pardir) else inside

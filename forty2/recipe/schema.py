@@ -110,7 +110,8 @@ class Fuse:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """A whole run: model, adapter, phases in order, and what is measured and written."""
+    """A whole run: model, adapter, phases in order, and what is measured and written. Paths are
+    relative to the recipe's file."""
 
     version: Literal[1]
     """Version of the recipe format."""

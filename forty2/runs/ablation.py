@@ -303,7 +303,7 @@ def _begin(path: Path, recipe: Recipe, first: Path) -> None:
     if (path / "run.json").exists():
         return
     provenance = Provenance.from_json(read_json(first / "run.json"))
-    with RunFolder.open(path, to_yaml(recipe), provenance, resume=False):
+    with RunFolder.open(path, to_yaml(recipe, path), provenance, resume=False):
         write_sealed(path / _BASE, read_sealed(first / _BASE))
 
 

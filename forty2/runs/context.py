@@ -108,11 +108,11 @@ def open_run(
             folder = opened.enter_context(
                 RunFolder.open(
                     path if group.first else opened.enter_context(_scratch_folder()),
-                    to_yaml(recipe),
+                    to_yaml(recipe, path),
                     provenance,
                     resume=resume,
                     extend=extend,
-                    reread=lambda stored: reread(stored, recipe),
+                    reread=lambda stored: reread(stored, recipe, path),
                 )
             )
             if folder.notice is not None:
@@ -195,8 +195,8 @@ def _scratch_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def reread(path: Path, recipe: Recipe) -> str:
-    """Return the recipe that a run was started from, as this release writes it.
+def reread(path: Path, recipe: Recipe, folder: Path | None = None) -> str:
+    """Return the recipe that a run was started from, as this release writes it into a folder.
 
     A key missing from it was null, or is newer than the release that wrote it: it becomes null where
     `recipe` has null, else the default.
@@ -207,7 +207,8 @@ def reread(path: Path, recipe: Recipe) -> str:
     try:
         load_recipe(path)
         stored = yaml.safe_load(path.read_text("utf-8"))
-        return to_yaml(load_recipe(path, list(_nulls(dataclasses.asdict(recipe), stored))))
+        nulls = list(_nulls(dataclasses.asdict(recipe), stored))
+        return to_yaml(load_recipe(path, nulls), folder)
     except RecipeError as error:
         raise RunError(
             f"{path.parent}: this release cannot read its recipe ({str(error).splitlines()[0]}); "

@@ -101,13 +101,14 @@ def _check_what_has_begun(
     path: Path, before: JsonObject, after: JsonObject, begun: list[str]
 ) -> None:
     """Refuse a change of what a run has done already."""
-    order = list(after["phases"])[: len(begun)]
+    phases = {**(before.get("phases") or {}), **(after.get("phases") or {})}
+    order = list(after.get("phases") or {})[: len(begun)]
     if order != begun:
         raise RunError(
             f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
             f"{path / 'recipe.yaml'}, or name another --run-dir"
         )
-    free = [*_FREE, *(f"phases.{name}" for name in {**before["phases"], **after["phases"]})]
+    free = [*_FREE, *(f"phases.{name}" for name in phases)]
     free = [key for key in free if key.removeprefix("phases.") not in begun]
     free += [f"phases.{name}.{key}" for name in begun for key in _LENGTH]
     fixed = [

@@ -18,6 +18,7 @@ def test_recipes_are_listed_shown_copied_and_checked(tmp_path: Path) -> None:
     assert forty2("recipe", "show", "demo").output == copy.read_text("utf-8")
     assert forty2("recipe", "check", copy).exit_code == 0
     assert "already exists" in refused("recipe", "copy", "demo", copy)
+    assert "paths are relative to it" in refused("recipe", "copy", copy, tmp_path / "other.yaml")
     copy.write_text(copy.read_text("utf-8").replace("beta:", "bete:", 1))
     assert "unknown key; did you mean beta?" in refused("recipe", "check", copy)
 

@@ -9,7 +9,7 @@ from support.recipes import GOOD, problems, write
 
 from forty2.data.sources import BUILTIN, HUB
 from forty2.errors import RecipeError
-from forty2.recipe.messages import NO_FILES
+from forty2.recipe.paths import NO_FILES
 from forty2.recipe.reading import load_recipe
 
 

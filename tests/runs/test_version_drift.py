@@ -125,7 +125,7 @@ def test_what_a_newer_release_wrote_is_refused_with_what_to_do(begun: Path) -> N
 def test_a_run_does_not_go_on_with_another_recipe_or_model(begun: Path) -> None:
     old = Path("recipe.yaml").read_text()
     Path("recipe.yaml").write_text(old.replace("beta: 0.1", "beta: 0.2"))
-    with pytest.raises(RunError, match=r"another recipe .*'beta: 0.2'.*sealed/recipe.yaml"):
+    with pytest.raises(RunError, match=r"another recipe .*beta: 0\.1 → 0\.2.*sealed/recipe.yaml"):
         resume("sealed")
     Path("recipe.yaml").write_text(old)
     weights = bytearray(Path("model/model.safetensors").read_bytes())
