@@ -348,7 +348,7 @@ def read_sealed(path: Path) -> JsonObject:
 
 
 def _json_sha256(value: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -57,7 +57,7 @@ MODULES = {
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
     "model/adapter": "model/test_adapter export/test_fusing",
     "model/merging": "model/test_merging export/test_fusing",
-    "model/quantization": "export/test_fusing model/test_adapter",
+    "model/quantization": "export/test_fusing model/test_adapter model/test_merging",
     "model/surgery": "model/test_surgery inference/test_logprobs",
     "text/encoder": "text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_encoder text/test_template_families",

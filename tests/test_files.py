@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -55,6 +56,11 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path
         assert path.read_text("utf-8") == "é old"
         file.write(b"not yet")
     assert path.read_bytes() == b"new, but not yet" and names(tmp_path) == ["file.txt"]
+
+
+def test_json_is_written_to_be_read_by_people_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", {"é": [1]})
+    assert (tmp_path / "file.json").read_text("utf-8") == '{\n "é": [\n  1\n ]\n}\n'
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -132,6 +138,15 @@ def test_new_files_and_folders_are_readable_by_their_owner_only(tmp_path: Path) 
         assert permissions(path) == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_folder_that_another_process_makes_first_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may appear between the look for it and its making."""
+    (tmp_path / "made").mkdir()
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "made")
+    make_folder(tmp_path / "made")
+
+
 @pytest.mark.usefixtures("common_umask")
 def test_a_replaced_file_or_folder_keeps_its_permissions(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("old")
@@ -161,6 +176,25 @@ def test_leftovers_of_ended_processes_go_and_those_of_running_ones_stay(tmp_path
     with staged_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == [f".other.{ENDED}", ".out.1", "out"]
+
+
+def test_another_process_that_writes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as writer:
+        unfinished = tmp_path / f".out.{writer.pid}"
+        unfinished.mkdir()
+        remove_leftovers(tmp_path)
+        assert unfinished.exists()
+        writer.communicate(b"\n")
+        assert writer.returncode == 0  # no signal ended it
+
+    def refuse(*_: int) -> NoReturn:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "kill", refuse)  # a process of another user
+    remove_leftovers(tmp_path)
+    assert unfinished.exists()
 
 
 def test_a_folder_moved_away_for_one_that_never_came_returns(tmp_path: Path) -> None:
@@ -278,8 +312,22 @@ def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
             changed = checksums[:at] + bytes([checksums[at] ^ bit]) + checksums[at + 1 :]
             (tmp_path / "SHA256SUMS").write_bytes(changed)
             assert find_damage(tmp_path) is not None, at
+    damaged = f"{tmp_path / 'SHA256SUMS'} is damaged"
+    (tmp_path / "SHA256SUMS").write_bytes(checksums + b"more")
+    assert find_damage(tmp_path) == damaged
     (tmp_path / "SHA256SUMS").write_bytes(b"")
     assert find_damage(tmp_path) is not None
+    (tmp_path / "a").unlink()
+    assert find_damage(tmp_path) == damaged
+
+
+def test_a_file_of_any_name_is_sealed(tmp_path: Path) -> None:
+    for name in ("two  spaces", " before", "after ", "é"):
+        write_bytes(tmp_path / name, b"12")
+    seal(tmp_path)
+    assert find_damage(tmp_path) is None
+    write_bytes(tmp_path / "two  spaces", b"13")
+    assert find_damage(tmp_path) == f"{tmp_path / 'two  spaces'} is damaged"
 
 
 def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
@@ -301,7 +349,13 @@ def test_a_sealed_file_shows_every_change(tmp_path: Path) -> None:
     result: JsonObject = {"score": 0.1, "items": [{"é": None}], "n": 3}
     write_sealed(path, result)
     assert read_sealed(path) == result
-    for old, new in (("0.1", "0.2"), ("null", "true"), ('"n": 3', '"n": 4'), ('"sha256"', '"s"')):
+    for old, new in (
+        ("0.1", "0.2"),
+        ("0.1", "NaN"),
+        ("null", "true"),
+        ('"n": 3', '"n": 4'),
+        ('"sha256"', '"s"'),
+    ):
         path.write_text(path.read_text().replace(old, new))
         with pytest.raises(RunError, match=r"base\.json: damaged; delete it, then go on"):
             read_sealed(path)

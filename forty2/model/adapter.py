@@ -68,8 +68,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
     model.freeze()
     mx.random.seed(seed)
     config = adapter_config(adapter, model)
-    keys = set(adapter.keys) if adapter.keys is not None else None
-    parameters = {**config["lora_parameters"], "keys": keys}
+    parameters = config["lora_parameters"]
     try:
         linear_to_lora_layers(model, config["num_layers"], parameters, adapter.type == "dora")
         _prepare_layers(model)

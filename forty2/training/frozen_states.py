@@ -131,7 +131,7 @@ def state_count(row: Row | AnyPair) -> int:
 def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Size:
     """Compute the size of these rows' states."""
     depth = frozen_depth(model)
-    one = compute_block_input(model, mx.array([[0]]), depth) if depth else mx.zeros((1, 1, 1))
+    one = compute_block_input(model, mx.array([[0]]), depth)
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
@@ -207,7 +207,6 @@ def store_states(
     """
     if not (path.exists() and path.stat().st_size == size.bytes):
         with atomic_write(path) as file:
-            file.truncate(size.bytes)
             _fill(model, rows, which, size, file, progress, stage)
     return FrozenStates(path, size, rows, which)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,18 +16,22 @@ from support.models import save_tiny
 
 from forty2.cli import main
 from forty2.errors import ModelError
+from forty2.export import fusing
 from forty2.export.fusing import (
+    MIN_COSINE,
+    NO_EFFECT,
     Fused,
     Quantized,
     _Parity,
     _quantized_warnings,
+    _warnings,
     fuse,
     quantized_path,
 )
 from forty2.export.record import adapter_of
 from forty2.files import write_json
 from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, save_adapter
-from forty2.model.loading import load, save_model
+from forty2.model.loading import LoadedModel, load, save_model
 from forty2.model.quantization import dense_weight, quantize
 from forty2.recipe.schema import Adapter
 
@@ -59,11 +64,11 @@ def save_trained(model: str, folder: Path, size: float, adapter: Adapter = ADAPT
 
 def test_a_fused_model_computes_what_base_and_adapter_do(base: Path, tmp_path: Path) -> None:
     adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
-    calls: list[int] = []
+    calls: list[tuple[str, int, int]] = []
     fused = fuse(
-        str(base), adapter, tmp_path / "fused", progress=lambda _, done, *rest: calls.append(done)
+        str(base), adapter, tmp_path / "fused", progress=lambda *call: calls.append(call[:3])
     )
-    assert calls == [0, 1, 2, 3, 4]
+    assert calls == [("fuse", done, 4) for done in range(5)]
     assert fused.parity_kl < 1e-6 < 1e-3 < fused.adapter_kl and not fused.warnings
     ids = mx.array([[5, 7, 200, 31]])
     whole, parts = load(str(fused.path)).model, load(str(base), adapter).model
@@ -113,6 +118,15 @@ def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: P
     assert 0.9 < fused.quantized.cosine <= 1
     assert fused.quantized.path == tmp_path / "fused-8bit" == quantized_path(fused.path, 8)
     assert load(str(fused.quantized.path)).quantized and not load(str(fused.path)).quantized
+    config = json.loads((fused.quantized.path / "config.json").read_text())
+    assert config["quantization"]["bits"] == 8
+    record = json.loads((fused.quantized.path / "fused.json").read_text())
+    assert record == {
+        "fused": str(fused.path),
+        "bits": 8,
+        "cosine": fused.quantized.cosine,
+        "kl": fused.quantized.kl,
+    }
 
 
 def test_a_quantized_base_is_fused_in_full_precision(base: Path, tmp_path: Path) -> None:
@@ -183,6 +197,7 @@ def test_what_quantizing_leaves_of_any_adapter_is_measured(
         (None, 0.3, ["4 bits move the model"]),
         (None, 0.1, []),
         (0.5, 0.3, ["4 bits keep little", "4 bits move the model"]),
+        (MIN_COSINE, 0.2, []),
     ],
 )
 def test_only_what_was_measured_is_warned_about(
@@ -207,8 +222,37 @@ def test_an_adapter_of_norms_alone_has_no_cosine(wide: Path, tmp_path: Path) -> 
 
 def test_an_adapter_without_effect_is_warned_about(base: Path, tmp_path: Path) -> None:
     adapter = save_trained(str(base), tmp_path / "adapter", 0.0)
-    (warning,) = fuse(str(base), adapter, tmp_path / "fused").warnings
-    assert "changes next to nothing" in warning
+    first, second = fuse(str(base), adapter, tmp_path / "fused", quantize=4).warnings
+    assert "changes next to nothing" in first
+    assert "4 bits move the model" in second
+    assert not _warnings(_Parity(NO_EFFECT, 0.0, 0.0), exact=True)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_that_comes_with_a_model_runs_in_every_load_or_in_none(
+    trusted: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def watched(*arguments: Any, trust_remote_code: bool, **options: Any) -> LoadedModel:
+        seen.append(trust_remote_code)
+        return load(*arguments, trust_remote_code=trust_remote_code, **options)
+
+    monkeypatch.setattr(fusing, "load", watched)
+    adapter = save_whole(str(base), tmp_path / "adapter", 0.3)
+    fuse(str(base), adapter, tmp_path / "fused", quantize=4, trust_remote_code=trusted)
+    assert seen == [trusted] * 3
+
+
+def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(base: Path, tmp_path: Path) -> None:
+    adapter = save_trained(str(base), tmp_path / "adapter", 0.3)
+    (tmp_path / "empty").mkdir()
+    fuse(str(base), adapter, tmp_path / "empty")
+    assert (tmp_path / "empty" / "fused.json").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ModelError, match="file: exists and is not a fused model"):
+        fuse(str(base), adapter, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["fused", "fused-4bit"])

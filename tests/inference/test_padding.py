@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forty2.inference.padding import group_by_length, pad, padded_width, positions
+from forty2.inference.padding import batch_tokens, group_by_length, pad, padded_width, positions
 
 
 @given(
@@ -23,6 +23,28 @@ def test_a_group_stays_within_its_tokens_unless_it_is_one_row(
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert widths[group].max(axis=0).sum() * len(group) <= tokens or len(group) == 1
+
+
+def test_groups_are_as_large_as_they_may_be_longest_first() -> None:
+    assert group_by_length([3, 9, 5, 4], 10) == [[1], [2, 3], [0]]
+    assert [len(group) for group in group_by_length([10] * 6, 30)] == [3, 3]
+    assert group_by_length([], 10) == []
+
+
+def test_rows_with_responses_of_one_length_share_a_group() -> None:
+    """The prompts are alike, and other responses would pad by a token."""
+    groups = group_by_length([[4, 2], [4, 3], [4, 2], [4, 3]], 14)
+    assert sorted(map(sorted, groups)) == [[0, 2], [1, 3]]
+
+
+def test_a_machine_computes_as_many_tokens_at_once_as_suit_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert batch_tokens() == 512
+    assert [len(group) for group in group_by_length([128] * 8)] == [4, 4]
+    monkeypatch.setattr("forty2.inference.padding.on_gpu", lambda: True)
+    assert batch_tokens() == 4096
+    assert [len(group) for group in group_by_length([128] * 64)] == [32, 32]
 
 
 def test_groups_of_pairs_pad_little() -> None:
@@ -41,6 +63,8 @@ def test_compiled_steps_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert padded_lengths() == list(counts)
     monkeypatch.setattr("forty2.inference.padding.on_gpu", lambda: True)
+    some = positions(np.array([False, True, True, False, True]))
+    assert some.tolist() == [1, 2, 4, -1, -1, -1, -1, -1] and some.dtype == np.int32
     found = padded_lengths()
     assert len(set(found)) <= 8 * 8
     assert all(0 <= w - n < max(8, n / 8 + 8) for w, n in zip(found, counts, strict=True))

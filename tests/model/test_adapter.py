@@ -12,14 +12,18 @@ from support.models import save_tiny, tiny_model
 
 from forty2.errors import ModelError
 from forty2.model.adapter import (
+    TrainedOn,
     adapter_dir,
     adapter_weights,
     attach_adapter,
     load_adapter,
+    recorded_template,
+    restore_adapter,
     save_adapter,
     trained_on,
     without_adapter,
 )
+from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import load
 from forty2.recipe.schema import Adapter
 
@@ -96,6 +100,36 @@ def test_a_new_adapter_changes_neither_the_output_nor_its_dtype(
     assert all(value.dtype == mx.float32 for value in adapter_weights(model).values())
 
 
+def test_saved_weights_are_put_back_into_attached_layers(tmp_path: Path) -> None:
+    wanted = save_trained(tmp_path / "adapter")
+    model = tiny_model()
+    attach_adapter(model, ADAPTER, seed=2)
+    restore_adapter(model, tmp_path / "adapter")
+    assert mx.array_equal(model(IDS), wanted)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["self_attn.q_proj"], "model.layers.1.self_attn.q_proj and 1 more"),
+        (["lm_head"], "lm_head"),
+    ],
+)
+def test_a_model_that_does_not_run_with_an_adapter_is_refused_by_layer(
+    keys: list[str], named: str
+) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+
+    class Unfit(type(model)):  # type: ignore[misc]
+        def __call__(self, *_: object) -> mx.array:
+            raise ValueError("shapes do not fit")
+
+    model.__class__ = Unfit
+    refusal = rf"^adapter\.keys: with an adapter on {named} the model does not run \(.*fit\); name"
+    with pytest.raises(ModelError, match=refusal):
+        attach_adapter(model, Adapter(rank=2, scale=3.0, layers=2, keys=keys), seed=1)
+
+
 def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:
     for name in ("phase1_sft", "phase2_dpo", "phase10_boost"):
         save_trained(tmp_path / name)
@@ -107,7 +141,10 @@ def test_a_folder_without_an_adapter_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter here"):
         adapter_dir(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"adapters\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"adapters\.safetensors is missing$"):
+        adapter_dir(tmp_path)
+    (tmp_path / "adapters.npz").touch()
+    with pytest.raises(ModelError, match=r"missing; adapters\.npz is of an early mlx-lm$"):
         adapter_dir(tmp_path)
 
 
@@ -119,10 +156,28 @@ def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [".", "phase1_sft", "phase1_sft/step20"])
 def test_the_model_of_a_run_is_found_from_its_folders(tmp_path: Path, place: str) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"model": "owner/name"}))
+    record = {
+        "model": "owner/name",
+        "model_path": "/m",
+        "model_sha256": "0",
+        "model_from_run": "..",
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    assert trained_on(tmp_path / place).name == "owner/name"
-    assert trained_on(str(tmp_path / place)).name == "owner/name"
+    wanted = TrainedOn("owner/name", "/m", "0", "..", tmp_path)
+    assert trained_on(tmp_path / place) == trained_on(str(tmp_path / place)) == wanted
+    assert recorded_template(tmp_path / place) is None
+    settings = TemplateSettings(source="{{ messages }}", date="2026-01-02")
+    (tmp_path / "template.json").write_text(json.dumps(settings.to_json()))
+    assert recorded_template(tmp_path / place) == settings
+
+
+def test_a_record_above_the_run_folder_is_of_another_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"model": "owner/name"}')
+    (tmp_path / "template.json").write_text(json.dumps(TemplateSettings().to_json()))
+    (tmp_path / "runs" / "run" / "phase1_sft").mkdir(parents=True)
+    adapter = tmp_path / "runs" / "run" / "phase1_sft"
+    assert trained_on(adapter).name is None and recorded_template(adapter) is None
 
 
 def test_runs_of_earlier_releases_name_their_model() -> None:

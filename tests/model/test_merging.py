@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import afm7
 from support.models import tiny_model
 
 from forty2.model.adapter import attach_adapter
@@ -66,8 +67,10 @@ def test_a_merged_adapter_computes_the_same_with_plain_layers(
     np.testing.assert_allclose(np.asarray(model(IDS)), wanted, atol=2e-5)
     assert updates and not any("lora_a" in module for module in model.modules())
     merged, before = dict(model.named_modules()), dict(base.named_modules())
+    dense = dict(tiny_model(architecture).named_modules())
     for name, update in updates.items():
         weight = merged[name].weight
+        assert merged[name].parameters().keys() == dense[name].parameters().keys(), name
         change = weight - dense_weight(before[name])[0]
         np.testing.assert_allclose(
             np.asarray(update.delta(weight)), np.asarray(change), atol=2e-5, err_msg=name
@@ -101,3 +104,28 @@ def test_replaced_weights_change_by_their_difference() -> None:
         weight = modules[name].weight
         wanted = weight - dict(base.named_modules())[name].weight
         assert mx.array_equal(change.delta(weight), wanted)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_architectures_own_adapter_layer_merges_itself(quantized: bool) -> None:
+    mx.random.seed(1)
+    layer = afm7.FusedLoRALinear(32, [16, 8], r=2, scale=3.0)
+    layer.lora_b = [0.1 * mx.random.normal(b.shape) for b in layer.lora_b]
+    if quantized:
+        layer.linear = layer.linear.to_quantized(32, 8)
+    model = nn.Sequential(layer)
+    x = mx.random.normal((3, 32))
+    wanted = model(x)
+    assert merge_adapter(model) == {}
+    assert type(model.layers[0]) is afm7.FusedLinear
+    for got, part in zip(model(x), wanted, strict=True):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(part), atol=1e-5)
+
+
+def test_a_layer_quantized_in_another_way_is_dequantized_in_that_way() -> None:
+    linear = nn.Linear(64, 16, bias=True)
+    layer = nn.QuantizedLinear.from_linear(linear, group_size=32, bits=4, mode="mxfp4")
+    weight, bias = dense_weight(layer)
+    assert bias is not None
+    x = mx.random.normal((3, 64))
+    np.testing.assert_allclose(np.asarray(x @ weight.T + bias), np.asarray(layer(x)), atol=1e-4)

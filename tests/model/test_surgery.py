@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from support.models import ARCHITECTURES, tiny_model
@@ -16,6 +17,7 @@ from forty2.model.surgery import (
     evaluating,
     frozen_depth,
     head,
+    scores_agree,
     trains_outside_blocks,
 )
 
@@ -44,6 +46,44 @@ def test_a_model_is_left_as_it_was_when_a_block_fails() -> None:
     with pytest.raises(ValueError):
         compute_block_input(model, mx.zeros((1, 2, 3, 4), mx.int32), 1)
     assert all(one is other for one, other in zip(blocks(model), before, strict=True))
+
+
+def test_a_model_that_reads_an_outer_block_again_cannot_be_split() -> None:
+    """Its upper blocks do not start from the states at their entry alone."""
+    model = tiny_model(num_hidden_layers=4)
+    assert can_split(model)
+
+    class Residual(type(model.model)):  # type: ignore[misc]
+        def __call__(self, ids: mx.array, *_: object, cache: object = None) -> mx.array:
+            outputs = [self.embed_tokens(ids)]
+            for block in self.layers:
+                outputs.append(block(outputs[-1], "causal"))
+            states: mx.array = self.norm(outputs[-1] + outputs[1])
+            return states
+
+    model.model.__class__ = Residual
+    assert not can_split(model)
+
+
+def test_the_body_is_found_among_other_parts() -> None:
+    model = tiny_model()
+    inner = dict.pop(model, "model")
+    model.adapters = [nn.Linear(2, 2)]
+    model.model = inner
+    assert [*model].index("adapters") < [*model].index("model")
+    assert can_split(model)
+
+
+def test_scores_agree_within_the_rounding_of_their_precision() -> None:
+    model = tiny_model()
+    scores = mx.random.normal((2, 5, 40), key=mx.random.key(3))
+    off = mx.random.normal(scores.shape, key=mx.random.key(4))
+    assert scores_agree(model, scores * 1.01, scores)
+    assert not scores_agree(model, scores * 1.1, scores)
+    model.set_dtype(mx.bfloat16)
+    for size in (0.1, 10.0):
+        assert scores_agree(model, size * (scores + 0.05 * off), size * scores)
+        assert not scores_agree(model, size * (scores + 0.2 * off), size * scores)
 
 
 def test_blocks_without_trainable_parameters_are_frozen() -> None:

@@ -14,8 +14,8 @@ from forty2.data.records import Chat
 from forty2.errors import DataError
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder
-from forty2.text.rows import PairRow
-from forty2.training.batches import Order, pair_batch, rows_of_epoch
+from forty2.text.rows import PairRow, Row
+from forty2.training.batches import Order, pair_batch, rows_of_epoch, sft_batch
 from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.sft import SftPhase
 from forty2.training.schedule import plan_phase
@@ -147,3 +147,19 @@ def test_pair_batches_line_up_inputs_and_targets() -> None:
     assert batch.inputs[1, 0] == 7
     assert batch.targets[1, 0] == 10
     assert batch.mask.sum(axis=1).tolist() == [2, 1]
+    assert batch.origins == ("f:1",)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_packed_rows_keep_their_segments_beside_rows_of_one(
+    gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forty2.inference.padding.on_gpu", lambda: gpu)
+    packed = Row([5, 6, 7, 8], [False, True, False, True], "f:1", [0, 0, 1, 1])
+    alone = Row([5, 6], [False, True], "f:2")
+    batch = sft_batch([packed, alone], [4, 2])
+    assert batch.segments is not None and batch.segments.shape == batch.ids.shape
+    assert batch.segments[:, :4].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert not batch.segments[:, 4:].any()
+    assert (batch.rows.tolist(), batch.origins) == ([4, 2], ("f:1", "f:2"))
+    assert sft_batch([alone], [2]).segments is None

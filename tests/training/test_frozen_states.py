@@ -330,7 +330,12 @@ def test_states_are_stored_whole_reused_and_the_same_bits_when_made_anew(tmp_pat
     assert size.bytes == 4 * 32 * sum(
         len(p.prompt) - 1 + len(p.chosen) + len(p.rejected) for p in PAIRS
     )
-    store_states(model, PAIRS, range(4), size, tmp_path / "states")
+    calls: list[Any] = []
+    store_states(
+        model, PAIRS, range(4), size, tmp_path / "states", progress=lambda *call: calls.append(call)
+    )
+    assert calls[-1] == ("frozen blocks", 4, 4, {})
+    assert all(0 < done <= total == 4 for _, done, total, _ in calls)
     first = (tmp_path / "states").read_bytes()
     assert len(first) == size.bytes
     broken = moved()

@@ -296,6 +296,14 @@ def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
     assert losses[-1][1] <= 5.0 and trained.steps == losses[-1][0] < 60
 
 
+@pytest.mark.parametrize(
+    ("value", "above", "below"), [(1, False, True), (2, True, True), (3, True, False)]
+)
+def test_a_goal_is_reached_at_its_very_value(value: float, above: bool, below: bool) -> None:
+    assert Goal(metric="margin", at_least=2.0).reached({"margin": value}) is above
+    assert Goal(metric="margin", at_most=2.0).reached({"margin": value}) is below
+
+
 def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Path) -> None:
     """Killed between the checkpoint of its last step and the phase's own folder."""
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))

@@ -16,6 +16,7 @@ from forty2.training.losses import (
     initial_preference_loss,
     preference_loss,
 )
+from forty2.training.objectives.dpo import DpoPhase
 
 RNG = np.random.default_rng(0)
 VALUES = [-np.abs(RNG.normal(20, 6, 7)) for _ in range(4)]
@@ -33,7 +34,9 @@ def softplus(x: Any) -> Any:
     return np.logaddexp(0.0, x)
 
 
-def numpy_loss(values: list[Any], loss: str, beta: float, smoothing: float) -> Any:
+def numpy_loss(
+    values: list[Any], loss: str, beta: float, smoothing: float, penalty: float = 50.0
+) -> Any:
     """The papers' formulas, written out again in float64."""
     chosen, rejected = values[0] - values[2], values[1] - values[3]
     z = beta * (chosen - rejected)
@@ -43,7 +46,7 @@ def numpy_loss(values: list[Any], loss: str, beta: float, smoothing: float) -> A
         return np.maximum(0, 1 - z)
     if loss == "ipo":
         return (chosen / TOKENS[0] - rejected / TOKENS[1] - 1 / (2 * beta)) ** 2
-    return softplus(-(z - beta * 50.0 * np.maximum(0, -chosen)))
+    return softplus(-(z - beta * penalty * np.maximum(0, -chosen)))
 
 
 def ours(values: list[mx.array], loss: PreferenceLoss, beta: float, smoothing: float) -> mx.array:
@@ -134,3 +137,16 @@ def test_ipo_needs_both_lengths(missing: str) -> None:
     lengths: dict[str, Any] = {"chosen_tokens": mx.array([4]), "rejected_tokens": mx.array([5])}
     with pytest.raises(ValueError, match="ipo needs"):
         preference_loss(logps, loss="ipo", beta=0.1, **{**lengths, missing: None})
+
+
+@pytest.mark.parametrize(("loss", "smoothing"), CASES)
+def test_a_phase_computes_the_loss_that_its_keys_name(
+    loss: PreferenceLoss, smoothing: float
+) -> None:
+    keys: dict[str, Any] = {"loss": loss, "beta": 0.05, "label_smoothing": smoothing}
+    phase = DpoPhase(objective="dpo", data="x", steps=1, lr=1e-3, dpop_lambda=2.0, **keys)
+    logps = PairLogps(*(mx.array(v.astype(np.float32)) for v in VALUES))
+    found = phase.losses(logps, mx.array(TOKENS[0]), mx.array(TOKENS[1]))
+    wanted = numpy_loss(VALUES, loss, 0.05, smoothing, penalty=2.0)
+    np.testing.assert_allclose(np.asarray(found), wanted, rtol=2e-5, atol=1e-5)
+    assert phase.initial_loss() == initial_preference_loss(loss, 0.05)

@@ -444,6 +444,34 @@ def test_rare_verdicts_are_told_and_missing_ones_refused(inputs: Path) -> None:
     assert "8 × every training answer has the verdict true" in found.output
 
 
+@pytest.mark.parametrize(
+    ("desirable", "others", "said"),
+    [
+        (1.0, 1.0, None),
+        (0.996, 1.0, None),
+        (0.98, 1.0, "0.98"),
+        (1.34, 1.0, None),
+        (4.0, 3.0, None),
+        (1.344, 1.0, None),
+        (1.346, 1.0, "1.35"),
+        (3.0, 1.0, "3.00"),
+        (1.0, 0.0, "inf"),
+    ],
+)
+def test_verdicts_may_outweigh_each_other_as_far_as_the_paper_advises(
+    desirable: float, others: float, said: str | None
+) -> None:
+    """The weights of the rows times those of the phase, which are 2 and 1/2 here."""
+    rows = [RatedRow([1], [2], [], True, "a", weight=desirable / 2)]
+    rows += [RatedRow([1], [2], [], False, "b", weight=others * 2)] * (others > 0)
+    phase = kto(desirable_weight=2.0, undesirable_weight=0.5)
+    warning = (
+        f"desirable rows weigh {said} times what others do; 1 to 4/3 is best "
+        "(desirable_weight, undesirable_weight)"
+    )
+    assert phase.data_warnings(rows) == ([] if said is None else [warning])
+
+
 def test_several_answers_to_a_prompt_may_be_liked(inputs: Path) -> None:
     def levels(*labels: bool) -> list[str]:
         answers = ("Hello.", "Hi there.", "Go away.")
