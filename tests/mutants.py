@@ -33,7 +33,7 @@ from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutants"
-SAMPLE, SEED = 150, 42
+SAMPLE, SEED = 60, 42
 """Mutants of a module that are tried, if it has more, and the seed of the draw."""
 CAUGHT = ("killed", "timeout", "segfault", "caught by type check")
 CONFIG = """
@@ -60,7 +60,8 @@ MODULES = {
     "model/quantization": "export/test_fusing model/test_adapter model/test_merging",
     "model/surgery": "model/test_surgery inference/test_logprobs",
     "text/encoder": "text/test_encoder text/test_template_families",
-    "text/special_tokens": "text/test_encoder text/test_template_families",
+    "text/marks": "text/test_encoder text/test_template_families",
+    "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
     "text/turns": "text/test_encoder text/test_template_families",
     "training/batched_loss/__init__": "training/test_frozen_states",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",

@@ -50,7 +50,6 @@ COVERED_BY = {
     "speed/workers/": "speed/test_comparison.py",
     "text/preparing.py": "text/test_prepared.py",
     "text/row_kinds.py": "text/test_phase_rows.py",
-    "text/special_tokens.py": "text/test_encoder.py",
     "text/tokenizer.py": "text/test_encoder.py",
     "text/tool_arguments.py": "text/test_template_families.py",
     "data/exchanges.py": "data/test_formats.py",

@@ -9,7 +9,7 @@ import pytest
 from support.templates import BRACKETS, FORGETS, with_template
 
 from forty2.data.formats import parse
-from forty2.data.records import Chat, Message, Pair
+from forty2.data.records import Chat, Message, Pair, Text
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
 from forty2.text.encoder import Encoder
@@ -342,6 +342,102 @@ def test_a_template_that_leaves_out_an_argument_of_a_call_is_refused(
         calls(starter, strings, arguments)
     whole = "{{ f['name'] }}({{ f['arguments'] | tojson }})"
     calls(starter, whole, arguments, {"name": "x", "none": None})
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"price": 5}, {"price": 0}),
+        ({"late": True}, {"late": False}),
+        ({"guests": [1]}, {"guests": [0]}),
+        ({"name": "x"}, {"nights": 0}),
+    ],
+)
+def test_what_held_for_one_call_is_not_believed_of_another(
+    starter: LoadedModel, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    truthy = (
+        "{{ f['name'] }}({% for k, v in f['arguments'].items() if v and v != [0] %}"
+        "{{ k }}={{ v | tojson }}{% endfor %})"
+    )
+    encoder = calls(starter, truthy, first)
+    call = {"type": "function", "function": {"name": "book", "arguments": then}}
+    turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    with pytest.raises(DataError, match=f"does not write the argument '{next(iter(then))}"):
+        encoder.response([user("a")], [turn])
+
+
+def test_an_argument_that_is_left_out_is_found_in_earlier_turns_too(starter: LoadedModel) -> None:
+    encoder = Encoder(with_template(starter, CALLS.replace("WRITTEN", "{{ f['name'] }}")))
+    for arguments, says in (
+        ({"n": 1}, "the argument 'n'"),
+        ({"n": "x"}, "use a template for tools"),
+    ):
+        call = {"type": "function", "function": {"name": "book", "arguments": arguments}}
+        turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        for more in ((), (user("b"),), (user("b"), assistant("c"))):
+            talk = Chat(messages=(user("a"), turn, *more), origin="test:7")
+            with pytest.raises(DataError, match=rf"^test:7: messages\[1\]: .*{says}"):
+                encoder.encode_sft_record(talk)
+
+
+@pytest.mark.parametrize(
+    "method", ["strip()", "lstrip()", "rstrip()", "strip('\\n')", "strip(' ')"]
+)
+def test_blanks_that_a_template_strips_are_not_learned(starter: LoadedModel, method: str) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].METHOD }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template.replace("METHOD", method))
+    for content in (" a ", "\na\n", " \na\n "):
+        expected = eval(f"content.{method}", {"content": content}) + "<|im_end|>"
+        _, ids, _ = Encoder(tokenizer).response([user(" q ")], [assistant(content)])
+        assert tokenizer.decode(ids) == expected
+
+
+def test_a_system_turn_that_a_template_refuses_is_refused_with_what_to_do(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system!') }}"
+        "{% endif %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    system: Message = {"role": "system", "content": "s"}
+    with pytest.raises(
+        DataError, match=r"refuses these messages: No system!; it takes no system turn"
+    ):
+        encoder.response([system, user("a")], [assistant("b")])
+
+
+def test_rows_carry_weight_and_origin_and_are_measured(chatml: Any) -> None:
+    encoder = Encoder(chatml)
+    chat = Chat(messages=(user("q"), assistant("a")), origin="f:1", meta={"weight": 2})
+    pair = Pair(
+        prompt=(user("q"),),
+        chosen=(assistant("a"),),
+        rejected=(assistant("b"),),
+        origin="f:2",
+        meta={"weight": 3},
+    )
+    text = Text(text="One line.", origin="f:3", meta={"weight": 4})
+    (one,), two, (three,) = encoder.encode(chat), encoder.encode_pair(pair), encoder.encode(text)
+    assert [(row.origin, row.weight) for row in (one, two, three)] == [
+        ("f:1", 2.0),
+        ("f:2", 3.0),
+        ("f:3", 4.0),
+    ]
+    assert isinstance(one, Row) and isinstance(three, Row)
+    assert three.is_text and not one.is_text
+    assert encoder.measure(chat) == (len(one.ids), sum(one.mask))
+    assert encoder.measure(text) == (len(three.ids), len(three.ids) - 1)
+    responses = len(two.chosen) + len(two.rejected)
+    assert encoder.measure(pair) == (len(two.prompt) + responses, responses)
+    alike = Pair(prompt=pair.prompt, chosen=(assistant(""),), rejected=pair.rejected, origin="f:9")
+    with pytest.raises(DataError, match=r"^f:9: "):
+        encoder.encode_pair(alike)
 
 
 def test_arguments_without_their_names_are_refused(starter: LoadedModel) -> None:
