@@ -70,7 +70,7 @@ class Phase:
     exposures: float
     """Average uses of each row."""
     adapter_step: int
-    """Step whose adapter the phase ended with."""
+    """Step whose adapter the phase ended with; 0: the adapter that it began with."""
     dropped: list[str]
     """Origins of rows that are longer than max_length."""
     shortened: list[str]
