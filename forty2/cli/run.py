@@ -112,6 +112,8 @@ def _echo(result: RunResult) -> None:
         for name, verdict in result.verdicts.items():
             base = result.stages[0][name]
             click.echo(f"{base.label}, {base.data}: {verdict}")
+        if result.sentence:
+            click.echo(f"\n{result.sentence}")
         click.echo("".join(f"{line}\n" for line in result.contamination))
     click.echo(f"adapter   {result.adapter}")
     if result.fused is not None:

@@ -207,7 +207,7 @@ def _about(run: Run, quote: Quote = str) -> str:
 def _meaning(summary: Summary, quote: Quote = str) -> str:
     """Explain the verdict in a sentence, and say what was compared."""
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
-    sentence = _VERDICTS.get(summary.verdict, "").format(margin=margin)
+    sentence = quote(summary.sentence) or _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
     number = f" ({_count(summary.n, 'question')})" if summary.n is not None else ""
     compared = (
