@@ -33,8 +33,10 @@ from forty2.benchmark.stats import (
 )
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import task_class
+from forty2.benchmark.verdict import CostChange, costs_of, sentence, word
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+from forty2.recipe.schema import Cost
 
 
 class Change(NamedTuple):
@@ -92,12 +94,18 @@ class Comparison(NamedTuple):
     tasks: dict[str, TaskChange]
     """Each benchmark's own verdict, by the task's name; of a stage, there are several."""
     verdict: Verdict
+    """The verdict on benefit and cost: the weaker one's."""
+    costs: tuple[CostChange, ...] = ()
+    """What the model could do before, and what became of it; empty: not measured."""
+    sentence: str = ""
+    """Benefit and cost in a sentence."""
 
     def record(self) -> JsonObject:
         """Return the comparison as JSON."""
         changes = {name: change._asdict() for name, change in self.metrics.items()}
         tasks = {name: task._asdict() for name, task in self.tasks.items()}
-        return {**self._asdict(), "metrics": changes, "tasks": tasks}
+        costs = [cost._asdict() for cost in self.costs]
+        return {**self._asdict(), "metrics": changes, "tasks": tasks, "costs": costs}
 
 
 def compare(
@@ -105,6 +113,7 @@ def compare(
     after: Result | Stage,
     *,
     margin: float = 0.01,
+    cost: Cost | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
@@ -112,6 +121,7 @@ def compare(
 
     Args:
         margin: largest loss that still counts as no tax.
+        cost: margins of the cost of a stage; None: the defaults.
         resamples, seed: settings of the bootstrap and of random signs.
 
     Raises:
@@ -141,6 +151,10 @@ def compare(
         change = _change(*pair, metric, margin, resamples, seed)
         found: Verdict = "no change" if same else change.verdict
         changes[name] = change._replace(p=ps[name], p_holm=corrected[name], verdict=found)
+    tasks = _by_task(old, changes)
+    benefit = overall([changes[name].verdict for name in judged])
+    costs = () if same else costs_of(changes, tasks, next(iter(old.tasks)), cost or Cost())
+    shown = {shown_metric(name): changes[name] for name in judged}
     return Comparison(
         questions=old.questions,
         n=changes[judged[0]].n,
@@ -152,8 +166,10 @@ def compare(
         categories=_by_category(old, new),
         kl=kl,
         changed=changed,
-        tasks=_by_task(old, changes),
-        verdict=overall([changes[name].verdict for name in judged]),
+        tasks=tasks,
+        verdict=word(benefit, costs),
+        costs=costs,
+        sentence=sentence(old.questions, benefit, shown, costs),
     )
 
 
@@ -194,6 +210,7 @@ def format_comparison(comparison: Comparison) -> str:
             *lines,
             "",
             f"Verdict: {comparison.verdict}",
+            *([comparison.sentence] if comparison.sentence else []),
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
             "detectable: smallest true change that 80% of such comparisons would show",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",

@@ -2,7 +2,7 @@
 
 A stage is the base model, the model after a phase, or the fused one. Each is measured in the tasks
 of the recipe's `benchmark:`, in the held-out behaviour gates, in the perplexity of neutral prose and
-in its divergence from the base. The verdict is over TruthfulQA.
+in its divergence from the base. The verdict is over TruthfulQA and over the cost (`verdict`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from forty2.errors import BenchmarkError, DataError
 from forty2.files import JsonObject, read_sealed
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
-from forty2.recipe.schema import Benchmark, BenchmarkTask
+from forty2.recipe.schema import Benchmark, BenchmarkTask, Cost
 
 ALWAYS = ("behaviour", "perplexity", "divergence")
 """Tasks that are measured at every stage, after those of the recipe."""
@@ -353,6 +353,11 @@ class Summary:
         return list(self.comparisons.values())[-1].verdict if self.comparisons else ""
 
     @property
+    def sentence(self) -> str:
+        """Benefit and cost of the last stage in a sentence; empty if there is only the base."""
+        return list(self.comparisons.values())[-1].sentence if self.comparisons else ""
+
+    @property
     def verdicts(self) -> dict[str, str]:
         """Each task's own verdict on the last stage, by the task's name."""
         if not self.comparisons:
@@ -366,6 +371,7 @@ class Summary:
         base = self.stages[0]["truthfulqa"]
         return {
             "verdict": self.verdict,
+            "sentence": self.sentence,
             "margin": self.margin,
             "questions": base.data,
             "questions_sha256": base.data_sha256,
@@ -386,27 +392,38 @@ class Summary:
 
 
 def summarize(
-    stages: Sequence[Stage], margin: float, hits: Collection[Hit], searched: Sequence[str]
+    stages: Sequence[Stage],
+    margin: float,
+    hits: Collection[Hit],
+    searched: Sequence[str],
+    cost: Cost | None = None,
 ) -> Summary:
     """Compare the stages of a run with its base, the first of them.
 
     Args:
         margin: largest loss that still counts as no tax.
+        cost: margins of the cost; None: the defaults.
         hits: training rows that hold questions of the tasks.
         searched: names of the tasks whose questions were searched for.
     """
-    comparisons = {stage.name: compare(stages[0], stage, margin=margin) for stage in stages[1:]}
-    contamination = without_contaminated(hits, searched, stages, margin)
+    comparisons = {
+        stage.name: compare(stages[0], stage, margin=margin, cost=cost) for stage in stages[1:]
+    }
+    contamination = without_contaminated(hits, searched, stages, margin, cost)
     return Summary(tuple(stages), margin, comparisons, contamination)
 
 
 def without_contaminated(
-    hits: Collection[Hit], searched: Sequence[str], stages: Sequence[Stage], margin: float
+    hits: Collection[Hit],
+    searched: Sequence[str],
+    stages: Sequence[Stage],
+    margin: float,
+    cost: Cost | None = None,
 ) -> Contamination:
     """Count the questions in training rows, and compare the stages with the base without them.
 
     Args:
-        hits, searched: as for `summarize`.
+        hits, searched, cost: as for `summarize`.
         stages: the base first.
     """
     items = {name: {hit.item for hit in hits if hit.benchmark == name} for name in searched}
@@ -420,7 +437,9 @@ def without_contaminated(
     if any(items.values()):
         base, *others = (_without(stage, items) for stage in stages)
         if any(len(result.items) > 1 for result in tasks_of(base).values()):
-            comparisons = {stage.name: compare(base, stage, margin=margin) for stage in others}
+            comparisons = {
+                stage.name: compare(base, stage, margin=margin, cost=cost) for stage in others
+            }
     return Contamination(len({hit.row for hit in hits}), counts, comparisons)
 
 

@@ -125,7 +125,9 @@ def _echo(result: RunResult) -> None:
             click.echo(f"{result.changes}\n")
         for name, verdict in result.verdicts.items():
             base = result.stages[0][name]
-            click.echo(f"{base.label}, {base.data}: {verdict}")
+            click.echo(f"{base.label}, {base.data}, by itself: {verdict}")
+        if result.sentence:
+            click.echo(f"\nVerdict: {result.verdict}. {result.sentence}\n")
         click.echo("".join(f"{line}\n" for line in result.contamination))
     click.echo(f"adapter   {result.adapter}")
     if result.fused is not None:

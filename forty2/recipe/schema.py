@@ -66,6 +66,24 @@ def _named(entry: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Cost:
+    """Largest losses that still count as no cost, stated before the run.
+
+    A loss counts as none if its whole 95% interval lies within the margin.
+    """
+
+    perplexity: Annotated[float, Field(gt=1)] = 1.05
+    """Largest ratio of the perplexity of neutral text to the base model's."""
+    facts: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Largest loss in the share of plain facts answered right. The 50 prompts cannot exclude a loss
+    below 0.08."""
+    other: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Largest loss of score of each other benchmark that the recipe names."""
+    tasks: dict[Slug, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    """Largest losses of score by benchmark, in place of `other`, e.g. {mmlu: 0.02}."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Benchmark:
     """Measurements of the base model, after each phase, and of the fused model."""
 
@@ -78,12 +96,14 @@ class Benchmark:
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA score, as a share (0.01 is one point in a hundred), that still counts
     as no alignment tax."""
+    cost: Cost = Field(default_factory=Cost)
+    """Margins by which the cost of training is judged."""
     tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
         default=[BenchmarkTask(task="truthfulqa")]
     )
-    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}. Only
-    truthfulqa decides the verdict; each of the others is compared and judged by itself. Training rows
-    are searched for the questions of all."""
+    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}.
+    truthfulqa shows the benefit; a loss in one of the others is a cost. Each is compared and judged by
+    itself, too. Training rows are searched for the questions of all."""
 
     @field_validator("tasks")
     @classmethod

@@ -94,6 +94,7 @@ def line_chart(
     x: Axis = STEPS,
     y: Axis = PLAIN,
     diagonal: str | None = None,
+    mark: tuple[float, str] | None = None,
 ) -> Chart | None:
     """Draw one line per series.
 
@@ -101,6 +102,8 @@ def line_chart(
         series: (x, y) points by name; those that are not finite are left out.
         x, y: the axes; one of shares runs from 0% to 100%.
         diagonal: name of a dashed line from corner to corner, if there is to be one.
+        mark: place and name of a dashed upright line, if there is to be one; left out if it lies
+            beyond the points.
 
     Returns:
         None if there is no point to draw.
@@ -135,6 +138,9 @@ def line_chart(
         if diagonal is not None:
             legend.append(LegendEntry(diagonal, GREY, dashed=True))
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        if mark is not None and first <= mark[0] <= last:
+            legend.append(LegendEntry(mark[1], GREY, dashed=True))
+            axes.axvline(mark[0], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
         svg = canvas.svg(title)
     return Chart(title, y.label, legend if len(legend) > 1 else [], svg)
 

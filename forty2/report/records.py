@@ -70,7 +70,7 @@ class Phase:
     exposures: float
     """Average uses of each row."""
     adapter_step: int
-    """Step whose adapter the phase ended with."""
+    """Step whose adapter the phase ended with; 0: the adapter that it began with."""
     dropped: list[str]
     """Origins of rows that are longer than max_length."""
     shortened: list[str]
@@ -172,6 +172,8 @@ class Summary:
     """The outcome of a run that was measured."""
 
     verdict: str
+    sentence: str
+    """Benefit and cost of the last stage; empty: an earlier release judged the benefit alone."""
     margin: float | None
     questions: str
     questions_sha256: str | None
@@ -354,6 +356,7 @@ def _summary(record: JsonObject) -> Summary:
     }
     return Summary(
         verdict=str(record.get("verdict") or ""),
+        sentence=str(record.get("sentence") or ""),
         margin=_number(record.get("margin")),
         questions=questions,
         questions_sha256=sha256,

@@ -207,7 +207,7 @@ def _about(run: Run, quote: Quote = str) -> str:
 def _meaning(summary: Summary, quote: Quote = str) -> str:
     """Explain the verdict in a sentence, and say what was compared."""
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
-    sentence = _VERDICTS.get(summary.verdict, "").format(margin=margin)
+    sentence = quote(summary.sentence) or _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
     number = f" ({_count(summary.n, 'question')})" if summary.n is not None else ""
     compared = (
@@ -237,6 +237,12 @@ def _warnings(run: Run, quote: Quote = str) -> list[str]:
     """List the warnings about data, training and fusing."""
     found = []
     for phase in run.phases:
+        if phase.adapter_step == 0 < phase.steps:
+            found.append(
+                f"{quote(phase.name)}: no evaluation was better than the one before training, so "
+                f"{_count(phase.steps, 'step')} changed nothing: the phase ends with the adapter that "
+                f"it began with (step 0); try another lr, or leave out phases.{quote(phase.name)}.best"
+            )
         for origins, noun, what in (
             (phase.dropped, "row", "dropped, longer than max_length"),
             (phase.shortened, "prompt", "lost {its} beginning, longer than max_length"),
@@ -427,8 +433,9 @@ def _origin(run: Run) -> Table:
 
 def _curves_by_phase(run: Run) -> dict[str, list[Chart]]:
     """Draw the charts of the training, by phase."""
+    kept = {phase.name: phase.adapter_step for phase in run.phases}
     charts = {
-        phase: _curves([line for line in run.log if line.phase == phase])
+        phase: _curves([line for line in run.log if line.phase == phase], kept.get(phase))
         for phase in dict.fromkeys(line.phase for line in run.log)
     }
     return {phase: drawn for phase, drawn in charts.items() if drawn}
@@ -485,8 +492,13 @@ def _calibration(stages: Sequence[Stage]) -> Chart | None:
     )
 
 
-def _curves(lines: Sequence[LogLine]) -> list[Chart]:
-    """Draw the charts of one phase's metrics over its steps."""
+def _curves(lines: Sequence[LogLine], kept: int | None) -> list[Chart]:
+    """Draw the charts of one phase's metrics over its steps.
+
+    Args:
+        kept: step whose adapter the phase ended with; None: it is not finished.
+    """
+    mark = (kept, f"adapter of step {kept}") if kept is not None else None
     charts = [
         line_chart(
             title,
@@ -495,6 +507,7 @@ def _curves(lines: Sequence[LogLine]) -> list[Chart]:
                 for name, key in metrics.items()
             },
             y=axis,
+            mark=mark,
         )
         for title, axis, metrics in _SERIES
     ]

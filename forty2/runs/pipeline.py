@@ -53,6 +53,8 @@ class RunResult:
     changes: str
     """Table of the changes from the base by benchmark; empty if there is TruthfulQA alone."""
     verdict: str
+    sentence: str
+    """Benefit and cost of the last stage, in a sentence."""
     verdicts: dict[str, str]
     """Each benchmark's own verdict on the last stage, by the task's name."""
     report: Path
@@ -245,13 +247,14 @@ def _finish(
 ) -> RunResult:
     """Compare the stages, and write the report."""
     run.folder.check_there()
-    verdict, verdicts, changes = "", dict[str, str](), ""
+    verdict, sentence, verdicts, changes = "", "", dict[str, str](), ""
     if run.recipe.benchmark is not None:
         found = ContaminationRecord.from_json(read_json(run.path / CONTAMINATION))
         hits = [hit for _, hit in found.hits]
-        summary = summarize(stages, run.recipe.benchmark.margin, hits, found.searched)
+        benchmark = run.recipe.benchmark
+        summary = summarize(stages, benchmark.margin, hits, found.searched, benchmark.cost)
         write_json(run.path / "summary.json", summary.to_json())
-        verdict, verdicts = summary.verdict, summary.verdicts
+        verdict, verdicts, sentence = summary.verdict, summary.verdicts, summary.sentence
         if len(verdicts) > 1:
             changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
@@ -263,6 +266,7 @@ def _finish(
         table=table(stages) if stages else "",
         changes=changes,
         verdict=verdict,
+        sentence=sentence,
         verdicts=verdicts,
         report=report,
         contamination=contamination_lines(run.path),

@@ -119,10 +119,17 @@ class Checkpoints:
         return Resumed(state, damage)
 
     def save_if_best(self, state: PhaseState, model: nn.Module, best: Best) -> None:
-        """Save the adapter, and note it in the state, if the last evaluation is the best so far."""
-        sign = 1 if best.direction == "max" else -1
-        value = state.valid[best.metric]
-        if state.best is None or sign * value > sign * state.best.valid[best.metric]:
+        """Save the adapter, and note it in the state, if the last evaluation is the best so far.
+
+        Of equally good evaluations, the one with the lower validation loss is the best; of those with
+        an equal loss, too, the later one: what was trained is not given up for nothing.
+        """
+
+        def rank(valid: dict[str, float]) -> tuple[float, float]:
+            value = valid[best.metric]
+            return value if best.direction == "max" else -value, -valid.get("loss", 0.0)
+
+        if state.best is None or rank(state.valid) >= rank(state.best.valid):
             state.best = BestEvaluation(state.step, state.valid)
             with staged_folder(self.work / f"best{state.step}") as folder:
                 save_adapter(model, self._adapter, folder)

@@ -22,6 +22,7 @@ from forty2.benchmark.tasks import gsm8k, task_class
 from forty2.cli import main
 from forty2.errors import BenchmarkError
 from forty2.inference.generation import Reply
+from forty2.recipe.schema import Cost
 
 
 def compare(before: Any, after: Any, **options: Any) -> Comparison:
@@ -539,7 +540,7 @@ def test_no_change_is_never_called_no_tax() -> None:
     base = stage("base", 0.0)
     found = compare(base, stage("phase1_sft", 1e-7))
     assert {found.verdict, *(c.verdict for c in found.metrics.values())} == {"no change"}
-    moved = compare(base, stage("phase1_sft", 1e-3), margin=0.2)
+    moved = compare(base, stage("phase1_sft", 1e-3), margin=0.2, cost=Cost(facts=0.2))
     assert moved.verdict == "no tax"  # another model, which scores alike
     otherwise = compare(base, stage("phase1_sft", 1e-7, seed=2))
     assert otherwise.changed > 0.1 and otherwise.verdict not in ("no change", "no tax")
@@ -547,7 +548,9 @@ def test_no_change_is_never_called_no_tax() -> None:
 
 def test_kl_counts_from_the_base_only() -> None:
     """Two later stages are each as far from the base as they are, not from each other."""
-    found = compare(stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7), margin=0.2)
+    found = compare(
+        stage("phase1_sft", 1e-7), stage("phase2_dpo", 1e-7), margin=0.2, cost=Cost(facts=0.2)
+    )
     assert found.kl is None and found.verdict == "no tax"
 
 

@@ -154,3 +154,11 @@ def test_matplotlib_is_imported_only_where_a_chart_is_drawn() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_mark_is_in_the_legend_unless_it_lies_beyond_the_points() -> None:
+    points = {"validation": [(0.0, 1.0), (4.0, 0.5)]}
+    for at, shown in ((4, True), (5, False)):
+        chart = line_chart("Loss", points, mark=(at, "adapter of step"))
+        assert chart is not None
+        assert [entry.name for entry in chart.legend if entry.dashed] == ["adapter of step"] * shown

@@ -110,6 +110,19 @@ def test_only_verdicts_that_occur_are_explained(run: Path) -> None:
         assert "Inconclusive" not in text and "Tax:" not in text
 
 
+def test_a_phase_that_kept_its_first_adapter_is_a_warning_and_its_step_is_on_the_curve(
+    run: Path,
+) -> None:
+    file = run / "phase1_sft" / "phase.json"
+    kept_4 = documents(run)
+    assert not any("changed nothing" in text for text in kept_4)
+    assert "adapter of step 4" in kept_4[1]
+    write_json(file, json.loads(file.read_text()) | {"kept_step": 0})
+    for text in (*documents(run), "\n".join(notices(run))):
+        assert "no evaluation was better than the one before training" in text
+    assert "adapter of step 0" in documents(run)[1]
+
+
 def test_places_of_dropped_rows_are_named_up_to_ten(run: Path) -> None:
     for text in documents(run):
         assert "12 rows dropped, longer than max_length" in text

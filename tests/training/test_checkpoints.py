@@ -70,16 +70,24 @@ def test_two_checkpoints_and_the_best_adapters_they_refer_to_stay(tmp_path: Path
 
 
 @pytest.mark.parametrize("direction", ["min", "max"])
-def test_the_best_of_equal_evaluations_is_the_earliest(
-    direction: Literal["min", "max"], tmp_path: Path
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [((2.0, 2.0, 2.0), 3), ((2.0, 1.0, 3.0), 2), ((None, None, None), 3)],
+    ids=["the later one", "the lower loss", "no validation rows"],
+)
+def test_of_equal_evaluations_the_lower_loss_is_kept_then_the_later_one(
+    direction: Literal["min", "max"],
+    losses: Sequence[float | None],
+    kept: int,
+    tmp_path: Path,
 ) -> None:
     model, checkpoints = adapted(), Checkpoints(tmp_path, SPEC)
-    state, best = PhaseState(), Best(metric="loss", direction=direction)
-    for state.step in (1, 2, 3):
-        state.valid = {"loss": 2.0, "seen": float(state.step)}
+    state, best = PhaseState(), Best(metric="passed", direction=direction)
+    for state.step, loss in enumerate(losses, 1):
+        state.valid = {"passed": 0.0} | ({} if loss is None else {"loss": loss})
         checkpoints.save_if_best(state, model, best)
-    assert state.best == BestEvaluation(1, {"loss": 2.0, "seen": 1.0})
-    assert [folder.name for folder in tmp_path.glob("best*")] == ["best1"]
+    assert state.best is not None and state.best.step == kept
+    assert (tmp_path / f"best{kept}").exists()
 
 
 def saved(work: Path, steps: Sequence[int], best: Sequence[int] = ()) -> Checkpoints:

@@ -35,7 +35,11 @@ SPIKE_THRESHOLD = 1.0
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Best:
-    """Keep the adapter of the evaluation at which a validation metric was best."""
+    """Keep the adapter of the evaluation at which a validation metric was best.
+
+    Of equally good evaluations, the one with the lower validation loss is kept, then the later one. The
+    evaluation before the first step counts, too; a run warns if it is the best.
+    """
 
     metric: Metric
     """Metric to compare: loss, accuracy or margin of the validation rows, or passed, the share of

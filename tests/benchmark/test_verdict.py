@@ -1,0 +1,119 @@
+"""The verdict on benefit and cost: a wrecked model is never called a gain, and nothing unjudged passes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from forty2.benchmark.compare import Change, TaskChange
+from forty2.benchmark.stats import Values, bootstrap, verdict
+from forty2.benchmark.verdict import costs_of, sentence, word
+from forty2.recipe.schema import Cost
+
+
+def change(old: Values, new: Values, margin: float = 0.01, span: float = 1.0) -> Change:
+    found = bootstrap(new - old, least=-span, most=span, resamples=2000)
+    return Change(
+        before=float(old.mean()),
+        after=float(new.mean()),
+        difference=float((new - old).mean()),
+        low=found.low,
+        high=found.high,
+        stderr=0.0,
+        detectable=None,
+        n=len(old),
+        better=0,
+        worse=0,
+        p=1.0,
+        p_holm=1.0,
+        verdict=verdict(found, margin, len(old)),
+    )
+
+
+def shares(n: int, before: int, lost: int, won: int) -> Change:
+    """Of n items, `before` are right; then `lost` of them are wrong, and `won` others right."""
+    old = np.array([1.0] * before + [0.0] * (n - before))
+    new = old.copy()
+    new[:lost], new[n - won :] = 0.0, 1.0
+    return change(old, new)
+
+
+def texts(before: float, after: float, n: int = 8) -> Change:
+    """Perplexities of n texts, all of which change by about the same factor."""
+    spread = np.linspace(-0.1, 0.1, n)
+    old, new = -math.log(before) + spread, -math.log(after) + 0.8 * spread
+    return change(old, new, span=math.inf)
+
+
+GAIN = shares(400, 120, 10, 40)
+TASKS = {
+    "truthfulqa": TaskChange(("mc1",), "gain"),
+    "behaviour": TaskChange(("prefers", "no leak", "right"), "inconclusive"),
+    "perplexity": TaskChange(("log p of texts",), "tax"),
+}
+
+
+def judged(facts: Change, perplexity: Change, cost: Cost | None = None) -> tuple[str, str]:
+    metrics = {"mc1": GAIN, "right": facts, "log p of texts": perplexity}
+    costs = costs_of(metrics, TASKS, "truthfulqa", cost or Cost())
+    said = sentence("TruthfulQA", "gain", {"MC1": GAIN}, costs)
+    return word("gain", costs), said
+
+
+@pytest.mark.parametrize(
+    ("facts", "perplexity", "said"),
+    [
+        # 200 SFT steps at 8e-4 on the starter: facts 42% → 18%, perplexity 42.8 → 67.5
+        (shares(50, 21, 13, 1), texts(42.8, 67.5), "perplexity 42.8 → 67.5"),
+        # SFT and DPO on a 0.5B model: facts 42% → 30%, perplexity 65 → 609
+        (shares(50, 21, 9, 3), texts(65, 609), "perplexity 65.0 → 609.0"),
+    ],
+)
+def test_a_wrecked_model_is_no_gain(facts: Change, perplexity: Change, said: str) -> None:
+    found, text = judged(facts, perplexity)
+    assert found == "tax"
+    assert text.startswith("Better on TruthfulQA: MC1 0.300 → 0.375") and said in text
+    assert "no measurable cost" not in text
+
+
+def test_a_certain_loss_of_facts_is_named_with_both_shares() -> None:
+    found, text = judged(shares(50, 21, 13, 1), texts(42.8, 42.8))
+    assert found == "tax" and "worse on plain facts: 42% → 18%" in text
+
+
+def test_a_gain_without_cost_is_a_gain() -> None:
+    found, text = judged(shares(50, 21, 0, 0), texts(42.8, 43.0))
+    assert found == "gain"
+    assert text.endswith("; no measurable cost on plain facts and neutral text.")
+
+
+def test_a_cost_of_which_too_few_items_speak_is_not_passed() -> None:
+    found, text = judged(shares(8, 4, 0, 0), texts(42.8, 42.8))
+    assert found == "inconclusive"
+    assert text.endswith("too few items to judge the cost on plain facts (8).")
+    # the margin that the documentation names: 50 equal items do exclude a loss of 0.08
+    for margin, expected in ((0.08, "gain"), (0.07, "inconclusive")):
+        cost = Cost(facts=margin)
+        assert judged(shares(50, 21, 0, 0), texts(42.8, 42.8), cost)[0] == expected
+
+
+def test_the_recipe_states_the_margins() -> None:
+    worse = texts(40, 43)
+    assert judged(shares(50, 21, 0, 0), worse)[0] == "tax"
+    assert judged(shares(50, 21, 0, 0), worse, Cost(perplexity=1.1))[0] == "gain"
+    other = {"truthfulqa": TASKS["truthfulqa"], "mmlu": TaskChange(("accuracy",), "inconclusive")}
+    metrics = {"mc1": GAIN, "accuracy": shares(300, 150, 10, 8)}
+    answers = [
+        costs_of(metrics, other, "truthfulqa", Cost(tasks=tasks))[0].answer
+        for tasks in ({}, {"mmlu": 0.01})
+    ]
+    assert answers == ["none", "cannot tell"]
+
+
+def test_a_cost_that_was_not_measured_is_said() -> None:
+    assert sentence("ours", "gain", {"MC1": GAIN}, ()).endswith("; the cost was not measured.")
+    assert sentence("ours", "inconclusive", {"MC1": shares(8, 4, 1, 2)}, ()).startswith(
+        "8 items of ours are too few to tell"
+    )
