@@ -67,6 +67,8 @@ class Phase:
     objective: str
     steps: int
     rows: int
+    valid_rows: int | None
+    """Number of validation rows; earlier releases did not record it."""
     exposures: float
     """Average uses of each row."""
     adapter_step: int
@@ -335,6 +337,7 @@ def _phase(record: JsonObject) -> Phase:
         objective=str(record["objective"]),
         steps=int(record["steps"]),
         rows=int(record["rows"]),
+        valid_rows=record.get("valid_rows"),
         exposures=float(record["exposures"]),
         adapter_step=int(record["kept_step"]),
         dropped=_texts(record.get("dropped")),
