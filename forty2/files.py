@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -72,6 +73,29 @@ def write_json(path: Path, value: object) -> None:
         ValueError: it holds NaN or an infinity, which JSON cannot express; the old file stays.
     """
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of what Git LFS leaves in place of a large file that it did not fetch."""
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether Git LFS has not fetched a file, but left a pointer in its place."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
+def close_name(path: Path) -> str:
+    """Return words that name a file beside a missing one with almost its name; none: an empty text."""
+    try:
+        names = [p.name for p in path.absolute().parent.iterdir() if p.name != path.name]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.7)
+    return f"; did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def read_json(path: Path) -> Any:

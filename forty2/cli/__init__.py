@@ -16,6 +16,8 @@ COMMANDS = {
     "ablate": "ablate",
     "plan": "plan",
     "report": "report",
+    "runs": "runs",
+    "clean": "clean",
     "recipe": "recipe",
     "data": "data",
     "fuse": "fuse",

@@ -16,9 +16,17 @@ from forty2.cli.progress_bars import ProgressBars
 @click.option(
     "--quantize", type=click.Choice(["4", "8"]), help="Also write a copy quantized to these bits."
 )
+@click.option(
+    "--replace", is_flag=True, help="Write over a model that was fused from another adapter."
+)
 @shared_options.trust_remote_code
 def fuse_command(
-    model: str, adapter: str, out: Path, quantize: str | None, trust_remote_code: bool
+    model: str,
+    adapter: str,
+    out: Path,
+    quantize: str | None,
+    replace: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Merge an adapter into its base model, and check the result.
 
@@ -29,7 +37,13 @@ def fuse_command(
     bits = int(quantize) if quantize is not None else None
     with ProgressBars() as bars:
         fused = fuse(
-            model, adapter, out, quantize=bits, trust_remote_code=trust_remote_code, progress=bars
+            model,
+            adapter,
+            out,
+            quantize=bits,
+            replace=replace,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
         )
     click.echo(f"fused     {fused.path}")
     click.echo(

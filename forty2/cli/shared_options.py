@@ -51,6 +51,7 @@ max_length = click.option(
     help="Longest row in tokens.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 set_option = click.option(
     "--set",
     "overrides",
@@ -58,6 +59,21 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the recipe, e.g. phases.dpo.lr=2e-6. Repeatable.",
 )
+
+
+def confirmed(question: str) -> bool:
+    """Ask the user, and say so if the answer is no.
+
+    Raises:
+        UsageError: there is nobody to answer.
+    """
+    try:
+        if click.confirm(question):
+            return True
+    except click.Abort as error:
+        raise click.UsageError("Nothing deleted: no answer. Give --yes to delete.") from error
+    click.echo("nothing deleted")
+    return False
 
 
 def template(function: Command) -> Command:

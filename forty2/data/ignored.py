@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+from forty2.data.messages import REASONING
+from forty2.data.record_texts import messages_of
 from forty2.data.records import Record
 
 _READ = frozenset(("weight", "entity", "template", "pair_type"))
 """Keys of `meta` that weigh a row, divide a set or are checked by the lint."""
+_READ_IN_MESSAGES = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "train", *REASONING)
+)
+"""Keys of messages that chat templates or we read; a template that reads others is rare."""
 _MOST_KEYS, _MOST_NAMED = 1000, 12
 
 
@@ -20,7 +26,10 @@ class IgnoredKeys:
 
     def add(self, record: Record) -> None:
         """Take in one record."""
-        for key in record.meta.keys() - _READ:
+        unread = record.meta.keys() - _READ
+        for message in messages_of(record):
+            unread |= {f"messages[].{key}" for key in message.keys() - _READ_IN_MESSAGES}
+        for key in unread:
             if key in self.rows or len(self.rows) < _MOST_KEYS:
                 self.rows[key] += 1
 

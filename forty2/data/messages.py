@@ -11,11 +11,14 @@ Reasoning stays under the key it was written with. Null values are left out.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from forty2.data.readers.json_rows import parsed
 from forty2.data.records import Message
+from forty2.data.row_keys import is_blank
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -48,8 +51,9 @@ _CALLS = ("function_call", "tool_call")
 """Roles of turns whose text is a tool call in JSON (ShareGPT's shape)."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which chat templates read what the model thought before its answer."""
-MEDIA = frozenset(
-    f"{name}{s}" for name in ("image", "video", "audio", "image_url", "picture") for s in ("", "s")
+_MEDIA = re.compile(
+    r"(image|img|picture|photo|video|audio|speech|sound)s?(_?(url|path|file|name|bytes|id|data|base64)s?)*",
+    re.IGNORECASE,
 )
 """Keys that hold, or name, what is not text."""
 LEARNED = {
@@ -57,13 +61,15 @@ LEARNED = {
     "training": True,
     "trainable": True,
     "loss": True,
+    "loss_weight": True,
+    "loss_mask": True,
     "weight": True,
     "masked": False,
 }
 """Keys of a message that say whether it is learned, and the value that says it is.
 
-`weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss` is
-ms-swift's and XTuner's, `masked` is torchtune's.
+`weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss`,
+`loss_weight` and `loss_mask` are ms-swift's and XTuner's, `masked` is torchtune's.
 """
 _UNSURE = ("mask", "train_detail", "training_detail")
 """Keys that may say what is learned, but not whether the turn is."""
@@ -80,6 +86,11 @@ def read_messages(value: object, key: str, origin: str) -> Messages:
     value = structure(value, f"{origin}: {key}")
     if not isinstance(value, list) or not value:
         raise DataError(f"{origin}: {key} must be a list of messages, not {short(value)}")
+    if all(isinstance(m, str) for m in value):
+        raise DataError(
+            f"{origin}: {key} is a list of texts, not of messages; write the one that is meant as a "
+            "text, or each as a row of its own"
+        )
     return tuple(read_message(m, f"{origin}: {key}[{i}]") for i, m in enumerate(value))
 
 
@@ -107,8 +118,7 @@ def read_message(value: object, where: str) -> Message:
         for key, part in value.items()
         if part is not None and key not in (role_key, content_key)
     }
-    for key in MEDIA & rest.keys():
-        refuse_media(rest[key], f"{where}.{key}")
+    refuse_media(rest, f"{where}.")
     learned = _pop_learned(rest, role, where)
     content = _text_of(value.get(content_key), f"{where}.{content_key}")
     if name in _CALLS:
@@ -158,6 +168,28 @@ def structure(value: object, where: str) -> object:
     return value
 
 
+def written_messages(value: object) -> object:
+    """Decode messages that are written as a text of JSON; return any other value as it is.
+
+    They are recognised by their roles: any other JSON is the text of a prompt or an answer.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(DataError):
+            found = parsed(value, "")
+            if isinstance(found, list) and all(map(_is_message, found)):
+                return found
+    return value
+
+
+def _is_message(value: object) -> bool:
+    """Return whether a value is certainly a message: it has a known role and a content."""
+    if not isinstance(value, dict):
+        return False
+    role = value.get("role", value.get("from"))
+    has_content = bool({"content", "value", "text", "tool_calls"} & value.keys())
+    return has_content and isinstance(role, str) and role.lower() in _ROLE_OF
+
+
 def plain_turn(role: str, content: str) -> Message:
     """Make a message of a role and a text."""
     return {"role": role, "content": content}
@@ -175,13 +207,14 @@ def without_train(messages: Sequence[Message]) -> Messages:
     )
 
 
-def refuse_media(value: object, where: str) -> None:
+def refuse_media(holder: Mapping[str, object], where: str) -> None:
     """Refuse pictures, sound and films by name; an empty value holds none."""
-    if value not in (None, "", [], {}):
-        raise DataError(
-            f"{where} is not used: forty2 trains on text alone; drop the row, or the field if the "
-            "text stands without it"
-        )
+    for key, value in holder.items():
+        if _MEDIA.fullmatch(key) and not is_blank(value) and not isinstance(value, bool):
+            raise DataError(
+                f"{where}{key} is not used: forty2 trains on text alone; drop the row, or the field "
+                "if the text stands without it"
+            )
 
 
 def read_text(value: object, key: str, origin: str) -> str:
@@ -306,9 +339,9 @@ def _read_call(call: object, where: str) -> JsonObject:
         raise DataError(f"{where}.name must be the name of a function, not {short(name)}")
     key = "parameters" if "arguments" not in function and "parameters" in function else "arguments"
     arguments = function.get(key)
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and arguments.strip():
         arguments = _decoded(arguments, f"{where}.{key}")
-    if arguments is None:
+    if is_blank(arguments):
         arguments = {}
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.{key} must be an object, not {short(arguments)}")

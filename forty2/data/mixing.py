@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.formats import parse, to_row
+from forty2.data.records import Chat, Pair, Rated, Record, Text
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
 Row = JsonObject
+
+
+_NAMES: dict[type[Record], str] = {
+    Chat: "conversations",
+    Text: "texts",
+    Pair: "preference pairs",
+    Rated: "rated responses",
+}
+_TAKEN: tuple[set[type[Record]], ...] = ({Chat, Text}, {Pair, Rated})
+"""Kinds of rows that some phase takes together."""
 
 
 class Mixed(NamedTuple):
@@ -54,7 +65,9 @@ def mix(
         DataError: a source is too small for its share and `repeat` is off.
     """
     names = [str(path) for path in inputs]
-    sources = [[to_row(parse(row, at)) for at, row in read_rows(path)] for path in inputs]
+    records = [[parse(row, at) for at, row in read_rows(path)] for path in inputs]
+    _check_kinds(names, records)
+    sources = [list(map(to_row, own)) for own in records]
     if any(not rows for rows in sources):
         raise DataError(f"{names[[bool(rows) for rows in sources].index(False)]}: holds no rows")
     sizes = [[measure(row) for row in rows] for rows in sources]
@@ -82,6 +95,17 @@ def mix(
             for name, d, s in zip(names, drawn, sources, strict=True)
             if len(d) > len(s)
         },
+    )
+
+
+def _check_kinds(names: Sequence[str], records: Sequence[Sequence[Record]]) -> None:
+    """Refuse a mixture of kinds that no phase takes together."""
+    found = {type(record): name for name, own in zip(names, records, strict=True) for record in own}
+    if any(found.keys() <= kinds for kinds in _TAKEN):
+        return
+    listed = " with ".join(f"{_NAMES[kind]} ({name})" for kind, name in found.items())
+    raise DataError(
+        f"{listed}: no phase takes these together; mix each kind into a file of its own"
     )
 
 

@@ -74,6 +74,19 @@ def rejected_of(record: Record) -> str:
             return ""
 
 
+def messages_of(record: Record) -> list[Message]:
+    """Return all messages of a record: prompt and responses; none for a plain text."""
+    match record:
+        case Chat():
+            return list(record.messages)
+        case Pair():
+            return [*record.prompt, *record.chosen, *record.rejected]
+        case Rated():
+            return [*record.prompt, *record.response]
+        case Text():
+            return []
+
+
 def texts_of(record: Record) -> Iterator[str]:
     """Yield every text in a record, responses first."""
     match record:

@@ -12,6 +12,7 @@ from forty2.data.messages import (
     read_messages,
     read_text,
     without_train,
+    written_messages,
 )
 from forty2.data.records import Message
 from forty2.errors import DataError
@@ -22,6 +23,7 @@ _ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 
 def read_side(value: object, key: str, prompt: Messages, origin: str) -> Messages:
     """Read a response: a text, a message, messages, or a conversation that begins with the prompt."""
+    value = written_messages(value)
     if not isinstance(value, list | dict):
         return (plain_turn("assistant", read_text(value, key, origin)),)
     turns = read_messages(value if isinstance(value, list) else [value], key, origin)
@@ -37,6 +39,7 @@ def read_side(value: object, key: str, prompt: Messages, origin: str) -> Message
 
 def read_whole(value: object, key: str, origin: str) -> Messages:
     """Read a conversation: messages, or a transcript in one text."""
+    value = written_messages(value)
     if not isinstance(value, str):
         return read_messages(value, key, origin)
     return _transcript(value, key, origin)

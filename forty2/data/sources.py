@@ -25,10 +25,10 @@ from forty2.data.readers.files import (
     too_long,
 )
 from forty2.data.readers.folders import files_of, kind_of
-from forty2.data.readers.json_rows import dumps, json_rows, unique_keys
+from forty2.data.readers.json_rows import dumps, json_rows, parsed, unique_keys
 from forty2.data.readers.tables import arrow_rows, csv_rows, parquet_rows, without_empty
 from forty2.errors import DataError
-from forty2.files import JsonObject
+from forty2.files import JsonObject, close_name
 
 __all__ = [
     "BUILTIN",
@@ -88,7 +88,8 @@ def read_rows(
             raise DataError(f"{path}: is no file but a pipe or a device; save it to a file first")
         yield from reader(path) if complain is None else _readable_rows(reader, path, complain)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+        hint = close_name(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}{hint}") from error
 
 
 def valid_beside(source: str | Path) -> str | None:
@@ -116,14 +117,21 @@ def _readable_rows(
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
-    """Yield (origin, row) for each paragraph of a plain text."""
+    """Yield (origin, row) for each paragraph of a plain text.
+
+    Raises:
+        DataError: it holds rows of JSON instead.
+    """
     paragraph: list[str] = []
-    length = 0
+    length, began = 0, False
     with open_file(path) as file:
         number = 0
         for number, line in numbered_lines(file.readline, path):
             text = decoded(line, f"{path}:{number}", first=number == 1)
             if text.strip():
+                if not began:
+                    _refuse_json(text, path)
+                began = True
                 paragraph.append(text)
                 length += len(line) + _TEXT_OVERHEAD
                 if length > LONGEST:
@@ -133,6 +141,21 @@ def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
                 paragraph, length = [], 0
         if paragraph:
             yield f"{path}:{number + 1 - len(paragraph)}", {"text": "".join(paragraph).strip()}
+
+
+def _refuse_json(first: str, path: Path) -> None:
+    """Refuse a plain text whose first line is a row in JSON, which would be learned as a text."""
+    try:
+        is_row = isinstance(parsed(first, str(path)), dict)
+    except DataError:
+        return
+    if is_row:
+        name = path.name.removesuffix(
+            path.suffix if path.suffix != ".gz" else "".join(path.suffixes)
+        )
+        raise DataError(
+            f"{path}: holds rows in JSON, not plain text; name it {name}.jsonl to train on the rows"
+        )
 
 
 _READERS: dict[str, Reader] = {

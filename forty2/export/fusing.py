@@ -9,9 +9,10 @@ Axes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import mlx.nn as nn
 
 from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
+from forty2.export.record import RECORD, adapter_of
 from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
 from forty2.model.adapter import adapter_dir
@@ -45,8 +47,6 @@ MIN_COSINE = 0.9
 """Smallest cosine at which quantizing has left enough of the adapter."""
 PARITY_TOKENS = 96
 """Tokens of each text on which models are compared."""
-RECORD = "fused.json"
-"""Name of the record in a fused folder; only a folder with one may be replaced."""
 _STEPS = 4
 _QUANTIZED_PROBES = 2  # a quantized model is slow on a CPU
 
@@ -118,6 +118,7 @@ def fuse(
     out: str | Path,
     *,
     quantize: int | None = None,
+    replace: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Fused:
@@ -126,8 +127,9 @@ def fuse(
     Args:
         model: the base, as `load` takes it.
         adapter: adapter folder or run folder.
-        out: folder to write; replaced if it is a fused model already.
+        out: folder to write; replaced if it holds the model fused from this adapter.
         quantize: bits per weight of a quantized copy, 4 or 8; None: no copy.
+        replace: write over a model that was fused from another adapter, too.
 
     Raises:
         ModelError: the fused model differs from base + adapter (then nothing is written), or a
@@ -135,7 +137,7 @@ def fuse(
     """
     out, folder = Path(out), adapter_dir(adapter)
     for target in (out, *([quantized_path(out, quantize)] if quantize is not None else [])):
-        _check_target(target)
+        _check_target(target, folder, replace)
     base = load(model, trust_remote_code=trust_remote_code)
     probes = _probes(base)
     progress("fuse", 0, _STEPS, {})
@@ -147,7 +149,7 @@ def fuse(
     updates: Mapping[str, Update] = merge_adapter(adapted.model)
     if adapted.quantized:
         dense, config = dequantize(adapted.model, adapted.config)
-        adapted = replace(adapted, model=dense, config=config)
+        adapted = dataclasses.replace(adapted, model=dense, config=config)
     mx.eval(adapted.model.parameters())
     got = _log_probabilities(adapted.model, probes)
     progress("fuse", 2, _STEPS, {})
@@ -202,10 +204,18 @@ def _check_parity(adapter: Path, parity: _Parity, exact: bool) -> None:
         )
 
 
-def _check_target(out: Path) -> None:
-    """Refuse to replace a folder that fusing did not write."""
+def _check_target(out: Path, adapter: Path, replace: bool) -> None:
+    """Refuse to write over a folder that fusing did not write, or over another adapter's model."""
     if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: exists and is not a fused model; name another --out")
+    if replace or not (out / RECORD).exists():
+        return
+    before = adapter_of(out)
+    if before is None or Path(before).resolve() != adapter.resolve():
+        raise ModelError(
+            f"{out}: holds the model fused with {before or 'an adapter that it does not name'}; name "
+            "another --out, or replace it with --replace"
+        )
 
 
 def _warnings(parity: _Parity, exact: bool) -> list[str]:
@@ -260,12 +270,13 @@ def _quantize(
     modules = dict(fused.model.named_modules())
     weights = {name: modules[name].weight for name in updates}
     model, config = quantize_weights(fused.model, fused.config, bits)
-    quantized = replace(fused, model=model, config=config)
+    quantized = dataclasses.replace(fused, model=model, config=config)
     cosine = _survival(dict(model.named_modules()), weights, updates)
     few = _QUANTIZED_PROBES
     kl = _kl(wanted[:few], _log_probabilities(model, probes[:few]))
     target = quantized_path(out, bits)
-    _write(quantized, target, {"fused": str(out), "bits": bits, "cosine": cosine, "kl": kl})
+    record = {"fused": str(out), "adapter": adapter_of(out), "bits": bits}
+    _write(quantized, target, {**record, "cosine": cosine, "kl": kl})
     return Quantized(target, bits, cosine, kl)
 
 

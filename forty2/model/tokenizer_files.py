@@ -9,7 +9,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from forty2.errors import ModelError, on_one_line
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_lfs_pointer
 
 _FAST = "tokenizer.json"
 _OTHERS = {
@@ -34,6 +34,11 @@ def load_tokenizer_files(
     Raises:
         ModelError: it is missing or damaged, or its chat template cannot be used.
     """
+    for name in (_FAST, "tokenizer_config.json"):
+        if is_lfs_pointer(path / name):
+            raise ModelError(
+                f"{path / name}: is a pointer of Git LFS, not the tokenizer; run `git lfs pull`"
+            )
     other = next((file for name in _OTHERS for file in sorted(path.glob(name))), None)
     if not (path / _FAST).exists() and other is None:
         raise ModelError(

@@ -16,13 +16,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from forty2.errors import ModelError, on_one_line
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_lfs_pointer
 
 INDEX = "model.safetensors.index.json"
 _PATTERN = "model*.safetensors"
 """Names of the files that mlx-lm loads."""
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
-_POINTER = b"version https://git-lfs"
 _AGAIN = "download the file again"
 _METHODS = {"mxfp4", "mxfp8", "bitnet", "fp8", "compressed-tensors", "modelopt"}
 """Values of quant_method that mlx-lm reads, beside AWQ, which it reads in part."""
@@ -66,7 +65,7 @@ def tensor_names(file: Path) -> list[str]:
         size = file.stat().st_size
         with file.open("rb") as data:
             first = data.read(8)
-            if _POINTER.startswith(first) and first:
+            if is_lfs_pointer(file):
                 raise ModelError(
                     f"{file}: is a pointer of Git LFS, not the weights; run `git lfs pull`"
                 )

@@ -18,10 +18,31 @@ from forty2.training.objectives import OBJECTIVES
 
 _KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
 _OTHER_NAMES = {
-    "learning_rate": "lr",
-    "iters": "steps",
-    "max_iters": "steps",
-    "num_layers": "layers",
+    theirs: ours
+    for ours, names in {
+        "lr": "learning_rate",
+        "steps": "iters max_iters max_steps num_steps",
+        "epochs": "num_train_epochs num_epochs",
+        "batch_size": "per_device_train_batch_size micro_batch_size",
+        "accumulate": "gradient_accumulation_steps grad_accumulation_steps accumulation_steps",
+        "schedule": "lr_scheduler_type lr_scheduler lr_schedule",
+        "warmup_steps": "warmup num_warmup_steps",
+        "eval_every_steps": "eval_steps steps_per_eval",
+        "save_every_steps": "save_steps save_every",
+        "grad_checkpoint": "gradient_checkpointing",
+        "max_length": "max_seq_length max_seq_len sequence_len cutoff_len model_max_length",
+        "model": "base_model model_name model_name_or_path model_path",
+        "data": "dataset datasets train_data train_file",
+        "valid": "eval_dataset validation valid_data val_data",
+        "layers": "num_layers lora_layers",
+        "rank": "r lora_r lora_rank",
+        "dropout": "lora_dropout",
+        "keys": "target_modules lora_target_modules lora_keys",
+        "clip_norm": "max_grad_norm grad_clip gradient_clipping",
+        "optimizer": "optim",
+        "objective": "train_mode training_type",
+    }.items()
+    for theirs in names.split()
 }
 """Names that other packages give to our keys."""
 _ALPHA = {"alpha", "lora_alpha", "use_rslora"}

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Recipe
+from forty2.runs.archive.finding import close_runs
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
@@ -90,7 +90,8 @@ def open_run(
             some day for today, which this run's then takes, too.
 
     Raises:
-        RunError: see `RunFolder.open`; or versions, recipe or model differ between processes.
+        RunError: see `RunFolder.open`; or there is no run to resume; or versions, recipe or model
+            differ between processes.
     """
     group = joined()
     with contextlib.ExitStack() as opened:
@@ -99,9 +100,10 @@ def open_run(
             must_agree.update(_shared_facts(recipe, provenance))
             if not group.first:
                 resume, progress = False, silent
-            if resume and not (path / "run.json").exists():
-                warnings.warn(
-                    f"{path}: there is no run to resume, so a new one begins", stacklevel=4
+            if resume and not any((path / name).exists() for name in ("run.json", "run.lock")):
+                raise RunError(
+                    f"{path}: there is no run to resume; {close_runs(path)} Leave --resume out to "
+                    "begin a new one"
                 )
             folder = opened.enter_context(
                 RunFolder.open(

@@ -11,12 +11,15 @@ RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, wi
                            of a finished one, the last from which it can be extended
 RUN/benchmarks/            results after the base, each phase and fusing, with a checksum in each
 RUN/report.md, report.html
+RUN/failed.json            the error that ended the run, until it goes on
+RUN/notes.json             notes and tags of the user's; see `runs.archive.notes`
 
 New files are readable by their owner only; a replaced file keeps its permissions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -27,7 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from forty2.errors import RunError
+from forty2.errors import Interrupted, OtherProcessEnded, RunError, first_line, redact
 from forty2.files import (
     JsonObject,
     make_folder,
@@ -41,6 +44,7 @@ from forty2.files import (
     write_sealed,
     write_text,
 )
+from forty2.runs.archive.entry import FAILED
 from forty2.runs.extending import JOURNAL, complete_extension, extend, find_extension
 from forty2.runs.records import Provenance
 
@@ -102,7 +106,12 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Interrupted | OtherProcessEnded):
+            with contextlib.suppress(RunError):  # the folder is gone, or its disk is full
+                self.check_there()
+                message = redact(f"{type(error).__name__}: {first_line(error)}")
+                write_json(self.path / FAILED, {"time": now(), "error": message})
         self._lock.close()
 
     def check_there(self) -> None:
@@ -222,6 +231,7 @@ def _take_over(path: Path, lock: IO[str]) -> None:
     lock.truncate(0)
     lock.write(f"process {os.getpid()} since {now()}")
     lock.flush()
+    (path / FAILED).unlink(missing_ok=True)
     remove_leftovers(path)
     complete_extension(path)
 

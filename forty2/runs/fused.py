@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from forty2.errors import RunError
 from forty2.export.fusing import fuse, quantized_path
-from forty2.files import find_damage, read_json, seal, write_json
+from forty2.export.record import adapter_of
+from forty2.files import find_damage, seal, write_json
 from forty2.recipe.schema import Fuse
 from forty2.runs.context import RunContext
 
@@ -28,14 +29,14 @@ def check_fused_path(run: RunContext) -> None:
     """Refuse to replace another run's fused model."""
     if run.recipe.fuse is None or not run.group.first:
         return
-    out = fused_path(run, run.recipe.fuse)
-    record = read_json(out / "fused.json") if (out / "fused.json").exists() else {}
-    adapter = record.get("adapter")
-    if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
-        raise RunError(
-            f"{out}: holds the model fused with {adapter}; name another folder with "
-            "--set fuse.out=FOLDER, or delete it"
-        )
+    out, bits = fused_path(run, run.recipe.fuse), run.recipe.fuse.quantize
+    for folder in (out, *([quantized_path(out, bits)] if bits is not None else [])):
+        adapter = adapter_of(folder)
+        if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
+            raise RunError(
+                f"{folder}: holds the model fused with {adapter}; name another folder with "
+                "--set fuse.out=FOLDER, or delete it"
+            )
 
 
 def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
@@ -66,6 +67,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
         adapter,
         out,
         quantize=bits,
+        replace=True,  # a model of this run: `check_fused_path` has looked
         trust_remote_code=run.trust_remote_code,
         progress=run.progress,
     )

@@ -15,10 +15,11 @@ import copy
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
+from forty2.data.row_keys import WEIGHT
 from forty2.errors import DataError, ModelError, first_line
 from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
@@ -407,7 +408,5 @@ def problem_of_length(encoder: Encoder, record: Record, max_length: int) -> str 
 
 
 def _weight(record: Record) -> float:
-    weight = record.meta.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
-        raise DataError(f"{record.origin}: weight must be a number above 0, at most 100")
-    return float(weight)
+    """Return the average uses of a row per epoch, checked when the row was read."""
+    return float(cast(float, record.meta.get(WEIGHT, 1.0)))

@@ -409,7 +409,15 @@ row("text empty", {"text": ""}, "text is empty")
 row("messages null", {"messages": None}, "messages must be a list of messages, not None")
 row("messages empty", {"messages": []}, "messages must be a list of messages, not []")
 row("messages an object", {"messages": {"role": "user"}}, "messages must be a list of messages")
-row("messages of text", {"messages": ["q", "a"]}, "messages[0] must be an object with role")
+row("messages of text", {"messages": ["q", "a"]}, "messages is a list of texts, not of messages")
+row("prompt of texts", {"prompt": ["q"], "completion": ["a"]}, "prompt is a list of texts")
+row("label a class", {"text": "q", "label": "sport"}, "'sport'; to learn it as an answer, rename")
+row(
+    "a picture's path",
+    {"prompt": "q", "completion": "a", "image_path": "x.png"},
+    "image_path is not",
+)
+row("sound", {"prompt": "q", "completion": "a", "audio_url": "x"}, "audio_url is not used")
 row("role unknown", said(("user", "q"), ("owl", "a")), "messages[1].role must be one of", "'owl'")
 row("role missing", {"messages": [{"content": "q"}]}, "messages[0].role must be one of", "None")
 row("role a list", said((["user"], "q")), "messages[0].role must be one of")
@@ -463,8 +471,35 @@ def weighed(weight: Any) -> None:
     case(f"row: weight {weight!r}", file, command, *says)
 
 
-for weight in (0, -1, "2", True, None, 1e9, [1]):
+for weight in (-1, "2", True, 1e9, [1]):
     weighed(weight)
+row(
+    "weight 0", {"prompt": "q", "completion": "a", "weight": 0}, "weight is 0: a row that is not to"
+)
+case(
+    "file: a pointer of Git LFS",
+    {"rows.jsonl": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
+    "data stats rows.jsonl",
+    "rows.jsonl: is a pointer of Git LFS, not the rows; run `git lfs pull`",
+)
+case(
+    "file: rows named as a text",
+    {"rows.txt": lines(CHAT)},
+    "data stats rows.txt",
+    "rows.txt: holds rows in JSON, not plain text; name it rows.jsonl",
+)
+case(
+    "file: almost the name",
+    {"chats.jsonl": lines(CHAT)},
+    "data stats chat.jsonl",
+    "chat.jsonl: cannot be read: No such file or directory; did you mean chats.jsonl?",
+)
+case(
+    "mix: kinds that no phase takes together",
+    {"chats.jsonl": lines(CHAT), "pairs.jsonl": lines(PAIR)},
+    "data mix --inputs chats.jsonl pairs.jsonl -o mixed.jsonl",
+    "conversations (chats.jsonl) with preference pairs (pairs.jsonl): no phase takes these",
+)
 case(
     "row: weight NaN",
     {"pairs.jsonl": edit(b'"prompt"', b'"weight": NaN, "prompt"')},

@@ -185,9 +185,37 @@ def test_a_bad_row_is_named_with_its_field(row: dict[str, Any], complaint: str) 
     assert str(error.value).startswith("f:7: ") and complaint in str(error.value)
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS, "chosen": None, "rejected": None, "label": None, "weight": None},
+        {"messages": json.dumps(TURNS), "prompt": None},
+        {"prompt": json.dumps(TURNS[:1]), "completion": "a", "chosen": None},
+        {"prompt": TURNS[:1], "completion": json.dumps(TURNS[1:])},
+    ],
+)
+def test_null_beside_a_shape_says_nothing_and_messages_may_be_written_in_a_text(
+    row: dict[str, Any],
+) -> None:
+    record = parse(row, "rows.jsonl:1")
+    assert isinstance(record, Chat)
+    assert [dict(message) for message in record.messages] == TURNS and not record.meta
+
+
+@pytest.mark.parametrize(
+    "answer", ['[{"id": 1}]', '[{"role": "admin", "content": "x"}]', "[1]", "[{"]
+)
+def test_an_answer_in_json_that_is_no_message_stays_text(answer: str) -> None:
+    record = parse({"prompt": "q", "completion": answer}, "rows.jsonl:1")
+    assert isinstance(record, Chat) and record.messages[-1]["content"] == answer
+
+
 def test_system_texts_lead_every_shape() -> None:
     with_system = [SYSTEM, USER]
-    for key in ("system", "system_prompt"):
+    for key in ("system", "system_prompt", "system_message"):
         assert core({"messages": [USER, ASSISTANT], key: "s"}) == [*with_system, ASSISTANT]
         assert core({"messages": [SYSTEM, USER, ASSISTANT], key: " s "})[:2] == with_system
         for prompt in ("q", [USER]):

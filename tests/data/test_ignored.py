@@ -15,6 +15,19 @@ def test_keys_are_listed_with_the_number_of_their_rows() -> None:
     assert ignored.rows == {"id": 3, "source": 3, "note": 1}
 
 
+def test_keys_of_messages_are_counted_too() -> None:
+    ignored = IgnoredKeys()
+    turns: list[dict[str, object]] = [
+        {"role": "user", "content": "q", "name": "Ann", "date": "today"},
+        {"role": "assistant", "content": "a", "score": 1, "weight": 1},
+    ]
+    ignored.add(parse({"messages": turns}, "f:1"))
+    ignored.add(
+        parse({"chosen": turns, "rejected": [turns[0], {**turns[1], "content": "b"}]}, "f:2")
+    )
+    assert str(ignored) == "messages[].date, messages[].score (2 rows)"
+
+
 def test_any_number_of_keys_takes_little_room() -> None:
     ignored = IgnoredKeys()
     for number in range(2000):

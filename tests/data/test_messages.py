@@ -56,6 +56,14 @@ def test_a_tool_call_is_read_in_every_shape(message: dict[str, Any]) -> None:
     assert read(role="assistant", **message) == CALLING
 
 
+@pytest.mark.parametrize("arguments", ["", " ", None, {}, "{}"])
+def test_a_call_may_have_no_arguments(arguments: object) -> None:
+    read_call = read(role="assistant", tool_calls=[{"name": "f", "arguments": arguments}])
+    assert read_call["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {}}}
+    ]
+
+
 def test_a_sharegpt_call_is_a_call_and_its_result_a_tool_turn() -> None:
     turns = [
         {"from": "human", "value": "q"},
@@ -91,7 +99,10 @@ def test_calls_count_as_text() -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"masked": True}],
+    [
+        *({"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"masked": True}),
+        *({"loss_weight": 0.0}, {"loss_mask": 0}),
+    ],
 )
 def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
     (key, off) = next(iter(flag.items()))

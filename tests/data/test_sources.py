@@ -139,7 +139,37 @@ def test_structure_in_a_table_is_read(tmp_path: Path) -> None:
         prompt = json.dumps(messages[:1])
         writer.writerow([json.dumps(messages), json.dumps(tools), prompt, "1"])
     ((_, row),) = read_rows(path)
-    assert row == {"messages": messages, "tools": tools, "prompt": messages[:1], "label": 1}
+    assert row == {"messages": messages, "tools": tools, "prompt": prompt, "label": 1}
+
+
+def test_the_header_of_a_table_may_lie_below_blank_lines_and_excel_s_separator(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.csv"
+    for above, separator in (("sep=;\n", ";"), ("\n\n", ";"), ("\nsep=|\n\n", "|"), ("", ",")):
+        lines = (
+            separator.join(cells) for cells in (("prompt", "completion"), ("q", "a"), ("r", "b"))
+        )
+        path.write_text(above + "\n".join(lines))
+        line = above.count("\n") + 2
+        assert list(read_rows(path)) == [
+            (f"{path}:{line}", {"prompt": "q", "completion": "a"}),
+            (f"{path}:{line + 1}", {"prompt": "r", "completion": "b"}),
+        ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow", "txt", "json"])
+def test_a_pointer_of_git_lfs_is_said(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{kind}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(DataError, match=rf"rows\.{kind}: is a pointer of Git LFS"):
+        list(read_rows(path))
+
+
+def test_an_empty_cell_of_a_weight_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,weight\nq,a,\nr,b,2\n")
+    assert [record.meta.get("weight") for record in read_records(path)] == [None, 2]
 
 
 def test_an_index_without_a_name_is_kept_apart_and_ignored(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from forty2.export.fusing import (
     fuse,
     quantized_path,
 )
+from forty2.export.record import adapter_of
+from forty2.files import write_json
 from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, save_adapter
 from forty2.model.loading import load, save_model
 from forty2.model.quantization import dense_weight, quantize
@@ -74,6 +76,34 @@ def test_a_fused_model_computes_what_base_and_adapter_do(base: Path, tmp_path: P
         "parity_kl": fused.parity_kl,
         "max_logit_difference": fused.max_logit_difference,
     }
+
+
+@pytest.mark.parametrize("quantize", [None, 8])
+def test_a_model_of_another_adapter_is_replaced_only_when_asked(
+    quantize: int | None, base: Path, tmp_path: Path
+) -> None:
+    one, other = (save_trained(str(base), tmp_path / name, 0.3) for name in ("one", "other"))
+    out = tmp_path / "fused"
+    taken = out if quantize is None else quantized_path(out, quantize)
+    fuse(str(base), one, taken)
+    with pytest.raises(ModelError, match=f"{taken}: holds the model fused with {one}"):
+        fuse(str(base), other, out, quantize=quantize)
+    assert json.loads((taken / "fused.json").read_text())["adapter"] == str(one)
+    fuse(str(base), one, taken)  # the same again
+    fuse(str(base), other, out, quantize=quantize, replace=True)
+    fuse(str(base), other, out, quantize=quantize)
+    assert adapter_of(out) == adapter_of(taken) == str(other)
+    assert json.loads((taken / "fused.json").read_text())["adapter"] == str(other)
+
+
+def test_the_adapter_of_an_earlier_release_s_quantized_copy_is_that_of_its_model(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "fused-8bit"
+    write_json(copy / "fused.json", {"fused": "moved/from/fused", "bits": 8})
+    assert adapter_of(copy) is None and adapter_of(tmp_path) is None
+    write_json(tmp_path / "fused" / "fused.json", {"adapter": "adapters/a/phase1_sft"})
+    assert adapter_of(copy) == "adapters/a/phase1_sft"
 
 
 def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from support.recipes import GOOD, problems, write
 
 from forty2.data.sources import BUILTIN, HUB
+from forty2.errors import RecipeError
 from forty2.recipe.messages import NO_FILES
 from forty2.recipe.reading import load_recipe
 
@@ -180,3 +181,21 @@ def test_quotes_around_a_text_may_stay(tmp_path: Path, lr: str) -> None:
 
 def test_sources_that_are_no_files_are_those_that_data_reads() -> None:
     assert set(NO_FILES) == {BUILTIN, HUB}
+
+
+@pytest.mark.parametrize(
+    ("section", "theirs", "ours"),
+    [
+        ("adapter", "r", "rank"),
+        ("adapter", "target_modules", "keys"),
+        ("adapter", "lora_dropout", "dropout"),
+        ("phases.sft", "num_train_epochs", "epochs"),
+        ("phases.sft", "per_device_train_batch_size", "batch_size"),
+        ("phases.sft", "gradient_accumulation_steps", "accumulate"),
+    ],
+)
+def test_the_name_of_another_package_s_key_leads_to_ours(
+    section: str, theirs: str, ours: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"{theirs}: unknown key; did you mean {ours}"):
+        load_recipe("demo", [f"{section}.{theirs}=1"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from support.small_run import make_inputs
 
 from forty2.cli import main
+from forty2.errors import TrainingError
 from forty2.export.fusing import fuse
 from forty2.files import read_json
 from forty2.model.adapter import load_arrays
@@ -24,6 +25,7 @@ from forty2.recipe.reading import load_recipe
 from forty2.runs.pipeline import run
 from forty2.runs.planning import RunForecast, plan
 
+OLD = Path(__file__).parents[1] / "old_runs" / "sealed"
 RECIPE = """
 version: 1
 name: mine
@@ -160,15 +162,40 @@ def test_any_adapter_is_resumed_bit_for_bit_fused_exactly_and_read_by_mlx_lm(
     assert mx.allclose(load(str(whole.fused)).model(ids), ours(ids), atol=1e-4)
 
 
-def test_a_resume_that_finds_no_run_says_so(here: Path) -> None:
+def test_a_resume_that_finds_no_run_is_refused_and_names_close_ones(here: Path) -> None:
+    """A typing error must not start a new run of some hours."""
     line = "run mine.yaml --resume --run-dir adapters/mien"
-    with pytest.warns(UserWarning, match="^adapters/mien: there is no run to resume"):
-        done(line)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        done(line)
+    assert "adapters/mien: there is no run to resume; there are no runs in adapters" in refused(
+        line
+    )
+    shutil.copytree(OLD, here / "adapters" / "mine")
+    assert "there is no run to resume; did you mean adapters/mine?" in refused(line)
+    assert not (here / "adapters" / "mien").exists()
     (here / "file").write_text("")
     assert "file: is a file; name another --run-dir" in refused("run mine.yaml --run-dir file")
+
+
+def test_a_run_that_stopped_before_its_first_file_is_resumed(here: Path) -> None:
+    folder = here / "adapters" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.lock").touch()
+    done("run mine.yaml --resume")
+    assert (folder / "phase2_dpo" / "phase.json").exists()
+
+
+def test_the_error_that_ended_a_run_is_recorded_until_it_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("phases.sft: the loss is not finite")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("forty2.runs.pipeline.finish_phase", fail)
+        assert "the loss is not finite" in refused("run mine.yaml")
+    failed = here / "adapters" / "mine" / "failed.json"
+    assert read_json(failed)["error"] == "TrainingError: phases.sft: the loss is not finite"
+    done("run mine.yaml --resume")
+    assert not failed.exists()
 
 
 def test_each_run_has_a_fused_model_of_its_own(here: Path) -> None:

@@ -155,14 +155,17 @@ def test_the_linter_finds_what_it_finds_alone(encoder: Encoder, files: Files) ->
 def test_the_linters_errors_come_before_rows_that_cannot_be_encoded(
     encoder: Encoder, files: Files
 ) -> None:
-    train, _ = files([{"prompt": "q", "completion": "a", "weight": -1}, *conversations(30)], [])
-    with pytest.raises(DataError, match=r"train.jsonl:1: weight must be"):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    unwritten = {"messages": [{"role": "user", "content": "q"}, calling]}
+    train, _ = files([unwritten, *conversations(30)], [])
+    with pytest.raises(DataError, match=r"train.jsonl:1: messages\[1\]: the chat template does"):
         read(CONVERSATIONS, train, None, encoder)
     first = conversations(30)[0]
     train.write_text(train.read_text() + dumps([first]))
     with pytest.raises(DataError, match="repeats an earlier training row"):
         read(CONVERSATIONS, train, None, encoder)
-    with pytest.raises(DataError, match=r"train.jsonl:1: weight must be"):
+    with pytest.raises(DataError, match=r"train.jsonl:1: messages\[1\]: the chat template does"):
         read(CONVERSATIONS, train, None, encoder, checked=False)
 
 

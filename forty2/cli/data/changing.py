@@ -153,16 +153,24 @@ def stratify_command(
 @options.val_split
 @click.option("--by", help="Key whose values stay together. Default: entity, else prompt.")
 @options.seed
+@click.option("--replace", is_flag=True, help="Replace a set that is there already.")
 def split_command(
-    source: str, output_dir: Path, val_split: float, by: str | None, seed: int
+    source: str, output_dir: Path, val_split: float, by: str | None, seed: int, replace: bool
 ) -> None:
-    """Split off validation rows; rows with the same prompt or entity stay together."""
+    """Split off validation rows; rows with the same prompt or entity stay together.
+
+    A run may have been trained on a set that is there already, so it is not replaced unasked.
+    """
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_set
-    from forty2.data.sources import read_rows
+    from forty2.data.sources import MANIFEST, read_rows
     from forty2.data.splitting import split
 
     check_folder(output_dir, source)
+    if not replace and (output_dir / MANIFEST).exists():
+        raise DataError(
+            f"{output_dir}: holds a set; name another folder, or replace it with --replace"
+        )
     held_out = split(source, val_split, by=by, seed=seed)
 
     def rows(valid: bool) -> Iterator[Row]:

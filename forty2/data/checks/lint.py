@@ -31,6 +31,8 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 
 _UNREADABLE = "not readable: "
+_MOST_REASONS = 5
+"""Reasons why rows are not readable that are reported apart."""
 
 
 class Linter:
@@ -48,9 +50,8 @@ class Linter:
         specials: Collection[str] = (),
         fits: Callable[[Record], str | None] | None = None,
     ) -> None:
-        self._unreadable: list[str] = []
-        """First messages about rows that are not records."""
-        self._unreadable_rows = 0
+        self._unreadable: dict[str, list[str]] = {}
+        """Origins of rows that are not records, by the reason."""
         self._origins = Origins()
         self.ignored = IgnoredKeys()
         """Keys of the rows taken in that nothing reads."""
@@ -94,17 +95,18 @@ class Linter:
 
     def add_unreadable(self, message: str) -> None:
         """Take in an error about a row that is not a record: one line that begins with its origin."""
-        self._unreadable_rows += 1
-        if len(self._unreadable) < 5:
-            self._unreadable.append(message)
+        origin, _, reason = message.partition(": ")
+        if len(self._unreadable) < _MOST_REASONS or reason in self._unreadable:
+            self._unreadable.setdefault(reason, []).append(origin)
+        else:
+            self._unreadable.setdefault("other reasons", []).append(origin)
 
     def findings(self) -> list[Finding]:
         """Return all findings, errors first."""
         found = []
-        if self._unreadable:
-            message = f"{_UNREADABLE}{self._unreadable[0]}"
-            where = tuple(line.split(": ")[0] for line in self._unreadable)
-            found.append(Finding("row", "error", message, self._unreadable_rows, where))
+        for reason, origins in self._unreadable.items():
+            message = f"{_UNREADABLE}{origins[0]}: {reason}"
+            found.append(Finding("row", "error", message, len(origins), tuple(origins[:5])))
         if not len(self._origins):
             found.append(Finding("row", "error", "no readable row at all", 0, ()))
             return found

@@ -21,7 +21,11 @@ _SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</
 _PERSONAL = {
     "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
     "a telephone number": re.compile(
-        r"(?<![\w.])\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}\b"
+        # +49 170 1234567; (555) 123-4567; 0170 1234567 and 030/123456, with a separator, so that no
+        # number in a calculation is one
+        r"(?<![\w.])(?<!\d[ -])(?:\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}"
+        r"|\(\d{2,5}\)[ -]?\d{3,4}(?:[ -]?\d{2,5}){1,3}|\d{3}-\d{3}-\d{4}"
+        r"|0\d{2,4}[ /-]\d{3,4}(?:[ -]?\d{2,5}){1,3})\b(?![.,]\d)"
     ),
     "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
     "a card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
@@ -29,7 +33,11 @@ _PERSONAL = {
         r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b"
     ),
 }
-_NOT_PERSONAL = re.compile(r"example\.|@(?:\w+\.)?test\b|127\.0\.0\.1|0\.0\.0\.0|192\.168\.")
+_NOT_PERSONAL = re.compile(
+    r"[@.]example\b|\.(?:test|invalid|localhost)\b|@(?:\w+\.)?test\b"
+    r"|127\.0\.0\.1|0\.0\.0\.0|192\.168\."
+)
+"""Domains reserved for examples (RFC 2606), and addresses of no one machine."""
 
 
 class TextCheck:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr, BinaryIO
 
 from forty2.errors import DataError
+from forty2.files import LFS_POINTER
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -37,13 +38,23 @@ def open_file(path: Path) -> BinaryIO:
         io.BufferedReader(_Unpacked(path), 1 << 17) if packed else path.open("rb")
     )
     try:
-        encoding = _encoding_of(file.peek(16)[:16])
+        start = file.peek(64)
+        if start.startswith(LFS_POINTER):
+            raise pointer(path)
+        encoding = _encoding_of(start[:16])
     except BaseException:
         file.close()
         raise
     if encoding is None:
         return file
     return io.BufferedReader(_Recoded(file, encoding, path), 1 << 17)
+
+
+def pointer(path: Path) -> DataError:
+    """Make the error for a file that Git LFS has not fetched."""
+    return DataError(
+        f"{path}: is a pointer of Git LFS, not the rows; run `git lfs pull` in its folder"
+    )
 
 
 def _encoding_of(start: bytes) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
+from forty2.data import row_keys
 from forty2.data.readers.files import (
     BLANK,
     LONGEST,
@@ -67,21 +68,6 @@ _WRAPPERS = {
 }
 """Keys under which an object with several keys may hold rows; one with a single key may use any other
 than those of a row."""
-_OF_A_ROW = {
-    "messages",
-    "conversations",
-    "conversation",
-    "prompt",
-    "completion",
-    "chosen",
-    "rejected",
-    "preferred_output",
-    "non_preferred_output",
-    "tools",
-    "functions",
-    "history",
-    "text",
-}
 
 
 def json_form(file: BinaryIO, path: Path) -> JsonForm:
@@ -183,7 +169,7 @@ def _values(file: BinaryIO, path: Path, form: JsonForm) -> Iterator[tuple[str, J
 def _wrapping_key(value: JsonObject) -> str | None:
     """Return the key under which an object wraps rows; None: it is a row."""
     for key, rows in value.items():
-        wraps = key in _WRAPPERS or (len(value) == 1 and key not in _OF_A_ROW)
+        wraps = key in _WRAPPERS or (len(value) == 1 and key not in row_keys.ALL)
         if wraps and isinstance(rows, list) and rows and _is_row(rows[0]):
             return key
     return None
@@ -197,7 +183,7 @@ def _is_row(value: object) -> bool:
 def _find_wrapped(window: _Window) -> str | None:
     """Return the key under which the object at `window` wraps rows; None: it does not."""
     for number, key in enumerate(_keys(window)):
-        wraps = key in _WRAPPERS or (number == 0 and key not in _OF_A_ROW)
+        wraps = key in _WRAPPERS or (number == 0 and key not in row_keys.ALL)
         if wraps and window.peek() == "[":
             window.at += 1
             return key if window.peek() == "{" and _is_row(window.value()[0]) else None

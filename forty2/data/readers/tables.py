@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -14,31 +13,28 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forty2.data import row_keys
 from forty2.data.readers.files import (
     LONGEST,
     check_unpacked,
     not_utf8,
     numbered_lines,
     open_file,
+    pointer,
     reason_of,
     too_long,
 )
 from forty2.data.readers.json_rows import parsed, repeated
 from forty2.errors import DataError
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_lfs_pointer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_VALUES = ("label", "kto_tag", "weight")
 _VALUE = re.compile(r"true|false|(?:0|[1-9]\d{0,8})(?:\.\d{1,9})?", re.IGNORECASE)
-"""Columns of a CSV file that may hold something else than text, and the values recognised in them."""
-_STRUCTURE = {"messages", "conversations", "conversation", "tools", "functions", "history"}
-"""Columns of a CSV file whose cells are JSON."""
-_TEXTS = {"text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output"}
-_TEXTS |= {"question", "answer", "query", "response", "system", "system_prompt", "context"}
-_COLUMNS = {*_VALUES, *_STRUCTURE, *_TEXTS}
-"""Names of columns by which the separator is recognised."""
+"""Truth values and numbers in a CSV file's columns of them."""
+_SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""A first line that tells Excel the separator."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _PYTHON = re.compile(r"\[\{'(?:role|content|from|value)':")
 """The beginning of messages as Python prints them, which is what pandas writes into a cell."""
@@ -59,15 +55,15 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
         io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
         lines = _checked_lines(text, path)
-        first = next(lines, "")
-        separator = _separator(first, "\t" if ".tsv" in map(str.lower, path.suffixes) else ",")
+        usual = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
+        above, first, separator = _header(lines, usual)
         spaced = f"{separator} " in first
         reader = csv.reader(
             chain([first], lines), delimiter=separator, skipinitialspace=spaced, strict=True
         )
         names: list[str] | None = None
         while True:
-            origin = f"{path}:{reader.line_num + 1}"
+            origin = f"{path}:{above + reader.line_num + 1}"
             try:
                 cells = next(reader)
             except StopIteration:
@@ -75,7 +71,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
             except csv.Error as error:
                 raise DataError(
                     f"{origin}: not readable as CSV in UTF-8: {error} (separated by "
-                    f"{_SEPARATORS[separator]})"
+                    f"{_SEPARATORS.get(separator, repr(separator))})"
                 ) from error
             if not cells:
                 continue
@@ -85,14 +81,14 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
             if len(cells) != len(names):
                 raise DataError(
                     f"{origin}: has another number of cells than the header ({len(cells)}, not "
-                    f"{len(names)}; separated by {_SEPARATORS[separator]})"
+                    f"{len(names)}; separated by {_SEPARATORS.get(separator, repr(separator))})"
                 )
             yield (
                 origin,
                 {
                     name: _cell(name, cell, origin)
                     for name, cell in zip(names, cells, strict=True)
-                    if cell or not name.startswith(_UNNAMED)
+                    if cell.strip() or not (name.startswith(_UNNAMED) or name == row_keys.WEIGHT)
                 },
             )
 
@@ -107,6 +103,22 @@ def _checked_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
         yield line
 
 
+def _header(lines: Iterator[str], usual: str) -> tuple[int, str, str]:
+    """Find the line that names the columns: the first that is neither blank nor an Excel's `sep=;`.
+
+    Returns:
+        The number of lines above it, the line, and the separator.
+    """
+    above, told = 0, None
+    for line in lines:
+        if told is None and (found := _SEPARATOR.fullmatch(line)):
+            told = found[1]
+        elif line.strip():
+            return above, line, told or _separator(line, usual)
+        above += 1
+    return above, "", usual
+
+
 def _separator(header: str, usual: str) -> str:
     """Choose the separator by which a header names the most known columns, then the usual one."""
 
@@ -115,7 +127,7 @@ def _separator(header: str, usual: str) -> str:
             cells = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
         except csv.Error:  # a cell above the limit
             return 0, False, 0
-        known = len(_COLUMNS & {cell.strip() for cell in cells})
+        known = len(row_keys.ALL & {cell.strip() for cell in cells})
         return known, separator == usual and len(cells) > 1, len(cells)
 
     return max([usual, *_SEPARATORS], key=fit)
@@ -129,12 +141,8 @@ def _names(cells: list[str], path: Path) -> list[str]:
 
 
 def _cell(key: str, value: str, origin: str) -> object:
-    """Read a cell: text, but for verdicts, weights, and lists in columns that hold nothing else.
-
-    Messages in a column that also holds texts are recognised by their roles; any other JSON there is
-    the text of a prompt or an answer.
-    """
-    if key in _VALUES and _VALUE.fullmatch(value.strip()):
+    """Read a cell: text, but for verdicts, weights, and lists in columns that hold nothing else."""
+    if key in row_keys.VALUES and _VALUE.fullmatch(value.strip()):
         return json.loads(value.lower())
     if not value.startswith(("[", "{")):
         return value
@@ -143,22 +151,9 @@ def _cell(key: str, value: str, origin: str) -> object:
             f"{origin}: {key} holds messages as Python prints them, not as JSON; save the table as "
             'JSON Lines: table.to_json("rows.jsonl", orient="records", lines=True)'
         )
-    if key in _STRUCTURE:
+    if key in row_keys.LISTS:
         return parsed(value, f"{origin}: {key}")
-    if key in _TEXTS and value.startswith("[{"):
-        with contextlib.suppress(DataError):
-            found = parsed(value, origin)
-            if isinstance(found, list) and all(map(_is_message, found)):
-                return found
     return value
-
-
-def _is_message(value: object) -> bool:
-    """Return whether a value is certainly a message."""
-    if not isinstance(value, dict):
-        return False
-    roles = {"system", "user", "assistant", "tool", "human", "gpt"}
-    return bool(roles & {str(value.get("role")), str(value.get("from"))})
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -170,6 +165,8 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     import pyarrow.parquet as pq
 
     number = unpacked = 0
+    if is_lfs_pointer(path):
+        raise pointer(path)
     try:
         about = pq.read_metadata(path)
         groups = [about.row_group(n) for n in range(about.num_row_groups)]
@@ -200,6 +197,8 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     import pyarrow as pa
 
     number = 0
+    if is_lfs_pointer(path):
+        raise pointer(path)
     try:
         with pa.memory_map(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"

@@ -17,6 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from forty2.errors import ModelError
+from forty2.files import is_lfs_pointer
 
 _T = TypeVar("_T")
 Scalar = int | float | bool
@@ -75,6 +76,10 @@ class GgufFile:
                 )
             with path.open("rb") as file:
                 magic = file.read(4)
+            if is_lfs_pointer(path):
+                raise ModelError(
+                    f"{path}: is a pointer of Git LFS, not the model; run `git lfs pull` in its folder"
+                )
             if magic != b"GGUF":
                 raise ModelError(
                     f"{path}: not a GGUF file (it begins with {magic!r}); check the path"

@@ -108,7 +108,8 @@ def test_a_source_that_cannot_be_read_is_no_finding(tmp_path: Path) -> None:
     for args in ((gone,), (source, "--valid", gone), (source, "--against", gone)):
         result = run_lint(*args, "--fix", tmp_path / "fixed.jsonl")
         assert result.exit_code == 2
-        assert result.output == f"Error: {gone}: cannot be read: No such file or directory\n"
+        said = f"Error: {gone}: cannot be read: No such file or directory; did you mean {source}?\n"
+        assert result.output == said
     assert list(tmp_path.iterdir()) == [source]
     with pytest.raises(DataError, match="holds no data file"):
         (tmp_path / "empty").mkdir()
@@ -124,7 +125,8 @@ def test_the_command_fails_on_errors_and_says_where(tmp_path: Path) -> None:
     source.write_text(rows.replace("\n", "\n{broken\n", 1) + "[1]\n" + dumps(chats(2, seed=9)))
     result = CliRunner().invoke(main, ["data", "lint", str(source)])
     assert result.exit_code == 1
-    assert f"{source}:2, {source}:33" in result.output  # every bad line, not the first alone
+    for line in (2, 33):  # every bad line, not the first alone
+        assert f"not readable: {source}:{line}: not a JSON object" in result.output
     assert "duplicate" in result.output and f"{source}:32" in result.output
 
 

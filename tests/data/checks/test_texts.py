@@ -24,6 +24,10 @@ BAD: dict[str, tuple[Row, tuple[str, str]]] = {
     "special": (chat("Say it", "It is <|im_end|> indeed."), ("special", "error")),
     "mail": (chat("Who wrote?", "It was jane.doe@company.com, I think."), ("personal", "warning")),
     "phone": (chat("Whom to call?", "Call +49 170 1234567 now."), ("personal", "warning")),
+    "local": (chat("Whom to call?", "Call 030 1234 5678 now."), ("personal", "warning")),
+    "brackets": (chat("Whom to call?", "Call (555) 123-4567 now."), ("personal", "warning")),
+    "dashes": (chat("Whom to call?", "It is 555-123-4567."), ("personal", "warning")),
+    "slash": (chat("Whom to call?", "0170/1234567"), ("personal", "warning")),
     "card": (chat("Pay how?", "Use 4111 1111 1111 1111 for it."), ("personal", "warning")),
     "iban": (chat("Pay where?", "To DE89 3704 0044 0532 0130 00 please."), ("personal", "warning")),
     "cut": (chat("Tell me more", SENTENCE.rstrip(".") + " and then the"), ("truncated", "warning")),
@@ -46,11 +50,26 @@ def test_a_fault_in_one_row_is_named_by_its_line(name: str) -> None:
         "The number 1234 5678 9012 3456 is no card.",
         "A family emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 is joined.",
         "It costs 3 < 5.",
+        "Write to info@shop.example or to me@mail.test for that.",
+        "It was in 2010-2015, on 01.02.2003, or 10 000 000 times, for 12,500.50 in all.",
+        "The result is 0.125 1234 and 3-4-5, in the years 1990 1995 2000.",
         "The router is at 192.168.0.1 here.",
     ],
 )
 def test_what_only_looks_like_a_fault_is_none(text: str) -> None:
     assert found([*chats(60), chat("What then?", text)]) == []
+
+
+def test_rows_that_cannot_be_read_are_reported_apart_by_their_reason() -> None:
+    linter = Linter()
+    for line, reason in ((3, "not JSON"), (5, "prompt is empty"), (9, "not JSON")):
+        linter.add_unreadable(f"rows.jsonl:{line}: {reason}")
+    linter.add(parse(chat("What is it?", "It is a bell."), "rows.jsonl:1"), "train")
+    found = [(f.message, f.count, f.origins) for f in linter.findings() if f.check == "row"]
+    assert found == [
+        ("not readable: rows.jsonl:3: not JSON", 2, ("rows.jsonl:3", "rows.jsonl:9")),
+        ("not readable: rows.jsonl:5: prompt is empty", 1, ("rows.jsonl:5",)),
+    ]
 
 
 def test_rows_that_the_template_refuses_are_counted_by_reason() -> None:

@@ -1,0 +1,370 @@
+"""`forty2 runs`: the archive of runs."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from forty2.cli import run_tables, shared_options
+
+if TYPE_CHECKING:
+    from forty2.runs.archive.entry import Entry
+
+_SINCE = re.compile(r"(\d{1,6})([mhdw])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_REPLIES = 5
+
+
+class _ListIsDefault(click.Group):
+    """A group that lists the runs where no command is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        known = first in self.commands or first in ctx.help_option_names
+        is_list = first.startswith("-") or Path(first).exists()
+        mistyped = not is_list and difflib.get_close_matches(first, self.commands)
+        return super().parse_args(ctx, args if known or mistyped else ["list", *args])
+
+
+@click.group("runs", cls=_ListIsDefault)
+def runs_command() -> None:
+    """List, compare, label, remove and export your runs.
+
+    Without a command, the runs in adapters/ are listed. RUN is a run folder, or the name of one in
+    adapters/.
+    """
+
+
+def _since(_: click.Context, __: click.Parameter, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    if found := _SINCE.fullmatch(text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter("give a day as 2026-11-30, or a time as 12h, 7d or 2w") from error
+
+
+def _selection(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the folders, the conditions and the order; the command gets `entries` and `sort`."""
+
+    @functools.wraps(function)
+    def with_entries(
+        *,
+        folders: tuple[Path, ...],
+        sort: str | None,
+        reverse: bool,
+        **arguments: Any,
+    ) -> None:
+        from forty2.runs.archive.finding import HOME, Selection, find_runs, sort_runs
+
+        names = ("model", "phase", "state", "since", "tags")
+        selection = Selection(**{name: arguments.pop(name) for name in names})
+        found = find_runs(folders or ([HOME] if HOME.is_dir() else []))
+        for folder in found.unreadable:
+            click.echo(f"warning: {folder}", err=True)
+        entries = [entry for entry in found.entries if selection.takes(entry)]
+        entries = sort_runs(entries, sort or "started", reverse=reverse)
+        hidden = len(found.entries) - len(entries)
+        function(entries=entries, sort=sort, folders=folders, hidden=hidden, **arguments)
+
+    return shared_options.combined(
+        click.argument("folders", nargs=-1, type=click.Path(path_type=Path)),
+        click.option("--tag", "tags", multiple=True, help="Only runs with this tag. Repeatable."),
+        click.option("--model", "-m", help="Only runs whose model's name contains this."),
+        click.option("--phase", help="Only runs with a phase of this name or objective."),
+        click.option(
+            "--state",
+            type=click.Choice(["finished", "stopped", "running", "failed", "damaged"]),
+            help="Only runs in this state.",
+        ),
+        click.option(
+            "--since",
+            callback=_since,
+            metavar="TIME",
+            help="Only runs started since: a day, or how long ago, e.g. 2026-11-30, 12h or 7d.",
+        ),
+        click.option(
+            "--sort",
+            metavar="METRIC",
+            help="Sort by a metric, the best first, e.g. mc1, perplexity or valid_loss; or by size, "
+            "minutes, started, name, model or state. Default: started, the newest first.",
+        ),
+        click.option("--reverse", is_flag=True, help="Sort the other way round."),
+    )(with_entries)
+
+
+@runs_command.command("list")
+@_selection
+@shared_options.as_json
+def list_command(
+    entries: Sequence[Entry],
+    sort: str | None,
+    folders: Sequence[Path],
+    hidden: int,
+    as_json: bool,
+) -> None:
+    """List runs with state, age, size, result and verdict.
+
+    FOLDERS and the folders below are searched. Default: adapters/.
+
+    The result is that of the last stage, after that of the base model.
+    """
+    if as_json:
+        click.echo(json.dumps([entry.to_json() for entry in entries], indent=1, ensure_ascii=False))
+        return
+    where = ", ".join(map(str, folders)) or "adapters/"
+    if not entries:
+        click.echo(
+            f"no runs in {where}" + (f" meet this; {hidden} others do not" if hidden else "")
+        )
+        return
+    click.echo(run_tables.run_table(entries, _shown_metric(sort)))
+    for entry in entries:
+        if entry.state == "damaged":
+            click.echo(f"warning: {entry.problem}", err=True)
+    total = run_tables.size(sum(entry.size for entry in entries))
+    runs = f"{len(entries)} run" + ("" if len(entries) == 1 else "s")
+    click.echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
+
+
+def _shown_metric(sort: str | None) -> str | None:
+    """Return the metric to show as the result: the one sorted by, unless it has its own column."""
+    from forty2.runs.archive.finding import metric_key
+
+    key = metric_key(sort) if sort else None
+    return None if key in (None, "started", "name", "model", "state", "size") else key
+
+
+@runs_command.command("show")
+@click.argument("run")
+@shared_options.as_json
+def show_command(run: str, as_json: bool) -> None:
+    """Show what is recorded about a run, and its notes."""
+    from forty2.runs.archive.finding import find_runs, run_folder
+
+    folder = run_folder(run)
+    (entry,) = find_runs([folder]).entries
+    if as_json:
+        click.echo(json.dumps(entry.to_json(), indent=1, ensure_ascii=False))
+        return
+    phases = " → ".join(f"{name} ({kind})" for name, kind in entry.phases.items())
+    report = folder / "report.html"
+    facts = {
+        "run": entry.path,
+        "recipe": entry.name,
+        "state": f"{entry.state}, {entry.finished_phases} of {len(entry.phases)} phases finished",
+        "problem": entry.problem or "",
+        "started": f"{entry.started} ({run_tables.age(entry.started)} ago)"
+        if entry.started
+        else "",
+        "model": entry.model,
+        "goes on from": entry.init_from or "",
+        "phases": phases,
+        "size": run_tables.size(entry.size),
+        "report": str(report) if report.exists() else "",
+        "verdict": entry.verdict,
+        "tags": ", ".join(entry.tags),
+    }
+    for key, text in facts.items():
+        if text:
+            click.echo(f"{key:<13} {text}")
+    for path in entry.fused:
+        click.echo(f"{'fused':<13} {path}" + ("" if Path(path).exists() else " (gone)"))
+    if entry.metrics:
+        click.echo(f"\n{'figure':<24}{'base':>12}{'run':>12}")
+    for name, value in entry.metrics.items():
+        base = entry.base_metrics.get(name)
+        before = "" if base is None else run_tables.figure(base)
+        click.echo(f"{name:<24}{before:>12}{run_tables.figure(value):>12}")
+    for note in entry.notes:
+        click.echo(f"\n{note.time}  {note.text}")
+
+
+@runs_command.command("compare")
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--replies",
+    default=_REPLIES,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of prompts whose replies are shown.",
+)
+@shared_options.as_json
+def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
+    """Compare runs by settings, statistics and replies.
+
+    Each is compared with the first, item by item, after the last stage that was measured.
+    """
+    from forty2.benchmark.compare import format_comparison
+    from forty2.runs.archive.comparison import compare_runs
+    from forty2.runs.archive.finding import run_folder
+
+    found = compare_runs([run_folder(run) for run in runs])
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        return
+    click.echo("Settings that differ:" if found.differences else "No setting differs.")
+    for difference in found.differences:
+        click.echo(f"\n{difference.key}")
+        for name, value in zip(found.names, difference.values, strict=True):
+            click.echo(f"  {name:<{max(map(len, found.names))}}  {value}")
+    for one in found.measured:
+        click.echo(f"\nMeasurements: {one.before} → {one.after}")
+        if one.comparison is None:
+            click.echo(f"not compared: {one.reason}")
+        else:
+            click.echo(format_comparison(one.comparison))
+    for reply in found.replies[:replies]:
+        click.echo(f"\n{reply.task}: {reply.prompt}")
+        click.echo(run_tables.side_by_side(reply.replies, found.names))
+    left = len(found.replies) - replies
+    if left > 0:
+        click.echo(f"\n{left} more prompts: --replies {len(found.replies)}, or --json")
+
+
+@runs_command.command("note")
+@click.argument("run")
+@click.argument("text", required=False)
+@click.option("--replace", is_flag=True, help="Put the note in place of all earlier ones.")
+def note_command(run: str, text: str | None, replace: bool) -> None:
+    """Add a note to a run, or print its notes.
+
+    Without TEXT, the notes are printed. They are kept in the run's folder.
+    """
+    from forty2.runs.archive.finding import run_folder
+    from forty2.runs.archive.notes import add_note, read_notes
+
+    folder = run_folder(run)
+    if text is None and replace:
+        raise click.UsageError("--replace needs the TEXT of the new note.")
+    found = read_notes(folder) if text is None else add_note(folder, text, replace=replace)
+    for note in found.notes:
+        click.echo(f"{note.time}  {note.text}")
+
+
+@runs_command.command("tag")
+@click.argument("run")
+@click.argument("tags", nargs=-1)
+@click.option("--remove", "removed", multiple=True, metavar="TAG", help="Remove a tag. Repeatable.")
+def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> None:
+    """Tag a run, or print its tags.
+
+    Without TAGS, they are printed. They are kept in the run's folder.
+    """
+    from forty2.runs.archive.finding import run_folder
+    from forty2.runs.archive.notes import change_tags, read_notes
+
+    folder = run_folder(run)
+    found = change_tags(folder, tags, removed) if tags or removed else read_notes(folder)
+    click.echo(", ".join(found.tags) or "no tags")
+
+
+@runs_command.command("remove")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--fused", is_flag=True, help="Remove the runs' fused models, too.")
+@click.option(
+    "--force", is_flag=True, help="Remove what another run goes on from, or the only fused model."
+)
+@shared_options.yes
+def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -> None:
+    """Remove runs, after asking.
+
+    Says what that frees. All of them are removed, or none. Fused models stay unless you say --fused.
+    """
+    from forty2.runs.archive.finding import run_folder
+    from forty2.runs.archive.removal import check_losses, plan_removal, remove
+
+    removals = plan_removal([run_folder(run) for run in runs], fused=fused)
+    check_losses(removals, force=force)
+    for one in removals:
+        click.echo(f"{one.run}  {run_tables.size(one.size)}")
+        for path, size in one.fused.items():
+            click.echo(f"{path}  {run_tables.size(size)}")
+        for path, size in one.staying.items():
+            click.echo(
+                f"stays: {path}  {run_tables.size(size)}, its fused model (--fused removes it)"
+            )
+        for loss in one.losses:
+            click.echo(f"warning: {loss}", err=True)
+    frees = run_tables.size(sum(one.frees for one in removals))
+    if yes or shared_options.confirmed(f"Remove this and free {frees}?"):
+        remove(removals, force=force)
+        click.echo(f"removed, {frees} freed")
+
+
+@runs_command.command("export")
+@click.argument("run")
+@click.argument("file", type=shared_options.FILE)
+@click.option(
+    "--adapters",
+    type=click.Choice(["last", "all", "none"]),
+    default="last",
+    show_default=True,
+    help="Adapters to include: of the last phase, of all phases, or none.",
+)
+@click.option("--replace", is_flag=True, help="Write over an existing file.")
+def export_command(
+    run: str, file: Path, adapters: Literal["last", "all", "none"], replace: bool
+) -> None:
+    """Write a run to one zip file for a colleague.
+
+    It holds recipe, records, report and adapters, but no data files and no checkpoints. Paths of
+    this machine are cut down.
+    """
+    from forty2.runs.archive.export import export_run
+    from forty2.runs.archive.finding import run_folder
+
+    names = export_run(run_folder(run), file, adapters=adapters, replace=replace)
+    click.echo(f"{file}: {len(names)} files, {run_tables.size(file.stat().st_size)}")
+
+
+@runs_command.command("page")
+@_selection
+@shared_options.out_option(required=True, help="HTML file to write.")
+def page_command(
+    entries: Sequence[Entry], sort: str | None, folders: Sequence[Path], hidden: int, out: Path
+) -> None:
+    """Write the list of runs as one HTML page.
+
+    It can be sorted by any column.
+    """
+    from forty2.report.archive import Cell, Row, write_archive_page
+    from forty2.runs.archive.finding import HOME, metric_key
+
+    names = sorted({metric_key(name) for entry in entries for name in entry.metrics})
+    columns = [name for name in run_tables.COLUMNS if name not in ("run", "result")]
+    rows = []
+    for entry in entries:
+        texts = run_tables.cells(entry)
+        sortable: dict[str, float | str] = {"age": entry.started, "size": entry.size}
+        own = {metric_key(name): value for name, value in entry.metrics.items()}
+        cells = [Cell(texts[name], sortable.get(name)) for name in columns]
+        cells += [
+            Cell(run_tables.figure(own[name]), own[name]) if name in own else Cell("", "")
+            for name in names
+        ]
+        notes = " ".join(note.text for note in entry.notes)
+        rows.append(Row(texts["run"], _report_link(entry, out), [*cells, Cell(notes)]))
+    where = ", ".join(map(str, folders)) or f"{HOME}/"
+    left_out = f", {hidden} others left out" if hidden else ""
+    about = f"{len(entries)} runs in {where}{left_out}. Press a heading to sort."
+    click.echo(write_archive_page(out, about, [*columns, *names, "notes"], rows))
+
+
+def _report_link(entry: Entry, out: Path) -> str | None:
+    """Return the address of a run's report as seen from the page."""
+    import os
+    from urllib.parse import quote
+
+    report = Path(entry.path) / "report.html"
+    return quote(os.path.relpath(report, out.resolve().parent)) if report.exists() else None

@@ -1,0 +1,52 @@
+"""The keys of rows, by what they hold. Every reader and parser takes them from here."""
+
+from __future__ import annotations
+
+CONVERSATION = ("messages", "conversations", "conversation")
+SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+    ("preferred_completion", "non_preferred_completion"),
+)
+"""Keys of the preferred and the dispreferred response."""
+REJECTED_BESIDE = ("rejected_response", "rejected_message")
+"""Keys of a response that is worse than the last turn of the row's messages (ms-swift, OpenPipe)."""
+VERDICT = ("label", "kto_tag")
+"""Keys that say whether the response is a good one."""
+WEIGHT = "weight"
+"""Key of a row's average uses per epoch."""
+EXCHANGES = (
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+)
+"""Keys of a prompt and the answer that belongs to it."""
+QUESTIONS = tuple(question for question, _ in EXCHANGES)
+ANSWERS = tuple(dict.fromkeys(answer for _, answer in EXCHANGES))
+MATERIAL = ("input", "context")
+"""Keys of a text that an instruction or a question is about."""
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+HISTORY = "history"
+OF_A_MESSAGE = (
+    *("parent_id", "message_id", "message_tree_id", "conversation_id", "dialogue_id", "turn_id"),
+    *("reply_to", "role", "speaker"),
+)
+"""Keys of a row that is one message of a conversation."""
+
+RESPONSES = tuple(key for pair in SIDES for key in pair) + REJECTED_BESIDE
+TEXTS = frozenset(("text", *QUESTIONS, *ANSWERS, *MATERIAL, *SYSTEM, *RESPONSES))
+"""Keys that may hold a text, or messages."""
+LISTS = frozenset((*CONVERSATION, *TOOLS, HISTORY))
+"""Keys that hold nothing but lists and objects."""
+VALUES = frozenset((*VERDICT, WEIGHT))
+"""Keys that may hold numbers and truth values."""
+ALL = TEXTS | LISTS | VALUES
+
+
+def is_blank(value: object) -> bool:
+    """Return whether a value says nothing: null, an empty list or object, or a text of blanks."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())

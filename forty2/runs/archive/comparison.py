@@ -1,0 +1,206 @@
+"""Runs side by side: what differs in their recipes, their measurements paired, and their replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from forty2.benchmark.compare import Comparison, compare
+from forty2.benchmark.results import Stage
+from forty2.errors import Forty2Error, RunError, first_line, on_one_line
+from forty2.files import JsonObject, read_json
+from forty2.report.records import visible
+
+ABSENT = "–"
+_RECORDED = ("model_sha256", "init_from_sha256")
+"""Keys of run.json that are compared beside the recipe."""
+_SOFTWARE = ("forty2", "revision", "mlx", "mlx-lm", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One setting that is not the same in all runs."""
+
+    key: str
+    values: list[str]
+    """Value in each run, as YAML on one line; `ABSENT` where a run has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The last measured stage of a run against that of the first run."""
+
+    before: str
+    """Run and stage."""
+    after: str
+    comparison: Comparison | None
+    reason: str | None
+    """Why they cannot be compared; None: they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """The replies of all runs to one prompt."""
+
+    task: str
+    prompt: str
+    replies: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """Two or more runs side by side."""
+
+    names: list[str]
+    """Each run as the user named it."""
+    differences: list[Difference]
+    measured: list[Measured]
+    replies: list[Replies]
+    """Prompts that every run answered; those with different replies first."""
+
+    def to_json(self) -> JsonObject:
+        return {
+            "runs": self.names,
+            "differences": {one.key: one.values for one in self.differences},
+            "measured": [
+                {
+                    "before": one.before,
+                    "after": one.after,
+                    "reason": one.reason,
+                    "comparison": None if one.comparison is None else one.comparison.record(),
+                }
+                for one in self.measured
+            ],
+            "replies": [
+                {"task": one.task, "prompt": one.prompt, "replies": one.replies}
+                for one in self.replies
+            ],
+        }
+
+
+def compare_runs(runs: Sequence[Path]) -> RunComparison:
+    """Compare runs with the first of them.
+
+    Measurements are those of each run's last measured stage: item by item, on the same questions.
+
+    Args:
+        runs: two or more run folders.
+
+    Raises:
+        RunError: there are fewer than two, a run is named twice, or one's recipe or record is
+            damaged.
+    """
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        raise RunError("give two or more different runs to compare")
+    settings = [_settings(run) for run in runs]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    values = {key: [one.get(key, ABSENT) for one in settings] for key in keys}
+    stages = [_last_stage(run) for run in runs]
+    return RunComparison(
+        names=[str(run) for run in runs],
+        differences=[Difference(key, each) for key, each in values.items() if len({*each}) > 1],
+        measured=[
+            _measured(runs[0], run, stages[0], stage)
+            for run, stage in zip(runs[1:], stages[1:], strict=True)
+        ],
+        replies=_replies([stage for stage in stages if isinstance(stage, Stage)], len(runs)),
+    )
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def _settings(run: Path) -> dict[str, str]:
+    """Return what a run was made with: its recipe, its model's hash, its rows, the software."""
+    try:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
+        record = read_json(run / "run.json")
+        found = dict(_flat(recipe))
+        found |= {key: str(record[key]) for key in _RECORDED if record.get(key)}
+        versions = record.get("versions") or {}
+        found |= {f"software.{key}": str(versions[key]) for key in _SOFTWARE if key in versions}
+        if (run / "data.json").exists():
+            found |= {f"rows.{key}": text for key, text in _flat(read_json(run / "data.json"))}
+    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run}: recipe.yaml, run.json or data.json is damaged ({on_one_line(error)})"
+        ) from error
+    return {str(visible(key)): str(visible(value)) for key, value in found.items()}
+
+
+def _flat(value: object, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested settings, with their keys joined by dots."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{at}.{key}" if at else str(key))
+    elif not at:
+        raise ValueError("it holds no mapping")
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+        yield at, text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+# --- measurements and replies ---------------------------------------------------------------------
+
+
+def _last_stage(run: Path) -> Stage | str:
+    """Read the run's last measured stage, or say why there is none."""
+    files = {path.stem: path for path in (run / "benchmarks").glob("*.json")}
+    order = ["base", *(path.parent.name for path in _phases(run))]
+    order += sorted(name for name in files if name.startswith("fused"))[:1]
+    measured = [name for name in order if name in files]
+    if not measured:
+        return f"{run} measured nothing"
+    file = files[measured[-1]]
+    try:
+        found = visible(read_json(file))
+        return Stage.from_json(found, str(file))
+    except (Forty2Error, LookupError, TypeError, AttributeError) as error:
+        return first_line(error)
+
+
+def _phases(run: Path) -> list[Path]:
+    """Return the records of the finished phases, in order."""
+    found = run.glob("phase*_*/phase.json")
+    return sorted(found, key=lambda path: (len(path.parent.name.split("_")[0]), path))
+
+
+def _measured(first: Path, run: Path, before: Stage | str, after: Stage | str) -> Measured:
+    names = [
+        f"{folder}, {stage.name}" if isinstance(stage, Stage) else str(folder)
+        for folder, stage in ((first, before), (run, after))
+    ]
+    reason = next((stage for stage in (before, after) if isinstance(stage, str)), None)
+    comparison = None
+    if isinstance(before, Stage) and isinstance(after, Stage):
+        try:
+            comparison = compare(before, after)
+        except Forty2Error as error:
+            reason = first_line(error)
+    return Measured(names[0], names[1], comparison, reason)
+
+
+def _replies(stages: Sequence[Stage], runs: int) -> list[Replies]:
+    """Join the replies by task and prompt, of prompts that every run answered."""
+    if len(stages) < runs:
+        return []
+    by_run = [dict(_texts(stage)) for stage in stages]
+    shared = [key for key in by_run[0] if all(key in one for one in by_run)]
+    found = [Replies(*key[:2], [one[key] for one in by_run]) for key in shared]
+    return sorted(found, key=lambda one: len({*one.replies}) == 1)
+
+
+def _texts(stage: Stage) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yield each reply of a stage, by task, prompt and the item's name."""
+    for task, result in stage.results.items():
+        for place, item in enumerate(result.items):
+            record: Mapping[str, Any] = item.record
+            prompt = record.get("prompt", record.get("question"))
+            # Where there is both, `answer` is the right one.
+            reply = record.get("reply", record.get("answer"))
+            if isinstance(prompt, str) and isinstance(reply, str):
+                yield (task, prompt, str(record.get("id", place))), reply

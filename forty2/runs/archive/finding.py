@@ -1,0 +1,230 @@
+"""Finding the runs in folders, by what they are, and by a name that a user gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from forty2.errors import RunError, first_names
+from forty2.runs.archive.entry import Entry, is_running, read_entry
+from forty2.runs.archive.index import store_entries, stored_entries
+
+HOME = Path("adapters")
+"""Where runs are written unless the user names another folder."""
+LOWER_IS_BETTER = ("leak_rate", "perplexity", "kl", "loss")
+"""Endings of the names of metrics whose best value is the lowest."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Conditions that a run must meet to be listed; None or empty: any."""
+
+    tags: Sequence[str] = ()
+    model: str | None = None
+    """Part of the model's name."""
+    phase: str | None = None
+    """Name or objective of one of its phases."""
+    state: str | None = None
+    since: datetime | None = None
+    """Earliest start."""
+
+    def takes(self, entry: Entry) -> bool:
+        """Return whether a run meets all conditions."""
+        return (
+            {*self.tags} <= {*entry.tags}
+            and (self.model is None or self.model.casefold() in entry.model.casefold())
+            and (self.phase is None or self.phase in {*entry.phases, *entry.phases.values()})
+            and (self.state is None or self.state == entry.state)
+            and (self.since is None or _began_after(entry, self.since))
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs in some folders."""
+
+    entries: list[Entry]
+    """The newest first."""
+    unreadable: list[str]
+    """Folders that could not be looked into, with the reason."""
+
+
+def find_runs(folders: Sequence[Path]) -> Found:
+    """Find the runs in folders and in the folders below them; a run's own folders are not searched.
+
+    Raises:
+        RunError: one of the folders is not there.
+    """
+    unreadable: list[str] = []
+    scans = {
+        str(path): _scan(path)
+        for folder in folders
+        for path in _run_folders(folder, unreadable, set())
+    }
+    found = stored_entries({path: scan.key for path, scan in scans.items()})
+    read = [
+        (scan.key, read_entry(Path(path), scan.size))
+        for path, scan in scans.items()
+        if path not in found
+    ]
+    if read:
+        # What is read while the run writes to it may be stored under an older key: then the next
+        # listing finds another key, and reads it again.
+        store_entries(read)
+    entries = [*found.values(), *(entry for _, entry in read)]
+    entries = [
+        dataclasses.replace(entry, state="running") if is_running(Path(entry.path)) else entry
+        for entry in entries
+    ]
+    entries.sort(key=lambda entry: (entry.started, entry.path), reverse=True)
+    return Found(entries, unreadable)
+
+
+def sort_runs(entries: Sequence[Entry], by: str, *, reverse: bool = False) -> list[Entry]:
+    """Sort runs by a metric, the best first; or by `size` or `minutes`, the largest first; `started`,
+    the newest first; or `name`. Runs without the metric come last.
+
+    Args:
+        by: the metric's name, in any case, with blanks for its underscores.
+
+    Raises:
+        RunError: no run has the metric.
+    """
+    wanted = metric_key(by)
+    value: Callable[[Entry], float | str | None]
+    if wanted in ("name", "started", "model", "state"):
+        value = lambda entry: str(getattr(entry, wanted))  # noqa: E731
+    else:
+        value = lambda entry: metric_of(entry, wanted)  # noqa: E731
+    known = sorted({metric_key(name) for entry in entries for name in entry.metrics} | {"size"})
+    with_value = [entry for entry in entries if value(entry) is not None]
+    if entries and not with_value:
+        close = difflib.get_close_matches(wanted, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise RunError(f"--sort {by}: no run has this metric; {hint}")
+    descending = wanted not in ("name", "model", "state") and not wanted.endswith(LOWER_IS_BETTER)
+    with_value.sort(key=lambda entry: value(entry) or 0, reverse=descending != reverse)
+    return [*with_value, *(entry for entry in entries if value(entry) is None)]
+
+
+def metric_of(entry: Entry, name: str) -> float | None:
+    """Return a run's figure by a name as `metric_key` makes it."""
+    if name == "size":
+        return float(entry.size)
+    return next((v for key, v in entry.metrics.items() if metric_key(key) == name), None)
+
+
+def metric_key(name: str) -> str:
+    """Return the form of a metric's name in which names are compared."""
+    key = name.strip().casefold().replace(" ", "_").replace("-", "_")
+    return {"pair_accuracy": "valid_accuracy", "age": "started"}.get(key, key)
+
+
+def run_folder(name: str | Path) -> Path:
+    """Return the folder of a run that the user named by its path, or by its name in adapters/.
+
+    Raises:
+        RunError: there is no such run, or several of this name.
+    """
+    path = Path(os.path.expanduser(name))
+    if (path / "run.json").exists():
+        return path
+    runs = list(_run_folders(HOME, [], set())) if HOME.is_dir() else []
+    named = [run for run in runs if str(name).rstrip("/") in (run.name, _from_home(run))]
+    if len(named) == 1:
+        return HOME / _from_home(named[0])
+    if named:
+        places = first_names([str(HOME / _from_home(run)) for run in named], _SHOWN)
+        raise RunError(f"{name}: several runs have this name; give one's path: {places}")
+    raise RunError(f"{name}: no run here (run.json is missing); {close_runs(path)}")
+
+
+def close_runs(path: Path) -> str:
+    """Name the runs whose names are close to a path that holds no run, as advice for a message."""
+    runs: dict[str, Path] = {}
+    for folder in (HOME, path.parent):
+        if folder.is_dir():
+            runs |= {run.name: _shown(run) for run in _run_folders(folder, [], set(), depth=3)}
+    close = difflib.get_close_matches(path.name, runs, 3)
+    if close:
+        return f"did you mean {' or '.join(str(runs[name]) for name in close)}?"
+    if runs:
+        return f"runs near it: {first_names([str(run) for run in runs.values()], _SHOWN)}."
+    return f"there are no runs in {HOME} or {path.parent}."
+
+
+def _shown(run: Path) -> Path:
+    """Return a path relative to the current folder, if it is below it."""
+    here = Path.cwd()
+    return run.relative_to(here) if run.is_relative_to(here) else run
+
+
+def _from_home(run: Path) -> str:
+    return str(run.relative_to(HOME.resolve()))
+
+
+def _began_after(entry: Entry, since: datetime) -> bool:
+    return bool(entry.started) and datetime.fromisoformat(entry.started) >= since
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    key: str
+    """Changes whenever a file of the run does."""
+    size: int
+
+
+def _run_folders(
+    folder: Path, unreadable: list[str], seen: set[tuple[int, int]], depth: int = 64
+) -> Iterator[Path]:
+    """Yield the absolute paths of the runs in a folder, each once, though links lead to it again."""
+    folder = folder.resolve()
+    try:
+        about = folder.stat()
+        if (about.st_dev, about.st_ino) in seen:
+            return
+        seen.add((about.st_dev, about.st_ino))
+        if (folder / "run.json").exists():
+            yield folder
+            return
+        with os.scandir(folder) as listed:
+            below = sorted(
+                entry.path for entry in listed if not entry.name.startswith(".") and entry.is_dir()
+            )
+    except FileNotFoundError as error:
+        raise RunError(f"{folder}: no such folder; name one that holds runs") from error
+    except NotADirectoryError as error:
+        raise RunError(f"{folder}: is a file; name a folder that holds runs") from error
+    except OSError as error:
+        unreadable.append(f"{folder}: cannot be looked into: {error.strerror}")
+        return
+    if depth:
+        for path in below:
+            yield from _run_folders(Path(path), unreadable, seen, depth - 1)
+
+
+def _scan(run: Path) -> _Scan:
+    """Look at every file of a run, without opening any."""
+    lines, size = [], 0
+    for folder, _, names in os.walk(run):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                about = os.lstat(path)
+            except FileNotFoundError:  # written and replaced while we look
+                continue
+            size += about.st_size
+            lines.append(f"{path}\0{about.st_mtime_ns}\0{about.st_size}\0{about.st_ino}")
+    return _Scan(
+        hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "replace")).hexdigest(), size
+    )
