@@ -176,6 +176,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
         changes_note=_changes_note(summary) if summary is not None else "",
         contamination=_contamination(run),
         scores=truthfulqa_charts(summary) if summary is not None else [],
+        flips=_flips(run),
         curves=curves_by_phase(run),
         phases=_phases(run),
         phases_note=_PHASES_NOTE,
@@ -362,6 +363,17 @@ def _changes(summary: Summary) -> Table:
             )
             for comparison in summary.comparisons
             for name, one in comparison.changes.items()
+        ],
+    )
+
+
+def _flips(run: Run) -> Table:
+    """List the questions of TruthfulQA whose MC1 changed, those that became wrong first."""
+    return Table(
+        ("Question", "Category", "MC1 is now"),
+        [
+            (flip.question, flip.category, "right" if flip.now_right else "wrong")
+            for flip in sorted(run.flips, key=lambda flip: flip.now_right)
         ],
     )
 

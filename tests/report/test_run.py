@@ -206,6 +206,20 @@ def test_tokens_per_second_and_peak_memory_of_a_phase_are_shown(run: Path) -> No
         assert "Peak memory" in text and "2.5 GB" in text
 
 
+def test_questions_whose_first_choice_changed_are_listed_and_no_others(run: Path) -> None:
+    for name, scores in (("base", (1.0, 0.0, 1.0)), ("phase1_sft", (0.0, 1.0, 1.0))):
+        items = [
+            {"question": f"Question {n}?", "category": "Law", "scores": {"mc1": score}}
+            for n, score in enumerate(scores)
+        ]
+        write_json(run / "benchmarks" / f"{name}.json", {"truthfulqa": {"items": items}})
+    page = documents(run)[1]
+    assert "first choice changed: 2" in page
+    assert re.search(r"Question 0\?</th><td>Law</td><td>wrong</td>", page)
+    assert re.search(r"Question 1\?</th><td>Law</td><td>right</td>", page)
+    assert page.index("Question 0?") < page.index("Question 1?") and "Question 2?" not in page
+
+
 def test_contamination_says_what_was_not_searched(run: Path) -> None:
     write_json(run / "contamination.json", {"hits": [], "unread_phases": ["sft"]})
     for text in documents(run):
