@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"training.objectives", "recipe", "data", "text", "model", "inference"},
     "benchmark": _BELOW_BENCHMARK,
     "export": {"recipe", "data", "model", "inference"},
-    "report": set(),
+    "report": {"recipe"},
     "runs": _BELOW_RUNS | {"export"},
     "speed": _BELOW_RUNS,
     "cli": _BELOW_RUNS | {"export", "runs", "speed"},

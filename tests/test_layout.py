@@ -37,6 +37,7 @@ COVERED_BY = {
     "recipe/document.py": "recipe/test_reading.py",
     "recipe/schema.py": "recipe/test_reading.py",
     "report/page.py": "report/test_run.py",
+    "report/run_charts.py": "report/test_run.py",
     "runs/archive/": "runs/test_archive.py",
     "runs/context.py": "runs/test_run_folder.py",
     "runs/fused.py": "runs/test_run_folder.py",

@@ -13,7 +13,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from xml.etree import ElementTree
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import: only where a char
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 440
+WIDTH = 400
 """Width of every chart in its own units, about one pixel each on a wide screen."""
 FONT_SIZE = 12
 COLOURS = ("#2f7fc1", "#d2622f", "#4b9a57", "#9468bd", "#a88000", "#6f7b8a")
@@ -94,7 +94,8 @@ def line_chart(
     x: Axis = STEPS,
     y: Axis = PLAIN,
     diagonal: str | None = None,
-    mark: tuple[float, str] | None = None,
+    dotted: Collection[str] = (),
+    mark: tuple[str, float] | None = None,
 ) -> Chart | None:
     """Draw one line per series.
 
@@ -102,8 +103,8 @@ def line_chart(
         series: (x, y) points by name; those that are not finite are left out.
         x, y: the axes; one of shares runs from 0% to 100%.
         diagonal: name of a dashed line from corner to corner, if there is to be one.
-        mark: place and name of a dashed upright line, if there is to be one; left out if it lies
-            beyond the points.
+        dotted: series that have a dot at each point, however many there are.
+        mark: name and x of a dashed vertical line; it is left out where no series reaches.
 
     Returns:
         None if there is no point to draw.
@@ -133,14 +134,14 @@ def line_chart(
         for n, (name, points) in enumerate(lines.items()):
             legend.append(LegendEntry(name, COLOURS[n % len(COLOURS)]))
             canvas.line(points, legend[-1].colour, 1.6 if len(points) <= 100 else 1.1)
-            for point in points if len(points) <= _FEW else ():
+            for point in points if len(points) <= _FEW or name in dotted else ():
                 canvas.dot(point, legend[-1].colour, 6)
         if diagonal is not None:
             legend.append(LegendEntry(diagonal, GREY, dashed=True))
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-        if mark is not None and first <= mark[0] <= last:
-            legend.append(LegendEntry(mark[1], GREY, dashed=True))
-            axes.axvline(mark[0], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        if mark is not None and min(xs) <= mark[1] <= max(xs):
+            legend.append(LegendEntry(mark[0], GREY, dashed=True))
+            axes.axvline(mark[1], color=GREY, linewidth=1.4, linestyle=(0, (4, 3)), clip_on=False)
         svg = canvas.svg(title)
     return Chart(title, y.label, legend if len(legend) > 1 else [], svg)
 

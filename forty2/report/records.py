@@ -67,6 +67,8 @@ class Phase:
     objective: str
     steps: int
     rows: int
+    valid_rows: int | None
+    """Number of validation rows; earlier releases did not record it."""
     exposures: float
     """Average uses of each row."""
     adapter_step: int
@@ -219,6 +221,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Flip:
+    """A question of TruthfulQA that one of base and last stage answered right, by MC1."""
+
+    question: str
+    category: str
+    now_right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run folder."""
 
@@ -235,6 +246,7 @@ class Run:
     """Phases whose data could not be searched for the benchmark's questions."""
     fused: Fused | None
     answers: list[Answer]
+    flips: list[Flip]
 
 
 def read_run(folder: Path) -> Run:
@@ -283,6 +295,7 @@ def _run(folder: Path) -> Run:
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
         answers=_answers(folder, summary.stages) if summary is not None else [],
+        flips=_flips(folder, summary.stages) if summary is not None else [],
     )
 
 
@@ -337,6 +350,7 @@ def _phase(record: JsonObject) -> Phase:
         objective=str(record["objective"]),
         steps=int(record["steps"]),
         rows=int(record["rows"]),
+        valid_rows=record.get("valid_rows"),
         exposures=float(record["exposures"]),
         adapter_step=int(record["kept_step"]),
         dropped=_texts(record.get("dropped")),
@@ -464,22 +478,47 @@ def _fused(record: JsonObject) -> Fused:
     )
 
 
-def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """Read the answers to plain factual prompts that both the base and the last stage were asked."""
+def _items(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
+    """Read a benchmark's items of the base and of the last stage; empty: there are no two stages."""
     if len(stages) < 2:
         return []
     # Looked up among existing files: a stage's name must not lead to another folder.
     files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
-    first, last = (
-        {
-            item["id"]: item
-            for item in _object(files[stage.name.replace(" ", "-")])
-            .get("behaviour", {})
-            .get("items", [])
-            if "leak" in item
-        }
+    return [
+        _object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
         for stage in (stages[0], stages[-1])
-    )
+    ]
+
+
+def _flips(folder: Path, stages: list[Stage]) -> list[Flip]:
+    """Find the questions whose MC1 differs between the base and the last stage."""
+    sides = [
+        {
+            str(item["question"]): (str(item.get("category", "")), float(item["scores"]["mc1"]))
+            for item in items
+            if "mc1" in item.get("scores", {})
+        }
+        for items in _items(folder, stages, _FIRST)
+    ]
+    if not sides:
+        return []
+    before, after = sides
+    return [
+        Flip(question, category, now_right=after[question][1] > score)
+        for question, (category, score) in before.items()
+        if question in after and after[question][1] != score
+    ]
+
+
+def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
+    """Read the answers to plain factual prompts that both the base and the last stage were asked."""
+    sides = [
+        {item["id"]: item for item in items if "leak" in item}
+        for items in _items(folder, stages, "behaviour")
+    ]
+    if not sides:
+        return []
+    first, last = sides
     return [
         Answer(
             prompt=str(item.get("prompt", name)),

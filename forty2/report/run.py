@@ -6,60 +6,32 @@ page forbids itself scripts and requests; in Markdown they are escaped, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from forty2.files import refuse_links, write_text
-from forty2.report.charts import (
-    Axis,
-    Chart,
-    Point,
-    change_bars,
-    interval_chart,
-    line_chart,
-    percent,
-)
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import (
     Change,
-    LogLine,
     Phase,
     Provenance,
     Run,
-    Stage,
     Summary,
     Task,
     read_run,
 )
-
-_SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
-    ("Loss", Axis("nats"), {"training": "loss", "validation": "valid_loss"}),
-    (
-        "Margin",
-        Axis("reward of the chosen response minus the rejected one's"),
-        {"training": "margin", "validation": "valid_margin"},
-    ),
-    (
-        "Rewards",
-        Axis("β times the log-probability ratio to the reference"),
-        {"chosen": "chosen_rewards", "rejected": "rejected_rewards"},
-    ),
-    (
-        "Pair accuracy",
-        percent("share of pairs whose chosen response has the higher reward"),
-        {"training": "accuracy", "validation": "valid_accuracy"},
-    ),
-    (
-        "KL from the phase's start",
-        Axis("nats per token"),
-        {"training": "kl", "validation": "valid_kl"},
-    ),
-    ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
-    ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
+from forty2.report.replies import marked
+from forty2.report.run_charts import (
+    change_chart,
+    curves_by_phase,
+    metric_name,
+    truthfulqa_charts,
 )
-"""Charts of a phase: title, axis, and the logged metric by the name of its line."""
+from forty2.report.settings import recipe_tables
+
 _VERDICTS = {
     "gain": "At least one score rose by more than chance explains, and none fell by the margin "
     "({margin}) or more.",
@@ -88,6 +60,20 @@ _METRIC_VERDICTS = {
 }
 _PHASES_NOTE = "Adapter: the step whose adapter the phase ended with, the best or the last one."
 _FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
+_OPEN = 4
+"""Number of warnings and of replies that the page shows unfolded."""
+FILES = (
+    "recipe.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "summary.json",
+    "contamination.json",
+    "data.json",
+    "fused.json",
+    "benchmarks",
+    "report.md",
+)
+"""Files of a run folder that the page links to, where they exist."""
 _NAMED = 10
 """Largest number of dropped or shortened rows that a warning names."""
 
@@ -105,7 +91,7 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     write_text(folder / "report.md", _markdown(run))
     page = folder / "report.html"
-    write_text(page, _html(run))
+    write_text(page, _html(run, [name for name in FILES if (folder / name).exists()]))
     return page
 
 
@@ -147,6 +133,13 @@ def _markdown(run: Run) -> str:
     warnings = _warnings(run, escape)
     if warnings:
         lines += ["", "## Look at this first", "", *(f"- {line}" for line in warnings)]
+    lines += ["", "## Training", ""]
+    if run.phases:
+        lines += [*table_lines(_phases(run)), "", _PHASES_NOTE]
+    else:
+        lines += ["No phase is finished yet."]
+    if run.fused is not None:
+        lines += ["", "## Fused model", "", *table_lines(_fused(run)), "", _FUSED_NOTE]
     if summary is not None and summary.stages:
         lines += ["", "## Measurements", "", *table_lines(_stages(summary)), "", _STAGES_NOTE]
         changes = _changes(summary)
@@ -155,39 +148,43 @@ def _markdown(run: Run) -> str:
             lines += [*table_lines(changes), "", _changes_note(summary, escape)]
         for line in _contamination(run, escape):
             lines += ["", line]
-    lines += ["", "## Training", ""]
-    if run.phases:
-        lines += [*table_lines(_phases(run.phases)), "", _PHASES_NOTE]
-    else:
-        lines += ["No phase is finished yet."]
-    if run.fused is not None:
-        lines += ["", "## Fused model", "", *table_lines(_fused(run)), "", _FUSED_NOTE]
+    tables = recipe_tables(run.recipe, run.phases)
+    if tables is not None:
+        lines += ["", "## Data", "", *table_lines(tables.data)]
+        lines += ["", "## Settings that are not the defaults", "", *table_lines(tables.changed)]
     lines += ["", "## Where these numbers come from", "", *table_lines(_origin(run))]
     return "\n".join([*lines, "", *code_lines(run.recipe, "yaml"), ""])
 
 
-def _html(run: Run) -> str:
+def _html(run: Run, files: Sequence[str]) -> str:
     summary = run.summary
+    change = change_chart(summary) if summary is not None else None
+    warnings = _warnings(run)
+    pairs = marked(run.answers)
     return render(
         "run.html.jinja",
         name=run.name,
         about=_about(run),
         verdict=summary.verdict if summary is not None else "",
         meaning=_meaning(summary) if summary is not None else "",
-        warnings=_warnings(run),
+        warnings=(warnings[:_OPEN], warnings[_OPEN:]),
+        change=[change] if change is not None else [],
+        replies=(pairs[:_OPEN], pairs[_OPEN:]),
         stages=_stages(summary) if summary is not None else Table((), ()),
         stages_note=_STAGES_NOTE,
         changes=_changes(summary) if summary is not None else Table((), ()),
         changes_note=_changes_note(summary) if summary is not None else "",
         contamination=_contamination(run),
-        scores=_truthfulqa(summary) if summary is not None else [],
-        curves=_curves_by_phase(run),
-        phases=_phases(run.phases),
+        scores=truthfulqa_charts(summary) if summary is not None else [],
+        flips=_flips(run),
+        curves=curves_by_phase(run),
+        phases=_phases(run),
         phases_note=_PHASES_NOTE,
         fused=_fused(run),
         fused_note=_FUSED_NOTE,
-        answers=run.answers,
+        files=files,
         origin=_origin(run),
+        settings=recipe_tables(run.recipe, run.phases),
         recipe=run.recipe,
     )
 
@@ -306,7 +303,7 @@ def _without(summary: Summary, name: str, quote: Quote) -> str:
         return "too few are left to compare"
     last = found[-1]
     changes = "; ".join(
-        f"{quote(_metric(metric))} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
+        f"{quote(metric_name(metric))} {_signed(one)} ({_interval(one)}), {quote(one.verdict)}"
         for metric in last.tasks[name].metrics
         if (one := last.changes.get(metric)) is not None
     )
@@ -321,11 +318,6 @@ def _count(n: int, noun: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     """Join names, the last with "or"."""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _metric(name: str) -> str:
-    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
-    return name.upper() if name in ("mc1", "mc2", "mc3") else name
 
 
 def _signed(change: Change) -> str:
@@ -369,7 +361,7 @@ def _changes(summary: Summary) -> Table:
         [
             (
                 comparison.stage,
-                _metric(name),
+                metric_name(name),
                 _signed(one),
                 _interval(one),
                 "–" if one.p is None else f"{one.p:.2g}",
@@ -381,9 +373,21 @@ def _changes(summary: Summary) -> Table:
     )
 
 
-def _phases(phases: Sequence[Phase]) -> Table:
+def _flips(run: Run) -> Table:
+    """List the questions of TruthfulQA whose MC1 changed, those that became wrong first."""
     return Table(
-        ("Phase", "Objective", "Steps", "Rows", "Times per row", "Adapter"),
+        ("Question", "Category", "MC1 is now"),
+        [
+            (flip.question, flip.category, "right" if flip.now_right else "wrong")
+            for flip in sorted(run.flips, key=lambda flip: flip.now_right)
+        ],
+    )
+
+
+def _phases(run: Run) -> Table:
+    head = ("Phase", "Objective", "Steps", "Rows", "Times per row", "Adapter")
+    return Table(
+        (*head, "Tokens per second", "Peak memory"),
         [
             (
                 phase.name,
@@ -392,10 +396,29 @@ def _phases(phases: Sequence[Phase]) -> Table:
                 f"{phase.rows:,}",
                 f"{phase.exposures:.2f}",
                 f"step {phase.adapter_step}",
+                _of_log(run, phase, "tokens_per_s", statistics.median, ",.0f"),
+                _of_log(run, phase, "peak_memory_gb", max, ".2g", " GB"),
             )
-            for phase in phases
+            for phase in run.phases
         ],
     )
+
+
+def _of_log(
+    run: Run,
+    phase: Phase,
+    metric: str,
+    reduce: Callable[[list[float]], float],
+    form: str,
+    unit: str = "",
+) -> str:
+    """Reduce a metric of a phase's steps to one figure."""
+    values = [
+        line.values[metric]
+        for line in run.log
+        if line.phase == phase.name and metric in line.values
+    ]
+    return f"{reduce(values):{form}}{unit}" if values else "–"
 
 
 def _fused(run: Run) -> Table:
@@ -426,89 +449,3 @@ def _origin(run: Run) -> Table:
             name = "questions" if len(tasks) == 1 else f"questions of {task.label}"
             rows += [(name, task.questions), (f"{name}, sha256", task.questions_sha256)]
     return origin_table(run.provenance, rows)
-
-
-# --- charts ---------------------------------------------------------------------------------------
-
-
-def _curves_by_phase(run: Run) -> dict[str, list[Chart]]:
-    """Draw the charts of the training, by phase."""
-    kept = {phase.name: phase.adapter_step for phase in run.phases}
-    charts = {
-        phase: _curves([line for line in run.log if line.phase == phase], kept.get(phase))
-        for phase in dict.fromkeys(line.phase for line in run.log)
-    }
-    return {phase: drawn for phase, drawn in charts.items() if drawn}
-
-
-def _truthfulqa(summary: Summary) -> list[Chart]:
-    value = Axis("score with 95% interval", from_0_to_1=True)
-    change = Axis("paired change with 95% interval")
-    charts: list[Chart | None] = []
-    for name in ("mc1", "mc2"):
-        points = [point for stage in summary.stages if (point := _point(stage, name)) is not None]
-        charts.append(interval_chart(name.upper(), points, axis=value))
-        changes = [
-            Point(one.stage, found.difference, found.low, found.high)
-            for one in summary.comparisons
-            if (found := one.changes.get(name)) is not None
-        ]
-        title = f"{name.upper()}: change from the base model"
-        charts.append(interval_chart(title, changes, axis=change, change=True))
-    charts.append(_calibration(summary.stages))
-    if summary.comparisons:
-        last = summary.comparisons[-1]
-        by_category = sorted(last.categories.items(), key=lambda item: -item[1])
-        axis = Axis(f"mean change from base to {last.stage}; few questions each")
-        charts.append(change_bars("MC2 by category of questions", by_category, axis=axis))
-    return [chart for chart in charts if chart is not None]
-
-
-def _point(stage: Stage, name: str) -> Point | None:
-    """Return a stage's score with its 95% interval by the normal approximation, cut to 0 to 1."""
-    value, stderr = (
-        (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
-    )
-    if value is None:
-        return None
-    reach = 1.96 * (stderr or 0.0)
-    return Point(stage.name, value, max(0.0, value - reach), min(1.0, value + reach))
-
-
-def _calibration(stages: Sequence[Stage]) -> Chart | None:
-    """Draw accuracy against confidence, of the first stage and of the last."""
-    measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
-    return line_chart(
-        "Calibration of MC1",
-        {
-            f"{name} (calibration error {found.error:.2f})": [
-                (one.confidence, one.accuracy) for one in found.bins
-            ]
-            for name, found in (measured[:1] + measured[1:][-1:])
-        },
-        x=percent("confidence in the first choice"),
-        y=percent("how often the model's first choice is right"),
-        diagonal="ideal",
-    )
-
-
-def _curves(lines: Sequence[LogLine], kept: int | None) -> list[Chart]:
-    """Draw the charts of one phase's metrics over its steps.
-
-    Args:
-        kept: step whose adapter the phase ended with; None: it is not finished.
-    """
-    mark = (kept, f"adapter of step {kept}") if kept is not None else None
-    charts = [
-        line_chart(
-            title,
-            {
-                name: [(line.step, line.values[key]) for line in lines if key in line.values]
-                for name, key in metrics.items()
-            },
-            y=axis,
-            mark=mark,
-        )
-        for title, axis, metrics in _SERIES
-    ]
-    return [chart for chart in charts if chart is not None]

@@ -135,6 +135,23 @@ def test_one_line_needs_no_legend_and_several_differ_in_colour() -> None:
     assert all(entry.colour in two.svg for entry in two.legend)
 
 
+@pytest.mark.parametrize(("step", "drawn"), [(0, True), (2, True), (3, False)])
+def test_a_marked_step_is_drawn_and_named_where_the_series_reach(step: int, drawn: bool) -> None:
+    points = {"training": [(0.0, 2.5), (1.0, 1.0), (2.0, 0.5)]}
+    plain = line_chart("Loss", points)
+    chart = line_chart("Loss", points, mark=("adapter", step))
+    assert plain is not None and chart is not None
+    assert [entry.name for entry in chart.legend] == (["training", "adapter"] if drawn else [])
+    assert (chart.svg != plain.svg) == drawn
+
+
+def test_evaluations_have_a_dot_each_however_many_there_are() -> None:
+    points = {"validation": [(float(n), float(n)) for n in range(50)]}
+    plain, dotted = (line_chart("Loss", points, dotted=names) for names in ((), ("validation",)))
+    assert plain is not None and dotted is not None
+    assert dotted.svg.count("<path") - plain.svg.count("<path") == 50
+
+
 def test_the_user_s_matplotlib_settings_are_neither_used_nor_changed() -> None:
     import matplotlib
 
@@ -154,11 +171,3 @@ def test_matplotlib_is_imported_only_where_a_chart_is_drawn() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-
-
-def test_a_mark_is_in_the_legend_unless_it_lies_beyond_the_points() -> None:
-    points = {"validation": [(0.0, 1.0), (4.0, 0.5)]}
-    for at, shown in ((4, True), (5, False)):
-        chart = line_chart("Loss", points, mark=(at, "adapter of step"))
-        assert chart is not None
-        assert [entry.name for entry in chart.legend if entry.dashed] == ["adapter of step"] * shown

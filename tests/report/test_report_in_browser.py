@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 
 import forty2
 from forty2.files import read_json
-from forty2.report.run import write_report
+from forty2.report.run import FILES, write_report
 
 CHROMIUM = next(
     filter(
@@ -93,7 +93,7 @@ def host() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run of a tiny model, measured after each phase and fused."""
+    """A whole run of a tiny model, measured after each phase and fused, that warned once."""
     place = tmp_path_factory.mktemp("browser")
     inputs = make_inputs(place / "inputs")
     questions = [
@@ -112,7 +112,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(f"phases.{name}.{key}=2" for name in ("sft", "dpo") for key in ("steps", "batch_size")),
     ]
     recipe = forty2.load_recipe(inputs / "recipe.yaml", overrides)
-    return forty2.run(recipe, run_dir=place / "run").path
+    run = forty2.run(recipe, run_dir=place / "run").path
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "sft", "step": 2, "red_line": "spike", "warning": "a spike"}\n')
+    write_report(run)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +152,9 @@ def laden(
     metrics = "".join(json.dumps(lace(json.loads(line))) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(metrics)
     clean = attack.replace("\ud800", "")
-    (run / "recipe.yaml").write_text(f"{(run / 'recipe.yaml').read_text()}# {clean}", "utf-8")
+    block = "".join(f"  {line}\n" for line in clean.split("\n"))
+    recipe = (run / "recipe.yaml").read_text() + f"text: |2\n{block}escaped: {json.dumps(attack)}\n"
+    (run / "recipe.yaml").write_text(recipe, "utf-8")
     write_report(run)
     return run
 
@@ -207,7 +213,6 @@ ACTIVE = {
     "embed",
     "link",
     "base",
-    "a",
     "form",
     "input",
     "animate",
@@ -215,7 +220,6 @@ ACTIVE = {
     "foreignobject",
     "use",
     "textarea",
-    "details",
 }
 
 
@@ -223,7 +227,9 @@ def assert_dead(dom: Dom) -> None:
     assert MARK not in dom.title
     assert not ACTIVE & set(dom.elements)
     assert not [name for name, _ in dom.attributes if name.startswith("on")]
-    assert not [v for n, v in dom.attributes if n in ("href", "src", "srcdoc", "xlink:href")]
+    assert not [v for n, v in dom.attributes if n in ("src", "srcdoc", "xlink:href")]
+    assert {v for n, v in dom.attributes if n == "href"} <= set(FILES)
+    assert "open" not in [n for n, _ in dom.attributes]  # the page's own details are closed
 
 
 def assert_says(text: str, host: str) -> None:

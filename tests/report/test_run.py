@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def documents(run: Path) -> tuple[str, str]:
 
 def test_the_verdict_comes_first_then_what_to_look_at(run: Path) -> None:
     for text in documents(run):
-        parts = ("Verdict: no tax", "Look at this first", "Measurements", "Training", "yaml")
-        places = [text.find(part) for part in parts if part in text]
-        assert places == sorted(places) and len(places) >= 4
+        parts = ("Verdict: no tax", "Look at this first", "Training", "Measurements", "Where these")
+        places = [text.index(part) for part in parts]
+        assert places == sorted(places)
         assert "No score fell by the margin (0.01) or more." in text
         assert "817 questions" in text
 
@@ -141,8 +142,95 @@ def test_notices_are_the_report_s_warnings(run: Path) -> None:
 def test_a_hedging_answer_is_marked_by_a_word_and_not_by_colour_alone(run: Path) -> None:
     page = documents(run)[1]
     assert "How many strings?" in page
-    assert '<td class="leak"><span class="mark">hedges:</span> Perhaps four.</td>' in page
-    assert "<td>Four.</td>" in page
+    assert 'class="leak"><span class="mark">hedges:</span>' in page
+    assert page.count("hedges:</span>") == 1
+
+
+def answered(run: Path, pairs: list[tuple[str, str]]) -> None:
+    """Give the run these answers of base and last stage."""
+    for name, place in (("base", 0), ("phase1_sft", 1)):
+        items = [
+            {"id": str(n), "prompt": f"Prompt {n}?", "answer": pair[place], "leak": False}
+            for n, pair in enumerate(pairs)
+        ]
+        write_json(run / "benchmarks" / f"{name}.json", {"behaviour": {"items": items}})
+
+
+def test_the_answers_come_before_the_training_and_those_that_differ_first(run: Path) -> None:
+    answered(run, [("Four.", "Four."), ("A red bike.", "A blue bike.")])
+    page = documents(run)[1]
+    assert page.index("Prompt 1?") < page.index("Prompt 0?") < page.index("<h2>Training</h2>")
+    assert "A <mark>red</mark> bike." in page and "A <mark>blue</mark> bike." in page
+
+
+def test_further_answers_and_warnings_are_folded_and_none_is_lost(run: Path) -> None:
+    answered(run, [("Four.", f"Five {n}.") for n in range(9)])
+    with open(run / "metrics.jsonl", "a") as file:
+        for n in range(9):
+            record = {"phase": "dpo", "step": 3, "red_line": "spike", "warning": f"spike {n}!"}
+            file.write(json.dumps(record) + "\n")
+    page = documents(run)[1]
+    assert page.count("<summary>5 more</summary>") == 1  # answers
+    assert page.count("<summary>8 more</summary>") == 1  # 12 warnings
+    assert all(f"Prompt {n}?" in page and f"spike {n}!" in page for n in range(9))
+
+
+def test_the_changes_of_the_last_stage_are_drawn_with_their_intervals_at_the_top(run: Path) -> None:
+    page = documents(run)[1]
+    title = "Change from the base model to phase1_sft"
+    assert page.index(title) < page.index("<h2>Training</h2>")
+    assert "<title>MC1: +0.050 (+0.010 to +0.090)</title>" in page
+
+
+def test_the_step_of_a_finished_phase_s_adapter_is_marked_on_its_curves(run: Path) -> None:
+    page = documents(run)[1]
+    sft, dpo = page.split("<h3>Phase dpo</h3>")
+    assert "adapter of step 4" in sft and "adapter of step" not in dpo
+
+
+def test_the_page_links_to_the_files_that_there_are(run: Path) -> None:
+    page = documents(run)[1]
+    linked = set(re.findall('href="([^"]*)"', page))
+    assert linked >= {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "benchmarks"}
+    assert all((run / name).exists() for name in linked)
+    assert "fused.json" not in linked
+
+
+def test_data_files_and_changed_settings_are_named_in_both_reports(run: Path) -> None:
+    markdown, page = documents(run)
+    assert "| sft, data | `sft.jsonl` | 6 |" in markdown
+    for text in (markdown, page):
+        assert "Settings that are not the defaults" in text and "sft.batch_size" in text
+        assert "sft.optimizer" not in text  # adamw is the default
+
+
+def test_a_recipe_that_cannot_be_read_is_shown_as_text_alone(run: Path) -> None:
+    (run / "recipe.yaml").write_text("name: [")
+    for text in documents(run):
+        assert "name: [" in text and "Settings that are not the defaults" not in text
+
+
+def test_tokens_per_second_and_peak_memory_of_a_phase_are_shown(run: Path) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        for speed, memory in ((100.0, 1.5), (300.0, 2.5), (200.0, 2.0)):
+            record = {"phase": "sft", "step": 4, "tokens_per_s": speed, "peak_memory_gb": memory}
+            file.write(json.dumps(record) + "\n")
+    for text in documents(run):
+        assert "Peak memory" in text and "2.5 GB" in text
+
+
+def test_questions_whose_first_choice_changed_are_listed_and_no_others(run: Path) -> None:
+    for name, scores in (("base", (1.0, 0.0, 1.0)), ("phase1_sft", (0.0, 1.0, 1.0))):
+        items = [
+            {"question": f"Question {n}?", "category": "Law", "scores": {"mc1": score}}
+            for n, score in enumerate(scores)
+        ]
+        write_json(run / "benchmarks" / f"{name}.json", {"truthfulqa": {"items": items}})
+    page = documents(run)[1]
+    assert "first choice changed: 2" in page
+    assert re.search(r"Question 0\?</th><td>Law</td><td>wrong</td>", page)
+    assert re.search(r"Question 1\?</th><td>Law</td><td>right</td>", page)
+    assert page.index("Question 0?") < page.index("Question 1?") and "Question 2?" not in page
 
 
 def test_contamination_says_what_was_not_searched(run: Path) -> None:

@@ -1,0 +1,145 @@
+"""Charts of a run's report: the change from the base model, training curves, and TruthfulQA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from forty2.report.charts import (
+    Axis,
+    Chart,
+    Point,
+    change_bars,
+    interval_chart,
+    line_chart,
+    percent,
+)
+from forty2.report.records import LogLine, Run, Stage, Summary
+
+_SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
+    ("Loss", Axis("nats"), {"training": "loss", "validation": "valid_loss"}),
+    (
+        "Margin",
+        Axis("reward of the chosen response minus the rejected one's"),
+        {"training": "margin", "validation": "valid_margin"},
+    ),
+    (
+        "Rewards",
+        Axis("β times the log-probability ratio to the reference"),
+        {"chosen": "chosen_rewards", "rejected": "rejected_rewards"},
+    ),
+    (
+        "Pair accuracy",
+        percent("share of pairs whose chosen response has the higher reward"),
+        {"training": "accuracy", "validation": "valid_accuracy"},
+    ),
+    (
+        "KL from the phase's start",
+        Axis("nats per token"),
+        {"training": "kl", "validation": "valid_kl"},
+    ),
+    ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
+    ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
+)
+"""Charts of a phase: title, axis, and the logged metric by the name of its line."""
+_EVALUATIONS = ("validation", "passed")
+"""Lines of evaluations, which have a dot at each."""
+
+
+def change_chart(summary: Summary) -> Chart | None:
+    """Draw every paired change of the last stage from the base model, with its interval."""
+    if not summary.comparisons:
+        return None
+    last = summary.comparisons[-1]
+    points = [
+        Point(metric_name(name), one.difference, one.low, one.high)
+        for name, one in last.changes.items()
+    ]
+    title = f"Change from the base model to {last.stage}"
+    axis = Axis("right of the line: higher than before; 95% interval")
+    return interval_chart(title, points, axis=axis, change=True)
+
+
+def metric_name(name: str) -> str:
+    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
+    return name.upper() if name in ("mc1", "mc2", "mc3") else name
+
+
+def curves_by_phase(run: Run) -> dict[str, list[Chart]]:
+    """Draw the charts of the training, by phase; the step of a finished phase's adapter is marked."""
+    taken = {phase.name: phase.adapter_step for phase in run.phases}
+    charts = {
+        phase: _curves([line for line in run.log if line.phase == phase], taken.get(phase))
+        for phase in dict.fromkeys(line.phase for line in run.log)
+    }
+    return {phase: drawn for phase, drawn in charts.items() if drawn}
+
+
+def truthfulqa_charts(summary: Summary) -> list[Chart]:
+    """Draw MC1 and MC2 of each stage, their changes, the calibration and the categories."""
+    value = Axis("score with 95% interval", from_0_to_1=True)
+    change = Axis("paired change with 95% interval")
+    charts: list[Chart | None] = []
+    for name in ("mc1", "mc2"):
+        points = [point for stage in summary.stages if (point := _point(stage, name)) is not None]
+        charts.append(interval_chart(name.upper(), points, axis=value))
+        changes = [
+            Point(one.stage, found.difference, found.low, found.high)
+            for one in summary.comparisons
+            if (found := one.changes.get(name)) is not None
+        ]
+        title = f"{name.upper()}: change from the base model"
+        charts.append(interval_chart(title, changes, axis=change, change=True))
+    charts.append(_calibration(summary.stages))
+    if summary.comparisons:
+        last = summary.comparisons[-1]
+        by_category = sorted(last.categories.items(), key=lambda item: -item[1])
+        axis = Axis(f"mean change from base to {last.stage}; few questions each")
+        charts.append(change_bars("MC2 by category of questions", by_category, axis=axis))
+    return [chart for chart in charts if chart is not None]
+
+
+def _point(stage: Stage, name: str) -> Point | None:
+    """Return a stage's score with its 95% interval by the normal approximation, cut to 0 to 1."""
+    value, stderr = (
+        (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
+    )
+    if value is None:
+        return None
+    reach = 1.96 * (stderr or 0.0)
+    return Point(stage.name, value, max(0.0, value - reach), min(1.0, value + reach))
+
+
+def _calibration(stages: Sequence[Stage]) -> Chart | None:
+    """Draw accuracy against confidence, of the first stage and of the last."""
+    measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
+    return line_chart(
+        "Calibration of MC1",
+        {
+            f"{name} (calibration error {found.error:.2f})": [
+                (one.confidence, one.accuracy) for one in found.bins
+            ]
+            for name, found in (measured[:1] + measured[1:][-1:])
+        },
+        x=percent("confidence in the first choice"),
+        y=percent("how often the model's first choice is right"),
+        diagonal="ideal",
+    )
+
+
+def _curves(lines: Sequence[LogLine], adapter_step: int | None) -> list[Chart]:
+    """Draw the charts of one phase's metrics over its steps."""
+    mark = None if adapter_step is None else (f"adapter of step {adapter_step:,}", adapter_step)
+    charts = [
+        line_chart(
+            title,
+            {
+                name: [(line.step, line.values[key]) for line in lines if key in line.values]
+                for name, key in metrics.items()
+            },
+            y=axis,
+            dotted=_EVALUATIONS,
+            mark=mark,
+        )
+        for title, axis, metrics in _SERIES
+    ]
+    return [chart for chart in charts if chart is not None]
