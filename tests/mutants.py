@@ -78,7 +78,6 @@ MODULES = {
     "training/objectives/kto": "training/objectives/test_kto",
     "training/objectives/pairs": "training/test_losses training/test_batched_loss",
     "training/objectives/phase": "training/test_loop",
-    "training/objectives/sft": "training/test_loop",
     "training/reference": "training/test_reference inference/test_logprobs",
     "training/schedule": "training/test_schedule training/test_batches",
     "training/step": "training/test_step training/objectives/test_kto",

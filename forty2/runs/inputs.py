@@ -24,6 +24,7 @@ from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
+from forty2.runs.drift import drift_meter
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import (
     PhaseData,
@@ -36,7 +37,7 @@ from forty2.runs.phase_data import (
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
-from forty2.training.evaluation import ReplyCheck
+from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import Phase
 
 DATA_HASHES = "data.json"
@@ -54,6 +55,8 @@ class PhaseInput:
     data: PhaseData
     check_replies: Callable[[], ReplyCheck]
     """Function that has the model answer prompts, called at each evaluation."""
+    measure_drift: Callable[[], Drift]
+    """Function that measures the drift from the base on neutral text, called at each evaluation."""
     stop_token_ids: frozenset[int]
     """Ids that end turns in the run's rows, at which the model alone does not stop."""
 
@@ -107,6 +110,9 @@ def read_inputs(
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
         loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *stops}
+    measure_drift = _never  # the first process measures it for all
+    if run.group.first:
+        measure_drift = drift_meter(loaded, run.provenance.model_sha256)
     phases = tuple(
         PhaseInput(
             name,
@@ -114,6 +120,7 @@ def read_inputs(
             phase,
             data[name],
             _reply_check(run, phase, loaded, data[name]),
+            measure_drift,
             frozenset(stops),
         )
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)
@@ -126,6 +133,10 @@ def read_inputs(
     if recipe.init_from is not None and run.group.first:
         warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)
+
+
+def _never() -> Drift:
+    raise AssertionError("only the first process of a group measures the drift")
 
 
 def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[str, str]) -> None:

@@ -141,7 +141,7 @@ def _train(
             plan=plan,
             model=loaded.model,
             loss=train_loss,
-            evaluator=Evaluator(valid_loss, phase.check_replies),
+            evaluator=Evaluator(valid_loss, phase.check_replies, phase.measure_drift),
             checkpoints=Checkpoints(work, run.recipe.adapter),
             log=run.folder,
             progress=lambda stage, *rest: run.progress(

@@ -22,6 +22,24 @@ class ReplyCheck(NamedTuple):
     """Defects that would be wrong in a reply to any prompt, each in a few words."""
 
 
+class Drift(NamedTuple):
+    """How far a model has moved from its base on neutral text."""
+
+    kl: float
+    """Mean KL from the base, nats a token."""
+    perplexity: float
+    """Perplexity as a ratio to the base's."""
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation measured."""
+
+    valid: dict[str, float]
+    """Metrics of the validation rows."""
+    replies: ReplyCheck
+    drift: Drift | None
+
+
 class Evaluator(NamedTuple):
     """The validation rows and the prompts that an evaluation uses."""
 
@@ -29,19 +47,23 @@ class Evaluator(NamedTuple):
     """The loss over the validation rows; None: there are none."""
     check_replies: Callable[[], ReplyCheck] | None = None
     """Function that has the model reply to prompts, in the first process of a group; None: never."""
+    measure_drift: Callable[[], Drift] | None = None
+    """Function that measures the drift from the base, in the first process of a group; None: never."""
 
-    def evaluate(
-        self, model: nn.Module, group: Group, progress: Progress = silent
-    ) -> tuple[dict[str, float], ReplyCheck]:
-        """Measure the metrics of the validation rows and the replies; leave the model in eval."""
+    def evaluate(self, model: nn.Module, group: Group, progress: Progress = silent) -> Evaluation:
+        """Measure validation rows, replies and drift; leave the model in eval."""
         model.eval()
         valid = {}
         if self.valid_loss is not None:
             valid = evaluate(model, self.valid_loss, group, progress)
-        if self.check_replies is None:
-            return valid, ReplyCheck({}, [])
-        progress("replies", 0, 1, {})
-        return valid, ReplyCheck(*group.broadcast(self.check_replies))
+        replies, drift = ReplyCheck({}, []), None
+        if self.check_replies is not None:
+            progress("replies", 0, 1, {})
+            replies = ReplyCheck(*group.broadcast(self.check_replies))
+        if self.measure_drift is not None:
+            progress("drift from the base", 0, 1, {})
+            drift = Drift(*group.broadcast(self.measure_drift))
+        return Evaluation(valid, replies, drift)
 
 
 def evaluate(

@@ -28,7 +28,7 @@ from forty2.training.evaluation import Evaluator
 from forty2.training.movement import MovementCheck
 from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE, Group
-from forty2.training.red_lines import PATIENCE, RedLine, RedLineMonitor
+from forty2.training.red_lines import PATIENCE, RedLine, RedLineMonitor, judge_drift
 from forty2.training.schedule import PhasePlan, learning_rate
 from forty2.training.step import Stepper, StepResult
 from forty2.training.stop_signals import stop_signals
@@ -254,7 +254,7 @@ class _Attempt:
     def _evaluate(self) -> None:
         """Evaluate the model, log the figures, and act on the red lines that they cross."""
         state, name = self.state, self.training.name
-        valid, replies = self.training.evaluator.evaluate(
+        valid, replies, drift = self.training.evaluator.evaluate(
             self.model,
             self.training.group,
             lambda part, done, total, info: self.training.progress(
@@ -263,6 +263,8 @@ class _Attempt:
         )
         measured = {**valid, **replies.metrics}
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
+        if drift is not None and not all(map(math.isfinite, drift)):
+            broken.append("drift from the base")
         if broken:
             reason = f"validation {', '.join(broken)} is not finite"
             self._act_on(RedLine("not_finite", reason), state.step)
@@ -276,6 +278,14 @@ class _Attempt:
         if self.phase.best is not None:
             self.training.checkpoints.save_if_best(state, self.model, self.phase.best)
         crossed = self.monitor.judge_evaluation(valid["loss"]) if valid else []
+        if drift is not None:
+            figures = {"drift_kl": drift.kl, "drift_perplexity": drift.perplexity}
+            self.training.log.log({"phase": name, "step": state.step, **figures})
+            drifted = judge_drift(drift)
+            if drifted is not None and state.step == 0:  # the phase before did it
+                self._warn(0, f"{name}, before training: {drifted.reason}", "drift")
+            elif drifted is not None:
+                crossed.append(drifted)
         for fault in replies.faults:
             if state.step == 0:  # the base model has it
                 self._warn(0, f"{name}, before training: {fault}", "replies")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from forty2.training.evaluation import Drift
 from forty2.training.objectives.phase import SPIKE_THRESHOLD
 
 WINDOW = 64
@@ -27,7 +28,12 @@ MEMORIZING_RATIO = 5.0
 SMALL_LOSS = 0.05
 """Training losses are taken to be at least this, in nats: any loss is many times zero."""
 
-Line = Literal["not_finite", "spike", "stuck", "validation", "replies"]
+MOST_KL = 0.5
+"""KL from the base on neutral text, in nats a token, beyond which a model has drifted."""
+MOST_PERPLEXITY = 1.3
+"""Perplexity of neutral text, as a ratio to the base's, beyond which a model has drifted."""
+
+Line = Literal["not_finite", "spike", "stuck", "validation", "replies", "drift"]
 
 
 class RedLine(NamedTuple):
@@ -36,6 +42,17 @@ class RedLine(NamedTuple):
     line: Line
     reason: str
     """Reason in a few words, without step and rows."""
+
+
+def judge_drift(drift: Drift) -> RedLine | None:
+    """Judge how far a model is from its base on neutral text."""
+    if drift.kl <= MOST_KL and drift.perplexity <= MOST_PERPLEXITY:
+        return None
+    return RedLine(
+        "drift",
+        f"neutral text has {drift.perplexity:.3g} times the base's perplexity, and a KL of "
+        f"{drift.kl:.3g} nats a token from it: the model is losing what it knew",
+    )
 
 
 @dataclass

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from forty2.training.red_lines import PATIENCE, WINDOW, RedLine, RedLineMonitor
+from forty2.training.evaluation import Drift
+from forty2.training.red_lines import PATIENCE, WINDOW, RedLine, RedLineMonitor, judge_drift
 
 RNG = np.random.default_rng(5)
 
@@ -93,3 +94,20 @@ def test_a_validation_loss_far_above_the_training_loss_is_red() -> None:
     assert not after(*[0.2] * 30).judge_evaluation(0.9)
     assert not after(*[0.001] * 30).judge_evaluation(0.2)  # five times nothing is nothing
     assert not RedLineMonitor().judge_evaluation(9.0)  # nothing trained yet
+
+
+@pytest.mark.parametrize(
+    ("kl", "perplexity", "crossed"),
+    [
+        *((0.0, 1.0, False), (0.5, 1.3, False), (0.2, 0.9, False)),
+        # 200 steps of SFT at 8e-4 on the starter; DPO after SFT on a model of 0.5B
+        *((1.3, 67.5 / 42.8, True), (2.3, 609 / 65, True), (0.51, 1.0, True), (0.1, 1.31, True)),
+    ],
+)
+def test_a_model_that_moves_far_from_its_base_crosses_a_line(
+    kl: float, perplexity: float, crossed: bool
+) -> None:
+    red = judge_drift(Drift(kl, perplexity))
+    assert (red is not None) == crossed
+    if red is not None:
+        assert red.line == "drift" and f"{kl:.3g} nats a token" in red.reason

@@ -50,6 +50,7 @@ ANSWERS = 16
 ANSWER_PLACES = 8
 """Places in each answer, from its first token on."""
 _LOGPS = "logps.f32"
+_NEUTRAL = "neutral texts"
 
 T = TypeVar("T")
 
@@ -156,7 +157,7 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
     found = []
     for text in list(neutral_texts().values())[:n]:
         ids = loaded.tokenizer.encode(text)[:TEXT_TOKENS]
-        found.append(Probe("neutral texts", ids, _spread(range(len(ids)), TEXT_PLACES)))
+        found.append(Probe(_NEUTRAL, ids, _spread(range(len(ids)), TEXT_PLACES)))
     for row in _spread(rows("heldout/behaviour"), min(ANSWERS, n or ANSWERS)):
         turn = {"role": "user", "content": row["prompt"]}
         good = {"role": "assistant", "content": row["good"]}
@@ -186,6 +187,27 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
                     file.write(logps.tobytes())
             seal(staged)
     return Base(found, folder)
+
+
+def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float]:
+    """Compare a model with its base on the neutral texts alone.
+
+    Returns:
+        The mean KL in nats a token, and the ratio of the perplexity of the texts' own tokens to the
+        base's, both over the probes' places.
+    """
+    kl: list[float] = []
+    lost: list[float] = []
+    with (base.folder / _LOGPS).open("rb") as file:
+        neutral = [probe for probe in base.probes if probe.material == _NEUTRAL]  # the first ones
+        for probe, logps in zip(neutral, _next_logps(loaded.model, neutral), strict=True):
+            before = np.fromfile(file, np.float32, logps.size).reshape(logps.shape)
+            kl.extend(kl_of(logps, before).tolist())
+            for row, place in enumerate(probe.places):
+                if place + 1 < len(probe.ids):
+                    token = probe.ids[place + 1]
+                    lost.append(float(before[row, token] - logps[row, token]))
+    return float(np.mean(kl)), float(np.exp(np.minimum(np.mean(lost), 700.0)))
 
 
 def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

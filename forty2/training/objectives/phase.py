@@ -93,6 +93,9 @@ class RedLines:
     """Action when the validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
     """Action when different prompts get the same reply, or replies hold control tokens."""
+    drift: Literal["warn", "stop", "back"] = "warn"
+    """Action when neutral text shows that the model is far from its base: a KL above 0.5 nats a token,
+    or 1.3 times its perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
