@@ -160,7 +160,8 @@ def run_child(
         try:
             os.chdir(folder)
             os.environ["FORTY2_CACHE"] = str(folder / "cache")
-            loaded = load_recipe(inputs / f"{recipe}.yaml")
+            out = ["fuse.out=fused"]  # in the working directory, not beside the recipe
+            loaded = load_recipe(inputs / f"{recipe}.yaml", out)
             killer.install()
             try:
                 forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)

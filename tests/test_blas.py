@@ -306,10 +306,13 @@ def arguments(command: click.Command, folder: Path) -> list[str]:
     return given
 
 
+READ_ONLY = {("init",), ("runs", "list"), ("runs", "page")}
+"""Commands with a model for something else: its tokenizer, or a name to search for."""
 RUN_A_MODEL = [
     (words, command)
     for words, command in commands(main)
-    if {"model", "recipe"} & {p.name for p in command.params} or words == ("demo",)
+    if words not in READ_ONLY
+    and ({"model", "recipe"} & {p.name for p in command.params} or words == ("demo",))
     if words[0] not in WITHOUT_A_MODEL_RUN
 ]
 

@@ -7,6 +7,7 @@ must be the same in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -210,7 +211,7 @@ def format_comparison(comparison: Comparison) -> str:
             *lines,
             "",
             f"Verdict: {comparison.verdict}",
-            *([comparison.sentence] if comparison.sentence else []),
+            *textwrap.wrap(comparison.sentence, 80),
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
             "detectable: smallest true change that 80% of such comparisons would show",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",

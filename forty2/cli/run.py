@@ -127,7 +127,8 @@ def _echo(result: RunResult) -> None:
             base = result.stages[0][name]
             click.echo(f"{base.label}, {base.data}, by itself: {verdict}")
         if result.sentence:
-            click.echo(f"\nVerdict: {result.verdict}. {result.sentence}\n")
+            sentence = f"Verdict: {result.verdict}. {result.sentence}"
+            click.echo(f"\n{click.wrap_text(sentence, 80)}\n")
         click.echo("".join(f"{line}\n" for line in result.contamination))
     click.echo(f"adapter   {result.adapter}")
     if result.fused is not None:

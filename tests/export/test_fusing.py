@@ -122,6 +122,7 @@ def test_a_quantized_copy_is_written_beside_and_measured(base: Path, tmp_path: P
     assert config["quantization"]["bits"] == 8
     record = json.loads((fused.quantized.path / "fused.json").read_text())
     assert record == {
+        "adapter": str(adapter),
         "fused": str(fused.path),
         "bits": 8,
         "cosine": fused.quantized.cosine,

