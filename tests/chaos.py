@@ -15,6 +15,7 @@ import builtins
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -44,6 +45,8 @@ from forty2.recipe.reading import load_recipe
 
 VARYING = ("tokens_per_s", "peak_memory_gb")
 """Keys in metrics.jsonl that depend on the machine and differ from run to run."""
+_SPEED = re.compile(rb'[\d,]+( \| |</td><td class="number">)[\d.]+ GB')
+"""Tokens per second and memory of a phase in a report."""
 
 
 class Killer:
@@ -193,6 +196,8 @@ def results(folder: Path) -> dict[str, Any]:
         if path.is_dir() or path.name == "run.lock":
             continue
         found[name] = path.read_bytes().replace(started.encode(), b"").replace(minute.encode(), b"")
+        if path.name.startswith("report."):
+            found[name] = _SPEED.sub(b"", found[name])
         if path.name == "run.json":
             found[name] = {k: v for k, v in json.loads(found[name]).items() if k != "started"}
         elif path.name == "metrics.jsonl":

@@ -29,6 +29,8 @@ from support.small_run import make_inputs
 import forty2.runs.pipeline
 from forty2.recipe.reading import load_recipe
 
+KINDS = ("loss", "valid_loss", "drift_kl", "warning")
+"""Keys that tell the kinds of lines in the metrics."""
 WARM_UP = 0.2
 MOST_GROWTH = {
     ("resident memory", ", KB"): 2000.0,
@@ -140,8 +142,8 @@ def inconsistent(lines: list[str], steps: int) -> list[str]:
     for line in lines:
         try:
             record = json.loads(line)
-            kind = next(key for key in ("loss", "valid_loss", "warning") if key in record)
-            if kind != "warning":
+            kind = next(key for key in KINDS if key in record)
+            if kind in ("loss", "valid_loss"):
                 found.append((record["phase"], record["step"], kind))
         except (ValueError, KeyError, StopIteration):
             wrong.append(f"not a record: {line[:80]}")
