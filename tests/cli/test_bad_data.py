@@ -479,19 +479,19 @@ row(
 case(
     "file: a pointer of Git LFS",
     {"rows.jsonl": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
-    "data stats rows.jsonl",
+    "data convert --input rows.jsonl -o out.jsonl",
     "rows.jsonl: is a pointer of Git LFS, not the rows; run `git lfs pull`",
 )
 case(
     "file: rows named as a text",
     {"rows.txt": lines(CHAT)},
-    "data stats rows.txt",
+    "data convert --input rows.txt -o out.jsonl",
     "rows.txt: holds rows in JSON, not plain text; name it rows.jsonl",
 )
 case(
     "file: almost the name",
     {"chats.jsonl": lines(CHAT)},
-    "data stats chat.jsonl",
+    "data convert --input chat.jsonl -o out.jsonl",
     "chat.jsonl: cannot be read: No such file or directory; did you mean chats.jsonl?",
 )
 case(

@@ -160,7 +160,10 @@ def test_the_fused_model_is_base_and_adapter_in_stock_mlx_lm(
 def test_the_report_is_one_safe_file(finished: RunResult) -> None:
     html = finished.report.read_text("utf-8")
     assert html.count("<svg") >= 8
-    assert not re.search(r"<script|src=|href=", html)
+    assert not re.search(r"<script|src=", html)
+    links = re.findall(r"href=[^ >]*", html)
+    assert links and all(re.fullmatch(r'href="[\w./-]+"', link) for link in links), links
+    assert all((finished.path / link[6:-1]).exists() for link in links)
     assert "phase3_boost" in html and finished.verdict in html
     markdown = finished.report.with_suffix(".md").read_text("utf-8")
     assert "no training row holds a question of TruthfulQA" in markdown

@@ -368,7 +368,7 @@ def test_what_held_for_one_call_is_not_believed_of_another(
 
 
 def test_an_argument_that_is_left_out_is_found_in_earlier_turns_too(starter: LoadedModel) -> None:
-    encoder = Encoder(with_template(starter, CALLS.replace("WRITTEN", "{{ f['name'] }}")))
+    tokenizer = with_template(starter, CALLS.replace("WRITTEN", "{{ f['name'] }}"))
     for arguments, says in (
         ({"n": 1}, "the argument 'n'"),
         ({"n": "x"}, "use a template for tools"),
@@ -378,7 +378,7 @@ def test_an_argument_that_is_left_out_is_found_in_earlier_turns_too(starter: Loa
         for more in ((), (user("b"),), (user("b"), assistant("c"))):
             talk = Chat(messages=(user("a"), turn, *more), origin="test:7")
             with pytest.raises(DataError, match=rf"^test:7: messages\[1\]: .*{says}"):
-                encoder.encode_sft_record(talk)
+                Encoder(tokenizer).encode_sft_record(talk)
 
 
 @pytest.mark.parametrize(
