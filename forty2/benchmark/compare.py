@@ -97,7 +97,7 @@ class Comparison(NamedTuple):
     verdict: Verdict
     """The verdict on benefit and cost: the weaker one's."""
     costs: tuple[CostChange, ...] = ()
-    """What the model could do before, and what became of it; empty: not measured."""
+    """Changes in what the base could do; empty: not measured."""
     sentence: str = ""
     """Benefit and cost in a sentence."""
 

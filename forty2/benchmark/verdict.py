@@ -39,7 +39,7 @@ _WORDS: Mapping[Answer, Verdict] = {
 
 
 class CostChange(NamedTuple):
-    """What a model lost, or may have lost, in one thing that the base could do."""
+    """A change in one thing that the base could do."""
 
     name: str
     """Name of it for a reader."""

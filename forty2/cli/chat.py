@@ -9,13 +9,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.columns import side_by_side
 from forty2.cli.signals import Terminated
 from forty2.errors import DataError, Forty2Error
 
@@ -34,8 +34,6 @@ HELP = """\
 Ctrl-C stops a reply. A line that ends in \\ goes on in the next one; so does
 all between a line that begins with \"\"\" and the next \"\"\"."""
 QUOTES = '"""'
-_GAP = 3
-"""Columns between two replies."""
 
 
 @click.command("chat")
@@ -43,13 +41,7 @@ _GAP = 3
 @click.argument("target", metavar="RUN|MODEL")
 @click.option("--adapter", "-a", help="Adapter folder or run folder, if RUN|MODEL is a model.")
 @click.option("--system", help="System message.")
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Sampling temperature. With 0, always the likeliest token.",
-)
+@shared_options.temperature
 @click.option(
     "--max-tokens",
     default=512,
@@ -146,7 +138,8 @@ class Conversation:
             if self.comparing:
                 base = self.session.reply_of_base(message)
                 tuned = self.session.reply(message)
-                click.echo(side_by_side(base, tuned, shutil.get_terminal_size().columns))
+                width = shutil.get_terminal_size().columns
+                click.echo(side_by_side([base, tuned], ["base", "tuned"], width))
                 return
             with contextlib.closing(self.session.stream(message)) as pieces:
                 for piece in pieces:
@@ -238,19 +231,3 @@ def read_messages(read_line: Callable[[bool], str | None]) -> Iterator[tuple[int
             number += 1
             text = f"{text if quoted else text[:-1]}\n{more.rstrip(chr(13) + chr(10))}"
         yield first, text.rstrip().removesuffix(QUOTES) if quoted else text
-
-
-def side_by_side(base: str, tuned: str, width: int) -> str:
-    """Set two replies in columns, each under its name."""
-    column = max(10, (width - _GAP) // 2)
-    left, right = (
-        [name, "-" * column, *_wrapped(text, column)]
-        for name, text in (("base", base), ("tuned", tuned))
-    )
-    lines = zip_longest(left, right, fillvalue="")
-    return "\n".join(f"{a:<{column + _GAP}}{b}".rstrip() for a, b in lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Wrap each line of a text; empty lines stay."""
-    return [part for line in text.splitlines() for part in textwrap.wrap(line, width) or [""]]

@@ -40,13 +40,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Longest answer in tokens.",
 )
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Sampling temperature. With 0, always the likeliest token.",
-)
+@shared_options.temperature
 @shared_options.seed_option(type=click.IntRange(0), help="Seed of the sampling.")
 @shared_options.template
 @shared_options.trust_remote_code

@@ -14,7 +14,7 @@ from forty2.cli.data.options import MultiValueCommand
 
 if TYPE_CHECKING:
     from forty2.data.columns import UnknownColumns
-    from forty2.runs.starting import Started
+    from forty2.runs.new_recipe import Started
 
 
 class _ManyFiles(MultiValueCommand):
@@ -61,7 +61,7 @@ def init_command(
     if system is not None and not system.strip():
         raise click.UsageError("--system is empty; give a text, or leave it out.")
     from forty2.data.columns import UnknownColumns, read_mapping
-    from forty2.runs.starting import Files, start
+    from forty2.runs.new_recipe import Files, start
 
     named = read_mapping(mapping)
     while True:

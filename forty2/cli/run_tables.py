@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from forty2.cli.columns import cut, terminal_width, width_of
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
@@ -28,8 +27,6 @@ _HEADLINES = (
 """Figures that sum a run up, the first that it has, with their names for a reader."""
 _LONGEST = 40
 """Characters of a cell in a terminal, other than the run's name."""
-_NARROWEST, _MOST_LINES = 24, 12
-"""Width of a column of replies, and lines of one."""
 _SPAN = ((60, "s"), (60, "min"), (24, "h"), (365, "d"))
 
 
@@ -41,10 +38,10 @@ def run_table(entries: Sequence[Entry], metric: str | None = None) -> str:
     """
     rows = [cells(entry, metric) for entry in entries]
     shown = [name for name in COLUMNS if any(row[name] for row in rows)]
-    width = _terminal_width()
+    width = terminal_width()
     if width is not None:
         rows = [
-            {name: text if name == "run" else _cut(text, _LONGEST) for name, text in row.items()}
+            {name: text if name == "run" else cut(text, _LONGEST) for name, text in row.items()}
             for row in rows
         ]
         for name in reversed(_FIRST[2:]):
@@ -53,14 +50,14 @@ def run_table(entries: Sequence[Entry], metric: str | None = None) -> str:
             shown = [one for one in shown if one != name]
         over = _total(shown, rows) - width
         if over > 0:
-            longest = max(_width(row["run"]) for row in rows)
-            rows = [{**row, "run": _cut(row["run"], max(8, longest - over))} for row in rows]
-    widths = {name: max(_width(row[name]) for row in [*rows, _head()]) for name in shown}
+            longest = max(width_of(row["run"]) for row in rows)
+            rows = [{**row, "run": cut(row["run"], max(8, longest - over))} for row in rows]
+    widths = {name: max(width_of(row[name]) for row in [*rows, _head()]) for name in shown}
     lines = [
-        "  ".join(row[name] + " " * (widths[name] - _width(row[name])) for name in shown).rstrip()
+        "  ".join(row[name] + " " * (widths[name] - width_of(row[name])) for name in shown).rstrip()
         for row in (_head(), *rows)
     ]
-    return "\n".join([lines[0], "-" * max(map(_width, lines)), *lines[1:]])
+    return "\n".join([lines[0], "-" * max(map(width_of, lines)), *lines[1:]])
 
 
 def cells(entry: Entry, metric: str | None = None) -> dict[str, str]:
@@ -139,68 +136,10 @@ def age(started: str) -> str:
     return f"{passed:.0f} years"
 
 
-def side_by_side(texts: Sequence[str], titles: Sequence[str]) -> str:
-    """Set texts in columns of equal width, or below each other if columns were too narrow.
-
-    Blank lines are left out, and each text is cut after a dozen lines.
-    """
-    width = _terminal_width() or 100
-    each = (width - 3 * (len(texts) - 1)) // len(texts)
-    if each < _NARROWEST:
-        parts = [[f"{t}:", *_wrapped(text, width)] for t, text in zip(titles, texts, strict=True)]
-        return "\n".join(line for part in parts for line in part)
-    columns = [
-        [_cut(title, each), *_wrapped(text, each)]
-        for title, text in zip(titles, texts, strict=True)
-    ]
-    lines = []
-    for n in range(max(map(len, columns))):
-        row = [column[n] if n < len(column) else "" for column in columns]
-        lines.append(" | ".join(text + " " * (each - _width(text)) for text in row).rstrip())
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Break a text at spaces into lines of at most `width`; wide characters take two columns."""
-    import textwrap
-
-    lines = [
-        part
-        for line in text.splitlines()
-        for part in textwrap.wrap(line, width if _width(line) == len(line) else width // 2)
-    ]
-    more = ["…"] if len(lines) > _MOST_LINES else []
-    return [*lines[:_MOST_LINES], *more] or ["(blank)"]
-
-
-def _terminal_width() -> int | None:
-    """Return the width of the terminal; None: the output goes to a file or another program."""
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        return None
-    return shutil.get_terminal_size().columns
-
-
 def _head() -> dict[str, str]:
     return {name: name for name in COLUMNS}
 
 
 def _total(names: Sequence[str], rows: Sequence[dict[str, str]]) -> int:
-    widths = [max(_width(row[name]) for row in [*rows, _head()]) for name in names]
+    widths = [max(width_of(row[name]) for row in [*rows, _head()]) for name in names]
     return sum(widths) + 2 * (len(names) - 1)
-
-
-def _width(text: str) -> int:
-    """Count the columns that a terminal needs for a text."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
-def _cut(text: str, width: int) -> str:
-    """Shorten a text to a width; the end is replaced by an ellipsis."""
-    if _width(text) <= width:
-        return text
-    while text and _width(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…"

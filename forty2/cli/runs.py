@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from forty2.cli import run_tables, shared_options
+from forty2.cli.columns import side_by_side, terminal_width
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
 
 _SINCE = re.compile(r"(\d{1,6})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_NARROWEST, _MOST_LINES = 24, 12
+"""Width of a column of replies, and lines of one."""
 _REPLIES = 5
 
 
@@ -226,7 +229,15 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
             click.echo(format_comparison(one.comparison))
     for reply in found.replies[:replies]:
         click.echo(f"\n{reply.task}: {reply.prompt}")
-        click.echo(run_tables.side_by_side(reply.replies, found.names))
+        click.echo(
+            side_by_side(
+                reply.replies,
+                found.names,
+                terminal_width() or 100,
+                narrowest=_NARROWEST,
+                most_lines=_MOST_LINES,
+            )
+        )
     left = len(found.replies) - replies
     if left > 0:
         click.echo(f"\n{left} more prompts: --replies {len(found.replies)}, or --json")

@@ -34,6 +34,13 @@ out_option = partial(click.option, "--out", "-o", type=PATH)
 """Option `--out`; the command gives its help text."""
 seed_option = partial(click.option, "--seed", default=42, show_default=True)
 """Option `--seed`; the command gives its help text."""
+temperature = click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Sampling temperature. With 0, always the likeliest token.",
+)
 data = click.option("--data", "-d", required=True, type=PATH, help="File or folder to read.")
 limit = click.option(
     "--limit",

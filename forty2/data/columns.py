@@ -27,7 +27,7 @@ MEANING = {
     "label": "the verdict (good or bad)",
     "system": "the system prompt",
 }
-"""What each of our columns holds, in plain words."""
+"""Content of each of our columns, for questions to the user."""
 _OTHER_NAMES = {
     "prompt": ("question", "frage", "ask", "query", "user", "instruction", "input", "message"),
     "completion": ("answer", "antwort", "reply", "response", "output", "assistant"),

@@ -30,6 +30,8 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 
 Row = JsonObject
+_ANSWERING = ("assistant", "gpt", "tool")
+"""Roles of the turns of an answer that is written as a text of JSON."""
 
 
 def exchange_keys(row: Row) -> tuple[str, str] | None:
@@ -142,7 +144,11 @@ def with_system(messages: Messages, row: Row, origin: str) -> Messages:
 
 def _answer(value: object, key: str, thoughts: Mapping[str, str], origin: str) -> Messages:
     """Read the assistant's part: a text, a message or messages."""
-    value = written_messages(value)
+    decoded = written_messages(value)
+    if isinstance(decoded, list) and all(
+        m.get("role", m.get("from")) in _ANSWERING for m in decoded
+    ):
+        value = decoded  # a chat with a user's turns is the text that an answer consists of
     if isinstance(value, list | dict):
         messages = read_messages(value if isinstance(value, list) else [value], key, origin)
         if not any(m["role"] == "assistant" for m in messages):

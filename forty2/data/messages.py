@@ -169,7 +169,7 @@ def structure(value: object, where: str) -> object:
 
 
 def written_messages(value: object) -> object:
-    """Decode messages that are written as a text of JSON; return any other value as it is.
+    """Decode messages that are written as a text of JSON; return any other value unchanged.
 
     They are recognised by their roles: any other JSON is the text of a prompt or an answer.
     """

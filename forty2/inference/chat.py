@@ -129,7 +129,7 @@ class ChatSession:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is a base model to compare with."""
+        """True if the model has an adapter, so that its base can be compared."""
         return has_adapter(self._loaded.model)
 
     @property
@@ -185,7 +185,7 @@ class ChatSession:
         return "".join(self.stream(message))
 
     def reply_of_base(self, message: str) -> str:
-        """Reply to a message without the adapter; the conversation stays as it is.
+        """Reply to a message without the adapter; the conversation does not change.
 
         `reply` to the same message draws with the same seed.
 

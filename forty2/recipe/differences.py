@@ -1,15 +1,15 @@
-"""What differs between two recipes."""
+"""Differences between recipes, key by key."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from forty2.files import JsonObject
+import yaml
 
-ABSENT = object()
-"""In place of the value of a key that one of the recipes does not have."""
+ABSENT = "absent"
+"""In place of the value of a key that a recipe does not have."""
+_LONGEST = 60
 
 
 class Difference(NamedTuple):
@@ -17,28 +17,37 @@ class Difference(NamedTuple):
 
     key: str
     """Path of the key, `phases.sft.lr`."""
-    before: object
-    after: object
+    before: str
+    after: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.before)} → {_shown(self.after)}"
+        return f"{self.key}: {_cut(self.before)} → {_cut(self.after)}"
 
 
-def differences(before: JsonObject, after: JsonObject, at: str = "") -> Iterator[Difference]:
-    """Yield the keys in which two recipes differ, in the order of the first one.
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[Difference]:
+    """Yield the keys in which two recipes differ, in the order of the first one."""
+    old, new = dict(flattened(before)), dict(flattened(after))
+    for key in {**old, **new}:
+        values = old.get(key, ABSENT), new.get(key, ABSENT)
+        if values[0] != values[1]:
+            yield Difference(key, *values)
 
-    A section that only one of them has is one difference.
+
+def flattened(value: object, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings as paths of keys joined by dots, and values as YAML on one line.
+
+    Raises:
+        ValueError: it is no mapping.
     """
-    for key in {**before, **after}:
-        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(dict(old), dict(new), f"{at}{key}.")
-        elif old != new:
-            yield Difference(f"{at}{key}", old, new)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flattened(inner, f"{at}.{key}" if at else str(key))
+    elif not at:
+        raise ValueError("it holds no mapping")
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+        yield at, text.removesuffix("\n").removesuffix("\n...").strip()
 
 
-def _shown(value: object) -> str:
-    if value is ABSENT:
-        return "absent"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

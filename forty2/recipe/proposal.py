@@ -46,7 +46,7 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a recipe is proposed for."""
+    """Data, model and machine for which a recipe is proposed."""
 
     name: str
     model: str
@@ -55,7 +55,7 @@ class Situation:
     """Names of the files that the rows come from."""
     materials: Sequence[Material]
     counted: bool
-    """Whether tokens were counted by the model's tokenizer, not estimated from characters."""
+    """True if the model's tokenizer counted the tokens; else they are estimated from characters."""
     blocks: int | None
     """Transformer blocks of the model; None: not known."""
     memory_bytes: int

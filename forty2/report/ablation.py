@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.files import write_text
+from forty2.report.ablation_records import Ablation, Score, VariantChange, read_ablation
 from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
-from forty2.report.records import Ablation, Change, Score, VariantChange, read_ablation
+from forty2.report.records import Change
 from forty2.report.run import origin_table
 
 _MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")

@@ -287,7 +287,7 @@ def _run(folder: Path) -> Run:
     return Run(
         name=str(about["name"]),
         started=str(about["started"]),
-        provenance=_provenance(about),
+        provenance=read_provenance(about),
         recipe=visible((folder / "recipe.yaml").read_text("utf-8")),
         phases=phases,
         log=_log(folder / "metrics.jsonl", [phase.name for phase in phases]),
@@ -337,7 +337,7 @@ def _log_line(record: JsonObject) -> LogLine:
     )
 
 
-def _provenance(record: JsonObject) -> Provenance:
+def read_provenance(record: JsonObject) -> Provenance:
     versions = {str(name): str(version) for name, version in record["versions"].items()}
     initial = {"init_from": "init_from", "init_from_sha256": "init_from, sha256"}
     init_from = {title: str(record[key]) for key, title in initial.items() if record.get(key)}
@@ -444,13 +444,13 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
     judged = {metric for one in verdicts.values() for metric in one.metrics}
     return Comparison(
         stage=str(record["stage"]),
-        changes={name: _change(metrics[name]) for name in metrics if name in judged},
+        changes={name: read_change(metrics[name]) for name in metrics if name in judged},
         tasks=verdicts,
         categories={name: float(value) for name, value in (record.get("categories") or {}).items()},
     )
 
 
-def _change(record: JsonObject) -> Change:
+def read_change(record: JsonObject) -> Change:
     return Change(
         difference=float(record["difference"]),
         low=float(record["low"]),
@@ -538,90 +538,3 @@ def _number(value: float | None) -> float | None:
 
 def _texts(values: list[str] | None) -> list[str]:
     return [str(value) for value in values or []]
-
-
-# --- ablations ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The mean of one metric, with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class VariantChange:
-    """The paired changes from one variant to another, by metric."""
-
-    variant: str
-    against: str
-    changes: dict[str, Change]
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """The questions that every variant was asked."""
-
-    name: str
-    sha256: str
-    n: int
-    drawn_with: int | None
-    """Seed that drew them; None: all questions were asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ablation:
-    """The outcome of an ablation."""
-
-    name: str
-    seeds: list[int]
-    provenance: Provenance
-    recipe: str
-    margin: float
-    """Largest loss that counts as no tax."""
-    questions: Questions
-    notes: list[str]
-    insight: str | None
-    """The answer to whether DPO repairs what SFT alone costs, in one sentence."""
-    variants: dict[str, dict[str, Score]]
-    """Scores by metric, by variant; the base first."""
-    changes: list[VariantChange]
-
-
-def read_ablation(record: Mapping[str, object]) -> Ablation:
-    """Read the record of an ablation: the content of ablation.json."""
-    shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
-    questions, insight = shown["questions"], shown["insight"]
-    return Ablation(
-        name=str(shown["name"]),
-        seeds=[int(seed) for seed in shown["seeds"]],
-        provenance=_provenance(shown["run"]),
-        recipe=str(shown["recipe"]),
-        margin=float(shown["margin"]),
-        questions=Questions(
-            name=str(questions["name"]),
-            sha256=str(questions["sha256"]),
-            n=int(questions["n"]),
-            drawn_with=questions.get("drawn_with"),
-        ),
-        notes=_texts(shown["notes"]),
-        insight=None if not insight else str(insight["sentence"]),
-        variants={
-            variant: {
-                metric: Score(float(one["value"]), float(one["low"]), float(one["high"]))
-                for metric, one in scores.items()
-            }
-            for variant, scores in shown["variants"].items()
-        },
-        changes=[
-            VariantChange(
-                str(one["variant"]),
-                str(one["against"]),
-                {metric: _change(change) for metric, change in one["metrics"].items()},
-            )
-            for one in shown["changes"]
-        ],
-    )

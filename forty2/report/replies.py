@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
     text: str
     differs: bool
-    """Whether the other reply lacks it."""
+    """True if the other reply lacks it."""
 
 
 class Reply(NamedTuple):
@@ -26,7 +26,7 @@ class Reply(NamedTuple):
 
     pieces: list[Piece]
     hedges: bool
-    """Whether it hedges where a plain fact was asked for."""
+    """True if it hedges where a plain fact was asked for."""
 
 
 class Pair(NamedTuple):

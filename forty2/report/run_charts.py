@@ -37,11 +37,12 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
         Axis("nats per token"),
         {"training": "kl", "validation": "valid_kl"},
     ),
+    ("KL from the base on neutral text", Axis("nats per token"), {"drift": "drift_kl"}),
     ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
     ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
 )
 """Charts of a phase: title, axis, and the logged metric by the name of its line."""
-_EVALUATIONS = ("validation", "passed")
+_EVALUATIONS = ("validation", "passed", "drift")
 """Lines of evaluations, which have a dot at each."""
 
 

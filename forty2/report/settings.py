@@ -14,7 +14,7 @@ from forty2.report.records import Phase, visible
 
 
 class RecipeTables(NamedTuple):
-    """What a report shows of a recipe."""
+    """The tables of a recipe in a report."""
 
     data: Table
     """Data files of each phase, and their rows."""

@@ -1,4 +1,4 @@
-"""What a run has still to do, and how long that takes."""
+"""The stages of a run, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHORT = ("read", "fuse")
 """Kinds that take little time beside the others."""
 
 
-class Task(NamedTuple):
+class AgendaItem(NamedTuple):
     """A stage of a run."""
 
     title: str
@@ -22,7 +22,7 @@ class Task(NamedTuple):
     work: float = 1.0
     """Amount of work, in the unit of its kind: tokens trained on, or models measured or fused."""
     done: bool = False
-    """Whether an earlier process finished it."""
+    """True if an earlier process finished it."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Agenda:
     no estimate while a stage of another kind than any so far lies ahead; fusing counts as nothing.
     """
 
-    tasks: Sequence[Task]
+    tasks: Sequence[AgendaItem]
     progress: Progress
     _at: int = -1
     _began: float = 0.0

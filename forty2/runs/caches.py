@@ -1,4 +1,4 @@
-"""What forty2 keeps in its cache folder and in runs to save time, and its removal."""
+"""Files that are kept only to save time, in the cache folder and in runs, and their removal."""
 
 from __future__ import annotations
 

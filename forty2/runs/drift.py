@@ -16,7 +16,7 @@ def drift_meter(loaded: LoadedModel, fingerprint: str) -> Callable[[], Drift]:
     """Make the function that measures a model's drift from its base.
 
     Args:
-        loaded: the base, without an adapter; the function measures it as it is when called.
+        loaded: the base, without an adapter; the function measures its weights at the time of the call.
         fingerprint: hash of the base's weights.
     """
     base: Base = base_of(loaded, fingerprint, TEXTS)

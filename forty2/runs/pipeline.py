@@ -28,7 +28,7 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.run import contamination_lines, notices, write_report
-from forty2.runs.agenda import Agenda, Task
+from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.inputs import read_inputs
@@ -161,21 +161,23 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
     return _finish(run, adapter, fused, stages)
 
 
-def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[Task]:
+def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
     """List the stages of a run; its phases' work is known when their rows are read."""
     measured = recipe.benchmark is not None
-    tasks = [Task("reading model and data", "read")]
+    tasks = [AgendaItem("reading model and data", "read")]
     if measured:
         tasks.append(
-            Task("measuring the base", "measure", done=measurement_path(path, "base").exists())
+            AgendaItem(
+                "measuring the base", "measure", done=measurement_path(path, "base").exists()
+            )
         )
     for number, name in enumerate(recipe.phases, 1):
         label = f"phase{number}_{name}"
         done = (path / label / "phase.json").exists()
-        tasks.append(Task(f"training {name}", "train", done=done))
+        tasks.append(AgendaItem(f"training {name}", "train", done=done))
         if measured:
             tasks.append(
-                Task(
+                AgendaItem(
                     f"measuring after {name}",
                     "measure",
                     done=measurement_path(path, label).exists(),
@@ -184,11 +186,11 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[Task]:
         if name == only:
             return tasks
     if recipe.fuse is not None:
-        tasks.append(Task("fusing", "fuse"))
+        tasks.append(AgendaItem("fusing", "fuse"))
         kinds = ["fused"] + [f"fused {recipe.fuse.quantize}-bit"] * bool(recipe.fuse.quantize)
         for stage in kinds if measured else ():
             tasks.append(
-                Task(
+                AgendaItem(
                     f"measuring the {stage} model",
                     "measure",
                     done=measurement_path(path, stage).exists(),

@@ -32,7 +32,7 @@ class Drift(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation measured."""
+    """The figures of one evaluation."""
 
     valid: dict[str, float]
     """Metrics of the validation rows."""

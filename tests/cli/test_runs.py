@@ -118,17 +118,6 @@ def test_compare_shows_settings_statistics_and_replies(
     assert json.loads(done("runs", "compare", "good", "deep", "--json"))["replies"]
 
 
-@pytest.mark.parametrize("width", [40, 80])
-def test_replies_of_any_length_stay_in_their_columns(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    texts = ["\n\n\n", "word " * 500, "漢字" * 40]
-    lines = run_tables.side_by_side(texts, ["a", "b", "c"]).splitlines()
-    assert "(blank)" in lines[1] and 14 <= len(lines) <= 60
-    assert max(len(line) + sum(c > "⺀" for c in line) for line in lines) <= width
-
-
 def test_names_of_folders_cannot_act_on_the_terminal(here: Path) -> None:
     make_run(here / "adapters" / "bad\x1b[31m\u202eno")
     text = done("runs")

@@ -206,7 +206,7 @@ def test_null_beside_a_shape_says_nothing_and_messages_may_be_written_in_a_text(
 
 
 @pytest.mark.parametrize(
-    "answer", ['[{"id": 1}]', '[{"role": "admin", "content": "x"}]', "[1]", "[{"]
+    "answer", [json.dumps(TURNS), '[{"id": 1}]', '[{"role": "admin", "content": "x"}]', "[1]", "[{"]
 )
 def test_an_answer_in_json_that_is_no_message_stays_text(answer: str) -> None:
     record = parse({"prompt": "q", "completion": answer}, "rows.jsonl:1")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from forty2.report.ablation import shown_change, shown_score, text_table, write_ablation
-from forty2.report.records import Change, Score
+from forty2.report.ablation_records import Score
+from forty2.report.records import Change
 
 
 def score(value: float) -> dict[str, float]:

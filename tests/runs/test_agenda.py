@@ -7,20 +7,22 @@ from typing import Any
 
 import pytest
 
-from forty2.runs.agenda import Agenda, Task, in_words
+from forty2.runs.agenda import Agenda, AgendaItem, in_words
 
 TASKS = [
-    Task("reading", "read"),
-    Task("measuring the base", "measure"),
-    Task("training sft", "train"),
-    Task("measuring after sft", "measure"),
-    Task("training dpo", "train"),
-    Task("measuring after dpo", "measure"),
-    Task("fusing", "fuse"),
+    AgendaItem("reading", "read"),
+    AgendaItem("measuring the base", "measure"),
+    AgendaItem("training sft", "train"),
+    AgendaItem("measuring after sft", "measure"),
+    AgendaItem("training dpo", "train"),
+    AgendaItem("measuring after dpo", "measure"),
+    AgendaItem("fusing", "fuse"),
 ]
 
 
-def headings(monkeypatch: pytest.MonkeyPatch, tasks: list[Task], minutes: list[float]) -> list[str]:
+def headings(
+    monkeypatch: pytest.MonkeyPatch, tasks: list[AgendaItem], minutes: list[float]
+) -> list[str]:
     """Go through an agenda whose stages take these minutes."""
     said: list[str] = []
 

@@ -21,7 +21,8 @@ from support.archive import OLD, finish_run, make_run
 
 from forty2.errors import RunError
 from forty2.files import find_damage, read_json, read_sealed, write_json
-from forty2.runs.archive.comparison import ABSENT, compare_runs
+from forty2.recipe.differences import ABSENT
+from forty2.runs.archive.comparison import compare_runs
 from forty2.runs.archive.entry import Entry, read_entry
 from forty2.runs.archive.export import Adapters, export_run
 from forty2.runs.archive.finding import Selection, find_runs, run_folder, sort_runs

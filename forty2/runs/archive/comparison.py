@@ -13,16 +13,16 @@ from forty2.benchmark.compare import Comparison, compare
 from forty2.benchmark.results import Stage
 from forty2.errors import Forty2Error, RunError, first_line, on_one_line
 from forty2.files import JsonObject, read_json
+from forty2.recipe.differences import ABSENT, flattened
 from forty2.report.records import visible
 
-ABSENT = "–"
 _RECORDED = ("model_sha256", "init_from_sha256")
 """Keys of run.json that are compared beside the recipe."""
 _SOFTWARE = ("forty2", "revision", "mlx", "mlx-lm", "device")
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Setting:
     """One setting that is not the same in all runs."""
 
     key: str
@@ -57,7 +57,7 @@ class RunComparison:
 
     names: list[str]
     """Each run as the user named it."""
-    differences: list[Difference]
+    differences: list[Setting]
     measured: list[Measured]
     replies: list[Replies]
     """Prompts that every run answered; those with different replies first."""
@@ -102,7 +102,7 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
     stages = [_last_stage(run) for run in runs]
     return RunComparison(
         names=[str(run) for run in runs],
-        differences=[Difference(key, each) for key, each in values.items() if len({*each}) > 1],
+        differences=[Setting(key, each) for key, each in values.items() if len({*each}) > 1],
         measured=[
             _measured(runs[0], run, stages[0], stage)
             for run, stage in zip(runs[1:], stages[1:], strict=True)
@@ -115,33 +115,21 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
 
 
 def _settings(run: Path) -> dict[str, str]:
-    """Return what a run was made with: its recipe, its model's hash, its rows, the software."""
+    """Return the settings of a run: its recipe, its model's hash, its rows, the software."""
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
         record = read_json(run / "run.json")
-        found = dict(_flat(recipe))
+        found = dict(flattened(recipe))
         found |= {key: str(record[key]) for key in _RECORDED if record.get(key)}
         versions = record.get("versions") or {}
         found |= {f"software.{key}": str(versions[key]) for key in _SOFTWARE if key in versions}
         if (run / "data.json").exists():
-            found |= {f"rows.{key}": text for key, text in _flat(read_json(run / "data.json"))}
+            found |= {f"rows.{key}": text for key, text in flattened(read_json(run / "data.json"))}
     except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(
             f"{run}: recipe.yaml, run.json or data.json is damaged ({on_one_line(error)})"
         ) from error
     return {str(visible(key)): str(visible(value)) for key, value in found.items()}
-
-
-def _flat(value: object, at: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the leaves of nested settings, with their keys joined by dots."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{at}.{key}" if at else str(key))
-    elif not at:
-        raise ValueError("it holds no mapping")
-    else:
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-        yield at, text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 # --- measurements and replies ---------------------------------------------------------------------

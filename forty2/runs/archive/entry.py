@@ -1,4 +1,4 @@
-"""What the archive shows of a run, read from the small records in its folder; no mlx, no YAML."""
+"""A run in the archive, read from the small records in its folder; no mlx, no YAML."""
 
 from __future__ import annotations
 

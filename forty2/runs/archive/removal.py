@@ -20,7 +20,7 @@ from forty2.runs.archive.index import known_paths, store_entries
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What a removal would delete."""
+    """A run to remove, and what goes with it."""
 
     run: Path
     size: int
@@ -30,7 +30,7 @@ class Removal:
     staying: dict[Path, int]
     """Fused models of the run that stay, and their bytes."""
     losses: list[str]
-    """What other runs or the user would miss: each needs `force`."""
+    """Sentences about losses to other runs or to the user; each needs `force`."""
 
     @property
     def frees(self) -> int:

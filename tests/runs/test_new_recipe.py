@@ -18,8 +18,8 @@ from forty2.data.columns import read_mapping
 from forty2.data.formats import read_records
 from forty2.errors import DataError, Forty2Error
 from forty2.recipe.reading import load_recipe
+from forty2.runs.new_recipe import Files, start
 from forty2.runs.planning import plan
-from forty2.runs.starting import Files, start
 
 ALL = Files(chats=(CHATS,), pairs=(PAIRS,), thumbs=(THUMBS,))
 

@@ -37,7 +37,7 @@ _TOO_MUCH_MEMORY = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What a user has."""
+    """The files that a user starts from."""
 
     chats: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Started:
-    """What was written."""
+    """The folder that was written, and facts about it."""
 
     folder: Path
     name: str

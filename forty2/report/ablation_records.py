@@ -1,0 +1,93 @@
+"""The record of an ablation, as its report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forty2.files import JsonObject
+from forty2.report.records import Change, Provenance, read_change, read_provenance, visible
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The mean of one metric, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class VariantChange:
+    """The paired changes from one variant to another, by metric."""
+
+    variant: str
+    against: str
+    changes: dict[str, Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions that every variant was asked."""
+
+    name: str
+    sha256: str
+    n: int
+    drawn_with: int | None
+    """Seed that drew them; None: all questions were asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The outcome of an ablation."""
+
+    name: str
+    seeds: list[int]
+    provenance: Provenance
+    recipe: str
+    margin: float
+    """Largest loss that counts as no tax."""
+    questions: Questions
+    notes: list[str]
+    insight: str | None
+    """The answer to whether DPO repairs what SFT alone costs, in one sentence."""
+    variants: dict[str, dict[str, Score]]
+    """Scores by metric, by variant; the base first."""
+    changes: list[VariantChange]
+
+
+def read_ablation(record: Mapping[str, object]) -> Ablation:
+    """Read the record of an ablation: the content of ablation.json."""
+    shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
+    questions, insight = shown["questions"], shown["insight"]
+    return Ablation(
+        name=str(shown["name"]),
+        seeds=[int(seed) for seed in shown["seeds"]],
+        provenance=read_provenance(shown["run"]),
+        recipe=str(shown["recipe"]),
+        margin=float(shown["margin"]),
+        questions=Questions(
+            name=str(questions["name"]),
+            sha256=str(questions["sha256"]),
+            n=int(questions["n"]),
+            drawn_with=questions.get("drawn_with"),
+        ),
+        notes=[str(note) for note in shown["notes"]],
+        insight=None if not insight else str(insight["sentence"]),
+        variants={
+            variant: {
+                metric: Score(float(one["value"]), float(one["low"]), float(one["high"]))
+                for metric, one in scores.items()
+            }
+            for variant, scores in shown["variants"].items()
+        },
+        changes=[
+            VariantChange(
+                str(one["variant"]),
+                str(one["against"]),
+                {metric: read_change(change) for metric, change in one["metrics"].items()},
+            )
+            for one in shown["changes"]
+        ],
+    )
