@@ -87,7 +87,7 @@ class _Benchmarks(click.Group):
         return _command_of(cmd_name.replace("-", "_"))
 
 
-_WITHOUT_COMMAND = {"divergence"}
+_WITHOUT_COMMAND = {"divergence", "held-out"}
 """Tasks that need more than a model, so that only a run can measure them."""
 
 

@@ -85,16 +85,16 @@ def test_results_of_a_stage_whose_metrics_have_one_name_are_both_compared() -> N
     before, after = random_result(50, seed=3), random_result(50, seed=3, lift=1.0)
 
     def stage(first: dict[str, Any], second: dict[str, Any]) -> Stage:
-        results = {"truthfulqa": first, "other": second}
+        results = {"truthfulqa": first, "gsm8k": second}
         return Stage("it", {name: Result.from_json(one, name) for name, one in results.items()})
 
     found = compare_measured(stage(before, before), stage(before, after))
-    assert found.metrics["mc1"].difference == 0 < found.metrics["other: mc1"].difference
+    assert found.metrics["mc1"].difference == 0 < found.metrics["gsm8k: mc1"].difference
     assert found.tasks["truthfulqa"].judged == ("mc1", "mc2", "mc3")
-    assert found.tasks["other"].judged == ("other: mc1", "other: mc2", "other: mc3")
+    assert found.tasks["gsm8k"].judged == ("gsm8k: mc1", "gsm8k: mc2", "gsm8k: mc3")
     assert found.tasks["truthfulqa"].verdict == found.verdict != "gain"
-    assert found.tasks["other"].verdict == "gain"
-    assert found.record()["tasks"]["other"]["verdict"] == "gain"
+    assert found.tasks["gsm8k"].verdict == "gain"
+    assert found.record()["tasks"]["gsm8k"]["verdict"] == "gain"
 
 
 def test_what_a_file_calls_itself_can_be_printed() -> None:

@@ -43,6 +43,7 @@ def measured(*tasks: Any, n: int | None = None) -> Any:
 
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:
     alone = load_measurement(Benchmark(questions="probe", n=5), 7)
+    assert alone.truthfulqa is not None
     assert alone.more == {} and len(alone.truthfulqa.items) == 5
     more = BenchmarkTask(task="gsm8k", data=str(sums), n=4)
     found = measured("truthfulqa", more, n=5)
