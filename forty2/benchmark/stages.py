@@ -51,7 +51,7 @@ class Measurement:
     """The tasks of a run with their questions, the same at every stage."""
 
     truthfulqa: Questions | None
-    """None: the recipe has no `benchmark`, so only held-out rows and what they cost are measured."""
+    """None: not measured."""
     more: dict[str, Loaded]
     """The recipe's other tasks, by name."""
     n: int | None
@@ -124,9 +124,15 @@ def _others(benchmark: Benchmark) -> list[BenchmarkTask]:
     return [entry for entry in benchmark.tasks if entry.task != "truthfulqa"]
 
 
-def questions_of(benchmark: Benchmark, seed: int) -> Questions:
-    """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run."""
-    entry = next(entry for entry in benchmark.tasks if entry.task == "truthfulqa")
+def questions_of(benchmark: Benchmark, seed: int) -> Questions | None:
+    """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run.
+
+    Returns:
+        None if the recipe does not name TruthfulQA.
+    """
+    entry = next((entry for entry in benchmark.tasks if entry.task == "truthfulqa"), None)
+    if entry is None:
+        return None
     questions = load_questions(entry.data or benchmark.questions)
     n = entry.n or benchmark.n
     if n is not None and n < len(questions.items):

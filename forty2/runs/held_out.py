@@ -28,7 +28,7 @@ def is_measured(recipe: Recipe) -> bool:
 
     It does if the recipe names benchmarks, or a phase has validation rows or eval prompts.
     """
-    return recipe.benchmark is not None or any(
+    return bool(recipe.benchmark is not None and recipe.benchmark.tasks) or any(
         phase.eval_prompts is not None or names_held_out_rows(phase)
         for phase in recipe.phases.values()
     )
