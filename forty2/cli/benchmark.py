@@ -251,7 +251,8 @@ def behaviour_command(**arguments: Any) -> None:
     "--before",
     "-b",
     type=click.Path(path_type=Path),
-    help="Behaviour result to compare with. Default: judge each reply by itself.",
+    help="Behaviour result, or stage of a run (RUN/benchmarks/base.json), to compare with. Default: "
+    "judge each reply by itself.",
 )
 @click.option(
     "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to judge."
