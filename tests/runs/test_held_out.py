@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.small_run import make_inputs
 
 import forty2
 from forty2.benchmark.results import Stage
+from forty2.cli import main
 from forty2.files import read_json, read_sealed, write_sealed
 from forty2.recipe.reading import load_recipe
 from forty2.runs.held_out import PROMPTS, ROWS, held_out_rows, is_measured
@@ -161,3 +163,22 @@ def test_a_stage_of_an_earlier_release_gets_its_held_out_rows_on_resume(
         stored = Stage.from_json(read_sealed(file), file.name)
         assert stored == Stage.from_json(before[file.name], file.name)
     assert again.sentence == done.sentence
+
+
+def test_two_stages_are_compared_by_the_margins_of_the_run_s_recipe(done: Any) -> None:
+    files = [done.path / "benchmarks" / f"{stage}.json" for stage in ("base", "phase2_dpo")]
+    assert "below 0.01 counts as no tax" in printed("compare", *files)
+    recipe_file = done.path / "recipe.yaml"
+    text = recipe_file.read_text()
+    recipe_file.write_text(text.replace("benchmark: null", "benchmark: {margin: 0.2, tasks: []}"))
+    try:
+        assert "below 0.2 counts as no tax" in printed("compare", *files)
+        assert "below 0.03 counts as no tax" in printed("compare", *files, "--margin", "0.03")
+    finally:
+        recipe_file.write_text(text)
+
+
+def printed(*arguments: str | Path) -> str:
+    found = CliRunner().invoke(main, [*map(str, arguments)])
+    assert found.exit_code == 0, found.output
+    return found.output
