@@ -43,8 +43,9 @@ ROUNDING, ROUNDING_16 = 1e-7, 1e-2
 """Largest KL a token, in nats, that rounding alone may cause: in fp32, and with 16-bit weights."""
 NO_EFFECT = 1e-6
 """KL a token, in nats, below which an adapter changes nearly nothing."""
-MIN_COSINE = 0.9
-"""Smallest cosine at which quantizing has left enough of the adapter."""
+MOST_NOISE = 0.25
+"""Largest share of the adapter's effect (in KL) that quantizing may cause without a warning. KL grows
+with the square of a change, so at a quarter the noise is half as large as the adapter's change."""
 PARITY_TOKENS = 96
 """Tokens of each text on which models are compared."""
 _STEPS = 4
@@ -164,7 +165,8 @@ def fuse(
             before_it = load(model, trust_remote_code=trust_remote_code, lazy=True)
             updates = replaced_weights(before_it.model)
         quantized = _quantize(adapted, updates, out, quantize, probes, got)
-        warnings += _quantized_warnings(quantized, parity)
+        few = _QUANTIZED_PROBES
+        warnings += _quantized_warnings(quantized, _kl(wanted[:few], before[:few]))
     progress("fuse", 4, _STEPS, {})
     return Fused(out, **parity._asdict(), quantized=quantized, warnings=tuple(warnings))
 
@@ -232,20 +234,24 @@ def _warnings(parity: _Parity, exact: bool) -> list[str]:
     return warnings
 
 
-def _quantized_warnings(quantized: Quantized, parity: _Parity) -> list[str]:
-    bits, cosine, warnings = quantized.bits, quantized.cosine, []
+def _quantized_warnings(quantized: Quantized, effect: float) -> list[str]:
+    """Warn if quantizing changes the model's predictions nearly as much as the adapter does.
+
+    The cosine of the weights is no reason to warn: a small change in many weights can lose much of
+    its direction and still move the predictions as intended.
+
+    Args:
+        effect: mean KL(base + adapter ‖ base) a token on the texts of `quantized.kl`, in nats.
+    """
+    bits, kl = quantized.bits, quantized.kl
+    if kl <= MOST_NOISE * effect:
+        return []
+    share = "more than" if kl > effect else f"{kl / effect:.0%} of what"
     remedy = "use 8 bits, or measure before you trust it" if bits < 8 else "measure it"
-    if cosine is not None and cosine < MIN_COSINE:
-        warnings.append(
-            f"{bits} bits keep little of the adapter: the cosine between the change that they leave "
-            f"in the weights and the intended one is {cosine:.2f}; {remedy}"
-        )
-    if quantized.kl > parity.adapter_kl:
-        warnings.append(
-            f"{bits} bits move the model by KL {quantized.kl:.1e} a token, more than the adapter "
-            f"does ({parity.adapter_kl:.1e}); {remedy}"
-        )
-    return warnings
+    return [
+        f"{bits} bits move the model by KL {kl:.1e} a token, {share} the adapter does "
+        f"({effect:.1e}): its effect may be lost in the rounding; {remedy}"
+    ]
 
 
 # --- steps ---

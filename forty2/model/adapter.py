@@ -174,18 +174,20 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         ModelError: its files are missing or damaged, or made for a model of another shape.
     """
     config = read_adapter_config(folder)
+    origin = origin_of(folder)
     try:
         load_adapters(model, str(folder))
         for module in dora_layers(model):
             if type(module) is DoRAEmbedding:
                 module.__class__ = _SteadyDoRAEmbedding
         full = config.get("fine_tune_type") == "full"
-        check_adapter_tensors(model, load_arrays(folder / WEIGHTS), folder, full=full)
+        arrays = load_arrays(folder / WEIGHTS)
+        check_adapter_tensors(model, arrays, folder, full=full, origin=origin)
     except ModelError:
         raise
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types
         raise ModelError(
-            f"{folder}: the adapter does not fit this model: {on_one_line(error)}"
+            f"{folder}: the adapter does not fit this model: {on_one_line(error)}{origin}"
         ) from error
 
 
@@ -264,6 +266,24 @@ def trained_on(adapter: str | Path) -> TrainedOn:
             name, path, sha256, from_run = (v if isinstance(v, str) else None for v in found)
             return TrainedOn(name, path, sha256, from_run, place)
     return TrainedOn(None, None, None, None, None)
+
+
+def origin_of(adapter: Path) -> str:
+    """Say which model an adapter was trained on, as the end of a message; "": it is not recorded.
+
+    Adapters outside a run name their model in their configuration, as mlx-lm and PEFT write it.
+    """
+    name, path, *_ = trained_on(adapter)
+    if name is None:
+        try:
+            config = json.loads((adapter / CONFIG).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            config = None
+        if isinstance(config, dict):
+            name = config.get("model") or config.get("base_model_name_or_path")
+    if not isinstance(name, str):
+        return ""
+    return f"; it was trained on {name}" + (f" ({path})" if path not in (None, name) else "")
 
 
 def recorded_template(adapter: str | Path) -> TemplateSettings | None:

@@ -95,7 +95,7 @@ def count_layers(names: Sequence[str]) -> int:
 
 
 def check_adapter_tensors(
-    model: nn.Module, arrays: Mapping[str, mx.array], folder: Path, *, full: bool
+    model: nn.Module, arrays: Mapping[str, mx.array], folder: Path, *, full: bool, origin: str
 ) -> None:
     """Refuse tensors that do not make up the adapter layers of a model, or are not finite.
 
@@ -103,6 +103,7 @@ def check_adapter_tensors(
         model: the model with its adapter layers.
         arrays: contents of the adapter's weights file.
         full: whether all weights of some blocks were trained; then any of the model's may be there.
+        origin: end of a message that says which model the adapter was trained on.
 
     Raises:
         ModelError: a tensor is missing, superfluous, of another shape, or not finite.
@@ -110,7 +111,7 @@ def check_adapter_tensors(
     parameters = dict(tree_flatten(model.parameters()))
     own = {name for name in parameters if full or name.rpartition(".")[2] in _LEAVES}
     file = folder / WEIGHTS
-    misfit = "so the adapter does not fit this model"
+    misfit = f"so the adapter does not fit this model{origin}"
     if surplus := sorted(arrays.keys() - own):
         raise ModelError(
             f"{file}: {first_names(surplus, _SHOWN)}, which this model lacks, {misfit}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from forty2.errors import ModelError
-from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays
+from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, origin_of
 from forty2.model.loading import other_base
+from forty2.model.surgery import blocks
 from forty2.recipe.saved_adapter import AdapterFile, read_adapter_file
 from forty2.recipe.schema import Recipe
 
@@ -24,10 +26,14 @@ def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> Ad
     Raises:
         ModelError: the model does not have the layers, or the adapter of `init_from` has others.
     """
-    attach_adapter(model, recipe.adapter, seed=seed)
     if recipe.init_from is None:
+        attach_adapter(model, recipe.adapter, seed=seed)
         return None
     file = read_adapter_file(recipe.init_from)
+    try:
+        attach_adapter(model, recipe.adapter, seed=seed)
+    except ModelError as error:  # the file's layers or keys, which the recipe's section took over
+        raise ModelError(f"{error} (as in {file.folder}{origin_of(file.folder)})") from error
     _fill(model, file)
     return file
 
@@ -42,17 +48,15 @@ def warn_of_other_base(model: Path, file: AdapterFile) -> None:
 def _fill(model: nn.Module, file: AdapterFile) -> None:
     """Replace the values of a new adapter by those of a file, which must be of the same shape."""
     wanted = adapter_weights(model)
+    origin = origin_of(file.folder)
     strange = [name for name in file.tensors if name not in wanted]
     if strange:
-        raise ModelError(
-            f"{file.weights}: holds {file.tensors[strange[0]]}, which is no layer that this model "
-            f"adapts in its last {file.layers or 0} blocks; an adapter for another model, or on "
-            "the first blocks only, cannot be trained on"
-        )
+        _refuse_strange(model, file, strange[0], origin)
     missing = [name for name in wanted if name not in file.tensors]
     if missing:
         raise ModelError(
             f"{file.weights}: lacks {missing[0]}; all blocks must have an adapter on the same layers"
+            f"{origin}"
         )
     arrays = load_arrays(file.weights)
     filled = []
@@ -61,10 +65,26 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
         if value.shape != wanted[name].shape:
             raise ModelError(
                 f"{file.weights}: {stored} is {tuple(value.shape)}, but this model's layer needs "
-                f"{tuple(wanted[name].shape)}; was it trained on another model?"
+                f"{tuple(wanted[name].shape)}{origin or '; was it trained on another model?'}"
             )
         value = value.astype(wanted[name].dtype)
         if not mx.isfinite(value).all().item():
             raise ModelError(f"{file.weights}: {stored} holds a value that is not finite")
         filled.append((name, value))
     model.load_weights(filled, strict=False)
+
+
+def _refuse_strange(model: nn.Module, file: AdapterFile, name: str, origin: str) -> NoReturn:
+    """Refuse a tensor that is no part of the new adapter: of other blocks, or of no layer at all."""
+    stored = file.tensors[name]
+    if name.rpartition(".")[0] in dict(model.named_modules()):
+        raise ModelError(
+            f"{file.weights}: holds {stored}, but an adapter on {file.layers or 0} of the model's "
+            f"{len(blocks(model))} blocks can be trained on only if they are the last ones; merge it "
+            "into its base with the package that made it (in PEFT: merge_and_unload, then "
+            "save_pretrained), and name the result as the recipe's model, without init_from"
+        )
+    raise ModelError(
+        f"{file.weights}: holds {stored}, which is no layer of this model"
+        f"{origin or '; was it trained on another model?'}"
+    )

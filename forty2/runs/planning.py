@@ -19,7 +19,7 @@ from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights, dora_layers
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
-from forty2.model.loading import LoadedModel, load, parameter_count
+from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.model.quantization import dense_weight, is_quantized_layer
 from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
@@ -134,6 +134,8 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     stops = new_stop_tokens(data.values(), loaded.tokenizer)
     if stops:
         warnings.append(stop_notice(stops, recipe.model))
+    if initial is not None and (message := other_base(loaded.path, initial.folder)):
+        warnings.append(message)
     if peak > 0.75 * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from support.models import tiny_model
 from support.training import SPEC, adapted, sft
 
 from forty2.errors import ModelError
-from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, save_adapter
+from forty2.model.adapter import (
+    adapter_weights,
+    attach_adapter,
+    load_adapter,
+    load_arrays,
+    save_adapter,
+)
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Adapter, Recipe
@@ -116,7 +123,8 @@ def test_an_adapter_that_the_model_does_not_take_is_refused_by_name(
         return str(error.value)
 
     first = {name.replace("layers.2", "layers.0"): value for name, value in arrays.items()}
-    assert "holds model.layers.0." in said(first, tiny_model())
+    message = said(first, tiny_model())
+    assert "holds model.layers.0." in message and "the last ones; merge it into" in message
     fewer = {name: value for name, value in arrays.items() if "layers.1.mlp.up" not in name}
     assert "lacks model.layers.1.mlp.up_proj.lora_a" in said(fewer, tiny_model())
     assert "was it trained on another model?" in said(arrays, tiny_model(intermediate_size=128))
@@ -127,3 +135,42 @@ def test_an_adapter_that_the_model_does_not_take_is_refused_by_name(
     other = dataclasses.replace(recipe(folder), adapter=Adapter(rank=2, layers=2))
     with pytest.raises(ModelError, match="this model's layer needs"):
         attach_initial_adapter(tiny_model(), other, seed=0)
+
+
+OTHER_MODELS: dict[str, Callable[[], Any]] = {
+    "other widths": lambda: tiny_model(intermediate_size=128),
+    "another architecture": lambda: tiny_model("phi3"),
+    "fewer blocks": lambda: tiny_model(num_hidden_layers=1),
+    "another vocabulary": lambda: tiny_model(vocab_size=400),
+}
+"""Models that an adapter on the last two blocks of the tiny llama, or on its embedding, does not fit."""
+
+
+@pytest.mark.parametrize("other", OTHER_MODELS)
+@pytest.mark.parametrize("maker", ["a run", "mlx-lm", "PEFT"])
+def test_an_adapter_of_another_model_says_which_one_it_was_trained_on(
+    maker: str, other: str, tmp_path: Path
+) -> None:
+    keys = ["model.embed_tokens"] if other == "another vocabulary" else None
+    spec = dataclasses.replace(SPEC, keys=keys)
+    model, folder = tiny_model(), tmp_path / "mlx"
+    attach_adapter(model, spec, seed=1)
+    folder.mkdir()
+    save_adapter(model, spec, folder)
+    if maker == "PEFT":
+        folder = as_peft(tmp_path / "peft", folder)
+    if maker == "a run":
+        run = {"model": "mine", "model_path": "/models/mine"}
+        (tmp_path / "run.json").write_text(json.dumps(run))
+    else:
+        file = folder / "adapter_config.json"
+        key = "base_model_name_or_path" if maker == "PEFT" else "model"
+        file.write_text(json.dumps({**json.loads(file.read_bytes()), key: "maker/mine"}))
+    origin = "trained on mine (/models/mine)" if maker == "a run" else "trained on maker/mine"
+    with pytest.raises(ModelError) as error:
+        attach_initial_adapter(OTHER_MODELS[other](), recipe(folder), seed=0)
+    assert origin in str(error.value)
+    if maker != "PEFT":  # which is read for init_from alone
+        with pytest.raises(ModelError) as error:
+            load_adapter(OTHER_MODELS[other](), folder)
+        assert origin in str(error.value)

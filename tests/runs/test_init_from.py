@@ -116,6 +116,13 @@ def test_the_plan_shows_it_and_refuses_what_the_run_would() -> None:
     code, output = forty2("plan next.yaml --set init_from=first")
     assert code == 0
     assert "goes on from first/phase1_sft (rank 2, scale 4, 2 blocks)" in output
+    assert "was trained on" not in output
+    shutil.copytree("model", "other")
+    weights = load_arrays(Path("model/model.safetensors"))
+    changed = {name: value * 1.5 for name, value in weights.items()}
+    mx.save_safetensors("other/model.safetensors", changed, {"format": "mlx"})
+    code, output = forty2("plan next.yaml --set init_from=first --set model=other")
+    assert code == 0 and "warning: first/phase1_sft was trained on model, and" in output
     for settings, says in {
         "init_from=first --set adapter.rank=8": "adapter.rank: is 8, but first/phase1_sft has 2",
         "init_from=model": "model: no adapter here",
