@@ -156,10 +156,9 @@ def compare(
     corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
     changes = {}
     for name, pair in pairs.items():
-        metric = old.metrics[name].metric
-        change = _change(*pair, metric, margin, resamples, seed)
-        found: Verdict = "no change" if same else change.verdict
-        changes[name] = change._replace(p=ps[name], p_holm=corrected[name], verdict=found)
+        p = ps[name], corrected[name]
+        change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
+        changes[name] = change._replace(verdict="no change") if same else change
     tasks = _by_task(old, changes)
     benefit = benefit_of(own_task, [changes[name].verdict for name in judged])
     costs = () if same else costs_of(changes, tasks, own_task, cost or Cost())
@@ -437,9 +436,15 @@ def _check_same(old: Scores, new: Scores) -> None:
 
 
 def _change(
-    old: Values, new: Values, metric: Metric, margin: float, resamples: int, seed: int
+    old: Values,
+    new: Values,
+    metric: Metric,
+    p: tuple[float, float],
+    margin: float,
+    resamples: int,
+    seed: int,
 ) -> Change:
-    """Compare one metric's scores (n,); p is left at 1."""
+    """Compare one metric's scores (n,), whose p, plain and corrected, is known."""
     differences = new - old
     span = metric.high - metric.low
     interval = bootstrap(differences, least=-span, most=span, resamples=resamples, seed=seed)
@@ -456,8 +461,8 @@ def _change(
         n=len(differences),
         better=int((sign * differences > 0).sum()),
         worse=int((sign * differences < 0).sum()),
-        p=1.0,
-        p_holm=1.0,
+        p=p[0],
+        p_holm=p[1],
         verdict=verdict(gain, margin, len(differences)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_the_table_shows_what_the_comparison_holds() -> None:
         assert f"{change.better} better, {change.worse} worse" in text
     assert f"Verdict: {comparison.verdict}" in text
     assert "0.02" in text
+    longer = comparison._replace(sentence="twelve chars " * 20)
+    wrapped = "\n".join([" ".join(["twelve chars"] * 6)] * 3 + [" ".join(["twelve chars"] * 2)])
+    assert wrapped in format_comparison(longer)  # in lines of at most 80 characters
     assert comparison.record()["metrics"]["mc1"]["low"] == comparison.metrics["mc1"].low
 
 
@@ -465,6 +469,16 @@ def test_other_settings_and_other_benchmarks_are_refused() -> None:
         other["leak_rate"] = float(np.mean([i["leak"] for i in leaks]))
         other["right_rate"] = float(np.mean([i["right"] for i in leaks]))
         compare(behaviour_result(1), other)
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_metric_that_one_result_lacks_is_refused(side: str) -> None:
+    whole = read_measured(behaviour_result(1), "it")
+    assert isinstance(whole, Result)
+    items = [replace(item, scores={"prefers": item.scores["prefers"]}) for item in whole.items]
+    part = replace(whole, items=tuple(items))
+    with pytest.raises(BenchmarkError, match="no leak covers other items before than after"):
+        compare_measured(*((part, whole) if side == "before" else (whole, part)))
 
 
 @pytest.mark.parametrize("kind", MADE)
