@@ -42,6 +42,8 @@ class PhaseData(NamedTuple):
     such keys on purpose, so theirs are not listed."""
     valid_source: str | None = None
     """Path of the validation rows' texts; None: there are none, or they are prepared."""
+    system: str = ""
+    """System prompt of more than half of the training rows; "": there is none."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -89,7 +91,9 @@ def phase_data(
         contamination=contamination,
     )
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
-    return PhaseData(found.train, found.valid, source, found.hits, ignored, valid_source)
+    return PhaseData(
+        found.train, found.valid, source, found.hits, ignored, valid_source, found.system
+    )
 
 
 def names_held_out_rows(phase: Phase) -> bool:
