@@ -261,21 +261,26 @@ def table(stages: Sequence[Stage]) -> str:
 
     Leak rate, preference and margin are on held-out prompts; KL is from the base, in nats per token.
     """
+    head, *rows = columns(stages)
+    widths = [8, 8, 8, 9, 9, 12, 10, *(max(8, len(name) + 2) for name in head[8:])]
+    lines = [
+        f"{row[0]:<16}" + "".join(f"{cell:>{n}}" for cell, n in zip(row[1:], widths, strict=True))
+        for row in (head, *rows)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def columns(stages: Sequence[Stage]) -> list[list[str]]:
+    """Return the cells of a table of stages; the first row is its head."""
     more = list(more_figures(stages[0]))
-    widths = {name: max(8, len(name) + 2) for name in more}
-    head = (
-        f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}"
-        f"{'perplexity':>12}{'KL':>10}" + "".join(f"{name:>{widths[name]}}" for name in more)
-    )
-    lines = [head, "-" * len(head)]
+    rows = [["stage", "MC1", "MC2", "leaks", "prefers", "margin", "perplexity", "KL", *more]]
     for stage in stages:
         one, others = line(stage), more_figures(stage)
-        lines.append(
-            f"{one.stage:<16}{one.mc1:>8.3f}{one.mc2:>8.3f}{one.leak_rate:>8.1%}"
-            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}{one.kl:>10.2g}"
-            + "".join(f"{others[name]:>{widths[name]}.3f}" for name in more)
-        )
-    return "\n".join(lines)
+        shares = [f"{one.leak_rate:.1%}", f"{one.preference:.1%}", f"{one.margin:.3f}"]
+        drift = [f"{one.perplexity:.2f}", f"{one.kl:.2g}"]
+        figures = [f"{others[name]:.3f}" for name in more]
+        rows.append([one.stage, f"{one.mc1:.3f}", f"{one.mc2:.3f}", *shares, *drift, *figures])
+    return rows
 
 
 def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str]) -> str:

@@ -37,7 +37,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
         try:
             _apply(document, override)
         except RecipeError as error:
-            problems.append(Problem(COMMAND_LINE, f"--set {override[:200]}: {error}"))
+            problems.append(Problem(COMMAND_LINE, f"`overrides` {override[:200]}: {error}"))
     problems += _unknown_phases(document, names)
     return Applied(problems, list(_shorten(document, steps_before)))
 
