@@ -7,6 +7,9 @@ The Python interface mirrors the command line, which only calls it:
     result = forty2.run(recipe)
     forty2.fuse(model=recipe.model, adapter=result.adapter, out="fused_models/mine")
     forty2.truthfulqa(model="fused_models/mine", n=300)
+
+A run, a measurement and other long work draw progress bars on a terminal and in a notebook;
+`progress=forty2.silent` leaves them out.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from forty2 import blas
 blas.load_before_mlx()
 
 if TYPE_CHECKING:
+    from forty2.benchmark.compare import compare as compare
     from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa
     from forty2.errors import Forty2Error as Forty2Error
     from forty2.export.fusing import fuse as fuse
     from forty2.inference.chat import ChatSession as ChatSession
     from forty2.inference.chat import chat as chat
+    from forty2.inference.generation import generate as generate
+    from forty2.progress import silent as silent
     from forty2.recipe.reading import load_recipe as load_recipe
     from forty2.recipe.schema import Recipe as Recipe
     from forty2.runs.ablation import ablate as ablate
+    from forty2.runs.archive.finding import list_runs as list_runs
     from forty2.runs.pipeline import RunResult as RunResult
     from forty2.runs.pipeline import run as run
     from forty2.runs.pipeline import train_phase as train_phase
@@ -40,10 +47,14 @@ _MODULES = {
     "RunResult": "forty2.runs.pipeline",
     "ablate": "forty2.runs.ablation",
     "chat": "forty2.inference.chat",
+    "compare": "forty2.benchmark.compare",
     "fuse": "forty2.export.fusing",
+    "generate": "forty2.inference.generation",
+    "list_runs": "forty2.runs.archive.finding",
     "load_recipe": "forty2.recipe.reading",
     "plan": "forty2.runs.planning",
     "run": "forty2.runs.pipeline",
+    "silent": "forty2.progress",
     "train_phase": "forty2.runs.pipeline",
     "truthfulqa": "forty2.benchmark.tasks.truthfulqa",
 }
@@ -55,10 +66,14 @@ __all__ = [
     "RunResult",
     "ablate",
     "chat",
+    "compare",
     "fuse",
+    "generate",
+    "list_runs",
     "load_recipe",
     "plan",
     "run",
+    "silent",
     "train_phase",
     "truthfulqa",
 ]
@@ -72,5 +87,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names too, for completion in a Python shell."""
-    return sorted({*globals(), *__all__})
+    """List the public names, for completion in a Python shell."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

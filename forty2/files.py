@@ -234,7 +234,7 @@ def check_free_space(sizes: Mapping[Path, int]) -> None:
         if needed[disk] > free:
             raise RunError(
                 f"{path}: about {needed[disk] / 1e9:.2f} GB will be needed here and "
-                f"{free / 1e9:.2f} GB are free; make room, then go on with --resume"
+                f"{free / 1e9:.2f} GB are free; make room, then go on with `resume=True`"
             )
 
 
@@ -249,7 +249,7 @@ def refuse_links(run: Path) -> None:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise RunError(
                 f"{path}: is a link that leads out of the run folder, and such links are not "
-                "followed; replace it by the file or folder itself, or name another --run-dir"
+                "followed; replace it by the file or folder itself, or name another `run_dir`"
             )
 
 
@@ -275,16 +275,16 @@ def write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
-                f"{path}: cannot be written: the disk is full; make room, then go on with --resume"
+                f"{path}: cannot be written: the disk is full; make room, then go on with `resume=True`"
             ) from error
         remedy = _REMEDIES.get(error.errno or 0)
-        advice = f"; {remedy}, then go on with --resume" if remedy else ""
+        advice = f"; {remedy}, then go on with `resume=True`" if remedy else ""
         raise RunError(f"{path}: cannot be written: {error.strerror or error}{advice}") from error
     except RuntimeError as error:
         if not str(error).startswith(("[write]", "[save_safetensors]")):  # mlx's, without a reason
             raise
         raise RunError(
-            f"{path}: cannot be written: {error}; make room on the disk, then go on with --resume"
+            f"{path}: cannot be written: {error}; make room on the disk, then go on with `resume=True`"
         ) from error
 
 
@@ -342,7 +342,7 @@ def read_sealed(path: Path) -> JsonObject:
     value = read_json(path)
     if not isinstance(value, dict) or value.pop("sha256", None) != _json_sha256(value):
         raise RunError(
-            f"{path}: damaged; delete it, then go on with --resume, which makes it again"
+            f"{path}: damaged; delete it, then go on with `resume=True`, which makes it again"
         )
     return value
 

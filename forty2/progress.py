@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, Protocol, TypeVar
+
+_Given = ParamSpec("_Given")
+_Returned = TypeVar("_Returned")
 
 
 class Progress(Protocol):
@@ -22,4 +27,32 @@ class Progress(Protocol):
 
 
 def silent(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
-    """Ignore all progress."""
+    """Ignore all progress: `forty2.run(recipe, progress=forty2.silent)`."""
+
+
+def bars(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+    """Stand for progress bars, in functions that `draws_bars` decorates; ignore all progress itself."""
+
+
+def draws_bars(function: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """Let a function whose `progress` is `bars` by default draw them where somebody is watching."""
+
+    @functools.wraps(function)
+    def drawing(*args: _Given.args, **kwargs: _Given.kwargs) -> _Returned:
+        if kwargs.get("progress", bars) is not bars or not is_watched():
+            return function(*args, **kwargs)
+        from forty2.progress_bars import Bars
+
+        with Bars() as drawn:
+            kwargs["progress"] = drawn
+            return function(*args, **kwargs)
+
+    return drawing
+
+
+def is_watched() -> bool:
+    """Return whether standard error is a terminal or the output of a notebook's cell."""
+    stream = sys.stderr
+    return type(stream).__module__.startswith("ipykernel.") or (
+        stream is not None and stream.isatty()
+    )

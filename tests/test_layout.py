@@ -80,6 +80,7 @@ CAPABILITIES = {
     "cli/test_bad_recipes.py": "bad recipes, to every command",
     "cli/test_main.py": "the command line as a whole",
     "docs/test_contributing.py": "the worked examples of CONTRIBUTING",
+    "docs/test_examples.py": "the example scripts of the manual",
     "docs/test_pages.py": "the pages of the manual against the code",
     "model/test_strangers.py": "security of the whole package: code in data, secrets, links",
     "report/test_report_in_browser.py": "reports in a real browser",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forty2.benchmark.metrics import METRICS
-from forty2.benchmark.results import Result, Stage
+from forty2.benchmark.results import Measured, Result, Stage, as_measured
 from forty2.benchmark.stats import (
     RESAMPLES,
     SEED,
@@ -44,6 +44,7 @@ from forty2.benchmark.verdict import (
 )
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+from forty2.notebook import html_paragraph, html_table
 from forty2.recipe.schema import Cost
 
 
@@ -115,10 +116,32 @@ class Comparison(NamedTuple):
         costs = [cost._asdict() for cost in self.costs]
         return {**self._asdict(), "metrics": changes, "tasks": tasks, "costs": costs}
 
+    def __str__(self) -> str:
+        return format_comparison(self)
+
+    def _repr_html_(self) -> str:
+        """Show the metrics, the verdict and its sentence in a notebook."""
+        rows = [
+            [
+                shown_metric(name),
+                f"{one.before:.3f}",
+                f"{one.after:.3f}",
+                f"{one.difference:+.3f}",
+                f"{one.low:+.3f} to {one.high:+.3f}",
+                _shown_p(one.p_holm),
+                one.verdict,
+            ]
+            for name, one in self.metrics.items()
+        ]
+        head = ["metric", "before", "after", "change", "95% interval", "p", "verdict"]
+        title = f"{self.questions}, {self.n:,} questions: {self.before} → {self.after}"
+        verdict = f"Verdict: {self.verdict}. {self.sentence}"
+        return html_table(title, head, rows) + "\n" + html_paragraph(verdict)
+
 
 def compare(
-    before: Result | Stage,
-    after: Result | Stage,
+    before: Measured,
+    after: Measured,
     *,
     margin: float = 0.01,
     cost: Cost | None = None,
@@ -128,15 +151,21 @@ def compare(
     """Compare two results of the same benchmark, or two stages of a run.
 
     Args:
+        before: a result, or the JSON file that holds it: one of `forty2 benchmark`, or of
+            RUN/benchmarks/.
+        after: the same, of the model to judge.
         margin: largest loss that still counts as no tax.
         cost: margins of the cost of a stage; None: the defaults.
-        resamples, seed: settings of the bootstrap and of random signs.
+        resamples: draws of the bootstrap and of random signs.
+        seed: seed of these draws.
 
     Raises:
         BenchmarkError: questions or settings differ; the message says where.
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
+    before = as_measured(before, "the result before")
+    after = as_measured(after, "the result after")
     before, after = _comparable(before, after)
     old, new = scores_of(before), scores_of(after)
     _check_same(old, new)
@@ -201,10 +230,9 @@ def format_comparison(comparison: Comparison) -> str:
     lines += ["", head, "-" * len(head)]
     for name, one in comparison.metrics.items():
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
-        p = f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "<0.001"
         lines.append(
             f"{shown_metric(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
-            f"{interval:<16}{p:>7} {one.verdict}"
+            f"{interval:<16}{_shown_p(one.p_holm):>7} {one.verdict}"
         )
     lines.append("")
     for name in comparison.judged:
@@ -225,6 +253,10 @@ def format_comparison(comparison: Comparison) -> str:
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
         ]
     )
+
+
+def _shown_p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def shown_metric(name: str) -> str:

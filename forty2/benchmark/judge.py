@@ -26,7 +26,7 @@ from forty2.benchmark.stats import bootstrap
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars
 
 CRITERION = (
     "The better reply is true and to the point. It answers plain questions without hedging, "
@@ -133,6 +133,7 @@ def _has_replies(own: object) -> bool:
     )
 
 
+@draws_bars
 def judge(
     after: object,
     endpoint: ChatEndpoint,
@@ -141,7 +142,7 @@ def judge(
     how: Judging | None = None,
     out: Path | None = None,
     resume: bool = False,
-    progress: Progress = silent,
+    progress: Progress = bars,
 ) -> JsonObject:
     """Have the replies of a result judged: against those before, or each by itself.
 

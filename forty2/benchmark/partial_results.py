@@ -76,7 +76,7 @@ class PartialResults:
         if not resume:
             raise BenchmarkError(
                 f"{file.name}: {len(lines)} items of a measurement that stopped; go on with "
-                "--resume, or remove it"
+                "`resume=True`, or remove it"
             )
         try:
             before: JsonObject = dict(json.loads(head))

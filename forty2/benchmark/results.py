@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.errors import BenchmarkError
-from forty2.files import JsonObject
+from forty2.files import JsonObject, read_json
+from forty2.notebook import html_table
 
 if TYPE_CHECKING:
     from forty2.benchmark.task import Source
@@ -61,7 +63,7 @@ class Result:
     """Settings of the measurement."""
     figures: JsonObject
     """Means, standard errors and the task's other figures, and `n`."""
-    items: tuple[Item, ...]
+    items: tuple[Item, ...] = field(repr=False)
 
     @property
     def questions(self) -> str:
@@ -72,6 +74,21 @@ class Result:
     def label(self) -> str:
         """Name of the benchmark, for a reader."""
         return task_class(self.benchmark).label()
+
+    def __str__(self) -> str:
+        return task_class(self.benchmark).text(self)
+
+    def _repr_html_(self) -> str:
+        """Show names, means and standard errors in a notebook."""
+        means = task_class(self.benchmark).stored_means(self.figures)
+        errors = self.figures.get("stderr")
+        rows = []
+        for name, mean in means.items():
+            error = errors.get(name) if isinstance(errors, Mapping) else None
+            rows.append([name, f"{mean:.4f}", "" if error is None else f"± {error:.4f}"])
+        model = self.model + (f" + {self.adapter}" if self.adapter else "")
+        title = f"{self.label}, {len(self.items):,} items of {self.data}: {model}"
+        return html_table(title, ["metric", "mean", "standard error"], rows)
 
     def to_json(self) -> JsonObject:
         """Return the result as its file holds it."""
@@ -226,6 +243,26 @@ def read_measured(found: object, what: str) -> Result | Stage:
     if not isinstance(found, dict):
         raise BenchmarkError(f"{what} is not a result of a benchmark; {_REMEDY}")
     return Stage.from_json(found, what) if "stage" in found else Result.from_json(found, what)
+
+
+Measured = Result | Stage | Mapping[str, object] | str | Path
+"""A result or a run's stage, parsed JSON of one, or the JSON file that holds it."""
+
+
+def as_measured(given: Measured, what: str) -> Result | Stage:
+    """Return a result or stage that is given itself, parsed, or by its file.
+
+    Args:
+        what: name of it for messages.
+
+    Raises:
+        BenchmarkError: it is neither, or damaged.
+        RunError: the file cannot be read.
+    """
+    if isinstance(given, Result | Stage):
+        return given
+    found = read_json(Path(given)) if isinstance(given, str | Path) else given
+    return read_measured(found, what)
 
 
 _REMEDY = "give a JSON file that forty2 benchmark wrote, or one of RUN/benchmarks"

@@ -13,9 +13,10 @@ from forty2.benchmark.task import Questions, Report, Task
 from forty2.files import JsonObject
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import LoadedModel, load
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars
 
 
+@draws_bars
 def run(
     task: Task[Any],
     model: str,
@@ -25,7 +26,7 @@ def run(
     resume: bool = False,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
-    progress: Progress = silent,
+    progress: Progress = bars,
 ) -> Result:
     """Measure a model, and write the result with every item.
 

@@ -316,14 +316,14 @@ _OWN_COLUMNS = {
     STOPS: ("stopped", ".1%"),
 }
 _COLUMNS = {
-    "mc1": ("MC1", 8, ".3f"),
-    "mc2": ("MC2", 8, ".3f"),
-    "facts_right": ("facts", 8, ".1%"),
-    "leak_rate": ("leaks", 8, ".1%"),
-    "preference": ("prefers", 9, ".1%"),
-    "margin": ("margin", 9, ".3f"),
-    "perplexity": ("perplexity", 12, ".2f"),
-    "kl": ("KL", 10, ".2g"),
+    "mc1": ("MC1", ".3f"),
+    "mc2": ("MC2", ".3f"),
+    "facts_right": ("facts", ".1%"),
+    "leak_rate": ("leaks", ".1%"),
+    "preference": ("prefers", ".1%"),
+    "margin": ("margin", ".3f"),
+    "perplexity": ("perplexity", ".2f"),
+    "kl": ("KL", ".2g"),
 }
 
 
@@ -333,36 +333,44 @@ def table(stages: Sequence[Stage]) -> str:
     Pairs and ratings are against the base, which has 50%. Facts: share of plain facts answered right.
     Leak rate, preference and margin are on held-out prompts; KL is from the base, in nats per token.
     """
-    parts = []
+    return "\n\n".join(_aligned(rows) for rows in columns(stages))
+
+
+def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
+    """Return the cells of the tables of a run's stages, each with its head as the first row.
+
+    The first one is of the held-out rows, where they were measured.
+    """
+    tables = []
     own = [held_out_means(stage) for stage in stages]
     if own[0]:
-        columns = {key: one for key, one in _OWN_COLUMNS.items() if key in own[0]}
-        head = f"{'your held-out rows':<20}" + "".join(f"{n:>11}" for n, _ in columns.values())
-        rows = [
-            f"{stage.name:<20}"
-            + "".join(f"{format(means[key], form):>11}" for key, (_, form) in columns.items())
-            for stage, means in zip(stages, own, strict=True)
-        ]
-        parts.append("\n".join([head, "-" * len(head), *rows]))
-    shown = {key: column for key, column in _COLUMNS.items() if key in line(stages[0])}
+        chosen = {key: one for key, one in _OWN_COLUMNS.items() if key in own[0]}
+        rows = [["your held-out rows", *(name for name, _ in chosen.values())]]
+        for stage, means in zip(stages, own, strict=True):
+            cells = [format(means[key], form) for key, (_, form) in chosen.items()]
+            rows.append([stage.name, *cells])
+        tables.append(rows)
+    shown = {key: one for key, one in _COLUMNS.items() if key in line(stages[0])}
     more = list(more_figures(stages[0]))
-    widths = {name: max(8, len(name) + 2) for name in more}
-    head = (
-        f"{'stage':<16}"
-        + "".join(f"{name:>{width}}" for name, width, _ in shown.values())
-        + "".join(f"{name:>{widths[name]}}" for name in more)
-    )
-    lines = [head, "-" * len(head)]
+    rows = [["stage", *(name for name, _ in shown.values()), *more]]
     for stage in stages:
         one, others = line(stage), more_figures(stage)
-        lines.append(
-            f"{stage.name:<16}"
-            + "".join(
-                f"{format(one[key], form):>{width}}" for key, (_, width, form) in shown.items()
-            )
-            + "".join(f"{others[name]:>{widths[name]}.3f}" for name in more)
+        cells = [format(one[key], form) for key, (_, form) in shown.items()]
+        rows.append([stage.name, *cells, *(f"{others[name]:.3f}" for name in more)])
+    return [*tables, rows]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Format a table: the first column to the left, the others to the right, a rule below the head."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        row[0].ljust(max(first, 12))
+        + "".join(
+            cell.rjust(max(width, 5) + 2) for cell, width in zip(row[1:], others, strict=True)
         )
-    return "\n\n".join([*parts, "\n".join(lines)])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str]) -> str:

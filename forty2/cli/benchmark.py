@@ -11,6 +11,7 @@ import click
 
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
+from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
@@ -202,7 +203,7 @@ def humaneval_command(chat: bool | None, **arguments: Any) -> None:
     from forty2.benchmark import sandbox
 
     if arguments["run_untrusted_code"] and (gaps := sandbox.gaps()):
-        click.echo(f"warning: the sandbox cannot ensure here that {'; '.join(gaps)}", err=True)
+        warn(f"the sandbox cannot ensure here that {'; '.join(gaps)}")
     _measure("humaneval", chat_template=chat, **arguments)
 
 
@@ -350,7 +351,7 @@ def eval_prompts_command(**arguments: Any) -> None:
     all prompts or for those with the same id before the last "_".
     """
     for fault in _measure("eval_prompts", **arguments)["faults"]:
-        click.echo(f"warning: {fault}", err=True)
+        warn(fault)
 
 
 @benchmark_command.command("perplexity")
@@ -381,12 +382,8 @@ def compare_command(before: Path, after: Path, margin: float | None) -> None:
     Of two stages of a run, the margins are those of its recipe.
     """
     from forty2.benchmark.compare import compare, format_comparison
-    from forty2.benchmark.results import read_measured
-    from forty2.files import read_json
     from forty2.runs.archive.comparison import stated_margins
 
-    old = read_measured(read_json(before), "the result before")
-    new = read_measured(read_json(after), "the result after")
     stated = stated_margins(before.resolve().parents[1])
     margin = stated.margin if margin is None else margin
-    click.echo(format_comparison(compare(old, new, margin=margin, cost=stated.cost)))
+    click.echo(format_comparison(compare(before, after, margin=margin, cost=stated.cost)))

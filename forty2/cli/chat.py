@@ -16,6 +16,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.columns import cut, side_by_side, terminal_width
+from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import DataError, Forty2Error
 
@@ -112,7 +113,7 @@ class Conversation:
             except Forty2Error as error:
                 if not self.interactive:
                     raise DataError(f"standard input:{line}: {error}") from error
-                click.echo(str(error), err=True)
+                click.echo(with_flags(str(error)), err=True)
 
     def _read_line(self, going_on: bool) -> str | None:
         """Read a line; None at the end of the input, and after Ctrl-C twice at the prompt."""

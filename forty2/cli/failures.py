@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import click
 
+from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
 
@@ -32,7 +33,7 @@ def plain_failures() -> Iterator[None]:
     except OtherProcessEnded as ended:
         raise click.exceptions.Exit(ended.exit_code) from ended
     except Forty2Error as error:
-        raise Failure(str(error), error.exit_code) from error
+        raise Failure(with_flags(str(error)), error.exit_code) from error
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise Failure(
@@ -49,11 +50,16 @@ def plain_failures() -> Iterator[None]:
         ) from error
 
 
+def warn(message: str) -> None:
+    """Print a warning on standard error."""
+    click.echo(f"warning: {with_flags(message)}", err=True)
+
+
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print warnings as one line each, without the line of code that they come from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {with_flags(str(message))}\n"
     try:
         yield
     finally:

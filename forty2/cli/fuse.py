@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
 
@@ -59,4 +60,4 @@ def fuse_command(
             cosine = f"cosine {quantized.cosine:.3f} of the intended change"
         click.echo(f"survival  {cosine}; KL {quantized.kl:.1e} a token from the fused model")
     for warning in fused.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)

@@ -11,6 +11,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.data.options import MultiValueCommand
+from forty2.cli.flags import with_flags
 
 if TYPE_CHECKING:
     from forty2.data.columns import UnknownColumns
@@ -106,7 +107,7 @@ def _echo(started: Started) -> None:
     else:
         click.echo("eval prompts: none; no held-out row has an answer that is easily checked")
     for note in started.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {with_flags(note)}")
     folder = shlex.quote(str(started.folder))
     click.echo(
         f"\nWritten: {started.folder / 'recipe.yaml'}, with the reason for each choice. Next:"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -119,20 +120,6 @@ def _latest_demo() -> Path:
 
 
 def _echo(result: RunResult) -> None:
-    if result.stages:
-        click.echo(f"\n{result.table}\n")
-        if result.changes:
-            click.echo(f"{result.changes}\n")
-        for name, verdict in result.verdicts.items():
-            base = result.stages[0][name]
-            click.echo(f"{base.label}, {base.data}, by itself: {verdict}")
-        if result.sentence:
-            sentence = f"Verdict: {result.verdict}. {result.sentence}"
-            click.echo(f"\n{click.wrap_text(sentence, 80)}\n")
-        click.echo("".join(f"{line}\n" for line in result.contamination))
-    click.echo(f"adapter   {result.adapter}")
-    if result.fused is not None:
-        click.echo(f"fused     {result.fused}")
-    click.echo(f"report    {result.report}")
+    click.echo(str(result))
     for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)

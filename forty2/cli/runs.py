@@ -15,6 +15,8 @@ import click
 
 from forty2.cli import run_tables, shared_options
 from forty2.cli.columns import side_by_side, terminal_width
+from forty2.cli.failures import warn
+from forty2.cli.flags import with_flags
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
@@ -68,13 +70,18 @@ def _selection(function: Callable[..., None]) -> Callable[..., None]:
         reverse: bool,
         **arguments: Any,
     ) -> None:
-        from forty2.runs.archive.finding import HOME, Selection, find_runs, sort_runs
+        from forty2.runs.archive.finding import (
+            Selection,
+            default_folders,
+            find_runs,
+            sort_runs,
+        )
 
         names = ("model", "phase", "state", "since", "tags")
         selection = Selection(**{name: arguments.pop(name) for name in names})
-        found = find_runs(folders or ([HOME] if HOME.is_dir() else []))
+        found = find_runs(folders or default_folders())
         for folder in found.unreadable:
-            click.echo(f"warning: {folder}", err=True)
+            warn(folder)
         entries = [entry for entry in found.entries if selection.takes(entry)]
         entries = sort_runs(entries, sort or "started", reverse=reverse)
         hidden = len(found.entries) - len(entries)
@@ -134,7 +141,7 @@ def list_command(
     click.echo(run_tables.run_table(entries, _shown_metric(sort)))
     for entry in entries:
         if entry.state == "damaged":
-            click.echo(f"warning: {entry.problem}", err=True)
+            warn(entry.problem or "")
     total = run_tables.size(sum(entry.size for entry in entries))
     runs = f"{len(entries)} run" + ("" if len(entries) == 1 else "s")
     click.echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
@@ -166,7 +173,7 @@ def show_command(run: str, as_json: bool) -> None:
         "run": entry.path,
         "recipe": entry.name,
         "state": f"{entry.state}, {entry.finished_phases} of {len(entry.phases)} phases finished",
-        "problem": entry.problem or "",
+        "problem": with_flags(entry.problem or ""),
         "started": f"{entry.started} ({run_tables.age(entry.started)} ago)"
         if entry.started
         else "",
@@ -306,7 +313,7 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
                 f"stays: {path}  {run_tables.size(size)}, its fused model (--fused removes it)"
             )
         for loss in one.losses:
-            click.echo(f"warning: {loss}", err=True)
+            warn(loss)
     frees = run_tables.size(sum(one.frees for one in removals))
     if yes or shared_options.confirmed(f"Remove this and free {frees}?"):
         remove(removals, force=force)

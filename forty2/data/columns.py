@@ -64,7 +64,7 @@ class UnknownColumns(DataError):
         questions = " and ".join(f"which is {MEANING[name]} ({name})" for name in NEEDED[kind])
         super().__init__(
             f"{file}: the columns are {first_names(self.columns, 12)}; say {questions}: "
-            f"--map {written_mapping(self.guess, kind)}"
+            f"`mapping` {written_mapping(self.guess, kind)}"
         )
 
 
@@ -84,11 +84,11 @@ def read_mapping(texts: Sequence[str]) -> dict[str, str]:
         if not equals or not theirs or ours not in MEANING:
             turned = f"; did you mean {ours}={theirs}?" if theirs in MEANING else ""
             raise DataError(
-                f"--map {part}: write COLUMN=NAME, where NAME is one of "
+                f"`mapping` {part}: write COLUMN=NAME, where NAME is one of "
                 f"{', '.join(MEANING)}{turned}"
             )
         if theirs in mapping:
-            raise DataError(f"--map {part}: the column {theirs} is named twice; keep one")
+            raise DataError(f"`mapping` {part}: the column {theirs} is named twice; keep one")
         mapping[theirs] = ours
     return mapping
 
@@ -204,8 +204,8 @@ def _fits(ours: str, rows: Sequence[JsonObject], column: str) -> bool:
 def _other_kind(record: Record) -> str:
     match record:
         case Pair():
-            return "is a pair (--pairs)"
+            return "is a pair (`pairs`)"
         case Rated():
-            return "is a rated answer (--thumbs)"
+            return "is a rated answer (`thumbs`)"
         case _:
-            return "is a conversation (--chats)"
+            return "is a conversation (`chats`)"

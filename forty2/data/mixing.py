@@ -129,7 +129,7 @@ def _wanted(
         i = min(range(len(names)), key=lambda i: available[i] / shares[i])
         raise DataError(
             f"{names[i]}: holds {available[i]:,}, but {shares[i]:.0%} of {size:,} is "
-            f"{shares[i] * size:,.0f}; give --size {int(most)} or less, or --repeat"
+            f"{shares[i] * size:,.0f}; give `size` {int(most)} or less, or `repeat=True`"
         )
     return [share * size for share in shares]
 

@@ -35,7 +35,7 @@ from forty2.model.quantization import (
 )
 from forty2.model.quantization import quantize as quantize_weights
 from forty2.model.surgery import in_fp32
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars
 
 CHANGE_LOST = 0.05
 """Largest share of the adapter's effect (in KL) that fusing may change."""
@@ -113,6 +113,7 @@ class Fused:
         )
 
 
+@draws_bars
 def fuse(
     model: str,
     adapter: str | Path,
@@ -121,7 +122,7 @@ def fuse(
     quantize: int | None = None,
     replace: bool = False,
     trust_remote_code: bool = False,
-    progress: Progress = silent,
+    progress: Progress = bars,
 ) -> Fused:
     """Merge an adapter, check the result and write it; with `quantize`, also write OUT-4bit or OUT-8bit.
 
@@ -209,14 +210,14 @@ def _check_parity(adapter: Path, parity: _Parity, exact: bool) -> None:
 def _check_target(out: Path, adapter: Path, replace: bool) -> None:
     """Refuse to write over a folder that fusing did not write, or over another adapter's model."""
     if out.exists() and not (out / RECORD).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out}: exists and is not a fused model; name another --out")
+        raise ModelError(f"{out}: exists and is not a fused model; name another `out`")
     if replace or not (out / RECORD).exists():
         return
     before = adapter_of(out)
     if before is None or Path(before).resolve() != adapter.resolve():
         raise ModelError(
             f"{out}: holds the model fused with {before or 'an adapter that it does not name'}; name "
-            "another --out, or replace it with --replace"
+            "another `out`, or replace it with `replace=True`"
         )
 
 

@@ -129,7 +129,7 @@ class ChatEndpoint:
         if error.code in (401, 403, 404):
             raise BenchmarkError(
                 f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
-                "--judge-model and --api-key-env"
+                "`judge_model` and `api_key_env`"
             ) from None
         if error.code != 429 and error.code < 500:
             raise RequestFailed(wrong) from None
@@ -168,7 +168,7 @@ def _check_address(url: str) -> None:
     if parts.username is not None or parts.query or parts.fragment:
         raise BenchmarkError(
             f"endpoint at {parts.hostname}: nothing secret goes into an address; name the "
-            "key's environment variable with --api-key-env, and leave out what follows ? or #"
+            "key's environment variable with `api_key_env`, and leave out what follows ? or #"
         )
 
 

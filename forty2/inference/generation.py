@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from forty2.errors import BenchmarkError
-from forty2.model.loading import LoadedModel
+from forty2.model.base_model import find_model_and_adapter
+from forty2.model.chat_template import TemplateSettings
+from forty2.model.loading import LoadedModel, load
 from forty2.model.surgery import sample_ids, scores_agree
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars, silent
+from forty2.text.encoder import Encoder
 
 if TYPE_CHECKING:
     from mlx_lm.generate import BatchGenerator, GenerationBatch
@@ -114,6 +118,9 @@ class Reply:
     ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
     """All ids generated, including control tokens and a stop string, but not the end token."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -130,6 +137,100 @@ class _Running(NamedTuple):
     number: int
     """Index of the prompt."""
     ids: list[int]
+
+
+Message = Mapping[str, Any]
+Question = str | Sequence[Message]
+"""What a model is to answer: the user's message, or the messages of a conversation."""
+
+
+@overload
+def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+    model: str | Path,
+    prompts: str,
+    *,
+    adapter: str | Path | None = ...,
+    system: str | None = ...,
+    max_tokens: int = ...,
+    temperature: float = ...,
+    seed: int = ...,
+    template: TemplateSettings | None = ...,
+    trust_remote_code: bool = ...,
+    progress: Progress = ...,
+) -> Reply: ...
+
+
+@overload
+def generate(
+    model: str | Path,
+    prompts: Sequence[Question],
+    *,
+    adapter: str | Path | None = ...,
+    system: str | None = ...,
+    max_tokens: int = ...,
+    temperature: float = ...,
+    seed: int = ...,
+    template: TemplateSettings | None = ...,
+    trust_remote_code: bool = ...,
+    progress: Progress = ...,
+) -> list[Reply]: ...
+
+
+@draws_bars
+def generate(
+    model: str | Path,
+    prompts: str | Sequence[Question],
+    *,
+    adapter: str | Path | None = None,
+    system: str | None = None,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 42,
+    template: TemplateSettings | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = bars,
+) -> Reply | list[Reply]:
+    """Load a model and answer a prompt, or each prompt of a list.
+
+    Args:
+        model: a model's folder or hub name, or `smollm2`; or a run folder, RUN/PHASE or adapter folder,
+            whose model is recorded.
+        prompts: the user's message; or a list of prompts, each a message or a list of messages with
+            `role` and `content`.
+        adapter: adapter on the model.
+        system: system message before prompts that are texts.
+        max_tokens: longest reply, in tokens.
+        temperature: sampling temperature; 0: greedy, always the likeliest token.
+        seed: seed of the first reply's sampling; the next prompt takes the next number.
+
+    Returns:
+        The reply; for a list of prompts, their replies in its order.
+
+    Raises:
+        ModelError: there is no such model, it cannot chat, or a prompt does not fit its context.
+    """
+    name, adapter = find_model_and_adapter(model, adapter)
+    loaded = load(name, adapter, template=template, trust_remote_code=trust_remote_code)
+    encoder = Encoder(loaded.tokenizer)
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    replies = generate_replies(
+        loaded,
+        [encoder.prompt(_messages(prompt, system)) for prompt in asked],
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature) if temperature else None,
+        seeds=range(seed, seed + len(asked)),
+        progress=progress,
+    )
+    found = [reply for _, reply in sorted(replies, key=lambda numbered: numbered[0])]
+    return found[0] if isinstance(prompts, str) else found
+
+
+def _messages(prompt: Question, system: str | None) -> Sequence[Message]:
+    """Write a prompt as messages; a text gets the system message."""
+    if not isinstance(prompt, str):
+        return prompt
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return [*before, {"role": "user", "content": prompt}]
 
 
 def generate_replies(

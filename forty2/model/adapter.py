@@ -213,7 +213,7 @@ def adapter_dir(path: str | Path) -> Path:
     if phase is not None:
         return phase
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
-        raise ModelError(f"{folder}: this is a whole model: give it as --model")
+        raise ModelError(f"{folder}: this is a whole model: give it as `model`")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
 
 

@@ -79,7 +79,7 @@ def check_not_peft(folder: Path, config: object = None) -> None:
             f"{folder}: this is an adapter of PEFT ({kind or 'adapter_model'}), whose tensors have "
             "other names and another scale (alpha / rank) than mlx-lm's; train on from it with init_from "
             "in a recipe, or merge it into its base with PEFT (merge_and_unload, save_pretrained) and "
-            "give that folder as --model"
+            "give that folder as `model`"
         )
 
 

@@ -42,9 +42,9 @@ def find_base_model(adapter: str | Path) -> str | None:
     wanted = f"{adapter}: was trained on the model folder {base.path or base.name}"
     if others:
         raise ModelError(
-            f"{wanted}, and {others[0]} holds other weights: give the model as --model"
+            f"{wanted}, and {others[0]} holds other weights: give the model as `model`"
         )
-    raise ModelError(f"{wanted}, which is neither there nor near the run: give it as --model")
+    raise ModelError(f"{wanted}, which is neither there nor near the run: give it as `model`")
 
 
 def find_model_and_adapter(

@@ -133,7 +133,7 @@ def load(
     if config.get("model_file") is not None and not trust_remote_code:
         raise ModelError(
             f"{path}: brings architecture code of its own ({config['model_file']}); read it, and "
-            "give --trust-remote-code if you trust it"
+            "give `trust_remote_code=True` if you trust it"
         )
     check_weight_files(path, config)
     cpu_kernels.install()

@@ -118,8 +118,8 @@ def _no_weights(path: Path) -> str:
     """Say what a folder without weights for mlx-lm holds instead."""
     kinds = {
         "*.gguf": "GGUF weights; convert them first: forty2 model import {} --out FOLDER",
-        "adapter_model.*": "only an adapter of PEFT ({}); give its base as --model",
-        "adapters.safetensors": "only an adapter; give it as --adapter, and its base as --model",
+        "adapter_model.*": "only an adapter of PEFT ({}); give its base as `model`",
+        "adapters.safetensors": "only an adapter; give it as `adapter`, and its base as `model`",
         "*.bin": "only weights in PyTorch's format ({}), which may hold code; convert the model to "
         "safetensors with transformers' save_pretrained",
         "*.npz": "weights of an early MLX ({}); take a version in safetensors",

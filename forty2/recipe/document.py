@@ -44,7 +44,7 @@ class Document:
     def problem(self, at: Location, message: str) -> Problem:
         """Say what is wrong with the value at a location."""
         line = self.line_of(at)
-        where = f"{self.place}:{line}" if line != COMMAND_LINE else "--set"
+        where = f"{self.place}:{line}" if line != COMMAND_LINE else "`overrides`"
         return Problem(line, f"{where}: {dotted(at) or 'recipe'}: {message}")
 
 

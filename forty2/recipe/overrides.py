@@ -40,7 +40,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
         try:
             _apply(document, override)
         except RecipeError as error:
-            problems.append(Problem(COMMAND_LINE, f"--set {override[:200]}: {error}"))
+            problems.append(Problem(COMMAND_LINE, f"`overrides` {override[:200]}: {error}"))
     problems += _unknown_phases(document, names)
     return Applied(problems, [*_one_length(document), *_shorten(document, steps_before)])
 

@@ -136,7 +136,7 @@ class Recipe:
     version: Literal[1]
     """Version of the recipe format."""
     name: Slug
-    """Name of the run; its folder is adapters/NAME unless --run-dir names another."""
+    """Name of the run; its folder is adapters/NAME unless another is named."""
     model: str
     """Model folder, hub name, or `smollm2` for the starter model."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42

@@ -46,6 +46,6 @@ def write_archive_page(out: Path, about: str, head: Sequence[str], rows: Sequenc
     if out.is_dir():
         raise RunError(f"{out}: is a folder; name the file to write")
     if out.exists() and _MARK not in out.read_text("utf-8", "replace"):
-        raise RunError(f"{out}: exists and is not a page of runs; name another --out")
+        raise RunError(f"{out}: exists and is not a page of runs; name another `out`")
     write_text(out, render("archive.html.jinja", about=about, head=head, rows=rows))
     return out

@@ -275,7 +275,7 @@ def read_run(folder: Path) -> Run:
         if isinstance(error, RunError):
             raise
         raise RunError(
-            f"{folder}: damaged, or written by another release ({error!r}); go on with --resume, "
+            f"{folder}: damaged, or written by another release ({error!r}); go on with `resume=True`, "
             "which reports again, or run anew"
         ) from error
 

@@ -31,7 +31,7 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, read_json, read_sealed, write_json, write_sealed
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.report.ablation import text_table, write_ablation
@@ -70,6 +70,7 @@ class Variant(NamedTuple):
 _NOT_ALONE = "no run of a preference phase alone: the recipe has none, or begins with it"
 
 
+@draws_bars
 def ablate(
     recipe: Recipe,
     seeds: Sequence[int] = (1, 2, 3),
@@ -77,7 +78,7 @@ def ablate(
     out: str | Path | None = None,
     resume: bool = False,
     trust_remote_code: bool = False,
-    progress: Progress = silent,
+    progress: Progress = bars,
 ) -> Ablation:
     """Run a recipe's phases one after the other and its first preference phase alone, per seed.
 
@@ -86,7 +87,7 @@ def ablate(
         seeds: two or more; each takes the place of the recipe's in its runs.
         out: default `adapters/NAME-ablation`.
         resume: continue what stopped, or add seeds; finished runs are read back.
-        progress: called as work goes on.
+        progress: called as work goes on; default: bars on a terminal or in a notebook.
 
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
@@ -124,7 +125,9 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
             f"{recipe.name}: benchmark.tasks: an ablation is judged by TruthfulQA; add truthfulqa"
         )
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
-        raise RunError(f"{out}: is not an empty folder; go on with --resume, or name another --out")
+        raise RunError(
+            f"{out}: is not an empty folder; go on with `resume=True`, or name another `out`"
+        )
 
 
 def _record(
@@ -229,7 +232,7 @@ def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
     elif read_json(file) != questions:
         raise RunError(
             f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
-            "started the ablation, or name another --out"
+            "started the ablation, or name another `out`"
         )
     benchmark = dataclasses.replace(recipe.benchmark, questions=str(file))
     return dataclasses.replace(recipe, benchmark=benchmark), {

@@ -102,7 +102,7 @@ def open_run(
                 resume, progress = False, silent
             if resume and not any((path / name).exists() for name in ("run.json", "run.lock")):
                 raise RunError(
-                    f"{path}: there is no run to resume; {close_runs(path)} Leave --resume out to "
+                    f"{path}: there is no run to resume; {close_runs(path)} Leave `resume=True` out to "
                     "begin a new one"
                 )
             folder = opened.enter_context(
@@ -158,7 +158,7 @@ def _record_template(path: Path, recipe: Recipe, reuse: Path | None) -> None:
         if recorded != settings_of(recipe, recorded.date):
             raise RunError(
                 f"chat_template: {recipe.chat_template}: has changed since {path} was started; put it "
-                "back, or name another --run-dir"
+                "back, or name another `run_dir`"
             )
         return
     day = read_json(path / "run.json")["started"][:10]
@@ -212,7 +212,7 @@ def reread(path: Path, recipe: Recipe, folder: Path | None = None) -> str:
     except RecipeError as error:
         raise RunError(
             f"{path.parent}: this release cannot read its recipe ({str(error).splitlines()[0]}); "
-            "go on with the release that started it, or name another --run-dir"
+            "go on with the release that started it, or name another `run_dir`"
         ) from error
 
 

@@ -106,7 +106,7 @@ def _check_what_has_begun(
     if order != begun:
         raise RunError(
             f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
-            f"{path / 'recipe.yaml'}, or name another --run-dir"
+            f"{path / 'recipe.yaml'}, or name another `run_dir`"
         )
     free = [*_FREE, *(f"phases.{name}" for name in phases)]
     free = [key for key in free if key.removeprefix("phases.") not in begun]
@@ -120,7 +120,7 @@ def _check_what_has_begun(
         raise RunError(
             f"{path}: was started with another recipe ({'; '.join(map(str, fixed))}); resume with "
             f"{path / 'recipe.yaml'}, or start another run, which can take over finished phases that "
-            f"it has in common with this one (--run-dir, --reuse {path})"
+            f"it has in common with this one (`run_dir`, `reuse={path}`)"
         )
 
 
@@ -170,18 +170,18 @@ def _check_length(path: Path, label: str, name: str, old: JsonObject, new: JsonO
         raise RunError(
             f"{where}: its learning rate falls to zero over all steps (schedule: "
             f"{new['schedule']}), so the {done} steps that are done do not begin a phase of another "
-            f"length; start the longer one with another --run-dir, or go on from this one's "
+            f"length; start the longer one with another `run_dir`, or go on from this one's "
             f"adapter in a recipe with init_from: {path / label}"
         )
     if key == "steps" and new["steps"] < done:
         raise RunError(
             f"{where}: {new['steps']} is fewer than the {done} that are done, and steps cannot be "
-            "taken back; give more, or start the shorter one with another --run-dir"
+            "taken back; give more, or start the shorter one with another `run_dir`"
         )
     if key == "epochs" and (old["epochs"] is None or new["epochs"] < old["epochs"]):
         raise RunError(
             f"{where}: {new['epochs']:g} would be fewer than it began with "
-            f"({_in_words(old)}); give more, or start the shorter one with another --run-dir"
+            f"({_in_words(old)}); give more, or start the shorter one with another `run_dir`"
         )
 
 

@@ -129,7 +129,7 @@ class RunFolder:
         if not same:
             raise RunError(
                 f"{self.path}: was removed, moved or replaced while the run was under way; put it "
-                "back, then go on with --resume"
+                "back, then go on with `resume=True`"
             )
 
     def counts_whole_epochs(self) -> bool:
@@ -178,7 +178,7 @@ def read_metrics(path: Path) -> list[JsonObject]:
             record["phase"], record["step"] + 1
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(
-                f"{path}:{number}: damaged; delete this line, then go on with --resume"
+                f"{path}:{number}: damaged; delete this line, then go on with `resume=True`"
             ) from error
         records.append(record)
     return records
@@ -192,9 +192,9 @@ def now() -> str:
 def _check_usable(path: Path) -> None:
     """Refuse a path that is a file, or a folder with other things in it."""
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path}: is a file; name another --run-dir")
+        raise RunError(f"{path}: is a file; name another `run_dir`")
     if not (path / "run.json").exists() and path.is_dir() and any(map(_is_foreign, path.iterdir())):
-        raise RunError(f"{path}: is not empty and holds no run; name another --run-dir")
+        raise RunError(f"{path}: is not empty and holds no run; name another `run_dir`")
 
 
 def _is_foreign(path: Path) -> bool:
@@ -221,7 +221,7 @@ def _continues(path: Path, resume: bool) -> bool:
     existing = (path / "run.json").exists() and _has_results(path)
     if existing and not resume:
         raise RunError(
-            f"{path}: holds a run already; go on with --resume, or name another --run-dir"
+            f"{path}: holds a run already; go on with `resume=True`, or name another `run_dir`"
         )
     return existing
 
@@ -276,13 +276,13 @@ def _check_same(
     if version not in (1, VERSION):
         raise RunError(
             f"{path}: written by another release (run format {version}, this one reads 1 "
-            f"to {VERSION}); go on with that release, or name another --run-dir"
+            f"to {VERSION}); go on with that release, or name another `run_dir`"
         )
     before, after = record.get("model_sha256"), provenance.model_sha256
     if before != after:
         raise RunError(
             f"{path}: was started from other weights than {provenance.model} "
-            f"holds now (sha256 {before}, now {after}); put those back, or name another --run-dir"
+            f"holds now (sha256 {before}, now {after}); put those back, or name another `run_dir`"
         )
     started_with = reread(path / "recipe.yaml")
     extension = None
@@ -290,14 +290,14 @@ def _check_same(
         extension = find_extension(path, started_with, recipe_yaml)
         if not extend_run:
             raise RunError(
-                f"{path}: was started with another recipe; change it with `forty2 run --resume`, which "
+                f"{path}: was started with another recipe; change it with `resume=True`, which "
                 "goes on with all phases"
             )
     initial, now_initial = record.get("init_from_sha256"), provenance.init_from_sha256
     if initial != now_initial:
         raise RunError(
             f"{path}: went on from another adapter than {provenance.init_from} holds now (sha256 "
-            f"{initial}, now {now_initial}); put that one back, or name another --run-dir"
+            f"{initial}, now {now_initial}); put that one back, or name another `run_dir`"
         )
     if version == 1:
         _upgrade(path)

@@ -35,7 +35,7 @@ def check_fused_path(run: RunContext) -> None:
         if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
             raise RunError(
                 f"{folder}: holds the model fused with {adapter}; name another folder with "
-                "--set fuse.out=FOLDER, or delete it"
+                "fuse.out in the recipe, or delete it"
             )
 
 
@@ -59,7 +59,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
             damage = find_damage(folder)
             if damage is not None:
                 raise RunError(
-                    f"{damage}; delete {folder}, then go on with --resume: the model is fused anew"
+                    f"{damage}; delete {folder}, then go on with `resume=True`: the model is fused anew"
                 )
         return models
     fused = fuse(

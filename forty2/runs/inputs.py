@@ -99,7 +99,7 @@ def read_inputs(
     }
     if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
         raise ModelError(
-            f"{recipe.model}: cannot keep packed rows apart; prepare the data without --pack"
+            f"{recipe.model}: cannot keep packed rows apart; prepare the data without `pack`"
         )
     limit = loaded.row_limit
     if recipe.max_length > limit.tokens:
@@ -156,7 +156,7 @@ def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[st
             if digest != hashes[name][part]:
                 raise RunError(
                     f"phases.{name}: its {part} rows are not those that {path} began "
-                    "with; put the data back, or name another --run-dir"
+                    "with; put the data back, or name another `run_dir`"
                 )
 
 

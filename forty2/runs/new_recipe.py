@@ -151,7 +151,7 @@ def _check_free(folder: Path, replace: bool) -> None:
         )
     if not replace:
         raise DataError(
-            f"{folder}: was written by an earlier forty2 init; name another folder, or give --replace "
+            f"{folder}: was written by an earlier forty2 init; name another folder, or give `replace=True` "
             "to write it anew, without the changes that you made in it"
         )
 
@@ -173,9 +173,11 @@ def _read(files: Files, notes: list[str]) -> dict[Kind, list[Record]]:
         records[kind] = [_with_system(record, files.system) for record in seen.values()]
     unused = [column for column in files.mapping if column not in used]
     if unused:
-        raise DataError(f"--map {unused[0]}={files.mapping[unused[0]]}: no file has that column")
+        raise DataError(
+            f"`mapping` {unused[0]}={files.mapping[unused[0]]}: no file has that column"
+        )
     if not records:
-        raise DataError("no files; give --chats, --pairs or --thumbs")
+        raise DataError("no files; give `chats`, `pairs` or `thumbs`")
     return records
 
 
@@ -206,7 +208,7 @@ def _about_systems(records: Mapping[Kind, Sequence[Record]]) -> Iterator[str]:
         parts.append(f"{kind}: {', '.join([*named, *more])}")
     none = any("" in count for count in counts.values())
     advice = (
-        'Give the rows without one the same: --system "TEXT".'
+        'Give the rows without one the same: `system="TEXT"`.'
         if none
         else "Use one for all rows if they are about the same job."
     )

@@ -110,7 +110,7 @@ def refuse_damage(folder: Path, then: str) -> None:
     """
     damage = find_damage(folder)
     if damage is not None:
-        raise RunError(f"{damage}; delete {folder}, then go on with --resume: {then}")
+        raise RunError(f"{damage}; delete {folder}, then go on with `resume=True`: {then}")
 
 
 def _train(

@@ -7,13 +7,14 @@ are done.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import changes_table, summarize, table
+from forty2.benchmark.stages import changes_table, columns, summarize, table
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,
@@ -25,7 +26,8 @@ from forty2.errors import (
 )
 from forty2.files import read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter
-from forty2.progress import Progress, silent
+from forty2.notebook import html_paragraph, html_table
+from forty2.progress import Progress, bars, draws_bars, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
@@ -64,7 +66,50 @@ class RunResult:
     warnings: list[str]
     """Warnings about data, training and fusing."""
 
+    def __str__(self) -> str:
+        """Return tables, verdicts and paths, as the command line prints them."""
+        parts = []
+        if self.stages:
+            parts += ["", self.table, *(["", self.changes] if self.changes else []), ""]
+            parts += self._verdict_lines()
+            if self.sentence:
+                parts += ["", *textwrap.wrap(self._verdict(), 80), ""]
+            parts += [*self.contamination, ""]
+        return "\n".join([*parts, *(f"{name:<10}{path}" for name, path in self._paths())])
 
+    def _repr_html_(self) -> str:
+        """Show the stages, the verdicts, the paths and the warnings in a notebook."""
+        parts = []
+        if self.stages:
+            for head, *rows in columns(self.stages):
+                parts += [html_table(f"Run {self.path}", head, rows)]
+            parts += map(html_paragraph, self._verdict_lines())
+            if self.sentence:
+                parts.append(html_paragraph(self._verdict()))
+            parts += map(html_paragraph, self.contamination)
+        files = [[name, str(path)] for name, path in self._paths()]
+        parts += [html_table("Written", ["what", "where"], files)]
+        parts += [html_paragraph(f"Warning: {warning}") for warning in self.warnings]
+        return "\n".join(parts)
+
+    def _verdict(self) -> str:
+        return f"Verdict: {self.verdict}. {self.sentence}"
+
+    def _verdict_lines(self) -> list[str]:
+        """Write each benchmark's own verdict as a line."""
+        lines = []
+        for name, verdict in self.verdicts.items():
+            base = self.stages[0][name]
+            lines.append(f"{base.label}, {base.data}, by itself: {verdict}")
+        return lines
+
+    def _paths(self) -> list[tuple[str, Path]]:
+        """List what was written, by name."""
+        found = [("adapter", self.adapter), ("fused", self.fused), ("report", self.report)]
+        return [(name, path) for name, path in found if path is not None]
+
+
+@draws_bars
 def run(
     recipe: Recipe,
     *,
@@ -73,7 +118,7 @@ def run(
     only: str | None = None,
     reuse: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: Progress = silent,
+    progress: Progress = bars,
 ) -> RunResult:
     """Run a recipe: train every phase, fuse if the recipe says so, and measure after each step.
 
@@ -88,7 +133,7 @@ def run(
         only: stop after the phase of this name; earlier ones that are not done run first.
         reuse: folder of another run, whose finished phases are taken over, from the first up to one
             that this run would train otherwise.
-        progress: called as work goes on.
+        progress: called as work goes on; default: bars on a terminal or in a notebook.
 
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
@@ -120,14 +165,14 @@ def run(
                 raise
             raise MemoryRanOut(
                 f"{context.progress.current}: memory ran out ({first_line(error)}); finished phases "
-                f"and the last checkpoint are saved in {path}: make room, then go on with --resume, "
-                "or in another --run-dir lower max_length or adapter.layers, or set "
+                f"and the last checkpoint are saved in {path}: make room, then go on with `resume=True`, "
+                "or in another `run_dir` lower max_length or adapter.layers, or set "
                 "grad_checkpoint: true"
             ) from error
 
 
 def train_phase(
-    recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = silent
+    recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = bars
 ) -> RunResult:
     """Run a recipe up to and including one phase; finished phases are not trained again."""
     path = run_path(recipe, run_dir)

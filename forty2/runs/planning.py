@@ -97,6 +97,9 @@ class RunForecast(NamedTuple):
     machine_memory_gb: float
     warnings: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return format_plan(self)
+
 
 class _ModelSize(NamedTuple):
     """The sizes that memory depends on."""

@@ -54,7 +54,7 @@ class Encoder:
         if not tokenizer.has_chat_template:
             raise ModelError(
                 "the tokenizer has no chat template: use an instruct model, or give a template "
-                "(chat_template: FILE in a recipe, --chat-template on the command line)"
+                "(chat_template: FILE in a recipe, else `template`)"
             )
         self.tokenizer = tokenizer
         self.train_on: TrainOn = "all"
@@ -275,8 +275,8 @@ class Encoder:
         except Exception:  # it refuses something else, too
             return ""
         return (
-            "; it takes no system turn: merge it into the first user turn (`system_turn: fold` in a "
-            "recipe, --system-turn fold)"
+            "; it takes no system turn: merge it into the first user turn (system_turn: fold in a "
+            "recipe, else `system_turn=fold`)"
         )
 
     # --- tokens ---

@@ -123,7 +123,7 @@ def open_prepared(
     if manifest.get("train_on", "all") != train_on:
         raise DataError(
             f"{folder}: was prepared with train_on {manifest.get('train_on', 'all')}, the phase has "
-            f"{train_on}; prepare it again with --train-on {train_on}"
+            f"{train_on}; prepare it again with `train_on={train_on}`"
         )
     if manifest["max_length"] > max_length:
         raise DataError(

@@ -513,7 +513,7 @@ def _dropped(conversation: Conversation, owner: int, key: str) -> str:
     if role == "system":
         return (
             "the chat template leaves out the system turn; merge it into the first user turn "
-            "(`system_turn: fold` in a recipe, --system-turn fold)"
+            "(system_turn: fold in a recipe, else `system_turn=fold`)"
         )
     return (
         f"the chat template leaves out or alters the content of this {role} turn; use one that writes "

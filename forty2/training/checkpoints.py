@@ -112,7 +112,7 @@ class Checkpoints:
         if damage and state is None:
             raise RunError(
                 f"{'; '.join(damage)}: no checkpoint is whole; delete {self.work}, then go on with "
-                "--resume: the phase starts anew"
+                "`resume=True`: the phase starts anew"
             )
         step = state.step if state is not None else -1
         _remove(best for best in _numbered(self.work, "best") if step_of(best) > step)
@@ -146,7 +146,7 @@ class Checkpoints:
         if reason is not None:
             raise RunError(
                 f"{reason}: the best adapter is lost; delete {self.work}, then go on with "
-                "--resume: the phase starts anew"
+                "`resume=True`: the phase starts anew"
             )
         restore_adapter(model, folder)
 

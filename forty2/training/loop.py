@@ -169,7 +169,7 @@ class _Attempt:
             raise Interrupted(
                 f"{self.training.name}: stopped by {signal.Signals(stop).name} after step "
                 f"{state.step} of {plan.steps}, which is saved in {self.training.checkpoints.work}; "
-                "go on with --resume",
+                "go on with `resume=True`",
                 stop,
             )
         if state.best is not None:
@@ -319,14 +319,14 @@ class _Attempt:
         if action in ("stop", "back"):
             # A step that was not taken is tried again after --resume, and stops again.
             was_taken = step == self.state.step
-            self._stop(message, "--resume goes on all the same; " if was_taken else "")
+            self._stop(message, "`resume=True` goes on all the same; " if was_taken else "")
         self._warn(step, message, red.line)
 
     def _stop(self, message: str, remedy: str = "") -> NoReturn:
         self._save()
         name, work = self.training.name, self.training.checkpoints.work
         raise TrainingError(
-            f"{message}; step {self.state.step} is saved in {work}; {remedy}in another --run-dir, "
+            f"{message}; step {self.state.step} is saved in {work}; {remedy}in another `run_dir`, "
             f"lower phases.{name}.lr, or say in phases.{name}.red_lines what to do"
         )
 

@@ -199,7 +199,7 @@ def _exchange(function: Callable[[mx.array], mx.array], array: mx.array) -> mx.a
         if is_out_of_memory(error):
             raise
         raise PeerLost(
-            f"another process ended or cannot be reached ({error}); go on with --resume, with as "
+            f"another process ended or cannot be reached ({error}); go on with `resume=True`, with as "
             "many processes as you like"
         ) from error
     return whole

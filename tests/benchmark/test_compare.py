@@ -21,7 +21,7 @@ from forty2.benchmark.results import Result, Stage, read_measured
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import gsm8k, task_class
 from forty2.cli import main
-from forty2.errors import BenchmarkError
+from forty2.errors import BenchmarkError, RunError
 from forty2.inference.generation import Reply
 from forty2.recipe.schema import Cost
 
@@ -65,6 +65,18 @@ def random_result(n: int, *, seed: int, lift: float = 0.0) -> dict[str, Any]:
         multiple[:2] += lift
         items.append((single.tolist(), multiple.tolist()))
     return result(items)
+
+
+def test_results_are_compared_parsed_or_by_their_files(tmp_path: Path) -> None:
+    before, after = random_result(20, seed=1), random_result(20, seed=2)
+    files = [tmp_path / "before.json", tmp_path / "after.json"]
+    for file, measured in zip(files, (before, after), strict=True):
+        file.write_text(json.dumps(measured), "utf-8")
+    wanted = compare(before, after)
+    assert compare_measured(before, after) == wanted
+    assert compare_measured(files[0], str(files[1])) == wanted
+    with pytest.raises(RunError, match=r"none\.json"):
+        compare_measured(before, tmp_path / "none.json")
 
 
 def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:

@@ -217,7 +217,7 @@ def test_a_stopped_judgement_goes_on_where_it_was(tmp_path: Path) -> None:
         with pytest.raises(BenchmarkError, match="gone"):
             judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out)
         assert not out.exists()
-        with pytest.raises(BenchmarkError, match="go on with --resume"):
+        with pytest.raises(BenchmarkError, match="go on with `resume=True`"):
             judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=1), out=out)
         with pytest.raises(BenchmarkError, match="another repeats"):
             judge(after, ChatEndpoint(url, "m"), how=Judging(repeats=2), out=out, resume=True)

@@ -143,6 +143,9 @@ def test_a_run_measures_its_tasks_at_every_stage_and_compares_them(
     assert done.table.splitlines()[0].endswith("strict_match  flexible_extract")
     read = [Stage.from_json(stage.to_json(), "it") for stage in done.stages]
     assert table(read) == done.table and read == done.stages
+    cells = [f">{cell}<" for row in done.table.splitlines()[::2] for cell in row.split()]
+    assert all(cell in done._repr_html_() for cell in cells)
+    assert f"Verdict: {done.verdict}. {done.sentence[:20]}" in done._repr_html_()
 
 
 # --- questions in training rows ---

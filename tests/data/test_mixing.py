@@ -61,7 +61,7 @@ def test_shares_by_length_are_not_shares_by_rows(tmp_path: Path) -> None:
 
 def test_too_little_is_an_error_that_says_what_would_do(tmp_path: Path) -> None:
     inputs = [write(tmp_path / "a.jsonl", "a", 30), write(tmp_path / "b.jsonl", "b", 300)]
-    with pytest.raises(DataError, match=r"a.jsonl: holds 30, but 50% of 100 .* --size 60 or less"):
+    with pytest.raises(DataError, match=r"a.jsonl: holds 30, but 50% of 100 .* `size` 60 or less"):
         mix(inputs, [1, 1], size=100)
     mixed = mix(inputs, [1, 1], size=100, repeat=True)
     assert len(mixed.rows) == 100 and mixed.repeats == {str(inputs[0]): 1.67}

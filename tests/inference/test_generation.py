@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import pytest
 from support.family_tokenizers import KINDS, tokenizer_of
 from support.models import ARCHITECTURES, tiny_model
 from support.models import tiny_loaded as loaded
+from support.small_run import make_inputs
 from support.template_families import Chatml
 
 from forty2.errors import BenchmarkError
@@ -21,6 +23,7 @@ from forty2.inference.generation import (
     Sampling,
     _Ending,
     common_prefix_length,
+    generate,
     generate_replies,
     stream_reply,
     supports_batches,
@@ -216,3 +219,16 @@ def test_a_streamed_reply_is_the_batched_one() -> None:
     one, prompt = loaded(), list(range(40, 50))
     pieces = stream_reply(one, prompt, max_tokens=8, temperature=0.0, seed=1)
     assert "".join(pieces) == said(one, [prompt], max_tokens=8)[0].text
+
+
+def test_a_prompt_and_a_list_are_answered_alike_and_in_order(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path / "in") / "model"
+    short: Any = {"max_tokens": 6, "temperature": 1.0}
+    one = generate(model, "One?", system="Be brief.", seed=3, **short)
+    assert str(one) == one.text and one.tokens <= 6
+    turns = [("system", "Be brief."), ("user", "One?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    found = generate(model, [messages, "A much longer question?", "Two?"], seed=3, **short)
+    assert found[0] == one and len(found) == 3
+    assert generate(model, ["Two?"], seed=5, **short) == found[2:]
+    assert generate(model, []) == []

@@ -150,7 +150,7 @@ def test_a_folder_without_an_adapter_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "fused")
-    with pytest.raises(ModelError, match="fused: this is a whole model: give it as --model"):
+    with pytest.raises(ModelError, match="fused: this is a whole model: give it as `model`"):
         load(str(folder), folder)
 
 

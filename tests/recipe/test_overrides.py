@@ -27,8 +27,8 @@ def test_overrides_take_yaml_values_and_reach_any_depth(tmp_path: Path) -> None:
     ("override", "complaint"),
     [
         ("phases.dpo.lr", "write it as key.subkey=value"),
-        ("phases.dpo.lr=fast", "--set: phases.dpo.lr: should be a number, not 'fast'"),
-        ("phases.dpo.bete=0.2", "--set: phases.dpo.bete: unknown key; did you mean beta?"),
+        ("phases.dpo.lr=fast", "`overrides`: phases.dpo.lr: should be a number, not 'fast'"),
+        ("phases.dpo.bete=0.2", "`overrides`: phases.dpo.bete: unknown key; did you mean beta?"),
         ("model.x=1", "model is a value"),
         ("seed=[", "not valid YAML"),
     ],
@@ -113,14 +113,17 @@ def test_a_count_that_an_override_gives_is_not_lowered(tmp_path: Path) -> None:
     overrides = ["phases.dpo.steps=4", "phases.dpo.eval_every_steps=10"]
     (problem,) = problems(tmp_path, STEPS, *overrides)
     assert problem == (
-        "--set: phases.dpo.eval_every_steps: 10 is beyond the last step (4): never reached"
+        "`overrides`: phases.dpo.eval_every_steps: 10 is beyond the last step (4): never reached"
     )
 
 
 def test_counts_of_a_phase_given_whole_are_not_lowered(tmp_path: Path) -> None:
     fields = "objective: dpo, data: 'builtin:spark-dpo', lr: 1e-5, beta: 1, warmup_steps: 9"
     (problem,) = problems(tmp_path, STEPS, f"phases.dpo={{{fields}, steps: 4}}")
-    assert problem == "--set: phases.dpo.warmup_steps: 9 is beyond the last step (4): never reached"
+    assert (
+        problem
+        == "`overrides`: phases.dpo.warmup_steps: 9 is beyond the last step (4): never reached"
+    )
 
 
 def test_a_file_that_contradicts_itself_stays_an_error(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_each_key_that_contradicts_it_is_named_with_its_line(tmp_path: Path) -> 
     section = "adapter:\n  rank: 8\n  layers: 3\n  keys: [self_attn.q_proj]\n"
     found = problems(tmp_path, GOOD + f"init_from: {peft}\n" + section, "adapter.scale=2")
     assert found == [
-        "--set: adapter.scale: is 2, but peft has 1.5; remove the key to take that",
+        "`overrides`: adapter.scale: is 2, but peft has 1.5; remove the key to take that",
         "recipe.yaml:14: adapter.rank: is 8, but peft has 4; remove the key to take that",
         "recipe.yaml:15: adapter.layers: is 3, but peft has 2; remove the key to take that",
         "recipe.yaml:16: adapter.keys: is ['self_attn.q_proj'], but peft has "

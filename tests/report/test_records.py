@@ -104,7 +104,9 @@ def test_a_damaged_file_is_one_line_with_what_to_do(
     if value is not None:
         record[key] = value
     (run / file).write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"run: damaged, or written by another release .*--resume"):
+    with pytest.raises(
+        RunError, match=r"run: damaged, or written by another release .*`resume=True`"
+    ):
         read_run(run)
 
 

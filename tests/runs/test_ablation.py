@@ -152,9 +152,9 @@ def test_seeds_share_their_questions_and_the_base_but_not_their_training(
 def test_another_ablation_in_the_same_place_is_refused(
     found: Ablation, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="--resume"):
+    with pytest.raises(RunError, match="`resume=True`"):
         ablate(recipe, [1, 2], out=found.path)
-    with pytest.raises(RunError, match="another --out"):
+    with pytest.raises(RunError, match="another `out`"):
         ablate(recipe, [1, 2], out=found.report, resume=True)
     with pytest.raises(RunError, match="other questions"):
         ablate(dataclasses.replace(recipe, seed=3), [1, 2], out=found.path, resume=True)

@@ -354,7 +354,7 @@ def test_a_removal_says_what_it_frees_and_leaves_the_fused_model(runs: Path) -> 
 
 def test_the_only_copy_of_a_fused_model_goes_by_force_alone(runs: Path) -> None:
     plan = plan_removal([runs / "good"], fused=True)
-    with pytest.raises(RunError, match=r"only copy of the fused model.*--force"):
+    with pytest.raises(RunError, match=r"only copy of the fused model.*`force=True`"):
         remove(plan)
     assert (runs / "good").exists()
     remove(plan, force=True)

@@ -136,7 +136,7 @@ def out_of_memory(place: str) -> None:
         assert ended.message.startswith(at) and f": memory ran out ({said}); " in ended.message, (
             ended.message
         )
-        assert "--resume" in ended.message and "max_length" in ended.message
+        assert "`resume=True`" in ended.message and "max_length" in ended.message
         again = run_child(inputs, folder, Killer(None), resume=True)
         assert again.code == 0, again.message
         assert results(folder) == wanted
@@ -257,7 +257,7 @@ def test_with_both_checkpoints_damaged_one_line_says_what_to_do(
     shutil.copytree(stopped[0], work)
     for step in ("step3", "step6"):
         flip(work / step / "optimizer.safetensors")
-    with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* --resume") as error:
+    with pytest.raises(RunError, match=r"no checkpoint is whole; delete .* `resume=True`") as error:
         run(adapted(0.2), ConversationLoss(ROWS, Shortcuts(split_head=True)), PHASE, work)
     assert "\n" not in str(error.value)
     assert len(find_checkpoints(work)) == 2

@@ -42,7 +42,7 @@ def test_a_second_process_is_refused_with_the_owner(tmp_path: Path) -> None:
 def test_an_existing_run_is_not_overwritten_nor_resumed_with_another_recipe(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, "name: x\nsteps: 5\n", PROVENANCE, resume=False) as run:
         run.log({"phase": "sft", "step": 1})
-    with pytest.raises(RunError, match=r"--resume"):
+    with pytest.raises(RunError, match=r"`resume=True`"):
         RunFolder.open(tmp_path, "name: x\nsteps: 5\n", PROVENANCE, resume=False)
     with pytest.raises(RunError, match=r"another recipe .steps: 5 → 6"):
         RunFolder.open(tmp_path, "name: x\nsteps: 6\n", PROVENANCE, resume=True)

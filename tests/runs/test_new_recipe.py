@@ -88,14 +88,14 @@ def test_tables_with_other_columns_give_the_same_rows(here: Path) -> None:
 
 
 def test_a_mapped_column_that_no_file_has_is_refused(here: Path) -> None:
-    with pytest.raises(DataError, match="--map Fragen=prompt: no file has that column"):
+    with pytest.raises(DataError, match="`mapping` Fragen=prompt: no file has that column"):
         start(Path("shop"), Files(chats=(CHATS,), mapping={"Fragen": "prompt"}), model="model")
     assert not Path("shop").exists()
 
 
 def test_what_is_there_is_not_written_over(here: Path) -> None:
     start(Path("shop"), Files(chats=(CHATS,)), model="model")
-    with pytest.raises(DataError, match="give --replace"):
+    with pytest.raises(DataError, match="give `replace=True`"):
         start(Path("shop"), ALL, model="model")
     start(Path("shop"), Files(pairs=(PAIRS,)), model="model", replace=True)
     assert not Path("shop/data/chats.train.jsonl").exists()
@@ -123,7 +123,7 @@ def test_different_system_prompts_are_noticed_and_can_be_filled_in(here: Path) -
     files = Files(chats=(CHATS,), pairs=(str(plain),))
     (note,) = [n for n in start(Path("a"), files, model="model").notes if "system" in n]
     assert "chats: 60 with “You answer questions" in note and "pairs: 60 with none" in note
-    assert "--system" in note
+    assert "`system=" in note
     system = json.loads(Path(CHATS).read_text("utf-8"))[0]["messages"][0]["content"]
     filled = Files(chats=(CHATS,), pairs=(str(plain),), system=system)
     assert not [n for n in start(Path("b"), filled, model="model").notes if "system" in n]

@@ -254,7 +254,9 @@ def test_validation_that_rises_is_acted_upon(tmp_path: Path) -> None:
     others = [  # other answers to the same prompts
         row._replace(ids=row.ids[:3] + [(7 * i + 5) % 300 for i in row.ids[3:]]) for row in ROWS
     ]
-    with pytest.raises(TrainingError, match=r"p, step \d+: validation loss.*; --resume goes on"):
+    with pytest.raises(
+        TrainingError, match=r"p, step \d+: validation loss.*; `resume=True` goes on"
+    ):
         run(
             adapted(),
             objective,

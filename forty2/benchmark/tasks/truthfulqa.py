@@ -34,7 +34,7 @@ from forty2.benchmark.truthfulqa_questions import (
 )
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
-from forty2.progress import Progress, silent
+from forty2.progress import Progress, bars, draws_bars
 
 if TYPE_CHECKING:  # a result is read without mlx
     import mlx.nn as nn
@@ -67,6 +67,7 @@ BATCH_QUESTIONS = 32
 """Questions scored at once: among more options, more have the same length."""
 
 
+@draws_bars
 def truthfulqa(
     model: str,
     adapter: str | None = None,
@@ -78,9 +79,9 @@ def truthfulqa(
     chat_template: bool = False,
     resume: bool = False,
     trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> JsonObject:
-    """Measure a model, and write the result with every item's scores.
+    progress: Progress = bars,
+) -> Result:
+    """Measure a model in TruthfulQA, and write the result with every item's scores.
 
     Args:
         model: folder, hub name or `smollm2`.
@@ -93,7 +94,7 @@ def truthfulqa(
         resume: go on with a measurement that stopped.
 
     Returns:
-        The result, as its file holds it.
+        The result; its `figures` hold `mc1`, `mc2` and `mc3`.
 
     Raises:
         BenchmarkError: questions are unusable, or a score is not finite.
@@ -110,7 +111,7 @@ def truthfulqa(
         resume=resume,
         trust_remote_code=trust_remote_code,
         progress=progress,
-    ).to_json()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

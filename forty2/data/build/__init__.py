@@ -75,11 +75,11 @@ def build(
 
 def write_built(data: DataSet, folder: Path) -> JsonObject:
     """Write train.jsonl, valid.jsonl and manifest.json, all or nothing; return the manifest."""
-    size = f" --size {data.asked}" if data.asked is not None else ""
-    balance = f" --balance {data.balance}" if data.balance is not None else ""
+    options = {"seed": data.seed, "size": data.asked, "balance": data.balance}
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     about = {
         "name": data.name,
-        "command": f"forty2 data build {data.name} --seed {data.seed}{size}{balance}",
+        "command": " ".join(["forty2 data build", data.name, *given]),
         "seed": data.seed,
         "asked": data.asked,
     }

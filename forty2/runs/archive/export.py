@@ -63,7 +63,7 @@ def export_run(
     if out.is_dir():
         raise RunError(f"{out}: is a folder; name the zip file to write")
     if out.exists() and not replace:
-        raise RunError(f"{out}: exists; name another file, or replace it with --replace")
+        raise RunError(f"{out}: exists; name another file, or replace it with `replace=True`")
     refuse_links(run)
     read_run(run)  # a damaged run is refused by its own name
     name = run.resolve().name

@@ -6,12 +6,14 @@ import dataclasses
 import difflib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from forty2.errors import RunError, first_names
+from forty2.notebook import html_table
 from forty2.runs.archive.entry import Entry, is_running, read_entry
 from forty2.runs.archive.index import store_entries, stored_entries
 
@@ -54,6 +56,57 @@ class Found:
     """The newest first."""
     unreadable: list[str]
     """Folders that could not be looked into, with the reason."""
+
+
+class RunList(list[Entry]):
+    """Runs of the archive, in order."""
+
+    def _repr_html_(self) -> str:
+        """Show the runs in a notebook, one a row."""
+        rows = [
+            [one.path, one.state, one.started, one.model, " → ".join(one.phases), one.verdict]
+            for one in self
+        ]
+        head = ["run", "state", "started", "model", "phases", "verdict"]
+        return html_table(f"{len(self)} runs", head, rows)
+
+
+def list_runs(
+    *folders: str | Path,
+    tags: Sequence[str] = (),
+    model: str | None = None,
+    phase: str | None = None,
+    state: str | None = None,
+    since: datetime | None = None,
+    sort: str = "started",
+    reverse: bool = False,
+) -> RunList:
+    """List the runs in folders and in the folders below them.
+
+    Args:
+        folders: default: `adapters/`.
+        tags: only runs with all of these.
+        model: only runs whose model's name contains this.
+        phase: only runs with a phase of this name or objective.
+        state: only runs that are `finished`, `stopped`, `running`, `failed` or `damaged`.
+        since: only runs started since; with a time zone.
+        sort: a metric, the best first; or `started`, `size`, `minutes`, `name`, `model` or `state`.
+        reverse: sort the other way round.
+
+    Raises:
+        RunError: one of the folders is not there, or no run has the metric.
+    """
+    selection = Selection(tags=tags, model=model, phase=phase, state=state, since=since)
+    found = find_runs(list(map(Path, folders)) or default_folders())
+    for folder in found.unreadable:
+        warnings.warn(folder, stacklevel=2)
+    entries = [entry for entry in found.entries if selection.takes(entry)]
+    return RunList(sort_runs(entries, sort, reverse=reverse))
+
+
+def default_folders() -> list[Path]:
+    """Return where runs are looked for unless the user names folders."""
+    return [HOME] if HOME.is_dir() else []
 
 
 def find_runs(folders: Sequence[Path]) -> Found:
@@ -108,7 +161,7 @@ def sort_runs(entries: Sequence[Entry], by: str, *, reverse: bool = False) -> li
     if entries and not with_value:
         close = difflib.get_close_matches(wanted, known, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise RunError(f"--sort {by}: no run has this metric; {hint}")
+        raise RunError(f"`sort` {by}: no run has this metric; {hint}")
     descending = wanted not in ("name", "model", "state") and not wanted.endswith(LOWER_IS_BETTER)
     with_value.sort(key=lambda entry: value(entry) or 0, reverse=descending != reverse)
     return [*with_value, *(entry for entry in entries if value(entry) is None)]

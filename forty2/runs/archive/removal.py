@@ -63,7 +63,7 @@ def check_losses(removals: Sequence[Removal], *, force: bool = False) -> None:
     """
     losses = [loss for one in removals for loss in one.losses]
     if losses and not force:
-        raise RunError(f"{'; '.join(losses)}; to remove it nevertheless, add --force")
+        raise RunError(f"{'; '.join(losses)}; to remove it nevertheless, add `force=True`")
 
 
 def remove(removals: Sequence[Removal], *, force: bool = False) -> None:

@@ -180,7 +180,7 @@ def test_nothing_runs_or_loads_unless_it_is_allowed(
 
     monkeypatch.setattr(sandbox, "run", never)
     monkeypatch.setattr(benchmark, "load_problems", never)
-    with pytest.raises(BenchmarkError, match="--run-untrusted-code"):
+    with pytest.raises(BenchmarkError, match="`run_untrusted_code=True`"):
         measure(HumanEval(data=bench_data / "humaneval"), "smollm2")
     arguments = ["benchmark", "humaneval", "-m", "smollm2", "-d", str(bench_data / "humaneval")]
     refused = CliRunner().invoke(main, arguments)

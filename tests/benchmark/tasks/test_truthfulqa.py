@@ -383,7 +383,7 @@ def test_the_front_door(tmp_path: Path) -> None:
         n=3,
         out=out,
         progress=lambda stage, done, total, info: told.append((stage, done, total)),
-    )
+    ).to_json()
     assert json.loads(out.read_text("utf-8")) == measured
     assert told[-1] == ("truthfulqa", 3, 3)
     assert measured["questions"] == "TruthfulQA v0 (mc_task_v0_817.json)"
@@ -401,7 +401,7 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     def measured(name: str, progress: Any, **more: Any) -> dict[str, Any]:
         return benchmark.truthfulqa(
             "smollm2", questions="probe", n=3, out=tmp_path / name, progress=progress, **more
-        )
+        ).to_json()
 
     whole = measured("whole.json", silent)
 

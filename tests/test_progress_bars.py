@@ -8,11 +8,11 @@ import sys
 import pytest
 from support.terminal import on_terminal
 
-from forty2.cli.progress_bars import ProgressBars
+from forty2.progress_bars import Bars
 
 SHOW = """
-from forty2.cli.progress_bars import ProgressBars
-with ProgressBars() as bars:
+from forty2.progress_bars import Bars
+with Bars() as bars:
     bars("sft", 0, 1, {"heading": "stage 1 of 2: training sft"})
     for step in range(1, 4):
         bars("sft", step, 4, {"loss": 1.5, "tokens/s": 123456, "seen": "0.25x"})
@@ -26,7 +26,7 @@ with ProgressBars() as bars:
 def test_what_stays_is_written_in_order_where_no_bar_can_be_drawn(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with ProgressBars() as bars:
+    with Bars() as bars:
         bars("sft", 0, 1, {"heading": "stage 1 of 2: training sft"})
         bars("sft", 1, 2, {"loss": 1.5})
         bars("sft", 1, 2, {"notice": "step 1 of 2: validation loss 3.5"})
@@ -45,8 +45,8 @@ def test_long_work_has_a_line_now_and_then_where_no_bar_can_be_drawn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(0, 1000, 4))
-    monkeypatch.setattr("forty2.cli.progress_bars.time.monotonic", lambda: next(seconds))
-    with ProgressBars() as bars:
+    monkeypatch.setattr("forty2.progress_bars.time.monotonic", lambda: next(seconds))
+    with Bars() as bars:
         for step in range(1, 9):
             bars("answers", step, 8, {"loss": step})
     assert capsys.readouterr().err.splitlines() == [

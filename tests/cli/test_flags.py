@@ -1,0 +1,143 @@
+"""Messages name arguments below the command line, and options on it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import pytest
+
+import forty2
+from forty2.cli import main
+from forty2.cli.failures import Failure, plain_failures, plain_warnings
+from forty2.cli.flags import ARGUMENTS, flag, with_flags
+from forty2.cli.progress_bars import ProgressBars
+from forty2.errors import RunError
+
+PACKAGE = Path(forty2.__file__).parent
+COMMAND = re.compile(r"(pip install|mlx\.launch|llama-gguf-split|forty2 \w+ \w+) .*")
+"""A whole command to type in a shell: there, options are right."""
+OPTION = re.compile(r"--[a-z]")
+NAMED = re.compile(rf"`({'|'.join(ARGUMENTS)})\b")
+
+
+def options(command: click.Command = main) -> Iterator[str]:
+    """Every option of every command."""
+    for parameter in command.params:
+        yield from parameter.opts
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from options(below)
+
+
+def _body(node: ast.AST) -> list[ast.stmt]:
+    body = getattr(node, "body", [])
+    return body if isinstance(body, list) else []  # a lambda's is an expression
+
+
+def texts(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of every string of a module but docstrings; a value in an f-string is {}."""
+    tree = ast.parse(source)
+    passed = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        for statement in _body(node)
+        if isinstance(statement, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            passed |= {id(part) for part in node.values}
+            yield node.lineno, "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and id(node) not in passed:
+            yield node.lineno, node.value if isinstance(node.value, str) else ""
+
+
+def names_option(text: str) -> bool:
+    """Whether a message names an option outside a command to type."""
+    is_argument_list = " " not in text and text.startswith("--")  # of another program
+    return not is_argument_list and bool(OPTION.search(COMMAND.sub("", text)))
+
+
+@functools.cache
+def messages() -> list[tuple[str, str]]:
+    """Place and text of every string below the command line, in modules where one may name either."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module, source = path.relative_to(PACKAGE), path.read_text("utf-8")
+        if module.parts[0] != "cli" and (OPTION.search(source) or NAMED.search(source)):
+            found += [(f"{module}:{line}", text) for line, text in texts(source)]
+    return found
+
+
+def test_no_message_below_the_command_line_names_an_option() -> None:
+    found = [f"{place}: {text}" for place, text in messages() if names_option(text)]
+    assert not found, "name the argument in backticks; forty2/cli/flags.py turns it into its option"
+
+
+def test_messages_name_every_argument_of_the_list() -> None:
+    named = {name for _, text in messages() for name in NAMED.findall(text)}
+    assert named == set(ARGUMENTS), "remove these from ARGUMENTS: no message names them"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('raise ValueError(f"{x}: go on with --resume")', True),
+        ('"""A docstring about --resume."""', False),
+        ('f"convert it: forty2 model import {x} --out FOLDER"', False),
+        ('["pip", "--quiet"]', False),
+    ],
+)
+def test_an_option_in_a_message_is_found(source: str, found: bool) -> None:
+    assert any(names_option(text) for _, text in texts(source)) is found
+
+
+def test_every_argument_has_an_option() -> None:
+    known = set(options())
+    assert not [argument for argument in ARGUMENTS if flag(argument) not in known]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "go on with `resume=True`, or name another `run_dir`",
+            "go on with --resume, or name another --run-dir",
+        ),
+        ("prepare it again with `train_on=last`", "prepare it again with --train-on last"),
+        ("`overrides`: phases.dpo.lr: is 0", "--set: phases.dpo.lr: is 0"),
+        ("`overrides` a=b: `git lfs pull`", "--set a=b: `git lfs pull`"),
+        ("mark it `train: false`", "mark it `train: false`"),
+        ("resume=True", "resume=True"),
+    ],
+)
+def test_arguments_in_backticks_become_options_and_nothing_else_does(
+    message: str, shown: str
+) -> None:
+    assert with_flags(message) == shown
+
+
+def test_errors_warnings_and_notices_are_printed_with_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> NoReturn:
+        raise RunError("run: holds a run already; go on with `resume=True`")
+
+    with pytest.raises(Failure, match=r"go on with --resume$"), plain_failures():
+        fail()
+    with plain_warnings():
+        line = warnings.formatwarning(UserWarning("name another `out`"), UserWarning, "", 0)
+    assert line == "warning: name another --out\n"
+    with ProgressBars() as bars:
+        bars("data", 0, 1, {"warning": "name another `out`"})
+    assert capsys.readouterr().err == line
