@@ -14,7 +14,7 @@ from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights
+from forty2.model.adapter import adapter_weights, wasted_rank
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
@@ -122,6 +122,8 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     if stops:
         warnings.append(stop_notice(stops, recipe.model))
     if initial is not None and (message := other_base(loaded.path, initial.folder)):
+        warnings.append(message)
+    if message := wasted_rank(loaded.model):
         warnings.append(message)
     if peak > USABLE_MEMORY * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
