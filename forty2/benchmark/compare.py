@@ -34,7 +34,14 @@ from forty2.benchmark.stats import (
 )
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import task_class
-from forty2.benchmark.verdict import CostChange, costs_of, sentence, word
+from forty2.benchmark.verdict import (
+    HELD_OUT,
+    CostChange,
+    benefit_of,
+    costs_of,
+    sentence,
+    word,
+)
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.recipe.schema import Cost
@@ -130,6 +137,7 @@ def compare(
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
+    before, after = _comparable(before, after)
     old, new = scores_of(before), scores_of(after)
     _check_same(old, new)
     pairs = {
@@ -137,7 +145,7 @@ def compare(
         for name, scores in old.metrics.items()
         if len(scores.by_place) > 1  # one question has no interval
     }
-    judged = tuple(name for name in old.judged if name in pairs)
+    own_task, judged = _judged(old, pairs)
     if not judged:
         raise BenchmarkError(
             f"the result before holds {len(old.asked)} questions; two or more can be compared"
@@ -148,17 +156,17 @@ def compare(
     corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
     changes = {}
     for name, pair in pairs.items():
-        metric = old.metrics[name].metric
-        change = _change(*pair, metric, margin, resamples, seed)
-        found: Verdict = "no change" if same else change.verdict
-        changes[name] = change._replace(p=ps[name], p_holm=corrected[name], verdict=found)
+        p = ps[name], corrected[name]
+        change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
+        changes[name] = change._replace(verdict="no change") if same else change
     tasks = _by_task(old, changes)
-    benefit = overall([changes[name].verdict for name in judged])
-    costs = () if same else costs_of(changes, tasks, next(iter(old.tasks)), cost or Cost())
+    benefit = benefit_of(own_task, [changes[name].verdict for name in judged])
+    costs = () if same else costs_of(changes, tasks, own_task, cost or Cost())
     shown = {shown_metric(name): changes[name] for name in judged}
+    questions = old.names[own_task]
     return Comparison(
-        questions=old.questions,
-        n=changes[judged[0]].n,
+        questions=questions,
+        n=max(changes[name].n for name in judged),
         before=old.model,
         after=new.model,
         margin=margin,
@@ -170,7 +178,7 @@ def compare(
         tasks=tasks,
         verdict=word(benefit, costs),
         costs=costs,
-        sentence=sentence(old.questions, benefit, shown, costs),
+        sentence=sentence(own_task, questions, benefit, shown, costs),
     )
 
 
@@ -243,18 +251,17 @@ class MetricScores:
 class Scores:
     """Scores of a result, or of all results of a stage one after the other."""
 
-    questions: str
-    """Name of the questions that the verdict is over."""
+    names: dict[str, str]
+    """Name of each result's questions, by task."""
     model: str
     settings: dict[str, object]
     """Settings that must be the same in both results."""
     asked: list[tuple[str, object]]
     """Each item's name, and its further facts that must be the same in both results."""
     metrics: dict[str, MetricScores]
-    judged: tuple[str, ...]
-    """Metrics that the verdict is over."""
     tasks: dict[str, tuple[str, ...]]
-    """Metrics that each result's own verdict would be over, by task."""
+    """Metrics that each result's own verdict would be over, by task; the first task that has any shows
+    the benefit."""
     categories: dict[str, list[int]]
     """Places of the items of each category."""
     category_metric: str | None
@@ -264,7 +271,7 @@ class Scores:
 def scores_of(measured: Result | Stage) -> Scores:
     """Collect the scores of a result or stage by metric, those of the verdict first.
 
-    The verdict on a stage is over its first result. A metric whose name an earlier result has
+    The benefit of a stage is over its first result. A metric whose name an earlier result has
     already is named after its task, too.
     """
     if isinstance(measured, Result):
@@ -279,7 +286,8 @@ def scores_of(measured: Result | Stage) -> Scores:
         if not part.metrics:
             continue
         shown = metric_names(name, part.metrics, metrics)
-        tasks[name] = tuple(shown[metric] for metric in part.judged)
+        (judged,) = part.tasks.values()
+        tasks[name] = tuple(shown[metric] for metric in judged)
         for key, value in part.settings.items():
             settings[key if part is first else f"{name}: {key}"] = value
         for metric, scores in part.metrics.items():
@@ -287,17 +295,23 @@ def scores_of(measured: Result | Stage) -> Scores:
             metrics[shown[metric]] = MetricScores(scores.metric, shifted)
         asked += part.asked
     settings["benchmark"] = "stage"
-    return Scores(
-        first.questions,
-        first.model,
-        settings,
-        asked,
-        metrics,
-        first.judged,
-        tasks,
-        first.categories,
-        first.category_metric,
-    )
+    names = {name: found for part in parts.values() for name, found in part.names.items()}
+    categories, category_metric = _categories_of(parts)
+    return Scores(names, first.model, settings, asked, metrics, tasks, categories, category_metric)
+
+
+def _categories_of(parts: Mapping[str, Scores]) -> tuple[dict[str, list[int]], str | None]:
+    """Return the categories of the first result that has any, as places among all items."""
+    start = 0
+    for part in parts.values():
+        if part.category_metric is not None and part.categories:
+            shifted = {
+                name: [start + place for place in places]
+                for name, places in part.categories.items()
+            }
+            return shifted, part.category_metric
+        start += len(part.asked) if part.metrics else 0
+    return {}, None
 
 
 def metric_names(task: str, metrics: Iterable[str], taken: Container[str]) -> dict[str, str]:
@@ -322,7 +336,7 @@ def _scores_of_result(result: Result) -> Scores:
     judged = tuple(name for name in task.judged if name in metrics)
     model = result.model + (f" + {result.adapter}" if result.adapter else "")
     return Scores(
-        questions=_printable(result.questions),
+        names={result.benchmark: _printable(result.questions)},
         model=_printable(model),
         settings={
             "benchmark": result.benchmark,
@@ -331,7 +345,6 @@ def _scores_of_result(result: Result) -> Scores:
         },
         asked=[task.identify(item.record) for item in result.items],
         metrics=metrics,
-        judged=judged,
         tasks={result.benchmark: judged},
         categories=categories,
         category_metric=task.category_metric,
@@ -346,6 +359,43 @@ def _printable(text: str) -> str:
 # --- the comparison -------------------------------------------------------------------------------
 
 
+def _comparable(
+    before: Result | Stage, after: Result | Stage
+) -> tuple[Result | Stage, Result | Stage]:
+    """Leave out the held-out rows of two stages that do not have the same ones, as of two runs."""
+    if isinstance(before, Result) or isinstance(after, Result):
+        return before, after
+    hashes = [
+        stage.results[HELD_OUT].data_sha256 if HELD_OUT in stage.results else None
+        for stage in (before, after)
+    ]
+    if hashes[0] == hashes[1]:
+        return before, after
+    left = before.without(HELD_OUT), after.without(HELD_OUT)
+    if not all(stage.results for stage in left):
+        raise BenchmarkError(
+            f"not comparable: {before.name} and {after.name} have other held-out rows, and nothing "
+            "else was measured; measure both on the same rows"
+        )
+    return left
+
+
+def _judged(old: Scores, known: Container[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the task that shows the benefit, and its judged metrics.
+
+    Args:
+        known: metrics with two items or more.
+    """
+    for task, names in old.tasks.items():
+        if judged := tuple(name for name in names if name in known):
+            return task, judged
+    return "", ()
+
+
+def _first_name(scores: Scores) -> str:
+    return next(iter(scores.names.values()))
+
+
 def _check_same(old: Scores, new: Scores) -> None:
     """Refuse results of different questions or settings."""
     for key in {**old.settings, **new.settings}:
@@ -354,8 +404,8 @@ def _check_same(old: Scores, new: Scores) -> None:
             continue  # not recorded by an earlier release; the items themselves are compared
         if before != after:
             raise BenchmarkError(
-                f"not comparable: {key} is {before!r} ({old.questions}) before and {after!r} "
-                f"({new.questions}) after; measure both in the same way"
+                f"not comparable: {key} is {before!r} ({_first_name(old)}) before and {after!r} "
+                f"({_first_name(new)}) after; measure both in the same way"
             )
     if len(old.asked) != len(new.asked):
         raise BenchmarkError(
@@ -386,9 +436,15 @@ def _check_same(old: Scores, new: Scores) -> None:
 
 
 def _change(
-    old: Values, new: Values, metric: Metric, margin: float, resamples: int, seed: int
+    old: Values,
+    new: Values,
+    metric: Metric,
+    p: tuple[float, float],
+    margin: float,
+    resamples: int,
+    seed: int,
 ) -> Change:
-    """Compare one metric's scores (n,); p is left at 1."""
+    """Compare one metric's scores (n,), whose p, plain and corrected, is known."""
     differences = new - old
     span = metric.high - metric.low
     interval = bootstrap(differences, least=-span, most=span, resamples=resamples, seed=seed)
@@ -405,8 +461,8 @@ def _change(
         n=len(differences),
         better=int((sign * differences > 0).sum()),
         worse=int((sign * differences < 0).sum()),
-        p=1.0,
-        p_holm=1.0,
+        p=p[0],
+        p_holm=p[1],
         verdict=verdict(gain, margin, len(differences)),
     )
 

@@ -98,21 +98,39 @@ def parse(reply: str) -> str | None:
 def replies_of(result: object, what: str) -> dict[str, tuple[str, str]]:
     """Read prompt and reply by id, from a result whose items hold replies, or from a run's stage.
 
+    Of a stage, they are the replies to the run's held-out prompts, or else to those of the behaviour
+    gates.
+
     Raises:
         BenchmarkError: there are none.
     """
-    part = result.get("behaviour", result) if isinstance(result, Mapping) else {}
+    stage = result if isinstance(result, Mapping) else {}
+    own = stage.get("held_out", {})
+    part = own if _has_replies(own) else stage.get("behaviour", stage)
     try:
         found = {
-            str(item["id"]): (str(item["prompt"]), str(item["answer"])) for item in part["items"]
+            str(item.get("id", item["prompt"])): (
+                str(item["prompt"]),
+                str(item["reply"] if "reply" in item else item["answer"]),
+            )
+            for item in part["items"]
+            if part is not own or item["kind"] == "reply"
         }
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         found = {}
     if not found:
         raise BenchmarkError(
             f"{what}: holds no replies with their prompts; give what forty2 benchmark behaviour wrote"
         )
     return found
+
+
+def _has_replies(own: object) -> bool:
+    """Return whether a stage's result on held-out rows holds replies."""
+    items = own.get("items") if isinstance(own, Mapping) else None
+    return isinstance(items, list) and any(
+        isinstance(item, Mapping) and item.get("kind") == "reply" for item in items
+    )
 
 
 def judge(

@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+
+if TYPE_CHECKING:
+    from forty2.benchmark.task import Source
 
 TOLERANCE = 1e-6
 """Largest difference between a stored mean or score and the one computed from the items."""
@@ -177,6 +181,15 @@ class Stage:
     def __getitem__(self, task: str) -> Result:
         return self.results[task]
 
+    def measured(self, source: Source) -> bool:
+        """Return whether a result is over these questions."""
+        return any(source.sha256 == result.data_sha256 for result in self.results.values())
+
+    def without(self, task: str) -> Stage:
+        """Return the stage without one of its results."""
+        kept = {name: result for name, result in self.results.items() if name != task}
+        return Stage(self.name, kept)
+
     def to_json(self) -> JsonObject:
         """Return the stage as RUN/benchmarks/STAGE.json holds it."""
         return {
@@ -192,8 +205,8 @@ class Stage:
             BenchmarkError: it is damaged, or one of its results is.
         """
         names = [name for name in found if name in task_names()]
-        if "truthfulqa" not in names:
-            raise BenchmarkError(f"{what} is damaged (truthfulqa is missing); measure again")
+        if not names:
+            raise BenchmarkError(f"{what} is damaged (its measurements are missing); measure again")
         for name in names:
             if not isinstance(found[name], dict):
                 raise BenchmarkError(f"{what} is damaged ({name} is no object); measure again")

@@ -1,15 +1,16 @@
 """The stages of a run: their measurement, their table, and their comparison with the base.
 
-A stage is the base model, the model after a phase, or the fused one. Each is measured in the tasks
-of the recipe's `benchmark:`, in the held-out behaviour gates, in the perplexity of neutral prose and
-in its divergence from the base. The verdict is over TruthfulQA and over the cost (`verdict`).
+A stage is the base model, the model after a phase, or the fused one. Each is measured on the run's
+own held-out rows, in the tasks of the recipe's `benchmark:`, in the behaviour gates, in the perplexity
+of neutral prose and in its divergence from the base. The verdict is over the held-out rows, or over
+TruthfulQA where there are none, and over the cost (`verdict`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from forty2.benchmark.task import Task
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.benchmark.tasks.behaviour import Behaviour
 from forty2.benchmark.tasks.divergence import Base, Divergence
+from forty2.benchmark.tasks.held_out import CHAT_LOSS, PAIRS, PASSED, RATINGS, STOPS, HeldOut
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
@@ -48,7 +50,8 @@ class Loaded(NamedTuple):
 class Measurement:
     """The tasks of a run with their questions, the same at every stage."""
 
-    truthfulqa: Questions
+    truthfulqa: Questions | None
+    """None: not measured."""
     more: dict[str, Loaded]
     """The recipe's other tasks, by name."""
     n: int | None
@@ -61,11 +64,20 @@ class Measurement:
             f"{name}_sha256": task.source(questions).sha256
             for name, (task, questions) in self.more.items()
         }
-        return {"stage": stage, "questions_sha256": self.truthfulqa.sha256, **more}
+        if self.truthfulqa is not None:
+            more["questions_sha256"] = self.truthfulqa.sha256
+        return {"stage": stage, **more}
+
+    @property
+    def questions(self) -> str:
+        """Name of TruthfulQA's questions; empty: they are not measured."""
+        return self.truthfulqa.name if self.truthfulqa is not None else ""
 
     @property
     def tasks(self) -> dict[str, Loaded]:
         """All tasks of the recipe, by name."""
+        if self.truthfulqa is None:
+            return dict(self.more)
         return {
             "truthfulqa": Loaded(TruthfulQA(seed=self.seed), self.truthfulqa),
             **self.more,
@@ -77,12 +89,14 @@ class Measurement:
         return [Searched(name, items) for name, items in texts.items() if items is not None]
 
 
-def load_measurement(benchmark: Benchmark, seed: int) -> Measurement:
-    """Read the questions of a recipe's benchmarks, and draw the samples.
+def load_measurement(benchmark: Benchmark | None, seed: int) -> Measurement:
+    """Read the questions of a recipe's benchmarks, and draw the samples; None: there are none.
 
     Raises:
         BenchmarkError: there is no such benchmark, or its questions are unusable.
     """
+    if benchmark is None:
+        return Measurement(None, {}, None, seed)
     more = load_tasks(benchmark, seed)
     return Measurement(questions_of(benchmark, seed), more, benchmark.n, seed)
 
@@ -110,9 +124,15 @@ def _others(benchmark: Benchmark) -> list[BenchmarkTask]:
     return [entry for entry in benchmark.tasks if entry.task != "truthfulqa"]
 
 
-def questions_of(benchmark: Benchmark, seed: int) -> Questions:
-    """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run."""
-    entry = next(entry for entry in benchmark.tasks if entry.task == "truthfulqa")
+def questions_of(benchmark: Benchmark, seed: int) -> Questions | None:
+    """Read TruthfulQA's questions, and draw the sample: the same for every stage of a run.
+
+    Returns:
+        None if the recipe does not name TruthfulQA.
+    """
+    entry = next((entry for entry in benchmark.tasks if entry.task == "truthfulqa"), None)
+    if entry is None:
+        return None
     questions = load_questions(entry.data or benchmark.questions)
     n = entry.n or benchmark.n
     if n is not None and n < len(questions.items):
@@ -157,6 +177,7 @@ def measure(
     loaded: LoadedModel,
     measurement: Measurement,
     base: Base,
+    held_out: HeldOut | None = None,
     *,
     stage: str,
     adapter: str | None,
@@ -167,14 +188,19 @@ def measure(
 
     Args:
         base: the base model's log-probabilities, from `divergence.base_of`.
+        held_out: the run's held-out rows; None: it has none.
         stage: name of the stage.
         adapter: name of the adapter that the model carries.
         partial: holds items that were scored before a stop, and takes new ones.
     """
     n, seed = measurement.n, measurement.seed
-    tasks = measurement.tasks
+    tasks: dict[str, Loaded] = {}
+    if held_out is not None:
+        tasks[held_out.name] = Loaded(held_out, held_out.load())
+    tasks |= measurement.tasks
+    facts_alone = measurement.truthfulqa is None
     for task in (
-        Behaviour(n=n, seed=seed),
+        Behaviour(n=n, seed=seed, facts_alone=facts_alone),
         Perplexity(n=n, seed=seed),
         Divergence(base=base, seed=seed),
     ):
@@ -193,6 +219,26 @@ def measure(
     return Stage(stage, results)
 
 
+def measure_held_out(
+    before: Stage,
+    loaded: LoadedModel,
+    held_out: HeldOut,
+    adapter: str | None,
+    partial: PartialResults,
+    progress: Progress = silent,
+) -> Stage:
+    """Measure the held-out rows of a stage whose other results are there."""
+    result = measure_task(
+        held_out,
+        held_out.load(),
+        loaded,
+        adapter=adapter,
+        partial=partial.under(f"{held_out.name}/"),
+        report=functools.partial(progress, f"{before.name}: {held_out.name}"),
+    )
+    return Stage(before.name, {held_out.name: result, **before.without(held_out.name).results})
+
+
 def read_stage(file: Path) -> Stage:
     """Read RUN/benchmarks/STAGE.json.
 
@@ -206,33 +252,39 @@ def read_stage(file: Path) -> Stage:
 # --- a run's summary ------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """One stage in the table."""
+_FIGURES: Mapping[str, tuple[str, Callable[[JsonObject], float | None]]] = {
+    "mc1": ("truthfulqa", lambda figures: figures["mc1"]),
+    "mc2": ("truthfulqa", lambda figures: figures["mc2"]),
+    "leak_rate": ("behaviour", lambda figures: figures["leak_rate"]),
+    "facts_right": ("behaviour", lambda figures: figures["right_rate"]),
+    "preference": ("behaviour", lambda figures: _over_gates(figures, "preference")),
+    "margin": ("behaviour", lambda figures: _over_gates(figures, "margin")),
+    "perplexity": ("perplexity", lambda figures: figures["perplexity"]),
+    "kl": ("divergence", lambda figures: figures["kl"]),
+}
+"""Figures of a stage that stand in the table, each with its task."""
 
-    stage: str
-    mc1: float
-    mc2: float
-    leak_rate: float
-    preference: float
-    margin: float
-    perplexity: float
-    kl: float
-    """KL from the base, in nats per token."""
+
+def _over_gates(figures: JsonObject, name: str) -> float | None:
+    """Return a figure over all gates; None: only plain facts were asked."""
+    return figures[name]["all"] if len(figures["gates"]) > 1 else None
 
 
-def line(stage: Stage) -> Line:
-    """Return the figures of one stage."""
-    truthfulqa, gates = stage["truthfulqa"].figures, stage["behaviour"].figures
-    return Line(
-        stage.name,
-        truthfulqa["mc1"],
-        truthfulqa["mc2"],
-        gates["leak_rate"],
-        gates["preference"]["all"],
-        gates["margin"]["all"],
-        stage["perplexity"].figures["perplexity"],
-        stage["divergence"].figures["kl"],
-    )
+def line(stage: Stage) -> dict[str, float]:
+    """Return the figures of one stage by name, those that were measured; KL is in nats a token."""
+    found = {
+        name: value(stage[task].figures)
+        for name, (task, value) in _FIGURES.items()
+        if task in stage.results
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def held_out_means(stage: Stage) -> dict[str, float]:
+    """Return the means over the held-out rows, by metric; empty: they were not measured."""
+    if "held_out" not in stage.results:
+        return {}
+    return HeldOut.stored_means(stage["held_out"].figures)
 
 
 def tasks_of(stage: Stage) -> dict[str, Result]:
@@ -251,31 +303,66 @@ def more_figures(stage: Stage) -> dict[str, float]:
         means = task.stored_means(result.figures)
         shown = metric_names(name, means, taken)
         taken |= {*shown.values()}
-        if name != "truthfulqa":
+        if name not in ("truthfulqa", "held_out"):
             figures.update({shown[m]: means[m] for m in task.judged if m in means})
     return figures
 
 
-def table(stages: Sequence[Stage]) -> str:
-    """Format the stages of a run.
+_OWN_COLUMNS = {
+    PAIRS: ("pairs", ".1%"),
+    RATINGS: ("ratings", ".1%"),
+    CHAT_LOSS: ("chat loss", ".3f"),
+    PASSED: ("passed", ".1%"),
+    STOPS: ("stopped", ".1%"),
+}
+_COLUMNS = {
+    "mc1": ("MC1", 8, ".3f"),
+    "mc2": ("MC2", 8, ".3f"),
+    "facts_right": ("facts", 8, ".1%"),
+    "leak_rate": ("leaks", 8, ".1%"),
+    "preference": ("prefers", 9, ".1%"),
+    "margin": ("margin", 9, ".3f"),
+    "perplexity": ("perplexity", 12, ".2f"),
+    "kl": ("KL", 10, ".2g"),
+}
 
+
+def table(stages: Sequence[Stage]) -> str:
+    """Format the stages of a run: the held-out rows first, then everything else.
+
+    Pairs and ratings are against the base, which has 50%. Facts: share of plain facts answered right.
     Leak rate, preference and margin are on held-out prompts; KL is from the base, in nats per token.
     """
+    parts = []
+    own = [held_out_means(stage) for stage in stages]
+    if own[0]:
+        columns = {key: one for key, one in _OWN_COLUMNS.items() if key in own[0]}
+        head = f"{'your held-out rows':<20}" + "".join(f"{n:>11}" for n, _ in columns.values())
+        rows = [
+            f"{stage.name:<20}"
+            + "".join(f"{format(means[key], form):>11}" for key, (_, form) in columns.items())
+            for stage, means in zip(stages, own, strict=True)
+        ]
+        parts.append("\n".join([head, "-" * len(head), *rows]))
+    shown = {key: column for key, column in _COLUMNS.items() if key in line(stages[0])}
     more = list(more_figures(stages[0]))
     widths = {name: max(8, len(name) + 2) for name in more}
     head = (
-        f"{'stage':<16}{'MC1':>8}{'MC2':>8}{'leaks':>8}{'prefers':>9}{'margin':>9}"
-        f"{'perplexity':>12}{'KL':>10}" + "".join(f"{name:>{widths[name]}}" for name in more)
+        f"{'stage':<16}"
+        + "".join(f"{name:>{width}}" for name, width, _ in shown.values())
+        + "".join(f"{name:>{widths[name]}}" for name in more)
     )
     lines = [head, "-" * len(head)]
     for stage in stages:
         one, others = line(stage), more_figures(stage)
         lines.append(
-            f"{one.stage:<16}{one.mc1:>8.3f}{one.mc2:>8.3f}{one.leak_rate:>8.1%}"
-            f"{one.preference:>9.1%}{one.margin:>9.3f}{one.perplexity:>12.2f}{one.kl:>10.2g}"
+            f"{stage.name:<16}"
+            + "".join(
+                f"{format(one[key], form):>{width}}" for key, (_, width, form) in shown.items()
+            )
             + "".join(f"{others[name]:>{widths[name]}.3f}" for name in more)
         )
-    return "\n".join(lines)
+    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str]) -> str:
@@ -368,14 +455,14 @@ class Summary:
 
     def to_json(self) -> JsonObject:
         """Return the summary as RUN/summary.json holds it."""
-        base = self.stages[0]["truthfulqa"]
+        base = next(iter(self.stages[0].results.values()))
         return {
             "verdict": self.verdict,
             "sentence": self.sentence,
             "margin": self.margin,
             "questions": base.data,
             "questions_sha256": base.data_sha256,
-            "n": len(base.items),
+            "n": list(self.comparisons.values())[-1].n if self.comparisons else len(base.items),
             "tasks": {
                 name: {
                     "label": result.label,
@@ -464,9 +551,13 @@ def _comparisons_to_json(comparisons: Mapping[str, Comparison]) -> list[JsonObje
 
 
 def _stage_to_json(stage: Stage) -> JsonObject:
-    figures, more = stage["truthfulqa"].figures, more_figures(stage)
+    more, own = more_figures(stage), held_out_means(stage)
+    truthfulqa = stage.results.get("truthfulqa")
+    figures = truthfulqa.figures if truthfulqa is not None else {}
     return {
-        **line(stage)._asdict(),
+        "stage": stage.name,
+        **line(stage),
         **{key: figures.get(key) for key in ("stderr", "calibration")},
         **({"tasks": more} if more else {}),
+        **({"held_out": own} if own else {}),
     }

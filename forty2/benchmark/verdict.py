@@ -1,8 +1,8 @@
 """The verdict on a model: its benefit, and its cost.
 
-The benefit is what the compared questions show. The cost is judged on what the model could do before:
-the perplexity of neutral text, plain facts answered right, and the other benchmarks of the recipe, each
-with a margin that the recipe states before the run (`benchmark.cost`). A cost is
+The benefit is what the run's own held-out rows show, or else the compared questions. The cost is judged
+on what the model could do before: the perplexity of neutral text, plain facts answered right, and the
+other benchmarks of the recipe, each with a margin that the recipe states before the run (`benchmark.cost`). A cost is
 
     none         the whole interval of the change lies within the margin
     worse        the whole interval is a loss, and the loss may reach the margin
@@ -17,12 +17,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from forty2.benchmark.metrics import METRICS
 from forty2.benchmark.stats import Interval, Verdict, overall, verdict
+from forty2.benchmark.tasks import task_class
 from forty2.recipe.schema import Cost
 
 if TYPE_CHECKING:
     from forty2.benchmark.compare import Change, TaskChange
 
+HELD_OUT = "held_out"
+"""Name of the task that measures the run's own held-out rows."""
 Answer = Literal["none", "worse", "cannot tell"]
 _ANSWERS: Mapping[Verdict, Answer] = {
     "gain": "none",
@@ -50,6 +54,8 @@ class CostChange(NamedTuple):
     margin: float
     """Largest loss that counts as none, in the unit of the score: a share, or nats a token."""
     answer: Answer
+    better: bool = False
+    """Whether it even rose: the whole interval is a gain."""
 
 
 def costs_of(
@@ -82,9 +88,12 @@ def costs_of(
                 where, margin = "plain facts:", cost.facts
             else:
                 before, after = f"{change.before:.3f}", f"{change.after:.3f}"
-                where, margin = f"{task}: {name}", cost.tasks.get(task, cost.other)
-            answer = _ANSWERS[verdict(Interval(change.low, change.high), margin, change.n)]
-            found.append(CostChange(where, before, after, change.n, margin, answer))
+                where = f"{task_class(task).label()}: {name.upper() if name in METRICS else name}"
+                margin = cost.tasks.get(task, cost.other)
+            found_verdict = verdict(Interval(change.low, change.high), margin, change.n)
+            answer = _ANSWERS[found_verdict]
+            rose = found_verdict == "gain"
+            found.append(CostChange(where, before, after, change.n, margin, answer, rose))
     return tuple(found)
 
 
@@ -95,21 +104,75 @@ def word(benefit: Verdict, costs: Sequence[CostChange]) -> Verdict:
     return overall([benefit, *(_WORDS[cost.answer] for cost in costs)])
 
 
+def benefit_of(task: str, verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict on the benefit, over the judged metrics of its task.
+
+    Held-out chats, pairs, ratings and eval prompts are different things, each with a clause of its own
+    in the sentence: one that gained is a gain if none lost. Other metrics are views of one thing: the
+    weakest verdict counts.
+    """
+    if task == HELD_OUT and "gain" in verdicts and "tax" not in verdicts:
+        return "gain"
+    return overall(verdicts)
+
+
 def sentence(
-    questions: str, benefit: Verdict, changes: Mapping[str, Change], costs: Sequence[CostChange]
+    task: str,
+    questions: str,
+    benefit: Verdict,
+    changes: Mapping[str, Change],
+    costs: Sequence[CostChange],
 ) -> str:
     """Say in a sentence what a model gained, and what it cost.
 
     Args:
-        questions: name of the compared questions.
+        task: the task whose change is the benefit.
+        questions: name of its questions.
         benefit: the verdict on them alone.
         changes: the metrics that it is over, by the name for a reader.
         costs: from `costs_of`.
     """
     if benefit == "no change":
         return "As far as was measured, this is still the base model."
-    text = f"{_benefit(questions, benefit, changes)}; {_cost(costs)}."
+    own = _held_out(changes) if task == HELD_OUT else _benefit(questions, benefit, changes)
+    text = f"{own}; {_cost(costs)}."
     return text[0].upper() + text[1:]
+
+
+_OWN: Mapping[str, tuple[str, str]] = {
+    "pairs right": ("the better answer of", "held-out pairs"),
+    "ratings right": ("the rating of", "held-out answers"),
+    "chat loss": ("loss on", "held-out chats"),
+    "prompts passed": ("passed of", "eval prompts"),
+}
+"""What a metric of the held-out rows says, and of which items."""
+
+
+def _held_out(changes: Mapping[str, Change]) -> str:
+    """Say what changed on the held-out rows: better first, then worse, equal, and unknown."""
+    found: dict[str, list[str]] = {}
+    for name, one in changes.items():
+        what, items = _OWN[name]
+        if one.verdict in ("inconclusive", "no tax"):
+            found.setdefault(one.verdict, []).append(f"{one.n:,} {items}")
+            continue
+        if name == "chat loss":
+            moved = f"{one.before:.2f} → {one.after:.2f} nats a token"
+            moved += f" (95% interval of the change {one.low:+.2f} to {one.high:+.2f})"
+        else:
+            moved = f"{one.before:.0%} → {one.after:.0%} ({100 * one.difference:+.0f} points, "
+            moved += f"95% interval {100 * one.low:+.0f} to {100 * one.high:+.0f})"
+        found.setdefault(one.verdict, []).append(f"{what} {one.n:,} {items} {moved}")
+    parts = []
+    if "gain" in found:
+        parts.append(f"better on your held-out rows: {', '.join(found['gain'])}")
+    if "tax" in found:
+        parts.append(f"worse on your held-out rows: {', '.join(found['tax'])}")
+    if "no tax" in found:
+        parts.append(f"no measurable change on {_and(found['no tax'])}")
+    if "inconclusive" in found:
+        parts.append(f"{_and(found['inconclusive'])} are too few to tell")
+    return "; ".join(parts)
 
 
 def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, Change]) -> str:
@@ -131,14 +194,18 @@ def _cost(costs: Sequence[CostChange]) -> str:
     if not costs:
         return "the cost was not measured"
     worse = [f"{c.name} {c.before} → {c.after}" for c in costs if c.answer == "worse"]
+    better = [f"{c.name} {c.before} → {c.after}" for c in costs if c.better]
     unclear = [f"{c.name.partition(':')[0]} ({c.n:,})" for c in costs if c.answer == "cannot tell"]
     parts = [f"worse on {_and(worse)}"] if worse else []
     if unclear:
         parts.append(f"too few items to judge the cost on {_and(dict.fromkeys(unclear))}")
-    if not parts:
-        parts = [
-            f"no measurable cost on {_and(dict.fromkeys(c.name.partition(':')[0] for c in costs))}"
-        ]
+    same = dict.fromkeys(
+        c.name.partition(":")[0] for c in costs if c.answer == "none" and not c.better
+    )
+    if not parts and same:
+        parts.append(f"no measurable cost on {_and(same)}")
+    if better:
+        parts.append(f"better on {_and(better)}, too")
     return "; ".join(parts)
 
 

@@ -87,7 +87,7 @@ class _Benchmarks(click.Group):
         return _command_of(cmd_name.replace("-", "_"))
 
 
-_WITHOUT_COMMAND = {"divergence"}
+_WITHOUT_COMMAND = {"divergence", "held-out"}
 """Tasks that need more than a model, so that only a run can measure them."""
 
 
@@ -251,7 +251,8 @@ def behaviour_command(**arguments: Any) -> None:
     "--before",
     "-b",
     type=click.Path(path_type=Path),
-    help="Behaviour result to compare with. Default: judge each reply by itself.",
+    help="Behaviour result, or stage of a run (RUN/benchmarks/base.json), to compare with. Default: "
+    "judge each reply by itself.",
 )
 @click.option(
     "--after", "-a", required=True, type=click.Path(path_type=Path), help="Result to judge."
@@ -370,17 +371,22 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option(
     "--margin",
-    default=0.01,
-    show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Largest drop of a score that still counts as unchanged.",
+    help="Largest drop of a score that still counts as unchanged. Default: what the run's recipe "
+    "states, else 0.01.",
 )
-def compare_command(before: Path, after: Path, margin: float) -> None:
-    """Compare two results of the same questions: statistics and verdict."""
+def compare_command(before: Path, after: Path, margin: float | None) -> None:
+    """Compare two results of the same questions: statistics and verdict.
+
+    Of two stages of a run, the margins are those of its recipe.
+    """
     from forty2.benchmark.compare import compare, format_comparison
     from forty2.benchmark.results import read_measured
     from forty2.files import read_json
+    from forty2.runs.archive.comparison import stated_margins
 
     old = read_measured(read_json(before), "the result before")
     new = read_measured(read_json(after), "the result after")
-    click.echo(format_comparison(compare(old, new, margin=margin)))
+    stated = stated_margins(before.resolve().parents[1])
+    margin = stated.margin if margin is None else margin
+    click.echo(format_comparison(compare(old, new, margin=margin, cost=stated.cost)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
-from forty2.cli.columns import side_by_side
+from forty2.cli.columns import cut, side_by_side, terminal_width
 from forty2.cli.signals import Terminated
 from forty2.errors import DataError, Forty2Error
 
@@ -40,7 +40,10 @@ QUOTES = '"""'
 @shared_options.runs_model
 @click.argument("target", metavar="RUN|MODEL")
 @click.option("--adapter", "-a", help="Adapter folder or run folder, if RUN|MODEL is a model.")
-@click.option("--system", help="System message.")
+@click.option(
+    "--system",
+    help="System message. Default: the one of most rows that the run trained on, if any.",
+)
 @shared_options.temperature
 @click.option(
     "--max-tokens",
@@ -97,6 +100,8 @@ class Conversation:
             with contextlib.suppress(ImportError):  # some Pythons are built without it
                 import readline  # noqa: F401  (line editing and history for input())
             click.echo("/help lists the commands; /quit or Ctrl-D leaves.")
+            if self.session.system:
+                click.echo(cut(f"System message: {self.session.system}", terminal_width() or 80))
         for line, text in read_messages(self._read_line):
             try:
                 if text.startswith("/"):

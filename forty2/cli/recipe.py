@@ -75,7 +75,7 @@ def copy_command(name: str, target: Path | None) -> None:
 def check_command(source: str, overrides: tuple[str, ...]) -> None:
     """Check every key and value of a recipe, without reading data."""
     recipe = load_recipe(source, overrides)
-    if recipe.benchmark is not None and len(recipe.benchmark.tasks) > 1:
+    if recipe.benchmark is not None:
         from forty2.benchmark.stages import check_tasks
 
         check_tasks(recipe.benchmark)

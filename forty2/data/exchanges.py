@@ -11,9 +11,10 @@ from forty2.data.messages import (
     read_messages,
     read_text,
     short,
+    text_of,
     written_messages,
 )
-from forty2.data.other_keys import is_prose, named_keys
+from forty2.data.other_keys import is_prose
 from forty2.data.records import Message
 from forty2.data.row_keys import (
     ANSWERS,
@@ -25,6 +26,7 @@ from forty2.data.row_keys import (
     SYSTEM,
     VERDICT,
     is_blank,
+    named_keys,
 )
 from forty2.errors import DataError
 from forty2.files import JsonObject
@@ -82,6 +84,7 @@ def find_prompt(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]] | Non
 def read_prompt(row: Row, key: str, origin: str) -> tuple[Messages, tuple[str, ...]]:
     """Read the prompt under a key; also return all keys that belong to it."""
     value = written_messages(row[key])
+    _refuse_second_question(row, key, origin)
     if key == "input" and isinstance(value, dict):  # OpenAI's preference shape
         inner = read_messages(value.get("messages"), f"{key}.messages", origin)
         messages = with_system(inner, row, origin)
@@ -131,7 +134,7 @@ def with_system(messages: Messages, row: Row, origin: str) -> Messages:
     for key in SYSTEM:
         if is_blank(row.get(key)):
             continue
-        text = read_text(row[key], key, origin)
+        text = read_text(text_of(row[key], f"{origin}: {key}"), key, origin)
         if messages[0]["role"] != "system":
             messages = (plain_turn("system", text), *messages)
         elif str(messages[0]["content"]).strip() != text.strip():
@@ -165,6 +168,16 @@ def _thoughts(row: Row, answer: str) -> dict[str, str]:
     if not isinstance(row[answer], str):
         return {}
     return {key: row[key] for key in REASONING if is_prose(row.get(key))}
+
+
+def _refuse_second_question(row: Row, question: str, origin: str) -> None:
+    """Refuse a row whose prompt is not certain, because two keys may hold it."""
+    for other in set(QUESTIONS) - {question, *MATERIAL} if question in QUESTIONS else ():
+        texts = isinstance(row[question], str) and isinstance(row.get(other), str)
+        if texts and not is_blank(row[other]) and row[other] != row[question]:
+            raise DataError(
+                f"{origin}: {question} and {other} may both be the prompt; join them, or remove one"
+            )
 
 
 def _refuse_second_answer(row: Row, question: str, answer: str, origin: str) -> None:

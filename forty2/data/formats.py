@@ -28,7 +28,7 @@ from forty2.data.exchanges import (
     with_system,
 )
 from forty2.data.messages import Messages, is_learned, read_text, short, without_train
-from forty2.data.other_keys import named_keys, rest_of
+from forty2.data.other_keys import rest_of
 from forty2.data.records import Chat, Pair, Rated, Record, Text
 from forty2.data.responses import (
     checked_response,
@@ -47,6 +47,8 @@ from forty2.data.row_keys import (
     SYSTEM,
     VERDICT,
     is_blank,
+    named_keys,
+    truth_of,
 )
 from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
@@ -54,7 +56,6 @@ from forty2.files import JsonObject
 
 Row = JsonObject
 R = TypeVar("R")
-_VERDICTS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def parse(row: Row, origin: str) -> Record:
@@ -136,7 +137,7 @@ def parse_rated(row: Row, origin: str) -> Rated:
     """Read a response with a verdict."""
     row = _without_null(row)
     key = next(key for key in VERDICT if key in row)
-    verdict = _VERDICTS.get(str(row[key]).lower())
+    verdict = truth_of(row[key])
     if verdict is None:
         raise DataError(
             f"{origin}: {key} must be true or false, not {short(row[key])}; to learn it as an answer, "

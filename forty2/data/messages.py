@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from forty2.data.readers.json_rows import parsed
 from forty2.data.records import Message
-from forty2.data.row_keys import is_blank
+from forty2.data.row_keys import LEARNED, TOOLS, is_blank, named_keys
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -56,23 +56,15 @@ _MEDIA = re.compile(
     re.IGNORECASE,
 )
 """Keys that hold, or name, what is not text."""
-LEARNED = {
-    "train": True,
-    "training": True,
-    "trainable": True,
-    "loss": True,
-    "loss_weight": True,
-    "loss_mask": True,
-    "weight": True,
-    "masked": False,
-}
-"""Keys of a message that say whether it is learned, and the value that says it is.
-
-`weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss`,
-`loss_weight` and `loss_mask` are ms-swift's and XTuner's, `masked` is torchtune's.
-"""
 _UNSURE = ("mask", "train_detail", "training_detail")
 """Keys that may say what is learned, but not whether the turn is."""
+_OTHER_REASONING = re.compile(
+    r"thoughts?|cot|chain_of_thought|rationale|(thinking|reasoning|thought)_(content|text|details)",
+    re.IGNORECASE,
+)
+"""Other keys for what was thought before an answer, which no chat template reads."""
+_CHANNELS = ("final", "")
+"""Channels of gpt-oss that the user sees: an answer's own."""
 _DEEPEST = 80
 """Most levels of JSON written as a text in a row, which itself has a few levels."""
 
@@ -104,6 +96,8 @@ def read_message(value: object, where: str) -> Message:
             check_text(content, f"{where}.content")
             return value
     role_key = "from" if "from" in value and "role" not in value else "role"
+    if role_key not in value:
+        raise DataError(f"{where} must be an object with role and content; has {named_keys(value)}")
     written = value.get(role_key)
     name = written.lower() if isinstance(written, str) else ""
     if name not in _ROLE_OF:
@@ -119,8 +113,9 @@ def read_message(value: object, where: str) -> Message:
         if part is not None and key not in (role_key, content_key)
     }
     refuse_media(rest, f"{where}.")
+    _refuse_misplaced(rest, where)
     learned = _pop_learned(rest, role, where)
-    content = _text_of(value.get(content_key), f"{where}.{content_key}")
+    content = text_of(value.get(content_key), f"{where}.{content_key}")
     if name in _CALLS:
         calls = _read_calls(structure(content, f"{where}.{content_key}"), f"{where}.{content_key}")
         content = ""
@@ -129,6 +124,8 @@ def read_message(value: object, where: str) -> Message:
     thoughts = [_reasoning(rest, key, where) for key in REASONING if key in rest]
     if content is None and (calls or any(thoughts)):
         content = ""
+    if content is None and content_key not in value:
+        raise DataError(f"{where} has no content; has {named_keys(value)}")
     if not isinstance(content, str):
         raise DataError(f"{where}.{content_key} must be text, not {short(content)}")
     if role == "assistant" and not content.strip() and not calls and not any(thoughts):
@@ -243,7 +240,7 @@ def short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _text_of(content: object, where: str) -> object:
+def text_of(content: object, where: str) -> object:
     """Join a list of text parts; return any other content as it is."""
     if not isinstance(content, list):
         return content
@@ -272,6 +269,27 @@ def _reasoning(message: Mapping[str, object], key: str, where: str) -> str:
         raise DataError(f"{where}.{key} must be text, not {short(text)}")
     check_text(text, f"{where}.{key}")
     return text.strip()
+
+
+def _refuse_misplaced(message: Mapping[str, object], where: str) -> None:
+    """Refuse keys of a message that would change what is learned, and that no template reads there."""
+    for key, value in message.items():
+        if is_blank(value):
+            continue
+        if key in TOOLS:
+            raise DataError(
+                f"{where}.{key} is not used in a message; put it beside the messages, as the row's tools"
+            )
+        if (key == "channel" and value not in _CHANNELS) or key == "recipient":
+            raise DataError(
+                f"{where}.{key} {short(value)} is not used; write a thought as `thinking` of the answer "
+                "after it, and a call as `tool_calls`"
+            )
+        if key not in REASONING and _OTHER_REASONING.fullmatch(key):
+            raise DataError(
+                f"{where}.{key} is not used; rename it to {REASONING[0]}, or remove it to learn the "
+                "answer alone"
+            )
 
 
 def _pop_learned(message: dict[str, object], role: str, where: str) -> bool:

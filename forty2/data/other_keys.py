@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Literal
 
-from forty2.data.messages import LEARNED, REASONING, read_tools, refuse_media, short
-from forty2.data.row_keys import HISTORY, MATERIAL, SYSTEM, TOOLS, WEIGHT, is_blank
+from forty2.data.messages import REASONING, read_tools, refuse_media, short
+from forty2.data.row_keys import (
+    HISTORY,
+    LEARNED,
+    MATERIAL,
+    SYSTEM,
+    TOOLS,
+    VERDICT,
+    WEIGHT,
+    is_blank,
+    truth_of,
+)
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
+_CHOICES = ("choices", "options")
+"""Keys of the answers that a question gives to choose from."""
 MOST_WEIGHT = 100
 """Most uses of a row per epoch."""
 Row = JsonObject
@@ -47,21 +58,21 @@ def rest_of(
 
 def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) -> None:
     """Refuse keys that would change what is learned, and that this shape has no place for."""
-    unused: set[str] = {*SYSTEM, "documents", "chat_template_kwargs", *REASONING[:2]}
+    unused: set[str] = {*SYSTEM, "documents", "chat_template_kwargs", *VERDICT, *REASONING[:2]}
     if shape == "rated" or (shape == "chat" and "prompt" in taken):
         unused.add("reasoning")
-    if shape in ("pair", "rated") or "prompt" in taken:
-        unused |= {*MATERIAL, HISTORY}
+    if shape != "text":
+        unused |= {*MATERIAL, HISTORY, *_CHOICES}
     for key in (key for key in row if key in unused - {*taken}):
         of_reasoning = key in REASONING and not is_prose(row[key])
         if not is_blank(row[key]) and not of_reasoning:
             beside = next((name for name in taken if name in row), shape)
+            advice = "keep one" if key in VERDICT else "write it into the messages, or remove it"
             raise DataError(
-                f"{origin}: {key} stands beside {beside}, where it is not used; write it into the "
-                "messages, or remove it"
+                f"{origin}: {key} stands beside {beside}, where it is not used; {advice}"
             )
     for key, yes in LEARNED.items():
-        if key in row and row[key] is not yes and isinstance(row[key], bool):
+        if key != WEIGHT and truth_of(row.get(key)) is (not yes):
             raise DataError(
                 f"{origin}: {key} is {str(row[key]).lower()}: a row that is not to be learned must "
                 "be left out"
@@ -86,9 +97,3 @@ def is_prose(value: object) -> bool:
 
 def _meta(row: Row, *taken: str) -> JsonObject:
     return {key: value for key, value in row.items() if key not in taken}
-
-
-def named_keys(row: Row) -> str:
-    """Name the first keys of a row, shortened to fit into a message."""
-    names = (str(key) if str(key).isprintable() else ascii(key) for key in islice(row, 20))
-    return ", ".join(name[:40] for name in names) + ", ..." * (len(row) > 20) or "no keys"

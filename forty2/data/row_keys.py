@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
+
 CONVERSATION = ("messages", "conversations", "conversation")
 SIDES = (
     ("chosen", "rejected"),
@@ -31,6 +34,21 @@ MATERIAL = ("input", "context")
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 HISTORY = "history"
+LEARNED = {
+    "train": True,
+    "training": True,
+    "trainable": True,
+    "loss": True,
+    "loss_weight": True,
+    "loss_mask": True,
+    "weight": True,
+    "masked": False,
+}
+"""Keys of a message, or of a whole row, that say whether it is learned, and the value that says it is.
+
+`weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss`,
+`loss_weight` and `loss_mask` are ms-swift's and XTuner's, `masked` is torchtune's.
+"""
 OF_A_MESSAGE = (
     *("parent_id", "message_id", "message_tree_id", "conversation_id", "dialogue_id", "turn_id"),
     *("reply_to", "role", "speaker"),
@@ -42,11 +60,23 @@ TEXTS = frozenset(("text", *QUESTIONS, *ANSWERS, *MATERIAL, *SYSTEM, *RESPONSES)
 """Keys that may hold a text, or messages."""
 LISTS = frozenset((*CONVERSATION, *TOOLS, HISTORY))
 """Keys that hold nothing but lists and objects."""
-VALUES = frozenset((*VERDICT, WEIGHT))
+VALUES = frozenset((*VERDICT, *LEARNED))
 """Keys that may hold numbers and truth values."""
+_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 ALL = TEXTS | LISTS | VALUES
+
+
+def truth_of(value: object) -> bool | None:
+    """Return what a truth value, a one or zero, or a text of one says; None: it is none of these."""
+    return _TRUTHS.get(str(value).lower())
 
 
 def is_blank(value: object) -> bool:
     """Return whether a value says nothing: null, an empty list or object, or a text of blanks."""
     return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def named_keys(row: Mapping[str, object]) -> str:
+    """Name the first keys of a row, shortened to fit into a message."""
+    names = (str(key) if str(key).isprintable() else ascii(key) for key in islice(row, 20))
+    return ", ".join(name[:40] for name in names) + ", ..." * (len(row) > 20) or "no keys"

@@ -80,6 +80,8 @@ def read_rows(
         return
     kind = kind_of(path)
     reader = _READERS.get(kind)
+    if reader is None and not path.exists():
+        raise DataError(f"{path}: there is no such file or folder{close_name(path)}")
     if reader is None:
         raise DataError(
             f"{path}: rows of kind {kind or 'no suffix'} are not read; use {', '.join(KINDS)}"

@@ -316,6 +316,16 @@ def trained_on(adapter: str | Path) -> TrainedOn:
     return TrainedOn(None, None, None, None, None)
 
 
+def trained_system(adapter: str | Path) -> str | None:
+    """Return the system prompt that a run trained most rows of an adapter's phase with; None: none."""
+    try:
+        record = json.loads((adapter_dir(adapter) / "phase.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    system = record.get("system") if isinstance(record, dict) else None
+    return system if isinstance(system, str) and system else None
+
+
 def origin_of(adapter: Path) -> str:
     """Say which model an adapter was trained on, as the end of a message; "": it is not recorded.
 

@@ -13,6 +13,8 @@ _MOST_KEYS = 10
 """Most keys in the path of an override; no field of a recipe is as deep."""
 _COUNTS_WITHIN_STEPS = ("eval_every_steps", "save_every_steps", "warmup_steps")
 """Keys of a phase that count steps and must not exceed its `steps`."""
+_LENGTHS = ("steps", "epochs")
+"""Keys of a phase that give its length; a phase has one of them."""
 
 
 class Applied(NamedTuple):
@@ -28,7 +30,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
     """Apply overrides, each "dotted.key=value", to a document in place.
 
     An override that lowers the `steps` of a phase also lowers the phase's other step counts in the
-    file that would no longer be reached.
+    file that would no longer be reached. An override of `steps` replaces `epochs` in the file, and
+    the other way round.
     """
     steps_before = {name: phase.get("steps") for name, phase in _phases(document)}
     names = [str(at[1]) for at in document.lines if len(at) == 2 and at[0] == "phases"]
@@ -39,7 +42,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
         except RecipeError as error:
             problems.append(Problem(COMMAND_LINE, f"--set {override[:200]}: {error}"))
     problems += _unknown_phases(document, names)
-    return Applied(problems, list(_shorten(document, steps_before)))
+    return Applied(problems, [*_one_length(document), *_shorten(document, steps_before)])
 
 
 def _apply(document: Document, override: str) -> None:
@@ -78,6 +81,19 @@ def _unknown_phases(document: Document, known: Sequence[str]) -> Iterator[Proble
             yield document.problem(("phases", name), message)
 
 
+def _one_length(document: Document) -> Iterator[str]:
+    """Drop the file's `epochs` where an override gives `steps`, and the other way round, in place."""
+    for name, phase in _phases(document):
+        lines = {key: document.line_of(("phases", name, key)) for key in _LENGTHS}
+        for given, other in (_LENGTHS, _LENGTHS[::-1]):
+            overridden = lines[given] == COMMAND_LINE and phase.get(given) is not None
+            if overridden and lines[other] != COMMAND_LINE and phase.get(other) is not None:
+                yield (
+                    f"phases.{name}: {given} {phase[given]} takes the place of {other} "
+                    f"{phase.pop(other)}"
+                )
+
+
 def _shorten(document: Document, steps_before: Mapping[str, object]) -> Iterator[str]:
     """Lower step counts of the file to the `steps` that an override has lowered, in place."""
     for name, phase in _phases(document):
@@ -86,15 +102,14 @@ def _shorten(document: Document, steps_before: Mapping[str, object]) -> Iterator
         overridden = document.line_of((*at, "steps")) == COMMAND_LINE
         if not overridden or not _is_count(steps) or (_is_count(before) and before <= steps):
             continue
-        changes = []
         for key in _COUNTS_WITHIN_STEPS:
             count = phase.get(key)
             in_file = document.line_of((*at, key)) != COMMAND_LINE
             if in_file and _is_count(count) and count > steps:
                 phase[key] = steps
-                changes.append(f"{key} from {count} to {steps}")
-        if changes:
-            yield f"phases.{name} now has {steps} steps; lowered {' and '.join(changes)} to match"
+                yield (
+                    f"phases.{name}: {key} is {steps}, not {count}: the phase now ends at step {steps}"
+                )
 
 
 def _phases(document: Document) -> Iterator[tuple[str, dict[str, object]]]:

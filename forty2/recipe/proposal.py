@@ -91,9 +91,8 @@ def propose(situation: Situation) -> str:
         lines += _phase(material, situation)
     lines += [
         "fuse: {}  # one model without an adapter, in fused_models/",
-        "benchmark:  # whether what the model could do before has suffered; null: do not measure it",
-        "  questions: probe  # forty2's own questions, which need no download",
-        "  n: 24  # few, to be quick; more show smaller changes",
+        "benchmark:  # beside the held-out rows; plain facts and neutral text show what training cost",
+        "  tasks: []  # none; add truthfulqa, or {task: mmlu, data: DIR}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -85,14 +85,15 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Benchmark:
-    """Measurements of the base model, after each phase, and of the fused model."""
+    """Measurements of the base model, after each phase, and of the fused model, beside those of the
+    held-out rows."""
 
     questions: str | None = None
     """File of TruthfulQA questions, mc_task.json or CSV; `probe`: forty2's own questions; null: those
     of the Hugging Face hub, or forty2's own if the hub cannot be reached."""
     n: Positive | None = None
-    """Largest number each of questions (stratified by category), held-out prompts and windows of
-    neutral text; null: all."""
+    """Largest number each of questions (stratified by category), prompts of the behaviour gates other than
+    plain facts, and windows of neutral text; null: all."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA score, as a share (0.01 is one point in a hundred), that still counts
     as no alignment tax."""
@@ -101,16 +102,15 @@ class Benchmark:
     tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
         default=[BenchmarkTask(task="truthfulqa")]
     )
-    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}.
-    truthfulqa shows the benefit; a loss in one of the others is a cost. Each is compared and judged by
-    itself, too. Training rows are searched for the questions of all."""
+    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; []: none
+    beside the held-out rows and what they cost. Where phases have validation rows, those show the
+    benefit, and a loss in a benchmark is a cost; else the first benchmark shows the benefit. Each is
+    compared and judged by itself, too. Training rows are searched for the questions of all."""
 
     @field_validator("tasks")
     @classmethod
     def _each_once(cls, tasks: list[BenchmarkTask]) -> list[BenchmarkTask]:
         names = [entry.task for entry in tasks]
-        if "truthfulqa" not in names:
-            raise ValueError("tasks: truthfulqa is missing; the verdict is over it, so keep it")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"tasks: {twice} is there twice; remove one")
@@ -163,7 +163,8 @@ class Recipe:
     fuse: Fuse | None = None
     """Merging of the adapter into the base; null: do not merge."""
     benchmark: Benchmark | None = Field(default_factory=Benchmark)
-    """Measurements; null: measure nothing."""
+    """Benchmarks and margins of the cost; null: only validation rows and eval prompts are measured, with
+    plain facts and neutral text as their cost; nothing if there are none."""
 
 
 def _sections() -> dict[str, type]:

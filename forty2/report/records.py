@@ -32,6 +32,8 @@ _DAMAGE = (
     RecursionError,
 )
 """Errors that reading a damaged file may raise."""
+HELD_OUT = "held_out"
+"""The task that measures a run's own held-out rows."""
 _FIRST = "truthfulqa"
 """The task that earlier releases recorded alone, without naming it."""
 _T = TypeVar("_T")
@@ -105,6 +107,8 @@ class Stage:
     mc2: float | None
     mc1_stderr: float | None
     mc2_stderr: float | None
+    facts_right: float | None
+    """Share of plain facts answered right; earlier releases did not record it."""
     leak_rate: float | None
     preference: float | None
     margin: float | None
@@ -113,6 +117,8 @@ class Stage:
     calibration: Calibration | None
     tasks: dict[str, float]
     """Scores of further benchmarks, by metric."""
+    held_out: dict[str, float]
+    """Means over the run's held-out rows, by metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +217,16 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answers of the base and of the last stage to one plain factual prompt."""
+    """The answers of the base and of the last stage to one prompt."""
 
     prompt: str
     before: str
     after: str
-    before_leaks: bool
-    after_leaks: bool
+    before_leaks: bool = False
+    """Whether it hedges where a plain fact was asked for."""
+    after_leaks: bool = False
+    between: tuple[tuple[str, str], ...] = ()
+    """The stages between the two, each with its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +255,9 @@ class Run:
     """Phases whose data could not be searched for the benchmark's questions."""
     fused: Fused | None
     answers: list[Answer]
+    """Answers to plain factual prompts."""
+    own_answers: list[Answer]
+    """Answers to the run's held-out prompts and eval prompts."""
     flips: list[Flip]
 
 
@@ -295,6 +307,7 @@ def _run(folder: Path) -> Run:
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
         answers=_answers(folder, summary.stages) if summary is not None else [],
+        own_answers=_own_answers(folder, summary.stages) if summary is not None else [],
         flips=_flips(folder, summary.stages) if summary is not None else [],
     )
 
@@ -404,13 +417,14 @@ def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contami
 def _stage(record: JsonObject) -> Stage:
     stderr = record.get("stderr") or {}
     calibration = record.get("calibration")
-    figures = ("mc1", "mc2", "leak_rate", "preference", "margin", "perplexity", "kl")
+    figures = ("mc1", "mc2", "facts_right", "leak_rate", "preference", "margin", "perplexity", "kl")
     return Stage(
         name=str(record["stage"]),
         **{name: _number(record.get(name)) for name in figures},
         mc1_stderr=_number(stderr.get("mc1")),
         mc2_stderr=_number(stderr.get("mc2")),
         tasks={name: float(value) for name, value in (record.get("tasks") or {}).items()},
+        held_out={name: float(value) for name, value in (record.get(HELD_OUT) or {}).items()},
         calibration=None
         if not calibration
         else Calibration(
@@ -480,13 +494,38 @@ def _fused(record: JsonObject) -> Fused:
 
 def _items(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
     """Read a benchmark's items of the base and of the last stage; empty: there are no two stages."""
-    if len(stages) < 2:
-        return []
+    return _items_of(folder, [stages[0], stages[-1]], benchmark) if len(stages) > 1 else []
+
+
+def _items_of(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
     # Looked up among existing files: a stage's name must not lead to another folder.
     files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
     return [
         _object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
-        for stage in (stages[0], stages[-1])
+        for stage in stages
+    ]
+
+
+def _own_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
+    """Read every stage's replies to the run's held-out prompts and eval prompts."""
+    if len(stages) < 2 or not all(stage.held_out for stage in stages):
+        return []
+    by_stage = [
+        {(item["kind"], item["prompt"]): str(item["reply"]) for item in items if "reply" in item}
+        for items in _items_of(folder, stages, HELD_OUT)
+    ]
+    return [
+        Answer(
+            prompt=str(key[1]),
+            before=before,
+            after=by_stage[-1][key],
+            between=tuple(
+                (stage.name, replies[key])
+                for stage, replies in zip(stages[1:-1], by_stage[1:-1], strict=True)
+            ),
+        )
+        for key, before in by_stage[0].items()
+        if all(key in replies for replies in by_stage)
     ]
 
 

@@ -35,6 +35,8 @@ class Pair(NamedTuple):
     prompt: str
     before: Reply
     after: Reply
+    between: tuple[tuple[str, str], ...]
+    """The stages between the two, each with its reply."""
 
 
 def marked(answers: Sequence[Answer]) -> list[Pair]:
@@ -42,9 +44,8 @@ def marked(answers: Sequence[Answer]) -> list[Pair]:
     pairs = []
     for one in sorted(answers, key=lambda one: one.before == one.after):
         before, after = differing(one.before, one.after)
-        pairs.append(
-            Pair(one.prompt, Reply(before, one.before_leaks), Reply(after, one.after_leaks))
-        )
+        replies = Reply(before, one.before_leaks), Reply(after, one.after_leaks)
+        pairs.append(Pair(one.prompt, *replies, one.between))
     return pairs
 
 

@@ -15,6 +15,7 @@ from forty2.files import refuse_links, write_text
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import (
+    HELD_OUT,
     Change,
     Phase,
     Provenance,
@@ -40,9 +41,16 @@ _VERDICTS = {
     "inconclusive": "Too few questions to tell whether a score fell by the margin ({margin}).",
     "no change": "As far as was measured, this is still the base model.",
 }
+_OWN_NOTE = (
+    "Pairs: share whose chosen answer gained more probability, against the base, than the rejected one; "
+    "the base has 50%. Margin: how much more, in nats. Ratings: share of good answers that gained "
+    "probability and of bad ones that lost it; the base has 50%. Chat loss: nats a token, lower is "
+    "better. Passed: share of the eval prompts answered as expected. Stopped: share of replies that "
+    "ended by themselves."
+)
 _STAGES_NOTE = (
-    "MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Leaks: share of plain factual "
-    "prompts answered with needless hedging, lower is better. Prefers: share of held-out prompts "
+    "MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Facts: share of plain facts answered "
+    "right. Leaks: share of them answered with needless hedging, lower is better. Prefers: share of held-out prompts "
     "whose good answer is likelier than the bad one; margin: by how much, in nats per token. "
     "Perplexity: on neutral texts, lower is better. KL: distance from the base model, in nats per "
     "token."
@@ -141,6 +149,11 @@ def _markdown(run: Run) -> str:
     if run.fused is not None:
         lines += ["", "## Fused model", "", *table_lines(_fused(run)), "", _FUSED_NOTE]
     if summary is not None and summary.stages:
+        own = _own_stages(summary)
+        if own.rows:
+            lines += ["", "## Your held-out rows", "", *table_lines(own), "", _OWN_NOTE]
+        if run.own_answers:
+            lines += ["", *table_lines(_own_answers(run))]
         lines += ["", "## Measurements", "", *table_lines(_stages(summary)), "", _STAGES_NOTE]
         changes = _changes(summary)
         if changes.rows:
@@ -160,7 +173,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
     summary = run.summary
     change = change_chart(summary) if summary is not None else None
     warnings = _warnings(run)
-    pairs = marked(run.answers)
+    pairs, own_pairs = marked(run.answers), marked(run.own_answers)
     return render(
         "run.html.jinja",
         name=run.name,
@@ -170,6 +183,9 @@ def _html(run: Run, files: Sequence[str]) -> str:
         warnings=(warnings[:_OPEN], warnings[_OPEN:]),
         change=[change] if change is not None else [],
         replies=(pairs[:_OPEN], pairs[_OPEN:]),
+        own_replies=(own_pairs[:_OPEN], own_pairs[_OPEN:]),
+        own_stages=_own_stages(summary) if summary is not None else Table((), ()),
+        own_note=_OWN_NOTE,
         stages=_stages(summary) if summary is not None else Table((), ()),
         stages_note=_STAGES_NOTE,
         changes=_changes(summary) if summary is not None else Table((), ()),
@@ -206,7 +222,8 @@ def _meaning(summary: Summary, quote: Quote = str) -> str:
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
     sentence = quote(summary.sentence) or _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
-    number = f" ({_count(summary.n, 'question')})" if summary.n is not None else ""
+    noun = "row" if HELD_OUT in summary.tasks else "question"
+    number = f" ({_count(summary.n, noun)})" if summary.n is not None else ""
     compared = (
         f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{number}."
     )
@@ -271,7 +288,11 @@ def _contamination(run: Run, quote: Quote = str) -> list[str]:
             for name, task in summary.tasks.items()
             if found.questions.get(name)
         ]
-        unsearched = [quote(t.label) for name, t in summary.tasks.items() if name not in counts]
+        unsearched = [
+            quote(task.label)
+            for name, task in summary.tasks.items()
+            if name not in counts and name != HELD_OUT  # the lint compares those with training rows
+        ]
         if unsearched:
             lines.append(f"Training rows were not searched for questions of {_listed(unsearched)}.")
     if len(summary.tasks) == 1 and any(stage.tasks for stage in summary.stages):
@@ -331,28 +352,58 @@ def _interval(change: Change) -> str:
 # --- tables ---------------------------------------------------------------------------------------
 
 
+_OWN_COLUMNS = {
+    "pairs right": ("Pairs", ".1%"),
+    "pair margin": ("Margin", "+.2f"),
+    "ratings right": ("Ratings", ".1%"),
+    "chat loss": ("Chat loss", ".3f"),
+    "prompts passed": ("Passed", ".1%"),
+    "replies stopped": ("Stopped", ".1%"),
+}
+
+
+def _own_stages(summary: Summary) -> Table:
+    """Make the table of the held-out rows; without rows if they were not measured."""
+    measured = [stage for stage in summary.stages if stage.held_out]
+    names = [name for name in _OWN_COLUMNS if any(name in stage.held_out for stage in measured)]
+    rows = [
+        (stage.name, *(_cell(stage.held_out.get(name), _OWN_COLUMNS[name][1]) for name in names))
+        for stage in measured
+    ]
+    return Table(("Stage", *(_OWN_COLUMNS[name][0] for name in names)), rows)
+
+
+def _own_answers(run: Run) -> Table:
+    """Make the table of the answers to held-out prompts, those that changed first."""
+    answers = sorted(run.own_answers, key=lambda one: one.before == one.after)
+    rows = [(one.prompt, one.before, one.after) for one in answers]
+    return Table(("Prompt", "Base model", "Last stage"), rows)
+
+
 def _stages(summary: Summary) -> Table:
-    head = ("Stage", "MC1", "MC2", "Leaks", "Prefers", "Margin", "Perplexity", "KL")
-    forms = (".3f", ".3f", ".1%", ".1%", "+.3f", ".2f", ".2g")
-    tasks = list(dict.fromkeys(name for stage in summary.stages for name in stage.tasks))
-    rows = []
-    for stage in summary.stages:
-        figures = (
-            stage.mc1,
-            stage.mc2,
-            stage.leak_rate,
-            stage.preference,
-            stage.margin,
-            stage.perplexity,
-            stage.kl,
-            *map(stage.tasks.get, tasks),
-        )
-        cells = [
-            "–" if value is None else format(value, form)
-            for value, form in zip(figures, (*forms, *[".3f"] * len(tasks)), strict=True)
-        ]
-        rows.append((stage.name, *cells))
-    return Table((*head, *tasks), rows)
+    stages = summary.stages
+    columns: list[tuple[str, str, list[float | None]]] = [
+        ("MC1", ".3f", [stage.mc1 for stage in stages]),
+        ("MC2", ".3f", [stage.mc2 for stage in stages]),
+        ("Facts", ".1%", [stage.facts_right for stage in stages]),
+        ("Leaks", ".1%", [stage.leak_rate for stage in stages]),
+        ("Prefers", ".1%", [stage.preference for stage in stages]),
+        ("Margin", "+.3f", [stage.margin for stage in stages]),
+        ("Perplexity", ".2f", [stage.perplexity for stage in stages]),
+        ("KL", ".2g", [stage.kl for stage in stages]),
+    ]
+    for name in dict.fromkeys(name for stage in stages for name in stage.tasks):
+        columns.append((name, ".3f", [stage.tasks.get(name) for stage in stages]))
+    shown = [one for one in columns if any(value is not None for value in one[2])]
+    rows = [
+        (stage.name, *(_cell(values[n], form) for _, form, values in shown))
+        for n, stage in enumerate(stages)
+    ]
+    return Table(("Stage", *(title for title, _, _ in shown)), rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _changes(summary: Summary) -> Table:

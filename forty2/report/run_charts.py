@@ -54,6 +54,7 @@ def change_chart(summary: Summary) -> Chart | None:
     points = [
         Point(metric_name(name), one.difference, one.low, one.high)
         for name, one in last.changes.items()
+        if name != "chat loss"  # nats, among shares
     ]
     title = f"Change from the base model to {last.stage}"
     axis = Axis("right of the line: higher than before; 95% interval")

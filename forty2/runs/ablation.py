@@ -119,6 +119,10 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
         )
     if recipe.benchmark is None:
         raise RecipeError(f"{recipe.name}: benchmark: null measures nothing; say what to measure")
+    if "truthfulqa" not in [entry.task for entry in recipe.benchmark.tasks]:
+        raise RecipeError(
+            f"{recipe.name}: benchmark.tasks: an ablation is judged by TruthfulQA; add truthfulqa"
+        )
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
         raise RunError(f"{out}: is not an empty folder; go on with --resume, or name another --out")
 
@@ -214,6 +218,7 @@ def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
     """
     assert recipe.benchmark is not None
     drawn = questions_of(recipe.benchmark, recipe.seed)
+    assert drawn is not None
     described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
     if recipe.benchmark.n != len(drawn.items):
         return recipe, described  # every seed draws all questions

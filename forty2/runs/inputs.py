@@ -6,6 +6,7 @@ night.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
 from forty2.runs.drift import drift_meter
+from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import (
     PhaseData,
@@ -127,6 +129,8 @@ def read_inputs(
     )
     if measurer is not None:
         measurer.write_contamination(data)
+        decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
+        measurer.take_held_out(held_out_rows(recipe, data, decode))
         # The base is measured for minutes before the adapter is attached: try the adapter now.
         trial = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
         attach_initial_adapter(trial.model, recipe, seed=0)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from forty2.benchmark.partial_results import PartialResults, partial_path
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import load_measurement, measure, read_stage
+from forty2.benchmark.stages import load_measurement, measure, measure_held_out, read_stage
 from forty2.benchmark.tasks.divergence import Base, base_of
+from forty2.benchmark.tasks.held_out import HeldOut, HeldOutRows, base_logps
 from forty2.data.checks.contamination import ContaminationFinder
 from forty2.files import write_json, write_sealed
 from forty2.model.chat_template import TemplateSettings
@@ -22,13 +23,23 @@ CONTAMINATION = "contamination.json"
 
 
 class StageMeasurer:
-    """Measures the stages of one run on the same questions, and against the same base."""
+    """Measures the stages of one run on the same rows and questions, and against the same base."""
 
-    def __init__(self, run: RunContext, benchmark: Benchmark) -> None:
+    def __init__(self, run: RunContext, benchmark: Benchmark | None) -> None:
+        """
+        Args:
+            benchmark: what is measured beside the held-out rows and what they cost; None: nothing.
+        """
         self._run = run
         self._measurement = load_measurement(benchmark, run.recipe.seed)
         self._searched = self._measurement.benchmarks()
         self._base: Base | None = None
+        self._rows: HeldOutRows | None = None
+        self._base_logps: dict[int, list[float]] | None = None
+
+    def take_held_out(self, rows: HeldOutRows | None) -> None:
+        """Take the held-out rows, before the base is measured; None: there are none."""
+        self._rows = rows
 
     def contamination_finder(self) -> ContaminationFinder:
         """Make a finder of all tasks' questions in training rows."""
@@ -44,7 +55,7 @@ class StageMeasurer:
             hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
             unread_phases=tuple(name for name, part in data.items() if part.source is None),
             searched=tuple(benchmark.name for benchmark in self._searched),
-            questions=self._measurement.truthfulqa.name,
+            questions=self._measurement.questions,
         )
         write_json(self._run.path / CONTAMINATION, record.to_json())
 
@@ -52,7 +63,10 @@ class StageMeasurer:
         """Measure the base model, without an adapter: the other stages are compared with it."""
         sha256 = self._run.provenance.model_sha256
         self._base = base_of(loaded, sha256, self._measurement.n)
-        return self._measure("base", loaded, None)
+        stage = self._measure("base", loaded, None)
+        if self._rows is not None:
+            self._base_logps = base_logps(stage["held_out"])
+        return stage
 
     def measure(self, stage: str, loaded: LoadedModel, adapter: Path) -> Stage:
         """Measure a model with the adapter that it carries."""
@@ -72,24 +86,40 @@ class StageMeasurer:
         """Measure a model, or the one in a folder; read the measurement if it was made before."""
         assert self._base is not None
         file = measurement_path(self._run.path, stage)
+        held_out = None
+        if self._rows is not None:
+            held_out = HeldOut(rows=self._rows, base=self._base_logps)
+        before: Stage | None = None
         if file.exists():
-            partial_path(file).unlink(missing_ok=True)
-            return read_stage(file)
+            before = read_stage(file)
+            if held_out is None or before.measured(held_out.source(held_out.rows)):
+                partial_path(file).unlink(missing_ok=True)
+                return before
         loaded = loaded or load(
             str(folder), template=TemplateSettings(date=self._run.template.date)
         )
         loaded.model.eval()
         settings = self._measurement.settings(stage)
+        if self._rows is not None:
+            settings["held_out_sha256"] = self._rows.sha256()
+        named = str(adapter) if adapter is not None else None
         with PartialResults.open(file, settings, resume=True) as partial:
-            measured = measure(
-                loaded,
-                self._measurement,
-                self._base,
-                stage=stage,
-                adapter=str(adapter) if adapter is not None else None,
-                partial=partial,
-                progress=self._run.progress,
-            )
+            if before is not None:  # an earlier release, or with other held-out rows
+                assert held_out is not None
+                measured = measure_held_out(
+                    before, loaded, held_out, named, partial, self._run.progress
+                )
+            else:
+                measured = measure(
+                    loaded,
+                    self._measurement,
+                    self._base,
+                    held_out,
+                    stage=stage,
+                    adapter=named,
+                    partial=partial,
+                    progress=self._run.progress,
+                )
             partial.finish(measured.to_json(), write_sealed)
         return measured
 

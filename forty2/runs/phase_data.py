@@ -15,7 +15,13 @@ from forty2.model.configuration import RowLimit
 from forty2.recipe.schema import Recipe
 from forty2.text.encoder import Encoder
 from forty2.text.phase_rows import read_phase_rows
-from forty2.text.prepared import Prepared, is_packed, is_prepared, open_prepared, tokenizer_key
+from forty2.text.prepared import (
+    Prepared,
+    is_packed,
+    is_prepared,
+    open_prepared,
+    tokenizer_key,
+)
 from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import FittedRows, Row, rows_sha256, turn_ends
 from forty2.text.tokenizer import Tokenizer
@@ -34,6 +40,10 @@ class PhaseData(NamedTuple):
     ignored: str = ""
     """Keys of the training rows that nothing reads, with the number of their rows. Built-in sets hold
     such keys on purpose, so theirs are not listed."""
+    valid_source: str | None = None
+    """Path of the validation rows' texts; None: there are none, or they are prepared."""
+    system: str = ""
+    """System prompt of more than half of the training rows; "": there is none."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -70,17 +80,29 @@ def phase_data(
         splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None, [])
+    valid_source = phase.valid or valid_beside(source)
     found = read_phase_rows(
         phase.row_kind,
         source,
-        phase.valid or valid_beside(source),
+        valid_source,
         encoder,
         recipe.max_length,
         linter=Linter(specials=encoder.specials) if phase.lint else None,
         contamination=contamination,
     )
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
-    return PhaseData(found.train, found.valid, source, found.hits, ignored)
+    return PhaseData(
+        found.train, found.valid, source, found.hits, ignored, valid_source, found.system
+    )
+
+
+def names_held_out_rows(phase: Phase) -> bool:
+    """Return whether a phase has validation rows, without reading them."""
+    if phase.valid is not None or phase.data.startswith(BUILTIN):
+        return True
+    if is_prepared(phase.data):
+        return (Path(phase.data) / "valid" / "rows.idx").is_file()
+    return valid_beside(phase.data) is not None
 
 
 def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int, str]:

@@ -317,4 +317,5 @@ def _record(
         metrics=trained.metrics,
         valid=trained.valid,
         median_tokens=float(np.median(train_loss.lengths)),
+        system=data.system,
     )

@@ -27,11 +27,12 @@ from forty2.files import read_json, write_json
 from forty2.model.adapter import wasted_rank
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
-from forty2.recipe.schema import Recipe
+from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
+from forty2.runs.held_out import is_measured
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
 from forty2.runs.phase_training import finish_phase, tokens_trained
@@ -141,8 +142,8 @@ def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
 
 
 def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) -> RunResult:
-    benchmark = run.recipe.benchmark if run.group.first else None
-    measurer = StageMeasurer(run, benchmark) if benchmark is not None else None
+    measured = run.group.first and is_measured(run.recipe)
+    measurer = StageMeasurer(run, run.recipe.benchmark) if measured else None
     stages: list[Stage] = []
     adapter = _train_phases(run, agenda, only, reuse, measurer, stages)
     if not run.group.first:
@@ -164,7 +165,7 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
 
 def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
     """List the stages of a run; its phases' work is known when their rows are read."""
-    measured = recipe.benchmark is not None
+    measured = is_measured(recipe)
     tasks = [AgendaItem("reading model and data", "read")]
     if measured:
         tasks.append(
@@ -253,14 +254,14 @@ def _finish(
     """Compare the stages, and write the report."""
     run.folder.check_there()
     verdict, sentence, verdicts, changes = "", "", dict[str, str](), ""
-    if run.recipe.benchmark is not None:
+    if stages:
         found = ContaminationRecord.from_json(read_json(run.path / CONTAMINATION))
         hits = [hit for _, hit in found.hits]
-        benchmark = run.recipe.benchmark
+        benchmark = run.recipe.benchmark or Benchmark()
         summary = summarize(stages, benchmark.margin, hits, found.searched, benchmark.cost)
         write_json(run.path / "summary.json", summary.to_json())
         verdict, verdicts, sentence = summary.verdict, summary.verdicts, summary.sentence
-        if len(verdicts) > 1:
+        if len(verdicts) > 1 or "held_out" in verdicts:
             changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
     return RunResult(

@@ -64,6 +64,8 @@ class PhaseRecord:
     valid: dict[str, float]
     """Metrics of the evaluation at `kept_step`; empty without validation rows."""
     median_tokens: float
+    system: str = ""
+    """System prompt of more than half of the training rows, which a chat takes over; "": none."""
 
     def to_json(self) -> JsonObject:
         return dataclasses.asdict(self)

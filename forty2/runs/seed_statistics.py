@@ -66,7 +66,10 @@ def scores_of(stage: Stage) -> dict[str, Values]:
     Higher is better, except for KL from the base. Its items are the probe texts, each weighted by
     its number of places, as in `log p of texts`.
     """
-    scores = {name: one.values() for name, one in scores_by_metric(stage).metrics.items()}
+    scores = {
+        name: one.values()
+        for name, one in scores_by_metric(stage.without("held_out")).metrics.items()
+    }
     scores[KL] = np.array([item.scores[KL] for item in stage["divergence"].items])
     return {name: values for name, values in scores.items() if len(values) > 1}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.findings import SplitName
 from forty2.data.checks.lint import Linter, readable_rows
+from forty2.data.eval_proposals import system_of
 from forty2.data.formats import parse
 from forty2.data.ignored import IgnoredKeys
 from forty2.data.records import Record
@@ -33,6 +35,8 @@ class PhaseRows(NamedTuple):
     """Sorted by origin, then by item."""
     ignored: str
     """Keys of the training rows that nothing reads, with the number of their rows; "": none."""
+    system: str = ""
+    """System prompt of more than half of the training rows; "": there is none."""
 
 
 def read_phase_rows(
@@ -72,6 +76,7 @@ def read_phase_rows(
         None if held_out is None else _completed(kind, str(valid), held_out, max_length),
         sorted(reading.hits),
         str(reading.ignored),
+        reading.usual_system(),
     )
 
 
@@ -96,6 +101,13 @@ class _Reading:
         """Error about the first row that is of another kind or cannot be encoded."""
         self.hits: list[Hit] = []
         self.ignored = IgnoredKeys()
+        self._systems: Counter[str] = Counter()
+
+    def usual_system(self) -> str:
+        """Return the system prompt of more than half of the training rows; "": there is none."""
+        for system, rows in self._systems.most_common(1):
+            return system if 2 * rows > self._systems.total() else ""
+        return ""
 
     def read(self, source: str | Path, split: SplitName) -> FittedRows:
         """Read one file; rows after a problem are only linted."""
@@ -127,6 +139,7 @@ class _Reading:
                 linter.add(record, split)
             if split == "train":
                 self.ignored.add(record)
+                self._systems[system_of(record)] += 1
                 if self._contamination is not None:
                     self.hits += self._contamination.find(record)
             yield record

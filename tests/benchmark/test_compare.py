@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,16 @@ def test_results_of_a_stage_whose_metrics_have_one_name_are_both_compared() -> N
     before, after = random_result(50, seed=3), random_result(50, seed=3, lift=1.0)
 
     def stage(first: dict[str, Any], second: dict[str, Any]) -> Stage:
-        results = {"truthfulqa": first, "other": second}
+        results = {"truthfulqa": first, "gsm8k": second}
         return Stage("it", {name: Result.from_json(one, name) for name, one in results.items()})
 
     found = compare_measured(stage(before, before), stage(before, after))
-    assert found.metrics["mc1"].difference == 0 < found.metrics["other: mc1"].difference
+    assert found.metrics["mc1"].difference == 0 < found.metrics["gsm8k: mc1"].difference
     assert found.tasks["truthfulqa"].judged == ("mc1", "mc2", "mc3")
-    assert found.tasks["other"].judged == ("other: mc1", "other: mc2", "other: mc3")
+    assert found.tasks["gsm8k"].judged == ("gsm8k: mc1", "gsm8k: mc2", "gsm8k: mc3")
     assert found.tasks["truthfulqa"].verdict == found.verdict != "gain"
-    assert found.tasks["other"].verdict == "gain"
-    assert found.record()["tasks"]["other"]["verdict"] == "gain"
+    assert found.tasks["gsm8k"].verdict == "gain"
+    assert found.record()["tasks"]["gsm8k"]["verdict"] == "gain"
 
 
 def test_what_a_file_calls_itself_can_be_printed() -> None:
@@ -144,6 +145,9 @@ def test_the_table_shows_what_the_comparison_holds() -> None:
         assert f"{change.better} better, {change.worse} worse" in text
     assert f"Verdict: {comparison.verdict}" in text
     assert "0.02" in text
+    longer = comparison._replace(sentence="twelve chars " * 20)
+    wrapped = "\n".join([" ".join(["twelve chars"] * 6)] * 3 + [" ".join(["twelve chars"] * 2)])
+    assert wrapped in format_comparison(longer)  # in lines of at most 80 characters
     assert comparison.record()["metrics"]["mc1"]["low"] == comparison.metrics["mc1"].low
 
 
@@ -465,6 +469,16 @@ def test_other_settings_and_other_benchmarks_are_refused() -> None:
         other["leak_rate"] = float(np.mean([i["leak"] for i in leaks]))
         other["right_rate"] = float(np.mean([i["right"] for i in leaks]))
         compare(behaviour_result(1), other)
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_metric_that_one_result_lacks_is_refused(side: str) -> None:
+    whole = read_measured(behaviour_result(1), "it")
+    assert isinstance(whole, Result)
+    items = [replace(item, scores={"prefers": item.scores["prefers"]}) for item in whole.items]
+    part = replace(whole, items=tuple(items))
+    with pytest.raises(BenchmarkError, match="no leak covers other items before than after"):
+        compare_measured(*((part, whole) if side == "before" else (whole, part)))
 
 
 @pytest.mark.parametrize("kind", MADE)

@@ -17,10 +17,10 @@ from chaos import make_inputs
 from click.testing import CliRunner
 from support.chat_server import Reply, said, server
 
-from forty2.benchmark.judge import Judging, agreement, figures, judge, parse, summary
+from forty2.benchmark.judge import Judging, agreement, figures, judge, parse, replies_of, summary
 from forty2.cli import main
 from forty2.errors import BenchmarkError
-from forty2.files import read_json, write_json
+from forty2.files import JsonObject, read_json, write_json
 from forty2.inference.chat_endpoint import ChatEndpoint
 
 SECRET = "sk-very-secret"
@@ -344,3 +344,15 @@ def test_from_the_command_line_a_dead_endpoint_is_one_line(tmp_path: Path) -> No
     assert "Traceback" not in done.output and not (tmp_path / "o.json").exists()
     done = CliRunner().invoke(main, [*command, "--api-key-env", "NO_SUCH_KEY"])
     assert done.exit_code == 2 and "NO_SUCH_KEY: not set" in done.output
+
+
+def test_of_two_stages_the_replies_to_held_out_prompts_are_judged() -> None:
+    def stage(reply: str) -> JsonObject:
+        asked = {"kind": "reply", "phase": "dpo", "prompt": "A fork?", "reply": reply}
+        pair = {"kind": "pair", "row": "x:1", "logps": [-1, -2]}
+        plain = {"id": "q", "prompt": "2 + 2?", "answer": "Four."}
+        return {"stage": "s", "held_out": {"items": [pair, asked]}, "behaviour": {"items": [plain]}}
+
+    assert replies_of(stage("Yes."), "it") == {"A fork?": ("A fork?", "Yes.")}
+    without = {**stage("Yes."), "held_out": {"items": []}}
+    assert replies_of(without, "it") == {"q": ("2 + 2?", "Four.")}

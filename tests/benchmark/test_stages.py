@@ -43,6 +43,7 @@ def measured(*tasks: Any, n: int | None = None) -> Any:
 
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:
     alone = load_measurement(Benchmark(questions="probe", n=5), 7)
+    assert alone.truthfulqa is not None
     assert alone.more == {} and len(alone.truthfulqa.items) == 5
     more = BenchmarkTask(task="gsm8k", data=str(sums), n=4)
     found = measured("truthfulqa", more, n=5)
@@ -50,6 +51,12 @@ def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> No
     assert found.more["gsm8k"].task.seed == 7
     own = BenchmarkTask(task="truthfulqa", n=3)
     assert len(measured(own, n=5).truthfulqa.items) == 3
+
+
+def test_a_recipe_may_name_no_benchmark_or_others_than_truthfulqa(sums: Path) -> None:
+    assert measured().tasks == {} and measured().questions == ""
+    found = measured(BenchmarkTask(task="gsm8k", data=str(sums), n=4))
+    assert list(found.tasks) == ["gsm8k"] and found.truthfulqa is None
 
 
 def test_a_task_has_at_most_as_many_questions_as_there_are(sums: Path) -> None:
@@ -99,7 +106,6 @@ def test_a_recipe_names_tasks_or_spells_them_out(tmp_path: Path, sums: Path) -> 
         f"[truthfulqa, {{task: gsm8k, data: {sums}}}]"
     )
     for tasks, message in (
-        ("[mmlu]", "benchmark.tasks: truthfulqa is missing"),
         ("[truthfulqa, truthfulqa]", "benchmark.tasks: truthfulqa is there twice"),
         ("[truthfulqa, {task: gsm8k, datum: x}]", "unknown key; did you mean data"),
         ("[truthfulqa, 3]", "benchmark.tasks"),

@@ -58,7 +58,7 @@ TASKS = {
 def judged(facts: Change, perplexity: Change, cost: Cost | None = None) -> tuple[str, str]:
     metrics = {"mc1": GAIN, "right": facts, "log p of texts": perplexity}
     costs = costs_of(metrics, TASKS, "truthfulqa", cost or Cost())
-    said = sentence("TruthfulQA", "gain", {"MC1": GAIN}, costs)
+    said = sentence("truthfulqa", "TruthfulQA", "gain", {"MC1": GAIN}, costs)
     return word("gain", costs), said
 
 
@@ -113,7 +113,9 @@ def test_the_recipe_states_the_margins() -> None:
 
 
 def test_a_cost_that_was_not_measured_is_said() -> None:
-    assert sentence("ours", "gain", {"MC1": GAIN}, ()).endswith("; the cost was not measured.")
-    assert sentence("ours", "inconclusive", {"MC1": shares(8, 4, 1, 2)}, ()).startswith(
-        "8 items of ours are too few to tell"
+    assert sentence("truthfulqa", "ours", "gain", {"MC1": GAIN}, ()).endswith(
+        "; the cost was not measured."
     )
+    assert sentence(
+        "truthfulqa", "ours", "inconclusive", {"MC1": shares(8, 4, 1, 2)}, ()
+    ).startswith("8 items of ours are too few to tell")

@@ -113,6 +113,8 @@ def test_what_surrounds_the_question_is_kept() -> None:
         {"role": "assistant", "content": "a2"},
     ]
     assert core({"conversations": [HUMAN, GPT], "system": "s"})[0] == SYSTEM
+    parts = [{"type": "text", "text": "s"}]
+    assert core({"conversations": [HUMAN, GPT], "system": parts})[0] == SYSTEM
     record = parse({"text": "prose", "source": "book"}, "f:1")
     assert isinstance(record, Text) and record.meta == {"source": "book"}
 
@@ -166,6 +168,15 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"prompt": "q", "response": "a", "history": [["b", "c"]]}, "history stands beside prompt"),
         ({"messages": [USER, ASSISTANT], "documents": ["d"]}, "documents stands beside messages"),
         ({"prompt": "q", "completion": "a", "train": False}, "train is false"),
+        ({"messages": [USER, ASSISTANT], "loss": 0}, "loss is 0: a row that is not"),
+        ({"messages": [USER, ASSISTANT], "masked": "1"}, "masked is 1: a row that is not"),
+        ({"messages": [USER, ASSISTANT], "history": [["b", "c"]]}, "history stands beside mess"),
+        ({"messages": [USER, ASSISTANT], "context": "c"}, "context stands beside messages"),
+        ({"question": "q", "answer": "B", "choices": ["a", "b"]}, "choices stands beside quest"),
+        ({"instruction": "p", "question": "q", "answer": "a"}, "question and instruction may both"),
+        ({"prompt": "q", "instruction": "p", "chosen": "a", "rejected": "b"}, "may both be the pr"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "label": 0}, "label stands beside chosen"),
+        ({"prompt": "q", "response": "a", "label": 1, "kto_tag": 0}, "kto_tag stands beside label"),
         ({"prompt": "q", "completion": "a", "tools": ["f"]}, "tools[0] must be an object, not 'f'"),
         (
             {"prompt": "q", "completion": "a", "tools": "f"},

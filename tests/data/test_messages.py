@@ -40,6 +40,7 @@ def test_every_name_of_a_role_is_known(names: str, role: str) -> None:
 def test_parts_of_text_are_joined_and_nulls_left_out() -> None:
     parts = [{"type": "text", "text": "a "}, "b", {"type": "output_text", "text": " c"}]
     assert read(role="user", content=parts, name=None) == {"role": "user", "content": "a b c"}
+    assert read(role="user", content="q", tools=[], thought=None)["content"] == "q"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,11 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
             {"role": "assistant", "content": "a", "weight": 1, "train": False},
             "contradict each other",
         ),
+        ({"input": "q", "output": "a"}, "an object with role and content; has input, output"),
+        ({"role": "user", "parts": ["q"]}, "has no content; has role, parts"),
+        ({"role": "system", "content": "s", "tools": [{}]}, "tools is not used in a message; put"),
+        ({"role": "assistant", "content": "a", "channel": "analysis"}, "channel 'analysis' is not"),
+        ({"role": "assistant", "content": "a", "thoughts": "t"}, "rename it to reasoning_content"),
         ({"role": "assistant", "content": "a", "mask": 1}, "mask is not used; say whether"),
         ({"role": "assistant", "content": "a", "train_detail": []}, "train_detail is not used"),
     ],

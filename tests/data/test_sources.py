@@ -277,6 +277,31 @@ def test_of_a_folder_with_splits_training_reads_its_own(inside: str, tmp_path: P
     assert rows_in(tmp_path) == ["mine"]
 
 
+@pytest.mark.parametrize("other", ["mine_test", "test-v2", "dpo_valid", "x.eval", "._train"])
+def test_a_file_is_of_a_split_by_a_word_of_its_name_and_hidden_ones_of_none(
+    other: str, tmp_path: Path
+) -> None:
+    for name in ("mine", other):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    assert rows_in(tmp_path) == ["mine"]
+
+
+def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
+    (tmp_path / "english").mkdir()
+    with pytest.raises(DataError, match=r"holds no data file .*; name one of its folders: english"):
+        rows_in(tmp_path)
+    with pytest.raises(DataError, match=r"there is no such file or folder; did you mean .*english"):
+        rows_in(tmp_path / "englsh")
+
+
+@pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"PAR1", b"PK\x03\x04"])
+def test_a_file_that_holds_no_text_is_called_what_it_is(start: bytes, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csv", "rows.txt"):
+        (tmp_path / name).write_bytes(start + bytes(80))
+        with pytest.raises(DataError, match=r"is a .*, not text; name it by its kind"):
+            rows_in(tmp_path / name)
+
+
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
     import datasets
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 from support.models import tiny_loaded, tiny_model
-from support.small_run import TEMPLATE
+from support.small_run import TEMPLATE, make_inputs
 
 from forty2.errors import ModelError
-from forty2.inference.chat import ChatSession, Exchange
+from forty2.inference.chat import ChatSession, Exchange, chat
 from forty2.inference.generation import stream_reply
-from forty2.model.adapter import adapter_weights, attach_adapter
-from forty2.model.loading import LoadedModel
+from forty2.model.adapter import adapter_weights, attach_adapter, save_adapter
+from forty2.model.loading import LoadedModel, load
 from forty2.recipe.schema import Adapter
 from forty2.text.encoder import Encoder
 
@@ -125,3 +127,17 @@ def test_the_oldest_exchanges_make_room() -> None:
 def test_a_model_without_a_chat_template_is_refused() -> None:
     with pytest.raises(ModelError, match="no chat template"):
         ChatSession(tiny_loaded())
+
+
+def test_a_chat_with_a_run_takes_over_the_system_prompt_of_its_rows(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path / "in")
+    model, adapter = str(inputs / "model"), tmp_path / "phase1_sft"
+    adapter.mkdir()
+    one = load(model)
+    attach_adapter(one.model, Adapter(rank=2, layers=1), seed=0)
+    save_adapter(one.model, Adapter(rank=2, layers=1), adapter)
+    assert chat(model, adapter=adapter).system is None
+    (adapter / "phase.json").write_text('{"system": "Be brief."}')
+    assert chat(model, adapter=adapter).system == "Be brief."
+    assert chat(model, adapter=adapter, system="").system == ""
+    assert chat(model, adapter=adapter, system="Sing.").system == "Sing."

@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 from support.recipes import GOOD, problems, write
 
-from forty2.recipe.reading import load_recipe
+from forty2.recipe.reading import load_recipe, to_yaml
 
 
 def test_overrides_take_yaml_values_and_reach_any_depth(tmp_path: Path) -> None:
@@ -75,9 +76,11 @@ def test_a_phase_made_shorter_lowers_the_counts_that_it_would_never_reach(tmp_pa
     assert (phase.steps, phase.eval_every_steps, phase.warmup_steps) == (4, 4, 4)
     assert phase.save_every_steps == 3
     assert [str(warning.message) for warning in found] == [
-        "phases.dpo now has 4 steps; lowered eval_every_steps from 50 to 4 and warmup_steps from 9 "
-        "to 4 to match"
+        "phases.dpo: eval_every_steps is 4, not 50: the phase now ends at step 4",
+        "phases.dpo: warmup_steps is 4, not 9: the phase now ends at step 4",
     ]
+    stored = yaml.safe_load(to_yaml(recipe))["phases"]["dpo"]  # as a run writes it down
+    assert (stored["steps"], stored["eval_every_steps"], stored["warmup_steps"]) == (4, 4, 4)
 
 
 @pytest.mark.parametrize("name", ["demo", "forty2-spark", "forty2-spark-smollm2"])
@@ -91,8 +94,19 @@ def test_a_packaged_recipe_is_tried_with_one_override_a_phase(name: str) -> None
 
 def test_steps_in_place_of_epochs_lower_the_counts_too(tmp_path: Path) -> None:
     text = GOOD.replace("beta: 0.1", "beta: 0.1\n    eval_every_steps: 50")
-    with pytest.warns(UserWarning, match="eval_every_steps from 50 to 5 to match"):
+    with pytest.warns(UserWarning, match="eval_every_steps is 5, not 50"):
         load_recipe(write(tmp_path, text), ["phases.dpo.epochs=null", "phases.dpo.steps=5"])
+
+
+def test_an_override_of_one_length_replaces_the_other_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="phases.dpo: steps 5 takes the place of epochs 1.5"):
+        phase = load_recipe(write(tmp_path, GOOD), ["phases.dpo.steps=5"]).phases["dpo"]
+    assert (phase.steps, phase.epochs) == (5, None)
+    with pytest.warns(UserWarning, match="phases.dpo: epochs 2 takes the place of steps 100"):
+        phase = load_recipe(write(tmp_path, STEPS), ["phases.dpo.epochs=2"]).phases["dpo"]
+    assert (phase.steps, phase.epochs) == (None, 2)
+    (problem,) = problems(tmp_path, GOOD, "phases.dpo.steps=5", "phases.dpo.epochs=2")
+    assert "give steps or epochs, one of the two" in problem
 
 
 def test_a_count_that_an_override_gives_is_not_lowered(tmp_path: Path) -> None:

@@ -143,8 +143,10 @@ def test_seeds_share_their_questions_and_the_base_but_not_their_training(
     drawn = {item["question"] for item in json.loads((found.path / "questions.json").read_text())}
     other = dataclasses.replace(recipe, seed=1)
     assert recipe.benchmark is not None
-    assert drawn == {i.question for i in questions_of(recipe.benchmark, recipe.seed).items}
-    assert drawn != {i.question for i in questions_of(recipe.benchmark, other.seed).items}
+    own, others = (questions_of(recipe.benchmark, one.seed) for one in (recipe, other))
+    assert own is not None and others is not None
+    assert drawn == {item.question for item in own.items}
+    assert drawn != {item.question for item in others.items}
 
 
 def test_another_ablation_in_the_same_place_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -195,3 +196,20 @@ def test_no_row_that_fits_is_an_error(encoder: Encoder, files: Files) -> None:
     train, _ = files(rows, [])
     with pytest.raises(DataError, match=r"no row's response fits into max_length 60"):
         read(CONVERSATIONS, train, None, encoder, checked=False)
+
+
+@pytest.mark.parametrize(
+    ("systems", "usual"),
+    [(["Be brief."] * 3 + ["", "Be kind."], "Be brief."), (["A", "B"], ""), (["", "", "A"], "")],
+)
+def test_the_system_prompt_of_most_training_rows_is_the_usual_one(
+    encoder: Encoder, tmp_path: Path, systems: list[str], usual: str
+) -> None:
+    rows = [
+        {"prompt": f"Question {n}?", "completion": "Yes.", **({"system": s} if s else {})}
+        for n, s in enumerate(systems)
+    ]
+    train, valid = tmp_path / "train.jsonl", tmp_path / "valid.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    valid.write_text(json.dumps({"prompt": "?", "completion": "Yes.", "system": "Z"}) + "\n")
+    assert read_phase_rows(CONVERSATIONS, train, valid, encoder, 99).system == usual

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # a result is read without mlx
     from forty2.model.loading import LoadedModel
 
 MAX_TOKENS = 64
+FACTS = "leak"
+"""Gate of the plain facts."""
 BATCH_PROMPTS = 16
 """Prompts scored at once."""
 BATCH_SIZE = 48
@@ -86,7 +88,9 @@ class Behaviour(Task[list[JsonObject]]):
     """
 
     n: int | None = None
-    """Fewest prompts to ask, spread evenly over the gates; None: all."""
+    """Fewest prompts to ask, spread evenly over the gates, beside the plain facts; None: all."""
+    facts_alone: bool = False
+    """Whether only plain facts are asked."""
 
     name = "behaviour"
     title = "held-out prompts"
@@ -94,7 +98,10 @@ class Behaviour(Task[list[JsonObject]]):
     category_key = "gate"
 
     def load(self) -> list[JsonObject]:
-        return _take_per_gate([*rows("heldout/behaviour"), *rows("heldout/refusal")], self.n)
+        prompts = [*rows("heldout/behaviour"), *rows("heldout/refusal")]
+        if self.facts_alone:
+            return [row for row in prompts if row["gate"] == FACTS]
+        return _take_per_gate(prompts, self.n)
 
     def source(self, questions: list[JsonObject]) -> Source:
         sha256 = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
@@ -129,7 +136,7 @@ class Behaviour(Task[list[JsonObject]]):
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
         records = [item.record for item in items]
-        plain = [record for record in records if record["gate"] == "leak"]
+        plain = [record for record in records if record["gate"] == FACTS]
         names = sorted({record["gate"] for record in records})
         return {
             "gates": [gate_line(name, _of(records, name)) for name in GATES if name in names],
@@ -203,7 +210,7 @@ def _response(encoder: Encoder, row: JsonObject, side: str) -> tuple[list[int], 
 def _judge(row: JsonObject, answer: str) -> JsonObject:
     """Judge an answer; on a plain factual prompt also whether it leaks, and whether it is right."""
     record = {"answer": answer, "ok": bool(answer.strip()) and GATES[row["gate"]].good(answer, row)}
-    if row["gate"] == "leak":
+    if row["gate"] == FACTS:
         record["leak"] = leaks(answer)
         record["right"] = any(mark.lower() in answer.lower() for mark in row["expect"])
     return record
@@ -271,7 +278,7 @@ def _range(interval: JsonObject) -> str:
 def _take_per_gate(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObject]:
     """Return the first prompts of each gate, equally many, at least `n` in all; None: all.
 
-    Both prompts of a pair are taken.
+    Both prompts of a pair are taken. Plain facts are all taken, because the cost is judged by them.
     """
     if n is None or n >= len(prompts):
         return list(prompts)
@@ -281,7 +288,7 @@ def _take_per_gate(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObj
     for row in prompts:
         units = taken.setdefault(row["gate"], set())
         unit = str(row.get("pair", row["id"]))
-        if len(units) < each or unit in units:
+        if row["gate"] == FACTS or len(units) < each or unit in units:
             units.add(unit)
             result.append(row)
     return result

@@ -26,6 +26,16 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks, and the encodings that they say a file is in."""
+_BINARY = {
+    b"\x1f\x8b": "a file packed by gzip (.gz)",
+    b"PAR1": "a Parquet file (.parquet)",
+    b"ARROW1": "an Arrow file (.arrow)",
+    b"\xff\xff\xff\xff": "an Arrow stream (.arrow)",
+    b"PK\x03\x04": "a zip archive, or a workbook of Excel",
+    b"\x28\xb5\x2f\xfd": "a file packed by zstd",
+    b"SQLite format 3": "a database of SQLite",
+}
+"""Kinds of files that hold no text, by their first bytes."""
 _UNPACKED, _RATIO = 64_000_000, 200
 """Bytes that any packed file may unpack to; above that, bytes for each byte of the file. Text packs
 to a tenth of its size, a file made to fill the memory to a thousandth."""
@@ -41,6 +51,8 @@ def open_file(path: Path) -> BinaryIO:
         start = file.peek(64)
         if start.startswith(LFS_POINTER):
             raise pointer(path)
+        if kind := next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None):
+            raise DataError(f"{path}: is {kind}, not text; name it by its kind, or save it as text")
         encoding = _encoding_of(start[:16])
     except BaseException:
         file.close()

@@ -1,7 +1,8 @@
 """Folders of data: which of their files are for training, and which for validation.
 
-A file belongs to a split by its name, `train.jsonl` or `train-00000-of-00002.parquet`. A folder that
-`datasets` saved names its files itself, and a folder of several such has one for each split.
+A file belongs to a split by a word of its name: `train.jsonl`, `train-00000-of-00002.parquet`,
+`mine_test_v2.csv`. A folder that `datasets` saved names its files itself, and a folder of several such
+has one for each split.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from forty2.files import read_json
 _SPLITS = {
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 """Names of each split's files and folders."""
 _SPLIT_OF = {name: split for split, names in _SPLITS.items() for name in names}
-_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:[-_]\d+(?:-of-\d+)?)?", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]+")
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 """Files of `datasets` in a folder with one split, and in one with a folder for each."""
 _ABOUT = {"manifest.json", "dataset_info.json", "dataset_infos.json", _SAVED, _SAVED_SPLITS}
@@ -61,7 +62,9 @@ def files_of(folder: Path, split: str, kinds: Collection[str]) -> list[Path]:
     if others:
         return others
     if not listed:
-        raise DataError(f"{folder}: holds no data file ({', '.join(kinds)})")
+        inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        hint = f"; name one of its folders: {', '.join(inner[:5])}" if inner else ""
+        raise DataError(f"{folder}: holds no data file ({', '.join(kinds)}){hint}")
     names = [path.name for path in listed]
     raise DataError(
         f"{folder}: holds no file for training, only {', '.join(names[:5])}; name a file"
@@ -69,9 +72,9 @@ def files_of(folder: Path, split: str, kinds: Collection[str]) -> list[Path]:
 
 
 def split_of(path: Path) -> str | None:
-    """Return the split that a file belongs to by its name; None: none."""
-    match = _NAME.fullmatch(path.name.split(".")[0])
-    return _SPLIT_OF[match[1].lower()] if match else None
+    """Return the split that a file belongs to by the first word of its name that is one; None: none."""
+    words = _WORD.findall(path.name.lower())
+    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), None)
 
 
 def kind_of(path: Path) -> str:
@@ -85,8 +88,8 @@ def _listed(folder: Path, kinds: Collection[str]) -> list[Path]:
 
 
 def _describes(name: str) -> bool:
-    """Return whether a file describes the data and holds none."""
-    return name in _ABOUT or name.endswith(".manifest.json")
+    """Return whether a file describes the data, or is hidden, and holds no rows."""
+    return name in _ABOUT or name.startswith(".") or name.endswith(".manifest.json")
 
 
 def _saved_files(folder: Path) -> list[Path]:

@@ -14,6 +14,8 @@ from forty2.benchmark.results import Stage
 from forty2.errors import Forty2Error, RunError, first_line, on_one_line
 from forty2.files import JsonObject, read_json
 from forty2.recipe.differences import ABSENT, flattened
+from forty2.recipe.reading import load_recipe
+from forty2.recipe.schema import Benchmark
 from forty2.report.records import visible
 
 _RECORDED = ("model_sha256", "init_from_sha256")
@@ -111,6 +113,14 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
     )
 
 
+def stated_margins(run: Path) -> Benchmark:
+    """Return the section of a run's recipe that states the margins; the defaults if it cannot be read."""
+    try:
+        return load_recipe(run / "recipe.yaml").benchmark or Benchmark()
+    except Forty2Error:
+        return Benchmark()
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 
@@ -166,7 +176,8 @@ def _measured(first: Path, run: Path, before: Stage | str, after: Stage | str) -
     comparison = None
     if isinstance(before, Stage) and isinstance(after, Stage):
         try:
-            comparison = compare(before, after)
+            stated = stated_margins(first)
+            comparison = compare(before, after, margin=stated.margin, cost=stated.cost)
         except Forty2Error as error:
             reason = first_line(error)
     return Measured(names[0], names[1], comparison, reason)

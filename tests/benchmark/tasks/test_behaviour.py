@@ -101,13 +101,14 @@ def test_a_random_model_reaches_nothing_that_it_would_have_to_say(tmp_path: Path
     result = measured.to_json()
     assert (result["model"], result["adapter"], result["seed"]) == (model, None, None)
     assert len(result["data_sha256"]) == 64 and "mlx" in result["versions"]
-    assert [(gate["gate"], gate["n"]) for gate in result["gates"]] == [(name, 3) for name in GATES]
-    assert result["n"] == 3 * len(GATES) + 3  # of a pair, both
+    few = dict.fromkeys(GATES, 3) | {"leak": 50}  # the cost is judged by all plain facts
+    assert [(gate["gate"], gate["n"]) for gate in result["gates"]] == [*few.items()]
+    assert result["n"] == sum(few.values()) + 3  # of a pair, both
     for gate in result["gates"]:
         mine = [one for one in result["items"] if one["gate"] == gate["gate"]]
         assert gate_line(gate["gate"], mine) == gate
         assert not gate["reached"] or gate["gate"] in ("leak", "over")
-    assert all("leak" in one and "right" in one for one in result["items"][:3])
+    assert all("leak" in one and "right" in one for one in result["items"] if one["gate"] == "leak")
     assert not any("leak" in one for one in result["items"] if one["gate"] != "leak")
     assert all(one["prompt"] and "answer" in one for one in result["items"])
     assert {one["act"] for one in result["detectors"]} == set(ACTS)

@@ -1,0 +1,138 @@
+"""The held-out rows of a run: validation rows and eval prompts of its phases, chosen to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from forty2.benchmark.tasks.eval_prompts import EvalPrompts, load_eval_prompts
+from forty2.benchmark.tasks.held_out import HeldOutPrompt, HeldOutRow, HeldOutRows, Side
+from forty2.data.record_texts import prompt_turns
+from forty2.data.sources import read_rows
+from forty2.errors import DataError
+from forty2.recipe.schema import Recipe
+from forty2.runs.phase_data import PhaseData, names_held_out_rows
+from forty2.text.rows import AnyRow, PairRow, Row, first_prompts
+from forty2.training.objectives.phase import Phase
+
+ROWS = 200
+"""Most rows of each kind that are measured, spread evenly over all: enough for an interval of ±7%."""
+PROMPTS = 12
+"""Most prompts that are answered."""
+_T = TypeVar("_T")
+
+
+def is_measured(recipe: Recipe) -> bool:
+    """Return whether a run of this recipe measures its stages.
+
+    It does if the recipe names benchmarks, or a phase has validation rows or eval prompts.
+    """
+    return bool(recipe.benchmark is not None and recipe.benchmark.tasks) or any(
+        phase.eval_prompts is not None or names_held_out_rows(phase)
+        for phase in recipe.phases.values()
+    )
+
+
+def held_out_rows(
+    recipe: Recipe, data: Mapping[str, PhaseData], decode: Callable[[Sequence[int]], str]
+) -> HeldOutRows | None:
+    """Choose what is measured on the validation rows and eval prompts of all phases.
+
+    A row or prompt that several phases have counts once.
+
+    Args:
+        data: by phase.
+        decode: function from token ids to text, without control tokens.
+
+    Returns:
+        None if there are not two rows or eval prompts to compare.
+    """
+    rows: dict[object, HeldOutRow] = {}
+    prompts: list[dict[tuple[int, ...], HeldOutPrompt]] = []
+    files: dict[str, EvalPrompts] = {}
+    for name, phase in recipe.phases.items():
+        if phase.eval_prompts is not None:
+            found = load_eval_prompts(phase.eval_prompts)
+            files.setdefault(found.sha256, found)
+        part = data[name]
+        if part.valid is None:
+            continue
+        for row in part.valid.rows:
+            for one in _scored(name, row):
+                rows.setdefault((one.kind, str(one.sides), one.desirable), one)
+        prompts.append(_prompts(name, phase, part, decode))
+    chosen = _spread_by_kind(list(rows.values()))
+    asked = len(chosen) + sum(len(one.items) for one in files.values())
+    if asked < 2:
+        return None
+    return HeldOutRows(tuple(chosen), tuple(_take_turns(prompts)), tuple(files.values()))
+
+
+def _scored(phase: str, row: AnyRow) -> Iterator[HeldOutRow]:
+    if isinstance(row, Row):
+        for ids, mask in _unpacked(row):
+            if any(mask[1:]):
+                yield HeldOutRow("chat", phase, row.origin, (Side(ids, [False, *mask[1:]]),))
+        return
+    sides = [
+        Side([*row.prompt, *response], [False] * len(row.prompt) + list(mask))
+        for response, mask in zip(row.responses, row.response_masks, strict=True)
+    ]
+    if isinstance(row, PairRow):
+        yield HeldOutRow("pair", phase, row.origin, tuple(sides))
+    else:
+        yield HeldOutRow("rating", phase, row.origin, (sides[0],), row.desirable)
+
+
+def _unpacked(row: Row) -> Iterator[tuple[list[int], list[bool]]]:
+    """Yield ids and mask of each row that was packed into this one."""
+    places = range(len(row.ids))
+    for _, group in groupby(places, key=lambda i: 0 if row.segments is None else row.segments[i]):
+        which = list(group)
+        yield [row.ids[i] for i in which], [row.mask[i] for i in which]
+
+
+def _prompts(
+    name: str, phase: Phase, data: PhaseData, decode: Callable[[Sequence[int]], str]
+) -> dict[tuple[int, ...], HeldOutPrompt]:
+    """Return different prompts of a phase's validation rows, with the text of the user's last turn."""
+    assert data.valid is not None
+    rows = [row for row in data.valid.rows if not (isinstance(row, Row) and row.is_text)]
+    turns: dict[str, list[str]] = {}
+    if data.valid_source is not None:
+        for origin, raw in read_rows(data.valid_source):
+            try:
+                turns[origin] = prompt_turns(phase.row_kind.parse(raw, origin))
+            except DataError:
+                continue  # the row was not taken, so nobody asks for its text
+    found: dict[tuple[int, ...], HeldOutPrompt] = {}
+    for row in _spread(rows, 4 * PROMPTS):
+        for ids in first_prompts([row], 1):
+            whole = decode(ids)
+            places = [(whole.rfind(text), text) for text in turns.get(row.origin, ()) if text]
+            at, text = max(places, default=(-1, ""))
+            found.setdefault(tuple(ids), HeldOutPrompt(name, text if at >= 0 else whole, ids))
+    return found
+
+
+def _take_turns(prompts: Sequence[Mapping[tuple[int, ...], HeldOutPrompt]]) -> list[HeldOutPrompt]:
+    """Take prompts from each phase in turn, each prompt once."""
+    taken: dict[tuple[int, ...], HeldOutPrompt] = {}
+    queues = [list(one.items())[::-1] for one in prompts]
+    while any(queues) and len(taken) < PROMPTS:
+        for queue in queues:
+            if queue and len(taken) < PROMPTS:
+                taken.setdefault(*queue.pop())
+    return list(taken.values())
+
+
+def _spread_by_kind(rows: Sequence[HeldOutRow]) -> list[HeldOutRow]:
+    kinds = dict.fromkeys(row.kind for row in rows)
+    return [row for kind in kinds for row in _spread([r for r in rows if r.kind == kind], ROWS)]
+
+
+def _spread(values: Sequence[_T], n: int) -> list[_T]:
+    """Choose `n` values, or all if there are fewer, evenly spread."""
+    n = min(n, len(values))
+    return [values[i * len(values) // n] for i in range(n)]
