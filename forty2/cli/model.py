@@ -36,6 +36,19 @@ def import_command(gguf: Path, out: Path) -> None:
     click.echo(import_gguf(gguf, out))
 
 
+@model_command.command("memory")
+def memory_command() -> None:
+    """Print the estimated memory of training by model size and precision.
+
+    In GB, for LoRA with the recipe's defaults on a GPU; in brackets the smallest Mac, of 8 to 64 GB,
+    of whose memory it is at most three quarters. First with grad_checkpoint: true, then with all
+    values of the forward pass stored. `forty2 plan` estimates it for a recipe.
+    """
+    from forty2.runs.memory import memory_table
+
+    click.echo(memory_table(), nl=False)
+
+
 @model_command.command("info")
 @click.argument("model", default="smollm2")
 @shared_options.trust_remote_code

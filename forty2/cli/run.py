@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.desktop import attended
 from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     help="Take over the finished phases of another run that this one would train alike.",
 )
 @shared_options.trust_remote_code
+@attended
 def run_command(
     recipe: Recipe,
     run_dir: Path | None,
@@ -62,6 +64,7 @@ def run_command(
 @click.option("--phase", required=True, help="Last phase to run.")
 @shared_options.run_dir
 @shared_options.trust_remote_code
+@attended
 def train_command(
     recipe: Recipe, phase: str, run_dir: Path | None, trust_remote_code: bool
 ) -> None:
@@ -88,6 +91,7 @@ def train_command(
 @shared_options.runs_model
 @shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a demo that stopped.")
+@attended
 def demo_command(run_dir: Path | None, resume: bool) -> None:
     """Try everything on the starter model, from data to report.
 

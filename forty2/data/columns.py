@@ -8,7 +8,7 @@ from typing import Literal
 
 from forty2.data.formats import parse
 from forty2.data.records import Chat, Pair, Rated, Record, Text
-from forty2.data.sources import read_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError, first_names
 from forty2.files import JsonObject
 
@@ -172,7 +172,7 @@ def read_kind(
     if errors:
         raise errors[0]
     if not records:
-        raise DataError(f"{file}: holds no rows")
+        raise no_rows(file)
     return records
 
 

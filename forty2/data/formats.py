@@ -50,7 +50,7 @@ from forty2.data.row_keys import (
     named_keys,
     truth_of,
 )
-from forty2.data.sources import read_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -270,7 +270,7 @@ def rated_sides(record: Rated | Pair) -> list[Rated]:
 def _read(source: str | Path, parse_row: Callable[[Row, str], R]) -> list[R]:
     records = [parse_row(row, origin) for origin, row in read_rows(source)]
     if not records:
-        raise DataError(f"{source}: holds no rows")
+        raise no_rows(source)
     return records
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from forty2.data.formats import parse, to_row
 from forty2.data.records import Chat, Pair, Rated, Record, Text
-from forty2.data.sources import read_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -69,7 +69,7 @@ def mix(
     _check_kinds(names, records)
     sources = [list(map(to_row, own)) for own in records]
     if any(not rows for rows in sources):
-        raise DataError(f"{names[[bool(rows) for rows in sources].index(False)]}: holds no rows")
+        raise no_rows(names[[bool(rows) for rows in sources].index(False)])
     sizes = [[measure(row) for row in rows] for rows in sources]
     if weights is None:
         if size is not None:

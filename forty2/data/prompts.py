@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from forty2.data.formats import parse_prompt
 from forty2.data.readers.files import reason_of
+from forty2.data.readers.json_rows import json_form
 from forty2.data.records import Message
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
@@ -54,8 +55,12 @@ def read_prompts(source: str | Path, system: str | None = None) -> list[Prompt]:
 def _lines(path: Path) -> list[Prompt]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            form = json_form(file, path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
+    if form.kind != "lines":
+        raise DataError(f"{path}: holds rows in JSON; give it a name that ends in .json")
     if lines and all(map(_is_object, lines)):
         raise DataError(f"{path}: holds JSON Lines; give it a name that ends in .jsonl")
     empty = [str(n) for n, line in enumerate(lines, 1) if not line.strip()]

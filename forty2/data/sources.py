@@ -25,7 +25,7 @@ from forty2.data.readers.files import (
     too_long,
 )
 from forty2.data.readers.folders import files_of, kind_of
-from forty2.data.readers.json_rows import dumps, json_rows, parsed, unique_keys
+from forty2.data.readers.json_rows import dumps, json_rows, refuse_json, unique_keys
 from forty2.data.readers.tables import arrow_rows, csv_rows, parquet_rows, without_empty
 from forty2.errors import DataError
 from forty2.files import JsonObject, close_name
@@ -36,6 +36,7 @@ __all__ = [
     "KINDS",
     "MANIFEST",
     "dumps",
+    "no_rows",
     "read_rows",
     "unique_keys",
     "valid_beside",
@@ -58,8 +59,8 @@ def read_rows(
     """Yield (origin, row) for every row of a file, a folder or a hub data set.
 
     Args:
-        complain: called with a one-line message about each line of JSON Lines that is not a row;
-            that line is skipped. None: the first such line raises.
+        complain: called with a one-line message about each line of JSON Lines, element of JSON or row
+            of CSV that cannot be used; it is skipped. None: the first such one raises.
 
     Raises:
         DataError: it cannot be read, or holds something that is not a row; names file and line.
@@ -88,10 +89,19 @@ def read_rows(
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is no file but a pipe or a device; save it to a file first")
+        if kind in (".parquet", ".arrow") and path.stat().st_size == 0:
+            raise no_rows(path)
         yield from reader(path) if complain is None else _readable_rows(reader, path, complain)
     except (OSError, EOFError, zlib.error) as error:
         hint = close_name(path) if isinstance(error, FileNotFoundError) else ""
         raise DataError(f"{path}: cannot be read: {reason_of(error)}{hint}") from error
+
+
+def no_rows(source: str | Path) -> DataError:
+    """Make the error for a source without rows, which says whether it is an empty file."""
+    path = Path(os.path.expanduser(source))
+    empty = path.is_file() and path.stat().st_size == 0
+    return DataError(f"{source}: is empty" if empty else f"{source}: holds no rows")
 
 
 def valid_beside(source: str | Path) -> str | None:
@@ -113,7 +123,7 @@ def _readable_rows(
         yield from json_rows(path, complain)
         return
     try:
-        yield from reader(path)
+        yield from csv_rows(path, complain) if reader is csv_rows else reader(path)
     except DataError as error:
         complain(str(error))
 
@@ -125,15 +135,12 @@ def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
         DataError: it holds rows of JSON instead.
     """
     paragraph: list[str] = []
-    length, began = 0, False
+    length = number = 0
     with open_file(path) as file:
-        number = 0
+        refuse_json(file, path)
         for number, line in numbered_lines(file.readline, path):
             text = decoded(line, f"{path}:{number}", first=number == 1)
             if text.strip():
-                if not began:
-                    _refuse_json(text, path)
-                began = True
                 paragraph.append(text)
                 length += len(line) + _TEXT_OVERHEAD
                 if length > LONGEST:
@@ -143,21 +150,6 @@ def _paragraphs(path: Path) -> Iterator[tuple[Origin, JsonObject]]:
                 paragraph, length = [], 0
         if paragraph:
             yield f"{path}:{number + 1 - len(paragraph)}", {"text": "".join(paragraph).strip()}
-
-
-def _refuse_json(first: str, path: Path) -> None:
-    """Refuse a plain text whose first line is a row in JSON, which would be learned as a text."""
-    try:
-        is_row = isinstance(parsed(first, str(path)), dict)
-    except DataError:
-        return
-    if is_row:
-        name = path.name.removesuffix(
-            path.suffix if path.suffix != ".gz" else "".join(path.suffixes)
-        )
-        raise DataError(
-            f"{path}: holds rows in JSON, not plain text; name it {name}.jsonl to train on the rows"
-        )
 
 
 _READERS: dict[str, Reader] = {

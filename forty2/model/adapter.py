@@ -37,6 +37,9 @@ from forty2.recipe.schema import Adapter
 
 TEMPLATE = "template.json"
 """File in a run folder that records its settings of the chat template."""
+_MOST_WASTED = 0.05
+"""Largest share of an adapter's parameters that may lie beyond the usable rank without a warning: the
+routers of a mixture of experts are small, but so is their share."""
 
 
 # --- on a model ---
@@ -100,6 +103,51 @@ def _adapted_layers(model: nn.Module) -> str:
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     """Return the adapter's parameters by name: those that training changes."""
     return dict(tree_flatten(model.trainable_parameters()))
+
+
+def wasted_rank(model: nn.Module) -> str | None:
+    """Say so if the adapter's rank is above what its layers can use; None: it is not, or hardly.
+
+    The product of the factors (in, rank) and (rank, out) has at most the rank min(in, out).
+    """
+    found = {name: _factors(m) for name, m in reversed(model.named_modules()) if "lora_a" in m}
+    small = [name for name, one in found.items() if one.rank > one.usable]
+    wasted = sum((found[n].rank - found[n].usable) * found[n].sides for n in small)
+    share = wasted / sum(one.rank * one.sides for one in found.values())
+    if share <= _MOST_WASTED:
+        return None
+    name = min(small, key=lambda n: found[n].usable)
+    others = f", {len(small) - 1} more layers no more than theirs" * (len(small) > 1)
+    advice = ", or name larger layers in adapter.keys" * (len(small) < len(found))
+    return (
+        f"adapter.rank is {found[name].rank}, but {name} can use no more than {found[name].usable}"
+        f"{others}: {share:.0%} of the adapter takes memory and adds nothing; set adapter.rank to "
+        f"{found[name].usable} or less{advice}"
+    )
+
+
+class _Factors(NamedTuple):
+    """Sizes of an adapter's two factors."""
+
+    inputs: int
+    rank: int
+    outputs: int
+
+    @property
+    def usable(self) -> int:
+        return min(self.inputs, self.outputs)
+
+    @property
+    def sides(self) -> int:
+        return self.inputs + self.outputs
+
+
+def _factors(layer: nn.Module) -> _Factors:
+    """Read the sizes of a layer's factors; those of experts are (experts, rank, in) and (…, out, rank)."""
+    a, b = layer.lora_a.shape, layer.lora_b.shape
+    if len(a) == 3:
+        return _Factors(a[2], a[1], b[1])
+    return _Factors(a[0], a[1], b[1])
 
 
 @contextlib.contextmanager

@@ -179,6 +179,13 @@ def _build(path: Path, config: JsonObject, trust_remote_code: bool) -> tuple[nn.
     return model, config
 
 
+def build_unloaded(config: JsonObject) -> nn.Module:
+    """Build a model of the shape that a config.json names; its random weights are not computed."""
+    build, arguments = mlx_lm_utils._get_classes(config)
+    model: nn.Module = build(arguments.from_dict(config))
+    return model
+
+
 def _reason(error: Exception) -> str:
     """Say why mlx-lm could not build a model, in terms of the model's files."""
     missing = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))

@@ -25,6 +25,7 @@ from forty2.errors import (
     is_out_of_memory,
 )
 from forty2.files import read_json, write_json
+from forty2.model.adapter import wasted_rank
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.notebook import html_paragraph, html_table
 from forty2.progress import Progress, bars, draws_bars, silent
@@ -277,6 +278,8 @@ def _train_phases(
         agenda.begin_next()
         stages.append(measurer.measure_base(inputs.loaded))
     attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
+    if message := wasted_rank(inputs.loaded.model):
+        run.progress("run", 0, 1, {"warning": message})
     folder = run.path
     for phase in inputs.phases:
         run.folder.check_there()

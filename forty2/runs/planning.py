@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import batch_tokens
-from forty2.model.adapter import adapter_weights, dora_layers
+from forty2.model.adapter import adapter_weights, wasted_rank
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
-from forty2.model.quantization import dense_weight, is_quantized_layer
-from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
 from forty2.recipe.schema import Recipe
+from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import (
     PhaseData,
     check_lengths,
@@ -101,14 +98,6 @@ class RunForecast(NamedTuple):
         return format_plan(self)
 
 
-class _ModelSize(NamedTuple):
-    """The sizes that memory depends on."""
-
-    weight_bytes: int
-    parameters: int
-    trainable: int
-
-
 def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     """Count what a recipe would do. Reads and tokenizes the data; weights stay on disk.
 
@@ -119,18 +108,16 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
         load_tasks(recipe.benchmark, recipe.seed)
     template = settings_of(recipe)
     loaded = load(recipe.model, template=template, trust_remote_code=trust_remote_code, lazy=True)
-    weight_bytes = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
     parameters = parameter_count(loaded.model)
     initial = attach_initial_adapter(loaded.model, recipe, seed=0)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
-    size = _ModelSize(weight_bytes, parameters, trainable)
     encoder = Encoder(loaded.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
         data = {
             name: phase_data(phase, recipe, encoder, Path(scratch))
             for name, phase in recipe.phases.items()
         }
-        phases = tuple(_forecast(name, recipe, part, loaded, size) for name, part in data.items())
+        phases = tuple(_forecast(name, recipe, part, loaded) for name, part in data.items())
     peak = max(phase.peak_memory_gb for phase in phases)
     memory = machine.memory_bytes() / 1e9
     warnings = [warning for phase in phases for warning in phase.warnings()]
@@ -139,7 +126,9 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
         warnings.append(stop_notice(stops, recipe.model))
     if initial is not None and (message := other_base(loaded.path, initial.folder)):
         warnings.append(message)
-    if peak > 0.75 * memory:
+    if message := wasted_rank(loaded.model):
+        warnings.append(message)
+    if peak > USABLE_MEMORY * memory:
         warnings.append("memory: set grad_checkpoint, or lower max_length")
     return RunForecast(
         name=recipe.name,
@@ -154,9 +143,7 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
     )
 
 
-def _forecast(
-    name: str, recipe: Recipe, data: PhaseData, loaded: LoadedModel, size: _ModelSize
-) -> PhaseForecast:
+def _forecast(name: str, recipe: Recipe, data: PhaseData, loaded: LoadedModel) -> PhaseForecast:
     phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
     limit = loaded.row_limit
@@ -168,9 +155,9 @@ def _forecast(
     seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
     phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
     tokens = max(batch_tokens(), max(lengths))
-    activations = _activation_bytes(loaded, tokens, phase.grad_checkpoint)
-    # Each trained parameter has a weight, a gradient and two moments of four bytes.
-    memory = size.weight_bytes + 4 * 4 * size.trainable + activations
+    memory = peak_memory(
+        loaded.model, loaded.config, tokens, phase.grad_checkpoint, chunk=head_elements()
+    )
     return PhaseForecast(
         name=name,
         objective=phase.objective,
@@ -210,50 +197,6 @@ def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
     if isinstance(rows[0], AnyPair):
         return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
     return max(lengths)
-
-
-def _activation_bytes(loaded: LoadedModel, tokens: int, checkpointed: bool | int) -> int:
-    """Estimate the bytes of a forward and backward pass over `tokens`: block values and logits.
-
-    A block stores about ten vectors of the hidden size and four of the feed-forward size per token
-    (inputs of each product and non-linearity); checkpointed, only its input. Logits exist for a
-    chunk at a time, in about five copies (themselves, their softmax, their gradients), or all at
-    once where the head may be trained. All are fp32, as LoRA's own weights are, whatever the base's
-    precision.
-    """
-    config = loaded.config
-    hidden = int(config.get("hidden_size", 0))
-    wide = int(config.get("intermediate_size", 4 * hidden))
-    vocabulary = int(config.get("vocab_size", 0))
-    trained = blocks(loaded.model)[frozen_depth(loaded.model) :]
-    recomputed = len(trained) if checkpointed is True else min(int(checkpointed), len(trained))
-    values = recomputed * hidden + (len(trained) - recomputed) * (10 * hidden + 4 * wide)
-    logits = tokens * vocabulary
-    if not trains_outside_blocks(loaded.model):
-        logits = min(logits, head_elements())
-    return tokens * values * 4 + 5 * 4 * logits + _dora_bytes(loaded.model, tokens, recomputed)
-
-
-def _dora_bytes(model: nn.Module, tokens: int, recomputed: int) -> int:
-    """Estimate the bytes that DoRA layers need beyond LoRA's.
-
-    Each stores its output before the norm is applied, and the dequantized weight if its base is
-    quantized. One at a time computes its whole weight in fp32, in two copies.
-
-    Args:
-        recomputed: trained blocks, from the first, that store nothing.
-    """
-    stored = whole = 0
-    checkpointed = blocks(model)[frozen_depth(model) :][:recomputed]
-    recomputed_layers = {id(module) for block in checkpointed for module in block.modules()}
-    for layer in dora_layers(model):
-        base = layer.embedding if "embedding" in layer else layer.linear
-        weight, _ = dense_weight(base)  # lazy: only its shape is read
-        whole = max(whole, 2 * 4 * weight.size)
-        if id(layer) not in recomputed_layers:
-            stored += 4 * tokens * weight.shape[0]
-            stored += weight.nbytes if is_quantized_layer(base) else 0
-    return stored + whole
 
 
 def format_plan(plan: RunForecast) -> str:

@@ -15,7 +15,7 @@ from forty2.data.eval_proposals import system_of
 from forty2.data.formats import parse
 from forty2.data.ignored import IgnoredKeys
 from forty2.data.records import Record
-from forty2.data.sources import read_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
@@ -124,7 +124,7 @@ class _Reading:
                 shortened += fitted.shortened
                 dropped += fitted.dropped
         if empty:
-            self._note(DataError(f"{source}: holds no rows"))
+            self._note(no_rows(source))
         return FittedRows(rows, shortened, dropped)
 
     def _records(self, source: str | Path, split: SplitName) -> Iterator[Record]:

@@ -16,6 +16,7 @@ from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.formats import parse
 from forty2.data.records import Chat, Record, Text
 from forty2.data.sets import STRATA
+from forty2.data.sources import no_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
@@ -152,8 +153,9 @@ def stats(source: str | Path, encoder: Encoder) -> JsonObject:
                 if isinstance(value, str | int):
                     strata.setdefault(key, Counter())[str(value)] += 1
     if not rows:
-        first = f"; the first: {reasons.first}" if reasons.first else ""
-        raise DataError(f"{source}: holds no readable rows{first}")
+        if not reasons.first:
+            raise no_rows(source)
+        raise DataError(f"{source}: holds no readable rows; the first: {reasons.first}")
     near = sum(f.count for f in linter.findings() if f.check in ("near", "duplicate"))
     return {
         "rows": rows,

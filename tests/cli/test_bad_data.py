@@ -88,7 +88,7 @@ def bomb(block: bytes, before: bytes = b"") -> Maker:
 
 
 data("missing", None, "rows.jsonl: cannot be read: No such file")
-data("empty", "", "rows.jsonl: holds no rows")
+data("empty", "", "rows.jsonl: is empty")
 data("blank lines alone", "\n\n \n", "rows.jsonl: holds no rows")
 data("a link to itself", link("rows.jsonl"), "cannot be read: Too many levels")
 data("a link to nowhere", link("nowhere"), "cannot be read: No such file")
@@ -339,9 +339,11 @@ data(
 data("TSV, a cell less", "prompt\tcompletion\nq\n", "separated by tabs", file="rows.tsv")
 data("Arrow that is none", lines(CHAT), "rows.arrow: not an Arrow file", file="rows.arrow")
 data("Arrow, magic alone", b"ARROW1\0\0" + b"\xff" * 40, "rows.arrow", file="rows.arrow")
-data("Arrow, empty", "", "rows.arrow: ", file="rows.arrow")
+data("Arrow, empty", "", "rows.arrow: is empty", file="rows.arrow")
 data("Parquet that is none", lines(CHAT), "rows.parquet: not a Parquet file", file="rows.parquet")
-data("Parquet, empty", "", "rows.parquet: not a Parquet file", file="rows.parquet")
+data("Parquet, empty", "", "rows.parquet: is empty", file="rows.parquet")
+data("CSV, empty", "", "rows.csv: is empty", file="rows.csv")
+data("a text, empty", "", "rows.txt: is empty", file="rows.txt")
 data("Parquet, magic alone", b"PAR1" + b"\xff" * 40 + b"PAR1", "rows.parquet", file="rows.parquet")
 data(
     "Parquet, numbers",
@@ -488,6 +490,13 @@ case(
     "data convert --input rows.txt -o out.jsonl",
     "rows.txt: holds rows in JSON, not plain text; name it rows.jsonl",
 )
+for name, content in {
+    "an array on one line": f"[{lines(CHAT).strip()}]",
+    "an array": f"[\n{lines(CHAT).strip()}\n]\n",
+    "wrapped rows": f'{{"data": [\n{lines(CHAT)}]}}',
+    "rows over several lines": json.dumps(CHAT, indent=1),
+}.items():
+    data(f"{name}, named as a text", content, "name it rows.json to train on", file="rows.txt")
 case(
     "file: almost the name",
     {"chats.jsonl": lines(CHAT)},

@@ -48,6 +48,8 @@ def test_rows_of_any_shape_are_prompts_without_their_answers(
         ("x.txt", "Hi.\n\nHo.\n \n", r"x\.txt:2: is empty; remove empty lines \(2, 4\)"),
         ("x.txt", "", r"x\.txt: is empty"),
         ("x.txt", '{"prompt": "Hi."}\n', r"x\.txt: holds JSON Lines"),
+        ("x.txt", '[\n{"prompt": "Hi."}\n]\n', r"x\.txt: holds rows in JSON; give it a name that"),
+        ("x.txt", '{\n"prompt": "Hi."\n}\n', r"x\.txt: holds rows in JSON; give it a name that"),
         ("x.jsonl", '{"prompt": "Hi."}\n{"text": "Hi."}\n', r"x\.jsonl:2: has no prompt"),
         ("x.jsonl", '{"prompt": "Hi."}\n{"prompt"\n', r"x\.jsonl:2: "),
         ("x.jsonl", '{"messages": [{"role": "system", "content": "a"}]}\n', r"x\.jsonl:1: "),

@@ -209,6 +209,38 @@ def test_paragraphs_of_plain_text(tmp_path: Path) -> None:
     assert rows == [(f"{path}:1", {"text": "one\ntwo"}), (f"{path}:5", {"text": "three"})]
 
 
+@pytest.mark.parametrize("text", ["[1] A note.\nOn two lines.", "{braces} first", '{"a": 1} then'])
+def test_a_text_that_begins_with_a_bracket_is_a_text(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(text)
+    assert [row for _, row in read_rows(path)] == [{"text": text}]
+
+
+UNREADABLE = {
+    "rows.jsonl": '{"text": "a"}\n3\n{"text": "b"}\n{"text"\n{"text": "c"}\n',
+    "rows.json": '[{"text": "a"},\n3,\n{"text": "b"},\n"x",\n{"text": "c"}]\n',
+    "wrapped.json": '{"data": [{"text": "a"},\n3,\n{"text": "b"},\n"x",\n{"text": "c"}]}\n',
+    "rows.csv": 'text,messages\na,\nb,,c\nb,\nx,"[3"\nc,\n',
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_each_row_that_cannot_be_read_is_complained_of_and_the_others_are_read(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(UNREADABLE[name])
+    complaints: list[str] = []
+    assert [row["text"] for _, row in read_rows(path, complaints.append)] == ["a", "b", "c"]
+    one, other = complaints
+    lines = (3, 5) if name.endswith(".csv") else (2, 4)
+    assert one.startswith(f"{path}:{lines[0]}: ") and other.startswith(f"{path}:{lines[1]}: ")
+    assert one.partition(": ")[2] != other.partition(": ")[2]
+    with pytest.raises(DataError) as error:
+        list(read_rows(path))
+    assert str(error.value) == one
+
+
 def test_a_folder_trains_on_its_train_file_and_validates_on_the_other(tmp_path: Path) -> None:
     for name in ("train.jsonl", "valid.jsonl", "other.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}))

@@ -21,6 +21,7 @@ from forty2.model.adapter import (
     restore_adapter,
     save_adapter,
     trained_on,
+    wasted_rank,
     without_adapter,
 )
 from forty2.model.chat_template import TemplateSettings
@@ -216,3 +217,40 @@ def test_a_folder_of_the_same_name_with_other_weights_is_warned_about(
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="holds other weights"):
         load("base", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "adapter", "says"),
+    [
+        ("llama", Adapter(rank=16), None),
+        ("llama", Adapter(rank=32, keys=["mlp.up_proj"]), None),
+        ("llama", Adapter(rank=16, type="dora", keys=["model.embed_tokens"]), None),
+        ("mixtral", Adapter(rank=9), None),  # above the 8 that each router can use
+        ("llama", Adapter(rank=33, keys=["mlp.up_proj"]), None),  # a thirty-third
+        (
+            "llama",
+            Adapter(rank=24),
+            "adapter.rank is 24, but model.layers.0.self_attn.k_proj can use no more than 16, 5 more "
+            "layers no more than theirs: 6% of the adapter takes memory and adds nothing; set "
+            "adapter.rank to 16 or less, or name larger layers in adapter.keys",
+        ),
+        (
+            "llama",
+            Adapter(rank=64, layers=1, keys=["mlp.down_proj"]),
+            "adapter.rank is 64, but model.layers.2.mlp.down_proj can use no more than 32: 50% of the "
+            "adapter takes memory and adds nothing; set adapter.rank to 32 or less",
+        ),
+        (
+            "mixtral",
+            Adapter(rank=64),
+            "model.layers.0.block_sparse_moe.gate can use no more than 8",
+        ),
+    ],
+)
+def test_a_rank_above_what_layers_can_use_is_named_if_much_is_wasted(
+    architecture: str, adapter: Adapter, says: str | None
+) -> None:
+    model = tiny_model(architecture)
+    attach_adapter(model, adapter, seed=1)
+    said = wasted_rank(model)
+    assert said == says or (said is not None and says is not None and says in said)

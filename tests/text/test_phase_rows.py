@@ -177,7 +177,7 @@ def test_the_linters_errors_come_before_rows_that_cannot_be_encoded(
         (CONVERSATIONS, pairs(3), "valid.jsonl:1: is a preference pair"),
         (PAIRS, conversations(3), "valid.jsonl:1: chosen is missing"),
         (RATED, conversations(3), "valid.jsonl:1: needs a label"),
-        (PAIRS, [], "valid.jsonl: holds no rows"),
+        (PAIRS, [], "valid.jsonl: is empty"),
     ],
     ids=["pair", "chat", "unrated", "none"],
 )

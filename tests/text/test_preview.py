@@ -76,7 +76,7 @@ def test_rows_that_are_not_there_are_an_error(starter_path: Path, tmp_path: Path
     source.write_text("")
     result = CliRunner().invoke(main, ["data", "show", str(source), "-m", str(starter_path)])
     assert result.exit_code == 2
-    assert result.output == f"Error: {source}: holds no rows\n"
+    assert result.output == f"Error: {source}: is empty\n"
 
 
 def test_a_page_replaces_nothing_but_a_page(tmp_path: Path) -> None:

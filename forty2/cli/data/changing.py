@@ -255,7 +255,7 @@ def convert_command(source: str, output: Path) -> None:
     """Convert rows of any supported format to JSON Lines in forty2's own format."""
     from forty2.data.formats import parse, to_row
     from forty2.data.sets import write_file
-    from forty2.data.sources import read_rows
+    from forty2.data.sources import no_rows, read_rows
 
     check_file(output, source)
 
@@ -264,7 +264,7 @@ def convert_command(source: str, output: Path) -> None:
         for origin, row in read_rows(source):
             yield to_row(parse(row, origin))
         if not origin:
-            raise DataError(f"{source}: holds no rows")
+            raise no_rows(source)
 
     echo_written(output, write_file(output, rows(), {"command": typed_command()}))
 

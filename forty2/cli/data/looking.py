@@ -52,7 +52,7 @@ def show_command(
     a terminal, supervised text is in «guillemets», and text that is cut off in ~~tildes~~.
     """
     from forty2.data.formats import parse
-    from forty2.data.sources import read_rows
+    from forty2.data.sources import no_rows, read_rows
     from forty2.files import write_text
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder
@@ -67,7 +67,7 @@ def show_command(
         for origin, row in islice(read_rows(file), count)
     ]
     if not shown:
-        raise DataError(f"{file}: holds no rows")
+        raise no_rows(file)
     if html is None:
         _echo_rows(shown)
     else:

@@ -26,7 +26,7 @@ from forty2.data.formats import parse, to_row
 from forty2.data.ignored import IgnoredKeys
 from forty2.data.record_texts import answer_of, prompt_of, rejected_of
 from forty2.data.records import Record
-from forty2.data.sources import read_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -53,6 +53,8 @@ class Linter:
         self._unreadable: dict[str, list[str]] = {}
         """Origins of rows that are not records, by the reason."""
         self._origins = Origins()
+        self._source: str | Path = ""
+        """The first source that was read."""
         self.ignored = IgnoredKeys()
         """Keys of the rows taken in that nothing reads."""
         # Findings with the same check name are listed in this order.
@@ -78,6 +80,7 @@ class Linter:
         Raises:
             DataError: it cannot be read from the start. Anything that is not a row is a finding.
         """
+        self._source = self._source or source
         for origin, row in readable_rows(source, self.add_unreadable):
             try:
                 record = parse(row, origin)
@@ -108,7 +111,9 @@ class Linter:
             message = f"{_UNREADABLE}{origins[0]}: {reason}"
             found.append(Finding("row", "error", message, len(origins), tuple(origins[:5])))
         if not len(self._origins):
-            found.append(Finding("row", "error", "no readable row at all", 0, ()))
+            none = no_rows(self._source) if self._source and not found else None
+            message = "no readable row at all" if none is None else str(none)
+            found.append(Finding("row", "error", message, 0, ()))
             return found
         for check in self._checks:
             for fault in check.faults():
@@ -195,6 +200,8 @@ def fixed(source: str | Path, counts: dict[str, int]) -> Iterator[JsonObject]:
         counts["mended"] += clean != row
         yield to_row(record)
     if not found:
+        if not counts["unreadable"]:
+            raise no_rows(source)
         raise DataError(f"{source}: holds no row that can be kept")
 
 

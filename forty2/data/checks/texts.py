@@ -21,11 +21,17 @@ _SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</
 _PERSONAL = {
     "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
     "a telephone number": re.compile(
-        # +49 170 1234567; (555) 123-4567; 0170 1234567 and 030/123456, with a separator, so that no
-        # number in a calculation is one
+        # +49 170 1234567; (555) 123-4567; 0170 1234567, 030/123456, 03-1234-5678 and 01 23 45 67 89,
+        # with a separator, so that no number in a calculation is one
         r"(?<![\w.])(?<!\d[ -])(?:\+\d{1,3}[ -]?(?:\(\d{1,4}\)[ -]?)?\d(?:[ -]?\d){6,11}"
-        r"|\(\d{2,5}\)[ -]?\d{3,4}(?:[ -]?\d{2,5}){1,3}|\d{3}-\d{3}-\d{4}"
+        r"|\(\d{2,5}\)[ -]?\d{3,4}(?:[ -]?\d{2,5}){1,3}|\d{3}-\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}"
+        r"|0\d(?:[ .-]\d{2}){4}(?![ .-]\d)|0\d[ -]\d{4}[ -]\d{4}"
         r"|0\d{2,4}[ /-]\d{3,4}(?:[ -]?\d{2,5}){1,3})\b(?![.,]\d)"
+        # a local number, where a word before it says so: call me at 867-5309; Tel. 12345678
+        r"|\b(?:call|dial|text|phone|ring)\b[^\d\n]{0,20}\b\d{3}-\d{4}\b"
+        r"|\b(?:tel|telephone|phone|mobile|cell|fax|telefon|handy)\b[.:]?(?: (?:number|no|is)\b)*[.:]?"
+        r" ?\d{3,5}[ -]?\d{3,5}\b(?![.,]\d)",
+        re.I,
     ),
     "an IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
     "a card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
@@ -34,10 +40,11 @@ _PERSONAL = {
     ),
 }
 _NOT_PERSONAL = re.compile(
-    r"[@.]example\b|\.(?:test|invalid|localhost)\b|@(?:\w+\.)?test\b"
-    r"|127\.0\.0\.1|0\.0\.0\.0|192\.168\."
+    r"[@.]example(?:\.\w{2,4}){0,2}$|\.(?:test|invalid|localhost)$|@(?:\w+\.)?test(?:\.\w{2,4})?$"
+    r"|\b555[-. ]01\d\d$|127\.0\.0\.1|0\.0\.0\.0|192\.168\."
 )
-"""Domains reserved for examples (RFC 2606), and addresses of no one machine."""
+"""Domains reserved for examples (RFC 2606), telephone numbers reserved for fiction, and addresses of
+no one machine."""
 
 
 class TextCheck:
@@ -63,8 +70,8 @@ class TextCheck:
                 message = f"spells the special token {token[0]}"
                 self._found.add("special", "error", message, row.index)
             for kind, pattern in _PERSONAL.items():
-                match = pattern.search(text)
-                if match and not _NOT_PERSONAL.search(match[0]) and _plausible(kind, match[0]):
+                matches = (match[0] for match in pattern.finditer(text))
+                if any(_plausible(kind, m) and not _NOT_PERSONAL.search(m) for m in matches):
                     self._found.add("personal", "warning", f"holds {kind}", row.index)
 
     def faults(self) -> Iterator[Fault]:

@@ -93,6 +93,36 @@ def json_form(file: BinaryIO, path: Path) -> JsonForm:
         file.seek(0)
 
 
+def refuse_json(file: BinaryIO, path: Path) -> None:
+    """Refuse a plain text that holds rows in JSON, which would be learned as a text.
+
+    The file is left at its beginning.
+
+    Raises:
+        DataError: with the name to give to the file.
+    """
+    form = json_form(file, path)
+    if form.kind == "lines" and not _begins_with_object(file, path):
+        return
+    packed = path.suffix.lower() == ".gz"
+    name = path.with_suffix("").stem if packed else path.stem
+    kind = (".jsonl" if form.kind == "lines" else ".json") + path.suffix * packed
+    raise DataError(
+        f"{path}: holds rows in JSON, not plain text; name it {name}{kind} to train on the rows"
+    )
+
+
+def _begins_with_object(file: BinaryIO, path: Path) -> bool:
+    """Return whether the first line that is not blank is an object; leave the file at its beginning."""
+    try:
+        line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
+        return isinstance(parsed(decoded(line, str(path)), str(path)), dict)
+    except DataError:
+        return False
+    finally:
+        file.seek(0)
+
+
 def _form_of_objects(file: BinaryIO, path: Path) -> JsonForm:
     """Find out how a file that begins with an object holds its rows."""
     file.seek(0)
@@ -125,16 +155,17 @@ def json_rows(
     """Yield (origin, row) for each row of a file of JSON, decoded one by one to have only one in memory.
 
     Args:
-        complain: called with a message about each line that is not a row, or about what ends the
-            reading of an array; None: raise it.
+        complain: called with a message about each line or element that is not a row, or about what
+            ends the reading of an array; None: raise it.
     """
     with open_file(path) as file:
         form = json_form(file, path)
-        rows = _lines(file, path, complain) if form.kind == "lines" else _values(file, path, form)
+        lines = form.kind == "lines"
+        rows = _lines(file, path, complain) if lines else _values(file, path, form, complain)
         try:
             yield from rows
         except DataError as error:
-            if complain is None or form.kind == "lines":
+            if complain is None or lines:
                 raise
             complain(str(error))
 
@@ -152,16 +183,18 @@ def _lines(
             complain(str(error))
 
 
-def _values(file: BinaryIO, path: Path, form: JsonForm) -> Iterator[tuple[str, JsonObject]]:
+def _values(
+    file: BinaryIO, path: Path, form: JsonForm, complain: Callable[[str], None] | None
+) -> Iterator[tuple[str, JsonObject]]:
     """Yield the rows of a file of JSON that are not one on each line."""
     window = _window(file, path)
     if form.kind == "values":
         while window.peek():
-            yield window.row()
+            yield from window.row(window.origin, complain)
     elif form.kind == "array":
-        yield from _elements(window)
+        yield from _elements(window, complain)
     else:
-        yield from _wrapped(window, form.key)
+        yield from _wrapped(window, form.key, complain)
     if window.peek():
         raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
 
@@ -191,11 +224,13 @@ def _find_wrapped(window: _Window) -> str | None:
     return None
 
 
-def _wrapped(window: _Window, wanted: str) -> Iterator[tuple[str, JsonObject]]:
+def _wrapped(
+    window: _Window, wanted: str, complain: Callable[[str], None] | None
+) -> Iterator[tuple[str, JsonObject]]:
     """Yield the rows under one key of the object at `window`, and move past the object."""
     for key in _keys(window):
         if key == wanted:
-            yield from _elements(window)
+            yield from _elements(window, complain)
             continue
         origin = window.origin
         value, _ = window.value()
@@ -224,15 +259,18 @@ def _keys(window: _Window) -> Iterator[str]:
         window.at += 1
 
 
-def _elements(window: _Window) -> Iterator[tuple[str, JsonObject]]:
+def _elements(
+    window: _Window, complain: Callable[[str], None] | None
+) -> Iterator[tuple[str, JsonObject]]:
     """Yield the rows of the array at `window`, and move past it."""
     window.at += 1
     number, line = 0, ""
     while window.peek() != "]":
-        origin, row = window.row()
+        origin = window.origin
         number, line, before = number + 1, origin, line
         # Rows on one line are told apart by their numbers.
-        yield (origin if line != before else f"{window.path}:row {number}"), row
+        named = origin if line != before else f"{window.path}:row {number}"
+        yield from window.row(named, complain)
         after = window.peek()
         if after == ",":
             window.at += 1
@@ -269,11 +307,23 @@ class _Window:
             if blank > BLANK:
                 raise too_blank(self.origin)
 
-    def row(self) -> tuple[str, JsonObject]:
-        """Read the row at `at` and move past it; return it with its origin."""
-        origin = self.origin
+    def row(
+        self, origin: str, complain: Callable[[str], None] | None
+    ) -> Iterator[tuple[str, JsonObject]]:
+        """Read the value at `at` and move past it; yield it with its origin if it is a row.
+
+        Args:
+            complain: called with a message about a value that is no row; None: raise it.
+        """
         value, text = self.value()
-        return origin, _row(value, origin, escaped="\\u" in text)
+        try:
+            row = _row(value, origin, escaped="\\u" in text)
+        except DataError as error:
+            if complain is None:
+                raise
+            complain(str(error))
+        else:
+            yield origin, row
 
     def value(self) -> tuple[object, str]:
         """Read the value at `at` and move past it; also return its JSON text."""

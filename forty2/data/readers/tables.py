@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
 from itertools import chain
 from pathlib import Path
@@ -44,11 +44,17 @@ _UNNAMED = "Unnamed: "
 """Beginning of the name of a column without one, as pandas calls it."""
 
 
-def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
+def csv_rows(
+    path: Path, complain: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, JsonObject]]:
     """Yield (origin, row) for each row of a CSV file, whose first line names the columns.
 
     Columns may be separated by commas, semicolons, tabs or bars. A column without a name is called
     "Unnamed: N", as pandas calls it: it is usually an index.
+
+    Args:
+        complain: called with a message about each row that does not fit its header or holds a cell
+            that cannot be read; None: raise it.
     """
     with (
         open_file(path) as file,
@@ -78,19 +84,28 @@ def csv_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
             if names is None:
                 names = _names(cells, path)
                 continue
-            if len(cells) != len(names):
-                raise DataError(
-                    f"{origin}: has another number of cells than the header ({len(cells)}, not "
-                    f"{len(names)}; separated by {_SEPARATORS.get(separator, repr(separator))})"
-                )
-            yield (
-                origin,
-                {
-                    name: _cell(name, cell, origin)
-                    for name, cell in zip(names, cells, strict=True)
-                    if cell.strip() or not (name.startswith(_UNNAMED) or name == row_keys.WEIGHT)
-                },
-            )
+            try:
+                row = _csv_row(names, cells, origin, separator)
+            except DataError as error:
+                if complain is None:
+                    raise
+                complain(str(error))
+            else:
+                yield origin, row
+
+
+def _csv_row(names: list[str], cells: list[str], origin: str, separator: str) -> JsonObject:
+    """Read the cells of a row, without weights and cells of unnamed columns that are empty."""
+    if len(cells) != len(names):
+        raise DataError(
+            f"{origin}: has another number of cells than the header ({len(cells)}, not "
+            f"{len(names)}; separated by {_SEPARATORS.get(separator, repr(separator))})"
+        )
+    return {
+        name: _cell(name, cell, origin)
+        for name, cell in zip(names, cells, strict=True)
+        if cell.strip() or not (name.startswith(_UNNAMED) or name == row_keys.WEIGHT)
+    }
 
 
 def _checked_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:

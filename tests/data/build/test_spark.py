@@ -85,7 +85,7 @@ def test_chats_without_anything_to_learn_are_refused(tmp_path: Path, messages: A
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read"):
         read_pairs(tmp_path / "nothing.jsonl")
-    with pytest.raises(DataError, match=r"holds no rows"):
+    with pytest.raises(DataError, match=r"rows.jsonl: is empty"):
         read_pairs(write(tmp_path))
 
 

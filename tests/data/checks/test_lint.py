@@ -21,6 +21,15 @@ from forty2.data.sources import dumps, read_rows
 from forty2.errors import DataError
 
 
+@pytest.mark.parametrize("command", ["data lint", "data stats", "data lint --fix out.jsonl"])
+def test_an_empty_file_is_said_to_be_empty(command: str, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.touch()
+    verb, *options = command.split()[1:]
+    result = CliRunner().invoke(main, ["data", verb, str(source), *options])
+    assert result.exit_code and f"{source}: is empty" in result.output
+
+
 def test_sound_data_is_passed_over_in_silence() -> None:
     assert found(chats(200), chats(40, seed=1)) == []
     assert found(pairs(200)) == []

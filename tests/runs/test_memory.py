@@ -1,0 +1,86 @@
+"""The memory that is estimated is near what was measured, and the manual's table is the estimate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from forty2.cli import main
+from forty2.inference.logprobs import HEAD_CPU
+from forty2.inference.padding import BATCH_TOKENS_CPU
+from forty2.model.adapter import attach_adapter
+from forty2.model.loading import build_unloaded
+from forty2.recipe.schema import Adapter
+from forty2.runs.memory import (
+    MACS,
+    MODELS,
+    PRECISIONS,
+    USABLE_MEMORY,
+    extrapolated_row,
+    memory_row,
+    peak_memory,
+)
+
+ROOT = Path(__file__).parents[2]
+STARTER = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> str:
+    result = CliRunner().invoke(main, ["model", "memory"])
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_the_manual_s_table_is_what_the_planner_estimates(table: str) -> None:
+    assert f"\n\n{table}\n" in (ROOT / "docs" / "performance.md").read_text("utf-8")
+
+
+def test_a_mac_in_the_table_is_the_smallest_that_has_the_memory(table: str) -> None:
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")][2:]
+        assert len(cells) == 2 * len(PRECISIONS)
+        for cell in cells:
+            size, mac = cell.rstrip(")").split(" (")
+            usable = [USABLE_MEMORY * one * 2**30 / 1e9 for one in MACS]
+            smaller = [gb for gb in usable if gb < float(size) - 0.05]
+            assert mac == (str(MACS[len(smaller)]) if len(smaller) < len(MACS) else "–")
+
+
+@pytest.mark.parametrize("bits", PRECISIONS.values())
+def test_a_model_of_all_blocks_takes_what_two_blocks_foretell(bits: int | None) -> None:
+    config = MODELS["Qwen2.5 0.5B"]
+    assert memory_row(config, bits) == extrapolated_row(config, bits)
+
+
+@pytest.mark.parametrize("suite", ["dpo-short", "dpo-long", "sft-tail"])
+def test_the_estimate_is_near_the_peak_that_was_measured(suite: str) -> None:
+    measured = json.loads((ROOT / "benchmarks" / "forty2-bench.json").read_bytes())["suites"]
+    peak = measured[suite]["medians"]["forty2"]["mlx_gb"]
+    model = build_unloaded(STARTER)
+    attach_adapter(model, Adapter(layers=16), seed=0)
+    found = peak_memory(model, STARTER, BATCH_TOKENS_CPU, False, chunk=HEAD_CPU) / 1e9
+    assert found == pytest.approx(peak, rel=0.15)
+
+
+def test_checkpointing_takes_less_and_more_blocks_of_it_still_less() -> None:
+    model = build_unloaded(STARTER)
+    attach_adapter(model, Adapter(), seed=0)
+    sizes = [
+        peak_memory(model, STARTER, 4096, checkpointed, chunk=HEAD_CPU)
+        for checkpointed in (False, 2, 10, 30, True)
+    ]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == sizes[-2] < sizes[0] / 4
