@@ -56,7 +56,8 @@ def test_a_table_shows_its_texts_and_aligns_figures_on_the_right() -> None:
 def result() -> Result:
     """A result of TruthfulQA whose model has a hostile name."""
     found = measured_stage("base", 0.5)["truthfulqa"].to_json()
-    return Result.from_json({**found, "n": 40, "model": HOSTILE}, "it")
+    errors = dict.fromkeys(("mc1", "mc2", "mc3"), 0.1)
+    return Result.from_json({**found, "n": 40, "stderr": errors, "model": HOSTILE}, "it")
 
 
 def test_a_result_shows_its_means_and_its_items_are_left_out(result: Result) -> None:
