@@ -130,6 +130,7 @@ def _echo(result: RunResult) -> None:
             sentence = f"Verdict: {result.verdict}. {result.sentence}"
             click.echo(f"\n{click.wrap_text(sentence, 80)}\n")
         click.echo("".join(f"{line}\n" for line in result.contamination))
+    click.echo(f"{result.outcome}\n")
     click.echo(f"adapter   {result.adapter}")
     if result.fused is not None:
         click.echo(f"fused     {result.fused}")

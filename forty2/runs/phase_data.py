@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.build import build, write_built
 from forty2.data.checks.contamination import ContaminationFinder, Hit
+from forty2.data.checks.findings import Finding
 from forty2.data.checks.lint import Linter
 from forty2.data.sources import BUILTIN, valid_beside
 from forty2.errors import DataError, ModelError, RecipeError
@@ -34,6 +35,8 @@ class PhaseData(NamedTuple):
     ignored: str = ""
     """Keys of the training rows that nothing reads, with the number of their rows. Built-in sets hold
     such keys on purpose, so theirs are not listed."""
+    lint_warnings: Sequence[Finding] = ()
+    """Warnings of the lint; empty if the phase is not linted."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -80,7 +83,7 @@ def phase_data(
         contamination=contamination,
     )
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
-    return PhaseData(found.train, found.valid, source, found.hits, ignored)
+    return PhaseData(found.train, found.valid, source, found.hits, ignored, found.lint_warnings)
 
 
 def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int, str]:

@@ -7,6 +7,7 @@ are done.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from forty2.files import read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
+from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
@@ -57,6 +59,8 @@ class RunResult:
     """Benefit and cost of the last stage, in a sentence."""
     verdicts: dict[str, str]
     """Each benchmark's own verdict on the last stage, by the task's name."""
+    outcome: str
+    """Table of what each phase changed, the step it kept, its time and its size."""
     report: Path
     contamination: list[str]
     """Sentences about benchmark questions in the training rows."""
@@ -105,9 +109,10 @@ def run(
         resume=resume,
         extend=only is None,  # else it would remove the phases after that one
         trust_remote_code=trust_remote_code,
-        progress=progress,
+        progress=agenda,
         reuse=Path(reuse) if reuse is not None else None,
     ) as context:
+        agenda.record_in(context.folder if context.group.first else None)
         try:
             return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
         except (Interrupted, TrainingError) as error:
@@ -123,6 +128,9 @@ def run(
                 "or in another --run-dir lower max_length or adapter.layers, or set "
                 "grad_checkpoint: true"
             ) from error
+        finally:
+            with contextlib.suppress(RunError):  # the folder is gone, or its disk is full
+                agenda.record_time()
 
 
 def train_phase(
@@ -158,6 +166,8 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
                 agenda.begin_next()
                 stage = f"fused {run.recipe.fuse.quantize}-bit"
                 stages.append(measurer.measure_folder(stage, fused.quantized))
+    agenda.record_time()
+    agenda.record_in(None)
     return _finish(run, adapter, fused, stages)
 
 
@@ -174,7 +184,7 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
     for number, name in enumerate(recipe.phases, 1):
         label = f"phase{number}_{name}"
         done = (path / label / "phase.json").exists()
-        tasks.append(AgendaItem(f"training {name}", "train", done=done))
+        tasks.append(AgendaItem(f"training {name}", "train", done=done, phase=name))
         if measured:
             tasks.append(
                 AgendaItem(
@@ -270,6 +280,7 @@ def _finish(
         verdict=verdict,
         sentence=sentence,
         verdicts=verdicts,
+        outcome=outcome_table(run.path, [model for model in fused or () if model is not None]),
         report=report,
         contamination=contamination_lines(run.path),
         warnings=notices(run.path),

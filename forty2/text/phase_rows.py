@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.checks.contamination import ContaminationFinder, Hit
-from forty2.data.checks.findings import SplitName
+from forty2.data.checks.findings import Finding, SplitName
 from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.formats import parse
 from forty2.data.ignored import IgnoredKeys
@@ -33,6 +33,8 @@ class PhaseRows(NamedTuple):
     """Sorted by origin, then by item."""
     ignored: str
     """Keys of the training rows that nothing reads, with the number of their rows; "": none."""
+    lint_warnings: list[Finding]
+    """Warnings of the lint; empty without a linter."""
 
 
 def read_phase_rows(
@@ -63,8 +65,7 @@ def read_phase_rows(
     reading = _Reading(kind, encoder, max_length, linter, contamination)
     train = reading.read(source, "train")
     held_out = reading.read(valid, "valid") if valid is not None else None
-    if linter is not None:
-        linter.refuse_errors(str(source))
+    warnings = linter.refuse_errors(str(source)) if linter is not None else []
     if reading.problem is not None:
         raise reading.problem
     return PhaseRows(
@@ -72,6 +73,7 @@ def read_phase_rows(
         None if held_out is None else _completed(kind, str(valid), held_out, max_length),
         sorted(reading.hits),
         str(reading.ignored),
+        warnings,
     )
 
 
