@@ -420,7 +420,7 @@ def test_an_old_run_keeps_its_number_of_steps() -> None:
 def test_the_plan_and_the_report_show_the_counted_exposures() -> None:
     settings = of("sft", "batch_size=4", "steps=null", "epochs=3")
     sets = [part for setting in settings for part in ("--set", setting)]
-    planned = CliRunner().invoke(main, ["plan", "recipe.yaml", *sets]).output
+    planned = CliRunner().invoke(main, ["plan", "--quick", "recipe.yaml", *sets]).output
     assert "3.00x" in next(line for line in planned.splitlines() if line.startswith("sft "))
     go("run", *settings, "phases.dpo.steps=1", "phases.dpo.save_every_steps=1")
     assert "| sft | sft | 6 | 6 | 3.00 |" in Path("run/report.md").read_text()
