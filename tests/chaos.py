@@ -47,6 +47,10 @@ VARYING = ("tokens_per_s", "peak_memory_gb")
 """Keys in metrics.jsonl that depend on the machine and differ from run to run."""
 _SPEED = re.compile(rb'[\d,]+( \| |</td><td class="number">)[\d.]+ GB')
 """Tokens per second and memory of a phase in a report."""
+_TIME = re.compile(
+    rb'[\d.]+ (s|min|h)( \d+ min)?( \| |</td><td class="number">)(\xe2\x80\x93|[\d.]+ GB)'
+)
+"""Time and memory of a stage in a report."""
 
 
 class Killer:
@@ -193,11 +197,11 @@ def results(folder: Path) -> dict[str, Any]:
     minute = f"{started[:16].replace('T', ' ')} UTC"  # in the reports' first lines
     for path in sorted((*(folder / "run").rglob("*"), *folder.glob("fused*/*"))):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.name == "run.lock":
+        if path.is_dir() or path.name in ("run.lock", "times.jsonl"):
             continue
         found[name] = path.read_bytes().replace(started.encode(), b"").replace(minute.encode(), b"")
         if path.name.startswith("report."):
-            found[name] = _SPEED.sub(b"", found[name])
+            found[name] = _TIME.sub(b"", _SPEED.sub(b"", found[name]))
         if path.name == "run.json":
             found[name] = {k: v for k, v in json.loads(found[name]).items() if k != "started"}
         elif path.name == "metrics.jsonl":

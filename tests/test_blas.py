@@ -268,7 +268,6 @@ def test_a_damaged_library_is_named_and_not_loaded(
 # --- the warning ----------------------------------------------------------------------------------
 
 WITHOUT_A_MODEL_RUN = {
-    "plan",
     "model",
     "data",
 }

@@ -86,6 +86,7 @@ def test_a_run_shows_its_files_and_warnings() -> None:
         verdict="",
         sentence="",
         verdicts={},
+        outcome="",
         report=Path("adapters/x/report.html"),
         contamination=[],
         warnings=[HOSTILE],

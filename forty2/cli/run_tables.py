@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forty2.cli.columns import cut, terminal_width, width_of
+from forty2.report.units import file_size
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
@@ -72,7 +73,7 @@ def cells(entry: Entry, metric: str | None = None) -> dict[str, str]:
         "age": age(entry.started),
         "model": Path(entry.model).name if os.path.isabs(entry.model) else entry.model,
         "phases": phases,
-        "size": size(entry.size),
+        "size": file_size(entry.size),
         "result": result(entry, metric),
         "verdict": " ".join(entry.verdict.split()),
         "tags": ", ".join(entry.tags),
@@ -113,15 +114,6 @@ def figure(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.1f} GB"
 
 
 def age(started: str) -> str:

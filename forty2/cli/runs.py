@@ -17,6 +17,7 @@ from forty2.cli import run_tables, shared_options
 from forty2.cli.columns import side_by_side, terminal_width
 from forty2.cli.failures import warn
 from forty2.cli.flags import with_flags
+from forty2.report.units import file_size
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
@@ -142,7 +143,7 @@ def list_command(
     for entry in entries:
         if entry.state == "damaged":
             warn(entry.problem or "")
-    total = run_tables.size(sum(entry.size for entry in entries))
+    total = file_size(sum(entry.size for entry in entries))
     runs = f"{len(entries)} run" + ("" if len(entries) == 1 else "s")
     click.echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
 
@@ -180,7 +181,7 @@ def show_command(run: str, as_json: bool) -> None:
         "model": entry.model,
         "goes on from": entry.init_from or "",
         "phases": phases,
-        "size": run_tables.size(entry.size),
+        "size": file_size(entry.size),
         "report": str(report) if report.exists() else "",
         "verdict": entry.verdict,
         "tags": ", ".join(entry.tags),
@@ -305,16 +306,14 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
     removals = plan_removal([run_folder(run) for run in runs], fused=fused)
     check_losses(removals, force=force)
     for one in removals:
-        click.echo(f"{one.run}  {run_tables.size(one.size)}")
+        click.echo(f"{one.run}  {file_size(one.size)}")
         for path, size in one.fused.items():
-            click.echo(f"{path}  {run_tables.size(size)}")
+            click.echo(f"{path}  {file_size(size)}")
         for path, size in one.staying.items():
-            click.echo(
-                f"stays: {path}  {run_tables.size(size)}, its fused model (--fused removes it)"
-            )
+            click.echo(f"stays: {path}  {file_size(size)}, its fused model (--fused removes it)")
         for loss in one.losses:
             warn(loss)
-    frees = run_tables.size(sum(one.frees for one in removals))
+    frees = file_size(sum(one.frees for one in removals))
     if yes or shared_options.confirmed(f"Remove this and free {frees}?"):
         remove(removals, force=force)
         click.echo(f"removed, {frees} freed")
@@ -343,7 +342,7 @@ def export_command(
     from forty2.runs.archive.finding import run_folder
 
     names = export_run(run_folder(run), file, adapters=adapters, replace=replace)
-    click.echo(f"{file}: {len(names)} files, {run_tables.size(file.stat().st_size)}")
+    click.echo(f"{file}: {len(names)} files, {file_size(file.stat().st_size)}")
 
 
 @runs_command.command("page")

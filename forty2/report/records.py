@@ -239,6 +239,30 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
+class LintWarning:
+    """A fault of a phase's rows that the lint warned of."""
+
+    phase: str
+    message: str
+    rows: int
+    """Number of rows with this fault; for a fault of the whole set, of rows looked at."""
+    origins: list[str]
+    """Origins of the first few rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """The time that a stage of the run took, over all starts of the run."""
+
+    stage: str
+    kind: str
+    """Kind of work: read, measure, train or fuse."""
+    phase: str | None
+    """Name of the phase that it trained; None: it trained none."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run folder."""
 
@@ -259,6 +283,9 @@ class Run:
     own_answers: list[Answer]
     """Answers to the run's held-out prompts and eval prompts."""
     flips: list[Flip]
+    times: list[StageTime]
+    """Stages in the order of their first start; earlier releases recorded none."""
+    lint_warnings: list[LintWarning]
 
 
 def read_run(folder: Path) -> Run:
@@ -309,6 +336,8 @@ def _run(folder: Path) -> Run:
         answers=_answers(folder, summary.stages) if summary is not None else [],
         own_answers=_own_answers(folder, summary.stages) if summary is not None else [],
         flips=_flips(folder, summary.stages) if summary is not None else [],
+        times=_times(folder / "times.jsonl"),
+        lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
     )
 
 
@@ -331,13 +360,33 @@ def _place(path: Path) -> int:
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:
     """Read the whole lines of the metrics, sorted by phase: a phase trained anew logs at the end."""
-    if not path.exists():
-        return []
-    lines = [
-        _log_line(visible(json.loads(line))) for line in path.read_text("utf-8").split("\n")[:-1]
-    ]
+    lines = list(map(_log_line, _whole_lines(path)))
     order = {name: place for place, name in enumerate(phases)}
     return sorted(lines, key=lambda line: order.get(line.phase, len(order)))
+
+
+def _whole_lines(path: Path) -> list[JsonObject]:
+    """Read the lines of a log, which may still be written to; empty if there is none."""
+    if not path.exists():
+        return []
+    return [visible(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def _times(path: Path) -> list[StageTime]:
+    """Add up the seconds of each stage."""
+    seconds: dict[tuple[str, str, str | None], float] = {}
+    for record in _whole_lines(path):
+        stage = str(record["stage"]), str(record["kind"]), record.get("phase")
+        seconds[stage] = seconds.get(stage, 0.0) + float(record["seconds"])
+    return [StageTime(*stage, total) for stage, total in seconds.items()]
+
+
+def _lint_warnings(record: JsonObject) -> list[LintWarning]:
+    return [
+        LintWarning(phase, str(one["message"]), int(one["count"]), _texts(one["origins"]))
+        for phase, found in record.items()
+        for one in found
+    ]
 
 
 def _log_line(record: JsonObject) -> LogLine:

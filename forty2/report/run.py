@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from forty2.files import refuse_links, write_text
+from forty2.report import lint, times
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import (
@@ -74,6 +75,8 @@ FILES = (
     "recipe.yaml",
     "run.json",
     "metrics.jsonl",
+    "times.jsonl",
+    "lint.json",
     "summary.json",
     "contamination.json",
     "data.json",
@@ -161,12 +164,20 @@ def _markdown(run: Run) -> str:
             lines += [*table_lines(changes), "", _changes_note(summary, escape)]
         for line in _contamination(run, escape):
             lines += ["", line]
+    lines += _section("## Time", times.time_table(run), times.NOTE)
     tables = recipe_tables(run.recipe, run.phases)
     if tables is not None:
         lines += ["", "## Data", "", *table_lines(tables.data)]
+    lines += _section("### Warnings of the lint", lint.lint_table(run), lint.NOTE)
+    if tables is not None:
         lines += ["", "## Settings that are not the defaults", "", *table_lines(tables.changed)]
     lines += ["", "## Where these numbers come from", "", *table_lines(_origin(run))]
     return "\n".join([*lines, "", *code_lines(run.recipe, "yaml"), ""])
+
+
+def _section(title: str, table: Table, note: str) -> list[str]:
+    """Return the lines of a section with one table; none if the table is empty."""
+    return ["", title, "", *table_lines(table), "", note] if table.rows else []
 
 
 def _html(run: Run, files: Sequence[str]) -> str:
@@ -198,6 +209,10 @@ def _html(run: Run, files: Sequence[str]) -> str:
         phases_note=_PHASES_NOTE,
         fused=_fused(run),
         fused_note=_FUSED_NOTE,
+        times=times.time_table(run),
+        times_note=times.NOTE,
+        lint=lint.lint_table(run),
+        lint_note=lint.NOTE,
         files=files,
         origin=_origin(run),
         settings=recipe_tables(run.recipe, run.phases),

@@ -25,6 +25,8 @@ JOURNAL = "extension.json"
 """File of an extension under way: a run that is killed at it completes it when it goes on."""
 BEGUN_WITH = "begun_with.json"
 """File in a phase's work folder, with the length under which its checkpoints were written."""
+TIMES = "times.jsonl"
+"""File with the seconds of each stretch of work on a stage; see `runs.agenda`."""
 _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
 _FREE = ("fuse",)
@@ -206,17 +208,17 @@ def _has_begun(path: Path, label: str) -> bool:
 
 
 def _remove_results(path: Path, extension: Extension) -> None:
-    """Remove measurements, metrics and reports that come after the phase that goes on."""
+    """Remove measurements, metrics, times and reports that come after the phase that goes on."""
     patterns = [*_ALL_RESULTS, *(f"benchmarks/{label}.json*" for label in extension.measured_again)]
     for pattern in patterns:
         for file in path.glob(pattern):
             file.unlink()
 
-    metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        names = {label.partition("_")[2] for label in extension.obsolete}
-        lines = metrics.read_bytes().splitlines(keepends=True)
-        write_bytes(metrics, b"".join(line for line in lines if _phase_of(line) not in names))
+    names = {label.partition("_")[2] for label in extension.obsolete}
+    for log in (path / "metrics.jsonl", path / TIMES):
+        if log.exists():
+            lines = log.read_bytes().splitlines(keepends=True)
+            write_bytes(log, b"".join(line for line in lines if _phase_of(line) not in names))
 
 
 def _remove_folder(folder: Path) -> None:
@@ -225,7 +227,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _phase_of(line: bytes) -> str | None:
-    """Return the phase of a line of the metrics; None: it is damaged, which is reported later."""
+    """Return the phase of a line of a log; None: it has none, or is damaged, as is reported later."""
     try:
         phase = json.loads(line)["phase"]
     except (ValueError, TypeError, KeyError):

@@ -4,7 +4,9 @@ RUN/recipe.yaml            the resolved recipe, every default spelled out
 RUN/run.json               provenance: versions, device, hashes, when the run was started
 RUN/template.json          settings of the chat template, and the day that it takes for today
 RUN/metrics.jsonl          one line per step and evaluation
+RUN/times.jsonl            one line per stretch of work on a stage, with its seconds
 RUN/data.json              hashes of the rows of each phase
+RUN/lint.json              warnings of the lint about the rows of each phase
 RUN/data/NAME/             built-in data sets as they were built for this run
 RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, phase.json, checksums
 RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums;
@@ -39,13 +41,14 @@ from forty2.files import (
     refuse_links,
     remove_leftovers,
     seal,
+    write_bytes,
     write_errors,
     write_json,
     write_sealed,
     write_text,
 )
 from forty2.runs.archive.entry import FAILED
-from forty2.runs.extending import JOURNAL, complete_extension, extend, find_extension
+from forty2.runs.extending import JOURNAL, TIMES, complete_extension, extend, find_extension
 from forty2.runs.records import Provenance
 
 VERSION = 2
@@ -143,10 +146,17 @@ class RunFolder:
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append one whole line to the metrics, in one write."""
+        self._append(self.metrics_path, record)
+
+    def log_time(self, record: Mapping[str, object]) -> None:
+        """Append one whole line to the times of the stages, in one write."""
+        self._append(self.path / TIMES, record)
+
+    def _append(self, path: Path, record: Mapping[str, object]) -> None:
         line = json.dumps(record, allow_nan=False) + "\n"
-        with write_errors(self.metrics_path):
+        with write_errors(path):
             self.check_there()
-            with open(self.metrics_path, "ab", buffering=0, opener=owner_only) as file:
+            with open(path, "ab", buffering=0, opener=owner_only) as file:
                 if file.write(line.encode()) < len(line.encode()):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -169,13 +179,27 @@ def read_metrics(path: Path) -> list[JsonObject]:
     Raises:
         RunError: a line is damaged.
     """
+    return _read_log(path, lambda record: (record["phase"], record["step"] + 1))
+
+
+def read_times(run: Path) -> list[JsonObject]:
+    """Read every whole line of the times of a run's stages.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    return _read_log(run / TIMES, lambda record: (record["stage"], record["seconds"] + 1))
+
+
+def _read_log(path: Path, check: Callable[[JsonObject], object]) -> list[JsonObject]:
+    """Read every whole line of a log; `check` raises if a record is damaged."""
     if not path.exists():
         return []
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
-            record["phase"], record["step"] + 1
+            check(record)
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(
                 f"{path}:{number}: damaged; delete this line, then go on with `resume=True`"
@@ -234,12 +258,20 @@ def _take_over(path: Path, lock: IO[str]) -> None:
     (path / FAILED).unlink(missing_ok=True)
     remove_leftovers(path)
     complete_extension(path)
+    _drop_torn_line(path / TIMES)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a process was killed in the middle of."""
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        write_bytes(path, data[: data.rfind(b"\n") + 1])
 
 
 def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
     # A run without results was refused: remove what it wrote about its data.
     shutil.rmtree(path / "data", ignore_errors=True)
-    for name in ("data.json", "contamination.json", "template.json"):
+    for name in ("data.json", "contamination.json", "template.json", "lint.json", TIMES):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
     # If the run and its model are moved together, this still leads to the model.

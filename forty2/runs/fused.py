@@ -20,16 +20,16 @@ class FusedModels(NamedTuple):
     quantized: Path | None
 
 
-def fused_path(run: RunContext, fuse: Fuse) -> Path:
+def fused_path(run: Path, fuse: Fuse) -> Path:
     """Return the fused model's folder: the recipe's, else fused_models/NAME, named as the run folder."""
-    return Path(fuse.out or Path("fused_models") / run.path.resolve().name)
+    return Path(fuse.out or Path("fused_models") / run.resolve().name)
 
 
 def check_fused_path(run: RunContext) -> None:
     """Refuse to replace another run's fused model."""
     if run.recipe.fuse is None or not run.group.first:
         return
-    out, bits = fused_path(run, run.recipe.fuse), run.recipe.fuse.quantize
+    out, bits = fused_path(run.path, run.recipe.fuse), run.recipe.fuse.quantize
     for folder in (out, *([quantized_path(out, bits)] if bits is not None else [])):
         adapter = adapter_of(folder)
         if adapter and not Path(adapter).resolve().is_relative_to(run.path.resolve()):
@@ -49,7 +49,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
         ModelError: the fused model does not compute what base + adapter do.
         RunError: the fused model of an earlier start is damaged.
     """
-    out = fused_path(run, settings)
+    out = fused_path(run.path, settings)
     bits = settings.quantize
     models = FusedModels(out, quantized_path(out, bits) if bits is not None else None)
     folders = [folder for folder in models if folder is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from forty2.benchmark.replies import SEVERAL
@@ -43,6 +43,8 @@ from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import Phase
 
 DATA_HASHES = "data.json"
+LINT = "lint.json"
+"""File with the lint's warnings about the rows of each phase, by the phase's name."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ def read_inputs(
         for name in data:
             check_lengths(name, data[name], limit)
     _check_unchanged(run.path, data, must_agree)
+    if run.group.first:
+        warnings = {name: list(map(asdict, part.lint_warnings)) for name, part in data.items()}
+        write_json(run.path / LINT, warnings)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
     stops = new_stop_tokens(data.values(), loaded.tokenizer)

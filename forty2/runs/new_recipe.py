@@ -304,7 +304,7 @@ def _write_recipe(staged: Path, situation: Situation, model: str | None) -> None
     # The lint has been told already; here it would refuse the rows by the name of a hidden folder.
     phases = [f"phases.{one.objective}.lint=false" for one in situation.materials]
     recipe = load_recipe(file, [f"model={json.dumps(model)}", *phases])
-    peak = plan(recipe).peak_memory_gb
+    peak = plan(recipe, quick=True).peak_memory_gb
     memory = situation.memory_bytes / 1e9
     if peak > _TOO_MUCH_MEMORY * memory:
         reason = f"without it, about {peak:.0f} of {memory:.0f} GB of memory; slower"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.build import build, write_built
 from forty2.data.checks.contamination import ContaminationFinder, Hit
+from forty2.data.checks.findings import Finding
 from forty2.data.checks.lint import Linter
 from forty2.data.sources import BUILTIN, valid_beside
 from forty2.errors import DataError, ModelError, RecipeError
@@ -44,6 +45,8 @@ class PhaseData(NamedTuple):
     """Path of the validation rows' texts; None: there are none, or they are prepared."""
     system: str = ""
     """System prompt of more than half of the training rows; "": there is none."""
+    lint_warnings: Sequence[Finding] = ()
+    """Warnings of the lint; empty if the phase is not linted."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing."""
@@ -92,7 +95,14 @@ def phase_data(
     )
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
     return PhaseData(
-        found.train, found.valid, source, found.hits, ignored, valid_source, found.system
+        found.train,
+        found.valid,
+        source,
+        found.hits,
+        ignored,
+        valid_source=valid_source,
+        system=found.system,
+        lint_warnings=found.lint_warnings,
     )
 
 

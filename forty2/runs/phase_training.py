@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from forty2 import machine
 from forty2.errors import RunError
@@ -28,6 +26,7 @@ from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
 from forty2.model.loading import LoadedModel, parameter_count
 from forty2.model.surgery import frozen_depth, in_fp32
 from forty2.runs.context import RunContext
+from forty2.runs.disk import checkpoint_bytes, fused_bytes
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
@@ -204,14 +203,11 @@ def _computes_alike(
 
 def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
     """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
-    # Adapter, and an optimizer with two moments; two checkpoints stay while one is written.
-    needs = {work: 3 * 3 * sum(v.nbytes for v in adapter_weights(loaded.model).values())}
+    needs = {work: checkpoint_bytes(loaded.model)}
     fuse = run.recipe.fuse
     if fuse is not None and run.group.first:
-        parameters = [value for _, value in tree_flatten(loaded.model.parameters())]
-        sizes = [v.dtype.size for v in parameters if mx.issubdtype(v.dtype, mx.floating)]
-        bytes_each = max(sizes, default=4) + (fuse.quantize or 0) / 8
-        needs[fused_path(run, fuse)] = int(parameter_count(loaded.model) * bytes_each)
+        out = fused_path(run.path, fuse)
+        needs |= fused_bytes(loaded.model, parameter_count(loaded.model), fuse, out)
     check_free_space(needs)
 
 

@@ -7,6 +7,7 @@ are done.
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.notebook import html_paragraph, html_table
 from forty2.progress import Progress, bars, draws_bars, silent
 from forty2.recipe.schema import Benchmark, Recipe
+from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
@@ -61,6 +63,8 @@ class RunResult:
     """Benefit and cost of the last stage, in a sentence."""
     verdicts: dict[str, str]
     """Each benchmark's own verdict on the last stage, by the task's name."""
+    outcome: str
+    """Table of what each phase changed, the step it kept, its time and its size."""
     report: Path
     contamination: list[str]
     """Sentences about benchmark questions in the training rows."""
@@ -69,13 +73,15 @@ class RunResult:
 
     def __str__(self) -> str:
         """Return tables, verdicts and paths, as the command line prints them."""
-        parts = []
+        parts = [""]
         if self.stages:
-            parts += ["", self.table, *(["", self.changes] if self.changes else []), ""]
+            parts += [self.table, "", *([self.changes, ""] if self.changes else [])]
+        parts += [self.outcome, ""]
+        if self.stages:
             parts += self._verdict_lines()
             if self.sentence:
                 parts += ["", *textwrap.wrap(self._verdict(), 80), ""]
-            parts += [*self.contamination, ""]
+            parts += [*self.contamination, ""] if self.contamination else []
         return "\n".join([*parts, *(f"{name:<10}{path}" for name, path in self._paths())])
 
     def _repr_html_(self) -> str:
@@ -97,9 +103,11 @@ class RunResult:
         return f"Verdict: {self.verdict}. {self.sentence}"
 
     def _verdict_lines(self) -> list[str]:
-        """Write each benchmark's own verdict as a line."""
+        """Write each benchmark's own verdict as a line, but that of the held-out rows."""
         lines = []
         for name, verdict in self.verdicts.items():
+            if name == "held_out":
+                continue
             base = self.stages[0][name]
             lines.append(f"{base.label}, {base.data}, by itself: {verdict}")
         return lines
@@ -152,9 +160,10 @@ def run(
         resume=resume,
         extend=only is None,  # else it would remove the phases after that one
         trust_remote_code=trust_remote_code,
-        progress=progress,
+        progress=agenda,
         reuse=Path(reuse) if reuse is not None else None,
     ) as context:
+        agenda.record_in(context.folder if context.group.first else None)
         try:
             return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
         except (Interrupted, TrainingError) as error:
@@ -170,6 +179,9 @@ def run(
                 "or in another `run_dir` lower max_length or adapter.layers, or set "
                 "grad_checkpoint: true"
             ) from error
+        finally:
+            with contextlib.suppress(RunError):  # the folder is gone, or its disk is full
+                agenda.record_time()
 
 
 def train_phase(
@@ -205,6 +217,8 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
                 agenda.begin_next()
                 stage = f"fused {run.recipe.fuse.quantize}-bit"
                 stages.append(measurer.measure_folder(stage, fused.quantized))
+    agenda.record_time()
+    agenda.record_in(None)
     return _finish(run, adapter, fused, stages)
 
 
@@ -221,7 +235,7 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
     for number, name in enumerate(recipe.phases, 1):
         label = f"phase{number}_{name}"
         done = (path / label / "phase.json").exists()
-        tasks.append(AgendaItem(f"training {name}", "train", done=done))
+        tasks.append(AgendaItem(f"training {name}", "train", done=done, phase=name))
         if measured:
             tasks.append(
                 AgendaItem(
@@ -319,6 +333,7 @@ def _finish(
         verdict=verdict,
         sentence=sentence,
         verdicts=verdicts,
+        outcome=outcome_table(run.path, [model for model in fused or () if model is not None]),
         report=report,
         contamination=contamination_lines(run.path),
         warnings=notices(run.path),

@@ -1,4 +1,4 @@
-"""The forecast of a run: steps, exposures, memory and warnings, before anything runs."""
+"""The forecast of a run: steps, exposures, memory, disk, time and warnings, before anything runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from forty2.model.adapter import adapter_weights, wasted_rank
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
+from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
+from forty2.report.units import duration, file_size
+from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
+from forty2.runs.fused import fused_path
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import (
     PhaseData,
@@ -28,6 +32,8 @@ from forty2.runs.phase_data import (
     phase_data,
     stop_notice,
 )
+from forty2.runs.pipeline import run_path
+from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
@@ -93,13 +99,27 @@ class RunForecast(NamedTuple):
     peak_memory_gb: float
     machine_memory_gb: float
     warnings: tuple[str, ...]
+    disk: DiskForecast
+    time: RunTime | None
+    """Estimated time; None: it was not measured."""
 
     def __str__(self) -> str:
         return format_plan(self)
 
 
-def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
-    """Count what a recipe would do. Reads and tokenizes the data; weights stay on disk.
+def plan(
+    recipe: Recipe,
+    *,
+    run_dir: str | Path | None = None,
+    quick: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> RunForecast:
+    """Count what a recipe would do: steps, memory and disk; and time a few of its own batches.
+
+    Args:
+        run_dir: folder of the run; default `adapters/NAME`.
+        quick: do not measure the time; weights stay on disk.
 
     Raises:
         DataError, ModelError, BenchmarkError: as the run would.
@@ -117,19 +137,30 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
             name: phase_data(phase, recipe, encoder, Path(scratch))
             for name, phase in recipe.phases.items()
         }
-        phases = tuple(_forecast(name, recipe, part, loaded) for name, part in data.items())
-    peak = max(phase.peak_memory_gb for phase in phases)
-    memory = machine.memory_bytes() / 1e9
-    warnings = [warning for phase in phases for warning in phase.warnings()]
-    stops = new_stop_tokens(data.values(), loaded.tokenizer)
-    if stops:
-        warnings.append(stop_notice(stops, recipe.model))
-    if initial is not None and (message := other_base(loaded.path, initial.folder)):
-        warnings.append(message)
-    if message := wasted_rank(loaded.model):
-        warnings.append(message)
-    if peak > USABLE_MEMORY * memory:
-        warnings.append("memory: set grad_checkpoint, or lower max_length")
+        plans = {name: _plan(name, recipe, part) for name, part in data.items()}
+        phases = tuple(
+            _forecast(name, recipe, part, plans[name], loaded) for name, part in data.items()
+        )
+        peak = max(phase.peak_memory_gb for phase in phases)
+        memory = machine.memory_bytes() / 1e9
+        disk = _disk(recipe, run_path(recipe, run_dir), loaded, parameters, phases)
+        warnings = [warning for phase in phases for warning in phase.warnings()]
+        stops = new_stop_tokens(data.values(), loaded.tokenizer)
+        if stops:
+            warnings.append(stop_notice(stops, recipe.model))
+        if initial is not None and (message := other_base(loaded.path, initial.folder)):
+            warnings.append(message)
+        if message := wasted_rank(loaded.model):
+            warnings.append(message)
+        if peak > USABLE_MEMORY * memory:
+            warnings.append("memory: set grad_checkpoint, or lower max_length")
+        if (shortage := disk.shortage()) is not None:
+            warnings.append(f"disk: {shortage}")
+        time = None
+        if not quick and peak < memory:
+            time = time_run(
+                recipe, data, plans, trust_remote_code=trust_remote_code, progress=progress
+            )
     return RunForecast(
         name=recipe.name,
         model=recipe.model,
@@ -140,10 +171,41 @@ def plan(recipe: Recipe, *, trust_remote_code: bool = False) -> RunForecast:
         peak_memory_gb=peak,
         machine_memory_gb=memory,
         warnings=tuple(warnings),
+        disk=disk,
+        time=time,
     )
 
 
-def _forecast(name: str, recipe: Recipe, data: PhaseData, loaded: LoadedModel) -> PhaseForecast:
+def _plan(name: str, recipe: Recipe, data: PhaseData) -> PhasePlan:
+    rows = data.train.rows
+    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
+    return plan_phase(recipe.phases[name], lengths_of(rows), weights_of(rows), seed)
+
+
+def _disk(
+    recipe: Recipe,
+    path: Path,
+    loaded: LoadedModel,
+    parameters: int,
+    phases: Sequence[PhaseForecast],
+) -> DiskForecast:
+    """Estimate the space on disk: an adapter for each phase, and what the largest phase works with."""
+    fused = {}
+    if recipe.fuse is not None:
+        out = fused_path(path, recipe.fuse)
+        fused = fused_bytes(loaded.model, parameters, recipe.fuse, out)
+    stored = max(int(phase.replayed_gb * 1e9) for phase in phases)
+    return DiskForecast(
+        run=path,
+        kept=len(phases) * adapter_bytes(loaded.model),
+        working=checkpoint_bytes(loaded.model) + stored,
+        fused=fused,
+    )
+
+
+def _forecast(
+    name: str, recipe: Recipe, data: PhaseData, phase_plan: PhasePlan, loaded: LoadedModel
+) -> PhaseForecast:
     phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
     limit = loaded.row_limit
@@ -152,8 +214,6 @@ def _forecast(name: str, recipe: Recipe, data: PhaseData, loaded: LoadedModel) -
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
-    phase_plan = plan_phase(phase, lengths, weights_of(rows), seed)
     tokens = max(batch_tokens(), max(lengths))
     memory = peak_memory(
         loaded.model, loaded.config, tokens, phase.grad_checkpoint, chunk=head_elements()
@@ -219,6 +279,42 @@ def format_plan(plan: RunForecast) -> str:
     lines += [
         "",
         f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
+        *_disk_lines(plan.disk),
+        *_time_lines(plan),
     ]
     lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
+
+
+def _disk_lines(disk: DiskForecast) -> list[str]:
+    """Say what a run takes on disk, and what is free."""
+    most = file_size(disk.kept + disk.working)
+    lines = [
+        f"disk: {disk.run}: adapters {file_size(disk.kept)}, up to {most} while it runs "
+        f"({file_size(free_bytes(disk.run))} free)"
+    ]
+    for folder, size in disk.fused.items():
+        lines.append(f"disk: {folder}: {file_size(size)} ({file_size(free_bytes(folder))} free)")
+    return lines
+
+
+def _time_lines(plan: RunForecast) -> list[str]:
+    """Write the estimated time of each phase and in all, and what is not in it."""
+    time = plan.time
+    if time is None:
+        fits = plan.peak_memory_gb < plan.machine_memory_gb
+        return [f"time: not measured ({'--quick' if fits else 'the memory is not enough'})"]
+    head = f"{'time':<9}{'before':>12}{'steps':>12}{'evaluations':>13}{'in all':>12}"
+    lines = ["", head]
+    for name, one in time.phases.items():
+        cells = (one.before, one.steps, one.evaluations, one.seconds)
+        before, steps, evaluations, total = map(duration, cells)
+        lines.append(f"{name:<9}{before:>12}{steps:>12}{evaluations:>13}{total:>12}")
+    if time.stages:
+        measured = f"{time.stages} stages, {duration(time.each_stage)} each"
+        total = duration(time.stages * time.each_stage)
+        lines.append(f"{'measuring':<10}{measured:>36}{total:>12}")
+    lines.append(f"{'in all':<46}{duration(time.seconds):>12}")
+    left_out = ", ".join([*time.left_out, NOT_IN_IT])
+    lines.append(f"time: about {duration(time.seconds)}, from a few batches; not in it: {left_out}")
+    return lines

@@ -12,7 +12,7 @@ from forty2.files import JsonObject, read_json, staged_folder, write_json
 from forty2.recipe.differences import differences
 from forty2.recipe.reading import to_yaml
 from forty2.runs.context import RunContext, reread
-from forty2.runs.folder import VERSION, read_metrics
+from forty2.runs.folder import VERSION, read_metrics, read_times
 from forty2.runs.inputs import DATA_HASHES, PhaseInput
 from forty2.runs.phase_training import refuse_damage
 
@@ -98,6 +98,9 @@ def _copy(run: RunContext, phase: PhaseInput, source: Path) -> None:
     for line in read_metrics(source / "metrics.jsonl"):
         if line["phase"] == phase.name:
             run.folder.log(line)
+    for line in read_times(source):
+        if line.get("phase") == phase.name:
+            run.folder.log_time(line)
     work = Path("work", phase.label)
     if (source / work).exists():  # the checkpoint from which the phase can be extended
         shutil.copytree(source / work, run.path / work, dirs_exist_ok=True)

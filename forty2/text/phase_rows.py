@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.checks.contamination import ContaminationFinder, Hit
-from forty2.data.checks.findings import SplitName
+from forty2.data.checks.findings import Finding, SplitName
 from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.eval_proposals import system_of
 from forty2.data.formats import parse
@@ -37,6 +37,8 @@ class PhaseRows(NamedTuple):
     """Keys of the training rows that nothing reads, with the number of their rows; "": none."""
     system: str = ""
     """System prompt of more than half of the training rows; "": there is none."""
+    lint_warnings: Sequence[Finding] = ()
+    """Warnings of the lint; empty without a linter."""
 
 
 def read_phase_rows(
@@ -67,8 +69,7 @@ def read_phase_rows(
     reading = _Reading(kind, encoder, max_length, linter, contamination)
     train = reading.read(source, "train")
     held_out = reading.read(valid, "valid") if valid is not None else None
-    if linter is not None:
-        linter.refuse_errors(str(source))
+    warnings = linter.refuse_errors(str(source)) if linter is not None else []
     if reading.problem is not None:
         raise reading.problem
     return PhaseRows(
@@ -77,6 +78,7 @@ def read_phase_rows(
         sorted(reading.hits),
         str(reading.ignored),
         reading.usual_system(),
+        warnings,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -67,13 +67,22 @@ class Evaluator(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, loss: BatchedLoss, group: Group = ALONE, progress: Progress = silent
+    model: nn.Module,
+    loss: BatchedLoss,
+    group: Group = ALONE,
+    progress: Progress = silent,
+    *,
+    which: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Compute a loss's mean metrics over all its rows, without dropout; leave the model in eval."""
+    """Compute a loss's mean metrics over its rows, without dropout; leave the model in eval.
+
+    Args:
+        which: indices of the rows; None: all.
+    """
     model.eval()
     sums = dict.fromkeys(loss.metrics, 0.0)
     weight = done = 0
-    own = group.shard(range(len(loss.lengths)))
+    own = group.shard(range(len(loss.lengths)) if which is None else which)
     step_arrays = loss.step_arrays(model, micro_batches(loss, own), group)
     for batch in micro_batches(loss, own):
         metrics = loss.loss(model, [*loss.arrays(batch), *step_arrays]).metrics

@@ -76,3 +76,41 @@ def test_what_was_done_before_tells_nothing_about_time(monkeypatch: pytest.Monke
 )
 def test_times_are_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+class Log:
+    """A log in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[Any, ...]] = []
+
+    def log_time(self, record: Mapping[str, object]) -> None:
+        self.entries.append(tuple(record.values()))
+
+
+def test_each_stage_is_recorded_from_its_beginning_and_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first stage begins before there is a folder for its record."""
+    clock, log = [0.0], Log()
+    monkeypatch.setattr("forty2.runs.agenda.time.monotonic", lambda: clock[0])
+    agenda = Agenda([TASKS[0], TASKS[2]._replace(phase="sft")], lambda *_: None)
+    agenda.begin_next()
+    clock[0] = 5
+    agenda.record_in(log)
+    agenda.begin_next()
+    for step, now in enumerate((30, 64.9, 65, 100, 131)):
+        clock[0] = now
+        agenda("phase1_sft", step, 5, {})
+    clock[0] = 132
+    agenda.record_time()
+    assert log.entries == [
+        ("reading", "read", 5),
+        ("training sft", "train", "sft", 60),
+        ("training sft", "train", "sft", 66),
+        ("training sft", "train", "sft", 1),
+    ]
+    agenda.record_in(None)
+    clock[0] = 999
+    agenda.record_time()
+    assert len(log.entries) == 4

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from forty2.cli import main
 from forty2.export.fusing import fuse
 from forty2.files import read_json, write_json
 from forty2.model.loading import load
+from forty2.runs.folder import read_times
 from forty2.runs.pipeline import RunResult
 from forty2.runs.planning import plan
 
@@ -102,6 +104,24 @@ def test_the_metrics_tell_the_story(finished: RunResult) -> None:
     } <= dpo[0].keys()
     boost = next(r for r in records if r["phase"] == "boost" and "loss" in r)
     assert boost["loss"] == pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_a_run_says_at_its_end_what_each_phase_changed_and_how_long_it_took(
+    finished: RunResult,
+) -> None:
+    lines = {line.split("  ")[0]: line for line in finished.outcome.splitlines()}
+    assert {"sft", "dpo", "boost", "fused", "measuring", "in all"} <= {*lines}
+    assert re.search(r"0\.693 → \d\.\d{3} .* → \d+% .* of 3 .* \d+ s .* MB", lines["dpo"])
+    seconds = [record["seconds"] for record in read_times(finished.path)]
+    started = datetime.fromisoformat(read_json(finished.path / "run.json")["started"])
+    ended = (finished.path / "summary.json").stat().st_mtime
+    assert sum(seconds) == pytest.approx(ended - started.timestamp(), rel=0.3)
+    report = (finished.path / "report.md").read_text("utf-8")
+    assert "| training dpo |" in report and "| in all |" in report
+
+
+def test_the_lints_warnings_are_kept_by_phase(finished: RunResult) -> None:
+    assert [*read_json(finished.path / "lint.json")] == ["sft", "dpo", "boost"]
 
 
 def test_all_stages_are_measured_on_identical_items(finished: RunResult) -> None:
@@ -236,7 +256,7 @@ def test_quantising_says_what_is_left_of_the_adapter(
 
 def test_the_plan_knows_what_the_run_did(finished: RunResult) -> None:
     recipe = forty2.load_recipe(finished.path / "recipe.yaml")
-    planned = plan(recipe)
+    planned = plan(recipe, quick=True)
     record = read_json(finished.path / "phase2_dpo" / "phase.json")
     dpo = planned.phases[1]
     assert (dpo.steps, dpo.rows, dpo.valid_rows) == (record["steps"], record["rows"], 3)
@@ -248,3 +268,8 @@ def test_the_plan_knows_what_the_run_did(finished: RunResult) -> None:
     assert dpo.evaluations == len(evaluations)
     saved: Any = mx.load(str(finished.adapter / "adapters.safetensors"))
     assert planned.trainable == sum(value.size for value in saved.values())
+    adapters = [path.stat().st_size for path in finished.path.glob("phase*/adapters.safetensors")]
+    assert planned.disk.kept == pytest.approx(sum(adapters), rel=0.02)
+    assert finished.fused is not None
+    weights = (finished.fused / "model.safetensors").stat().st_size
+    assert [*planned.disk.fused.values()] == [pytest.approx(weights, rel=0.02)]

@@ -22,6 +22,7 @@ from forty2.recipe.reading import load_recipe
 from forty2.runs import extending, pipeline
 from forty2.runs import inputs as runs_inputs
 from forty2.runs.extending import BEGUN_WITH, JOURNAL, complete_extension
+from forty2.runs.folder import read_times
 from forty2.runs.pipeline import run, train_phase
 
 VARYING = ("tokens_per_s", "peak_memory_gb")
@@ -420,8 +421,26 @@ def test_an_old_run_keeps_its_number_of_steps() -> None:
 def test_the_plan_and_the_report_show_the_counted_exposures() -> None:
     settings = of("sft", "batch_size=4", "steps=null", "epochs=3")
     sets = [part for setting in settings for part in ("--set", setting)]
-    planned = CliRunner().invoke(main, ["plan", "recipe.yaml", *sets]).output
+    planned = CliRunner().invoke(main, ["plan", "--quick", "recipe.yaml", *sets]).output
     assert "3.00x" in next(line for line in planned.splitlines() if line.startswith("sft "))
     go("run", *settings, "phases.dpo.steps=1", "phases.dpo.save_every_steps=1")
     assert "| sft | sft | 6 | 6 | 3.00 |" in Path("run/report.md").read_text()
     assert read_json(Path("run/phase2_dpo/phase.json"))["exposures"] == 0.5
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_phases_time_is_kept_by_a_resumed_run_and_goes_with_its_adapter() -> None:
+    def entries(name: str, phase: str) -> list[float]:
+        return [r["seconds"] for r in read_times(Path(name)) if r.get("phase") == phase]
+
+    with pytest.raises(Interrupted):
+        go("run", stop=("phase1_sft", 2))
+    before = entries("run", "sft")
+    go("run", resume=True)
+    assert len(before) == 1 and entries("run", "sft")[:1] == before
+    assert len(entries("run", "sft")) == 2 and len(entries("run", "dpo")) == 1
+    go("run", "phases.sft.steps=7", resume=True)
+    assert len(entries("run", "sft")) == 3
+    assert len(entries("run", "dpo")) == 1  # of the phase that is there now
+    go("other", "phases.sft.steps=7", "phases.dpo.lr=0.02", reuse="run")
+    assert entries("other", "sft")[:3] == entries("run", "sft")

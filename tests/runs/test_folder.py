@@ -22,7 +22,7 @@ from forty2.files import (
     write_bytes,
     write_json,
 )
-from forty2.runs.folder import RunFolder
+from forty2.runs.folder import RunFolder, read_times
 
 
 def test_a_second_process_is_refused_with_the_owner(tmp_path: Path) -> None:
@@ -66,6 +66,22 @@ def test_metrics_are_whole_lines_and_can_be_rewound(tmp_path: Path) -> None:
             ("sft", 1),
             ("dpo", 9),
         ]
+
+
+def test_times_outlive_a_kill_and_a_resume_but_not_a_refused_start(tmp_path: Path) -> None:
+    def open_() -> RunFolder:
+        return RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=True)
+
+    with open_() as run:
+        run.log_time({"stage": "reading", "seconds": 1.0})
+    with open_() as run:  # nothing was trained: the run begins anew
+        run.log({"phase": "sft", "step": 1})
+        run.log_time({"stage": "training sft", "seconds": 2.0})
+        with (run.path / "times.jsonl").open("a") as file:
+            file.write('{"stage": "tra')  # killed
+    with open_() as run:
+        run.log_time({"stage": "training sft", "seconds": 3.0})
+        assert [record["seconds"] for record in read_times(run.path)] == [2.0, 3.0]
 
 
 def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:

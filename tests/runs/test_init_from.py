@@ -113,7 +113,7 @@ def test_the_plan_shows_it_and_refuses_what_the_run_would() -> None:
         result = CliRunner().invoke(main, line.split())
         return result.exit_code, result.output
 
-    code, output = forty2("plan next.yaml --set init_from=first")
+    code, output = forty2("plan --quick next.yaml --set init_from=first")
     assert code == 0
     assert "goes on from first/phase1_sft (rank 2, scale 4, 2 blocks)" in output
     assert "was trained on" not in output
@@ -132,5 +132,5 @@ def test_the_plan_shows_it_and_refuses_what_the_run_would() -> None:
             assert code == 2 and says in output and output.count("\n") == 1
     damaged = Path("first/phase1_sft/adapters.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
-    code, output = forty2("plan next.yaml --set init_from=first")
+    code, output = forty2("plan --quick next.yaml --set init_from=first")
     assert code == 2 and "first/phase1_sft/adapters.safetensors is damaged" in output

@@ -153,6 +153,15 @@ def test_the_linter_finds_what_it_finds_alone(encoder: Encoder, files: Files) ->
     assert {f.check for f in linter.findings()} >= {"row", "control", "duplicate", "overlap"}
 
 
+def test_the_linters_warnings_are_returned(encoder: Encoder, files: Files) -> None:
+    train, _ = files(
+        [*conversations(20), {"prompt": "Who?", "completion": "Ask jo.doe@gmail.com."}], []
+    )
+    found = read(CONVERSATIONS, train, None, encoder)
+    assert found.lint_warnings == lint(train, specials=encoder.specials) != []
+    assert read(CONVERSATIONS, train, None, encoder, checked=False).lint_warnings == []
+
+
 def test_the_linters_errors_come_before_rows_that_cannot_be_encoded(
     encoder: Encoder, files: Files
 ) -> None:

@@ -121,8 +121,8 @@ class Linter:
                 found.append(Finding(fault.check, fault.level, fault.message, fault.count, where))
         return sorted(found, key=lambda f: (f.level, f.check != "row", f.check))
 
-    def refuse_errors(self, source: str) -> None:
-        """Raise if there are errors; warnings are let through.
+    def refuse_errors(self, source: str) -> list[Finding]:
+        """Return the warnings; raise if there are errors.
 
         Args:
             source: the training data, for the message.
@@ -130,9 +130,10 @@ class Linter:
         Raises:
             DataError: names the first faults, how to see them all, and how to train regardless.
         """
-        errors = [finding for finding in self.findings() if finding.level == "error"]
+        findings = self.findings()
+        errors = [finding for finding in findings if finding.level == "error"]
         if not errors:
-            return
+            return findings
         if errors[0].check == "row" and errors[0].count == 1:
             raise DataError(errors[0].message.removeprefix(_UNREADABLE))
         faults = "; ".join(

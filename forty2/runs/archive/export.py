@@ -33,6 +33,7 @@ _RECORDS = (
     "recipe.yaml",
     "*.json",
     "metrics.jsonl",
+    "times.jsonl",
     "data/*/*",
     "benchmarks/*.json",
 )

@@ -397,7 +397,7 @@ def forty2(*arguments: str) -> Any:
 
 
 def test_a_recipe_trains_on_rated_rows_and_on_pairs(inputs: Path) -> None:
-    planned = forty2("plan", "rated.yaml")
+    planned = forty2("plan", "--quick", "rated.yaml")
     assert planned.exit_code == 0, planned.output
     assert "kto      kto      12    12" in planned.output
     ran = forty2("run", "rated.yaml", "--run-dir", "run")
@@ -434,7 +434,7 @@ def test_rare_verdicts_are_told_and_missing_ones_refused(inputs: Path) -> None:
         ]
         (inputs / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1", f"beta: 0.1{more}"))
-        return forty2("plan", "rated.yaml")
+        return forty2("plan", "--quick", "rated.yaml")
 
     assert "desirable rows weigh" not in planned(True, False).output
     assert "desirable rows weigh 2.00 times" in planned(True, True, False).output
@@ -488,16 +488,16 @@ def test_several_answers_to_a_prompt_may_be_liked(inputs: Path) -> None:
 
 def test_mistakes_are_told_by_line(inputs: Path) -> None:
     (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1", "beta: 0.1, desirable_wait: 2"))
-    found = forty2("plan", "rated.yaml")
+    found = forty2("plan", "--quick", "rated.yaml")
     assert found.exit_code == 2
     assert "phases.kto.desirable_wait: unknown key; did you mean desirable_weight?" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("objective: kto", "objective: ktoo"))
     assert (
         "'ktoo' is not an objective; use one of dpo, kto, sft"
-        in forty2("plan", "rated.yaml").output
+        in forty2("plan", "--quick", "rated.yaml").output
     )
     (inputs / "rated.yaml").write_text(RECIPE.replace("rated.jsonl, valid: dpo", "sft"))
-    found = forty2("plan", "rated.yaml")
+    found = forty2("plan", "--quick", "rated.yaml")
     assert found.exit_code == 2 and "sft.jsonl:1: needs a label (true or false)" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("beta: 0.1, ", ""))
     with pytest.raises(RecipeError, match=r"phases\.kto\.beta: missing"):

@@ -1,0 +1,77 @@
+"""The space on disk that a run takes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from forty2.errors import RunError
+from forty2.export.fusing import quantized_path
+from forty2.files import check_free_space
+from forty2.model.adapter import adapter_weights
+from forty2.recipe.schema import Fuse
+
+_SCALES = 0.5
+"""Bits for each quantized weight that its scales and biases take."""
+
+
+class DiskForecast(NamedTuple):
+    """The bytes that a run takes on disk, by folder."""
+
+    run: Path
+    kept: int
+    """Bytes of the run folder when the run is finished: its adapters."""
+    working: int
+    """Bytes that it takes besides while it runs: checkpoints and stored states."""
+    fused: dict[Path, int]
+    """Bytes of the fused model and of its quantized copy, by folder; empty: nothing is fused."""
+
+    def shortage(self) -> str | None:
+        """Say which disk has too little free space; None: all have enough."""
+        try:
+            check_free_space({self.run: self.kept + self.working, **self.fused})
+        except RunError as error:
+            return str(error).partition(";")[0]
+        return None
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that holds a path, or that would."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def adapter_bytes(model: nn.Module) -> int:
+    """Count the bytes of the adapter that a model carries."""
+    return sum(value.nbytes for value in adapter_weights(model).values())
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Count the bytes of a phase's checkpoints at the moment when they are the most.
+
+    Each holds the adapter and an optimizer with two moments; two of them stay while one is written.
+    """
+    return 3 * 3 * adapter_bytes(model)
+
+
+def fused_bytes(model: nn.Module, parameters: int, fuse: Fuse, out: Path) -> dict[Path, int]:
+    """Estimate the bytes of a fused model, and of its quantized copy, by folder.
+
+    Args:
+        model: the base, with or without an adapter.
+        parameters: its parameters, counted as before quantizing.
+        out: folder of the fused model.
+    """
+    own = adapter_weights(model)
+    values = [value for name, value in tree_flatten(model.parameters()) if name not in own]
+    each = max((v.dtype.size for v in values if mx.issubdtype(v.dtype, mx.floating)), default=4)
+    sizes = {out: parameters * each}
+    if fuse.quantize is not None:
+        bits = fuse.quantize + _SCALES
+        sizes[quantized_path(out, fuse.quantize)] = int(parameters * bits / 8)
+    return sizes
