@@ -22,7 +22,6 @@ from forty2 import blas
 blas.load_before_mlx()
 
 if TYPE_CHECKING:
-    from forty2.benchmark.compare import compare as compare
     from forty2.benchmark.tasks.truthfulqa import truthfulqa as truthfulqa
     from forty2.errors import Forty2Error as Forty2Error
     from forty2.export.fusing import fuse as fuse
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from forty2.recipe.reading import load_recipe as load_recipe
     from forty2.recipe.schema import Recipe as Recipe
     from forty2.runs.ablation import ablate as ablate
+    from forty2.runs.archive.comparison import compare as compare
     from forty2.runs.archive.finding import list_runs as list_runs
     from forty2.runs.pipeline import RunResult as RunResult
     from forty2.runs.pipeline import run as run
@@ -47,7 +47,7 @@ _MODULES = {
     "RunResult": "forty2.runs.pipeline",
     "ablate": "forty2.runs.ablation",
     "chat": "forty2.inference.chat",
-    "compare": "forty2.benchmark.compare",
+    "compare": "forty2.runs.archive.comparison",
     "fuse": "forty2.export.fusing",
     "generate": "forty2.inference.generation",
     "list_runs": "forty2.runs.archive.finding",

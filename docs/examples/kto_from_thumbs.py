@@ -25,7 +25,7 @@ def main(
     result = forty2.run(recipe)
 
     before = forty2.truthfulqa(model, questions="probe", n=questions)
-    after = forty2.truthfulqa(model, str(result.adapter), questions="probe", n=questions)
+    after = forty2.truthfulqa(result.path, questions="probe", n=questions)
     comparison = forty2.compare(before, after)
     print(comparison)
     return comparison

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forty2.benchmark.metrics import METRICS
-from forty2.benchmark.results import Measured, Result, Stage, as_measured
+from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.stats import (
     RESAMPLES,
     SEED,
@@ -140,8 +140,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    before: Measured,
-    after: Measured,
+    before: Result | Stage,
+    after: Result | Stage,
     *,
     margin: float = 0.01,
     cost: Cost | None = None,
@@ -151,9 +151,6 @@ def compare(
     """Compare two results of the same benchmark, or two stages of a run.
 
     Args:
-        before: a result, or the JSON file that holds it: one of `forty2 benchmark`, or of
-            RUN/benchmarks/.
-        after: the same, of the model to judge.
         margin: largest loss that still counts as no tax.
         cost: margins of the cost of a stage; None: the defaults.
         resamples: draws of the bootstrap and of random signs.
@@ -164,8 +161,6 @@ def compare(
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
-    before = as_measured(before, "the result before")
-    after = as_measured(after, "the result after")
     before, after = _comparable(before, after)
     old, new = scores_of(before), scores_of(after)
     _check_same(old, new)

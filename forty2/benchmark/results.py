@@ -245,11 +245,11 @@ def read_measured(found: object, what: str) -> Result | Stage:
     return Stage.from_json(found, what) if "stage" in found else Result.from_json(found, what)
 
 
-Measured = Result | Stage | Mapping[str, object] | str | Path
+Measurable = Result | Stage | Mapping[str, object] | str | Path
 """A result or a run's stage, parsed JSON of one, or the JSON file that holds it."""
 
 
-def as_measured(given: Measured, what: str) -> Result | Stage:
+def as_measured(given: Measurable, what: str) -> Result | Stage:
     """Return a result or stage that is given itself, parsed, or by its file.
 
     Args:

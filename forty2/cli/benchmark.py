@@ -381,9 +381,7 @@ def compare_command(before: Path, after: Path, margin: float | None) -> None:
 
     Of two stages of a run, the margins are those of its recipe.
     """
-    from forty2.benchmark.compare import compare, format_comparison
-    from forty2.runs.archive.comparison import stated_margins
+    from forty2.benchmark.compare import format_comparison
+    from forty2.runs.archive.comparison import compare
 
-    stated = stated_margins(before.resolve().parents[1])
-    margin = stated.margin if margin is None else margin
-    click.echo(format_comparison(compare(before, after, margin=margin, cost=stated.cost)))
+    click.echo(format_comparison(compare(before, after, margin=margin)))

@@ -35,6 +35,8 @@ class Document:
     tree: JsonObject
     lines: dict[Location, int]
     """Line of every key; `COMMAND_LINE` for a key that an override gave."""
+    has_lines: bool = True
+    """False for a recipe that was given as a mapping: nobody has seen its lines."""
 
     def line_of(self, at: Location) -> int:
         """Return the line of a key, or of the nearest one above it that has a line."""
@@ -44,7 +46,9 @@ class Document:
     def problem(self, at: Location, message: str) -> Problem:
         """Say what is wrong with the value at a location."""
         line = self.line_of(at)
-        where = f"{self.place}:{line}" if line != COMMAND_LINE else "`overrides`"
+        where = f"{self.place}:{line}" if self.has_lines else self.place
+        if line == COMMAND_LINE:
+            where = "`overrides`"
         return Problem(line, f"{where}: {dotted(at) or 'recipe'}: {message}")
 
 

@@ -95,6 +95,7 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
         text, file = recipe_text(str(source)), _recipe_file(str(source))
         folder = _folder_of_paths(str(source), file, text)
     document = parse_document(text, str(file))
+    document.has_lines = not isinstance(source, Mapping)
     problems, notes = apply_overrides(document, overrides)
     misplaced = list(resolve_paths(document, folder))
     problems += [*misplaced, *take_shape(document)]

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.benchmarks import figures_of
 
+import forty2
 from forty2.benchmark import metrics, stats
 from forty2.benchmark.compare import Change, Comparison, format_comparison
 from forty2.benchmark.compare import compare as compare_measured
@@ -73,10 +74,10 @@ def test_results_are_compared_parsed_or_by_their_files(tmp_path: Path) -> None:
     for file, measured in zip(files, (before, after), strict=True):
         file.write_text(json.dumps(measured), "utf-8")
     wanted = compare(before, after)
-    assert compare_measured(before, after) == wanted
-    assert compare_measured(files[0], str(files[1])) == wanted
+    assert forty2.compare(before, after) == wanted
+    assert forty2.compare(files[0], str(files[1])) == wanted
     with pytest.raises(RunError, match=r"none\.json"):
-        compare_measured(before, tmp_path / "none.json")
+        forty2.compare(before, tmp_path / "none.json")
 
 
 def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:

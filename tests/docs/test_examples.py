@@ -66,6 +66,7 @@ def test_thumbs_are_trained_on_and_two_results_are_compared(
     Path("thumbs.jsonl").write_text("".join(first_lines(THUMBS, 8)), "utf-8")
     found = main_of("kto_from_thumbs")(model=model, steps=1, questions=2)
     assert found.n == 2 and set(found.judged) >= {"mc1", "mc2"}
+    assert (found.before, found.after) == (model, f"{model} + adapters/thumbs")
     assert "Verdict: " in capsys.readouterr().out
 
 

@@ -54,7 +54,7 @@ def test_a_mapping_is_a_recipe_as_its_yaml_is(tmp_path: Path) -> None:
     written = {**mapping, "phases": {name: {**phase, "data": str(data)} for name in ("a", "b")}}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(written, sort_keys=False), "utf-8")
     assert load_recipe(mapping) == load_recipe(tmp_path / "x.yaml")
-    with pytest.raises(RecipeError, match=r"the mapping:\d+: .*stepz"):
+    with pytest.raises(RecipeError, match=r"^the mapping: stepz: unknown key"):
         load_recipe({**mapping, "stepz": 3})
     with pytest.raises(RecipeError, match="the mapping: is no recipe"):
         load_recipe({**mapping, "name": object()})

@@ -69,8 +69,8 @@ BATCH_QUESTIONS = 32
 
 @draws_bars
 def truthfulqa(
-    model: str,
-    adapter: str | None = None,
+    model: str | Path,
+    adapter: str | Path | None = None,
     questions: str | Path | None = None,
     n: int | None = None,
     seed: int = 42,
@@ -84,7 +84,8 @@ def truthfulqa(
     """Measure a model in TruthfulQA, and write the result with every item's scores.
 
     Args:
-        model: folder, hub name or `smollm2`.
+        model: folder, hub name or `smollm2`; or a run folder, RUN/PHASE or adapter folder, whose model
+            is recorded.
         adapter: adapter folder, or a run folder.
         questions: file of questions or `probe`; None: the hub's, else the probe.
         n: number of questions to sample, stratified by category; None: all.
@@ -101,12 +102,14 @@ def truthfulqa(
         ModelError: the model or adapter cannot be loaded.
     """
     from forty2.benchmark.runner import run
+    from forty2.model.base_model import find_model_and_adapter
 
+    name, adapter = find_model_and_adapter(model, adapter)
     task = TruthfulQA(questions=questions, n=n, seed=seed, chat_template=chat_template)
     return run(
         task,
-        model,
-        adapter,
+        name,
+        str(adapter) if adapter is not None else None,
         out=out,
         resume=resume,
         trust_remote_code=trust_remote_code,

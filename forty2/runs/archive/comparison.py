@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from forty2.benchmark.compare import Comparison, compare
-from forty2.benchmark.results import Stage
+from forty2.benchmark.compare import Comparison
+from forty2.benchmark.compare import compare as compare_results
+from forty2.benchmark.results import Measurable, Stage, as_measured
 from forty2.errors import Forty2Error, RunError, first_line, on_one_line
 from forty2.files import JsonObject, read_json
 from forty2.recipe.differences import ABSENT, flattened
@@ -113,6 +114,31 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
     )
 
 
+def compare(before: Measurable, after: Measurable, *, margin: float | None = None) -> Comparison:
+    """Compare two results of the same questions item by item: changes, intervals and a verdict.
+
+    Args:
+        before: a result of a benchmark or a stage of a run; or the JSON file that holds it, as in
+            RUN/benchmarks/.
+        after: the same, of the model to judge.
+        margin: largest loss that still counts as no tax; None: what the recipe of the file's run
+            states, else 0.01.
+
+    Raises:
+        BenchmarkError: one is no result, or questions or settings differ; the message says where.
+        RunError: a file cannot be read.
+    """
+    stated = Benchmark()
+    if isinstance(before, str | Path):
+        stated = stated_margins(Path(before).resolve().parents[1])
+    return compare_results(
+        as_measured(before, "the result before"),
+        as_measured(after, "the result after"),
+        margin=stated.margin if margin is None else margin,
+        cost=stated.cost,
+    )
+
+
 def stated_margins(run: Path) -> Benchmark:
     """Return the section of a run's recipe that states the margins; the defaults if it cannot be read."""
     try:
@@ -177,7 +203,7 @@ def _measured(first: Path, run: Path, before: Stage | str, after: Stage | str) -
     if isinstance(before, Stage) and isinstance(after, Stage):
         try:
             stated = stated_margins(first)
-            comparison = compare(before, after, margin=stated.margin, cost=stated.cost)
+            comparison = compare_results(before, after, margin=stated.margin, cost=stated.cost)
         except Forty2Error as error:
             reason = first_line(error)
     return Measured(names[0], names[1], comparison, reason)
