@@ -32,7 +32,7 @@ from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
-from forty2.recipe.saved_adapter import last_phase
+from forty2.recipe.saved_adapter import last_phase, named_phase
 from forty2.recipe.schema import Adapter
 
 TEMPLATE = "template.json"
@@ -248,7 +248,7 @@ def adapter_dir(path: str | Path) -> Path:
     Raises:
         ModelError: there is none, or the folder holds a whole model.
     """
-    folder = _named_phase(Path(os.path.expanduser(path)))
+    folder = named_phase(Path(os.path.expanduser(path)))
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists():
             check_not_peft(folder)
@@ -263,22 +263,6 @@ def adapter_dir(path: str | Path) -> Path:
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: this is a whole model: give it as `model`")
     raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
-
-
-def _named_phase(folder: Path) -> Path:
-    """Return the folder of the phase that RUN/NAME names, or the folder itself.
-
-    Raises:
-        ModelError: the run has no finished phase of this name.
-    """
-    if folder.exists() or not (folder.parent / "run.json").exists():
-        return folder
-    finished = sorted(file.parent for file in folder.parent.glob(f"phase[0-9]*_*/{CONFIG}"))
-    names = {phase.name.partition("_")[2]: phase for phase in finished}
-    if folder.name not in names:
-        there = ", ".join(names) or "none"
-        raise ModelError(f"{folder}: no finished phase of this name; the run has {there}")
-    return names[folder.name]
 
 
 class TrainedOn(NamedTuple):

@@ -54,7 +54,22 @@ def read_adapter_config(folder: Path) -> JsonObject:
             f"{file}: lora_parameters (rank, scale, dropout) is missing, so the adapter does not fit "
             "this model"
         )
+    if kind != "full":
+        _check_numbers(file, config)
     return config
+
+
+def _check_numbers(file: Path, config: JsonObject) -> None:
+    """Refuse a shape of an adapter that is not in numbers."""
+    parameters = config["lora_parameters"]
+    values = {f"lora_parameters.{key}": parameters.get(key) for key in ("rank", "scale", "dropout")}
+    for key, value in {"num_layers": config["num_layers"], **values}.items():
+        whole = key == "num_layers" or key.endswith("rank")
+        absent = value is None and key.endswith("dropout")
+        if not absent and type(value) not in ((int,) if whole else (int, float)):
+            raise ModelError(
+                f"{file}: {key} must be a {'whole ' * whole}number, not {value!r}; copy the file again"
+            )
 
 
 def check_not_peft(folder: Path, config: object = None) -> None:
@@ -117,6 +132,11 @@ def check_adapter_tensors(
             f"{file}: {first_names(surplus, _SHOWN)}, which this model lacks, {misfit}"
         )
     for name, array in arrays.items():
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise ModelError(
+                f"{file}: {name} holds whole numbers ({array.dtype}), which no adapter has; take "
+                "another copy"
+            )
         if array.shape != (shape := parameters[name].shape):
             raise ModelError(
                 f"{file}: {name} has the shape {array.shape}, which does not match {shape}, {misfit}"

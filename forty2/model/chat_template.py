@@ -107,9 +107,14 @@ def read_template(file: Path, where: str) -> str:
         RecipeError: it cannot be read, or is no template.
     """
     try:
-        source = file.read_text("utf-8")
+        source = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where}: {file}: cannot be read: {error}") from error
+    if _is_json(source):
+        raise RecipeError(
+            f"{where}: {file}: holds JSON, not a template; save the text of its chat_template as a file "
+            "of its own"
+        )
     try:
         _parse(source)
     except jinja2.TemplateSyntaxError as error:
@@ -117,6 +122,13 @@ def read_template(file: Path, where: str) -> str:
     if not source.strip():
         raise RecipeError(f"{where}: {file}: is empty")
     return source
+
+
+def _is_json(source: str) -> bool:
+    try:
+        return isinstance(json.loads(source), dict)
+    except ValueError:
+        return False
 
 
 def reads_clock(template: object) -> bool:
@@ -150,6 +162,11 @@ def apply_settings(template: object, settings: TemplateSettings, where: str) -> 
             raise ModelError(
                 f"template_options: the chat template of {where} does not read {name!r}; it reads "
                 f"{there}"
+            )
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise ModelError(
+                f"template_options: {name} is the text {value!r}, which counts as true in a template "
+                "whatever it says; remove the quotes"
             )
         lines.append(f"{{% set {name} = {_literal(value)} %}}\n")
     fold = _FOLD if settings.system_turn == "fold" else ""

@@ -93,18 +93,37 @@ def last_phase(run: Path) -> Path | None:
     return max(phases, key=lambda phase: int(numbers[phase]), default=None)
 
 
+def named_phase(folder: Path) -> Path:
+    """Return the folder of the phase that RUN/NAME names, or the folder itself.
+
+    Raises:
+        ModelError: the run has no finished phase of this name.
+    """
+    if folder.exists() or not (folder.parent / "run.json").exists():
+        return folder
+    finished = sorted(file.parent for file in folder.parent.glob(f"phase[0-9]*_*/{CONFIG}"))
+    names = {phase.name.partition("_")[2]: phase for phase in finished}
+    if folder.name not in names:
+        there = ", ".join(names) or "none"
+        raise ModelError(f"{folder}: no finished phase of this name; the run has {there}")
+    return names[folder.name]
+
+
 def read_adapter_file(path: str) -> AdapterFile:
     """Read the shape of an adapter.
 
     Args:
-        path: a run (its last finished phase), a phase of one, or an adapter folder of mlx-lm or PEFT.
+        path: a run (its last finished phase), RUN/NAME for its phase NAME, or an adapter folder of
+            mlx-lm or PEFT.
 
     Raises:
         ModelError: there is none, it is damaged, or it is of a kind that cannot be trained on.
     """
-    folder = Path(os.path.expanduser(path))
+    folder = named_phase(Path(os.path.expanduser(path)))
     if not folder.exists():
         raise ModelError(f"{path}: no such folder")
+    if folder.is_file():
+        raise ModelError(f"{path}: is a file; name the folder that it lies in")
     if not (folder / CONFIG).exists():
         phase = last_phase(folder)
         if phase is None:
@@ -205,15 +224,22 @@ def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:
             "its base with PEFT, and name the merged model as the recipe's model"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not (_is_number(rank) and _is_number(alpha) and rank >= 1):
-        raise ModelError(f"{file}: r or lora_alpha is missing; copy the file from the adapter")
+    if not (_is_number(rank) and _is_number(alpha) and rank >= 1 and alpha > 0):
+        raise ModelError(
+            f"{file}: r or lora_alpha is missing, or no number above 0; copy the file from the adapter"
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not (folder / PEFT_WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise ModelError(
             f"{folder / 'adapter_model.bin'}: a pickle may run code, so it is not read; save the "
             "adapter as safetensors with PEFT"
         )
-    return _described(folder, folder / PEFT_WEIGHTS, _PEFT_TENSOR, scale)
+    found = _described(folder, folder / PEFT_WEIGHTS, _PEFT_TENSOR, scale)
+    if found.rank != rank:
+        raise ModelError(
+            f"{file}: r is {rank}, but the tensors have rank {found.rank}; copy both files again"
+        )
+    return found
 
 
 def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: float) -> AdapterFile:

@@ -154,7 +154,7 @@ class Recipe:
     `keep`: leave it to the template."""
     init_from: str | None = None
     """Adapter that the first phase goes on from: a run (its last finished phase), a phase of one as in
-    RUN/phase2_dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
+    RUN/dpo, or an adapter folder of mlx-lm or PEFT. Rank, scale, layers and keys of the adapter
     section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Kind and shape of the adapter."""

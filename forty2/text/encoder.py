@@ -236,8 +236,19 @@ class Encoder:
         return with_text_arguments(shown) if self._reads_text else [*shown]
 
     def _text(self, record: Text) -> Row:
-        """Encode a text and the token that ends it; all tokens but the first are supervised."""
-        ids = [*self.tokenizer.encode(record.text), self.tokenizer.eos_token_id]
+        """Encode a text and the token that ends it; all tokens but the first are supervised.
+
+        A text that spells its own beginning and end, as rendered conversations do, has each once.
+        """
+        spelled = self._specials.pattern.match(record.text)
+        ids = list(self.tokenizer.encode(record.text))
+        if spelled and ids[:2] == [self._specials.ids[spelled[0]]] * 2:
+            del ids[0]
+        ends = set(self.tokenizer.eos_token_ids)
+        while len(ids) > 1 and ends.issuperset(ids[-2:]):
+            ids.pop()
+        if not ends.intersection(ids[-1:]):
+            ids.append(self.tokenizer.eos_token_id)
         mask = [i > 0 for i in range(len(ids))]
         return Row(ids, mask, record.origin, weight=_weight(record), is_text=True)
 

@@ -16,11 +16,11 @@ from forty2.data.checks.lint import Linter, readable_rows
 from forty2.data.formats import parse
 from forty2.data.records import Chat, Record, Text
 from forty2.data.sets import STRATA
-from forty2.data.sources import no_rows
+from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
-from forty2.text.rows import AnyRow, RatedRow, Row
+from forty2.text.rows import AnyRow, RatedRow, Row, divide_text
 from forty2.text.tokenizer import Tokenizer
 
 Role = Literal["prompt", "supervised", "cut"]
@@ -33,9 +33,11 @@ _CHUNK = 256
 
 
 def spans(record: Record, encoder: Encoder, tokenizer: Tokenizer, max_length: int) -> list[Section]:
-    """Cut a record's text into runs of one role, a section for each response."""
+    """Cut a record's text into runs of one role, a section for each row and response."""
     shown: list[Section] = []
-    rows = encoder.encode(record)
+    rows: list[AnyRow] = []
+    for row in encoder.encode(record):
+        rows += divide_text(row, max_length) or [row]
     for number, row in enumerate(rows, 1):
         sections = list(_sections(row, f"{number} of {len(rows)}" if len(rows) > 1 else ""))
         longest = max(len(ids) for _, ids, _ in sections)
@@ -71,6 +73,29 @@ def _runs(
         if i == len(ids) or roles[i] != roles[start]:
             yield tokenizer.decode(list(ids[start:i])), roles[start]
             start = i
+
+
+def shown_rows(
+    file: str, count: int, encoder: Encoder, tokenizer: Tokenizer, max_length: int
+) -> tuple[list[tuple[str, list[Section]]], list[str]]:
+    """Cut the first rows of a file as `spans` does.
+
+    Returns:
+        Origin and sections of each row, and why the others among them cannot be shown.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    shown: list[tuple[str, list[Section]]] = []
+    refused: list[str] = []
+    rows = read_rows(file, refused.append)
+    while len(shown) + len(refused) < count and (found := next(rows, None)) is not None:
+        origin, row = found
+        try:
+            shown.append((origin, spans(parse(row, origin), encoder, tokenizer, max_length)))
+        except DataError as error:
+            refused.append(str(error))
+    return shown, refused
 
 
 def page(rows: Sequence[tuple[str, Sequence[Section]]]) -> str:

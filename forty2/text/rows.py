@@ -121,8 +121,8 @@ def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
     shortened: list[str] = []
     dropped: list[str] = []
     for row in rows:
-        if isinstance(row, Row) and row.is_text and len(row.ids) > max_length:
-            fitting += _divide(row, max_length)
+        if (parts := divide_text(row, max_length)) is not None:
+            fitting += parts
             continue
         fitted = _cut_row(row, max_length) if isinstance(row, Row) else _cut_pair(row, max_length)
         if fitted is None:
@@ -134,8 +134,10 @@ def fit_rows(rows: Iterable[AnyRow], max_length: int) -> FittedRows:
     return FittedRows(fitting, shortened, dropped)
 
 
-def _divide(row: Row, max_length: int) -> list[Row]:
-    """Divide a text into parts of at most `max_length` tokens."""
+def divide_text(row: AnyRow, max_length: int) -> list[Row] | None:
+    """Divide a text into parts of at most `max_length` tokens; None: it is short, or no text."""
+    if not isinstance(row, Row) or not row.is_text or len(row.ids) <= max_length:
+        return None
     starts = range(0, len(row.ids) - 1, max_length - 1)
     parts = [row.ids[start : start + max_length] for start in starts]
     return [row._replace(ids=ids, mask=[i > 0 for i in range(len(ids))]) for ids in parts]

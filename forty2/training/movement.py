@@ -1,8 +1,9 @@
 """The check that training moves every trainable tensor, made at the first steps of a phase.
 
 A tensor that no gradient reaches stays as it is while the loss falls by means of the others, so no
-other figure shows it. After the first step every tensor must have moved. LoRA's A has no gradient
-while its B is zero, as both begin, so it must have moved after the second.
+other figure shows it. After the first step every tensor must have moved. One of LoRA's factors has
+no gradient while the other is zero, as one of the two is at the beginning (B; of PEFT's embeddings, A),
+so it must have moved after the second.
 
 Some steps say nothing and do not count: rows whose gradients cancel or cannot reach every tensor
 (`BatchedLoss.reaches_all`), and a loss that is zero already. Of a list of layers within a block, such
@@ -25,6 +26,8 @@ from forty2.model.surgery import blocks
 from forty2.training.red_lines import SMALL_LOSS
 from forty2.training.step import StepResult
 
+_OTHER = {"lora_a": "lora_b", "lora_b": "lora_a"}
+"""The other factor of LoRA."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MOST_NAMES = 3
 """Most tensors that a message names."""
@@ -81,10 +84,10 @@ class MovementCheck:
 
 
 def _without_gradient_at_first(weights: Mapping[str, mx.array]) -> set[str]:
-    """Find the tensors whose gradient is a product with zeros: LoRA's A where B is zero."""
-    factors = {name: value for name, value in weights.items() if name.endswith(".lora_b")}
+    """Find the tensors whose gradient is a product with zeros: a factor of LoRA beside a zero one."""
+    factors = {name: value for name, value in weights.items() if name.endswith(tuple(_OTHER))}
     zero = _where({name: mx.all(value == 0) for name, value in factors.items()})
-    return {f"{name.removesuffix('lora_b')}lora_a" for name in zero}
+    return {name[: -len("lora_a")] + _OTHER[name[-len("lora_a") :]] for name in zero}
 
 
 def _places(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, str]:

@@ -68,6 +68,25 @@ def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> 
         load_adapter(tiny_model(), folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_layers", "2"), ("rank", None), ("scale", True), ("dropout", "0")]
+)
+def test_a_shape_that_is_not_in_numbers_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    folder = save(tmp_path / "a")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (config if key == "num_layers" else config["lora_parameters"])[key] = value
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"adapter_config\.json: .*{key} must be a .*number"):
+        load_adapter(tiny_model(), folder)
+
+
+def test_tensors_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "a")
+    rewrite(folder, {name: value.astype(mx.int32) for name, value in read(folder).items()})
+    with pytest.raises(ModelError, match=r"adapters\.safetensors: .* holds whole numbers"):
+        load_adapter(tiny_model(), folder)
+
+
 def test_an_adapter_of_all_weights_may_hold_some_blocks(tmp_path: Path) -> None:
     folder = save(tmp_path / "a")
     (folder / "adapter_config.json").write_text('{"fine_tune_type": "full", "num_layers": 1}')

@@ -137,6 +137,8 @@ def test_an_option_that_the_template_does_not_read_is_refused() -> None:
         apply_settings(DATED, TemplateSettings(options={"enable_thinkin": False}), "model")
     with pytest.raises(ModelError, match="does not read 'messages'"):
         apply_settings(DATED, TemplateSettings(options={"messages": []}), "model")
+    with pytest.raises(ModelError, match="is the text 'false', which counts as true"):
+        apply_settings(DATED, TemplateSettings(options={"enable_thinking": "false"}), "model")
 
 
 @pytest.mark.parametrize("value", [True, False, None, 3, 0.5, 'a "b"\n', ["x", None], {"k": True}])
@@ -154,6 +156,15 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path) -> None:
         read_template(file, "chat_template")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_template(tmp_path / "none.jinja", "chat_template")
+    file.write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    with pytest.raises(RecipeError, match="holds JSON, not a template"):
+        read_template(file, "chat_template")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    file = tmp_path / "windows.jinja"
+    file.write_text("{{ messages }}", "utf-8-sig")
+    assert read_template(file, "chat_template") == "{{ messages }}"
 
 
 def test_a_saved_model_carries_the_settings_but_reads_the_clock(

@@ -174,3 +174,27 @@ def test_an_adapter_of_another_model_says_which_one_it_was_trained_on(
         with pytest.raises(ModelError) as error:
             load_adapter(OTHER_MODELS[other](), folder)
         assert origin in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"r": 8}, "r is 8"), ({"lora_alpha": 0}, "above 0")]
+)
+def test_a_peft_configuration_that_the_tensors_contradict_is_refused(
+    changes: dict[str, int], said: str, saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    file = as_peft(tmp_path / "peft", saved[0]) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelError, match=rf"adapter_config\.json: .*{said}"):
+        read_adapter_file(str(tmp_path / "peft"))
+
+
+def test_a_phase_may_be_named_as_in_the_recipe(
+    saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    phase = saved[0].rename(tmp_path / "phase2_dpo")
+    assert read_adapter_file(str(tmp_path / "dpo")).folder == phase
+    with pytest.raises(ModelError, match="no finished phase of this name; the run has dpo"):
+        read_adapter_file(str(tmp_path / "kto"))
+    with pytest.raises(ModelError, match="is a file; name the folder"):
+        read_adapter_file(str(phase / "adapters.safetensors"))

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from support.models import tiny_loaded
 from support.templates import BRACKETS, FORGETS, with_template
 
 from forty2.data.formats import parse
@@ -476,3 +477,13 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(starter: LoadedM
 def test_no_chat_template_is_refused(starter: LoadedModel) -> None:
     with pytest.raises(ModelError, match="no chat template"):
         Encoder(with_template(starter, None))
+
+
+@pytest.mark.parametrize("front", [False, True])
+@pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s></s>"])
+def test_a_text_begins_and_ends_once_whoever_spells_it(text: str, front: bool) -> None:
+    tokenizer = tiny_loaded(template="{{ messages }}", front=front).tokenizer
+    (row,) = Encoder(tokenizer).encode_sft_record(Text(text=text, origin="f:1", meta={}))
+    begins = front or text.startswith("<s>")
+    assert tokenizer.decode(list(row.ids)) == "<s>" * begins + "ab</s>"
+    assert row.mask == [False] + [True] * (len(row.ids) - 1)

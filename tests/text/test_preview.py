@@ -71,6 +71,27 @@ def test_what_is_cut_off_is_struck_through(starter: LoadedModel, tmp_path: Path)
     assert '<span class="supervised">&lt;b&gt;An answer.' in page.read_text("utf-8")
 
 
+def test_a_long_text_is_shown_in_the_parts_that_are_trained_on(starter: LoadedModel) -> None:
+    encoder = Encoder(starter.tokenizer)
+    record = parse({"text": "one two three four five six seven"}, "f:1")
+    length = encoder.measure(record)[0]
+    sections = spans(record, encoder, starter.tokenizer, length - 2)
+    assert [title for title, _ in sections] == ["1 of 2", "2 of 2"]
+    assert all([role for _, role in parts] == ["prompt", "supervised"] for _, parts in sections)
+
+
+def test_a_row_that_is_refused_does_not_hide_the_others(starter_path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "q", "completion": "a"}\n{"note": 1}\n{"text": "b c"}\n{\n')
+    result = CliRunner().invoke(
+        main, ["data", "show", str(source), "-m", str(starter_path), "--rows", "9"]
+    )
+    assert result.exit_code == 2
+    assert "«a<|im_end|>»" in result.output and f"── {source}:3" in result.output
+    assert f"{source}:2: needs messages" in result.output
+    assert f"{source}:4: not a JSON object" in result.output
+
+
 def test_rows_that_are_not_there_are_an_error(starter_path: Path, tmp_path: Path) -> None:
     source = tmp_path / "empty.jsonl"
     source.write_text("")

@@ -91,6 +91,18 @@ def test_a_head_that_a_shortcut_leaves_out_stops_the_phase(
             run(model, objective, phase, tmp_path / "work")
 
 
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_factor_has_a_step_more_where_the_other_is_zero(
+    kind: str, watched: list[bool], tmp_path: Path
+) -> None:
+    model = model_with(keys=["self_attn.q_proj", "model.embed_tokens"])
+    layer = model.model.embed_tokens  # as PEFT begins: A is zero, B is not
+    layer.lora_a, layer.lora_b = layer.lora_a * 0, layer.lora_b + 0.1
+    objective, phase = objective_of(kind, model, tmp_path)
+    run(model, objective, phase, tmp_path / "work")
+    assert watched == [False, True]
+
+
 def test_a_first_factor_that_is_not_reached_stops_the_second_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

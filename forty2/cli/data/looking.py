@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,33 +45,30 @@ def show_command(
     html: Path | None,
     template: TemplateSettings | None,
 ) -> None:
-    """Show rows as the model sees them.
+    """Show rows as the model sees them, and say why the others cannot be trained on.
 
     Supervised text is green, the prompt is dim, and text that is cut off is struck through. Without
     a terminal, supervised text is in «guillemets», and text that is cut off in ~~tildes~~.
     """
-    from forty2.data.formats import parse
-    from forty2.data.sources import no_rows, read_rows
+    from forty2.data.sources import no_rows
     from forty2.files import write_text
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder
-    from forty2.text.preview import page, spans
+    from forty2.text.preview import page, shown_rows
 
     if html is not None and html.suffix != ".html":
         raise DataError(f"{html}: the output is a web page; name a file that ends in .html")
     tokenizer = load_tokenizer(model, template)
-    encoder = Encoder(tokenizer)
-    shown = [
-        (origin, spans(parse(row, origin), encoder, tokenizer, max_length))
-        for origin, row in islice(read_rows(file), count)
-    ]
-    if not shown:
+    shown, refused = shown_rows(file, count, Encoder(tokenizer), tokenizer, max_length)
+    if not shown and not refused:
         raise no_rows(file)
     if html is None:
         _echo_rows(shown)
-    else:
+    elif shown:
         write_text(html, page(shown))
         click.echo(html)
+    if refused:
+        raise DataError("\n".join(refused))
 
 
 def _echo_rows(rows: Sequence[tuple[str, Sequence[Section]]]) -> None:
