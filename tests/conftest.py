@@ -13,9 +13,13 @@ from pathlib import Path
 import forty2  # isort: skip  # noqa: F401
 
 import pytest
+from hypothesis import settings
 
 from forty2.model.loading import LoadedModel, load
 from forty2.model.starter import fetch_starter
+
+settings.register_profile("forty2", deadline=None)  # on a busy machine any example may be slow
+settings.load_profile("forty2")
 
 
 @pytest.fixture(scope="session")

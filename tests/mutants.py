@@ -63,7 +63,7 @@ MODULES = {
     "text/marks": "text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
     "text/turns": "text/test_encoder text/test_template_families",
-    "training/batched_loss/__init__": "training/test_frozen_states",
+    "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
     "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
     "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states",
@@ -183,12 +183,18 @@ def _describe(name: str, source: Path, work: Path) -> Mutant:
     return Mutant(f"{module.removeprefix('forty2.')}.{function}", was, now)
 
 
+def _module(mutant: Mutant) -> str:
+    """Return the module of MODULES that a mutant belongs to."""
+    names = {module.removesuffix("/__init__").replace("/", "."): module for module in MODULES}
+    return names[max((name for name in names if mutant.of.startswith(f"{name}.")), key=len)]
+
+
 def main(wanted: list[str]) -> int:
     """Mutate the modules whose names end like one of `wanted`; return the exit code."""
     listed = tomllib.loads((ROOT / "tests" / "equivalent_mutants.toml").read_text("utf-8"))
     equivalent = {Mutant(*mutant) for group in listed["group"] for mutant in group["mutants"]}
     found, strange = set(), 0
-    whole: tuple[str, ...] = ()  # modules of which every mutant was tried
+    whole: set[str] = set()  # modules of which every mutant was tried
     print(f"{'module':32} mutants tried  caught  equivalent  survived  seconds")
     for module in MODULES:
         if wanted and not any(module.endswith(name) for name in wanted):
@@ -198,14 +204,14 @@ def main(wanted: list[str]) -> int:
         found.update(outcome.survivors)
         strange += len(unlisted)
         if outcome.tried == outcome.mutants:
-            whole += (module.removesuffix("/__init__").replace("/", "."),)
+            whole.add(module)
         count = len(outcome.survivors)
         numbers = f"{outcome.mutants:7} {outcome.tried:5} {outcome.tried - count:7} "
         numbers += f"{count - len(unlisted):11}"
         print(f"{module:32} {numbers} {len(unlisted):9} {outcome.seconds:8.0f}")
         for mutant in unlisted:
             print(f"    {mutant.of}\n      - {mutant.was}\n      + {mutant.now}")
-    stale = [m for m in sorted(equivalent - found) if m.of.rpartition(".")[0].startswith(whole)]
+    stale = [mutant for mutant in sorted(equivalent - found) if _module(mutant) in whole]
     for mutant in stale:
         print(f"equivalent_mutants.toml lists a mutant that is gone or caught: {mutant}")
     return 1 if strange or stale else 0

@@ -42,8 +42,8 @@ MIN_PASSES = 1.5
 
 Rows = Sequence[Row] | Sequence[AnyPair]
 """Rows of one kind."""
-Bits = npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
-"""States as integers with the same bits: numpy has no bfloat16."""
+Bytes = npt.NDArray[np.uint8]
+"""States as bytes, (..., D times the bytes of a number): numpy has no bfloat16."""
 
 
 class Size(NamedTuple):
@@ -73,8 +73,7 @@ class FrozenStates:
         }
         self._size = size
         self._rows = rows
-        kind = np.uint32 if size.dtype.size == 4 else np.uint16
-        self._stored = np.memmap(path, kind, "r").reshape(size.tokens, size.width)
+        self._stored = np.memmap(path, np.uint8, "r").reshape(size.tokens, -1)
 
     def of_pairs(self, batch: PairBatch, sides: Sequence[int] = BOTH) -> list[mx.array]:
         """Read the states of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), zero-padded."""
@@ -110,14 +109,14 @@ class FrozenStates:
         """Blocks whose output is stored."""
         return self._size.depth
 
-    def _states(self, index: int) -> Bits:
+    def _states(self, index: int) -> Bytes:
         start, end = self._spans[index]
         return self._stored[start:end]
 
-    def _zeros(self, rows: int, columns: int) -> Bits:
-        return np.zeros((rows, columns, self._size.width), self._stored.dtype)
+    def _zeros(self, rows: int, columns: int) -> Bytes:
+        return np.zeros((rows, columns, self._stored.shape[1]), np.uint8)
 
-    def _array(self, states: Bits) -> mx.array:
+    def _array(self, states: Bytes) -> mx.array:
         return mx.array(states).view(self._size.dtype)
 
 
@@ -235,14 +234,13 @@ def _fill(
 
 def _compute_states(
     model: nn.Module, rows: Rows, indices: Sequence[int], size: Size
-) -> Iterable[Bits]:
-    """Yield the states of each of some rows, (tokens, D), computed in one batch."""
-    kind = mx.uint32 if size.dtype.size == 4 else mx.uint16
+) -> Iterable[Bytes]:
+    """Yield the states of each of some rows, computed in one batch."""
     batch_rows: Any = [rows[i] for i in indices]
     if isinstance(batch_rows[0], AnyPair):
         batch = pair_batch(batch_rows, indices)
         entry = compute_pair_block_input(model, pair_arrays(batch), size.depth)
-        prefixes, inputs = (np.asarray(part.view(kind)) for part in entry[:2])
+        prefixes, inputs = (np.asarray(part.view(mx.uint8)) for part in entry[:2])
         for n, row in enumerate(batch_rows):
             yield np.concatenate(
                 [
@@ -259,7 +257,7 @@ def _compute_states(
         else None
     )
     states = np.asarray(
-        compute_block_input(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(kind)
+        compute_block_input(model, mx.array(packed.ids)[:, :-1], size.depth, cache).view(mx.uint8)
     )
     for n, row in enumerate(batch_rows):
         yield states[n, : len(row.ids) - 1]

@@ -173,7 +173,7 @@ def _by_row(
 def _read_store(store: Path, size: int) -> npt.NDArray[np.float32] | None:
     """Read (size,) stored log-probabilities; None where the file is absent or damaged."""
     try:
-        with np.load(io.BytesIO(store.read_bytes()), allow_pickle=False) as saved:
+        with np.load(io.BytesIO(store.read_bytes())) as saved:  # numpy refuses pickled objects
             logps: npt.NDArray[np.float32] = saved["logps"]
             intact = hashlib.sha256(logps.tobytes()).hexdigest() == str(saved["sha256"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

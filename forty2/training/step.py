@@ -101,14 +101,8 @@ class Stepper:
         norm, squares = self._update(
             sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit)
         )
-        mx.eval(
-            self._model.trainable_parameters(),
-            self._optimizer.state,
-            squares,
-            norm,
-            loss,
-            sums.metrics,
-        )
+        changed = [self._model.trainable_parameters(), self._optimizer.state]
+        mx.eval([*changed, squares, norm, loss, sums.metrics])
         if mx.get_cache_memory() > CACHE_BYTES:
             mx.clear_cache()
         means = {

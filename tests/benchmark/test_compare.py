@@ -573,6 +573,15 @@ def test_no_change_is_never_called_no_tax() -> None:
     assert otherwise.changed > 0.1 and otherwise.verdict not in ("no change", "no tax")
 
 
+def test_a_stage_costs_what_its_other_results_lost_by_the_margins_given() -> None:
+    base, worse = stage("base", 0.0, right=0.9), stage("phase1_sft", 0.1, seed=2, right=0.3)
+    for cost, margin in ((None, Cost().facts), (Cost(facts=0.2), 0.2)):
+        costs = {one.name: one for one in compare(base, worse, cost=cost).costs}
+        assert {*costs} == {"plain facts:", "neutral text: perplexity"}
+        assert costs["plain facts:"].margin == margin
+    assert not compare(base, stage("phase1_sft", 1e-7, right=0.9)).costs  # no change costs nothing
+
+
 def test_kl_counts_from_the_base_only() -> None:
     """Two later stages are each as far from the base as they are, not from each other."""
     found = compare(

@@ -1,21 +1,33 @@
-"""Losses over batches of pairs: their value at the start, with and without a reference."""
+"""Losses over batches: their value at the start, their metrics, the rows that reach every tensor."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.training import PAIRS, ROWS, adapted, dpo, preference
+from support.training import PAIRS, ROWS, adapted, dpo, preference, sft
 
 from forty2.errors import TrainingError
 from forty2.inference.logprobs import Shortcuts
-from forty2.training.batched_loss import ConversationLoss, PairLoss
+from forty2.text.rows import PairRow, RatedRow, Row
+from forty2.training.batched_loss import (
+    BatchedLoss,
+    ConversationLoss,
+    PairLoss,
+    RatedLoss,
+    batched_loss,
+)
 from forty2.training.batched_loss.responses import kl_per_token
 from forty2.training.evaluation import evaluate
 from forty2.training.objectives.dpo import DpoPhase
+from forty2.training.objectives.kto import KtoPhase
+from forty2.training.objectives.phase import Phase
+
+KTO = KtoPhase(objective="kto", data="x", steps=6, lr=1e-2, beta=0.3)
 
 
 def test_the_first_preference_loss_is_ln_2_and_another_reference_is_refused(tmp_path: Path) -> None:
@@ -121,3 +133,59 @@ def test_rounding_that_dpop_magnifies_passes_the_check_of_the_start(tmp_path: Pa
         objective.reference = {i: logps + np.float32(shift) for i, logps in exact.items()}
         with pytest.raises(TrainingError) if refused else nullcontext():
             objective.check_start(model, batch, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["conversations", "pairs", "rated"])
+def test_the_loss_of_a_phase_has_its_rows_its_settings_and_its_reference(kind: str) -> None:
+    model = adapted()
+    reference = {
+        i: np.full(sum(map(len, p.responses)), -5, np.float32) for i, p in enumerate(PAIRS)
+    }
+    rated = [RatedRow(p.prompt, p.chosen, p.rejected, True, p.origin) for p in PAIRS]
+    cases: dict[str, tuple[Phase, Any, BatchedLoss]] = {
+        "conversations": (sft(), ROWS, ConversationLoss(ROWS)),
+        "pairs": (dpo(beta=0.3), PAIRS, PairLoss(PAIRS, reference, dpo(beta=0.3))),
+        "rated": (KTO, rated, RatedLoss(rated, reference, KTO)),
+    }
+    phase, rows, wanted = cases[kind]
+    assert evaluate(model, batched_loss(phase, rows, reference)) == evaluate(model, wanted)
+
+
+def equal_sides(n: int) -> PairRow:
+    return PairRow(PAIRS[n].prompt, PAIRS[n].chosen, PAIRS[n].chosen, "same")
+
+
+def swapped(n: int) -> PairRow:
+    return PairRow(PAIRS[n].prompt, PAIRS[n].rejected, PAIRS[n].chosen, "swapped")
+
+
+def rated(n: int, desirable: bool) -> RatedRow:
+    return RatedRow(*PAIRS[n][:3], desirable, "rated")
+
+
+@pytest.mark.parametrize(
+    ("rows", "which", "wanted"),
+    [
+        ([Row([5, 6], [False, True], "a")], [0], False),  # attention to a single token is constant
+        ([Row([5, 6, 7], [False, False, True], "a")], [0], True),
+        ([Row([5, 6, 7], [False, True, False], "a")], [0], False),
+        ([equal_sides(1), equal_sides(2)], [0, 1], False),
+        ([equal_sides(1), PAIRS[2]], [0, 1], True),
+        ([equal_sides(1), PAIRS[2]], [0], False),
+        ([PAIRS[1], swapped(1)], [0, 1], False),
+        ([PairRow([5], [6], [7], "short")], [0], False),
+        ([rated(1, True), rated(1, False)], [0, 1], False),
+        ([rated(1, True), rated(2, False)], [0, 1], True),
+    ],
+)
+def test_rows_that_cannot_move_everything_are_known(
+    rows: Any, which: list[int], wanted: bool
+) -> None:
+    objective: BatchedLoss
+    if isinstance(rows[0], Row):
+        objective = ConversationLoss(rows)
+    elif isinstance(rows[0], PairRow):
+        objective = PairLoss(rows, None, dpo())
+    else:
+        objective = RatedLoss(rows, None, KTO)
+    assert objective.reaches_all(which) is wanted

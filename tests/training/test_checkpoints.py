@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import mlx.core as mx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.training import SPEC, adapted, sft
 
 from forty2.errors import RunError
@@ -18,7 +21,9 @@ from forty2.training.checkpoints import (
     BestEvaluation,
     Checkpoints,
     PhaseState,
+    drop_checkpoints_after,
     find_checkpoints,
+    keep_one_checkpoint,
 )
 from forty2.training.objectives.phase import Best
 from forty2.training.optimizers import make_optimizer
@@ -88,6 +93,48 @@ def test_of_equal_evaluations_the_lower_loss_is_kept_then_the_later_one(
         checkpoints.save_if_best(state, model, best)
     assert state.best is not None and state.best.step == kept
     assert (tmp_path / f"best{kept}").exists()
+
+
+@pytest.mark.parametrize(("direction", "kept"), [("max", 2), ("min", 1)])
+def test_the_largest_or_the_smallest_value_is_the_best(
+    direction: Literal["min", "max"], kept: int, tmp_path: Path
+) -> None:
+    """Whatever the validation loss."""
+    model, checkpoints = adapted(), Checkpoints(tmp_path, SPEC)
+    state, best = PhaseState(), Best(metric="passed", direction=direction)
+    for state.step, passed in enumerate([0.0, -0.5, 1.0, 0.5]):
+        state.valid = {"passed": passed, "loss": 3.0 + passed}
+        checkpoints.save_if_best(state, model, best)
+    assert state.best is not None and state.best.step == kept
+
+
+def folders(work: Path, kind: str, steps: Iterable[int]) -> None:
+    for step in steps:
+        (work / f"{kind}{step}").mkdir()
+        (work / f"{kind}{step}" / "file").touch()
+
+
+STEPS = st.sets(st.integers(0, 12), max_size=5)
+
+
+@settings(max_examples=60)
+@given(STEPS, STEPS, st.integers(0, 12), st.booleans())
+def test_checkpoints_beyond_a_step_go_and_of_the_others_the_newest_may_stay_alone(
+    steps: set[int], bests: set[int], last: int, one: bool
+) -> None:
+    with TemporaryDirectory() as name:
+        work = Path(name)
+        folders(work, "step", steps)
+        folders(work, "best", bests)
+        (work / "stepwise").mkdir()
+        (keep_one_checkpoint if one else drop_checkpoints_after)(work, last)
+        stay = sorted(step for step in steps if step <= last)
+        stay_best = sorted(step for step in bests if step <= last)
+        if one:
+            stay = stay[-1:]
+            stay_best = [step for step in stay_best if step <= (stay or [last])[0]][-1:]
+        wanted = {*(f"step{n}" for n in stay), *(f"best{n}" for n in stay_best), "stepwise"}
+        assert {path.name for path in work.iterdir()} == wanted
 
 
 def saved(work: Path, steps: Sequence[int], best: Sequence[int] = ()) -> Checkpoints:

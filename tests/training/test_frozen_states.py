@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -35,7 +36,9 @@ from forty2.training.batched_loss import (
 )
 from forty2.training.frozen_states import (
     FrozenStates,
+    Size,
     frozen_states_size,
+    has_room,
     states_to_store,
     store_states,
 )
@@ -391,6 +394,18 @@ def test_states_are_stored_where_that_saves_time_and_they_fit(
     size = states_to_store(moved(), phase, PAIRS, [0, 3], passes, shortcuts=by, processes=processes)
     assert (size is not None) is wanted
     assert size is None or size == frozen_states_size(moved(), PAIRS, [0, 3])
+
+
+def test_there_is_room_where_a_tenth_of_the_disk_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "work"
+    for free, tokens, wanted in ((500, 39, True), (500, 40, False), (100, 1, False)):
+        disk = SimpleNamespace(total=1000, used=1000 - free, free=free)
+        monkeypatch.setattr(
+            "shutil.disk_usage", lambda at, disk=disk: disk if at.is_dir() else None
+        )
+        assert has_room(Size(1, 5, mx.bfloat16, tokens), folder) is wanted
 
 
 @pytest.mark.parametrize("kind", ["conversations", "pairs", "rated"])

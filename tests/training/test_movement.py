@@ -19,7 +19,7 @@ from forty2.errors import TrainingError
 from forty2.inference import logprobs
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights, attach_adapter
-from forty2.text.rows import PairRow, RatedRow, Row
+from forty2.text.rows import RatedRow
 from forty2.training import loop
 from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, RatedLoss
 from forty2.training.movement import MovementCheck
@@ -237,50 +237,9 @@ def test_a_loss_that_is_zero_says_nothing() -> None:
     assert check.judge(result_of(nothing, loss=1e-3), full_rate=True) is None and not check.done
 
 
-def equal_sides(n: int) -> PairRow:
-    return PairRow(PAIRS[n].prompt, PAIRS[n].chosen, PAIRS[n].chosen, "same")
-
-
-def swapped(n: int) -> PairRow:
-    return PairRow(PAIRS[n].prompt, PAIRS[n].rejected, PAIRS[n].chosen, "swapped")
-
-
-def rated(n: int, desirable: bool) -> RatedRow:
-    return RatedRow(*PAIRS[n][:3], desirable, "rated")
-
-
-@pytest.mark.parametrize(
-    ("rows", "which", "wanted"),
-    [
-        ([Row([5, 6], [False, True], "a")], [0], False),  # attention to a single token is constant
-        ([Row([5, 6, 7], [False, False, True], "a")], [0], True),
-        ([Row([5, 6, 7], [False, True, False], "a")], [0], False),
-        ([equal_sides(1), equal_sides(2)], [0, 1], False),
-        ([equal_sides(1), PAIRS[2]], [0, 1], True),
-        ([equal_sides(1), PAIRS[2]], [0], False),
-        ([PAIRS[1], swapped(1)], [0, 1], False),
-        ([PairRow([5], [6], [7], "short")], [0], False),
-        ([rated(1, True), rated(1, False)], [0, 1], False),
-        ([rated(1, True), rated(2, False)], [0, 1], True),
-    ],
-)
-def test_rows_that_cannot_move_everything_are_known(
-    rows: Any, which: list[int], wanted: bool
-) -> None:
-    phase = KtoPhase(objective="kto", data="x", steps=4, lr=1e-2, beta=0.1)
-    objective: BatchedLoss
-    if isinstance(rows[0], Row):
-        objective = ConversationLoss(rows)
-    elif isinstance(rows[0], PairRow):
-        objective = PairLoss(rows, None, dpo())
-    else:
-        objective = RatedLoss(rows, None, phase)
-    assert objective.reaches_all(which) is wanted
-
-
 def test_pairs_of_equal_sides_do_not_stop_a_phase(watched: list[bool], tmp_path: Path) -> None:
     model = model_with(keys=["self_attn.q_proj"])
-    rows = [equal_sides(n) for n in range(6)]
+    rows = [pair._replace(rejected=pair.chosen) for pair in PAIRS[:6]]
     logps = reference_logps(model, rows, range(6), tmp_path / "reference.npz")
     objective = PairLoss(rows, logps, dpo(), supported_shortcuts(model))
     run(model, objective, dpo(steps=3, batch_size=3), tmp_path / "work")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,12 +12,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from support.processes import OneOfTwo
 from support.small_run import make_inputs
 from support.training import ALL, PAIRS, adapted
 
 import forty2
 from forty2.errors import TrainingError
+from forty2.inference.logprobs import supported_shortcuts
+from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights
+from forty2.text.rows import PairRow, RatedRow
+from forty2.training.frozen_states import frozen_states_size, store_states
 from forty2.training.reference import pair_logprobs, reference_key, reference_logps
 
 SHORT = {
@@ -42,6 +48,87 @@ def test_reference_is_stored_reused_and_recomputed_when_damaged(tmp_path: Path) 
     mended = reference_logps(model, PAIRS, ALL, store)
     for n in ALL:
         np.testing.assert_array_equal(first[n], mended[n])
+
+
+@pytest.mark.parametrize("damage", ["other values", "fewer values", "objects", "absent arrays"])
+def test_a_stored_reference_of_other_values_or_length_is_made_anew(
+    damage: str, tmp_path: Path
+) -> None:
+    model, store = adapted(), tmp_path / "reference.npz"
+    whole = reference_logps(model, PAIRS, ALL, store)
+    with np.load(store) as saved:
+        logps, checksum = saved["logps"], saved["sha256"]
+    fewer = logps[:-1]
+    damaged: dict[str, dict[str, Any]] = {
+        "other values": {"logps": logps + 1, "sha256": checksum},
+        "fewer values": {
+            "logps": fewer,
+            "sha256": np.array(hashlib.sha256(fewer.tobytes()).hexdigest()),
+        },
+        "objects": {"logps": logps.astype(object), "sha256": checksum},  # pickled: never read
+        "absent arrays": {"logps": logps},
+    }
+    np.savez(store, **damaged[damage])
+    again = reference_logps(model, PAIRS, ALL, store)
+    for n in ALL:
+        np.testing.assert_array_equal(again[n], whole[n])
+        assert again[n].dtype == np.float32
+
+
+def test_two_processes_compute_and_store_the_reference_of_one(tmp_path: Path) -> None:
+    """Each scores its share of the rows, zeros stand for the others, and the sum has them all."""
+    model = adapted()
+    alone = reference_logps(model, PAIRS, ALL, tmp_path / "alone.npz")
+    second = OneOfTwo(rank=1)
+    reference_logps(model, PAIRS, ALL, tmp_path / "second.npz", group=second)
+    first = OneOfTwo(received=second.sent)
+    events: list[tuple[str, int, int]] = []
+    together = reference_logps(
+        model,
+        PAIRS,
+        ALL,
+        tmp_path / "first.npz",
+        group=first,
+        progress=lambda *event: events.append(event[:3]),
+    )
+    assert events[-1] == ("reference", 6, 6)
+    for n in ALL:
+        np.testing.assert_allclose(together[n], alone[n], rtol=1e-5)
+        assert not (first.sent[0][: len(alone[0])] == 0).any()
+    assert reference_logps(adapted(), PAIRS, ALL, tmp_path / "first.npz").keys() == alone.keys()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "rated"])
+def test_no_batch_of_the_reference_is_larger_than_the_machine_computes_at_once(
+    kind: str, tmp_path: Path
+) -> None:
+    """Both responses of a rated row are scored, although training reads one at a time."""
+    side = batch_tokens() // 5
+    pairs = [PairRow([1, 2], [3] * side, [4] * side, f"rows:{n}") for n in range(4)]
+    rated = [RatedRow(p.prompt, p.chosen, p.rejected, True, p.origin) for p in pairs]
+    done = [0]
+    reference_logps(
+        adapted(),
+        pairs if kind == "pairs" else rated,
+        range(4),
+        tmp_path / "reference.npz",
+        progress=lambda *event: done.append(event[1]),
+    )
+    assert done == [0, 2, 4]
+
+
+def test_a_reference_from_stored_states_runs_the_blocks_above_them_alone(tmp_path: Path) -> None:
+    model, which = adapted(), [5, 0, 3]
+    plain = reference_logps(model, PAIRS, which, tmp_path / "plain.npz")
+    size = frozen_states_size(model, PAIRS, which)
+    frozen = store_states(model, PAIRS, which, size, tmp_path / "states")
+    shortcuts = supported_shortcuts(model)
+    model.model.layers[0].mlp.up_proj.weight *= mx.nan
+    replayed = reference_logps(
+        model, PAIRS, which, tmp_path / "new.npz", shortcuts=shortcuts, frozen=frozen
+    )
+    for n in which:
+        np.testing.assert_allclose(replayed[n], plain[n], atol=1e-5)
 
 
 def test_a_log_probability_that_is_not_finite_names_the_row_and_is_not_stored(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.training import ROWS, adapted, dpo, run, sft
 
 from forty2.training.batched_loss import ConversationLoss
 from forty2.training.batches import SftBatch, rows_of_epoch
-from forty2.training.objectives.phase import Phase
+from forty2.training.objectives.phase import Best, Goal, Phase, RedLines
 from forty2.training.objectives.sft import SftPhase
 from forty2.training.processes import Group
-from forty2.training.schedule import PhasePlan, learning_rate, plan_phase
+from forty2.training.schedule import PhasePlan, learning_rate, longer, plan_phase, shared_steps
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
@@ -29,6 +30,21 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert all(a > b for a, b in pairwise(rates[4:]))
     assert 0 < rates[-1] < 0.2e-3
     assert learning_rate(sft(lr=1e-3), 6, 6) == 1e-3
+
+
+@given(st.integers(0, 8), st.integers(1, 40), st.floats(1e-6, 0.5))
+def test_a_decay_falls_from_the_full_rate_along_a_line_or_a_cosine(
+    warmup: int, decay: int, lr: float
+) -> None:
+    steps = warmup + decay
+    phases = {
+        schedule: sft(steps=steps, lr=lr, warmup_steps=warmup, schedule=schedule)
+        for schedule in ("linear", "cosine")
+    }
+    for done in range(decay):
+        rates = {s: learning_rate(phase, warmup + done + 1, steps) for s, phase in phases.items()}
+        assert rates["linear"] == pytest.approx(lr * (decay - done) / decay)
+        assert rates["cosine"] == pytest.approx(lr * math.cos(math.pi / 2 * done / decay) ** 2)
 
 
 def test_epochs_and_steps() -> None:
@@ -58,6 +74,74 @@ def test_a_short_phase_uses_the_rows_of_its_batches() -> None:
     plan = plan_phase(sft(steps=2, batch_size=4), [30] * 100, [1.0] * 100, seed=1)
     assert plan.rows_used == sorted(plan.order.batch(0) + plan.order.batch(1))
     assert plan.passes == 1
+
+
+def test_a_phase_evaluates_and_saves_about_five_times_where_the_recipe_does_not_say() -> None:
+    for steps, due in (
+        (3, [1, 2, 3]),
+        (14, [2, 4, 6, 8, 10, 12, 14]),
+        (32, [6, 12, 18, 24, 30, 32]),
+    ):
+        plan = plan_phase(sft(steps=steps), [30] * 10, [1.0] * 10, seed=1)
+        assert [n for n in range(1, steps + 1) if plan.evaluates_after(n)] == due
+        assert [n for n in range(1, steps + 1) if plan.saves_after(n)] == due
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.booleans())
+def test_a_longer_plan_takes_the_same_steps_then_as_many_more(
+    length: int, accumulate: int, epochs: bool
+) -> None:
+    extent = {"steps": None, "epochs": length} if epochs else {"steps": length}
+    phase = sft(batch_size=4, accumulate=accumulate, **extent)
+    plan = plan_phase(phase, [30] * 10, [1.0] * 10, seed=1)
+    twice = longer(plan)
+    assert twice.steps == 2 * plan.steps and twice.batches == twice.steps * accumulate
+    assert all(twice.step_rows(n) == plan.step_rows(n) for n in range(1, plan.steps))
+    assert all(len(twice.step_rows(n)) == accumulate for n in range(1, twice.steps + 1))
+
+
+DECIDES: dict[str, tuple[dict[str, Any], bool, bool]] = {
+    "nothing": ({}, False, False),
+    "best": ({"best": Best(metric="loss", direction="min")}, True, False),
+    "until": ({"until": Goal(metric="loss", at_most=1.0)}, True, False),
+    "validation": ({"red_lines": RedLines(validation="stop")}, True, False),
+    "replies": ({"red_lines": RedLines(replies="stop")}, True, False),
+    "spike": ({"red_lines": RedLines(spike="back")}, False, True),
+    "both": ({"red_lines": RedLines(validation="back")}, True, True),
+}
+"""Keys of a phase, and whether its evaluations and its checkpoints decide how it goes on."""
+
+
+@pytest.mark.parametrize("keys", DECIDES)
+@settings(max_examples=40)
+@given(st.data())
+def test_plans_share_the_steps_before_rows_or_what_decides_differ(
+    keys: str, data: st.DataObject
+) -> None:
+    changes, evaluates, saves = DECIDES[keys]
+
+    def plan() -> PhasePlan:
+        length = data.draw(st.integers(1, 12))
+        every = st.none() | st.integers(1, length)
+        extent = data.draw(
+            st.just({"steps": length}) | st.just({"steps": None, "epochs": length / 3 + 0.3})
+        )
+        due = {"eval_every_steps": data.draw(every), "save_every_steps": data.draw(every)}
+        phase = sft(batch_size=4, **changes, **due, **extent)
+        return plan_phase(phase, [30] * 10, [1.0] * 10, seed=1)
+
+    one, other = plan(), plan()
+
+    def alike(step: int) -> bool:
+        return (
+            one.step_rows(step) == other.step_rows(step)
+            and not (evaluates and one.evaluates_after(step) != other.evaluates_after(step))
+            and not (saves and one.saves_after(step) != other.saves_after(step))
+        )
+
+    both = range(1, min(one.steps, other.steps) + 1)
+    assert shared_steps(one, other) == len([*takewhile(alike, both)])
+    assert shared_steps(one, one) == one.steps
 
 
 # --- epochs ---------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
+from support.processes import OneOfTwo
 from support.training import ROWS, adapted, dpo, ids, poisoned, preference, sft, values
 
 from forty2.inference.logprobs import Shortcuts
@@ -259,6 +260,8 @@ def test_a_step_measures_all_its_batches_together() -> None:
     assert taken.metrics == pytest.approx({"loss": sum(sums) / tokens}, rel=1e-6)
     assert taken.loss == pytest.approx(sum(sums) / tokens, rel=1e-6)
     assert taken.tokens == sum(len(row.ids) for row in ROWS)
+    assert {*taken.squares} == {*adapter_weights(model)}
+    assert sum(map(float, taken.squares.values())) == pytest.approx(taken.norm**2, rel=1e-5)
 
 
 def test_a_loss_at_the_limit_is_not_beyond_it() -> None:
@@ -269,21 +272,6 @@ def test_a_loss_at_the_limit_is_not_beyond_it() -> None:
     loss = stepper.step(batch, 0.0).loss
     stepper.step(batch, 0.0, limit=loss)
     assert int(optimizer.state["step"]) == 2
-
-
-class OneOfTwo(Group):
-    """One of two processes, which receives what the other one sent."""
-
-    def __init__(self, received: Any = None) -> None:
-        super().__init__(size=2)
-        self.sent: Any = None
-        self._received = received
-
-    def all_sum(self, tree: Any) -> Any:
-        self.sent = tree
-        if self._received is None:
-            return tree
-        return tree_map(lambda one, other: mx.array(one) + other, tree, self._received)
 
 
 @pytest.mark.parametrize("share", [(range(5), range(5, 12)), (range(12), None)])
@@ -301,7 +289,8 @@ def test_two_processes_take_the_step_that_one_would(share: tuple[range, range | 
     second = OneOfTwo()
     _, objective, other = stepper(second)
     other._sum_over_processes(other._sum_batches([objective.batch(p) for p in share[1:] if p]))
-    first_model, objective, first = stepper(OneOfTwo(second.sent))
+    assert {leaf.dtype for leaf in second.sent[4].values()} == {mx.float32}
+    first_model, objective, first = stepper(OneOfTwo(received=second.sent))
     together = first.step([objective.batch(share[0])], 0.5)
     assert together.metrics == pytest.approx(alone.metrics, rel=1e-6)
     assert together[1:4] == pytest.approx(alone[1:4], rel=1e-6)

@@ -67,7 +67,8 @@ class ResponseLoss(BatchedLoss):
         net: defaultdict[tuple[tuple[int, ...], ...], float] = defaultdict(float)
         for index in indices:
             row = self.rows[index]
-            for response, pull in zip(row.responses, self.pulls(index), strict=False):
+            for side, pull in enumerate(self.pulls(index)):
+                response = row.responses[side]
                 if len(row.prompt) + len(response) > 2:
                     net[tuple(row.prompt), tuple(response)] += pull
         return any(net.values())
