@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 import forty2  # isort: skip
 
-import matplotlib.backends.backend_svg  # noqa: F401 - here once, and not in every child
 import mlx.core as mx
+from support.runs import short_checks
 from support.small_run import RECIPES
 from support.small_run import make_inputs as make_inputs
 
@@ -42,6 +42,7 @@ import forty2.training.reference
 import forty2.training.step
 from forty2.errors import Forty2Error
 from forty2.recipe.reading import load_recipe
+from forty2.report.charts import line_chart
 
 VARYING = ("tokens_per_s", "peak_memory_gb")
 """Keys in metrics.jsonl that depend on the machine and differ from run to run."""
@@ -171,7 +172,8 @@ def run_child(
             loaded = load_recipe(inputs / f"{recipe}.yaml", out)
             killer.install()
             try:
-                forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)
+                with short_checks():  # they would take most of the time, and write nothing
+                    forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)
                 code = 0
             except Forty2Error as error:
                 message.write_text(str(error))
@@ -319,7 +321,11 @@ def main() -> int:
 
 
 def make_inputs_in_child(folder: Path) -> Path:
-    """Make the inputs in a child process: this one must not start mlx's threads, as it forks more."""
+    """Make the inputs in a child process: this one must not start mlx's threads, as it forks more.
+
+    What its children need of matplotlib is loaded here, once and not in each of them.
+    """
+    line_chart("a chart", {"a line": [(0, 0), (1, 1)]})
     child = os.fork()
     if child == 0:
         code = 1

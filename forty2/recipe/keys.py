@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -47,9 +48,10 @@ class Section(NamedTuple):
     keys: tuple[Key, ...]
 
 
-def sections() -> list[Section]:
+@functools.cache
+def sections() -> tuple[Section, ...]:
     """Describe every section of a recipe, the top first."""
-    return [_section(name, kind) for name, kind in SECTIONS.items()]
+    return tuple(_section(name, kind) for name, kind in SECTIONS.items())
 
 
 def as_text(section: str | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 from chaos import make_inputs, results
 from click.testing import CliRunner
 
-import forty2.benchmark.tasks.behaviour
-import forty2.benchmark.tasks.eval_prompts
 import forty2.runs.pipeline
 from forty2.benchmark.stages import questions_of
 from forty2.cli import main
@@ -56,21 +53,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )
 
 
-@pytest.fixture(scope="module")
-def short() -> Iterator[None]:
-    """Replies of few tokens."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forty2.benchmark.tasks.behaviour, "MAX_TOKENS", 4)
-        patch.setattr(forty2.benchmark.tasks.eval_prompts, "SPOT_TOKENS", 4)
-        yield
-
-
 class Stopped(Exception):
     """What stands for a kill between two runs."""
 
 
 @pytest.fixture(scope="module")
-def found(recipe: Recipe, short: None, tmp_path_factory: pytest.TempPathFactory) -> Ablation:
+def found(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Ablation:
     """An ablation that was stopped before its third run and gone on with."""
     out = tmp_path_factory.mktemp("ablation") / "out"
     seen: list[str] = []
@@ -103,7 +91,7 @@ def test_it_has_every_variant_and_what_each_phase_bought(found: Ablation) -> Non
 
 
 def test_a_run_begun_with_the_base_s_measurement_equals_a_plain_one(
-    found: Ablation, recipe: Recipe, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+    found: Ablation, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the byte, but for where they are and the seed that drew no questions."""
     assert recipe.benchmark is not None
@@ -226,7 +214,7 @@ def test_the_command_line_refuses_in_one_line(recipe: Recipe, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_on_the_starter_model_from_the_command_line(short: None, tmp_path: Path) -> None:
+def test_on_the_starter_model_from_the_command_line(tmp_path: Path) -> None:
     command = ["ablate", "demo", "--seeds", "1,2", "--out", str(tmp_path / "out")]
     settings = ["benchmark.n=9", "adapter.layers=4"]
     for name, data in (("sft", "spark-sft"), ("dpo", "spark-dpo")):

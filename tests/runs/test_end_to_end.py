@@ -36,9 +36,9 @@ SHORT = [
     "phases.boost.warmup_steps=0",
     "adapter.layers=4",
     "phases.sft.eval_every_steps=2",
-    "phases.dpo.eval_every_steps=1",
+    "phases.dpo.eval_every_steps=3",
     "phases.boost.eval_every_steps=2",
-    "benchmark.n=3",
+    "benchmark.n=2",
     "phases.sft.valid=VALID_SFT",
     "phases.dpo.valid=VALID_DPO",
     "phases.boost.valid=VALID_DPO",
@@ -55,7 +55,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     pairs.write_text("".join(json.dumps(row) + "\n" for row in dpo[:3]))
     overrides = [o.replace("VALID_SFT", str(chats)).replace("VALID_DPO", str(pairs)) for o in SHORT]
     recipe = forty2.load_recipe("demo", [*overrides, f"fuse.out={folder / 'fused'}"])
-    return forty2.run(recipe, run_dir=folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forty2.benchmark.tasks.perplexity.WINDOW", 64)
+        return forty2.run(recipe, run_dir=folder / "run")
 
 
 def forty2_sets() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -128,7 +130,7 @@ def test_all_stages_are_measured_on_identical_items(finished: RunResult) -> None
     stages = [s.name for s in finished.stages]
     assert stages == ["base", "phase1_sft", "phase2_dpo", "phase3_boost", "fused"]
     questions = [[i.record["question"] for i in s["truthfulqa"].items] for s in finished.stages]
-    assert all(q == questions[0] for q in questions) and len(questions[0]) == 3
+    assert all(q == questions[0] for q in questions) and len(questions[0]) == 2
     boost, fused = (s["truthfulqa"].items for s in finished.stages[-2:])
     for one, other in zip(boost, fused, strict=True):
         np.testing.assert_allclose(
