@@ -241,7 +241,7 @@ class Encoder:
         A text that spells its own beginning and end, as rendered conversations do, has each once.
         """
         spelled = self._specials.pattern.match(record.text)
-        ids = list(self.tokenizer.encode(record.text))
+        ids = list(self.tokenizer.encode(record.text, verbose=False))  # it is divided
         if spelled and ids[:2] == [self._specials.ids[spelled[0]]] * 2:
             del ids[0]
         ends = set(self.tokenizer.eos_token_ids)
