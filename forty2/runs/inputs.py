@@ -106,6 +106,8 @@ def read_inputs(
     _check_unchanged(run.path, data, must_agree)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+        if data[name].ignored:
+            run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
