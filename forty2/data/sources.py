@@ -68,6 +68,12 @@ def read_rows(
     if str(source).startswith(HUB):
         yield from _hub(str(source))
         return
+    if str(source).startswith(BUILTIN):
+        name = str(source).removeprefix(BUILTIN)
+        raise DataError(
+            f"{source}: only a recipe takes a built-in set by its name; write its files first: forty2 "
+            f"data build {name} --output-dir FOLDER"
+        )
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
         for file in files_of(path, "train", KINDS):

@@ -113,6 +113,8 @@ def read_inputs(
         write_json(run.path / LINT, warnings)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+        if data[name].ignored:
+            run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})

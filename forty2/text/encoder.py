@@ -176,16 +176,36 @@ class Encoder:
             Ids of the prompt, and ids and mask of the response.
         """
         messages = (*prompt, *turns)
-        learned = [i for i in _answers(messages) if i >= len(prompt)]
+        written = [i for i, m in enumerate(turns, len(prompt)) if m["role"] == "assistant"]
+        learned = [i for i in written if i in _answers(messages)]
+        ids, mask = self._encode_whole(messages, learned, tools, origin)
+        start = mask.index(True)
+        if written[0] < learned[0]:  # the response begins with a turn that is not learned
+            whole, written_mask = self._encode_whole(messages, written, tools, origin)
+            start = written_mask.index(True)
+            if whole[:start] != ids[:start]:
+                raise DataError(f"{origin}: the chat template changes the prompt with the response")
+        return ids[:start], ids[start:], mask[start:]
+
+    def _encode_whole(
+        self,
+        messages: Sequence[Message],
+        learned: Sequence[int],
+        tools: Sequence[JsonObject],
+        origin: str,
+    ) -> tuple[list[int], list[bool]]:
+        """Encode a conversation as one example.
+
+        Raises:
+            DataError: the chat template rewrites earlier turns.
+        """
         tasks = self._examples(messages, learned, tools, origin)
         if len(tasks) > 1:
             raise DataError(
                 f"{origin}: the chat template rewrites earlier turns, so a response of several turns "
                 "cannot be compared; use responses of one turn"
             )
-        ids, mask = self._encode_all(tasks)[0]
-        start = mask.index(True)
-        return ids[:start], ids[start:], mask[start:]
+        return self._encode_all(tasks)[0]
 
     def measure(self, record: Record) -> tuple[int, int]:
         """Count the tokens of a record, its prompt once, and the supervised ones among them."""
@@ -241,7 +261,7 @@ class Encoder:
         A text that spells its own beginning and end, as rendered conversations do, has each once.
         """
         spelled = self._specials.pattern.match(record.text)
-        ids = list(self.tokenizer.encode(record.text))
+        ids = list(self.tokenizer.encode(record.text, verbose=False))  # it is divided
         if spelled and ids[:2] == [self._specials.ids[spelled[0]]] * 2:
             del ids[0]
         ends = set(self.tokenizer.eos_token_ids)

@@ -97,7 +97,7 @@ class SpecialTokens:
         """Encode rendered texts without placeholders."""
         if self._word_cache is None:
             encode = self._tokenizer.encode
-            return [list(encode(text, add_special_tokens=False)) for text in texts]
+            return [list(encode(text, add_special_tokens=False, verbose=False)) for text in texts]
         return self._word_cache.encode_batch(texts)
 
     def _taking_control_tokens_for_text(self) -> Backend:
@@ -137,7 +137,10 @@ class SpecialTokens:
         for match in [*self.pattern.finditer(text), None]:
             between = text[position : match.start() if match else len(text)]
             ids += self._tokenizer.encode(
-                _restored(between, literals), add_special_tokens=False, split_special_tokens=True
+                _restored(between, literals),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                verbose=False,
             )
             if match:
                 ids.append(self.ids[match[0]])
@@ -165,7 +168,7 @@ def _backend_of(tokenizer: Tokenizer, specials: Collection[str]) -> Backend | No
     text = (
         f"{next(iter(specials), '')}One line,\n\tand  another: é, 好.{next(iter(specials), '')} x"
     )
-    wrapped = list(tokenizer.encode(text, add_special_tokens=False))
+    wrapped = list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     return backend if WordCache(backend).encode_batch([text])[0] == wrapped else None
 
 

@@ -46,8 +46,14 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: int) -> str: ...
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
-    ) -> list[int]: ...
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+        verbose: bool = True,
+    ) -> list[int]:
+        """Return the ids of a text; `verbose`: warn of one above the tokenizer's own length limit."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 

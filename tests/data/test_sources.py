@@ -290,6 +290,8 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
     (tmp_path / "english").mkdir()
     with pytest.raises(DataError, match=r"holds no data file .*; name one of its folders: english"):
         rows_in(tmp_path)
+    with pytest.raises(DataError, match=r"builtin:x: only a recipe .*: forty2 data build x "):
+        rows_in("builtin:x")
     with pytest.raises(DataError, match=r"there is no such file or folder; did you mean .*english"):
         rows_in(tmp_path / "englsh")
 

@@ -328,3 +328,10 @@ def test_a_template_s_end_of_turn_ends_replies_of_the_run_s_models(here: Path) -
     assert ends == {
         tokenizer.convert_ids_to_tokens(i) for i in load("model", "run").tokenizer.eos_token_ids
     }
+
+
+def test_keys_of_rows_that_nothing_reads_are_listed_before_training(here: Path) -> None:
+    rows = [json.loads(line) for line in (here / "sft.jsonl").read_text().splitlines()]
+    (here / "sft.jsonl").write_text("".join(json.dumps(row | {"id": 1}) + "\n" for row in rows))
+    said = done("train mine.yaml --phase sft --run-dir run --set phases.sft.steps=1")
+    assert "sft: ignored: id (6 rows)" in said

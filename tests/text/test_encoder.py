@@ -487,3 +487,27 @@ def test_a_text_begins_and_ends_once_whoever_spells_it(text: str, front: bool) -
     begins = front or text.startswith("<s>")
     assert tokenizer.decode(list(row.ids)) == "<s>" * begins + "ab</s>"
     assert row.mask == [False] + [True] * (len(row.ids) - 1)
+
+
+def test_a_response_that_begins_with_a_turn_not_learned_follows_the_same_prompt(
+    chatml: Any,
+) -> None:
+    given = {**assistant("Perhaps."), "train": False}
+    row = {
+        "prompt": "Is it?",
+        "chosen": [given, user("Sure?"), assistant("Yes.")],
+        "rejected": "No.",
+    }
+    encoder = Encoder(chatml)
+    pair = encoder.encode_pair(parse(row, "f:1"))  # type: ignore[arg-type]
+    assert pair.prompt == encoder.prompt([user("Is it?")])
+    kept = [i for i, on in zip(pair.chosen, pair.response_masks[0], strict=True) if on]
+    assert chatml.decode(kept) == "Yes.<|im_end|>"
+    assert chatml.decode(pair.chosen).startswith("Perhaps.<|im_end|>")
+
+
+def test_a_text_above_the_tokenizers_own_limit_is_encoded_without_a_warning() -> None:
+    tokenizer = tiny_loaded(template="{{ messages }}").tokenizer
+    tokenizer._tokenizer.model_max_length = 4
+    Encoder(tokenizer).encode_sft_record(Text(text="several tokens", origin="f:1", meta={}))
+    assert not any("sequence-length" in key for key in tokenizer._tokenizer.deprecation_warnings)

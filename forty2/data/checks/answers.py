@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from unicodedata import normalize
 
 from forty2.data.checks.findings import CheckedRow, Fault, RowFaults, SplitName
 from forty2.data.records import Pair, Rated, Text
@@ -44,14 +45,22 @@ class TruncationCheck:
 
 
 class SidesCheck:
-    """Finds pairs whose sides differ in nothing that chat templates keep."""
+    """Finds pairs whose sides differ in nothing that chat templates and tokenizers keep."""
 
     def __init__(self) -> None:
         self._found = RowFaults()
 
     def add(self, row: CheckedRow) -> None:
-        if isinstance(row.record, Pair) and row.answer.strip() == row.rejected.strip():
+        if not isinstance(row.record, Pair):
+            return
+        chosen, rejected = row.answer.strip(), row.rejected.strip()
+        if chosen == rejected:
             message = "chosen and rejected differ in blanks at their ends alone"
+            self._found.add("equal", "error", message, row.index)
+        elif normalize("NFC", chosen) == normalize("NFC", rejected):
+            message = (
+                "chosen and rejected differ in the encoding of accents alone (Unicode's NFC, NFD)"
+            )
             self._found.add("equal", "error", message, row.index)
 
     def faults(self) -> Iterator[Fault]:

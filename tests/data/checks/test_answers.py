@@ -36,6 +36,11 @@ def test_sides_that_differ_in_blanks_alone_are_equal(end: str) -> None:
     assert checks(found(rows)) == []
 
 
+def test_sides_that_differ_in_the_encoding_of_accents_alone_are_equal() -> None:
+    rows = [{"prompt": "q", "chosen": "a caf\u00e9", "rejected": "a cafe\u0301"}]
+    assert ("equal", "error", 1) in checks(found(rows))
+
+
 def test_languages_that_mix() -> None:
     german = "Das ist ein ganz gewöhnlicher deutscher Satz über das Wetter von gestern, Nummer {}."
     english = (
