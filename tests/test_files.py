@@ -15,10 +15,13 @@ import pytest
 
 from forty2.errors import RunError
 from forty2.files import (
+    LFS_POINTER,
     JsonObject,
     atomic_write,
     check_free_space,
+    close_name,
     find_damage,
+    is_lfs_pointer,
     make_folder,
     read_json,
     read_sealed,
@@ -165,6 +168,27 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
     with pytest.raises(RunError, match=r"y\.json: no such file"):
         read_json(tmp_path / "y.json")
+
+
+def test_a_missing_file_has_a_neighbour_with_almost_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train.jsonl", "notes"):
+        (tmp_path / name).touch()
+    said = f"; did you mean {tmp_path / 'train.jsonl'}?"
+    assert close_name(tmp_path / "trian.jsonl") == close_name(tmp_path / "train.json") == said
+    for name in ("eval.json", "train.jsonl", "absent/train.jsonl"):  # or it is no other file's
+        assert close_name(tmp_path / name) == ""
+    monkeypatch.chdir(tmp_path)
+    assert close_name(Path("trian.jsonl")) == "; did you mean train.jsonl?"
+
+
+def test_a_file_that_git_lfs_left_out_is_known_by_its_beginning(tmp_path: Path) -> None:
+    contents = {"pointer": LFS_POINTER + b"/v1\noid 1", "other": b"v" + LFS_POINTER, "empty": b""}
+    for name, content in contents.items():
+        write_bytes(tmp_path / name, content)
+    found = [name for name in (*contents, "absent", ".") if is_lfs_pointer(tmp_path / name)]
+    assert found == ["pointer"]
 
 
 # --- leftovers ------------------------------------------------------------------------------------
@@ -319,6 +343,8 @@ def test_a_sealed_folder_shows_every_change(tmp_path: Path) -> None:
     assert find_damage(tmp_path) is not None
     (tmp_path / "a").unlink()
     assert find_damage(tmp_path) == damaged
+    (tmp_path / "SHA256SUMS").unlink()
+    assert find_damage(tmp_path) == f"{tmp_path / 'SHA256SUMS'} is missing"
 
 
 def test_a_file_of_any_name_is_sealed(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from forty2.model.adapter import (
     wasted_rank,
     without_adapter,
 )
+from forty2.model.adapter_files import recorded_stop_tokens
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import load
 from forty2.recipe.schema import Adapter
@@ -136,6 +137,49 @@ def test_a_runs_adapter_is_that_of_its_last_phase(tmp_path: Path) -> None:
         save_trained(tmp_path / name)
     assert adapter_dir(tmp_path) == tmp_path / "phase10_boost"
     assert adapter_dir(tmp_path / "phase2_dpo") == tmp_path / "phase2_dpo"
+
+
+def test_a_phase_of_a_run_is_found_by_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"run/sft: no finished phase of this name; .* has none$"):
+        adapter_dir(run / "sft")
+    for name in ("phase1_sft", "phase2_dpo_long"):
+        save_trained(run / name)
+    (run / "phase3_boost").mkdir()  # not finished
+    assert adapter_dir(run / "sft") == run / "phase1_sft"
+    assert adapter_dir(run / "dpo_long") == run / "phase2_dpo_long"
+    with pytest.raises(ModelError, match=r"this name; the run has sft, dpo_long$"):
+        adapter_dir(run / "boost")
+    with pytest.raises(ModelError, match="no adapter here"):
+        adapter_dir(run / "phase3_boost")
+    (run / "run.json").unlink()
+    with pytest.raises(ModelError, match="no adapter here"):  # no run, so no phases
+        adapter_dir(run / "sft")
+
+
+def test_the_ids_that_ended_turns_are_saved_once_each_in_order(tmp_path: Path) -> None:
+    model = tiny_model()
+    attach_adapter(model, ADAPTER, seed=1)
+    for ids, wanted in (((), None), ((7, 3, 7), [3, 7])):
+        save_adapter(model, ADAPTER, tmp_path, stop_token_ids=ids)
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert config.get("stop_token_ids") == wanted and recorded_stop_tokens(tmp_path) == (
+            wanted or []
+        )
+
+
+def test_blocks_that_were_trained_whole_are_put_back(tmp_path: Path) -> None:
+    model, trained = tiny_model(), tiny_model()
+    layer = trained.model.layers[2].mlp.up_proj
+    layer.weight *= 2
+    mx.save_safetensors(
+        str(tmp_path / "adapters.safetensors"), {"model.layers.2.mlp.up_proj.weight": layer.weight}
+    )
+    (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "full"}')
+    load_adapter(model, tmp_path)
+    assert mx.array_equal(model(IDS), trained(IDS))
 
 
 def test_a_folder_without_an_adapter_says_what_it_lacks(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def rated(n: int, desirable: bool) -> RatedRow:
         ([equal_sides(1), PAIRS[2]], [0], False),
         ([PAIRS[1], swapped(1)], [0, 1], False),
         ([PairRow([5], [6], [7], "short")], [0], False),
+        ([PairRow([5], [6, 8], [7], "longer")], [0], True),
         ([rated(1, True), rated(1, False)], [0, 1], False),
         ([rated(1, True), rated(2, False)], [0, 1], True),
     ],
