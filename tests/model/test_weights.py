@@ -37,7 +37,7 @@ def test_a_file_cut_anywhere_is_named(tmp_path: Path) -> None:
     [
         ("model.gguf", r"GGUF weights; convert them first: forty2 model import model\.gguf"),
         ("adapter_model.safetensors", "only an adapter of PEFT"),
-        ("adapters.safetensors", "give it as --adapter"),
+        ("adapters.safetensors", "give it as `adapter`"),
         ("pytorch_model.bin", "PyTorch's format"),
         ("consolidated.safetensors", r"no model\*\.safetensors, but consolidated"),
         ("model.safetensors.index.json", "download the model again"),

@@ -71,7 +71,7 @@ def interrupted(place: str) -> None:
             assert ended.message.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), (
                 ended
             )
-            assert ended.message.endswith("go on with --resume") and "\n" not in ended.message
+            assert ended.message.endswith("go on with `resume=True`") and "\n" not in ended.message
         else:
             assert (ended.code, newest) == (1, "step2"), ended
             assert ended.message.strip().endswith("KeyboardInterrupt"), ended
@@ -168,7 +168,8 @@ def harmed(place: str) -> None:
         at = file.relative_to(folder)
         assert told.code == 2
         assert (
-            told.message == f"{at} is damaged; delete {at.parent}, then go on with --resume: {then}"
+            told.message
+            == f"{at} is damaged; delete {at.parent}, then go on with `resume=True`: {then}"
         )
         shutil.rmtree(file.parent)
         again = run_child(inputs, folder, Killer(None), resume=True)

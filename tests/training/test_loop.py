@@ -120,7 +120,7 @@ def test_stop_names_step_and_rows_and_saves_what_was_good(tmp_path: Path) -> Non
     with pytest.raises(
         TrainingError,
         match=r"p, step 5: the loss is not finite on rows sft\.jsonl:\d+, .*"
-        r"; step 4 is saved in .*; in another --run-dir, lower phases.p.lr",
+        r"; step 4 is saved in .*; in another `run_dir`, lower phases.p.lr",
     ) as error:
         run(model, poisoned(5), sft(steps=9), tmp_path / "red")
     assert "\n" not in str(error.value)
