@@ -25,6 +25,9 @@ from forty2.runs.pipeline import RunResult
 from forty2.runs.planning import plan
 
 SHORT = [
+    "phases.sft.data=builtin:spark-sft",  # smaller than the demo's own, so quicker to read
+    "phases.dpo.data=builtin:spark-dpo",
+    "phases.boost.data=builtin:spark-boost",
     "phases.sft.steps=2",
     "phases.dpo.steps=3",
     "phases.boost.steps=2",
