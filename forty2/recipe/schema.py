@@ -99,6 +99,9 @@ class Benchmark:
     as no alignment tax."""
     cost: Cost = Field(default_factory=Cost)
     """Margins by which the cost of training is judged."""
+    held_out: bool = True
+    """Measure the phases' validation rows and eval prompts at every stage; false, for quick tries: only
+    while training."""
     tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
         default=[BenchmarkTask(task="truthfulqa")]
     )

@@ -28,7 +28,10 @@ def is_measured(recipe: Recipe) -> bool:
 
     It does if the recipe names benchmarks, or a phase has validation rows or eval prompts.
     """
-    return bool(recipe.benchmark is not None and recipe.benchmark.tasks) or any(
+    benchmark = recipe.benchmark
+    if benchmark is not None and (benchmark.tasks or not benchmark.held_out):
+        return bool(benchmark.tasks)
+    return any(
         phase.eval_prompts is not None or names_held_out_rows(phase)
         for phase in recipe.phases.values()
     )
@@ -46,8 +49,10 @@ def held_out_rows(
         decode: function from token ids to text, without control tokens.
 
     Returns:
-        None if there are not two rows or eval prompts to compare.
+        None if there are not two rows or eval prompts to compare, or the recipe wants no measurement.
     """
+    if recipe.benchmark is not None and not recipe.benchmark.held_out:
+        return None
     rows: dict[object, HeldOutRow] = {}
     prompts: list[dict[tuple[int, ...], HeldOutPrompt]] = []
     files: dict[str, EvalPrompts] = {}

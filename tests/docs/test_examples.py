@@ -53,7 +53,7 @@ def test_own_data_are_trained_on_and_asked_about(
     short = [f"phases.{phase}.epochs=0.1" for phase in ("sft", "dpo")]
     unused = ("eval_prompts", "valid", "best", "eval_every_steps")
     short += [f"phases.{phase}.{key}=null" for phase in ("sft", "dpo") for key in unused]
-    short += ["benchmark=null", "fuse=null"]
+    short += ["benchmark={tasks: [], held_out: false}", "fuse=null"]
     result = main_of("own_data")(model=model, overrides=short)
     assert (result.path / "phase2_dpo" / "adapters.safetensors").exists()
     out = capsys.readouterr().out

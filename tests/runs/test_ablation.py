@@ -37,7 +37,11 @@ SMALL = [
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     inputs = make_inputs(tmp_path_factory.mktemp("ablate") / "inputs")
-    text = (inputs / "recipe.yaml").read_text().replace("benchmark: null", "benchmark: {}")
+    text = (
+        (inputs / "recipe.yaml")
+        .read_text()
+        .replace("{tasks: [], held_out: false}", "{held_out: false}")
+    )
     (inputs / "recipe.yaml").write_text(text)
     asked = [
         {

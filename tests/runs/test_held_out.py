@@ -25,7 +25,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(inputs: Path, *overrides: str) -> Any:
-    return load_recipe(inputs / "recipe.yaml", list(overrides))
+    return load_recipe(inputs / "recipe.yaml", ["benchmark=null", *overrides])
 
 
 def fitted(*rows: Any) -> FittedRows:
@@ -88,13 +88,15 @@ def test_one_row_alone_has_no_interval_and_is_not_measured(inputs: Path) -> None
             ),
             False,
         ),
+        (("benchmark={tasks: []}",), True),
+        (("benchmark={tasks: [], held_out: false}",), False),
+        (("benchmark={tasks: [truthfulqa], held_out: false}",), True),
     ],
 )
 def test_a_run_with_held_out_rows_or_eval_prompts_is_measured_without_benchmarks(
     inputs: Path, overrides: tuple[str, ...], expected: bool
 ) -> None:
-    one = recipe(inputs, *overrides)
-    assert one.benchmark is None and is_measured(one) is expected
+    assert is_measured(recipe(inputs, *overrides)) is expected
 
 
 @pytest.fixture(scope="module")

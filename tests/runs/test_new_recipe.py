@@ -64,7 +64,7 @@ def test_the_folder_runs_and_its_run_can_be_repeated_elsewhere(
     start(Path("shop"), ALL, model="model")
     assert plan(load_recipe("shop"), quick=True).warnings == ()
     short = [f"phases.{phase}.epochs=0.1" for phase in ("sft", "dpo", "kto")]
-    short += ["benchmark=null", "fuse=null", "phases.sft.eval_prompts=null"]
+    short += ["benchmark={tasks: [], held_out: false}", "fuse=null", "phases.sft.eval_prompts=null"]
     first = forty2.run(load_recipe("shop", short))
     assert first.path == Path("adapters/shop")
 

@@ -27,7 +27,7 @@ phases:
     batch_size: 3, save_every_steps: 2, eval_every_steps: 1, lint: false, beta: 0.1,
     loss: sigmoid, best: {{metric: loss, direction: min}}}}
 fuse: {{out: fused}}
-benchmark: null
+benchmark: {{tasks: [], held_out: false}}
 """
 """Two phases with everything that training offers."""
 MEASURED = """

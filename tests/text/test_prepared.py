@@ -146,7 +146,7 @@ adapter: {{rank: 4, scale: 2.0, layers: 2}}
 phases:
   sft: {{objective: sft, data: {ready["packed"]}, steps: 2, batch_size: 1, lr: 1e-4}}
 fuse: null
-benchmark: null
+benchmark: {tasks: [], held_out: false}
 """
     )
     with short_checks():

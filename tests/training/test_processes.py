@@ -50,7 +50,7 @@ phases:
   kto: {objective: kto, data: dpo.jsonl, valid: dpo.jsonl, steps: 5, lr: 1.0e-2, batch_size: 5,
     eval_every_steps: 5, lint: false, beta: 0.1, undesirable_weight: 0.05}
 fuse: null
-benchmark: null
+benchmark: {tasks: [], held_out: false}
 """
 """Six rows: every other batch of the first phase has one, and every one of the second. In the third
 the policy drifts, which each process sees in its own rows."""

@@ -371,7 +371,7 @@ phases:
   kto: {objective: kto, data: rated.jsonl, valid: dpo.jsonl, steps: 5, lr: 1.0e-2, batch_size: 4,
     accumulate: 2, beta: 0.1, save_every_steps: 2, best: {metric: accuracy, direction: max}}
 fuse: null
-benchmark: null
+benchmark: {tasks: [], held_out: false}
 """
 
 
@@ -513,7 +513,7 @@ def test_real_answers_on_the_starter_model(
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     phase = "steps: 3, lr: 1.0e-3, batch_size: 8, beta: 0.1, eval_every_steps: 3, lint: false"
     Path("real.yaml").write_text(
-        f"version: 1\nname: real\nmodel: {starter_path}\nfuse: null\nbenchmark: null\n"
+        f"version: 1\nname: real\nmodel: {starter_path}\nfuse: null\nbenchmark: {{tasks: [], held_out: false}}\n"
         "adapter: {rank: 8, scale: 4.0, layers: 4}\nphases:\n"
         f"  kto: {{objective: kto, data: pairs.jsonl, {phase}}}\n"
     )

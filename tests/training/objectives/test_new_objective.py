@@ -27,7 +27,7 @@ phases:
   orpo: {objective: orpo, data: dpo.jsonl, valid: dpo.jsonl, steps: 8, lr: 2.0e-2, batch_size: 6,
     lint: false, beta: 0.5, best: {metric: margin, direction: max}}
 fuse: null
-benchmark: null
+benchmark: {tasks: [], held_out: false}
 """
 
 
