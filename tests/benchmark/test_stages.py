@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from chaos import make_inputs
 from click.testing import CliRunner
+from support.runs import short_checks
 
 import forty2
 from forty2.benchmark.results import Stage
 from forty2.benchmark.stages import load_measurement, table
 from forty2.benchmark.tasks.eval_prompts import EvalPromptsTask
+from forty2.benchmark.tasks.gsm8k import Gsm8k
 from forty2.cli import main
 from forty2.data.checks.contamination import ContaminationFinder
 from forty2.data.records import Chat
@@ -23,6 +25,14 @@ from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Benchmark, BenchmarkTask
 
 ROW = {"question": "1 + 1?", "answer": "It is 2.\n#### 2"}
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GSM8K asks for four tokens unless told otherwise."""
+    defaults = Gsm8k.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "max_tokens", 4)
 
 
 @pytest.fixture
@@ -116,6 +126,7 @@ def test_a_recipe_names_tasks_or_spells_them_out(tmp_path: Path, sums: Path) -> 
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_a_run_measures_its_tasks_at_every_stage_and_compares_them(
     tmp_path: Path, sums: Path
 ) -> None:
@@ -123,10 +134,8 @@ def test_a_run_measures_its_tasks_at_every_stage_and_compares_them(
     tasks = f"[truthfulqa, {{task: gsm8k, data: {sums}, n: 3}}]"
     overrides = ["fuse=null", f"benchmark.tasks={tasks}"]
     recipe = load_recipe(inputs / "measured.yaml", overrides)
-    with pytest.MonkeyPatch.context() as patch:
+    with short_checks(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-        patch.setattr("forty2.benchmark.tasks.behaviour.MAX_TOKENS", 4)
-        patch.setattr("forty2.benchmark.tasks.gsm8k.MAX_TOKENS", 4)
         done = forty2.run(recipe, run_dir=tmp_path / "run")
     summary = read_json(done.path / "summary.json")
     for stage in [one.to_json() for one in done.stages]:
@@ -258,6 +267,7 @@ def test_eval_prompts_are_texts_to_search_for_and_patterns_are_not(tmp_path: Pat
     assert task.question_texts(task.load()) == [("Say hi.", "hi"), ("Bye?",)]
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_a_run_counts_each_task_s_questions_in_its_rows_and_compares_without_them(
     tmp_path: Path, sums: Path, bile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,11 +276,11 @@ def test_a_run_counts_each_task_s_questions_in_its_rows_and_compares_without_the
     rows = [{"prompt": text, "completion": "So it is."} for text in asked]
     (inputs / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("forty2.benchmark.tasks.behaviour.MAX_TOKENS", 4)
     tasks = f"[truthfulqa,{{task: mmlu,data: {bile},n: 6}},{{task: gsm8k,data: {sums},n: 12}}]"
     line = ["run", str(inputs / "measured.yaml"), "--run-dir", str(tmp_path / "run")]
     line += ["--set", "fuse=null", "--set", f"benchmark.tasks={tasks}"]
-    done = CliRunner().invoke(main, line)
+    with short_checks():
+        done = CliRunner().invoke(main, line)
     assert done.exit_code == 0, done.output
     summary = read_json(tmp_path / "run" / "summary.json")
     found = summary["contamination"]

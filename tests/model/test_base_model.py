@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
+from support.runs import short_checks
 from support.small_run import make_inputs
 
 from forty2.cli import main
@@ -43,7 +44,7 @@ def project(folder: Path, monkeypatch: pytest.MonkeyPatch, model: str = "model")
     mx.random.seed(0)
     make_inputs(folder)
     (folder / "mine.yaml").write_text(RECIPE.format(model=model))
-    with monkeypatch.context() as patch:
+    with short_checks(), monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("FORTY2_CACHE", str(folder / "cache"))
         done = CliRunner().invoke(main, ["run", "mine.yaml"])

@@ -10,6 +10,7 @@ from typing import Any, Self
 import jinja2
 import pytest
 from click.testing import CliRunner
+from support.runs import short_checks
 from support.small_run import make_inputs
 
 from forty2.cli import main
@@ -208,7 +209,8 @@ def test_a_measured_run_with_template_options_ends_well(
     (folder / "dated.jinja").write_text(DATED)
     arguments = ["run", "measured.yaml", "--run-dir", "run", "--set", "chat_template=dated.jinja"]
     arguments += ["--set", "template_options={enable_thinking: false}"]
-    result = CliRunner().invoke(main, arguments)
+    with short_checks():
+        result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert (folder / "run" / "benchmarks" / "fused.json").exists()
 
@@ -222,7 +224,8 @@ def test_a_run_goes_on_with_the_day_of_its_start(
     (folder / "dated.jinja").write_text(DATED)
     recipe = next(folder.glob("*.yaml")).name
     arguments = ["run", recipe, "--run-dir", "run", "--set", "chat_template=dated.jinja"]
-    first = CliRunner().invoke(main, arguments)
+    with short_checks():
+        first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
     record = json.loads((folder / "run" / "template.json").read_text())
     started = json.loads((folder / "run" / "run.json").read_text())["started"][:10]

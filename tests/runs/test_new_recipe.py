@@ -13,11 +13,13 @@ from support.small_run import make_inputs
 
 import forty2
 from forty2 import machine
+from forty2.benchmark.tasks.eval_prompts import probe
 from forty2.data.checks.lint import lint
 from forty2.data.columns import read_mapping
 from forty2.data.formats import read_records
 from forty2.errors import DataError, Forty2Error
 from forty2.recipe.reading import load_recipe
+from forty2.runs import inputs
 from forty2.runs.new_recipe import Files, start
 from forty2.runs.planning import plan
 
@@ -61,6 +63,7 @@ def to_text(record: object) -> str:
 def test_the_folder_runs_and_its_run_can_be_repeated_elsewhere(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(inputs, "probe", probe)  # its prompts expect replies of many tokens
     start(Path("shop"), ALL, model="model")
     assert plan(load_recipe("shop"), quick=True).warnings == ()
     short = [f"phases.{phase}.epochs=0.1" for phase in ("sft", "dpo", "kto")]

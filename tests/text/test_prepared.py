@@ -144,7 +144,8 @@ model: smollm2
 max_length: 512
 adapter: {{rank: 4, scale: 2.0, layers: 2}}
 phases:
-  sft: {{objective: sft, data: {ready["packed"]}, steps: 2, batch_size: 1, lr: 1e-4}}
+  sft: {{objective: sft, data: {ready["packed"]}, steps: 2, batch_size: 1, lr: 1e-4,
+    eval_every_steps: 2}}
 fuse: null
 benchmark: {tasks: [], held_out: false}
 """

@@ -297,14 +297,14 @@ def test_real_pairs_on_the_starter_model(starter_path: Path, tmp_path: Path) -> 
                 rejected=({"role": "assistant", "content": row["rejected"]},),
             )
         )
-        for row in library("entities")[:3]
+        for row in library("entities")[:2]
     ]
     model = loaded.model
     attach_adapter(model, Adapter(rank=4, scale=4.0, layers=3), seed=1)
-    plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), [0, 1, 2])
-    replay = stored(model, pairs, range(3), tmp_path)
+    plain = learned(model, pairs_objective(model, pairs, Shortcuts(), None), [0, 1])
+    replay = stored(model, pairs, range(2), tmp_path)
     spared = pairs_objective(model, pairs, supported_shortcuts(model), replay)
-    assert_same(learned(model, spared, [0, 1, 2]), plain)
+    assert_same(learned(model, spared, [0, 1]), plain)
 
 
 def test_a_replayed_reference_is_the_reference(tmp_path: Path) -> None:

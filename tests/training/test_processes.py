@@ -21,6 +21,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from chaos import make_inputs
+from support.runs import short_checks
 from support.training import ROWS, adapted, sft
 from support.training import run as train
 
@@ -34,6 +35,7 @@ from forty2.training.batches import Order, SftBatch
 from forty2.training.evaluation import evaluate
 from forty2.training.processes import Group, joined
 
+TESTS = Path(__file__).parents[1]
 RECIPE = """
 version: 1
 name: together
@@ -54,8 +56,9 @@ benchmark: {tasks: [], held_out: false}
 """
 """Six rows: every other batch of the first phase has one, and every one of the second. In the third
 the policy drifts, which each process sees in its own rows."""
-MACHINE = """
+MACHINE = f"""
 import os, signal, sys
+sys.path.append({str(TESTS)!r})
 from pathlib import Path
 place = Path(sys.argv.pop(1), "machine" + os.environ["MLX_RANK"])
 os.chdir(place)
@@ -63,7 +66,9 @@ os.environ["FORTY2_CACHE"] = str(place / "cache")
 Path("pid").write_text(str(os.getpid()))
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 from forty2.cli import main
-main()
+from support.runs import short_checks
+with short_checks():
+    main()
 """
 LAUNCH = "import sys; from mlx._distributed_utils.launch import main; sys.exit(main())"
 RUN = ("run", "recipe.yaml", "--run-dir", "run")
@@ -175,7 +180,7 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 
 
 def run_alone(folder: Path, path: Path, *, resume: bool = False) -> list[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
+    with short_checks(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("FORTY2_CACHE", f"{path.parent / 'cache'}")
         run(load_recipe("recipe.yaml"), run_dir=path, resume=resume)

@@ -14,6 +14,7 @@ import pytest
 from chaos import make_inputs
 from mlx.utils import tree_flatten, tree_unflatten
 from support.benchmarks import result_of
+from support.runs import short_checks
 
 from forty2.benchmark.stats import KL_NEAR_ZERO
 from forty2.benchmark.tasks.divergence import Base, Divergence, base_of, kl_of, probes
@@ -166,7 +167,8 @@ def test_a_broken_model_is_refused(inputs: Path) -> None:
 
 def short_run(inputs: Path, folder: Path, lr: str, fuse: str = "null") -> RunResult:
     (folder / "recipe.yaml").write_text(RECIPE.format(inputs=inputs, lr=lr, fuse=fuse))
-    return forty2.run(forty2.load_recipe(folder / "recipe.yaml"), run_dir=folder / "run")
+    with short_checks():
+        return forty2.run(forty2.load_recipe(folder / "recipe.yaml"), run_dir=folder / "run")
 
 
 def test_a_run_that_changes_nothing_is_called_no_change(inputs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support.benchmarks import figures_of, records_of
+from support.models import save_tiny
 
 from forty2.benchmark.prompts import Prompts
 from forty2.benchmark.runner import run
@@ -169,7 +170,8 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     for name in ("test.jsonl", "train.jsonl"):
         write(folder, name, rows)
     task = Gsm8k(data=folder, shots=1, max_tokens=4, n=3)
-    whole = run(task, "smollm2").to_json()
+    model = save_tiny(tmp_path / "model")
+    whole = run(task, str(model)).to_json()
     assert (whole["n"], whole["shots"], whole["max_tokens"]) == (3, 1, 4)
 
     def stop(stage: str, done: int, total: int, info: Any) -> None:
@@ -177,11 +179,11 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(task, "smollm2", out=out, progress=stop)
+        run(task, str(model), out=out, progress=stop)
     told: list[int] = []
     resumed = run(
         task,
-        "smollm2",
+        str(model),
         out=out,
         resume=True,
         progress=lambda stage, done, total, info: told.append(done),

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from mlx_lm.models import lfm2, mamba
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from support.benchmarks import figures_of
-from support.models import ARCHITECTURES, tiny_model
+from support.models import ARCHITECTURES, save_tiny, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -416,8 +416,8 @@ def test_cells_are_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
     folder, out = data(tmp_path / "mmlu", anatomy=2, virology=3), tmp_path / "out.json"
-    task = Mmlu(data=folder, shots=1)
-    whole = run(task, "smollm2", out=tmp_path / "whole.json").to_json()
+    task, model = Mmlu(data=folder, shots=1), save_tiny(tmp_path / "model")
+    whole = run(task, str(model), out=tmp_path / "whole.json").to_json()
     assert json.loads((tmp_path / "whole.json").read_text()) == whole
     assert (whole["n"], whole["shots"], whole["chat_template"]) == (5, 1, False)
     assert [item["number"] for item in whole["items"]] == [1, 2, 1, 2, 3]
@@ -430,12 +430,17 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     told: list[tuple[str, int, int]] = []
     resumed = False
     with pytest.raises(KeyboardInterrupt):
-        run(task, "smollm2", out=out, progress=stop)
+        run(task, str(model), out=out, progress=stop)
     assert not out.exists() and told == [("mmlu", 2, 5)]
     resumed = True
-    assert run(task, "smollm2", out=out, resume=True, progress=stop).to_json() == whole
+    assert run(task, str(model), out=out, resume=True, progress=stop).to_json() == whole
     assert told[1:] == [("mmlu", 5, 5)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mmlu", "out.json", "whole.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mmlu",
+        "model",
+        "out.json",
+        "whole.json",
+    ]
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.models import llama, phi3, qwen2
 from support.benchmarks import figures_of, result_of
+from support.models import save_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -398,9 +399,11 @@ def test_the_result_says_how_well_calibrated_the_model_is() -> None:
 
 
 def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+
     def measured(name: str, progress: Any, **more: Any) -> dict[str, Any]:
         return benchmark.truthfulqa(
-            "smollm2", questions="probe", n=3, out=tmp_path / name, progress=progress, **more
+            str(model), questions="probe", n=3, out=tmp_path / name, progress=progress, **more
         ).to_json()
 
     whole = measured("whole.json", silent)
@@ -416,7 +419,7 @@ def test_a_measurement_that_stopped_goes_on_to_the_same_result(tmp_path: Path) -
     with pytest.raises(BenchmarkError, match="2 items of a measurement that stopped"):
         measured("out.json", silent)
     assert measured("out.json", silent, resume=True) == whole
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "whole.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.json", "whole.json"]
 
 
 def test_what_a_measurement_rests_on_are_an_adapters_settings_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -32,6 +33,7 @@ def share(rows: Sequence[Row], key: str) -> dict[str, float]:
     return {name: n / len(rows) for name, n in Counter(row[key] for row in rows).items()}
 
 
+@functools.cache
 def every(seed: int) -> dict[str, list[Row]]:
     return {
         "minimal": format_lock("minimal", "exclude", seed),
