@@ -97,7 +97,7 @@ def read_message(value: object, where: str) -> Message:
             return value
     role_key = "from" if "from" in value and "role" not in value else "role"
     if role_key not in value:
-        raise DataError(f"{where} must be an object with role and content; has {named_keys(value)}")
+        raise DataError(f"{where} has no role; has {named_keys(value)}")
     written = value.get(role_key)
     name = written.lower() if isinstance(written, str) else ""
     if name not in _ROLE_OF:

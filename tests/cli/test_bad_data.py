@@ -421,7 +421,7 @@ row(
 )
 row("sound", {"prompt": "q", "completion": "a", "audio_url": "x"}, "audio_url is not used")
 row("role unknown", said(("user", "q"), ("owl", "a")), "messages[1].role must be one of", "'owl'")
-row("role missing", {"messages": [{"content": "q"}]}, "messages[0].role must be one of", "None")
+row("role missing", {"messages": [{"content": "q"}]}, "messages[0] has no role; has content")
 row("role a list", said((["user"], "q")), "messages[0].role must be one of")
 row("role an object", said(({"a": 1}, "q")), "messages[0].role must be one of")
 row("from a list", {"messages": [{"from": ["human"], "value": "q"}]}, "messages[0].from must be")

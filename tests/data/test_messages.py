@@ -151,7 +151,7 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
             {"role": "assistant", "content": "a", "weight": 1, "train": False},
             "contradict each other",
         ),
-        ({"input": "q", "output": "a"}, "an object with role and content; has input, output"),
+        ({"input": "q", "output": "a"}, "has no role; has input, output"),
         ({"role": "user", "parts": ["q"]}, "has no content; has role, parts"),
         ({"role": "system", "content": "s", "tools": [{}]}, "tools is not used in a message; put"),
         ({"role": "assistant", "content": "a", "channel": "analysis"}, "channel 'analysis' is not"),
