@@ -13,12 +13,13 @@ from pathlib import Path
 import forty2  # isort: skip  # noqa: F401
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from forty2.model.loading import LoadedModel, load
 from forty2.model.starter import fetch_starter
 
-settings.register_profile("forty2", deadline=None)  # on a busy machine any example may be slow
+# On a busy machine any example may be slow.
+settings.register_profile("forty2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forty2")
 
 

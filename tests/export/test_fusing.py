@@ -23,6 +23,9 @@ from forty2.export.fusing import (
     NO_EFFECT,
     Fused,
     Quantized,
+    _check_parity,
+    _compare,
+    _log_probabilities,
     _Parity,
     _quantized_warnings,
     _warnings,
@@ -240,6 +243,58 @@ def test_eight_bits_keep_a_small_adapter_that_four_bits_drown(wide: Path, tmp_pa
     (warning,) = four.warnings
     assert re.match("4 bits move the model .* more than the adapter does", warning)
     assert "use 8 bits, or measure before you trust it" in warning
+
+
+def log_probabilities(seed: int, lengths: tuple[int, ...] = (3, 7)) -> list[mx.array]:
+    """Log-probabilities (1, T, 5) of texts of these lengths."""
+    rng = np.random.default_rng(seed)
+    rows = [np.log(rng.dirichlet(np.ones(5), (1, length))) for length in lengths]
+    return [mx.array(row.astype(np.float32)) for row in rows]
+
+
+def test_models_are_compared_by_kl_a_token_and_by_their_largest_difference() -> None:
+    base, adapted, moved = (log_probabilities(seed) for seed in range(3))
+    parity = _compare(base, adapted, moved)
+
+    def kl(p: list[mx.array], q: list[mx.array]) -> float:
+        pairs = zip(map(np.asarray, p), map(np.asarray, q), strict=True)
+        return float(sum((np.exp(a) * (a - b)).sum() for a, b in pairs)) / 10
+
+    assert parity.adapter_kl == pytest.approx(kl(adapted, base), rel=1e-5)
+    assert parity.parity_kl == pytest.approx(kl(adapted, moved), rel=1e-5)
+    differences = [
+        np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(adapted, moved, strict=True)
+    ]
+    assert parity.max_logit_difference == pytest.approx(max(d.max() for d in differences))
+    assert _compare(base, adapted, adapted)[1:] == (0.0, 0.0)
+
+
+def test_log_probabilities_are_those_of_the_texts(base: Path) -> None:
+    model, probes = load(str(base)).model, [mx.array([[5, 7, 200]]), mx.array([[31, 9]])]
+    for ids, found in zip(probes, _log_probabilities(model, probes), strict=True):
+        logits = np.asarray(model(ids), np.float64)
+        wanted = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
+
+
+def test_a_fused_model_may_differ_by_rounding_which_is_less_in_32_bits() -> None:
+    parity = _Parity(0.0, 1e-4, 0.0)
+    _check_parity(Path("x"), parity, exact=False)
+    with pytest.raises(ModelError, match=r"x: the fused model differs .* by KL 1\.00e-04 a token"):
+        _check_parity(Path("x"), parity, exact=True)
+    (warning,) = _warnings(_Parity(1e-3, 1e-4, 0.0), exact=False)
+    assert warning.startswith("rounding to 16 bits moves the model by KL 1.0e-04 a token, and the ")
+    assert warning.endswith("adapter by 1.0e-03: measure the fused model before you trust it")
+
+
+@pytest.mark.parametrize(
+    ("bits", "remedy"), [(4, "; use 8 bits, or measure before you trust it"), (8, "; measure it")]
+)
+def test_where_little_is_left_more_bits_are_advised_if_there_are_any(
+    bits: int, remedy: str
+) -> None:
+    warnings = _quantized_warnings(Quantized(Path("x"), bits, 0.5, 0.3), _Parity(0.2, 0.0, 0.0))
+    assert len(warnings) == 2 and all(warning.endswith(remedy) for warning in warnings)
 
 
 def test_an_adapter_of_norms_alone_has_no_cosine(wide: Path, tmp_path: Path) -> None:
