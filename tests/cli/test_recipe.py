@@ -76,5 +76,5 @@ def test_what_an_override_changes_along_with_it_is_a_line_of_warning() -> None:
         result = forty2("recipe", "check", "demo", "--set", "phases.dpo.steps=4")
     assert result.exit_code == 0
     assert [str(warning.message) for warning in warnings] == [
-        "phases.dpo now has 4 steps; lowered eval_every_steps from 10 to 4 to match"
+        "phases.dpo now has 4 steps; lowered eval_every_steps from 16 to 4 to match"
     ]
