@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.before_and_after import before_and_after
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
     path = run_dir or (_latest_demo() if resume else _unused(Path("adapters") / "demo"))
     with ProgressBars() as bars:
         result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
+    click.echo(f"\n{before_and_after(result.stages)}")
     _echo(result)
+    click.echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
 
 
 def _unused(path: Path) -> Path:
