@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.before_and_after import before_and_after
 from forty2.cli.desktop import attended
 from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
@@ -103,7 +104,8 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
     path = run_dir or (_latest_demo() if resume else _unused(Path("adapters") / "demo"))
     with ProgressBars() as bars:
         result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
-    _echo(result)
+    _echo(result, replies=5)
+    click.echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
 
 
 def _unused(path: Path) -> Path:
@@ -123,7 +125,9 @@ def _latest_demo() -> Path:
     return runs[-1]
 
 
-def _echo(result: RunResult) -> None:
+def _echo(result: RunResult, replies: int = 3) -> None:
+    if shown := before_and_after(result.stages, replies):
+        click.echo(f"\n{shown}")
     click.echo(str(result))
     for warning in result.warnings:
         warn(warning)

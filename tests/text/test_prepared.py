@@ -147,7 +147,7 @@ phases:
   sft: {{objective: sft, data: {ready["packed"]}, steps: 2, batch_size: 1, lr: 1e-4,
     eval_every_steps: 2}}
 fuse: null
-benchmark: {tasks: [], held_out: false}
+benchmark: {{tasks: [], held_out: false}}
 """
     )
     with short_checks():
