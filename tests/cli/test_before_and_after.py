@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from forty2.benchmark.results import Item, Result, Stage
 from forty2.cli.before_and_after import before_and_after
+from forty2.files import JsonObject
+
+PAIR: JsonObject = {"kind": "pair", "logps": []}
 
 
 def stage(name: str, reply: str) -> Stage:
     """Make a stage that gives this reply, with the prompt's number, to ten prompts."""
-    records = [
+    records: list[JsonObject] = [
         {"kind": "reply", "prompt": f"Prompt {n}?", "reply": f"{reply} {n}" if reply else ""}
         for n in range(10)
     ]
-    items = tuple(Item(record, {}) for record in [{"kind": "pair", "logps": []}, *records])
+    items = tuple(Item(record, {}) for record in [PAIR, *records])
     result = Result(
         benchmark="held_out",
         model="m",
