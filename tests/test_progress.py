@@ -45,7 +45,7 @@ def test_bars_are_drawn_on_a_terminal_and_in_a_notebook(
     kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = written(kind(), monkeypatch)
-    assert "begun" in shown and "work:  50%" in shown
+    assert "begun" in shown and "work:   0%" in shown
 
 
 def test_nothing_is_written_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_bar_is_cleared_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError):
         work(fail=True)
     lines = re.split(r"[\r\n]+", stream.getvalue())
-    assert any("work:  50%" in line for line in lines) and not lines[-1].strip()
+    assert any("work:   0%" in line for line in lines) and not lines[-1].strip()
 
 
 def test_silent_progress_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:

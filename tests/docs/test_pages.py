@@ -51,7 +51,7 @@ def commands() -> list[tuple[str, str]]:
         (page, line)
         for page in NAMES
         for block in fenced(page, "")
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("forty2 ")
     ]
 
