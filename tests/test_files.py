@@ -23,6 +23,7 @@ from forty2.files import (
     find_damage,
     is_lfs_pointer,
     make_folder,
+    owner_only,
     read_json,
     read_sealed,
     refuse_links,
@@ -139,6 +140,12 @@ def test_new_files_and_folders_are_readable_by_their_owner_only(tmp_path: Path) 
         (folder / "inner" / "weights").write_bytes(b"written by mlx, which knows no permissions")
     for path in tmp_path.rglob("*"):
         assert permissions(path) == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.usefixtures("common_umask")
+def test_a_file_is_its_owners_from_the_moment_that_it_is_opened(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w", opener=owner_only):
+        assert permissions(tmp_path / "log") == 0o600
 
 
 def test_a_folder_that_another_process_makes_first_is_used(
