@@ -316,5 +316,6 @@ def _time_lines(plan: RunForecast) -> list[str]:
         lines.append(f"{'measuring':<10}{measured:>36}{total:>12}")
     lines.append(f"{'in all':<46}{duration(time.seconds):>12}")
     left_out = ", ".join([*time.left_out, NOT_IN_IT])
-    lines.append(f"time: about {duration(time.seconds)}, from a few batches; not in it: {left_out}")
+    lines.append(f"time: about {duration(time.seconds)}, from a few batches")
+    lines.append(f"not in it: {left_out}")
     return lines

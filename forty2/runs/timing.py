@@ -26,6 +26,7 @@ from forty2.benchmark.task import BATCH_SIZE, Task
 from forty2.benchmark.tasks.behaviour import Behaviour
 from forty2.benchmark.tasks.divergence import Base, Divergence, base_of, drift_from, probes
 from forty2.benchmark.tasks.eval_prompts import check_replies, load_eval_prompts, probe
+from forty2.benchmark.tasks.held_out import HeldOut, HeldOutRows
 from forty2.benchmark.tasks.perplexity import WINDOW, Perplexity
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.chat_template import settings_of
@@ -35,6 +36,7 @@ from forty2.model.loading import LoadedModel, load, model_sha256
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.runs.drift import TEXTS
+from forty2.runs.held_out import held_out_rows, is_measured
 from forty2.runs.phase_data import PhaseData
 from forty2.text.rows import first_prompts
 from forty2.training.batched_loss import BatchedLoss, batched_loss, micro_batches
@@ -122,11 +124,12 @@ def time_run(
         with tempfile.TemporaryDirectory() as scratch:
             timer = _PhaseTimer(loaded, plans[name], part, shortcuts, Path(scratch))
             phases[name] = timer.time_phase(drift)
-    if recipe.benchmark is None:
+    if not is_measured(recipe):
         return RunTime(phases)
-    progress("timing the benchmarks", 0, 1, {})
+    progress("timing the measurements", 0, 1, {})
     fused = 0 if recipe.fuse is None else 1 + (recipe.fuse.quantize is not None)
-    stage = _StageTimer(loaded, recipe.benchmark, recipe.seed, base)
+    rows = held_out_rows(recipe, data, loaded.tokenizer.decode)
+    stage = _StageTimer(loaded, recipe.benchmark or Benchmark(tasks=[]), recipe.seed, base, rows)
     return RunTime(phases, 1 + len(phases) + fused, stage.time_stage(), stage.left_out)
 
 
@@ -272,6 +275,8 @@ class _StageTimer:
     benchmark: Benchmark
     seed: int
     base: Base
+    held_out: HeldOutRows | None
+    """None: none are measured."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -288,7 +293,25 @@ class _StageTimer:
                 whole = full.tasks[name]
                 share = whole.task.source(whole.questions).n / task.source(questions).n
                 seconds += share * self._task_seconds(task, questions)
-        return seconds + self._always_seconds(full.n)
+        if self.held_out is not None:
+            seconds += self._held_out_seconds(self.held_out)
+        return seconds + self._always_seconds(full.n, facts_alone=full.truthfulqa is None)
+
+    def _held_out_seconds(self, rows: HeldOutRows) -> float:
+        """Estimate the seconds of the held-out rows from a few, and of the replies from all."""
+        places = _spread(range(len(rows.rows)), _ROWS)
+        few = rows._replace(rows=tuple(rows.rows[n] for n in places), prompts=(), eval_prompts=())
+        seconds = 0.0
+        if places:
+            whole, part = (
+                sum(len(side.ids) for row in some.rows for side in row.sides)
+                for some in (rows, few)
+            )
+            seconds = whole / part * self._task_seconds(HeldOut(rows=few), few)
+        replies = rows._replace(rows=())
+        if replies.prompts or replies.eval_prompts:
+            seconds += self._task_seconds(HeldOut(rows=replies), replies)
+        return seconds
 
     def _with_few_questions(self) -> Benchmark:
         def few(n: int | None) -> int:
@@ -297,18 +320,16 @@ class _StageTimer:
         tasks = [dataclasses.replace(entry, n=few(entry.n)) for entry in self.benchmark.tasks]
         return dataclasses.replace(self.benchmark, n=few(self.benchmark.n), tasks=tasks)
 
-    def _always_seconds(self, n: int | None) -> float:
+    def _always_seconds(self, n: int | None, *, facts_alone: bool) -> float:
         """Estimate the seconds of what is measured at every stage, whatever the recipe's tasks."""
         windows = sum(
             -(-(len(self.loaded.tokenizer.encode(text)) - 1) // WINDOW)
             for text in Perplexity().load().values()
         )
-        prompts = Behaviour(n=_QUESTIONS, seed=self.seed).load()
+        few = Behaviour(n=_QUESTIONS, seed=self.seed, facts_alone=facts_alone)
+        whole = Behaviour(n=n, seed=self.seed, facts_alone=facts_alone)
         shares: list[tuple[Task[Any], float]] = [
-            (
-                Behaviour(n=_QUESTIONS, seed=self.seed),
-                len(Behaviour(n=n, seed=self.seed).load()) / len(prompts),
-            ),
+            (few, len(whole.load()) / len(few.load())),
             (
                 Perplexity(n=_QUESTIONS, seed=self.seed),
                 min(windows, n or windows) / min(windows, _QUESTIONS),

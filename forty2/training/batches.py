@@ -163,20 +163,29 @@ class Order:
         else:
             pools = -(-self.batches_per_epoch // self._pool)
             counts = np.diff(np.arange(pools + 1) * self.batches_per_epoch // pools)
-            for rows, count in zip(self._cut(order, counts), counts, strict=True):
-                rows = self._sort_by_length(rows)
-                batches += [b.tolist() for b in self._cut(rows, np.ones(int(count)))]
+            # Each pool holds at least a row for each of its batches.
+            for rows, count in zip(self._cut(order, counts, counts), counts, strict=True):
+                rows, one = self._sort_by_length(rows), np.ones(int(count), np.int64)
+                batches += [b.tolist() for b in self._cut(rows, one, one)]
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _cut(
-        self, rows: npt.NDArray[np.int64], shares: npt.ArrayLike
+        self,
+        rows: npt.NDArray[np.int64],
+        shares: npt.NDArray[np.int64],
+        least: npt.NDArray[np.int64],
     ) -> list[npt.NDArray[np.int64]]:
-        """Cut rows, in order, into pieces with these shares of the tokens, none of them empty."""
+        """Cut rows, in order, into pieces with these shares of the tokens, if they have rows enough.
+
+        Args:
+            least: fewest rows of each piece; no more in all than there are.
+        """
         upto = np.cumsum(self._lengths[rows])
         wanted = np.cumsum(shares) / np.sum(shares) * upto[-1]
         cuts = np.searchsorted(upto, wanted[:-1] - 1e-6 * upto[-1]) + 1
-        first, rest = np.arange(1, len(cuts) + 1), len(rows) - np.arange(len(cuts), 0, -1)
-        cuts = np.minimum(np.maximum.accumulate(cuts - first) + first, rest)
+        first = np.cumsum(least)[:-1]
+        latest = len(rows) - (least.sum() - first)
+        cuts = np.minimum(np.maximum.accumulate(np.maximum(cuts - first, 0)) + first, latest)
         return np.split(rows, cuts)
 
     def _sort_by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

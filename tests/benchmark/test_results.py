@@ -159,8 +159,10 @@ def test_a_stage_is_read_as_it_was_written() -> None:
     assert read_measured(old, "it") == stage
 
 
-def test_a_stage_without_truthfulqa_is_damaged() -> None:
+def test_a_stage_without_measurements_is_damaged() -> None:
     with pytest.raises(BenchmarkError, match="it is damaged"):
+        read_measured({"stage": "base"}, "it")
+    with pytest.raises(BenchmarkError, match="it, mmlu is damaged"):
         read_measured({"stage": "base", "mmlu": {}}, "it")
     with pytest.raises(BenchmarkError, match="it is damaged"):
         read_measured({"stage": "base", "truthfulqa": 3}, "it")

@@ -326,11 +326,9 @@ adapter("config of nothing", "adapter_config.json", "{}", "num_layers is missing
 adapter(
     "kind unknown", "adapter_config.json", config(fine_tune_type="ia3"), "unknown fine_tune_type"
 )
-adapter(
-    "layers as text", "adapter_config.json", config(num_layers="all"), "does not fit this model"
-)
+adapter("layers as text", "adapter_config.json", config(num_layers="all"), "must be a whole number")
 adapter("another rank", "adapter_config.json", rank(4), "does not fit this model", "does not match")
-adapter("rank as text", "adapter_config.json", rank("2"), "does not fit this model")
+adapter("rank as text", "adapter_config.json", rank("2"), "must be a whole number")
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")

@@ -280,7 +280,7 @@ def test_a_falling_learning_rate_is_refused_with_what_to_do(schedule: str) -> No
     assert str(error.value) == (
         "run: phases.dpo.steps: its learning rate falls to zero over all steps (schedule: "
         f"{schedule}), so the 5 steps that are done do not begin a phase of another length; start "
-        "the longer one with another --run-dir, or go on from this one's adapter in a recipe with "
+        "the longer one with another `run_dir`, or go on from this one's adapter in a recipe with "
         "init_from: run/phase2_dpo"
     )
     assert results("run") == before and not Path("run/work/phase2_dpo").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_batches_by_tokens_have_every_row_once_and_are_never_empty(
         assert sorted(epoch(order, number)) == list(range(len(lengths)))
         first = number * order.batches_per_epoch
         assert all(order.batch(first + n) for n in range(order.batches_per_epoch))
+
+
+def test_a_pool_of_few_long_rows_still_has_a_row_for_each_of_its_batches() -> None:
+    order = Order([1] * 21 + [5], 1, 0, [3.0] * 22, tokens=1)
+    for epoch in range(4):
+        start = epoch * order.batches_per_epoch
+        batches = [order.batch(start + n) for n in range(order.batches_per_epoch)]
+        assert all(batches) and sorted(itertools.chain(*batches)) == sorted([*range(22)] * 3)
 
 
 def test_batches_by_tokens_hold_about_so_many() -> None:
