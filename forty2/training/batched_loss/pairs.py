@@ -38,7 +38,16 @@ class PairLoss(ResponseLoss):
         self.metrics = tuple(name for name in phase.metrics if name not in missing)
 
     def loss_at_start(self, batch: PairBatch) -> float:
-        return self.phase.initial_loss()
+        found = self.phase.initial_loss()
+        if self.phase.sft_weight:
+            assert self.reference is not None
+            nll = [
+                -self.reference[index][: len(self.rows[index].responses[0])].sum()
+                / sum(self.rows[index].response_masks[0])
+                for index in batch.rows.tolist()
+            ]
+            found += self.phase.sft_weight * sum(map(float, nll)) / len(nll)
+        return found
 
     def pulls(self, index: int) -> tuple[float, ...]:
         return 1.0, -1.0
@@ -46,9 +55,16 @@ class PairLoss(ResponseLoss):
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
         policy, reference, mask = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
-        logps = PairLogps(chosen_logps, rejected_logps, *mx.split(reference.sum(axis=-1), 2))
         tokens = mx.split(mask.sum(axis=-1), 2)
-        total = self.phase.losses(logps, *tokens).sum()
+        sums = [policy.sum(axis=-1), reference.sum(axis=-1)]
+        if self.phase.length_desensitise < 1:
+            weights = _shared_length_weights(mask, self.phase.length_desensitise)
+            sums = [(policy * weights).sum(axis=-1), (reference * weights).sum(axis=-1)]
+        logps = PairLogps(*mx.split(sums[0], 2), *mx.split(sums[1], 2))
+        losses = self.phase.losses(logps, *tokens)
+        if self.phase.sft_weight:
+            losses = losses - self.phase.sft_weight * chosen_logps / tokens[0]
+        total = losses.sum()
         chosen, rejected = self.phase.rewards(logps, *tokens)
         metrics = {
             "loss": total,
@@ -61,3 +77,17 @@ class PairLoss(ResponseLoss):
             "kl": 0.5 * kl_per_token(policy, reference, mask).sum(),
         }
         return LossSums(total, {name: metrics[name] for name in self.metrics})
+
+
+def _shared_length_weights(mask: mx.array, beyond: float) -> mx.array:
+    """Weigh the tokens of each response: 1 up to the length of the shorter of the two, then `beyond`.
+
+    LD-DPO, Liu et al. 2024 (arXiv:2409.06411).
+
+    Args:
+        mask: supervised tokens, (2B, T), all chosen responses before all rejected ones.
+    """
+    lengths = mask.sum(axis=-1).reshape(2, -1)
+    shared = mx.concatenate([lengths.min(axis=0)] * 2)[:, None]
+    place = mx.cumsum(mask.astype(mx.int32), axis=-1)
+    return mx.where(place <= shared, 1.0, beyond)

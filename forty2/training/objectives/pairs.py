@@ -38,6 +38,12 @@ class PairPhase(Phase):
 
     beta: Annotated[float, Field(gt=0)]
     """Reward per nat of log-probability gained over the starting policy. No default."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen responses' negative log-likelihood, mean over tokens, added to the loss: RPO.
+    It holds the likelihood of chosen responses, which a preference alone may lower."""
+    length_desensitise: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of a response's tokens beyond the length of the other one; 1: all count alike. LD-DPO has
+    less, so that a longer answer is not better for its length."""
 
     @property
     def loss_name(self) -> str:
@@ -74,6 +80,24 @@ class PairPhase(Phase):
     def initial_loss(self) -> float:
         """Return the loss of each pair while the policy is the reference.
 
-        Checked before the first step; only an objective that needs a reference has it.
+        Without the term of `sft_weight`. Checked before the first step; only an objective that needs a
+        reference has it.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReferenceFreePhase(PairPhase):
+    """A phase over pairs that no reference anchors: there is no reference pass, and none to store."""
+
+    needs_reference: ClassVar[bool] = False
+    metrics: ClassVar[dict[str, Direction | None]] = {
+        name: direction for name, direction in PairPhase.metrics.items() if name != "kl"
+    }
+
+
+def token_means(
+    logps: PairLogps, chosen_tokens: array, rejected_tokens: array
+) -> tuple[array, array]:
+    """Compute the policy's mean log-probability of a token of both responses, each (B,)."""
+    return logps.policy_chosen_logps / chosen_tokens, logps.policy_rejected_logps / rejected_tokens
