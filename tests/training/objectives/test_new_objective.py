@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from chaos import make_inputs
-from examples.orpo import orpo_loss
+from examples.slic import slic_loss
 
 import forty2
 
@@ -24,7 +24,7 @@ model: model
 max_length: 96
 adapter: {rank: 2, scale: 4.0, layers: 2}
 phases:
-  orpo: {objective: orpo, data: dpo.jsonl, valid: dpo.jsonl, steps: 8, lr: 2.0e-2, batch_size: 6,
+  slic: {objective: slic, data: dpo.jsonl, valid: dpo.jsonl, steps: 8, lr: 2.0e-2, batch_size: 6,
     lint: false, beta: 0.5, best: {metric: margin, direction: max}}
 fuse: null
 benchmark: {tasks: [], held_out: false}
@@ -35,9 +35,9 @@ def test_a_file_in_the_objectives_folder_is_an_objective(tmp_path: Path) -> None
     mx.random.seed(0)
     inputs = make_inputs(tmp_path / "inputs")
     (inputs / "new.yaml").write_text(RECIPE)
-    package = tmp_path / "with_orpo" / "forty2"
+    package = tmp_path / "with_slic" / "forty2"
     shutil.copytree(Path(forty2.__file__).parent, package)
-    example = Path(__file__).parents[2] / "examples" / "orpo.py"
+    example = Path(__file__).parents[2] / "examples" / "slic.py"
     shutil.copy(example, package / "training" / "objectives")
     ran = subprocess.run(
         [sys.executable, "-m", "forty2", "run", "new.yaml", "--run-dir", "run"],
@@ -62,8 +62,7 @@ def test_a_file_in_the_objectives_folder_is_an_objective(tmp_path: Path) -> None
 
 def test_the_loss_is_the_papers_in_float64() -> None:
     chosen, rejected = np.log([0.6, 0.2, 0.5]), np.log([0.3, 0.4, 0.5])
-    odds = [np.exp(logp) / (1 - np.exp(logp)) for logp in (chosen, rejected)]
-    expected = -chosen + 0.5 * np.log1p(odds[1] / odds[0])
-    found = orpo_loss(mx.array(chosen), mx.array(rejected), beta=0.5)
+    expected = 0.5 * np.maximum(0, 2 - chosen + rejected)  # δ = 1 / β = 2, divided by it
+    found = slic_loss(mx.array(chosen), mx.array(rejected), beta=0.5)
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
-    assert float(found[2]) == pytest.approx(-np.log(0.5) * 1.5)
+    assert float(found[2]) == pytest.approx(1)

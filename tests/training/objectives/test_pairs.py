@@ -1,0 +1,85 @@
+"""Every objective over pairs trains, and the terms that may be added to each do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.training import ALL, PAIRS, ListLog, adapted, dpo, preference, run
+
+from forty2.errors import TrainingError
+from forty2.inference.logprobs import supported_shortcuts
+from forty2.training.batched_loss import PairLoss
+from forty2.training.losses import PREFERENCE_LOSSES
+from forty2.training.objectives.cpo import CpoPhase
+from forty2.training.objectives.orpo import OrpoPhase
+from forty2.training.objectives.pairs import PairPhase
+from forty2.training.objectives.simpo import SimpoPhase
+
+KEYS: dict[str, Any] = {"data": "x", "steps": 12, "lr": 1e-2, "batch_size": 12, "beta": 0.3}
+FREE: dict[str, Any] = {"orpo": OrpoPhase, "simpo": SimpoPhase, "cpo": CpoPhase}
+
+
+def phase_of(name: str) -> PairPhase:
+    if name in FREE:
+        phase: PairPhase = FREE[name](objective=name, **KEYS)
+        return phase
+    smoothing = 0.1 if name == "robust" else 0.0
+    return dpo(**KEYS, loss=name, label_smoothing=smoothing)
+
+
+def loss_of(model: Any, phase: PairPhase, folder: Path) -> PairLoss:
+    if phase.needs_reference:
+        return preference(model, phase, folder)  # type: ignore[arg-type]
+    return PairLoss(PAIRS, None, phase, supported_shortcuts(model))
+
+
+@pytest.mark.parametrize("name", [*PREFERENCE_LOSSES, *FREE])
+def test_every_objective_begins_where_it_must_and_its_loss_falls(name: str, tmp_path: Path) -> None:
+    model, phase = adapted(), phase_of(name)
+    loss, log = loss_of(model, phase, tmp_path), ListLog()
+    if phase.needs_reference:
+        loss.check_start(model, loss.batch(ALL), tolerance=1e-4)
+    run(model, loss, phase, tmp_path / "work", log)
+    losses = [record["loss"] for record in log.records if "grad_norm" in record]
+    assert losses[-1] < losses[0] and all(map(np.isfinite, losses))
+
+
+def test_the_likelihood_of_chosen_responses_is_added_a_token(tmp_path: Path) -> None:
+    model, plain = adapted(), dpo()
+    with_sft = dpo(sft_weight=0.5)
+    losses = [preference(model, phase, tmp_path) for phase in (plain, with_sft)]
+    batch = losses[0].batch(ALL)
+    totals = [float(one.loss(model, one.arrays(batch)).total) for one in losses]
+    reference = losses[0].reference or {}
+    nll = [
+        -float(reference[n][: len(row.chosen)].sum()) / len(row.chosen)
+        for n, row in enumerate(PAIRS)
+    ]
+    assert totals[1] - totals[0] == pytest.approx(0.5 * sum(nll), rel=1e-4)
+    losses[1].check_start(model, batch, tolerance=1e-4)
+    model.model.layers[1].self_attn.q_proj.lora_b += 0.3
+    with pytest.raises(TrainingError, match="the stored reference is not this policy"):
+        losses[1].check_start(model, batch, tolerance=1e-4)
+
+
+def test_tokens_beyond_the_shorter_response_weigh_less(tmp_path: Path) -> None:
+    model = adapted()
+    loss = preference(model, dpo(length_desensitise=0.25), tmp_path)
+    loss.check_start(model, loss.batch(ALL), tolerance=1e-4)
+    model.model.layers[1].self_attn.q_proj.lora_b += 0.3
+    expected = 0.0
+    batch = loss.batch(ALL)
+    policy, reference, _ = (np.array(one) for one in loss.logps(model, loss.arrays(batch)))
+    gains = policy - reference
+    for n, row in enumerate(PAIRS):
+        shared = min(map(len, row.responses))
+        sums = [
+            gains[at, :shared].sum() + 0.25 * gains[at, shared : len(ids)].sum()
+            for at, ids in zip((n, n + len(PAIRS)), row.responses, strict=True)
+        ]
+        expected += np.logaddexp(0, -0.1 * (sums[0] - sums[1]))
+    found = float(loss.loss(model, loss.arrays(batch)).total)
+    assert found == pytest.approx(expected, rel=1e-4)
