@@ -181,7 +181,7 @@ def harmed(place: str) -> None:
     assert told.code == 2
     assert told.message == (
         "phases.dpo: its train rows are not those that run began with; put the data back, or name "
-        "another --run-dir"
+        "another `run_dir`"
     )
 
 
