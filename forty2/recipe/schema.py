@@ -92,8 +92,9 @@ class Benchmark:
     """File of TruthfulQA questions, mc_task.json or CSV; `probe`: forty2's own questions; null: those
     of the Hugging Face hub, or forty2's own if the hub cannot be reached."""
     n: Positive | None = None
-    """Largest number each of questions (stratified by category), prompts of the behaviour gates other than
-    plain facts, and windows of neutral text; null: all."""
+    """Largest number each of held-out rows of a kind, questions (stratified by category), prompts of the
+    behaviour gates other than plain facts, and windows of neutral text; null: all, but 200 rows of a
+    kind."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of TruthfulQA score, as a share (0.01 is one point in a hundred), that still counts
     as no alignment tax."""

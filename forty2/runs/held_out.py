@@ -53,6 +53,7 @@ def held_out_rows(
     """
     if recipe.benchmark is not None and not recipe.benchmark.held_out:
         return None
+    n = recipe.benchmark.n if recipe.benchmark is not None else None
     rows: dict[object, HeldOutRow] = {}
     prompts: list[dict[tuple[int, ...], HeldOutPrompt]] = []
     files: dict[str, EvalPrompts] = {}
@@ -67,11 +68,12 @@ def held_out_rows(
             for one in _scored(name, row):
                 rows.setdefault((one.kind, str(one.sides), one.desirable), one)
         prompts.append(_prompts(name, phase, part, decode))
-    chosen = _spread_by_kind(list(rows.values()))
+    chosen = _spread_by_kind(list(rows.values()), min(ROWS, n or ROWS))
     asked = len(chosen) + sum(len(one.items) for one in files.values())
     if asked < 2:
         return None
-    return HeldOutRows(tuple(chosen), tuple(_take_turns(prompts)), tuple(files.values()))
+    replied = tuple(_take_turns(prompts, min(PROMPTS, n or PROMPTS)))
+    return HeldOutRows(tuple(chosen), replied, tuple(files.values()))
 
 
 def _scored(phase: str, row: AnyRow) -> Iterator[HeldOutRow]:
@@ -121,20 +123,22 @@ def _prompts(
     return found
 
 
-def _take_turns(prompts: Sequence[Mapping[tuple[int, ...], HeldOutPrompt]]) -> list[HeldOutPrompt]:
+def _take_turns(
+    prompts: Sequence[Mapping[tuple[int, ...], HeldOutPrompt]], most: int
+) -> list[HeldOutPrompt]:
     """Take prompts from each phase in turn, each prompt once."""
     taken: dict[tuple[int, ...], HeldOutPrompt] = {}
     queues = [list(one.items())[::-1] for one in prompts]
-    while any(queues) and len(taken) < PROMPTS:
+    while any(queues) and len(taken) < most:
         for queue in queues:
-            if queue and len(taken) < PROMPTS:
+            if queue and len(taken) < most:
                 taken.setdefault(*queue.pop())
     return list(taken.values())
 
 
-def _spread_by_kind(rows: Sequence[HeldOutRow]) -> list[HeldOutRow]:
+def _spread_by_kind(rows: Sequence[HeldOutRow], most: int) -> list[HeldOutRow]:
     kinds = dict.fromkeys(row.kind for row in rows)
-    return [row for kind in kinds for row in _spread([r for r in rows if r.kind == kind], ROWS)]
+    return [row for kind in kinds for row in _spread([r for r in rows if r.kind == kind], most)]
 
 
 def _spread(values: Sequence[_T], n: int) -> list[_T]:

@@ -53,6 +53,14 @@ def test_rows_are_spread_over_each_kind_and_a_row_of_two_phases_counts_once(inpu
     assert {prompt.phase for prompt in found.prompts} == {"sft", "dpo"}
 
 
+def test_n_of_the_recipe_lowers_the_number_of_rows_of_a_kind_and_of_prompts(inputs: Path) -> None:
+    rows = fitted(*(Row([n, n + 1, 7], [False, False, True], f"a:{n}") for n in range(30)))
+    one = recipe(inputs, "phases.sft.eval_prompts=null", "benchmark={tasks: [], n: 6}")
+    found = held_out_rows(one, {"sft": data(rows), "dpo": data(None)}, str)
+    assert found is not None and (len(found.rows), len(found.prompts)) == (6, 6)
+    assert [row.origin for row in found.rows] == [f"a:{n}" for n in range(0, 30, 5)]
+
+
 def test_a_packed_row_is_scored_as_the_rows_that_it_holds(inputs: Path) -> None:
     packed = Row([1, 2, 3, 4, 5], [True, True, False, False, True], "a:1", [0, 0, 1, 1, 1])
     found = chosen(inputs, fitted(packed), None)
