@@ -42,6 +42,8 @@ SHORT = [
     "phases.dpo.eval_every_steps=3",
     "phases.boost.eval_every_steps=2",
     "benchmark.n=2",
+    "benchmark.tasks=[truthfulqa]",
+    "benchmark.questions=probe",
     "phases.sft.valid=VALID_SFT",
     "phases.dpo.valid=VALID_DPO",
     "phases.boost.valid=VALID_DPO",
@@ -60,6 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     recipe = forty2.load_recipe("demo", [*overrides, f"fuse.out={folder / 'fused'}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forty2.benchmark.tasks.perplexity.WINDOW", 64)
+        for name in ("behaviour", "held_out"):
+            patch.setattr(f"forty2.benchmark.tasks.{name}.MAX_TOKENS", 8)
         return forty2.run(recipe, run_dir=folder / "run")
 
 
