@@ -100,6 +100,8 @@ class Benchmark:
     as no alignment tax."""
     cost: Cost = Field(default_factory=Cost)
     """Margins by which the cost of training is judged."""
+    each_phase: bool = True
+    """Measure after each phase; false, to save time: the base and what the run ends with alone."""
     held_out: bool = True
     """Measure the phases' validation rows and eval prompts at every stage; false, for quick tries: only
     while training."""

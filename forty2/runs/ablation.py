@@ -222,6 +222,10 @@ def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
     assert recipe.benchmark is not None
     drawn = questions_of(recipe.benchmark, recipe.seed)
     assert drawn is not None
+    recipe = dataclasses.replace(  # the variants are compared after each phase
+        recipe, benchmark=dataclasses.replace(recipe.benchmark, each_phase=True)
+    )
+    assert recipe.benchmark is not None
     described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
     if recipe.benchmark.n != len(drawn.items):
         return recipe, described  # every seed draws all questions

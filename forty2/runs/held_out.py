@@ -37,6 +37,17 @@ def is_measured(recipe: Recipe) -> bool:
     )
 
 
+def measures_phase(recipe: Recipe, phase: str, only: str | None = None) -> bool:
+    """Return whether a run that is measured is measured after a phase.
+
+    Args:
+        only: the phase with which the run stops; None: it does not.
+    """
+    if recipe.benchmark is None or recipe.benchmark.each_phase or phase == only:
+        return True
+    return recipe.fuse is None and phase == [*recipe.phases][-1]
+
+
 def held_out_rows(
     recipe: Recipe, data: Mapping[str, PhaseData], decode: Callable[[Sequence[int]], str]
 ) -> HeldOutRows | None:

@@ -36,7 +36,7 @@ from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
-from forty2.runs.held_out import is_measured
+from forty2.runs.held_out import is_measured, measures_phase
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
 from forty2.runs.phase_training import finish_phase, tokens_trained
@@ -236,7 +236,7 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
         label = f"phase{number}_{name}"
         done = (path / label / "phase.json").exists()
         tasks.append(AgendaItem(f"training {name}", "train", done=done, phase=name))
-        if measured:
+        if measured and measures_phase(recipe, name, only):
             tasks.append(
                 AgendaItem(
                     f"measuring after {name}",
@@ -299,7 +299,7 @@ def _train_phases(
         run.folder.check_there()
         agenda.begin_next()
         folder = finish_phase(run, phase, inputs.loaded)
-        if measurer is not None:
+        if measurer is not None and measures_phase(run.recipe, phase.name, only):
             agenda.begin_next()
             stages.append(measurer.measure(phase.label, inputs.loaded, folder))
         if phase.name == only:

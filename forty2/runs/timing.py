@@ -36,7 +36,7 @@ from forty2.model.loading import LoadedModel, load, model_sha256
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.runs.drift import TEXTS
-from forty2.runs.held_out import held_out_rows, is_measured
+from forty2.runs.held_out import held_out_rows, is_measured, measures_phase
 from forty2.runs.phase_data import PhaseData
 from forty2.text.rows import first_prompts
 from forty2.training.batched_loss import BatchedLoss, batched_loss, micro_batches
@@ -130,7 +130,8 @@ def time_run(
     fused = 0 if recipe.fuse is None else 1 + (recipe.fuse.quantize is not None)
     rows = held_out_rows(recipe, data, loaded.tokenizer.decode)
     stage = _StageTimer(loaded, recipe.benchmark or Benchmark(tasks=[]), recipe.seed, base, rows)
-    return RunTime(phases, 1 + len(phases) + fused, stage.time_stage(), stage.left_out)
+    measured = 1 + sum(measures_phase(recipe, name) for name in phases) + fused
+    return RunTime(phases, measured, stage.time_stage(), stage.left_out)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -56,12 +56,17 @@ def test_every_key_of_the_packaged_recipes_is_there() -> None:
         ("adapter", "dropout", "number, at least 0 and below 1"),
         ("adapter", "keys", "list of text or null"),
         ("dpo", "lr", "number above 0 and below 1"),
-        ("dpo", "loss", "one of sigmoid, hinge, ipo, dpop"),
+        (
+            "dpo",
+            "loss",
+            "one of sigmoid, robust, hinge, ipo, dpop, sigmoid_norm, exo_pair, nca_pair, "
+            "bco_pair, sppo_hard, apo_zero, apo_down, discopop",
+        ),
         ("sft", "lint", "true or false"),
         ("sft", "grad_checkpoint", "true or false, or whole number above 0"),
         ("sft", "best", "keys of best or null"),
         ("recipe", "seed", "whole number, at least 0"),
-        ("recipe", "phases", "mapping of names to keys of dpo, kto or sft"),
+        ("recipe", "phases", "mapping of names to keys of cpo, dpo, kto, orpo, sft or simpo"),
         ("fuse", "quantize", "one of 4, 8, or null"),
     ],
 )

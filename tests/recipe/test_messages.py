@@ -41,8 +41,10 @@ phases:
         "recipe.yaml:8: phases.dpo.lr: missing",
         "recipe.yaml:8: phases.dpo.beta: missing",
         "recipe.yaml:12: phases.dpo.learning_rate: unknown key; did you mean lr?",
-        "recipe.yaml:13: phases.dpo.loss: should be 'sigmoid', 'hinge', 'ipo' or 'dpop', not 'sigmoidd'",
-        "recipe.yaml:14: phases.kto.objective: 'ktoo' is not an objective; use one of dpo, kto, sft",
+        "recipe.yaml:13: phases.dpo.loss: should be 'sigmoid', 'robust', 'hinge', 'ipo', 'dpop', "
+        "'sigmoid_norm', 'exo_pair', 'nca_pair', 'bco_pair', 'sppo_hard', 'apo_zero', 'apo_down' or "
+        "'discopop', not 'sigmoidd'",
+        "recipe.yaml:14: phases.kto.objective: 'ktoo' is not an objective; use one of cpo, dpo, kto, orpo, sft, simpo",
         "recipe.yaml:15: phases.boost.save_every_steps: 20 is beyond the last step (10): never reached",
     ]
 
@@ -72,7 +74,10 @@ phases:
         (("model: smollm2", "model: [a"), "not valid YAML"),
         (("model: smollm2", "model: !!python/object/apply:os.system [ls]"), "model: should be"),
         (("model: smollm2", "model: !!python/name:os.system x"), "not valid YAML"),
-        (("objective: sft, ", ""), "phases.sft.objective: missing; use one of dpo, kto, sft"),
+        (
+            ("objective: sft, ", ""),
+            "phases.sft.objective: missing; use one of cpo, dpo, kto, orpo, sft, simpo",
+        ),
     ],
 )
 def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
@@ -89,7 +94,7 @@ def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complain
     [
         (
             ("lr: 1e-4", "lr: 1e-4, beta: 1"),
-            "5: phases.sft.beta: belongs to dpo and kto, not to sft",
+            "5: phases.sft.beta: belongs to cpo, dpo, kto, orpo and simpo, not to sft",
         ),
         (
             ("beta: 0.1", "beta: 0.1\n    desirable_weight: 2"),
@@ -98,7 +103,7 @@ def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complain
         (("lr: 1e-4", "lr: 1e-4, rank: 8"), "5: phases.sft.rank: belongs to adapter, not to sft"),
         (
             ("name: mine", "name: mine\nlr: 1e-4"),
-            "3: lr: belongs to dpo, kto and sft, not to the recipe",
+            "3: lr: belongs to cpo, dpo, kto, orpo, sft and simpo, not to the recipe",
         ),
     ],
 )
@@ -130,7 +135,7 @@ def test_rules_between_fields_are_told_with_other_mistakes(tmp_path: Path) -> No
         "phases.sft.warmup_steps: 11 is beyond the last step (10): never reached",
         "phases.sft.eval_every_steps: should be greater than 0, not 0",
         "phases.sft.x: unknown key",
-        "phases.dpo.label_smoothing: only the sigmoid loss has it, not ipo",
+        "phases.dpo.label_smoothing: only sigmoid, robust and exo_pair have it, not ipo",
         "phases.dpo.best: passed is the share of eval_prompts, and there are none",
         "phases.dpo.until.metric: should be 'loss', 'accuracy', 'margin' or 'passed', not 'los'",
         "phases.dpo.until.at_least: give at_least or at_most, one of the two",

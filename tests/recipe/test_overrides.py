@@ -46,8 +46,14 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str, complaint: str) 
             "phases.x.lr=1e-6",
             "x: no such phase; the recipe has sft, dpo; a new one needs an objective",
         ),
-        ("phases.dpo={lr: 1e-6}", "dpo.objective: missing; use one of dpo, kto, sft"),
-        ("phases={dop: {lr: 1e-6}}", "dop.objective: missing; use one of dpo, kto, sft"),
+        (
+            "phases.dpo={lr: 1e-6}",
+            "dpo.objective: missing; use one of cpo, dpo, kto, orpo, sft, simpo",
+        ),
+        (
+            "phases={dop: {lr: 1e-6}}",
+            "dop.objective: missing; use one of cpo, dpo, kto, orpo, sft, simpo",
+        ),
     ],
 )
 def test_an_override_of_no_phase_says_which_there_are(

@@ -43,6 +43,7 @@ SHORT = [
     "phases.boost.eval_every_steps=2",
     "benchmark.n=2",
     "benchmark.tasks=[truthfulqa]",
+    "benchmark.each_phase=true",
     "benchmark.questions=probe",
     "phases.sft.valid=VALID_SFT",
     "phases.dpo.valid=VALID_DPO",

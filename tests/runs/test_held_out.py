@@ -119,6 +119,39 @@ def done(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield forty2.run(recipe(inputs, "fuse=null"), run_dir=folder / "run")
 
 
+@pytest.mark.parametrize(
+    ("fuse", "only", "stages"),
+    [
+        ("null", None, ["base", "phase2_dpo"]),
+        ("{out: fused}", None, ["base", "fused"]),
+        ("{out: fused}", "sft", ["base", "phase1_sft"]),
+    ],
+)
+def test_a_run_may_be_measured_at_its_beginning_and_end_alone(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fuse: str,
+    only: str | None,
+    stages: list[str],
+) -> None:
+    for name in ("held_out", "behaviour", "eval_prompts"):
+        monkeypatch.setattr(f"forty2.benchmark.tasks.{name}.MAX_TOKENS", 2)
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    one = recipe(
+        inputs,
+        f"fuse={fuse}",
+        "benchmark={tasks: [], each_phase: false, n: 2}",
+        "phases.sft.eval_prompts=null",
+        "phases.sft.steps=2",
+        "phases.dpo.steps=2",
+        "phases.dpo.save_every_steps=2",
+    )
+    found = forty2.run(one, run_dir=tmp_path / "run", only=only)
+    assert [stage.name for stage in found.stages] == stages and found.sentence
+
+
 def test_the_own_rows_are_the_headline_of_a_run_without_benchmarks(done: Any) -> None:
     assert [list(stage.results) for stage in done.stages] == [
         ["held_out", "behaviour", "perplexity", "divergence"]
