@@ -76,5 +76,5 @@ def test_what_an_override_changes_along_with_it_is_a_line_of_warning() -> None:
         result = forty2("recipe", "check", "demo", "--set", "phases.dpo.steps=4")
     assert result.exit_code == 0
     assert [str(warning.message) for warning in warnings] == [
-        "phases.dpo: eval_every_steps is 4, not 16: the phase now ends at step 4"
+        "phases.dpo: eval_every_steps is 4, not 24: the phase now ends at step 4"
     ]

@@ -11,7 +11,7 @@ from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
 from forty2.text.rows import PairRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token
+from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token, won
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.losses import PairLogps
 from forty2.training.objectives.pairs import PairPhase
@@ -73,7 +73,7 @@ class PairLoss(ResponseLoss):
             "chosen_rewards": chosen.sum(),
             "rejected_rewards": rejected.sum(),
             "margin": (chosen - rejected).sum(),
-            "accuracy": (chosen > rejected).astype(mx.float32).sum(),
+            "accuracy": won(chosen - rejected).sum(),
             "kl": 0.5 * kl_per_token(policy, reference, mask).sum(),
         }
         return LossSums(total, {name: metrics[name] for name in self.metrics})

@@ -13,7 +13,7 @@ from forty2.inference.padding import PairBatch
 from forty2.model.surgery import evaluating
 from forty2.text.rows import RatedRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token
+from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token, won
 from forty2.training.batches import CHOSEN, REJECTED, Batch
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.objectives.kto import KtoPhase
@@ -90,7 +90,7 @@ class RatedLoss(ResponseLoss):
             "loss": total,
             "logps": logps.sum(),
             "margin": margin.sum(),
-            "accuracy": (margin > 0).astype(mx.float32).sum(),
+            "accuracy": won(margin).sum(),
             "baseline": baseline * desirable.size,
             "kl": kl_per_token(policy, reference, mask).sum(),
         }

@@ -30,6 +30,9 @@ from forty2.training.reference import TokenLogps
 START_TOLERANCE = 0.1
 """Nats per token by which a 16-bit policy may differ from itself, computed in another order."""
 
+TIE = 1e-5
+"""Largest margin of rewards that is rounding."""
+
 
 class ResponseLoss(BatchedLoss):
     """A loss of responses to prompts, of which each row has two."""
@@ -142,6 +145,14 @@ class ResponseLoss(BatchedLoss):
                 f"before the first step {found}: the stored reference is not this policy; delete "
                 "the reference cache and start again"
             )
+
+
+def won(margin: mx.array) -> mx.array:
+    """Return 1 for a positive margin of rewards, 0 for a negative one, and 0.5 for a tie; same shape.
+
+    So a policy that has not moved has an accuracy of one half.
+    """
+    return mx.where(mx.abs(margin) <= TIE, 0.5, (margin > 0).astype(mx.float32))
 
 
 def kl_per_token(policy: mx.array, reference: mx.array, mask: mx.array) -> mx.array:
