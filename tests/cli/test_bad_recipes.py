@@ -140,7 +140,7 @@ spoilt(
     "objective missing",
     "objective: sft, ",
     "",
-    ":6: phases.sft.objective: missing; use one of dpo, kto, sft",
+    ":6: phases.sft.objective: missing; use one of cpo, dpo, kto, orpo, sft, simpo",
 )
 spoilt("objective a list", "objective: sft", "objective: [sft]", ":6: phases.sft.objective")
 spoilt(

@@ -494,7 +494,7 @@ def test_mistakes_are_told_by_line(inputs: Path) -> None:
     assert "phases.kto.desirable_wait: unknown key; did you mean desirable_weight?" in found.output
     (inputs / "rated.yaml").write_text(RECIPE.replace("objective: kto", "objective: ktoo"))
     assert (
-        "'ktoo' is not an objective; use one of dpo, kto, sft"
+        "'ktoo' is not an objective; use one of cpo, dpo, kto, orpo, sft, simpo"
         in forty2("plan", "--quick", "rated.yaml").output
     )
     (inputs / "rated.yaml").write_text(RECIPE.replace("rated.jsonl, valid: dpo", "sft"))
