@@ -179,7 +179,7 @@ spoilt(
     "loss of another phase",
     "lr: 1e-4",
     "lr: 1e-4, beta: 1",
-    "sft.beta: belongs to dpo and kto, not to sft",
+    "sft.beta: belongs to cpo, dpo, kto, orpo and simpo, not to sft",
 )
 for name, value, says in (
     ("rank: 0", "rank: 0", "rank: should be greater than 0"),
