@@ -23,7 +23,15 @@ from forty2.benchmark.task import Task
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.benchmark.tasks.behaviour import Behaviour
 from forty2.benchmark.tasks.divergence import Base, Divergence
-from forty2.benchmark.tasks.held_out import CHAT_LOSS, PAIRS, PASSED, RATINGS, STOPS, HeldOut
+from forty2.benchmark.tasks.held_out import (
+    CHAT_LOSS,
+    LENGTH,
+    PAIRS,
+    PASSED,
+    RATINGS,
+    STOPS,
+    HeldOut,
+)
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
@@ -314,6 +322,7 @@ _OWN_COLUMNS = {
     CHAT_LOSS: ("chat loss", ".3f"),
     PASSED: ("passed", ".1%"),
     STOPS: ("stopped", ".1%"),
+    LENGTH: ("tokens", ".1f"),
 }
 _COLUMNS = {
     "mc1": ("MC1", ".3f"),

@@ -2,7 +2,8 @@
 
 The benefit is what the run's own held-out rows show, or else the compared questions. The cost is judged
 on what the model could do before: the perplexity of neutral text, plain facts answered right, and the
-other benchmarks of the recipe, each with a margin that the recipe states before the run (`benchmark.cost`). A cost is
+other benchmarks of the recipe, each with a margin that the recipe states before the run
+(`benchmark.cost`). A cost is
 
     none         the whole interval of the change lies within the margin
     worse        the whole interval is a loss, and the loss may reach the margin
@@ -55,7 +56,7 @@ class CostChange(NamedTuple):
     """Largest loss that counts as none, in the unit of the score: a share, or nats a token."""
     answer: Answer
     better: bool = False
-    """Whether it even rose: the whole interval is a gain."""
+    """True if the whole interval is a gain."""
 
 
 def costs_of(
@@ -90,10 +91,9 @@ def costs_of(
                 before, after = f"{change.before:.3f}", f"{change.after:.3f}"
                 where = f"{task_class(task).label()}: {name.upper() if name in METRICS else name}"
                 margin = cost.tasks.get(task, cost.other)
-            found_verdict = verdict(Interval(change.low, change.high), margin, change.n)
-            answer = _ANSWERS[found_verdict]
-            rose = found_verdict == "gain"
-            found.append(CostChange(where, before, after, change.n, margin, answer, rose))
+            judgement = verdict(Interval(change.low, change.high), margin, change.n)
+            answer, better = _ANSWERS[judgement], judgement == "gain"
+            found.append(CostChange(where, before, after, change.n, margin, answer, better))
     return tuple(found)
 
 
@@ -145,7 +145,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
     "chat loss": ("loss on", "held-out chats"),
     "prompts passed": ("passed of", "eval prompts"),
 }
-"""What a metric of the held-out rows says, and of which items."""
+"""The words for a metric of the held-out rows, and for its items, by its name in `tasks/held_out.py`."""
 
 
 def _held_out(changes: Mapping[str, Change]) -> str:

@@ -37,7 +37,7 @@ def before_and_after(stages: Sequence[Stage], most: int) -> str:
     for before, after in list(zip(*replies, strict=True))[:most]:
         lines += ["", *_wrapped(before["prompt"], "", 0)]
         for title, record in (("before", before), ("after", after)):
-            lines += _wrapped(record["reply"] or "(nothing)", f"  {title:<8}", 10)
+            lines += _wrapped(record["reply"], f"  {title:<8}", 10)
     return "\n".join(lines)
 
 

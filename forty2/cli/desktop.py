@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from forty2.cli.failures import warn
 from forty2.cli.shared_options import Command, combined
 from forty2.errors import first_line
 
@@ -54,10 +55,9 @@ def kept_awake() -> Iterator[None]:
     """Keep the machine from sleeping while the block runs; warn if that is not possible here."""
     process = _start(_inhibitor())
     if process is None:
-        click.echo(
-            "warning: nothing here keeps the machine awake (caffeinate on macOS, systemd-inhibit on "
-            "Linux); turn its sleep off until the command ends",
-            err=True,
+        warn(
+            "nothing here keeps the machine awake (caffeinate on macOS, systemd-inhibit on Linux); "
+            "turn its sleep off until the command ends"
         )
     try:
         yield

@@ -141,7 +141,7 @@ class _Running(NamedTuple):
 
 Message = Mapping[str, Any]
 Question = str | Sequence[Message]
-"""What a model is to answer: the user's message, or the messages of a conversation."""
+"""The user's message, or the messages of a conversation, the user's last."""
 
 
 @overload

@@ -223,7 +223,7 @@ class Answer:
     before: str
     after: str
     before_leaks: bool = False
-    """Whether it hedges where a plain fact was asked for."""
+    """True if it hedges where a plain fact was asked for."""
     after_leaks: bool = False
     between: tuple[tuple[str, str], ...] = ()
     """The stages between the two, each with its answer."""

@@ -47,7 +47,7 @@ _OWN_NOTE = (
     "the base has 50%. Margin: how much more, in nats. Ratings: share of good answers that gained "
     "probability and of bad ones that lost it; the base has 50%. Chat loss: nats a token, lower is "
     "better. Passed: share of the eval prompts answered as expected. Stopped: share of replies that "
-    "ended by themselves."
+    "ended by themselves; tokens: their mean length."
 )
 _STAGES_NOTE = (
     "MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Facts: share of plain facts answered "
@@ -374,6 +374,7 @@ _OWN_COLUMNS = {
     "chat loss": ("Chat loss", ".3f"),
     "prompts passed": ("Passed", ".1%"),
     "replies stopped": ("Stopped", ".1%"),
+    "reply tokens": ("Tokens", ".1f"),
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
 
+from forty2.benchmark.tasks.divergence import spread
 from forty2.benchmark.tasks.eval_prompts import EvalPrompts, load_eval_prompts
 from forty2.benchmark.tasks.held_out import HeldOutPrompt, HeldOutRow, HeldOutRows, Side
 from forty2.data.record_texts import prompt_turns
@@ -20,7 +20,6 @@ ROWS = 200
 """Most rows of each kind that are measured, spread evenly over all: enough for an interval of ±7%."""
 PROMPTS = 12
 """Most prompts that are answered."""
-_T = TypeVar("_T")
 
 
 def is_measured(recipe: Recipe) -> bool:
@@ -125,7 +124,7 @@ def _prompts(
             except DataError:
                 continue  # the row was not taken, so nobody asks for its text
     found: dict[tuple[int, ...], HeldOutPrompt] = {}
-    for row in _spread(rows, 4 * PROMPTS):
+    for row in spread(rows, 4 * PROMPTS):
         for ids in first_prompts([row], 1):
             whole = decode(ids)
             places = [(whole.rfind(text), text) for text in turns.get(row.origin, ()) if text]
@@ -149,10 +148,4 @@ def _take_turns(
 
 def _spread_by_kind(rows: Sequence[HeldOutRow], most: int) -> list[HeldOutRow]:
     kinds = dict.fromkeys(row.kind for row in rows)
-    return [row for kind in kinds for row in _spread([r for r in rows if r.kind == kind], most)]
-
-
-def _spread(values: Sequence[_T], n: int) -> list[_T]:
-    """Choose `n` values, or all if there are fewer, evenly spread."""
-    n = min(n, len(values))
-    return [values[i * len(values) // n] for i in range(n)]
+    return [row for kind in kinds for row in spread([r for r in rows if r.kind == kind], most)]

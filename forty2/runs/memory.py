@@ -52,7 +52,7 @@ MODELS: Mapping[str, JsonObject] = {
     "Qwen2.5 14B": _qwen(5120, 48, 13824, 40, 8, **_LARGE),
     "Qwen2.5 32B": _qwen(5120, 64, 27648, 40, 8, **_LARGE),
 }
-"""What the config.json of a family of models says of their shapes, by model."""
+"""Shapes of well-known models, as their config.json states them, by model."""
 
 
 def peak_memory(

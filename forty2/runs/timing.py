@@ -62,7 +62,7 @@ _ROWS = 8
 _QUESTIONS = 4
 """Questions of each benchmark that are timed."""
 NOT_IN_IT = "loading, checkpoints, fusing, the report"
-"""What the estimate leaves out in every run."""
+"""Work that the estimate leaves out in every run."""
 
 
 class PhaseTime(NamedTuple):

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
 
-PreferenceLoss = Literal[
-    "sigmoid",
-    "robust",
-    "hinge",
-    "ipo",
-    "dpop",
-    "sigmoid_norm",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-]
+from forty2.training.objectives.dpo import FDivergence, PreferenceLoss
+
 PREFERENCE_LOSSES: tuple[PreferenceLoss, ...] = get_args(PreferenceLoss)
-FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 LARGEST_EXPONENT = 20.0
 """Largest exponent of an f-divergence's score: e^20 is still far from an overflow, and its gradient
 beyond that is 0."""
@@ -50,7 +36,7 @@ class PairLogps(NamedTuple):
 
 
 class Gains(NamedTuple):
-    """What both responses gained against the reference, log π(y) - log ref(y), each (B,), in nats."""
+    """Gains of both responses against the reference: log π(y) - log ref(y), each (B,), in nats."""
 
     chosen: mx.array
     rejected: mx.array

@@ -90,7 +90,7 @@ class Behaviour(Task[list[JsonObject]]):
     n: int | None = None
     """Fewest prompts to ask, spread evenly over the gates, beside the plain facts; None: all."""
     facts_alone: bool = False
-    """Whether only plain facts are asked."""
+    """True: ask the plain facts alone."""
 
     name = "behaviour"
     title = "held-out prompts"

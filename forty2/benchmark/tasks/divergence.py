@@ -157,13 +157,13 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
     found = []
     for text in list(neutral_texts().values())[:n]:
         ids = loaded.tokenizer.encode(text)[:TEXT_TOKENS]
-        found.append(Probe(_NEUTRAL, ids, _spread(range(len(ids)), TEXT_PLACES)))
-    for row in _spread(rows("heldout/behaviour"), min(ANSWERS, n or ANSWERS)):
+        found.append(Probe(_NEUTRAL, ids, spread(range(len(ids)), TEXT_PLACES)))
+    for row in spread(rows("heldout/behaviour"), min(ANSWERS, n or ANSWERS)):
         turn = {"role": "user", "content": row["prompt"]}
         good = {"role": "assistant", "content": row["good"]}
         prompt, answer, _ = encoder.response([turn], [good])
         ids = [*prompt, *answer[:-1]]
-        places = _spread(range(len(prompt) - 1, len(ids)), ANSWER_PLACES)
+        places = spread(range(len(prompt) - 1, len(ids)), ANSWER_PLACES)
         found.append(Probe("held-out answers", ids, places))
     return found
 
@@ -232,7 +232,7 @@ def _next_logps(model: nn.Module, found: Sequence[Probe]) -> Iterator[npt.NDArra
         yield np.asarray(logits - logsumexp(logits)[:, None])
 
 
-def _spread(values: Sequence[T], n: int) -> list[T]:
+def spread(values: Sequence[T], n: int) -> list[T]:
     """Choose `n` values, or all if there are fewer, evenly spread and with the first one."""
     n = min(n, len(values))
     return [values[i * len(values) // n] for i in range(n)]

@@ -4,7 +4,8 @@
     pairs     share whose chosen answer gained more probability, against the base, than the rejected
               one; a tie counts half, so the base has 0.5. Their margin is the difference of the gains
     ratings   share of good answers that gained probability and of bad ones that lost it; a tie half
-    replies   greedy replies to some of the prompts, kept to be read, and the share that stopped
+    replies   greedy replies to some of the prompts, kept to be read, their length, and the share
+              that stopped
     prompts   share of the phases' eval prompts that were answered as expected
 
 The gains are against the base model of the run, whose log-probabilities stand in every record.
@@ -36,6 +37,7 @@ PAIR_MARGIN = "pair margin"
 RATINGS = "ratings right"
 PASSED = "prompts passed"
 STOPS = "replies stopped"
+LENGTH = "reply tokens"
 MAX_TOKENS = 96
 """Longest reply."""
 TIE = 1e-3
@@ -43,6 +45,7 @@ TIE = 1e-3
 _METRICS = {
     CHAT_LOSS: Metric(0.0, math.inf, "lower"),
     PAIR_MARGIN: Metric(-math.inf, math.inf),
+    LENGTH: Metric(0.0, math.inf, "neither"),
 }
 
 
@@ -63,7 +66,7 @@ class HeldOutRow(NamedTuple):
     sides: tuple[Side, ...]
     """The chosen and the rejected answer of a pair; else one."""
     desirable: bool = True
-    """Of a rating: whether the answer was rated good."""
+    """Verdict on a rated answer: True if it is good."""
 
 
 class HeldOutPrompt(NamedTuple):
@@ -71,7 +74,7 @@ class HeldOutPrompt(NamedTuple):
 
     phase: str
     text: str
-    """What a reader is shown: the user's last turn."""
+    """The user's last turn, for a reader."""
     ids: list[int]
 
 
@@ -200,18 +203,16 @@ class HeldOut(Task[HeldOutRows]):
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
-        """Compute the mean of each metric, and of the replies' tokens."""
+        """Compute the mean of each metric, and count its items."""
         values: dict[str, list[float]] = {}
         for item in items:
             for name, score in item.scores.items():
                 values.setdefault(name, []).append(score)
         means = {name: math.fsum(found) / len(found) for name, found in values.items()}
-        replies = [item.record["tokens"] for item in items if item.record["kind"] == "reply"]
         return {
             "n": len(items),
             "means": means,
             "counts": {name: len(found) for name, found in values.items()},
-            "reply_tokens": sum(replies) / len(replies) if replies else None,
         }
 
     @classmethod
@@ -264,7 +265,7 @@ def base_logps(result: Result) -> dict[int, list[float]]:
 def _scores(record: JsonObject, mean_tokens: float) -> dict[str, float]:
     match record["kind"]:
         case "reply":
-            return {STOPS: as_share(record["stopped"])}
+            return {STOPS: as_share(record["stopped"]), LENGTH: float(record["tokens"])}
         case "prompt":
             return {PASSED: as_share(record["passed"])}
     gains = [

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
     from forty2.training.losses import PairLogps
 
+PreferenceLoss = Literal[
+    "sigmoid",
+    "robust",
+    "hinge",
+    "ipo",
+    "dpop",
+    "sigmoid_norm",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 _MARGIN_LOSSES = ("sigmoid", "robust", "hinge", "exo_pair", "discopop")
 """Losses of the difference of both gains, which an f-divergence may measure in another way."""
 
@@ -27,21 +43,7 @@ class DpoPhase(PairPhase):
     beta: Annotated[float, Field(gt=0)]
     """Reward per nat of log-probability gained over the starting policy; a larger beta stays closer to
     that policy (for ipo: the paper's τ). No default."""
-    loss: Literal[
-        "sigmoid",
-        "robust",
-        "hinge",
-        "ipo",
-        "dpop",
-        "sigmoid_norm",
-        "exo_pair",
-        "nca_pair",
-        "bco_pair",
-        "sppo_hard",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-    ] = "sigmoid"
+    loss: PreferenceLoss = "sigmoid"
     """Loss of a pair: sigmoid is DPO's, robust rDPO's, hinge SLiC's, ipo IPO's, dpop DPOP's, sigmoid_norm
     DPO's on token means, and the others are named after their papers."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -49,7 +51,7 @@ class DpoPhase(PairPhase):
     with exo_pair (0 is 0.001 there)."""
     dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
     """Weight of DPOP's penalty on chosen responses that became less likely (dpop only)."""
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    f_divergence: FDivergence = "reverse_kl"
     """Divergence from the starting policy that anchors the phase (sigmoid, robust, hinge, exo_pair and
     discopop); DPO's is reverse_kl, and alpha is of order 1/2."""
 

@@ -10,6 +10,7 @@ from forty2.benchmark.compare import compare
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.tasks.held_out import (
     CHAT_LOSS,
+    LENGTH,
     PAIR_MARGIN,
     PAIRS,
     PASSED,
@@ -53,7 +54,7 @@ def scores(record: JsonObject) -> dict[str, float]:
         (scored("rating", [-4], [-5], desirable=False), {RATINGS: 0}),
         (scored("rating", [-6], [-5], desirable=False), {RATINGS: 1}),
         (scored("rating", [-5], [-5], desirable=False), {RATINGS: 0.5}),
-        ({"kind": "reply", "stopped": False}, {STOPS: 0}),
+        ({"kind": "reply", "stopped": False, "tokens": 7}, {STOPS: 0, LENGTH: 7}),
         ({"kind": "prompt", "passed": True}, {PASSED: 1}),
     ],
 )
