@@ -62,12 +62,14 @@ COVERED_BY = {
     "text/turns.py": "text/test_template_families.py",
     "training/batched_loss/": "training/test_batched_loss.py",
     "training/evaluation.py": "training/test_loop.py",
+    "training/kl_divergence.py": "training/objectives/test_kl_term.py",
     "training/objectives/cpo.py": "training/test_losses.py",
     "training/objectives/dpo.py": "training/test_losses.py",
     "training/objectives/orpo.py": "training/test_losses.py",
     "training/objectives/simpo.py": "training/test_losses.py",
     "training/objectives/phase.py": "training/test_loop.py",
     "training/objectives/sft.py": "training/test_loop.py",
+    "training/reference_states.py": "training/objectives/test_kl_term.py",
     "training/stop_signals.py": "runs/test_signals.py",
 }
 """Modules without a test file of their name, and the file whose tests run them. A folder, ending in

@@ -73,20 +73,38 @@ def supervised_logps(
     Returns:
         (N,) log-probabilities in nats, fp32, 0 on padding.
     """
-    real = where >= 0
     index = mx.maximum(where, 0)
     rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
-    vocabulary = head(model, rows[:1]).shape[-1]
-    chunk = max(1, head_elements() // vocabulary)
     at_once = model.training and not trains_outside_blocks(model)
     logps = _logps_with_gradient(model) if at_once else functools.partial(_logps, model)
-    result: list[mx.array] = []
-    for start in range(0, rows.shape[0], chunk):
-        part = rows[start : start + chunk]
-        if result:  # compute one chunk after the other, so that only one's logits are in memory
-            part = mx.depends(part, result[-1])
-        result.append(logps(part, wanted[start : start + chunk]))
-    return mx.where(real, mx.concatenate(result), 0.0)
+    (result,) = in_chunks(
+        lambda *part: (logps(*part),), rows, wanted, chunk=head_chunk(model, rows)
+    )
+    return mx.where(where >= 0, result, 0.0)
+
+
+def head_chunk(model: nn.Module, states: mx.array) -> int:
+    """Return the number of positions whose logits this machine should hold in memory at once."""
+    vocabulary = head(model, states[:1]).shape[-1]  # lazy: nothing is computed
+    return max(1, head_elements() // vocabulary)
+
+
+def in_chunks(
+    function: Callable[..., tuple[mx.array, ...]], *inputs: mx.array, chunk: int
+) -> list[mx.array]:
+    """Apply a function to chunks of N positions, one after the other, so that memory holds one.
+
+    Args:
+        function: of the inputs' chunks; each result has a value for each position.
+        inputs: (N, ...), the first with a gradient.
+    """
+    parts: list[tuple[mx.array, ...]] = []
+    for start in range(0, inputs[0].shape[0], chunk):
+        first, *others = (values[start : start + chunk] for values in inputs)
+        if parts:
+            first = mx.depends(first, parts[-1][0])
+        parts.append(function(first, *others))
+    return [mx.concatenate([*values]) for values in zip(*parts, strict=True)]
 
 
 def head_elements() -> int:
@@ -106,7 +124,7 @@ def _logps_with_gradient(model: nn.Module) -> Callable[[mx.array, mx.array], mx.
     def logps(states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         states = mx.stop_gradient(states)
         logits = head(model, states)
-        probabilities, log_total = _softmax(logits.astype(mx.float32))
+        probabilities, log_total = softmax(logits.astype(mx.float32))
         picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
         is_target = mx.arange(logits.shape[-1])[None] == targets[:, None]
         cotangent = (mx.where(is_target, 1.0, 0.0) - probabilities).astype(logits.dtype)
@@ -124,13 +142,17 @@ def _logps_with_gradient(model: nn.Module) -> Callable[[mx.array, mx.array], mx.
     return lambda states, targets: logps(states, targets)[0]  # type: ignore[index]
 
 
-def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
+def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
     """Compute softmax (N, V) and log Σ exp (N, 1) of fp32 logits, with a sum in two levels."""
     top = logits.max(axis=-1, keepdims=True)
     powers = cpu_kernels.exp(logits - top)
-    rows = _in_rows(powers, 0.0)
-    total = rows.sum(axis=-1).sum(axis=-1, keepdims=True)
+    total = sum_over_vocabulary(powers)[:, None]
     return powers / total, top + mx.log(total)
+
+
+def sum_over_vocabulary(terms: mx.array) -> mx.array:
+    """Sum fp32 terms (..., V) to (...), in two levels, as `logsumexp` does."""
+    return _in_rows(terms, 0.0).sum(axis=-1).sum(axis=-1)
 
 
 def _in_rows(values: mx.array, padding: float) -> mx.array:
@@ -282,6 +304,24 @@ def response_logps(
 ) -> mx.array:
     """Compute log p of each response token; differentiable through responses and prompts.
 
+    Args:
+        block_input: stored states to go on from; needs both shortcuts.
+
+    Returns:
+        (kB, T) log-probabilities in nats, fp32, 0 on padding.
+    """
+    output = run_on_responses(model, pairs, shortcuts, block_input)
+    return at_tokens(pairs, target_logps(model, output, pairs.targets, pairs.where, shortcuts))
+
+
+def run_on_responses(
+    model: nn.Module,
+    pairs: PairArrays,
+    shortcuts: Shortcuts,
+    block_input: PairBlockInput | None = None,
+) -> mx.array:
+    """Run a model on responses up to the input of `target_logps`.
+
     With shared prompts, a prompt is computed once and all its responses attend to its keys and
     values. Otherwise whole rows are computed, with the same result.
 
@@ -289,26 +329,28 @@ def response_logps(
         block_input: stored states to go on from; needs both shortcuts.
 
     Returns:
-        (kB, T) log-probabilities in nats, fp32, 0 on padding.
+        States (kB, T, D), or logits (kB, T, V) if the head cannot be split.
     """
-    if shortcuts.shared_prompts:
-        prefix_input = response_input = None
-        if block_input is not None:
-            prefix_input = BlockInput(block_input.prefixes, block_input.depth)
-            response_input = BlockInput(block_input.inputs, block_input.depth)
-        prompts = [CacheLayer() for _ in blocks(model)]
-        run_model(model, pairs.prefixes, shortcuts, cache=prompts, block_input=prefix_input)
-        output = run_model(
-            model,
-            pairs.inputs,
-            shortcuts,
-            cache=_continuation_caches(pairs, prompts),
-            block_input=response_input,
-        )
-    else:
-        output = _run_whole_rows(model, pairs, shortcuts)
-    logps = target_logps(model, output, pairs.targets, pairs.where, shortcuts)
-    flat = mx.zeros(pairs.targets.size).at[mx.maximum(pairs.where, 0)].add(logps)
+    if not shortcuts.shared_prompts:
+        return _run_whole_rows(model, pairs, shortcuts)
+    prefix_input = response_input = None
+    if block_input is not None:
+        prefix_input = BlockInput(block_input.prefixes, block_input.depth)
+        response_input = BlockInput(block_input.inputs, block_input.depth)
+    prompts = [CacheLayer() for _ in blocks(model)]
+    run_model(model, pairs.prefixes, shortcuts, cache=prompts, block_input=prefix_input)
+    return run_model(
+        model,
+        pairs.inputs,
+        shortcuts,
+        cache=_continuation_caches(pairs, prompts),
+        block_input=response_input,
+    )
+
+
+def at_tokens(pairs: PairArrays, values: mx.array) -> mx.array:
+    """Put values (N,) of the positions `pairs.where` at their tokens: (kB, T), 0 elsewhere."""
+    flat = mx.zeros(pairs.targets.size).at[mx.maximum(pairs.where, 0)].add(values)
     return flat.reshape(pairs.targets.shape)
 
 

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from forty2.errors import ModelError
 from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, origin_of
 from forty2.model.loading import other_base
-from forty2.model.surgery import blocks
+from forty2.model.surgery import blocks, trains_outside_blocks
 from forty2.recipe.saved_adapter import AdapterFile, read_adapter_file
 from forty2.recipe.schema import Recipe
 
@@ -24,17 +24,26 @@ def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> Ad
         The adapter of `init_from`; None: the adapter is new.
 
     Raises:
-        ModelError: the model does not have the layers, or the adapter of `init_from` has others.
+        ModelError: the model does not have the layers, or the adapter of `init_from` has others, or
+            a phase has a term λ·KL and its head would be trained.
     """
-    if recipe.init_from is None:
-        attach_adapter(model, recipe.adapter, seed=seed)
-        return None
-    file = read_adapter_file(recipe.init_from)
+    file = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
     try:
         attach_adapter(model, recipe.adapter, seed=seed)
-    except ModelError as error:  # the file's layers or keys, which the recipe's section took over
+    except ModelError as error:
+        if file is None:
+            raise
+        # the file's layers or keys, which the recipe's section took over
         raise ModelError(f"{error} (as in {file.folder}{origin_of(file.folder)})") from error
-    _fill(model, file)
+    if file is not None:
+        _fill(model, file)
+    for name, phase in recipe.phases.items():
+        if phase.kl_term is not None and trains_outside_blocks(model):
+            raise ModelError(
+                f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
+                "head, which the adapter would change; name only layers of the blocks in "
+                "adapter.keys, or remove kl"
+            )
     return file
 
 

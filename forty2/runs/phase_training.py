@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forty2 import machine
-from forty2.errors import RunError
+from forty2.errors import ModelError, RunError
 from forty2.files import (
     check_free_space,
     find_damage,
@@ -31,7 +31,13 @@ from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.records import PhaseRecord
-from forty2.training.batched_loss import BatchedLoss, ResponseLoss, batched_loss, micro_batches
+from forty2.training.batched_loss import (
+    BatchedLoss,
+    KlPenalty,
+    ResponseLoss,
+    batched_loss,
+    micro_batches,
+)
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import (
     Checkpoints,
@@ -50,6 +56,7 @@ from forty2.training.frozen_states import (
 from forty2.training.loop import Trained, Training, train
 from forty2.training.objectives.phase import Phase
 from forty2.training.reference import TokenLogps, reference_key, reference_logps
+from forty2.training.reference_states import reference_states_size, store_reference_states
 from forty2.training.schedule import PhasePlan, longer, phase_seed, plan_phase, shared_steps
 
 
@@ -250,7 +257,31 @@ class _LossMaker:
         frozen = self._frozen_states(used)
         needs_reference = self.phase.settings.needs_reference
         reference = self._reference(used, frozen) if needs_reference else None
-        return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen)
+        kl = self._kl_penalty(used, frozen)
+        return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen, kl)
+
+    def _kl_penalty(self, used: _RowsUsed, frozen: FrozenStates | None) -> KlPenalty | None:
+        """Compute and store what the term λ·KL reads of the reference, if the phase has one."""
+        term = self.phase.settings.kl_term
+        if term is None:
+            return None
+        if not self.shortcuts.split_head:
+            raise ModelError(
+                f"phases.{self.phase.name}.kl: this model's head cannot be run alone, which the term "
+                "needs; remove kl"
+            )
+        size = reference_states_size(self.loaded.model, used.rows, used.which)
+        check_free_space({self.work: size.bytes})
+        states = store_reference_states(
+            self.loaded.model,
+            used.rows,
+            used.which,
+            self.work / f"{used.label.replace(' ', '-')}-reference.states",
+            shortcuts=self.shortcuts,
+            frozen=frozen,
+            progress=lambda stage, *rest: self.run.progress(f"{used.label}: {stage}", *rest),
+        )
+        return KlPenalty(term, states)
 
     def _frozen_states(self, used: _RowsUsed) -> FrozenStates | None:
         """Compute and store the frozen blocks' states, if it saves time and there is room."""

@@ -38,6 +38,7 @@ from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.frozen_states import states_to_store
+from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 
@@ -64,8 +65,9 @@ class PhaseForecast(NamedTuple):
     saves: int
     peak_memory_gb: float
     """Estimated peak."""
-    replayed_gb: float
-    """Disk for the frozen blocks' states of the training rows, while the phase runs."""
+    stored_gb: float
+    """Disk for stored states of the training rows, while the phase runs: of the frozen blocks, and of
+    the reference for a term λ·KL."""
     data_warnings: tuple[str, ...]
     """Properties of its rows that do not suit its objective."""
     ignored: str
@@ -194,7 +196,7 @@ def _disk(
     if recipe.fuse is not None:
         out = fused_path(path, recipe.fuse)
         fused = fused_bytes(loaded.model, parameters, recipe.fuse, out)
-    stored = max(int(phase.replayed_gb * 1e9) for phase in phases)
+    stored = max(int(phase.stored_gb * 1e9) for phase in phases)
     return DiskForecast(
         run=path,
         kept=len(phases) * adapter_bytes(loaded.model),
@@ -233,14 +235,14 @@ def _forecast(
         evaluations=phase_plan.evaluations,
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
-        replayed_gb=_replayed_gb(phase_plan, rows, loaded),
+        stored_gb=_stored_gb(phase_plan, rows, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
         ignored=data.ignored,
     )
 
 
-def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
-    """Estimate the disk for the frozen blocks' states, in GB; 0 where they are not stored."""
+def _stored_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
+    """Estimate the disk for stored states, in GB."""
     size = states_to_store(
         loaded.model,
         plan.phase,
@@ -249,7 +251,10 @@ def _replayed_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> f
         plan.passes,
         shortcuts=Shortcuts(True, True),  # assumed, since trying would load the weights
     )
-    return size.bytes / 1e9 if size is not None else 0.0
+    stored = size.bytes if size is not None else 0
+    if plan.phase.kl_term is not None:
+        stored += reference_states_size(loaded.model, rows, plan.rows_used).bytes
+    return stored / 1e9
 
 
 def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
@@ -274,7 +279,7 @@ def format_plan(plan: RunForecast) -> str:
         lines.append(
             f"{one.name:<9}{one.objective:<5}{one.rows:>6}{one.valid_rows:>6}{one.median_tokens:>7}"
             f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>7.2f}x{one.evaluations:>6}"
-            f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.replayed_gb:>6.2f}"
+            f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.stored_gb:>6.2f}"
         )
     lines += [
         "",

@@ -39,12 +39,13 @@ from forty2.runs.drift import TEXTS
 from forty2.runs.held_out import held_out_rows, is_measured, measures_phase
 from forty2.runs.phase_data import PhaseData
 from forty2.text.rows import first_prompts
-from forty2.training.batched_loss import BatchedLoss, batched_loss, micro_batches
+from forty2.training.batched_loss import BatchedLoss, KlPenalty, batched_loss, micro_batches
 from forty2.training.batches import lengths_of
 from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import frozen_states_size, states_to_store, store_states
 from forty2.training.optimizers import make_optimizer
 from forty2.training.reference import reference_logps
+from forty2.training.reference_states import store_reference_states
 from forty2.training.schedule import PhasePlan
 from forty2.training.step import Stepper
 
@@ -206,7 +207,7 @@ class _PhaseTimer:
             The loss, and the estimated seconds to make it for all of `used`.
         """
         model, phase = self.loaded.model, self.plan.phase
-        frozen, reference = None, None
+        frozen, reference, kl = None, None, None
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             started = time.perf_counter()
             if states_to_store(model, phase, rows, used, passes, shortcuts=self.shortcuts):
@@ -217,8 +218,14 @@ class _PhaseTimer:
                 reference = reference_logps(
                     model, rows, sample, store, shortcuts=self.shortcuts, frozen=frozen
                 )
+            if phase.kl_term is not None and self.shortcuts.split_head:
+                store = Path(folder, "reference.states")
+                states = store_reference_states(
+                    model, rows, sample, store, shortcuts=self.shortcuts, frozen=frozen
+                )
+                kl = KlPenalty(phase.kl_term, states)
             seconds = time.perf_counter() - started
-        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen)
+        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl)
         return loss, _share(rows, used, sample) * seconds
 
     def _step_seconds(self, steps: Sequence[int], loss: BatchedLoss) -> float:

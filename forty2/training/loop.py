@@ -198,7 +198,12 @@ class _Attempt:
         self.model.train()
         started = time.perf_counter()
         with self._saved_if_peer_lost():
-            result = self.stepper.step(batches, rate, math.inf if warns_of_spikes else spike_limit)
+            result = self.stepper.step(
+                batches,
+                rate,
+                math.inf if warns_of_spikes else spike_limit,
+                progress=(step - 1) / max(1, self.plan.steps - 1),
+            )
         seconds = time.perf_counter() - started
         red = monitor.judge_step(result.loss, result.norm, spike_limit)
         if red is not None and not (red.line == "spike" and warns_of_spikes):

@@ -84,7 +84,14 @@ class Stepper:
         self._add_gradients = _compiled(_gradient_function(model, loss), state)
         self._update = _compiled(_update_function(model, optimizer, phase.clip_norm), state)
 
-    def step(self, batches: Sequence[Batch], rate: float, limit: float = math.inf) -> StepResult:
+    def step(
+        self,
+        batches: Sequence[Batch],
+        rate: float,
+        limit: float = math.inf,
+        *,
+        progress: float = 1.0,
+    ) -> StepResult:
         """Take one step.
 
         A step whose loss or gradient is not finite, or whose mean loss is beyond `limit`, changes
@@ -94,9 +101,10 @@ class Stepper:
             batches: this process's share of the step.
             rate: learning rate.
             limit: largest mean loss, in nats for the losses that are log-likelihoods.
+            progress: share of the phase that is done: 0 at its first step, 1 at its last.
         """
         self._optimizer.learning_rate = mx.array(rate)
-        sums = self._sum_over_processes(self._sum_batches(batches))
+        sums = self._sum_over_processes(self._sum_batches(batches, progress))
         loss = sums.loss / sums.weight
         norm, squares = self._update(
             sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit)
@@ -111,9 +119,9 @@ class Stepper:
         }
         return StepResult(means, float(loss), float(norm), sums.tokens, squares)
 
-    def _sum_batches(self, batches: Sequence[Batch]) -> BatchSums:
+    def _sum_batches(self, batches: Sequence[Batch], progress: float = 1.0) -> BatchSums:
         gradients, loss, metrics = None, mx.array(0.0), []
-        step_arrays = self._loss.step_arrays(self._model, batches, self._group)
+        step_arrays = self._loss.step_arrays(self._model, batches, self._group, progress)
         for batch in batches:
             arrays = [*self._loss.arrays(batch), *step_arrays]
             self.shapes.add((gradients is None, *(array.shape for array in arrays)))

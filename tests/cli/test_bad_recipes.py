@@ -181,6 +181,20 @@ spoilt(
     "lr: 1e-4, beta: 1",
     "sft.beta: belongs to cpo, dpo, kto, orpo and simpo, not to sft",
 )
+spoilt(
+    "λ without a reference",
+    "lr: 1e-4",
+    "lr: 1e-4, kl: {weight: 0.1}",
+    "sft.kl: belongs to dpo and kto, not to sft",
+)
+for name, value, says in (
+    ("below 0", "weight: -1", "kl.weight: should be greater than or equal to 0"),
+    ("missing", "kind: js", "kl.weight: missing"),
+    ("of no kind", "weight: 1, kind: kl", "kl.kind: should be 'reverse', 'forward' or 'js'"),
+    ("that goes nowhere", "weight: 1, schedule: cosine", "kl.to: cosine needs the weight at"),
+    ("that is constant", "weight: 1, to: 2", "kl.to: a constant weight has none"),
+):
+    spoilt(f"λ {name}", "beta: 0.1", f"beta: 0.1\n    kl: {{{value}}}", f":13: phases.dpo.{says}")
 for name, value, says in (
     ("rank: 0", "rank: 0", "rank: should be greater than 0"),
     ("rank huge", "rank: 1" + "0" * 20, "rank: should be"),

@@ -15,7 +15,7 @@ from forty2.training.batched_loss.base import BatchedLoss, LossSums, micro_batch
 from forty2.training.batched_loss.conversations import ConversationLoss
 from forty2.training.batched_loss.pairs import PairLoss
 from forty2.training.batched_loss.rated import RatedLoss
-from forty2.training.batched_loss.responses import ResponseLoss
+from forty2.training.batched_loss.responses import KlPenalty, ResponseLoss
 from forty2.training.frozen_states import FrozenStates, Rows
 from forty2.training.objectives.phase import Phase
 from forty2.training.reference import TokenLogps
@@ -23,6 +23,7 @@ from forty2.training.reference import TokenLogps
 __all__ = [
     "BatchedLoss",
     "ConversationLoss",
+    "KlPenalty",
     "LossSums",
     "PairLoss",
     "RatedLoss",
@@ -44,6 +45,7 @@ def batched_loss(
     reference: TokenLogps | None,
     shortcuts: Shortcuts = NO_SHORTCUTS,
     frozen: FrozenStates | None = None,
+    kl: KlPenalty | None = None,
 ) -> BatchedLoss:
     """Make the loss of a phase over its rows.
 
@@ -53,8 +55,9 @@ def batched_loss(
             none.
         shortcuts: optimisations that the model supports.
         frozen: stored states of the rows that come in a batch.
+        kl: the term λ·KL; None: the loss has none.
     """
     make = _LOSSES[phase.row_kind]
     if phase.row_kind is CONVERSATIONS:
         return make(rows, shortcuts, frozen)
-    return make(rows, reference, phase, shortcuts, frozen)
+    return make(rows, reference, phase, shortcuts, frozen, kl)

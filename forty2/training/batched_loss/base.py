@@ -78,12 +78,14 @@ class BatchedLoss(ABC):
         """
 
     def step_arrays(
-        self, model: nn.Module, batches: Iterable[Batch], group: Group
+        self, model: nn.Module, batches: Iterable[Batch], group: Group, progress: float = 1.0
     ) -> list[mx.array]:
-        """Compute the arrays that `loss` reads besides a batch's: measured on all rows of a step.
+        """Compute the arrays that `loss` reads besides a batch's: the same for all rows of a step.
 
         Args:
             batches: this process's part of the step; measurements are summed over the group.
+            progress: share of the phase that is done: 0 at its first step, 1 at its last and in
+                evaluations.
         """
         return []
 

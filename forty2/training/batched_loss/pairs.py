@@ -11,7 +11,13 @@ from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
 from forty2.text.rows import PairRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token, won
+from forty2.training.batched_loss.responses import (
+    KL_TERM,
+    KlPenalty,
+    ResponseLoss,
+    kl_per_token,
+    won,
+)
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.losses import PairLogps
 from forty2.training.objectives.pairs import PairPhase
@@ -31,11 +37,13 @@ class PairLoss(ResponseLoss):
         phase: PairPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
+        kl: KlPenalty | None = None,
     ) -> None:
-        super().__init__(rows, reference, shortcuts, frozen)
+        super().__init__(rows, reference, shortcuts, frozen, kl)
         self.phase, self.name, self.start_slack = phase, phase.loss_name, phase.start_slack
         missing = NEED_REFERENCE if reference is None else ()
         self.metrics = tuple(name for name in phase.metrics if name not in missing)
+        self.metrics += (KL_TERM,) if kl is not None else ()
 
     def loss_at_start(self, batch: PairBatch) -> float:
         found = self.phase.initial_loss()
@@ -53,7 +61,7 @@ class PairLoss(ResponseLoss):
         return 1.0, -1.0
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
-        policy, reference, mask = self.logps(model, arrays)
+        policy, reference, mask, kl = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         tokens = mx.split(mask.sum(axis=-1), 2)
         sums = [policy.sum(axis=-1), reference.sum(axis=-1)]
@@ -64,6 +72,9 @@ class PairLoss(ResponseLoss):
         losses = self.phase.losses(logps, *tokens)
         if self.phase.sft_weight:
             losses = losses - self.phase.sft_weight * chosen_logps / tokens[0]
+        if kl is not None:
+            kl = kl.reshape(2, -1).mean(axis=0)
+            losses = losses + arrays[-1] * kl
         total = losses.sum()
         chosen, rejected = self.phase.rewards(logps, *tokens)
         metrics = {
@@ -76,6 +87,8 @@ class PairLoss(ResponseLoss):
             "accuracy": won(chosen - rejected).sum(),
             "kl": 0.5 * kl_per_token(policy, reference, mask).sum(),
         }
+        if kl is not None:
+            metrics[KL_TERM] = kl.sum()
         return LossSums(total, {name: metrics[name] for name in self.metrics})
 
 

@@ -13,7 +13,13 @@ from forty2.inference.padding import PairBatch
 from forty2.model.surgery import evaluating
 from forty2.text.rows import RatedRow
 from forty2.training.batched_loss.base import LossSums
-from forty2.training.batched_loss.responses import ResponseLoss, kl_per_token, won
+from forty2.training.batched_loss.responses import (
+    KL_TERM,
+    KlPenalty,
+    ResponseLoss,
+    kl_per_token,
+    won,
+)
 from forty2.training.batches import CHOSEN, REJECTED, Batch
 from forty2.training.frozen_states import FrozenStates
 from forty2.training.objectives.kto import KtoPhase
@@ -38,10 +44,11 @@ class RatedLoss(ResponseLoss):
         phase: KtoPhase,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
+        kl: KlPenalty | None = None,
     ) -> None:
-        super().__init__(rows, reference, shortcuts, frozen)
+        super().__init__(rows, reference, shortcuts, frozen, kl)
         self.phase = phase
-        self.metrics = tuple(phase.metrics)
+        self.metrics = (*phase.metrics, *([KL_TERM] if kl is not None else []))
         self._desirable = np.array([row.desirable for row in rows])
 
     def arrays(self, batch: Batch) -> list[mx.array]:
@@ -50,25 +57,26 @@ class RatedLoss(ResponseLoss):
         return [mx.array(self._desirable[batch.rows]), *super().arrays(batch)]
 
     def step_arrays(
-        self, model: nn.Module, batches: Iterable[Batch], group: Group
+        self, model: nn.Module, batches: Iterable[Batch], group: Group, progress: float = 1.0
     ) -> list[mx.array]:
         """Estimate z0: KL(policy‖reference) per response, on responses to other prompts.
 
         Returns:
             A scalar in nats, at least 0 and without gradient: the mean log ratio, as Ethayarajh et
-            al. 2024 (arXiv:2402.01306) estimate it.
+            al. 2024 (arXiv:2402.01306) estimate it. Then the weight of the term λ·KL, if there is one.
         """
         total, rows = mx.array(0.0), 0
         with evaluating(model):  # without dropout
             for batch in batches:
                 assert isinstance(batch, PairBatch)
                 others = self.batch_of_sides(batch.rows.tolist(), [REJECTED])
-                policy, reference, _ = self.logps(model, self.arrays_of_sides(others, [REJECTED]))
-                total = total + (policy - reference).sum()
+                logps = self.logps(model, self.arrays_of_sides(others, [REJECTED]))
+                total = total + (logps.policy - logps.reference).sum()
                 rows += batch.weight
                 mx.async_eval(total)
         total, all_rows = group.all_sum((total, rows))
-        return [mx.maximum(0.0, total / all_rows)]
+        baseline = mx.maximum(0.0, total / all_rows)
+        return [baseline, *super().step_arrays(model, batches, group, progress)]
 
     def loss_at_start(self, batch: PairBatch) -> float:
         verdicts = self._desirable[batch.rows].tolist()
@@ -80,10 +88,15 @@ class RatedLoss(ResponseLoss):
         return (-self.phase.undesirable_weight,)
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
-        desirable, *arrays, baseline = arrays
-        policy, reference, mask = self.logps(model, arrays)
+        desirable, *arrays = arrays
+        weight = arrays.pop() if self._kl is not None else mx.array(0.0)
+        baseline = arrays.pop()
+        policy, reference, mask, kl = self.logps(model, arrays)
         logps, reference_logps = policy.sum(axis=-1), reference.sum(axis=-1)
-        total = self.phase.losses(logps, reference_logps, desirable, baseline).sum()
+        losses = self.phase.losses(logps, reference_logps, desirable, baseline)
+        if kl is not None:
+            losses = losses + weight * kl
+        total = losses.sum()
         reward = self.phase.beta * (logps - reference_logps - baseline)
         margin = mx.where(desirable, reward, -reward)
         metrics = {
@@ -94,4 +107,6 @@ class RatedLoss(ResponseLoss):
             "baseline": baseline * desirable.size,
             "kl": kl_per_token(policy, reference, mask).sum(),
         }
+        if kl is not None:
+            metrics[KL_TERM] = kl.sum()
         return LossSums(total, {name: metrics[name] for name in self.metrics})

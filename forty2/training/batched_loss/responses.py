@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,22 +17,50 @@ from forty2.inference.logprobs import (
     PairArrays,
     PairBlockInput,
     Shortcuts,
+    at_tokens,
     pair_arrays,
-    response_logps,
+    run_on_responses,
+    target_logps,
 )
 from forty2.inference.padding import PairBatch
 from forty2.text.rows import AnyPair
 from forty2.training.batched_loss.base import BatchedLoss
 from forty2.training.batches import BOTH, Batch, pair_batch
 from forty2.training.frozen_states import FrozenStates
-from forty2.training.processes import ALONE
+from forty2.training.kl_divergence import supervised_logps_and_kl
+from forty2.training.objectives.kl_term import KlTerm
+from forty2.training.processes import ALONE, Group
 from forty2.training.reference import TokenLogps
+from forty2.training.reference_states import ReferenceStates
 
 START_TOLERANCE = 0.1
 """Nats per token by which a 16-bit policy may differ from itself, computed in another order."""
 
+KL_TERM = "kl_term"
+"""Metric of a loss with a term λ·KL: the divergence before it is weighted, nats a token."""
 TIE = 1e-5
 """Largest margin of rewards that is rounding."""
+
+
+class KlPenalty(NamedTuple):
+    """The term λ·KL of a loss."""
+
+    term: KlTerm
+    reference: ReferenceStates
+    """States of the rows that come in a batch."""
+
+
+class ResponseLogps(NamedTuple):
+    """Log-probabilities of k responses to each of B prompts."""
+
+    policy: mx.array
+    """(kB, T), in nats, 0 where nothing is supervised."""
+    reference: mx.array
+    """(kB, T)"""
+    mask: mx.array
+    """Supervised tokens, (kB, T)."""
+    kl: mx.array | None
+    """Divergence of the term λ·KL, (kB,), nats a token; None: there is no such term."""
 
 
 class ResponseLoss(BatchedLoss):
@@ -50,13 +79,15 @@ class ResponseLoss(BatchedLoss):
         reference: TokenLogps | None,
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
+        kl: KlPenalty | None = None,
     ) -> None:
         """
         Args:
             reference: log-probabilities of the rows that come in a batch; None: the loss needs none.
+            kl: the term λ·KL; None: the loss has none.
         """
         super().__init__(rows, shortcuts, frozen)
-        self.rows, self.reference = rows, reference
+        self.rows, self.reference, self._kl = rows, reference, kl
 
     @abstractmethod
     def loss_at_start(self, batch: PairBatch) -> float:
@@ -92,7 +123,8 @@ class ResponseLoss(BatchedLoss):
 
         Returns:
             The five of `PairArrays`, the mask (kB, T), the reference (kB, T), zero without one,
-            and the stored states if there are any.
+            the reference's states (kB, T, D) if there is a term λ·KL, and the stored states if there
+            are any.
         """
         reference = np.zeros(batch.targets.shape, np.float32)
         if self.reference is not None:
@@ -101,21 +133,40 @@ class ResponseLoss(BatchedLoss):
                 for k, side in enumerate(sides):
                     logps = responses[side]
                     reference[n + k * batch.weight, : len(logps)] = logps
-        states = self._frozen.of_pairs(batch, sides) if self._frozen is not None else []
+        states = [self._kl.reference.of_pairs(batch, sides)] if self._kl is not None else []
+        states += self._frozen.of_pairs(batch, sides) if self._frozen is not None else []
         return [*pair_arrays(batch), mx.array(batch.mask), mx.array(reference), *states]
 
-    def logps(
-        self, model: nn.Module, arrays: Sequence[mx.array]
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Compute policy and reference log-probabilities, in nats, and the mask; each (kB, T)."""
-        pairs, (mask, reference), states = PairArrays(*arrays[:5]), arrays[5:7], arrays[7:]
+    def step_arrays(
+        self, model: nn.Module, batches: Iterable[Batch], group: Group, progress: float = 1.0
+    ) -> list[mx.array]:
+        """Return the weight of the term λ·KL at this step, if there is one."""
+        return [mx.array(self._kl.term.at(progress))] if self._kl is not None else []
+
+    def logps(self, model: nn.Module, arrays: Sequence[mx.array]) -> ResponseLogps:
+        """Compute the log-probabilities of response tokens.
+
+        Args:
+            arrays: from `arrays_of_sides`; `step_arrays` may follow.
+        """
+        pairs, (mask, reference), states = PairArrays(*arrays[:5]), arrays[5:7], [*arrays[7:]]
+        of_reference = states.pop(0) if self._kl is not None else None
         block_input = (
             PairBlockInput(states[0], states[1], self._frozen.depth)
             if self._frozen is not None
             else None
         )
-        policy = response_logps(model, pairs, self._shortcuts, block_input)
-        return policy, reference, mask
+        output = run_on_responses(model, pairs, self._shortcuts, block_input)
+        kl = None
+        if of_reference is None:
+            logps = target_logps(model, output, pairs.targets, pairs.where, self._shortcuts)
+        else:
+            assert self._kl is not None
+            logps, kl = supervised_logps_and_kl(
+                model, output, of_reference, pairs.targets, pairs.where, self._kl.term.kind
+            )
+            kl = at_tokens(pairs, kl).sum(axis=-1) / mask.sum(axis=-1)
+        return ResponseLogps(at_tokens(pairs, logps), reference, mask, kl)
 
     def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float | None) -> None:
         """Refuse a reference that is not the policy: the loss must be the one at zero margin.
@@ -130,7 +181,7 @@ class ResponseLoss(BatchedLoss):
         """
         assert isinstance(batch, PairBatch)
         if tolerance is None:
-            policy, reference, mask = self.logps(model, self.arrays_of_sides(batch, self.sides))
+            policy, reference, mask, _ = self.logps(model, self.arrays_of_sides(batch, self.sides))
             difference = float(mx.abs(policy - reference).sum() / mask.sum())
             good = difference <= START_TOLERANCE
             found = f"tokens differ by {difference:.3f} nats from the reference"

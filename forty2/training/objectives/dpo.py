@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from forty2.training.objectives.kl_term import KlTerm
 from forty2.training.objectives.pairs import PairPhase
 from forty2.training.objectives.phase import SPIKE_THRESHOLD, STRICT
 
@@ -54,6 +55,9 @@ class DpoPhase(PairPhase):
     f_divergence: FDivergence = "reverse_kl"
     """Divergence from the starting policy that anchors the phase (sigmoid, robust, hinge, exo_pair and
     discopop); DPO's is reverse_kl, and alpha is of order 1/2."""
+    kl: KlTerm | None = None
+    """Penalty on the divergence from the starting policy over the whole vocabulary, added to the loss;
+    null: none."""
 
     @field_validator("label_smoothing")
     @classmethod
@@ -89,6 +93,10 @@ class DpoPhase(PairPhase):
     def start_slack(self) -> float:
         # A chosen response that looks less likely by rounding alone is penalized λ-fold.
         return 1 + self.dpop_lambda * (self.loss == "dpop")
+
+    @property
+    def kl_term(self) -> KlTerm | None:
+        return self.kl
 
     @property
     def spike_threshold(self) -> float:

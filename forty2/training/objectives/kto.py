@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from forty2.text.row_kinds import RATED, RowKind
 from forty2.text.rows import AnyPair, RatedRow, Row
+from forty2.training.objectives.kl_term import KlTerm
 from forty2.training.objectives.phase import STRICT, Direction, Phase
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ class KtoPhase(Phase):
     Raise the weight of the rarer verdict: the number of desirable rows times desirable_weight
     should be 1 to 4/3 times the number of the others times undesirable_weight.
     """
+    kl: KlTerm | None = None
+    """Penalty on the divergence from the starting policy over the whole vocabulary, added to the loss;
+    null: none."""
+
+    @property
+    def kl_term(self) -> KlTerm | None:
+        return self.kl
 
     @property
     def spike_threshold(self) -> float:

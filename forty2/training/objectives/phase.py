@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,9 @@ from pydantic.dataclasses import dataclass
 from forty2.text.encoder import Encoder
 from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyPair, Row
+
+if TYPE_CHECKING:
+    from forty2.training.objectives.kl_term import KlTerm
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 """Configuration of every section: unknown keys, other types, NaN and infinities are errors.
@@ -184,6 +187,11 @@ class Phase:
                 f"{info.field_name}: {every} is beyond the last step ({steps}): never reached"
             )
         return every
+
+    @property
+    def kl_term(self) -> KlTerm | None:
+        """The term λ·KL of its loss; None: it has none."""
+        return None
 
     @property
     def spike_threshold(self) -> float:

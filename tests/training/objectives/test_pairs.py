@@ -72,7 +72,8 @@ def test_tokens_beyond_the_shorter_response_weigh_less(tmp_path: Path) -> None:
     model.model.layers[1].self_attn.q_proj.lora_b += 0.3
     expected = 0.0
     batch = loss.batch(ALL)
-    policy, reference, _ = (np.array(one) for one in loss.logps(model, loss.arrays(batch)))
+    found_logps = loss.logps(model, loss.arrays(batch))
+    policy, reference = np.array(found_logps.policy), np.array(found_logps.reference)
     gains = policy - reference
     for n, row in enumerate(PAIRS):
         shared = min(map(len, row.responses))
