@@ -37,7 +37,8 @@ class SuiteResult:
     medians: Mapping[str, Figures]
     """Medians by trainer, ours as `forty2`."""
     ratios: Mapping[str, Figures]
-    """Our medians divided by another trainer's, by that trainer."""
+    """Our medians divided by another trainer's, by that trainer; of the suite of objectives, those of
+    each divided by those of the first."""
     left_out: Mapping[str, str]
     """Reason that a trainer could not be measured, by its name."""
     runs: Mapping[str, Sequence[Measurement]]

@@ -9,7 +9,10 @@ from forty2.speed.workers.__main__ import Figures
 
 
 def format_suite(name: str, suite: SuiteResult) -> str:
-    """Format every trainer's medians, with the ratio of ours to theirs after time and memory."""
+    """Format every trainer's medians, with the ratio of ours to theirs after time and memory.
+
+    Of the suite of objectives, the ratio of each to the first.
+    """
     head = f"s/{suite.unit}", "ratio", "tokens/s", "mlx GB", "ratio", "RSS GB", "ratio"
     lines = [_row(name, head)]
     for trainer, figures in suite.medians.items():

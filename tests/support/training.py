@@ -106,6 +106,7 @@ def run(
     check_replies: Callable[[], ReplyCheck] | None = None,
     progress: Progress = silent,
     group: Group = ALONE,
+    spec: Adapter = SPEC,
 ) -> Trained:
     """Train a phase named p, with checkpoints in `work`."""
     return train(
@@ -115,7 +116,7 @@ def run(
             model=model,
             loss=loss,
             evaluator=Evaluator(valid, check_replies),
-            checkpoints=Checkpoints(work, SPEC),
+            checkpoints=Checkpoints(work, spec),
             log=log or ListLog(),
             progress=progress,
             group=group,
