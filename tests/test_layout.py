@@ -100,6 +100,7 @@ CAPABILITIES = {
     "test_import_rules.py": "who may import whom, in the whole package",
     "test_layout.py": "this file",
     "test_public_api.py": "the names that `import forty2` offers",
+    "training/test_trl_parity.py": "losses of pairs against TRL's code",
     "training/objectives/test_new_objective.py": "an objective added in one file",
 }
 """Test files that mirror no module because they test several at once, and what they test."""
