@@ -168,10 +168,16 @@ def _check_length(path: Path, label: str, name: str, old: JsonObject, new: JsonO
     done = steps_done(path, label)
     key = next(key for key in _LENGTH if new[key] is not None)
     where = f"{path}: phases.{name}.{key}"
+    course = ""
     if new["schedule"] != "constant":
+        course = f"its learning rate falls to zero over all steps (schedule: {new['schedule']})"
+    elif new.get("kl") and new["kl"]["to"] is not None:
+        course = (
+            f"the weight of its term kl changes over all steps (schedule: {new['kl']['schedule']})"
+        )
+    if course:
         raise RunError(
-            f"{where}: its learning rate falls to zero over all steps (schedule: "
-            f"{new['schedule']}), so the {done} steps that are done do not begin a phase of another "
+            f"{where}: {course}, so the {done} steps that are done do not begin a phase of another "
             f"length; start the longer one with another `run_dir`, or go on from this one's "
             f"adapter in a recipe with init_from: {path / label}"
         )

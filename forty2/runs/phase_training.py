@@ -104,7 +104,7 @@ def _clear(work: Path, plan: PhasePlan) -> None:
     for file in filter(Path.is_file, list(work.glob("*"))):
         file.unlink()
     keep_one_checkpoint(work, shared_steps(plan, longer(plan)))
-    if plan.phase.schedule != "constant" or not find_checkpoints(work):
+    if plan.phase.course_depends_on_length or not find_checkpoints(work):
         shutil.rmtree(work, ignore_errors=True)
 
 

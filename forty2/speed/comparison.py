@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from forty2 import machine
 from forty2.errors import BenchmarkError
@@ -22,6 +22,7 @@ from forty2.model.loading import load, resolve_model
 from forty2.progress import Progress, silent
 from forty2.speed.environments import PEERS, measure, peer_python
 from forty2.speed.growth import measure_growth
+from forty2.speed.objectives import measure_objectives
 from forty2.speed.operation_count import linear_operations, linear_sizes, model_shapes
 from forty2.speed.results import ComparisonResult, Floor, SuiteResult
 from forty2.speed.suites import (
@@ -29,26 +30,14 @@ from forty2.speed.suites import (
     SUITES,
     Rows,
     Suite,
-    compose_pairs,
     compose_rows,
-    english_tokens,
     write_large_vocabulary_model,
 )
-from forty2.speed.tables import format_growth, format_suite
+from forty2.speed.tables import format_growth, format_objectives, format_suite
 from forty2.speed.workers.__main__ import Figures, Inputs, Job, Measurement
-from forty2.training.objectives.dpo import PreferenceLoss
 
 GROWTH, OBJECTIVES = "growth", "objectives"
 SUITE_NAMES = (*SUITES, OBJECTIVES, GROWTH)
-COMPARED: dict[str, dict[str, object]] = {
-    **{
-        loss: {"loss": loss, "label_smoothing": 0.1 * (loss == "robust")}
-        for loss in get_args(PreferenceLoss)
-    },
-    "sigmoid + kl": {"kl": {"weight": 0.1}},
-    **{name: {"objective": name} for name in ("orpo", "simpo", "cpo")},
-}
-"""Phases of pairs whose time is compared with the first one's, by the name in the table."""
 OURS, RATE = "forty2", "rate"
 """Keys of our own measurements, and of those of the machine's rate."""
 
@@ -118,9 +107,11 @@ def compare_trainers(
         if name == GROWTH:
             growth = measure_growth(conditions.model, conditions.dtype, rounds, progress)
             result, table = replace(result, growth=growth), format_growth(growth)
+        elif name == OBJECTIVES:
+            costs = measure_objectives(conditions.model, conditions.dtype, rows, rounds, progress)
+            result, table = replace(result, objectives=costs), format_objectives(costs)
         else:
-            compare = _compare_objectives if name == OBJECTIVES else _compare_on_suite
-            suite = compare(name, conditions)
+            suite = _compare_on_suite(name, conditions)
             result = replace(result, suites={**result.suites, name: suite})
             table = format_suite(name, suite)
         if out is not None:
@@ -194,33 +185,6 @@ def _compare_on_suite(name: str, conditions: _Conditions) -> SuiteResult:
         left_out={**left_out, **failed},
         runs=runs,
         floor=None if rate is None else _floor(operations, units, rate, ours),
-    )
-
-
-def _compare_objectives(name: str, conditions: _Conditions) -> SuiteResult:
-    """Measure our own phases of pairs on the same rows; ratios are to the first, DPO's."""
-    tokens = english_tokens(conditions.model)
-    rows = compose_pairs(conditions.row_count, (64, 48, 48), tokens, name)
-    units = rows.count // BATCH_SIZE
-    job = Job(str(conditions.model), conditions.dtype, rows.inputs, units, rows.tokens)
-    turns = {
-        each: _Turn(sys.executable, "ours_pairs", replace(job, phase=keys))
-        for each, keys in COMPARED.items()
-    }
-    runs, failed = _measure_in_turns(name, turns, conditions)
-    if failed:
-        raise BenchmarkError("; ".join(f"{each}: {reason}" for each, reason in failed.items()))
-    medians = {each: median_figures([one.figures for one in found]) for each, found in runs.items()}
-    first, *others = medians
-    return SuiteResult(
-        unit="batch",
-        units=units,
-        tokens=rows.tokens,
-        source=rows.source,
-        medians=medians,
-        ratios={each: ratio_of_figures(medians[each], medians[first]) for each in others},
-        left_out={},
-        runs=runs,
     )
 
 

@@ -72,7 +72,7 @@ def growth_points(model: Path, dtype: str, folder: Path) -> Iterator[Point]:
     for quantity, size, batch_size, prompt in batches:
         rows = compose_pairs(STEPS * batch_size, (prompt, *RESPONSES), tokens, quantity, spread=0)
         job = Job(str(model), dtype, rows.inputs, STEPS, rows.tokens, batch_size=batch_size)
-        yield Point(quantity, size, "ours_pairs", "mlx_gb", job)
+        yield Point(quantity, size, "ours_dpo", "mlx_gb", job)
     for size in DATA_ROWS:
         path = folder / f"{size}.jsonl"
         write_chats(path, size)

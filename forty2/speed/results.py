@@ -37,8 +37,7 @@ class SuiteResult:
     medians: Mapping[str, Figures]
     """Medians by trainer, ours as `forty2`."""
     ratios: Mapping[str, Figures]
-    """Our medians divided by another trainer's, by that trainer; of the suite of objectives, those of
-    each divided by those of the first."""
+    """Our medians divided by another trainer's, by that trainer."""
     left_out: Mapping[str, str]
     """Reason that a trainer could not be measured, by its name."""
     runs: Mapping[str, Sequence[Measurement]]
@@ -60,6 +59,20 @@ class GrowthCurve:
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """The cost of an objective's steps."""
+
+    seconds: float
+    """A step: processor time on a CPU, wall-clock time on a GPU."""
+    ratio: float
+    """Of the seconds to those of DPO's sigmoid loss; the median over the rounds."""
+    gb: float
+    """Peak of mlx's memory."""
+    reference_pass: bool
+    """Whether the objective also needs a pass over all rows before the first step."""
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
     """Everything that `compare_trainers` measured, and the conditions."""
 
@@ -72,15 +85,18 @@ class ComparisonResult:
     rounds: int
     batch_size: int
     suites: Mapping[str, SuiteResult] = field(default_factory=dict)
+    objectives: Mapping[str, StepCost] = field(default_factory=dict)
+    """Costs of a step by objective over pairs; empty: not measured."""
     growth: Mapping[str, GrowthCurve] = field(default_factory=dict)
     """Curves by the quantity that grows; empty: not measured."""
 
     def as_json(self) -> JsonObject:
-        """Return the result as a JSON object, without floors and growth that were not measured."""
+        """Return the result as a JSON object, without what was not measured."""
         value = asdict(self)
         for suite in value["suites"].values():
             if suite["floor"] is None:
                 del suite["floor"]
-        if not self.growth:
-            del value["growth"]
+        for part in ("objectives", "growth"):
+            if not value[part]:
+                del value[part]
         return value

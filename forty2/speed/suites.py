@@ -61,8 +61,8 @@ class Suite:
 
 
 SUITES = {
-    "dpo-short": Suite("ours_pairs", _DPO, dpo_operations, (64, 48, 48)),
-    "dpo-long": Suite("ours_pairs", _DPO, dpo_operations, (384, 64, 64)),
+    "dpo-short": Suite("ours_dpo", _DPO, dpo_operations, (64, 48, 48)),
+    "dpo-long": Suite("ours_dpo", _DPO, dpo_operations, (384, 64, 64)),
     "sft-tail": Suite(
         "ours_sft", {"mlx-lm": "mlx_lm_sft", "unsloth": "unsloth_train"}, sft_operations
     ),
@@ -70,7 +70,7 @@ SUITES = {
         "ours_truthfulqa", {"mlx-lm": "mlx_lm_truthfulqa"}, scoring_operations, unit="question"
     ),
     "vocabulary": Suite(
-        "ours_pairs", {"mlx-lm-lora": "mlx_lm_lora_dpo"}, dpo_operations, (64, 48, 48)
+        "ours_dpo", {"mlx-lm-lora": "mlx_lm_lora_dpo"}, dpo_operations, (64, 48, 48)
     ),
 }
 WIDTH, INNER_WIDTH, BLOCKS, HEADS, KEY_VALUE_HEADS, VOCABULARY = 64, 192, 4, 4, 2, 200_064

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from forty2.speed.results import GrowthCurve, SuiteResult
+from forty2.speed.results import GrowthCurve, StepCost, SuiteResult
 from forty2.speed.workers.__main__ import Figures
 
 
 def format_suite(name: str, suite: SuiteResult) -> str:
-    """Format every trainer's medians, with the ratio of ours to theirs after time and memory.
-
-    Of the suite of objectives, the ratio of each to the first.
-    """
+    """Format every trainer's medians, with the ratio of ours to theirs after time and memory."""
     head = f"s/{suite.unit}", "ratio", "tokens/s", "mlx GB", "ratio", "RSS GB", "ratio"
     lines = [_row(name, head)]
     for trainer, figures in suite.medians.items():
@@ -26,6 +23,16 @@ def format_suite(name: str, suite: SuiteResult) -> str:
             f"{floor.ratio:.2f} times as long"
         )
     lines += [f"  {trainer} left out: {reason}" for trainer, reason in suite.left_out.items()]
+    return "\n".join(lines)
+
+
+def format_objectives(costs: Mapping[str, StepCost]) -> str:
+    """Format what a step of each objective takes, with its ratio to the first one's."""
+    lines = [_row("objective", ("s/step", "ratio", "mlx GB", "reference"))]
+    for name, cost in costs.items():
+        reference = "one pass" if cost.reference_pass else "none"
+        cells = f"{cost.seconds:.3f}", f"{cost.ratio:.2f}", f"{cost.gb:.2f}", reference
+        lines.append(_row(f"  {name}", cells))
     return "\n".join(lines)
 
 

@@ -287,6 +287,15 @@ def test_a_falling_learning_rate_is_refused_with_what_to_do(schedule: str) -> No
 
 
 @pytest.mark.usefixtures("brief")
+def test_a_weight_of_kl_that_changes_over_all_steps_is_refused_likewise() -> None:
+    setting = "phases.dpo.kl={weight: 0.1, schedule: linear, to: 0.3}"
+    go("run", setting)
+    with pytest.raises(RunError, match=r"phases\.dpo\.steps: the weight of its term kl changes"):
+        go("run", setting, "phases.dpo.steps=8", resume=True)
+    assert not Path("run/work/phase2_dpo").exists()
+
+
+@pytest.mark.usefixtures("brief")
 def test_what_is_no_extension_is_refused_and_changes_nothing() -> None:
     go("run")
     before = results("run")

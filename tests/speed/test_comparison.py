@@ -142,12 +142,9 @@ def test_every_worker_of_ours_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sizes = {"PROMPT_TOKENS": (64, 128), "BATCH_SIZES": (1, 2), "DATA_ROWS": (10, 20)}
     for name, values in sizes.items():
         monkeypatch.setattr(growth, name, values)
-    few = {name: comparison.COMPARED[name] for name in ("sigmoid", "sigmoid + kl", "orpo")}
-    monkeypatch.setattr(comparison, "COMPARED", few)
-    names = ["truthfulqa", "vocabulary", "objectives", "growth"]
+    names = ["truthfulqa", "vocabulary", "growth"]
     result = compare_trainers(names, rows=4, rounds=1, model=str(MODEL), peers=[])
     assert result.suites["truthfulqa"].units == 4
     assert result.suites["vocabulary"].medians["forty2"].mlx_gb > 0.05
-    assert {*result.suites["objectives"].ratios} == {"sigmoid + kl", "orpo"}
     assert all(len(curve.seconds_exponents) == 1 for curve in result.growth.values())
     assert set(result.growth) == {"prompt tokens", "batch size", "rows prepared", "rows batched"}

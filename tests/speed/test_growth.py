@@ -39,7 +39,7 @@ def test_a_curve_holds_medians_and_the_memory_that_counts(monkeypatch: pytest.Mo
 
     def known_cost(python: str, worker: str, job: Job) -> Measurement:
         extra = next(runs) % 3 * 100  # the second of three rounds is the median
-        size = job.batch_size if worker == "ours_pairs" else job.counted
+        size = job.batch_size if worker == "ours_dpo" else job.counted
         figures = Figures(float(size**2), 0.0, 0.0, mlx_gb=size + extra, process_gb=7.0 + extra)
         return Measurement(figures, {}, "")
 

@@ -25,7 +25,7 @@ phases:
     eval_prompts: {inputs}/prompts.json}}
   dpo: {{objective: dpo, data: {inputs}/dpo.jsonl, valid: {inputs}/dpo.jsonl, steps: 5, lr: 1.0e-2,
     batch_size: 3, save_every_steps: 2, eval_every_steps: 1, lint: false, beta: 0.1,
-    loss: sigmoid, kl: {{weight: 0.1, schedule: linear, to: 0.3}}, best: {{metric: loss, direction: min}}}}
+    loss: sigmoid, kl: {{weight: 0.1}}, best: {{metric: loss, direction: min}}}}
 fuse: {{out: fused}}
 benchmark: {{tasks: [], held_out: false}}
 """

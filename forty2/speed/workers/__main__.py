@@ -12,8 +12,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -76,8 +76,6 @@ class Job:
     """Blocks with adapters, counted from the last."""
     lr: float = 1e-5
     beta: float = 0.1
-    phase: Mapping[str, object] = field(default_factory=dict)
-    """Keys of the phase of pairs, for our own worker; empty: DPO."""
 
     @classmethod
     def read(cls, path: Path) -> Job:

@@ -194,6 +194,12 @@ class Phase:
         return None
 
     @property
+    def course_depends_on_length(self) -> bool:
+        """Whether the first steps of a phase would be others if it had more of them."""
+        weight = self.kl_term
+        return self.schedule != "constant" or (weight is not None and weight.to is not None)
+
+    @property
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
