@@ -35,6 +35,7 @@ from forty2.benchmark.tasks.held_out import (
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
+from forty2.benchmark.verdict import STYLE
 from forty2.data.checks.contamination import Benchmark as Searched
 from forty2.data.checks.contamination import Hit
 from forty2.errors import BenchmarkError, DataError
@@ -172,9 +173,14 @@ def _measurable(entry: BenchmarkTask) -> type[Task[Any]]:
     if entry.task not in names:
         there = ", ".join(sorted([*names, "truthfulqa"]))
         raise BenchmarkError(f"{where}: not a benchmark that a run measures; there are {there}")
-    if entry.data is None:
+    if entry.data is None and not _has_own_data(task_class(entry.task)):
         raise BenchmarkError(f"{where}: needs its data; write {{task: {entry.task}, data: PATH}}")
     return task_class(entry.task)
+
+
+def _has_own_data(kind: type[Task[Any]]) -> bool:
+    """Return whether a task has questions of its own, for a recipe that names none."""
+    return any(one.name == "data" and one.default is None for one in dataclasses.fields(kind))
 
 
 def _fields(kind: type[Task[Any]]) -> set[str]:
@@ -342,7 +348,16 @@ def table(stages: Sequence[Stage]) -> str:
     Pairs and ratings are against the base, which has 50%. Facts: share of plain facts answered right.
     Leak rate, preference and margin are on held-out prompts; KL is from the base, in nats per token.
     """
-    return "\n\n".join(_aligned(rows) for rows in columns(stages))
+    return "\n\n".join([*(_aligned(rows) for rows in columns(stages)), *caution_lines(stages)])
+
+
+def caution_lines(stages: Sequence[Stage]) -> list[str]:
+    """List what a reader must know about figures in the table, one line each."""
+    return [
+        f"{name}: {text}"
+        for task, result in stages[-1].results.items()
+        for name, text in task_class(task).cautions(result.figures).items()
+    ]
 
 
 def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
@@ -577,4 +592,21 @@ def _stage_to_json(stage: Stage) -> JsonObject:
         **{key: figures.get(key) for key in ("stderr", "calibration")},
         **({"tasks": more} if more else {}),
         **({"held_out": own} if own else {}),
+        **({"style": _style_to_json(stage)} if STYLE in stage.results else {}),
     }
+
+
+def _style_to_json(stage: Stage) -> JsonObject:
+    """Return each metric of the replies' style, and the perplexity, with interval and caution."""
+    figures = stage[STYLE].figures
+    weak = task_class(STYLE).cautions(figures)
+    found = {
+        name: {"value": mean, **figures["intervals"][name], "caution": weak.get(name, "")}
+        for name, mean in figures["means"].items()
+    }
+    if "perplexity" in stage.results:
+        neutral = stage["perplexity"].figures
+        if "interval" in neutral:  # earlier releases computed none
+            value = {"value": neutral["perplexity"], **neutral["interval"], "caution": ""}
+            found["perplexity of neutral text"] = value
+    return found

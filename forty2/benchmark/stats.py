@@ -114,6 +114,41 @@ def bootstrap(
     return widened(found, float(values.mean()), len(values), least, most)
 
 
+def bootstrap_ratio(
+    numerators: Sequence[float] | Values,
+    denominators: Sequence[float] | Values,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Interval:
+    """Compute the 95% percentile interval of a ratio of two sums, resampling items with both parts (n,).
+
+    Draws whose denominators sum to 0 have no ratio, and are left out.
+
+    Args:
+        least, most: bounds of one item's ratio; the interval is widened for values that the items with
+            a denominator may miss (`unseen`).
+
+    Raises:
+        BenchmarkError: all denominators are 0.
+    """
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if not below.any():
+        raise BenchmarkError("no item counts: the ratio is not defined")
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for done in range(0, resamples, _CHUNK):
+        drawn = rng.integers(len(below), size=(min(_CHUNK, resamples - done), len(below)))
+        sums = below[drawn].sum(axis=1)
+        ratios.append(above[drawn].sum(axis=1)[sums != 0] / sums[sums != 0])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    found = Interval(float(low), float(high))
+    mean = float(above.sum() / below.sum())
+    return widened(found, mean, int(np.count_nonzero(below)), least, most)
+
+
 def mcnemar(better: int, worse: int) -> float:
     """Compute McNemar's exact two-sided p for paired binary scores.
 

@@ -163,6 +163,11 @@ class Task(ABC, Generic[Questions]):
         return SHARE
 
     @classmethod
+    def cautions(cls, figures: JsonObject) -> dict[str, str]:
+        """Return what a reader must know beside a metric's number, by metric; most need nothing."""
+        return {}
+
+    @classmethod
     def order(cls, names: Sequence[str]) -> list[str]:
         """Sort metrics as a comparison shows them: those of the verdict first."""
         return [*(n for n in cls.judged if n in names), *(n for n in names if n not in cls.judged)]

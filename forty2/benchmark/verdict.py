@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out"
 """Name of the task that measures the run's own held-out rows."""
+STYLE = "reply_style"
+"""Name of the task that measures the style of replies."""
 Answer = Literal["none", "worse", "cannot tell"]
 _ANSWERS: Mapping[Verdict, Answer] = {
     "gain": "none",
@@ -78,8 +80,8 @@ def costs_of(
         if task == benefit:
             continue
         for name in judged.judged:
-            if task == "behaviour" and not name.endswith("right"):
-                continue  # its other metrics are what training is for
+            if task == STYLE or (task == "behaviour" and not name.endswith("right")):
+                continue  # what training is for, or not: no ability that could be lost
             change = metrics[name]
             if task == "perplexity":
                 before, after = (f"{math.exp(-x):.1f}" for x in (change.before, change.after))

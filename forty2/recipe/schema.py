@@ -51,9 +51,10 @@ class BenchmarkTask:
     """A benchmark to measure, with its own data and number of questions."""
 
     task: Slug
-    """Name of the benchmark: truthfulqa, mmlu, gsm8k or humaneval."""
+    """Name of the benchmark: truthfulqa, mmlu, gsm8k, humaneval or reply_style."""
     data: str | None = None
-    """File or folder of its questions; null, for truthfulqa only: the section's `questions`."""
+    """File or folder of its questions. null, for truthfulqa: the section's `questions`; for reply_style:
+    open questions of the package; the others have no default."""
     n: Positive | None = None
     """Largest number of questions; null: the section's `n`."""
     run_untrusted_code: bool = False

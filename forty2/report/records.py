@@ -99,6 +99,17 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    caution: str
+    """What a reader must know beside it; "": nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """The measurements of the base model, of a phase or of the fused model."""
 
@@ -119,6 +130,8 @@ class Stage:
     """Scores of further benchmarks, by metric."""
     held_out: dict[str, float]
     """Means over the run's held-out rows, by metric."""
+    style: dict[str, Estimate]
+    """Style of the replies to open questions, by metric; empty: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +487,7 @@ def _stage(record: JsonObject) -> Stage:
         mc2_stderr=_number(stderr.get("mc2")),
         tasks={name: float(value) for name, value in (record.get("tasks") or {}).items()},
         held_out={name: float(value) for name, value in (record.get(HELD_OUT) or {}).items()},
+        style={name: _estimate(one) for name, one in (record.get("style") or {}).items()},
         calibration=None
         if not calibration
         else Calibration(
@@ -484,6 +498,11 @@ def _stage(record: JsonObject) -> Stage:
             ],
         ),
     )
+
+
+def _estimate(record: JsonObject) -> Estimate:
+    value, low, high = (float(record[key]) for key in ("value", "low", "high"))
+    return Estimate(value, low, high, str(record.get("caution") or ""))
 
 
 def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:

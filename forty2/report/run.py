@@ -56,6 +56,12 @@ _STAGES_NOTE = (
     "Perplexity: on neutral texts, lower is better. KL: distance from the base model, in nats per "
     "token."
 )
+_STYLE_NOTE = (
+    "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
+    "moves per 100 tokens. Subtlety: share of implicit stances among the replies that have a stance. "
+    "Distinct-1 and -2: different words, and pairs of words, over all. Reply length in tokens. None of "
+    "these says whether a reply is true or good."
+)
 _CHANGES_NOTE = (
     "Paired: both models answered the same questions. p is corrected for all metrics that were "
     "compared."
@@ -164,6 +170,7 @@ def _markdown(run: Run) -> str:
             lines += [*table_lines(changes), "", _changes_note(summary, escape)]
         for line in _contamination(run, escape):
             lines += ["", line]
+        lines += _section("### Style of the replies", _style(summary), _STYLE_NOTE)
     lines += _section("## Time", times.time_table(run), times.NOTE)
     tables = recipe_tables(run.recipe, run.phases)
     if tables is not None:
@@ -202,6 +209,8 @@ def _html(run: Run, files: Sequence[str]) -> str:
         changes=_changes(summary) if summary is not None else Table((), ()),
         changes_note=_changes_note(summary) if summary is not None else "",
         contamination=_contamination(run),
+        style=_style(summary) if summary is not None else Table((), ()),
+        style_note=_STYLE_NOTE,
         scores=truthfulqa_charts(summary) if summary is not None else [],
         flips=_flips(run),
         curves=curves_by_phase(run),
@@ -416,6 +425,23 @@ def _stages(summary: Summary) -> Table:
         for n, stage in enumerate(stages)
     ]
     return Table(("Stage", *(title for title, _, _ in shown)), rows)
+
+
+def _style(summary: Summary) -> Table:
+    """Make the table of the replies' style: a row for each metric, a column for each stage."""
+    measured = [stage for stage in summary.stages if stage.style]
+    names = dict.fromkeys(name for stage in measured for name in stage.style)
+    rows = []
+    for name in names:
+        found = [stage.style.get(name) for stage in measured]
+        caution = next((one.caution for one in found if one is not None and one.caution), "")
+        label = name.replace("_", " ")
+        cells = [
+            "–" if one is None else f"{one.value:.3g} ({one.low:.3g} to {one.high:.3g})"
+            for one in found
+        ]
+        rows.append((f"{label} ({caution})" if caution else label, *cells))
+    return Table(("Metric", *(stage.name for stage in measured)), rows)
 
 
 def _cell(value: float | None, form: str) -> str:

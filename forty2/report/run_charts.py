@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from forty2.report.charts import (
     Axis,
@@ -15,6 +15,10 @@ from forty2.report.charts import (
 )
 from forty2.report.records import LogLine, Run, Stage, Summary
 
+GOOD_F1 = 0.8
+"""Smallest F1 of a detector at which a figure stands without a caution, as in `benchmark.reply_style`."""
+_ENDS = (("", ""), (", lower end", "_low"), (", upper end", "_high"))
+"""A figure and the ends of its 95% interval: words, and the ending of the key in the log."""
 _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ("Loss", Axis("nats"), {"training": "loss", "validation": "valid_loss"}),
     (
@@ -39,10 +43,20 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ),
     ("KL from the base on neutral text", Axis("nats per token"), {"drift": "drift_kl"}),
     ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
+    (
+        "Spiral score of replies",
+        Axis("dialectic moves per 100 tokens"),
+        {f"spiral score{end}": f"valid_spiral_score{key}" for end, key in _ENDS},
+    ),
+    (
+        "Subtlety of replies",
+        percent("share of implicit stances among all"),
+        {f"subtlety{end}": f"valid_subtlety{key}" for end, key in _ENDS},
+    ),
     ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
 )
 """Charts of a phase: title, axis, and the logged metric by the name of its line."""
-_EVALUATIONS = ("validation", "passed", "drift")
+_EVALUATIONS = ("validation", "passed", "drift", "spiral score", "subtlety")
 """Lines of evaluations, which have a dot at each."""
 
 
@@ -128,12 +142,21 @@ def _calibration(stages: Sequence[Stage]) -> Chart | None:
     )
 
 
+def _weakness(keys: Iterable[str], lines: Sequence[LogLine]) -> str:
+    """Say how weak the detector is that these metrics rest on; "": there is none, or it is good."""
+    f1 = [
+        line.values[name] for key in keys for line in lines if (name := f"{key}_f1") in line.values
+    ]
+    weak = f1 and min(f1) < GOOD_F1
+    return f" (weak detector: F1 {min(f1):.2f} on held-out labels)" if weak else ""
+
+
 def _curves(lines: Sequence[LogLine], adapter_step: int | None) -> list[Chart]:
     """Draw the charts of one phase's metrics over its steps."""
     mark = None if adapter_step is None else (f"adapter of step {adapter_step:,}", adapter_step)
     charts = [
         line_chart(
-            title,
+            title + _weakness(metrics.values(), lines),
             {
                 name: [(line.step, line.values[key]) for line in lines if key in line.values]
                 for name, key in metrics.items()

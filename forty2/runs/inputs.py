@@ -18,6 +18,7 @@ from forty2.benchmark.tasks.eval_prompts import (
     load_eval_prompts,
     probe,
 )
+from forty2.benchmark.tasks.reply_style import measure_replies
 from forty2.errors import ModelError, RunError
 from forty2.files import read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_base
@@ -35,12 +36,13 @@ from forty2.runs.phase_data import (
     new_stop_tokens,
     phase_data,
     stop_notice,
+    style_prompts,
 )
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
 from forty2.training.evaluation import Drift, ReplyCheck
-from forty2.training.objectives.phase import Phase
+from forty2.training.objectives.phase import REPLY_METRICS, Phase
 
 DATA_HASHES = "data.json"
 LINT = "lint.json"
@@ -170,7 +172,26 @@ def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[st
 def _reply_check(
     run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
 ) -> Callable[[], ReplyCheck]:
-    """Make the function that has the model answer eval prompts, or else a few rows' prompts."""
+    """Make the function that has the model answer eval prompts, or else a few rows' prompts.
+
+    If the phase chooses by the style of replies, it also answers prompts of the validation rows.
+    """
+    check = _fault_check(run, phase, loaded, data)
+    if data.valid is None or not phase.chosen_by & {*REPLY_METRICS}:
+        return check
+    prompts = style_prompts(data.valid)
+
+    def check_with_style() -> ReplyCheck:
+        found = check()
+        return ReplyCheck(found.metrics | measure_replies(loaded, prompts), found.faults)
+
+    return check_with_style
+
+
+def _fault_check(
+    run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
+) -> Callable[[], ReplyCheck]:
+    """Make the function that answers eval prompts, or a few rows' prompts, and lists faults."""
     if phase.eval_prompts is not None and run.group.first:
         prompts = load_eval_prompts(phase.eval_prompts)
         Asked(loaded, prompts)  # a prompt that does not fit is refused before anything is trained

@@ -24,9 +24,12 @@ from forty2.text.prepared import (
     tokenizer_key,
 )
 from forty2.text.row_kinds import CONVERSATIONS
-from forty2.text.rows import FittedRows, Row, rows_sha256, turn_ends
+from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256, turn_ends
 from forty2.text.tokenizer import Tokenizer
-from forty2.training.objectives.phase import Phase
+from forty2.training.objectives.phase import REPLY_METRICS, Phase
+
+STYLE_PROMPTS = 32
+"""Most prompts of validation rows that are answered at an evaluation, to measure the style of replies."""
 
 
 class PhaseData(NamedTuple):
@@ -139,11 +142,24 @@ def check_measured(name: str, phase: Phase, data: PhaseData) -> None:
     """Refuse to choose by a metric that nothing measures."""
     for key in ("best", "until"):
         wish = getattr(phase, key)
-        if wish is not None and wish.metric != "passed" and data.valid is None:
+        if wish is None or wish.metric in ("passed", "perplexity"):
+            continue
+        if data.valid is None:
             raise RecipeError(
                 f"phases.{name}.{key}: {wish.metric} is measured on validation rows, and there are "
                 f"none; give phases.{name}.valid, or a data folder with valid.jsonl"
             )
+        if wish.metric in REPLY_METRICS and not style_prompts(data.valid):
+            raise RecipeError(
+                f"phases.{name}.{key}: {wish.metric} is measured on replies to the prompts of the "
+                "validation rows, and they have none; give rows with prompts, or another metric"
+            )
+
+
+def style_prompts(valid: FittedRows) -> list[list[int]]:
+    """Return the ids of the first different prompts of validation rows, to measure the style of replies."""
+    rows = [row for row in valid.rows if not (isinstance(row, Row) and row.is_text)]
+    return first_prompts(rows, STYLE_PROMPTS)
 
 
 def check_lengths(name: str, data: PhaseData, limit: RowLimit) -> None:

@@ -28,6 +28,7 @@ from forty2.benchmark.tasks.divergence import Base, Divergence, base_of, drift_f
 from forty2.benchmark.tasks.eval_prompts import check_replies, load_eval_prompts, probe
 from forty2.benchmark.tasks.held_out import HeldOut, HeldOutRows
 from forty2.benchmark.tasks.perplexity import WINDOW, Perplexity
+from forty2.benchmark.tasks.reply_style import measure_replies
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
 from forty2.model.chat_template import settings_of
 from forty2.model.gradient_checkpointing import checkpoint_gradients
@@ -37,12 +38,13 @@ from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.runs.drift import TEXTS
 from forty2.runs.held_out import held_out_rows, is_measured, measures_phase
-from forty2.runs.phase_data import PhaseData
+from forty2.runs.phase_data import PhaseData, style_prompts
 from forty2.text.rows import first_prompts
 from forty2.training.batched_loss import BatchedLoss, KlPenalty, batched_loss, micro_batches
 from forty2.training.batches import lengths_of
 from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import frozen_states_size, states_to_store, store_states
+from forty2.training.objectives.phase import REPLY_METRICS
 from forty2.training.optimizers import make_optimizer
 from forty2.training.reference import reference_logps
 from forty2.training.reference_states import store_reference_states
@@ -251,6 +253,18 @@ class _PhaseTimer:
 
     def _reply_seconds(self) -> float:
         """Estimate the seconds to answer the prompts of one evaluation."""
+        return self._check_seconds() + self._style_seconds()
+
+    def _style_seconds(self) -> float:
+        """Estimate the seconds to measure the style of replies, of the phases that choose by it."""
+        if self.data.valid is None or not self.plan.phase.chosen_by & {*REPLY_METRICS}:
+            return 0.0
+        prompts = style_prompts(self.data.valid)
+        few = prompts[:BATCH_SIZE]
+        return len(prompts) / len(few) * _seconds(lambda: measure_replies(self.loaded, few))
+
+    def _check_seconds(self) -> float:
+        """Estimate the seconds to answer eval prompts, or else a few rows' prompts."""
         if self.plan.phase.eval_prompts is None:
             prompts = first_prompts((self.data.valid or self.data.train).rows, SEVERAL)
             return _seconds(lambda: check_replies(self.loaded, prompts))

@@ -122,8 +122,11 @@ class Checkpoints:
         """Save the adapter, and note it in the state, if the last evaluation is the best so far.
 
         Of equally good evaluations, the one with the lower validation loss is the best; of those with
-        an equal loss, too, the later one: what was trained is not given up for nothing.
+        an equal loss, too, the later one: what was trained is not given up for nothing. An evaluation
+        without the metric, as one of replies of which none counts, is never the best.
         """
+        if best.metric not in state.valid:
+            return
 
         def rank(valid: dict[str, float]) -> tuple[float, float]:
             value = valid[best.metric]

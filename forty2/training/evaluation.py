@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ class Drift(NamedTuple):
     """Mean KL from the base, nats a token."""
     perplexity: float
     """Perplexity as a ratio to the base's."""
+    neutral_perplexity: float = math.nan
+    """Perplexity itself; NaN: not measured."""
 
 
 class Evaluation(NamedTuple):

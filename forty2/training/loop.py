@@ -26,6 +26,7 @@ from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.checkpoints import Checkpoints, PhaseState
 from forty2.training.evaluation import Evaluator
 from forty2.training.movement import MovementCheck
+from forty2.training.objectives.phase import REPLY_METRICS
 from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE, Group
 from forty2.training.red_lines import PATIENCE, RedLine, RedLineMonitor, judge_drift
@@ -267,8 +268,10 @@ class _Attempt:
             ),
         )
         measured = {**valid, **replies.metrics}
+        if drift is not None and "perplexity" in self.phase.chosen_by:
+            measured["perplexity"] = drift.neutral_perplexity
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
-        if drift is not None and not all(map(math.isfinite, drift)):
+        if drift is not None and not all(map(math.isfinite, drift[:2])):
             broken.append("drift from the base")
         if broken:
             reason = f"validation {', '.join(broken)} is not finite"
@@ -308,6 +311,9 @@ class _Attempt:
             ("accuracy", measured.get("accuracy"), ".0%"),
             ("prompts passed", measured.get("passed"), ".0%"),
         ]
+        for name in sorted(self.phase.chosen_by & {"perplexity", *REPLY_METRICS}):
+            figures.append((name.replace("_", " "), measured.get(name), ".3g"))
+            figures.append(("F1 of its detector", measured.get(f"{name}_f1"), ".2f"))
         return ", ".join(
             f"{name} {value:{form}}" for name, value, form in figures if value is not None
         )

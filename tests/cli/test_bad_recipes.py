@@ -231,7 +231,23 @@ override(
 override(
     "best of pairs where there are none",
     "phases.sft.best={metric: margin, direction: max}",
-    "phases.sft.best: a phase of this objective does not measure margin; it has loss and passed",
+    "phases.sft.best: a phase of this objective does not measure margin; it has loss, passed",
+)
+override(
+    "best by a metric without a direction",
+    "phases.sft.best={metric: spiral_score}",
+    "phases.sft.best.direction: missing",
+)
+override(
+    "a goal without a side",
+    "phases.sft.until={metric: subtlety}",
+    "phases.sft.until.at_least: give at_least or at_most, one of the two",
+)
+override(
+    "a metric that nobody defined",
+    "phases.sft.best={metric: spiral, direction: max}",
+    "phases.sft.best.metric: should be",
+    "'spiral_score'",
 )
 override(
     "a goal on both sides",
@@ -246,6 +262,19 @@ case(
     {},
     "run recipe.yaml --run-dir run --set 'phases.sft.best={metric: loss, direction: min}'",
     "phases.sft.best: loss is measured on validation rows, and there are none; give",
+)
+case(
+    "run: best of replies to prompts that are not there",
+    {},
+    "run recipe.yaml --run-dir run --set 'phases.dpo.until={metric: spiral_score, at_least: 2}'",
+    "phases.dpo.until: spiral_score is measured on validation rows, and there are none; give",
+)
+case(
+    "run: best of replies to texts",
+    {"texts.jsonl": '{"text": "It rains."}\n{"text": "It snows."}\n'},
+    "run recipe.yaml --run-dir run --set phases.sft.valid=texts.jsonl "
+    "--set 'phases.sft.best={metric: subtlety, direction: max}'",
+    "phases.sft.best: subtlety is measured on replies to the prompts of the validation rows, and",
 )
 case(
     "run: eval prompts without what is expected",

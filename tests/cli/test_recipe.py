@@ -34,7 +34,10 @@ def test_a_check_says_what_it_checked_and_what_it_did_not() -> None:
 @pytest.mark.parametrize("command", ["recipe check", "plan"])
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("mmul", "there are gsm8k, humaneval, mmlu, truthfulqa"), ("gsm8k", "needs its data")],
+    [
+        ("mmul", "there are gsm8k, humaneval, mmlu, reply_style, truthfulqa"),
+        ("gsm8k", "needs its data"),
+    ],
 )
 def test_a_task_that_no_run_measures_is_refused_before_the_run(
     command: str, task: str, message: str

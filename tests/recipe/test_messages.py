@@ -137,7 +137,8 @@ def test_rules_between_fields_are_told_with_other_mistakes(tmp_path: Path) -> No
         "phases.sft.x: unknown key",
         "phases.dpo.label_smoothing: only sigmoid, robust and exo_pair have it, not ipo",
         "phases.dpo.best: passed is the share of eval_prompts, and there are none",
-        "phases.dpo.until.metric: should be 'loss', 'accuracy', 'margin' or 'passed', not 'los'",
+        "phases.dpo.until.metric: should be 'loss', 'accuracy', 'margin', 'passed', 'perplexity', "
+        "'spiral_score', 'subtlety', 'distinct_1', 'distinct_2' or 'reply_length', not 'los'",
         "phases.dpo.until.at_least: give at_least or at_most, one of the two",
         "phases.dpo.optimizer: should be 'adamw', 'adam', 'lion', 'sgd' or 'adafactor', not 'adamx'",
     ]

@@ -25,11 +25,13 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_model_that_is_its_base_has_none_and_another_has_some(inputs: Path) -> None:
     loaded = load(str(inputs / "model"))
     measure = drift_meter(loaded, model_sha256(inputs / "model"))
-    assert measure() == (0.0, 1.0)
+    before = measure()
+    assert before[:2] == (0.0, 1.0)
     layer = loaded.model.layers[-1].mlp.down_proj
     layer.weight = layer.weight + 0.5 * mx.random.normal(layer.weight.shape, key=mx.random.key(0))
-    kl, perplexity = measure()
-    assert kl > 0.01 and perplexity != 1.0
+    kl, ratio, perplexity = measure()
+    assert kl > 0.01 and ratio != 1.0
+    assert perplexity == pytest.approx(ratio * before.neutral_perplexity)
 
 
 def test_a_run_that_loses_its_base_is_told_of_at_its_evaluations(inputs: Path) -> None:

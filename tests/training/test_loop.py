@@ -337,3 +337,22 @@ def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
     )
     assert (trained.kept_step, trained.valid) == (4, {"passed": 0.9})
     assert sorted(p.name for p in tmp_path.glob("best*")) == ["best4"]
+
+
+def test_an_evaluation_without_the_metric_is_neither_the_best_nor_the_goal(tmp_path: Path) -> None:
+    """No reply had a stance, so there is no subtlety: not a 0, nor an end of the run."""
+    measured = iter([{}, {"subtlety": 0.2}, {}, {"subtlety": 0.1}])
+    phase = sft(
+        steps=6,
+        eval_every_steps=2,
+        best=Best(metric="subtlety", direction="max"),
+        until=Goal(metric="subtlety", at_most=0.05),
+    )
+    trained = run(
+        adapted(),
+        ConversationLoss(ROWS, Shortcuts(split_head=True)),
+        phase,
+        tmp_path,
+        check_replies=lambda: ReplyCheck(next(measured), []),
+    )
+    assert (trained.steps, trained.kept_step, trained.valid) == (6, 2, {"subtlety": 0.2})

@@ -189,15 +189,16 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
     return Base(found, folder)
 
 
-def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float]:
+def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float, float]:
     """Compare a model with its base on the neutral texts alone.
 
     Returns:
-        The mean KL in nats a token, and the ratio of the perplexity of the texts' own tokens to the
-        base's, both over the probes' places.
+        The mean KL in nats a token, the ratio of the perplexity of the texts' own tokens to the
+        base's, and that perplexity, all over the probes' places.
     """
     kl: list[float] = []
     lost: list[float] = []
+    own: list[float] = []
     with (base.folder / _LOGPS).open("rb") as file:
         neutral = [probe for probe in base.probes if probe.material == _NEUTRAL]  # the first ones
         for probe, logps in zip(neutral, _next_logps(loaded.model, neutral), strict=True):
@@ -207,7 +208,9 @@ def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float]:
                 if place + 1 < len(probe.ids):
                     token = probe.ids[place + 1]
                     lost.append(float(before[row, token] - logps[row, token]))
-    return float(np.mean(kl)), float(np.exp(np.minimum(np.mean(lost), 700.0)))
+                    own.append(-float(logps[row, token]))
+    ratio, perplexity = (float(np.exp(np.minimum(np.mean(x), 700.0))) for x in (lost, own))
+    return float(np.mean(kl)), ratio, perplexity
 
 
 def kl_of(logps: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

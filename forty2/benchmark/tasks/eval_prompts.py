@@ -157,7 +157,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
         from forty2.inference.generation import generate_replies
 
         encoded = Asked(loaded, questions, self.max_tokens)
-        with _undisturbed(loaded.model):
+        with undisturbed(loaded.model):
             replies = dict(
                 generate_replies(
                     loaded,
@@ -272,7 +272,7 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
     from forty2.inference.generation import generate_replies
 
     tags = Tags(loaded.tokenizer)
-    with _undisturbed(loaded.model):
+    with undisturbed(loaded.model):
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
     records: list[JsonObject] = [
         {
@@ -288,7 +288,7 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put a model that is in training into eval mode, and restore it and the random state after."""
     from forty2.model.surgery import evaluating
 

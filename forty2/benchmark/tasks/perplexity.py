@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from forty2.benchmark.results import Item, Result
+from forty2.benchmark.stats import bootstrap_ratio
 from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts
 from forty2.errors import BenchmarkError
@@ -26,7 +27,11 @@ TEXTS = "log p of texts"
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Task[Mapping[str, str]]):
-    """exp of the mean negative log-likelihood per token, over all texts together.
+    """Perplexity of neutral text: exp of the mean negative log-likelihood per token, all texts together.
+
+    It shows what a model lost, or gained, in plain prose; not whether its replies are fluent, and its
+    tokens are the model's own, so models with different tokenizers do not compare. The interval is by
+    resampling the texts, which are few.
 
     Each text is cut into windows of `WINDOW` tokens; a window's first token is given, not scored.
     """
@@ -87,8 +92,14 @@ class Perplexity(Task[Mapping[str, str]]):
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
         records = [item.record for item in items]
+        logps, tokens = ([float(one[key]) for one in records] for key in ("logp", "tokens"))
+        interval = {}
+        if len(items) > 1:
+            low, high = bootstrap_ratio([-logp for logp in logps], tokens)
+            interval["interval"] = {"low": math.exp(low), "high": math.exp(high)}
         return {
             "perplexity": math.exp(-_mean(records)),
+            **interval,
             "tokens": sum(record["tokens"] for record in records),
             "n": len(items),
         }
@@ -128,7 +139,11 @@ class Perplexity(Task[Mapping[str, str]]):
     @classmethod
     def text(cls, result: Result) -> str:
         figures = result.figures
-        return f"perplexity {figures['perplexity']:.3f} over {figures['tokens']} tokens"
+        text = f"perplexity {figures['perplexity']:.3f} over {figures['tokens']} tokens"
+        found = figures.get("interval")  # one text has none
+        if found is None:
+            return text
+        return f"{text}; 95% interval over texts {found['low']:.3f} to {found['high']:.3f}"
 
 
 def _mean(records: Sequence[JsonObject]) -> float:

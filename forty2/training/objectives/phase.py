@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
@@ -29,8 +29,12 @@ A rule between fields is a validator of the last of them, so that it is reported
 problems of the others. Defaults are validated because a rule can concern a key that was left out.
 """
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Metric = Literal["loss", "accuracy", "margin", "passed"]
-"""A metric of an evaluation; `passed` is the share of eval prompts answered as expected."""
+ReplyMetric = Literal["spiral_score", "subtlety", "distinct_1", "distinct_2", "reply_length"]
+"""A metric of replies to the prompts of the validation rows; `benchmark.reply_style` defines each."""
+Metric = Literal["loss", "accuracy", "margin", "passed", "perplexity", ReplyMetric]
+"""A metric of an evaluation; `passed` is the share of eval prompts answered as expected, `perplexity`
+that of neutral text."""
+REPLY_METRICS: tuple[str, ...] = get_args(ReplyMetric)
 Direction = Literal["min", "max"]
 SPIKE_THRESHOLD = 1.0
 """Smallest rise over the recent mean loss that counts as a spike, in nats."""
@@ -45,10 +49,12 @@ class Best:
     """
 
     metric: Metric
-    """Metric to compare: loss, accuracy or margin of the validation rows, or passed, the share of
-    eval_prompts answered as expected."""
+    """Metric to compare: loss, accuracy or margin of the validation rows; passed, the share of
+    eval_prompts answered as expected; perplexity of neutral text; or, of replies to the prompts of up to
+    32 validation rows, spiral_score, subtlety, distinct_1, distinct_2 or reply_length. The last five
+    come with an interval and move by chance: the best of many evaluations is partly luck."""
     direction: Literal["min", "max"]
-    """min: the smallest value is best; max: the largest."""
+    """min: the smallest value is best; max: the largest. No default."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -56,8 +62,7 @@ class Goal:
     """End a phase at the evaluation whose metric reaches a value."""
 
     metric: Metric
-    """Metric to compare: loss, accuracy or margin of the validation rows, or passed, the share of
-    eval_prompts answered as expected."""
+    """Metric to compare, one of those of `best`."""
     at_least: float | None = None
     """End the phase at this value or above; null: at_most is given instead."""
     at_most: float | None = None
@@ -72,7 +77,9 @@ class Goal:
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
         """Return whether these metrics are good enough."""
-        value = metrics[self.metric]
+        value = metrics.get(self.metric)
+        if value is None:  # no reply counts for it
+            return False
         if self.at_least is not None:
             return value >= self.at_least
         return self.at_most is not None and value <= self.at_most
@@ -200,6 +207,11 @@ class Phase:
         return self.schedule != "constant" or (weight is not None and weight.to is not None)
 
     @property
+    def chosen_by(self) -> set[str]:
+        """Metrics that `best` and `until` compare."""
+        return {wish.metric for wish in (self.best, self.until) if wish is not None}
+
+    @property
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
@@ -216,10 +228,11 @@ class Phase:
     @classmethod
     def _measured(cls, wish: Best | Goal | None, info: ValidationInfo) -> Best | Goal | None:
         known = [name for name, direction in cls.metrics.items() if direction is not None]
-        if wish is not None and wish.metric not in (*known, "passed"):
+        known += ["passed", "perplexity", *REPLY_METRICS]
+        if wish is not None and wish.metric not in known:
             raise ValueError(
                 f"{info.field_name}: a phase of this objective does not measure {wish.metric}; it "
-                f"has {', '.join(known)} and passed"
+                f"has {', '.join(known[:-1])} and {known[-1]}"
             )
         prompts = info.data.get("eval_prompts", "")  # missing here: given, but not valid
         if wish is not None and wish.metric == "passed" and prompts is None:
