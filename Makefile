@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel parity speed bench chaos soak fuzz mutants lint clean
+.PHONY: demo test test-all docs wheel parity trackers speed bench chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -19,6 +19,10 @@ test-all: lint
 parity: $(STAMP)
 	$(BIN)/python -m pip install -q --group parity
 	$(BIN)/python -m pytest tests/benchmark/test_parity.py tests/training/test_trl_parity.py
+
+trackers: $(STAMP)
+	$(BIN)/python -m pip install -q --group trackers
+	$(BIN)/python -m pytest tests/runs/test_trackers.py
 
 speed bench: $(STAMP)
 	$(BIN)/forty2 speed

@@ -20,6 +20,7 @@ from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
 
 if TYPE_CHECKING:
+    from forty2.recipe.schema import Tracker
     from forty2.runs.archive.entry import Entry
 
 _SINCE = re.compile(r"(\d{1,6})([mhdw])")
@@ -321,27 +322,52 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
 
 @runs_command.command("export")
 @click.argument("run")
-@click.argument("file", type=shared_options.FILE)
+@click.argument("file", type=shared_options.FILE, required=False)
 @click.option(
     "--adapters",
     type=click.Choice(["last", "all", "none"]),
-    default="last",
-    show_default=True,
-    help="Adapters to include: of the last phase, of all phases, or none.",
+    help="Adapters to include: of the last phase, of all phases, or none. Default: last.",
 )
 @click.option("--replace", is_flag=True, help="Write over an existing file.")
+@click.option(
+    "--to",
+    "tracker",
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Send the metrics to a tracker, in place of a zip file; those that it has are left alone.",
+)
+@click.option("--project", help="Project, with --to wandb. Default: that of the recipe, or forty2.")
 def export_command(
-    run: str, file: Path, adapters: Literal["last", "all", "none"], replace: bool
+    run: str,
+    file: Path | None,
+    adapters: Literal["last", "all", "none"] | None,
+    replace: bool,
+    tracker: Tracker | None,
+    project: str | None,
 ) -> None:
-    """Write a run to one zip file for a colleague.
+    """Write a run to one zip file for a colleague, or send its metrics to a tracker.
 
-    It holds recipe, records, report and adapters, but no data files and no checkpoints. Paths of
-    this machine are cut down.
+    The file holds recipe, records, report and adapters, but no data files and no checkpoints. Paths
+    of this machine are cut down.
     """
-    from forty2.runs.archive.export import export_run
     from forty2.runs.archive.finding import run_folder
 
-    names = export_run(run_folder(run), file, adapters=adapters, replace=replace)
+    if project is not None and tracker != "wandb":
+        raise click.UsageError("--project is for --to wandb.")
+    if tracker is not None:
+        if file is not None or adapters is not None or replace:
+            raise click.UsageError(
+                "FILE, --adapters and --replace are for a zip file, without --to."
+            )
+        from forty2.runs.trackers import export_to_tracker
+
+        sent, where = export_to_tracker(run_folder(run), tracker, project)
+        click.echo(f"{sent} records sent; {where}")
+        return
+    if file is None:
+        raise click.UsageError("name the zip file to write, or a tracker with --to")
+    from forty2.runs.archive.export import export_run
+
+    names = export_run(run_folder(run), file, adapters=adapters or "last", replace=replace)
     click.echo(f"{file}: {len(names)} files, {file_size(file.stat().st_size)}")
 
 

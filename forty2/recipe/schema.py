@@ -16,6 +16,8 @@ from forty2.training.objectives.phase import STRICT, Phase, Positive
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A name that is safe as a file name."""
+Tracker = Literal["tensorboard", "wandb"]
+"""Where the metrics of a run can be sent."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -169,9 +171,22 @@ class Recipe:
     """Phases by name, trained in this order; each goes on from the adapter of the one before it."""
     fuse: Fuse | None = None
     """Merging of the adapter into the base; null: do not merge."""
+    report_to: list[Tracker] = Field(default_factory=list)
+    """Trackers that get the numbers of metrics.jsonl while the run goes on, e.g. [tensorboard, wandb]; each
+    needs a package, an extra of forty2. []: none. May differ when a run goes on."""
+    project: Slug | None = None
+    """Project of the trackers that have projects; null: forty2."""
     benchmark: Benchmark | None = Field(default_factory=Benchmark)
     """Benchmarks and margins of the cost; null: only validation rows and eval prompts are measured, with
     plain facts and neutral text as their cost; nothing if there are none."""
+
+    @field_validator("report_to")
+    @classmethod
+    def _reported_once(cls, trackers: list[Tracker]) -> list[Tracker]:
+        twice = next((name for name in trackers if trackers.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"report_to: {twice} is there twice; remove one")
+        return trackers
 
 
 def _sections() -> dict[str, type]:

@@ -31,6 +31,8 @@ _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
 _FREE = ("fuse",)
 """Sections of a recipe that concern only what comes after all phases."""
+REPORTING = ("report_to", "project")
+"""Keys of a recipe that concern nothing that is trained or measured."""
 _DATA_HASHES = "data.json"
 _ALL_RESULTS = ("fused.json", "summary.json", "report.md", "report.html", "benchmarks/fused*")
 
@@ -110,7 +112,7 @@ def _check_what_has_begun(
             f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
             f"{path / 'recipe.yaml'}, or name another `run_dir`"
         )
-    free = [*_FREE, *(f"phases.{name}" for name in phases)]
+    free = [*_FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
     free = [key for key in free if key.removeprefix("phases.") not in begun]
     free += [f"phases.{name}.{key}" for name in begun for key in _LENGTH]
     fixed = [
@@ -124,6 +126,17 @@ def _check_what_has_begun(
             f"{path / 'recipe.yaml'}, or start another run, which can take over finished phases that "
             f"it has in common with this one (`run_dir`, `reuse={path}`)"
         )
+
+
+def differs_in_reporting_alone(before: str, after: str) -> bool:
+    """Return whether two recipes, as YAML, differ, but only in where the run reports to."""
+    if before == after:
+        return False
+    old, new = (
+        {key: value for key, value in yaml.safe_load(text).items() if key not in REPORTING}
+        for text in (before, after)
+    )
+    return old == new
 
 
 def extend(path: Path, extension: Extension) -> None:

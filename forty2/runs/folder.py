@@ -14,6 +14,7 @@ RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, wi
 RUN/benchmarks/            results after the base, each phase and fusing, with a checksum in each
 RUN/report.md, report.html
 RUN/failed.json            the error that ended the run, until it goes on
+RUN/tensorboard, RUN/wandb files of trackers, if the recipe has report_to; see `runs.trackers`
 RUN/notes.json             notes and tags of the user's; see `runs.archive.notes`
 
 New files are readable by their owner only; a replaced file keeps its permissions.
@@ -48,7 +49,14 @@ from forty2.files import (
     write_text,
 )
 from forty2.runs.archive.entry import FAILED
-from forty2.runs.extending import JOURNAL, TIMES, complete_extension, extend, find_extension
+from forty2.runs.extending import (
+    JOURNAL,
+    TIMES,
+    complete_extension,
+    differs_in_reporting_alone,
+    extend,
+    find_extension,
+)
 from forty2.runs.records import Provenance
 
 VERSION = 2
@@ -64,6 +72,8 @@ class RunFolder:
         self.notice = notice
         """Sentence about what opening it has changed."""
         self._lock = lock
+        self.on_change: Callable[[], None] | None = None
+        """Function called when the metrics have changed."""
 
     @classmethod
     def open(
@@ -147,6 +157,8 @@ class RunFolder:
     def log(self, record: Mapping[str, object]) -> None:
         """Append one whole line to the metrics, in one write."""
         self._append(self.metrics_path, record)
+        if self.on_change is not None:
+            self.on_change()
 
     def log_time(self, record: Mapping[str, object]) -> None:
         """Append one whole line to the times of the stages, in one write."""
@@ -171,6 +183,8 @@ class RunFolder:
         # A program that follows the file loses it when it is replaced.
         if not self.metrics_path.exists() or self.metrics_path.read_text("utf-8") != text:
             write_text(self.metrics_path, text)
+            if self.on_change is not None:
+                self.on_change()
 
 
 def read_metrics(path: Path) -> list[JsonObject]:
@@ -318,7 +332,9 @@ def _check_same(
         )
     started_with = reread(path / "recipe.yaml")
     extension = None
-    if started_with != recipe_yaml:
+    if differs_in_reporting_alone(started_with, recipe_yaml):
+        write_text(path / "recipe.yaml", recipe_yaml)
+    elif started_with != recipe_yaml:
         extension = find_extension(path, started_with, recipe_yaml)
         if not extend_run:
             raise RunError(

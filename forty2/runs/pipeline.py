@@ -42,6 +42,7 @@ from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
 from forty2.runs.phase_training import finish_phase, tokens_trained
 from forty2.runs.records import ContaminationRecord
 from forty2.runs.reusing import take_over_phases
+from forty2.runs.trackers import check_installed, reporting
 from forty2.training.processes import joined
 
 
@@ -152,6 +153,8 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     if reuse is not None and resume:
         raise RunError(f"{path}: goes on with its own phases; take over another's in a new run")
+    if joined().first:
+        check_installed(recipe.report_to)
     agenda = Agenda(_tasks(recipe, path, only), progress if joined().first else silent)
     agenda.begin_next()
     with open_run(
@@ -165,7 +168,8 @@ def run(
     ) as context:
         agenda.record_in(context.folder if context.group.first else None)
         try:
-            return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
+            with reporting(context):
+                return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
         except (Interrupted, TrainingError) as error:
             if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error

@@ -34,6 +34,7 @@ from forty2.runs.phase_data import (
 )
 from forty2.runs.pipeline import run_path
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
+from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, weights_of
@@ -126,6 +127,7 @@ def plan(
     Raises:
         DataError, ModelError, BenchmarkError: as the run would.
     """
+    check_installed(recipe.report_to)
     if recipe.benchmark is not None:
         load_tasks(recipe.benchmark, recipe.seed)
     template = settings_of(recipe)

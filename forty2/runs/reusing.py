@@ -12,11 +12,12 @@ from forty2.files import JsonObject, read_json, staged_folder, write_json
 from forty2.recipe.differences import differences
 from forty2.recipe.reading import to_yaml
 from forty2.runs.context import RunContext, reread
+from forty2.runs.extending import REPORTING
 from forty2.runs.folder import VERSION, read_metrics, read_times
 from forty2.runs.inputs import DATA_HASHES, PhaseInput
 from forty2.runs.phase_training import refuse_damage
 
-_OWN = ("name", "model", "fuse", "benchmark", "phases")
+_OWN = ("name", "model", "fuse", "benchmark", "phases", *REPORTING)
 """Keys in which two runs may differ. The model is recognized by its weights, phases one by one."""
 _RECOGNIZED_BY_ROWS = ("data", "valid")
 
