@@ -57,6 +57,8 @@ COVERED_BY = {
     "data/other_keys.py": "data/test_formats.py",
     "data/row_keys.py": "data/test_formats.py",
     "report/ablation_records.py": "report/test_ablation.py",
+    "report/metrics.py": "report/test_ablation.py",
+    "runs/replicates.py": "runs/test_ablation.py",
     "runs/reusing.py": "runs/test_extending.py",
     "text/marks.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",

@@ -5,28 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from forty2.files import write_text
-from forty2.report.ablation_records import Ablation, Score, VariantChange, read_ablation
+from forty2.report.ablation_records import Ablation, VariantChange, read_ablation
 from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
+from forty2.report.metrics import SCORES, Figure, metric_name, shown_score, written_score
 from forty2.report.page import render
 from forty2.report.records import Change
 from forty2.report.run import origin_table
 
 _MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")
 """Metrics that come first, and have charts."""
-_NAMES = {
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "mc3": "MC3",
-    "no leak": "leaks",
-    "log p of texts": "perplexity",
-    "KL": "KL from base",
-}
-_SCORES = ("mc1", "mc2", "mc3")
-_CHANGE_UNITS = {**dict.fromkeys(_SCORES, ""), "log p of texts": " (%)"}
+_CHANGE_UNITS = {**dict.fromkeys(SCORES, ""), "log p of texts": " (%)"}
 """Units after a metric's name in tables of changes; the other metrics are shares, in points."""
 _SCORES_NOTE = (
     "Means over seeds, with 95% intervals over seeds and items. MC1 and MC2: TruthfulQA scores from 0 "
@@ -62,9 +53,9 @@ def text_table(record: Mapping[str, object]) -> str:
     """
     ablation = read_ablation(record)
     metrics = _main(ablation)
-    rows = [["", *map(_name, metrics)]]
+    rows = [["", *map(metric_name, metrics)]]
     for name, scores in ablation.variants.items():
-        rows.append([name, *(_score(metric, scores[metric]) for metric in metrics)])
+        rows.append([name, *(written_score(metric, scores[metric]) for metric in metrics)])
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     head, *lines = (
         f"{row[0]:<{first}}"
@@ -77,24 +68,6 @@ def text_table(record: Mapping[str, object]) -> str:
 # --- figures --------------------------------------------------------------------------------------
 
 
-class Figure(NamedTuple):
-    """A value with its interval to show: leaks and perplexity instead of their opposites."""
-
-    value: float
-    low: float
-    high: float
-
-
-def shown_score(metric: str, score: Score) -> Figure:
-    """Return the figure to show for a score."""
-    value, low, high = score.value, score.low, score.high
-    if metric == "no leak":
-        return Figure(1 - value, 1 - high, 1 - low)
-    if metric == "log p of texts":
-        return Figure(math.exp(-value), math.exp(-high), math.exp(-low))
-    return Figure(value, low, high)
-
-
 def shown_change(metric: str, change: Change) -> Figure:
     """Return the figure to show for a change; a change of perplexity is relative."""
     value, low, high = change.difference, change.low, change.high
@@ -105,19 +78,8 @@ def shown_change(metric: str, change: Change) -> Figure:
     return Figure(value, low, high)
 
 
-def _name(metric: str) -> str:
-    return _NAMES.get(metric, metric)
-
-
-def _score(metric: str, score: Score) -> str:
-    forms = {**dict.fromkeys(_SCORES, ".3f"), "log p of texts": ".2f", "KL": ".2g"}
-    form = forms.get(metric, ".1%")
-    value, low, high = (format(x, form) for x in shown_score(metric, score))
-    return f"{value} ({low} to {high})"
-
-
 def _change(metric: str, change: Change) -> str:
-    factor, form = (1, "+.3f") if metric in _SCORES else (100, "+.1f")
+    factor, form = (1, "+.3f") if metric in SCORES else (100, "+.1f")
     value, low, high = (format(factor * x, form) for x in shown_change(metric, change))
     return f"{value} ({low} to {high}), {change.verdict}"
 
@@ -141,8 +103,8 @@ def _scores_table(ablation: Ablation) -> Table:
         ["Metric", *ablation.variants],
         [
             [
-                _name(metric),
-                *(_score(metric, scores[metric]) for scores in ablation.variants.values()),
+                metric_name(metric),
+                *(written_score(metric, scores[metric]) for scores in ablation.variants.values()),
             ]
             for metric in _metrics(ablation)
         ],
@@ -154,7 +116,7 @@ def _changes_table(ablation: Ablation, chosen: Sequence[VariantChange]) -> Table
         ["Metric", *(f"{one.variant} against {one.against}" for one in chosen)],
         [
             [
-                _name(metric) + _CHANGE_UNITS.get(metric, " (points)"),
+                metric_name(metric) + _CHANGE_UNITS.get(metric, " (points)"),
                 *(_change(metric, one.changes[metric]) for one in chosen),
             ]
             for metric in _metrics(ablation)
@@ -245,7 +207,7 @@ def _charts(ablation: Ablation) -> list[Chart]:
             for name, scores in ablation.variants.items()
         ]
         value, change = _axes(metric)
-        title = _name(metric)[0].upper() + _name(metric)[1:]
+        title = metric_name(metric)[0].upper() + metric_name(metric)[1:]
         charts.append(interval_chart(title, points, axis=value))
         changes = [
             Point(one.variant, *shown_change(metric, one.changes[metric]))
@@ -261,7 +223,7 @@ def _charts(ablation: Ablation) -> list[Chart]:
 def _axes(metric: str) -> tuple[Axis, Axis]:
     """Return the axes of a main metric's scores and of its changes."""
     interval = "with 95% interval"
-    if metric in _SCORES:
+    if metric in SCORES:
         return Axis(f"score, {interval}", from_0_to_1=True), Axis(f"paired, {interval}")
     if metric == "log p of texts":
         relative = Axis(f"paired, percent of what it was, {interval}", 100.0, "%")

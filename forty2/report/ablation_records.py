@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forty2.files import JsonObject
+from forty2.report.metrics import Score
 from forty2.report.records import Change, Provenance, read_change, read_provenance, visible
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The mean of one metric, with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.stages import questions_of
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -28,21 +27,23 @@ from forty2.benchmark.stats import (
     Values,
     unchanged,
 )
-from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RecipeError, RunError
-from forty2.files import JsonObject, read_json, read_sealed, write_json, write_sealed
+from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.report.ablation import text_table, write_ablation
-from forty2.runs.folder import RunFolder
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
+from forty2.runs.replicates import (
+    begin_with_base,
+    check_seeds,
+    prefixed,
+    with_same_questions,
+)
 from forty2.runs.seed_statistics import Insight, changes_of, insight, score_of, scores_of
 from forty2.training.objectives.phase import Phase
 from forty2.training.processes import launched
-
-_BASE = Path("benchmarks") / "base.json"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ def ablate(
     """
     out = Path(out) if out is not None else Path("adapters") / f"{recipe.name}-ablation"
     _check(recipe, seeds, out, resume)
-    recipe, questions = _with_questions(dataclasses.replace(recipe, fuse=None), out)
+    assert recipe.benchmark is not None
+    recipe = dataclasses.replace(  # the variants are compared after each phase
+        recipe, fuse=None, benchmark=dataclasses.replace(recipe.benchmark, each_phase=True)
+    )
+    recipe, questions = with_same_questions(recipe, out)
     variants = variants_of(recipe)
     first = out / f"seed{seeds[0]}" / variants[0].folder
     scores = _run_all(
@@ -113,11 +118,7 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
     """Refuse settings of which no ablation can be made, before hours go into it."""
     if launched():
         raise RunError("an ablation is run by one process; start it without mlx.launch")
-    if len(set(seeds)) < max(2, len(seeds)) or not all(0 <= seed < 2**31 for seed in seeds):
-        raise RunError(
-            f"seeds {', '.join(map(str, seeds))}: give two or more that differ, from 0 on; one says "
-            "nothing about how much another would change"
-        )
+    check_seeds(seeds)
     if recipe.benchmark is None:
         raise RecipeError(f"{recipe.name}: benchmark: null measures nothing; say what to measure")
     if "truthfulqa" not in [entry.task for entry in recipe.benchmark.tasks]:
@@ -213,49 +214,6 @@ def _first_preference(phases: Mapping[str, Phase]) -> int | None:
     return next((n for n, phase in kinds if phase.needs_reference), None)
 
 
-def _with_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject]:
-    """Return the recipe with the same questions for every seed, and a description of them.
-
-    A run draws its questions with its own seed. So the questions that the recipe's seed draws are
-    written to a file, and every run asks all of that file.
-    """
-    assert recipe.benchmark is not None
-    drawn = questions_of(recipe.benchmark, recipe.seed)
-    assert drawn is not None
-    recipe = dataclasses.replace(  # the variants are compared after each phase
-        recipe, benchmark=dataclasses.replace(recipe.benchmark, each_phase=True)
-    )
-    assert recipe.benchmark is not None
-    described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
-    if recipe.benchmark.n != len(drawn.items):
-        return recipe, described  # every seed draws all questions
-    file = out.resolve() / "questions.json"
-    questions = [_question(item) for item in drawn.items]
-    if not file.exists():
-        write_json(file, questions)
-    elif read_json(file) != questions:
-        raise RunError(
-            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
-            "started the ablation, or name another `out`"
-        )
-    benchmark = dataclasses.replace(recipe.benchmark, questions=str(file))
-    return dataclasses.replace(recipe, benchmark=benchmark), {
-        **described,
-        "drawn_with": recipe.seed,
-    }
-
-
-def _question(item: Question) -> JsonObject:
-    return {
-        "question": item.question,
-        "category": item.category,
-        **{
-            f"{name}_targets": {"choices": list(options.choices), "labels": list(options.labels)}
-            for name, options in (("mc1", item.mc1), ("mc2", item.mc2))
-        },
-    }
-
-
 class Scores(NamedTuple):
     """The scores of all stages, over all seeds."""
 
@@ -283,13 +241,13 @@ def _run_all(
             path = out / f"seed{seed}" / variant.folder
             one = dataclasses.replace(recipe, seed=seed, phases=variant.phases)
             if path != first:
-                _begin(path, one, first)
+                begin_with_base(path, one, first)
             done = run(
                 one,
                 run_dir=path,
                 resume=(path / "run.json").exists(),
                 trust_remote_code=trust_remote_code,
-                progress=_prefixed(progress, f"seed {seed} {variant.folder}"),
+                progress=prefixed(progress, f"seed {seed} {variant.folder}"),
             )
             if variant is variants[0]:
                 scores["base"].append(scores_of(done.stages[0]))
@@ -305,29 +263,6 @@ def _run_all(
         name: unchanged(*map(float, np.mean(by_seed, 0))) for name, by_seed in from_base.items()
     }
     return Scores(by_stage, same)
-
-
-def _begin(path: Path, recipe: Recipe, first: Path) -> None:
-    """Start a run folder with the first run's measurement of the base: same weights and questions.
-
-    If the weights have changed since, the run refuses to go on from here.
-    """
-    if (path / "run.json").exists():
-        return
-    provenance = Provenance.from_json(read_json(first / "run.json"))
-    with RunFolder.open(path, to_yaml(recipe, path), provenance, resume=False):
-        write_sealed(path / _BASE, read_sealed(first / _BASE))
-
-
-def _prefixed(progress: Progress, run_name: str) -> Progress:
-    """Make progress whose stages begin with the run's name."""
-
-    def report(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
-        if "heading" in info:
-            info = {"heading": f"{run_name}, {info['heading']}"}
-        progress(f"{run_name}: {stage}", done, total, info)
-
-    return report
 
 
 def _insight(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forty2.report.ablation import shown_change, shown_score, text_table, write_ablation
-from forty2.report.ablation_records import Score
+from forty2.report.ablation import shown_change, text_table, write_ablation
+from forty2.report.metrics import Score, shown_score
 from forty2.report.records import Change
 
 

@@ -1,0 +1,112 @@
+"""What runs of several seeds have in common: their questions, and the measurement of the base."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from forty2.benchmark.stages import questions_of
+from forty2.benchmark.truthfulqa_questions import Question
+from forty2.errors import RunError
+from forty2.files import JsonObject, read_json, read_sealed, write_json, write_sealed
+from forty2.model.adapter import TEMPLATE
+from forty2.progress import Progress
+from forty2.recipe.reading import to_yaml
+from forty2.recipe.schema import Recipe
+from forty2.runs.folder import RunFolder
+from forty2.runs.records import Provenance
+
+BASE = Path("benchmarks") / "base.json"
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that give no interval.
+
+    Raises:
+        RunError: there are fewer than two, one is there twice, or one is out of range.
+    """
+    if len(set(seeds)) < max(2, len(seeds)) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise RunError(
+            f"seeds {', '.join(map(str, seeds))}: give two or more that differ, from 0 on; one says "
+            "nothing about how much another would change"
+        )
+
+
+def with_same_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject | None]:
+    """Return the recipe with the same TruthfulQA questions for every seed, and their description.
+
+    A run draws its questions with its own seed. So the questions that the recipe's seed draws are
+    written to a file in `out`, and every run asks all of that file.
+
+    Returns:
+        The description is None if the recipe does not ask them.
+
+    Raises:
+        RunError: the file there holds other questions.
+    """
+    drawn = questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
+    if drawn is None or recipe.benchmark is None:
+        return recipe, None
+    described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
+    entry = next(entry for entry in recipe.benchmark.tasks if entry.task == "truthfulqa")
+    if (entry.n or recipe.benchmark.n) != len(drawn.items):
+        return recipe, described  # every seed draws all questions
+    file = out.resolve() / "questions.json"
+    questions = [_question(item) for item in drawn.items]
+    if not file.exists():
+        write_json(file, questions)
+    elif read_json(file) != questions:
+        raise RunError(
+            f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
+            "these runs started with, or name another `out`"
+        )
+    tasks = [
+        dataclasses.replace(one, data=None) if one is entry else one
+        for one in recipe.benchmark.tasks
+    ]
+    benchmark = dataclasses.replace(recipe.benchmark, questions=str(file), tasks=tasks)
+    return dataclasses.replace(recipe, benchmark=benchmark), {
+        **described,
+        "drawn_with": recipe.seed,
+    }
+
+
+def _question(item: Question) -> JsonObject:
+    return {
+        "question": item.question,
+        "category": item.category,
+        **{
+            f"{name}_targets": {"choices": list(options.choices), "labels": list(options.labels)}
+            for name, options in (("mc1", item.mc1), ("mc2", item.mc2))
+        },
+    }
+
+
+def begin_with_base(path: Path, recipe: Recipe, first: Path) -> None:
+    """Start a run folder with another run's measurement of the base: same weights and questions.
+
+    The chat template then takes the same day for today, too. If the weights have changed since, the
+    run refuses to go on from here.
+
+    Args:
+        first: folder of the other run, or of a copy of its run.json, template.json and measurement.
+    """
+    if any((path / BASE).parent.glob("*")):  # it has begun to measure, or has this measurement
+        return
+    provenance = Provenance.from_json(read_json(first / "run.json"))
+    with RunFolder.open(path, to_yaml(recipe, path), provenance, resume=False):
+        shutil.copyfile(first / TEMPLATE, path / TEMPLATE)
+        write_sealed(path / BASE, read_sealed(first / BASE))
+
+
+def prefixed(progress: Progress, run_name: str) -> Progress:
+    """Make progress whose stages begin with the run's name."""
+
+    def report(stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
+        if "heading" in info:
+            info = {"heading": f"{run_name}, {info['heading']}"}
+        progress(f"{run_name}: {stage}", done, total, info)
+
+    return report
