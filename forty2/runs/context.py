@@ -64,6 +64,8 @@ class RunContext:
     """Settings of the chat template, with the day that it takes for today."""
     whole_epochs: bool
     """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
+    states: Path | None = None
+    """Folder of frozen blocks' states that other runs use, too; None: the run has its own."""
 
     @property
     def path(self) -> Path:
@@ -81,6 +83,8 @@ def open_run(
     trust_remote_code: bool,
     progress: Progress,
     reuse: Path | None = None,
+    states: Path | None = None,
+    day: str | None = None,
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
 
@@ -88,6 +92,8 @@ def open_run(
         extend: let a run that goes on have a changed recipe; see `runs.extending`.
         reuse: run of whose phases a new one takes over those that are the same. Their template took
             some day for today, which this run's then takes, too.
+        states: folder of frozen blocks' states that other runs use, too.
+        day: the day that a new run's chat template takes for today; None: today.
 
     Raises:
         RunError: see `RunFolder.open`; or there is no run to resume; or versions, recipe or model
@@ -118,7 +124,7 @@ def open_run(
             if folder.notice is not None:
                 progress("run", 0, 1, {"notice": folder.notice})
         if group.first:
-            _record_template(folder.path, recipe, reuse)
+            _record_template(folder.path, recipe, reuse, day)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
         yield RunContext(
             recipe=recipe,
@@ -129,6 +135,7 @@ def open_run(
             trust_remote_code=trust_remote_code,
             template=TemplateSettings.from_json(read_json(folder.path / TEMPLATE)),
             whole_epochs=group.broadcast(folder.counts_whole_epochs),
+            states=states,
         )
 
 
@@ -143,7 +150,7 @@ def _shared_facts(recipe: Recipe, provenance: Provenance) -> dict[str, str]:
     }
 
 
-def _record_template(path: Path, recipe: Recipe, reuse: Path | None) -> None:
+def _record_template(path: Path, recipe: Recipe, reuse: Path | None, day: str | None) -> None:
     """Write the settings of the chat template into the run folder, or compare them with those there.
 
     The template takes the day on which the run was started for today, so that a run that is resumed
@@ -161,7 +168,7 @@ def _record_template(path: Path, recipe: Recipe, reuse: Path | None) -> None:
                 "back, or name another `run_dir`"
             )
         return
-    day = read_json(path / "run.json")["started"][:10]
+    day = day or read_json(path / "run.json")["started"][:10]
     if reuse is not None and (reuse / TEMPLATE).exists():
         day = read_json(reuse / TEMPLATE)["date"]
     write_json(file, settings_of(recipe, day).to_json())

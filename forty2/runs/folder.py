@@ -242,15 +242,26 @@ def _is_foreign(path: Path) -> bool:
 
 def _lock(path: Path) -> IO[str]:
     """Lock a run folder for this process."""
+    lock = try_lock(path / "run.lock")
+    if lock is None:
+        owner = (path / "run.lock").read_text("utf-8").strip() or "another process"
+        raise RunError(f"{path}: in use by {owner}")
+    return lock
+
+
+def try_lock(path: Path, *, wait: bool = False) -> IO[str] | None:
+    """Lock a file for this process until it is closed; None: another process has it.
+
+    Args:
+        wait: wait until it is free.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-    lock = os.fdopen(owner_only(str(path / "run.lock"), flags), "a+")
+    lock = os.fdopen(owner_only(str(path), flags), "a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        owner = lock.read().strip() or "another process"
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
         lock.close()
-        raise RunError(f"{path}: in use by {owner}") from error
+        return None
     return lock
 
 

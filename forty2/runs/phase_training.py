@@ -49,6 +49,7 @@ from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
     FrozenStates,
     has_room,
+    states_key,
     states_to_store,
     store_states,
     worth_storing,
@@ -297,12 +298,16 @@ class _LossMaker:
         )
         if size is None or not has_room(size, self.work):
             return None
+        file = self.work / f"{used.label.replace(' ', '-')}.states"
+        if self.run.states is not None:
+            key = states_key(self.run.provenance.model_sha256, size, used.rows, used.which)
+            file = self.run.states / f"{key[:32]}.states"
         return store_states(
             model,
             used.rows,
             used.which,
             size,
-            self.work / f"{used.label.replace(' ', '-')}.states",
+            file,
             progress=self.run.progress,
             stage=f"{used.label}: frozen blocks",
         )

@@ -153,6 +153,42 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     if reuse is not None and resume:
         raise RunError(f"{path}: goes on with its own phases; take over another's in a new run")
+    return run_in_folder(
+        recipe,
+        path,
+        resume=resume,
+        only=only,
+        reuse=Path(reuse) if reuse is not None else None,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+
+
+def run_in_folder(
+    recipe: Recipe,
+    path: Path,
+    *,
+    resume: bool,
+    only: str | None = None,
+    reuse: Path | None = None,
+    states: Path | None = None,
+    day: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> RunResult:
+    """Run a recipe in this folder, as one of several runs that share work.
+
+    Args:
+        resume: continue the run there. One that was interrupted while it took over phases takes over
+            the rest.
+        reuse: as in `run`.
+        states: folder of frozen blocks' states that other runs use, too; None: the run has its own.
+        day: the day that a new run's chat template takes for today; None: today.
+        Others: as in `run`.
+
+    Raises:
+        Forty2Error: as in `run`.
+    """
     if joined().first:
         check_installed(recipe.report_to)
     agenda = Agenda(_tasks(recipe, path, only), progress if joined().first else silent)
@@ -164,12 +200,14 @@ def run(
         extend=only is None,  # else it would remove the phases after that one
         trust_remote_code=trust_remote_code,
         progress=agenda,
-        reuse=Path(reuse) if reuse is not None else None,
+        reuse=reuse,
+        states=states,
+        day=day,
     ) as context:
         agenda.record_in(context.folder if context.group.first else None)
         try:
             with reporting(context):
-                return _run(context, agenda, only, Path(reuse) if reuse is not None else None)
+                return _run(context, agenda, only, reuse)
         except (Interrupted, TrainingError) as error:
             if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error

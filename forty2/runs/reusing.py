@@ -11,6 +11,7 @@ from forty2.errors import RunError
 from forty2.files import JsonObject, read_json, staged_folder, write_json
 from forty2.recipe.differences import differences
 from forty2.recipe.reading import to_yaml
+from forty2.recipe.schema import Recipe
 from forty2.runs.context import RunContext, reread
 from forty2.runs.extending import REPORTING
 from forty2.runs.folder import VERSION, read_metrics, read_times
@@ -36,6 +37,9 @@ def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Pa
     Raises:
         RunError: it is no run, there is no such phase, or a file of one is damaged.
     """
+    record = run.path / "run.json"
+    if before := read_json(record).get("reused"):  # a run that goes on
+        return list(before["phases"])
     reasons = _whole_run_differs(run, source)
     taken: list[str] = []
     for phase in phases if not reasons else ():
@@ -43,12 +47,28 @@ def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Pa
         if reasons:
             break
         taken.append(phase.name)
-        _copy(run, phase, source)
+        if not (run.path / phase.label / "phase.json").exists():
+            _copy(run, phase, source)
     if not taken:
         raise RunError(f"{source}: no phase of it can be taken over ({'; '.join(reasons)})")
-    record = run.path / "run.json"
     write_json(record, {**read_json(record), "reused": {"run": str(source), "phases": taken}})
     return taken
+
+
+def settings_of_phases(recipe: Recipe, count: int, folder: Path) -> JsonObject:
+    """Return all keys that the first phases of a recipe depend on.
+
+    Two recipes in which they are equal train these phases to the same adapter, if their files hold
+    the same rows and their model the same weights.
+
+    Args:
+        count: number of phases.
+        folder: where paths lead from, so that they do not depend on the working directory.
+    """
+    tree: JsonObject = yaml.safe_load(to_yaml(recipe, folder))
+    shared = {key: value for key, value in tree.items() if key not in _OWN}
+    phases = dict(list(tree["phases"].items())[:count])
+    return {**shared, "model": tree["model"], "phases": phases}
 
 
 def _whole_run_differs(run: RunContext, source: Path) -> list[str]:
@@ -96,6 +116,7 @@ def _recipes(run: RunContext, source: Path) -> tuple[JsonObject, JsonObject]:
 
 def _copy(run: RunContext, phase: PhaseInput, source: Path) -> None:
     refuse_damage(source / phase.label, "the phase is trained anew")
+    run.folder.forget_metrics_after(phase.name, -1)  # of a copy that was interrupted
     for line in read_metrics(source / "metrics.jsonl"):
         if line["phase"] == phase.name:
             run.folder.log(line)

@@ -10,6 +10,8 @@ conversation all but the last, in a pair the prefix's, then the chosen and the r
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -176,6 +178,24 @@ def states_to_store(
         return None
     size = frozen_states_size(model, rows, which)
     return size if size.depth and size.bytes <= phase.replay_gb * 1e9 else None
+
+
+def states_key(fingerprint: str, size: Size, rows: Rows, which: Sequence[int]) -> str:
+    """Hash what the stored states depend on, to the bit: rows are computed in batches of all of them.
+
+    Args:
+        fingerprint: hash of the base model's weights.
+        which: indices of the rows.
+    """
+    digest = hashlib.sha256(json.dumps([fingerprint, size.depth, str(size.dtype)]).encode())
+    for i in which:
+        row = rows[i]
+        if isinstance(row, AnyPair):
+            parts: list[object] = [row.prompt, *row.responses]
+        else:
+            parts = [list(row.ids), row.segments]
+        digest.update(json.dumps(parts, default=int).encode())
+    return digest.hexdigest()
 
 
 def has_room(size: Size, folder: Path) -> bool:
