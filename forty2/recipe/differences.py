@@ -45,8 +45,13 @@ def flattened(value: object, at: str = "") -> Iterator[tuple[str, str]]:
     elif not at:
         raise ValueError("it holds no mapping")
     else:
-        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-        yield at, text.removesuffix("\n").removesuffix("\n...").strip()
+        yield at, on_one_line(value)
+
+
+def on_one_line(value: object) -> str:
+    """Return a value as YAML on one line, as an override takes it."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def _cut(text: str) -> str:

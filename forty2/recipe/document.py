@@ -90,8 +90,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_document(text: str, place: str) -> Document:
+def parse_document(text: str, place: str, what: str = "recipe") -> Document:
     """Read the text of a recipe.
+
+    Args:
+        what: the kind of file, for messages.
 
     Raises:
         RecipeError: it is not YAML, not a mapping, or uses aliases, odd keys or a key twice.
@@ -100,7 +103,7 @@ def parse_document(text: str, place: str) -> Document:
         reading = _Reading(_Loader(text), place)
         node = reading.loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise RecipeError(f"{place}: a recipe is a mapping of keys to values")
+            raise RecipeError(f"{place}: a {what} is a mapping of keys to values")
         tree = reading.mapping(node, ())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -160,7 +163,7 @@ class _Reading:
             scalar: object = self.loader.construct_object(node)
             return scalar
         if id(node) in self.visited:
-            self.report(node, "aliases (*name) are not allowed in a recipe; write the value out")
+            self.report(node, "aliases (*name) are not allowed; write the value out")
             return None
         self.visited.add(id(node))
         if isinstance(node, yaml.MappingNode):

@@ -36,12 +36,21 @@ from forty2.recipe.schema import Recipe
 _MAX_BYTES = 100_000
 _RECIPE = TypeAdapter(Recipe)
 _PACKAGED = resources.files("forty2.recipe") / "packaged"
+GRID = ".sweep.yaml"
+"""End of the name of a grid, which is no recipe."""
 
 
 def packaged_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    names = (path.name for path in _PACKAGED.iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    names = [path.name for path in _PACKAGED.iterdir()]
+    recipes = [name for name in names if name.endswith(".yaml") and not name.endswith(GRID)]
+    return sorted(name.removesuffix(".yaml") for name in recipes)
+
+
+def packaged_grid_text(name: str) -> str | None:
+    """Return the YAML of the grid that comes with a packaged recipe; None: there is none."""
+    path = _PACKAGED / f"{name}{GRID}"
+    return path.read_text("utf-8") if path.is_file() else None
 
 
 def recipe_text(source: str) -> str:
@@ -53,24 +62,38 @@ def recipe_text(source: str) -> str:
     names = packaged_recipes()
     if source in names:
         return (_PACKAGED / f"{source}.yaml").read_text("utf-8")
-    path = _recipe_file(source)
+    path = recipe_file(source)
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         if os.path.isdir(source):
             raise RecipeError(f"{source}: no such recipe; the folder holds no {RECIPE}")
         close = difflib.get_close_matches(source, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
         raise RecipeError(f"{source}: no such recipe, neither file nor packaged; {hint}")
+    return read_text(path, "recipe")
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a file of YAML.
+
+    Args:
+        what: the kind of file, for messages.
+
+    Raises:
+        RecipeError: it is not there, not UTF-8, too long or unreadable.
+    """
     try:
         data = path.read_bytes()
         if len(data) > _MAX_BYTES:
             raise RecipeError(
-                f"{path}: {len(data):,} bytes is too long for a recipe (limit {_MAX_BYTES:,})"
+                f"{path}: {len(data):,} bytes is too long for a {what} (limit {_MAX_BYTES:,})"
             )
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from error
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such {what}") from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -92,7 +115,7 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
     if isinstance(source, Mapping):
         text, file, folder = _as_yaml(source), Path("the mapping"), os.curdir
     else:
-        text, file = recipe_text(str(source)), _recipe_file(str(source))
+        text, file = recipe_text(str(source)), recipe_file(str(source))
         folder = _folder_of_paths(str(source), file, text)
     document = parse_document(text, str(file))
     document.has_lines = not isinstance(source, Mapping)
@@ -154,7 +177,7 @@ def _missing(problem: Problem) -> str:
     return problem.text.partition(": no such ")[0]
 
 
-def _recipe_file(source: str) -> Path:
+def recipe_file(source: str) -> Path:
     """Return the file of a recipe: of a folder, its recipe.yaml."""
     inside = Path(source) / RECIPE
     return inside if os.path.isfile(inside) else Path(source)
