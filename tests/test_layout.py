@@ -60,6 +60,7 @@ COVERED_BY = {
     "report/metrics.py": "report/test_ablation.py",
     "runs/replicates.py": "runs/test_ablation.py",
     "runs/reusing.py": "runs/test_extending.py",
+    "runs/sweep/": "runs/test_sweep.py",
     "text/marks.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",
     "training/batched_loss/": "training/test_batched_loss.py",

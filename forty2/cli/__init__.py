@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "run",
     "train": "run",
     "ablate": "ablate",
+    "sweep": "sweep",
     "plan": "plan",
     "report": "report",
     "runs": "runs",

@@ -14,23 +14,10 @@ if TYPE_CHECKING:
     from forty2.recipe.schema import Recipe
 
 
-def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter("give whole numbers separated by commas, e.g. 1,2,3") from error
-
-
 @click.command("ablate")
 @shared_options.runs_model
 @shared_options.recipe
-@click.option(
-    "--seeds",
-    default="1,2,3",
-    show_default=True,
-    callback=_seeds,
-    help="Two or more seeds, separated by commas; each phase is trained once for each seed.",
-)
+@shared_options.seeds_option(default="1,2,3")
 @shared_options.out_option(help="Folder to write. Default: adapters/NAME-ablation.")
 @click.option("--resume", is_flag=True, help="Go on with an ablation that stopped, or add seeds.")
 @shared_options.trust_remote_code

@@ -34,6 +34,23 @@ out_option = partial(click.option, "--out", "-o", type=PATH)
 """Option `--out`; the command gives its help text."""
 seed_option = partial(click.option, "--seed", default=42, show_default=True)
 """Option `--seed`; the command gives its help text."""
+
+
+def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter("give whole numbers separated by commas, e.g. 1,2,3") from error
+
+
+seeds_option = partial(
+    click.option,
+    "--seeds",
+    show_default=True,
+    callback=_seeds,
+    help="Two or more seeds, separated by commas; all is trained once with each.",
+)
+"""Option `--seeds`; the command gives its default."""
 temperature = click.option(
     "--temperature",
     default=0.0,

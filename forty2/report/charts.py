@@ -204,6 +204,101 @@ def change_bars(
     return Chart(title, axis.label, [], svg)
 
 
+def trade_off_chart(
+    title: str, points: Sequence[tuple[str, float, float]], *, x: Axis, y: Axis
+) -> Chart | None:
+    """Draw a dot per labelled point, and a line through those that no other one beats in both.
+
+    Args:
+        points: label, x and y; a lower x and a higher y are better. Those that are not finite are
+            left out.
+
+    Returns:
+        None if there is no point to draw.
+    """
+    points = [point for point in points if _is_drawable(*point[1:])]
+    if not points:
+        return None
+    front = pareto_front([(a, b) for _, a, b in points])
+    xs, ys = zip(*((a, b) for _, a, b in points), strict=True)
+    x_ticks, y_ticks = _ticks(min(xs), max(xs), x), _ticks(min(ys), max(ys), y)
+    write_x, write_y = _writer(x_ticks, x), _writer(y_ticks, y)
+    exact_x, exact_y = _writer(x_ticks, x, more=1), _writer(y_ticks, y, more=1)
+    left = 14 + _LETTER * max(map(len, map(write_y, y_ticks)))
+    with _canvas(240, left, right=16, bottom=40) as canvas:
+        canvas.set_ticks("x", x_ticks, list(map(write_x, x_ticks)))
+        canvas.set_ticks("y", y_ticks, list(map(write_y, y_ticks)))
+        canvas.axes.set_xlim(x_ticks[0], x_ticks[-1])
+        canvas.axes.set_ylim(y_ticks[0], y_ticks[-1])
+        canvas.axes.set_xlabel(x.label, fontsize=FONT_SIZE, parse_math=False)
+        line = sorted((points[n][1:] for n in front), key=lambda point: point[0])
+        canvas.line(line, COLOURS[0], 1.2)
+        for n, (label, a, b) in enumerate(points):
+            dot = canvas.dot((a, b), COLOURS[0] if n in front else GREY, 8)
+            canvas.explain(dot, f"{label}: {exact_y(b)}, {exact_x(a)}")
+        svg = canvas.svg(title)
+    legend = [LegendEntry("not beaten in both", COLOURS[0]), LegendEntry("others", GREY)]
+    return Chart(title, y.label, legend, svg)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of points (x, y) that no other one beats: lower x, or higher y, or both."""
+    return [
+        n
+        for n, (a, b) in enumerate(points)
+        if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in points)
+    ]
+
+
+def parallel_chart(
+    title: str,
+    axes: Sequence[str],
+    lines: Sequence[tuple[str, Sequence[float]]],
+    ends: Sequence[tuple[str, str]],
+    *,
+    best: str | None,
+) -> Chart | None:
+    """Draw parallel coordinates: one upright axis per quantity, one line per labelled combination.
+
+    Args:
+        axes: names of the quantities.
+        lines: label, and place on each axis from 0 to 1; those that are not finite are left out.
+        ends: what the lower and the upper end of each axis stand for.
+        best: label of the line to point out.
+
+    Returns:
+        None if there are not two axes, or there is no line.
+    """
+    lines = [(label, places) for label, places in lines if _is_drawable(*places)]
+    if len(axes) < 2 or not lines:
+        return None
+    with _canvas(260, 40, right=40, bottom=44) as canvas:
+        canvas.axes.set_xlim(0, len(axes) - 1)
+        canvas.axes.set_ylim(0, 1)
+        canvas.set_ticks("y", [], [])
+        canvas.set_ticks("x", range(len(axes)), [""] * len(axes))
+        for n, (name, (low, high)) in enumerate(zip(axes, ends, strict=True)):
+            canvas.axes.axvline(n, color=GREY, linewidth=1, clip_on=False)
+            for text, place, shift in ((name, 0, -34), (low, 0, -18), (high, 1, 5)):
+                canvas.axes.annotate(
+                    _shorten(text),
+                    (n, place),
+                    (0, shift),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=FONT_SIZE,
+                    parse_math=False,
+                    annotation_clip=False,
+                )
+        for label, places in sorted(lines, key=lambda line: line[0] == best):
+            colour, width = (COLOURS[1], 2.4) if label == best else (COLOURS[0], 1.2)
+            drawn = canvas.line(list(enumerate(places)), colour, width)
+            canvas.explain(drawn, label)
+        svg = canvas.svg(title)
+    legend = [LegendEntry("best mean", COLOURS[1]), LegendEntry("others", COLOURS[0])]
+    return Chart(title, "", legend if best is not None else [], svg)
+
+
 # --- ticks and figures ----------------------------------------------------------------------------
 
 _SHARES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

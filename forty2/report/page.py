@@ -17,6 +17,7 @@ _TEMPLATES = (
     "parts.html.jinja",
     "run.html.jinja",
     "ablation.html.jinja",
+    "sweep.html.jinja",
     "archive.html.jinja",
 )
 

@@ -17,7 +17,10 @@ from forty2.report.charts import (
     change_bars,
     interval_chart,
     line_chart,
+    parallel_chart,
+    pareto_front,
     percent,
+    trade_off_chart,
 )
 
 HOSTILE = "<script>alert(1)</script>&amp; \"' $x^2$ _name {0}"
@@ -39,6 +42,12 @@ CHARTS: dict[str, Callable[[], Chart | None]] = {
     "intervals": lambda: interval_chart(HOSTILE, POINTS),
     "changes": lambda: interval_chart("MC1", POINTS, change=True),
     "bars": lambda: change_bars("MC2", [(HOSTILE, 0.1), ("Health", -0.05)]),
+    "trade-off": lambda: trade_off_chart(
+        HOSTILE, [(HOSTILE, 11.0, 0.4), ("c002", 12.0, 0.3)], x=Axis("perplexity"), y=Axis("MC2")
+    ),
+    "parallel": lambda: parallel_chart(
+        HOSTILE, [HOSTILE, "MC2"], [(HOSTILE, (0, 1))], [("0.1", HOSTILE), ("0", "1")], best=HOSTILE
+    ),
     "diagonal": lambda: line_chart(
         "Calibration", {HOSTILE: [(0.2, 0.3)]}, x=percent("x"), y=percent("y"), diagonal="ideal"
     ),
@@ -171,3 +180,19 @@ def test_matplotlib_is_imported_only_where_a_chart_is_drawn() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_front_holds_what_nothing_beats_in_both() -> None:
+    """Lower x and higher y are better; two of the same place are both on it."""
+    assert pareto_front([(1, 1), (2, 2), (2, 1), (3, 2), (1, 1)]) == [0, 1, 4]
+    assert pareto_front([]) == []
+
+
+def test_charts_of_a_sweep_leave_out_what_has_no_place() -> None:
+    assert trade_off_chart("T", [("c001", math.nan, 1.0)], x=Axis("x"), y=Axis("y")) is None
+    assert parallel_chart("T", ["a"], [("c001", (0.5,))], [("0", "1")], best=None) is None
+    assert parallel_chart("T", ["a", "b"], [], [("0", "1")] * 2, best=None) is None
+    chart = trade_off_chart(
+        "T", [("c001", 1.0, 0.5), ("c002", 2.0, 0.4)], x=Axis("nats"), y=Axis("MC2")
+    )
+    assert chart is not None and chart.svg.count("<title>c00") == 2

@@ -1,0 +1,197 @@
+"""The configurations of a sweep: recipes that differ in the keys of its grid, checked up front."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from forty2.errors import RecipeError
+from forty2.recipe.differences import on_one_line
+from forty2.recipe.document import Problem, listed
+from forty2.recipe.grid import Grid, Parameter
+from forty2.recipe.reading import load_recipe, to_yaml
+from forty2.recipe.schema import Benchmark, Recipe
+
+MOST = 10_000
+"""Most configurations of one sweep."""
+_DIGITS = 6
+"""Significant digits of a value that random search draws."""
+_ATTEMPTS = 1000
+"""Draws that may repeat an earlier one before random search ends."""
+
+Settings = Mapping[str, object]
+"""Values by the recipe's key."""
+
+
+class Configuration(NamedTuple):
+    """One combination of values, and its recipe."""
+
+    name: str
+    """Name of its folder: c001, c002, …"""
+    settings: Settings
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class RecipeSource:
+    """A recipe as `load_recipe` takes it, to which a configuration's settings are added."""
+
+    recipe: str | Path | Mapping[str, object]
+    overrides: Sequence[str] = ()
+
+    def load(self, settings: Settings | None = None) -> Recipe:
+        """Load the recipe with these settings, as a sweep runs it."""
+        added = [f"{key}={on_one_line(value)}" for key, value in (settings or {}).items()]
+        return as_swept(load_recipe(self.recipe, [*self.overrides, *added]))
+
+
+def as_swept(recipe: Recipe) -> Recipe:
+    """Return the recipe without fusing, and measured only at its base and its end."""
+    benchmark = recipe.benchmark or Benchmark(tasks=[])
+    return dataclasses.replace(
+        recipe, fuse=None, benchmark=dataclasses.replace(benchmark, each_phase=False)
+    )
+
+
+def configuration_name(number: int) -> str:
+    """Return the name of the configuration of this number, from 1."""
+    return f"c{number:03d}"
+
+
+def configurations(grid: Grid, source: RecipeSource) -> list[Configuration]:
+    """List the configurations of a grid or of random search.
+
+    Raises:
+        RecipeError: the recipe refuses one; every problem once, one a line, with its place.
+    """
+    recipe = source.load()
+    settings = _combinations(grid) if grid.method == "grid" else _drawn(grid, recipe.seed)
+    return _checked(grid, source, list(settings))
+
+
+def check_ranges(grid: Grid, source: RecipeSource) -> None:
+    """Check every value of a TPE search by itself, and both ends of every range.
+
+    Raises:
+        RecipeError: the recipe refuses one; every problem once, one a line, with its place.
+    """
+    lows = {one.key: _ends(one)[0] for one in grid.parameters}
+    settings: list[Settings] = [lows, {one.key: _ends(one)[1] for one in grid.parameters}]
+    for one in grid.parameters:
+        settings += [{**lows, one.key: value} for value in one.values]
+    _checked(grid, source, settings)
+
+
+def configure(grid: Grid, source: RecipeSource, number: int, settings: Settings) -> Configuration:
+    """Make one configuration.
+
+    Raises:
+        RecipeError: the recipe refuses it.
+    """
+    (one,) = _checked(grid, source, [settings])
+    return one._replace(name=configuration_name(number))
+
+
+def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> list[Configuration]:
+    found: list[Configuration] = []
+    problems: dict[str, Problem] = {}
+    notes: set[str] = set()
+    recipes: dict[str, int] = {}
+    for number, settings in enumerate(every, 1):
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                recipe = source.load(settings)
+        except RecipeError as error:
+            for line in str(error).splitlines():
+                problem = _in_grid(grid, line)
+                problems.setdefault(problem.text, problem)
+            continue
+        notes |= {str(one.message) for one in said}
+        same = recipes.setdefault(to_yaml(recipe), number)
+        if same != number and grid.method == "grid":
+            text = f"{grid.place}: {_words(settings)}: the same recipe as {_words(every[same - 1])}"
+            problems.setdefault(text, Problem(0, text))
+        found.append(Configuration(configuration_name(number), settings, recipe))
+    if problems:
+        raise RecipeError(listed(problems.values()))
+    for note in sorted(notes):
+        warnings.warn(note, stacklevel=2)
+    return found
+
+
+_OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<message>.*)$")
+
+
+def _in_grid(grid: Grid, line: str) -> Problem:
+    """Say of a problem with an override where in the grid it is."""
+    found = _OVERRIDE.match(line)
+    if found is None:
+        return Problem(0, line)
+    number, where = grid.where(found["key"])
+    if not number:
+        return Problem(0, line)
+    return Problem(number, f"{where}: {found['key']}: {found['message']}")
+
+
+def _words(settings: Settings) -> str:
+    return ", ".join(f"{key}={on_one_line(value)}" for key, value in settings.items())
+
+
+def _combinations(grid: Grid) -> Iterator[Settings]:
+    count = min(grid.size or 0, grid.run_cap or MOST + 1)
+    if count > MOST:
+        raise RecipeError(
+            f"{grid.place}: {grid.size:,} combinations are more than {MOST:,}; give run_cap, or "
+            "method: random"
+        )
+    names = [one.key for one in grid.parameters]
+    combined = itertools.product(*(one.values for one in grid.parameters))
+    for values in itertools.islice(combined, count):
+        yield dict(zip(names, values, strict=True))
+
+
+def _drawn(grid: Grid, seed: int) -> Iterator[Settings]:
+    """Draw settings without repetition; fewer than `run_cap` if there are no more."""
+    rng = random.Random(seed)
+    drawn: set[str] = set()
+    most = min(grid.run_cap or 0, MOST, grid.size or MOST)
+    for _ in range(_ATTEMPTS * most):
+        if len(drawn) == most:
+            return
+        settings = {one.key: _draw(one, rng) for one in grid.parameters}
+        words = _words(settings)
+        if words not in drawn:
+            drawn.add(words)
+            yield settings
+
+
+def _draw(one: Parameter, rng: random.Random) -> object:
+    if one.values:
+        return rng.choices(one.values, one.weights or None)[0]
+    if one.log:
+        value = math.exp(rng.uniform(math.log(one.low), math.log(one.high)))
+    elif one.step is not None:
+        value = one.low + one.step * rng.randint(
+            0, math.floor((one.high - one.low) / one.step + 1e-9)
+        )
+    else:
+        value = rng.uniform(one.low, one.high)
+    value = float(f"{value:.{_DIGITS}g}")
+    value = min(max(value, one.low), one.high)
+    return int(value) if one.whole else value
+
+
+def _ends(one: Parameter) -> tuple[object, object]:
+    if one.values:
+        return one.values[0], one.values[-1]
+    ends = (one.low, one.high)
+    return (int(ends[0]), int(ends[1])) if one.whole else ends

@@ -1,0 +1,289 @@
+"""The results of a sweep: means with intervals, cost, and whether there is a winner.
+
+The best configuration is the winner if its paired interval over seeds and items excludes zero
+against each other one. Even then its score is optimistic: it was chosen for being high. Only fresh
+seeds (`confirming`) show how much of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from forty2.benchmark.stages import read_stage
+from forty2.benchmark.stats import FEWEST, LEVEL, RESAMPLES, SEED, Interval, Values
+from forty2.files import JsonObject, read_json, write_json
+from forty2.recipe.schema import Recipe
+from forty2.report.sweep import text_table, write_sweep
+from forty2.runs.folder import read_times
+from forty2.runs.measuring import measurement_path
+from forty2.runs.records import Provenance
+from forty2.runs.replicates import BASE
+from forty2.runs.seed_statistics import interval
+from forty2.runs.sweep.folder import (
+    RECIPE,
+    RESULTS,
+    ConfigurationFolder,
+    configuration_folders,
+    read_record,
+)
+from forty2.runs.sweep.metrics import Measured, Objective, measurements
+
+CONFIRMED = Path("confirm") / "confirm.json"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The findings of a sweep, and where they are written."""
+
+    path: Path
+    record: JsonObject
+    """The content of SWEEP/results.json."""
+    table: str
+    winner: str | None
+    """Name of the configuration that is better than each other one; None: no winner."""
+    sentence: str
+    """Whether there is a winner, and why."""
+    left: int
+    """Configurations that are not finished."""
+    report: Path
+
+
+class Replicates(NamedTuple):
+    """A metric's scores of one configuration, over all seeds."""
+
+    low: float
+    """Smallest possible score."""
+    high: float
+    values: Values
+    """(S, n)"""
+    items: tuple[tuple[str, ...], ...]
+    """Names of the items of each seed."""
+
+
+class Difference(NamedTuple):
+    """The paired difference of two configurations in one metric, positive if the first is better."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Items."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the first one is better."""
+        return self.n >= FEWEST and self.low > 0
+
+
+def show_sweep(path: Path) -> SweepResult:
+    """Collect the results of a sweep so far, and write its report.
+
+    Raises:
+        RunError: there is no sweep.
+    """
+    record = read_record(path)
+    folders = configuration_folders(path)
+    scores = {one.name: replicates_of(one, record.seeds) for one in folders}
+    finished = [one for one in folders if one.is_finished(record.seeds)]
+    left = len(folders) - len(finished)
+    whole = {
+        one.name: scores[one.name]
+        for one in folders
+        if len(one.done_seeds(record.seeds)) == len(record.seeds) and one.ended("stopped") is None
+    }
+    best, winner, against, sentence = claim(whole, record.objective, left)
+    result: JsonObject = {
+        "name": path.name,
+        "method": record.method,
+        "grid": record.grid,
+        "recipe": (path / RECIPE).read_text("utf-8"),
+        "parameters": list(record.parameters),
+        "metric": {**record.objective._asdict(), "goal": record.goal},
+        "seeds": list(record.seeds),
+        "early_stop": record.early_stop,
+        "questions": record.questions,
+        "statistics": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "base": _base_scores(path),
+        "configurations": [
+            {
+                "name": one.name,
+                "settings": dict(one.read().settings),
+                "seeds": one.done_seeds(record.seeds),
+                "state": _state(one, record.seeds),
+                "scores": summaries(scores[one.name]),
+                "seconds": sum(
+                    own_seconds(one.run(seed)) for seed in record.seeds if one.is_done(seed)
+                ),
+            }
+            for one in folders
+        ],
+        "shared_seconds": sum(map(own_seconds, sorted(path.glob("shared/*/seed*/")))),
+        "best": best,
+        "winner": winner,
+        "against": {name: one._asdict() for name, one in against.items()},
+        "sentence": sentence,
+        "confirmed": read_json(path / CONFIRMED) if (path / CONFIRMED).exists() else None,
+        "run": _provenance(path),
+        "items": {
+            name: {metric: one.values.tolist() for metric, one in metrics.items()}
+            for name, metrics in scores.items()
+        },
+    }
+    write_json(path / RESULTS, result)
+    report = write_sweep(result, path)
+    return SweepResult(path, result, text_table(result), winner, sentence, left, report)
+
+
+def _state(folder: ConfigurationFolder, seeds: Sequence[int]) -> str:
+    failed, stopped = folder.ended("failed"), folder.ended("stopped")
+    if failed is not None:
+        return f"failed with seed {failed['seed']}: {failed['error']}"
+    if stopped is not None:
+        return f"stopped after seed {', '.join(map(str, stopped['after']))}: below the median"
+    return "finished" if folder.is_finished(seeds) else "not finished"
+
+
+def _provenance(path: Path) -> JsonObject | None:
+    first = next(iter(sorted(path.glob("c*/seed*/run.json"))), None)
+    if first is None:
+        return None
+    found = Provenance.from_json(read_json(first)).to_json()
+    return {key: found[key] for key in ("model", "model_sha256", "versions")}
+
+
+def _base_scores(path: Path) -> dict[str, float]:
+    """Return the base model's means by metric, where one base serves all runs."""
+    measured = sorted(path.glob(f"base/*/{BASE}"))
+    if len(measured) != 1:
+        return {}
+    found = measurements(read_stage(measured[0]))
+    return {name: float(one.values.mean()) for name, one in found.items()}
+
+
+def own_seconds(run: Path) -> float:
+    """Return the seconds that a run took, without phases that it took over."""
+    taken = read_json(run / "run.json").get("reused", {}).get("phases", [])
+    lines = [line for line in read_times(run) if line.get("phase") not in taken]
+    return round(sum(float(line["seconds"]) for line in lines), 3)
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def replicates_of(folder: ConfigurationFolder, seeds: Sequence[int]) -> dict[str, Replicates]:
+    """Read the scores of a configuration's finished runs, by metric.
+
+    A metric is left out where its number of items differs between seeds.
+    """
+    recipe: Recipe = folder.read().recipe
+    runs = [folder.run(seed) for seed in seeds if folder.is_done(seed)]
+    return stacked([measurements(read_stage(last_measurement(run, recipe))) for run in runs])
+
+
+def last_measurement(run: Path, recipe: Recipe) -> Path:
+    """Return the file of a run's last measurement."""
+    return measurement_path(run, f"phase{len(recipe.phases)}_{[*recipe.phases][-1]}")
+
+
+def stacked(by_seed: Sequence[Mapping[str, Measured]]) -> dict[str, Replicates]:
+    """Put the scores of several seeds together."""
+    found: dict[str, Replicates] = {}
+    for name, (metric, values, _) in by_seed[0].items() if by_seed else ():
+        every = [one[name] for one in by_seed if name in one]
+        if len(every) == len(by_seed) and all(len(one.values) == len(values) for one in every):
+            found[name] = Replicates(
+                metric.low,
+                metric.high,
+                np.stack([one.values for one in every]),
+                tuple(one.items for one in every),
+            )
+    return found
+
+
+def summaries(scores: Mapping[str, Replicates]) -> dict[str, JsonObject]:
+    """Return the mean of each metric, with its 95% interval over seeds and items if there is one."""
+    found: dict[str, JsonObject] = {}
+    for name, one in scores.items():
+        ends: Interval | tuple[None, None] = (None, None)
+        if len(one.values) > 1:
+            ends = interval(one.values, one.low, one.high)
+        low, high = ends
+        found[name] = {
+            "value": float(one.values.mean()),
+            "low": low,
+            "high": high,
+            "n": one.values.shape[1],
+        }
+    return found
+
+
+def difference(one: Replicates, other: Replicates, sign: float) -> Difference | None:
+    """Compute the paired difference of two configurations; None: they were measured on other items."""
+    if one.items != other.items:
+        return None
+    values = sign * (one.values - other.values)
+    width = one.high - one.low
+    found = interval(values, -width, width)
+    return Difference(float(values.mean()), found.low, found.high, values.shape[1])
+
+
+class Claim(NamedTuple):
+    """The best configuration, and whether it is the winner."""
+
+    best: str | None
+    winner: str | None
+    against: dict[str, Difference]
+    """Paired differences of the best to the others."""
+    sentence: str
+
+
+def claim(
+    scores: Mapping[str, Mapping[str, Replicates]], objective: Objective, left: int = 0
+) -> Claim:
+    """Find the best configuration, and whether it is better than each other one.
+
+    Args:
+        scores: of the configurations that ran with all seeds, by name and metric.
+        left: configurations that are not finished.
+    """
+    metric = objective.metric
+    found = {name: one[metric] for name, one in scores.items() if metric in one}
+    if not found:
+        return Claim(None, None, {}, "No winner: no configuration has run with all seeds.")
+    means = {name: objective.sign * float(one.values.mean()) for name, one in found.items()}
+    order = sorted(found, key=lambda name: -means[name])
+    best, *others = order
+    against: dict[str, Difference] = {}
+    reason = ""
+    for name in others:
+        one = difference(found[best], found[name], objective.sign)
+        if one is None:
+            reason = reason or f"{best} and {name} were measured on other items"
+            continue
+        against[name] = one
+        if not one.is_certain:
+            reason = reason or (
+                f"too few items to tell ({one.n})"
+                if one.n < FEWEST
+                else f"{best} and {name} overlap"
+            )
+    if left:
+        reason = f"{left} configurations are not finished"
+    elif not others:
+        reason = "there is nothing to compare with"
+    if reason:
+        said = f"No winner: {reason}. The best mean by {objective.name} is {best}'s."
+        return Claim(best, None, against, said)
+    return Claim(
+        best,
+        best,
+        against,
+        f"{best} is better by {objective.name} than each of {len(others)} others (paired 95% "
+        "intervals over seeds and items). It was chosen for its score, so expect less on fresh seeds: "
+        "confirm it.",
+    )

@@ -1,0 +1,173 @@
+"""Work that several runs of a sweep share, done once: the base's measurement, and first phases."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from forty2.errors import TrainingError, first_line
+from forty2.files import JsonObject, read_json, staged_folder, write_json
+from forty2.model.adapter import TEMPLATE
+from forty2.progress import Progress
+from forty2.recipe.reading import to_yaml
+from forty2.recipe.schema import Benchmark, Recipe
+from forty2.runs.pipeline import run_in_folder
+from forty2.runs.replicates import BASE, begin_with_base, prefixed
+from forty2.runs.reusing import settings_of_phases
+from forty2.runs.sweep.folder import locked
+
+_KEY = 12
+"""Letters of a hash in the name of a folder."""
+_MEASURED_BY = (
+    "model",
+    "chat_template",
+    "template_options",
+    "system_turn",
+    "max_length",
+    "benchmark",
+)
+"""Keys of a recipe on which the base's measurement depends, beside its rows."""
+
+
+def shared_lengths(recipe: Recipe, others: Sequence[Recipe], path: Path) -> list[int]:
+    """Return the numbers of first phases that a recipe shares with others, the smallest first.
+
+    Of several numbers that the same recipes share, only the largest counts.
+
+    Args:
+        others: recipes of the sweep, with this one among them.
+        path: folder of the sweep.
+    """
+    count = len(recipe.phases)
+    sharing = []
+    for length in range(1, count):
+        own = _hashed(settings_of_phases(recipe, length, path))
+        alike = Counter(_hashed(settings_of_phases(one, length, path)) for one in others)
+        sharing.append(alike[own])
+    after = [*sharing[1:], 1]
+    return [n for n, (now, then) in enumerate(zip(sharing, after, strict=True), 1) if now > then]
+
+
+def untouched_length(recipe: Recipe, keys: Sequence[str]) -> list[int]:
+    """Return the number of first phases that none of a grid's keys changes; none if there are none."""
+    names = list(recipe.phases)
+    touched = [key.split(".") for key in keys]
+    if any(key[0] != "phases" or len(key) < 2 or key[1] not in names for key in touched):
+        return []
+    length = min((names.index(key[1]) for key in touched), default=0)
+    return [length] if length else []
+
+
+@dataclass(frozen=True)
+class SharedWork:
+    """The folder of a sweep, as the home of work that its runs share."""
+
+    path: Path
+    day: str
+    """The day that chat templates take for today."""
+    trust_remote_code: bool
+    progress: Progress
+
+    def run(self, recipe: Recipe, folder: Path, lengths: Sequence[int], name: str) -> None:
+        """Run a recipe in a folder: begun, gone on with, or with everything read back.
+
+        Args:
+            recipe: with its seed.
+            lengths: numbers of first phases that other runs share.
+            name: words for the run, for progress.
+
+        Raises:
+            TrainingError: the training of one of its phases broke off.
+        """
+        source = self._phases(recipe, lengths)
+        base = self.path / "base" / _hashed(_measured_alike(recipe, self.path))
+        if (base / BASE).exists():
+            begin_with_base(folder, recipe, base)
+        try:
+            self._run(recipe, folder, source, name)
+        finally:
+            if (folder / BASE).exists() and not (base / BASE).exists():
+                _keep_base(folder, base)
+
+    def _run(self, recipe: Recipe, folder: Path, source: Path | None, name: str) -> None:
+        run_in_folder(
+            recipe,
+            folder,
+            resume=(folder / "run.json").exists(),
+            reuse=source,
+            states=self.path / "states",
+            day=self.day,
+            trust_remote_code=self.trust_remote_code,
+            progress=prefixed(self.progress, name),
+        )
+
+    def _phases(self, recipe: Recipe, lengths: Sequence[int]) -> Path | None:
+        """Train the first phases that other runs share, or find them trained; return their run."""
+        source = None
+        for length in lengths:
+            unseeded = dataclasses.replace(recipe, seed=0)
+            home = self.path / "shared" / _hashed(settings_of_phases(unseeded, length, self.path))
+            folder = home / f"seed{recipe.seed}"
+            done, failed = (home / f"{folder.name}{end}.json" for end in ("", ".failed"))
+            with locked(home / f"{folder.name}.lock"):
+                if failed.exists():
+                    raise TrainingError(read_json(failed)["error"])
+                if not done.exists():
+                    names = list(recipe.phases)[:length]
+                    one = dataclasses.replace(
+                        recipe,
+                        phases={name: recipe.phases[name] for name in names},
+                        benchmark=Benchmark(tasks=[], held_out=False),
+                    )
+                    try:
+                        self._run(
+                            one,
+                            folder,
+                            source,
+                            f"{' and '.join(names)} for several, seed {recipe.seed}",
+                        )
+                    except TrainingError as error:
+                        write_json(failed, {"error": first_line(error)})
+                        raise
+                    write_json(done, {"phases": names})
+            source = folder
+        return source
+
+
+def _measured_alike(recipe: Recipe, path: Path) -> JsonObject:
+    """Return what the base's measurement depends on.
+
+    Held-out rows that a seed draws are measured again where they differ.
+    """
+    tree: JsonObject = yaml.safe_load(to_yaml(recipe, path))
+    benchmark = tree["benchmark"]
+    others = [entry for entry in benchmark["tasks"] if entry["task"] != "truthfulqa"]
+    drawn = any(entry["n"] or benchmark["n"] for entry in others)
+    return {
+        **{key: tree[key] for key in _MEASURED_BY},
+        "rows": [
+            [name, *(phase[key] for key in ("objective", "data", "valid", "eval_prompts"))]
+            for name, phase in tree["phases"].items()
+        ],
+        "seed": recipe.seed if drawn else None,
+    }
+
+
+def _keep_base(run: Path, base: Path) -> None:
+    with staged_folder(base) as staged:
+        for file in (Path("run.json"), Path(TEMPLATE), BASE):
+            (staged / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run / file, staged / file)
+
+
+def _hashed(settings: JsonObject) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY]

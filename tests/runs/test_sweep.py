@@ -1,0 +1,701 @@
+"""Sweeps: shared work is done once, a stop changes nothing, and a winner is a claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chaos import make_inputs, results
+from support.cli import forty2, refused
+
+from forty2.benchmark.task import SHARE
+from forty2.benchmark.tasks import behaviour, held_out, perplexity
+from forty2.errors import RecipeError, RunError
+from forty2.files import read_json
+from forty2.progress import silent
+from forty2.recipe.grid import read_grid
+from forty2.recipe.reading import load_recipe
+from forty2.runs import pipeline
+from forty2.runs.folder import try_lock
+from forty2.runs.sweep.configurations import Configuration, RecipeSource, configurations
+from forty2.runs.sweep.confirming import confirm
+from forty2.runs.sweep.folder import ConfigurationFolder, SweepRecord, configuration_folders
+from forty2.runs.sweep.metrics import Measured, Objective, measured_by, measurements, objective_of
+from forty2.runs.sweep.results import (
+    Replicates,
+    SweepResult,
+    claim,
+    difference,
+    show_sweep,
+    stacked,
+)
+from forty2.runs.sweep.running import stops, sweep
+from forty2.runs.sweep.shared_work import shared_lengths, untouched_length
+from forty2.runs.sweep.study import Study
+
+SMALL = [
+    "benchmark.n=6",
+    "phases.sft.steps=1",
+    "phases.dpo.steps=1",
+    "phases.sft.valid=null",
+    "phases.dpo.best=null",
+    "phases.sft.eval_prompts=null",
+    *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
+]
+METRIC = "metric: {name: pair_margin, goal: maximize}\n"
+GRID = f"{METRIC}phases.dpo.lr: [1.0e-2, 1.0e-3]\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shorter_runs() -> Any:
+    """Runs whose own reports are empty files, and which answer and read little."""
+    from forty2.data.library import rows
+
+    def write(folder: Path) -> Path:
+        for name in ("report.md", "report.html"):
+            (folder / name).touch()
+        return folder / "report.html"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "write_report", write)
+        facts = [row for row in rows("heldout/behaviour") if row["gate"] == "leak"][:6]
+        patch.setattr(behaviour, "rows", lambda _: facts)
+        patch.setattr(held_out, "MAX_TOKENS", 4)
+        patch.setattr(perplexity, "WINDOW", 32)
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_inputs(tmp_path_factory.mktemp("sweep") / "inputs")
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("{tasks: [], held_out: false}", "{tasks: []}"))
+    (folder / "grid.yaml").write_text(GRID)
+    return folder
+
+
+class Stopped(Exception):
+    """What stands for a kill."""
+
+
+class Watch:
+    """Progress that counts what is done, and stops at a stage."""
+
+    def __init__(self, stop: str | None = None) -> None:
+        self.stop = stop
+        self.steps: Counter[str] = Counter()
+
+    def __call__(self, stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+        if self.stop is not None and stage.startswith(self.stop):
+            raise Stopped
+        if "loss" in info or stage.endswith(("base: behaviour", "reference")):
+            self.steps[f"{stage} {done}"] += 1
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture(scope="module")
+def found(inputs: Path, watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """A sweep of two configurations and two seeds, never stopped."""
+    out = tmp_path_factory.mktemp("whole") / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORTY2_CACHE", str(out.parent / "cache"))
+        patch.chdir(out.parent)
+        result = swept(inputs, Path(out.name), watch)
+    return dataclasses.replace(result, path=out)
+
+
+def swept(inputs: Path, out: Path, progress: Any = silent, **options: Any) -> SweepResult:
+    grid = options.pop("grid", inputs / "grid.yaml")
+    seeds = options.pop("seeds", [1, 2])
+    more = options.pop("overrides", [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sweep(
+            inputs / "recipe.yaml",
+            grid,
+            seeds,
+            overrides=[*SMALL, *more],
+            out=out,
+            progress=progress,
+            **options,
+        )
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Everything that a sweep wrote, without times."""
+    files: dict[str, Any] = {}
+    for run in sorted(path.parent for path in out.rglob("run.json") if "base" not in path.parts):
+        link = out.parent / "one"
+        shutil.rmtree(link, ignore_errors=True)
+        shutil.copytree(run, link / "run")
+        for name, data in results(link).items():
+            text = json.dumps(data, default=lambda one: one.decode("latin-1"))
+            files[f"{run.relative_to(out)}/{name}"] = text.replace(str(out), "OUT")
+        shutil.rmtree(link)
+    for path in sorted(out.glob("*.json")):
+        files[path.name] = re.sub(r'"\w*seconds": [\d.e-]+', "", path.read_text())
+    for name in ("sweep.md", "sweep.html"):
+        files[name] = re.sub(r"[\d.]+ (s|min)\b", "", (out / name).read_text()).replace(
+            str(out), ""
+        )
+    return files
+
+
+def test_shared_work_is_done_once(found: SweepResult, watch: Watch) -> None:
+    """One measurement of the base, one SFT a seed, and a base for all that is the same file."""
+    assert sum("base: behaviour" in stage and stage.endswith(" 1") for stage in watch.steps) <= 1
+    trained = Counter(stage.split(":")[0] for stage in watch.steps if "phase1_sft" in stage)
+    assert trained == {f"sft for several, seed {seed}": 1 for seed in (1, 2)}
+    bases = {path.read_bytes() for path in found.path.glob("c*/seed*/benchmarks/base.json")}
+    assert len(bases) == 1
+    for seed in (1, 2):
+        adapters = [
+            (one / f"seed{seed}" / "phase1_sft" / "adapters.safetensors").read_bytes()
+            for one in (*found.path.glob("c*"), *found.path.glob("shared/*"))
+        ]
+        assert len(adapters) == 3 and len({*adapters}) == 1
+    assert not (found.path / "states").exists()
+    reference = [stage for stage in watch.steps if stage.split(" ")[-2].endswith("reference")]
+    assert {stage.split(" ")[0] for stage in reference} == {"c001"}
+
+
+def test_a_configuration_is_what_a_run_of_its_own_is(
+    found: SweepResult, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    source = RecipeSource(inputs / "recipe.yaml", [*SMALL, "seed=2"])
+    pipeline.run(source.load({"phases.dpo.lr": 1e-3}), run_dir=tmp_path / "run", progress=silent)
+    for file in ("phase1_sft/adapters.safetensors", "phase2_dpo/adapters.safetensors"):
+        ours = found.path / "c002" / "seed2" / file
+        assert ours.read_bytes() == (tmp_path / "run" / file).read_bytes()
+    stage = "benchmarks/phase2_dpo.json"
+    ours, plain = (
+        read_json(folder / stage)["held_out"]["means"]
+        for folder in (found.path / "c002" / "seed2", tmp_path / "run")
+    )
+    assert ours == plain
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "c001 seed 2: phase2_dpo",
+        pytest.param("sft for several, seed 1: phase1_sft", marks=pytest.mark.slow),
+        pytest.param("c001 seed 1: base", marks=pytest.mark.slow),
+        pytest.param("c002 seed 1: phase2_dpo", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_that_was_stopped_ends_with_the_same_bytes(
+    stop: str,
+    found: SweepResult,
+    inputs: Path,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    out = Path("sweep")
+    first, second = Watch(stop), Watch()
+    with pytest.raises(Stopped):
+        swept(inputs, out, first)
+    again = swept(inputs, out, second, resume=True)
+    assert again.winner == found.winner and again.table.count("\n") == found.table.count("\n")
+    assert contents(tmp_path / out) == contents(found.path)
+    trained = {stage: n for stage, n in (first.steps + second.steps).items() if "loss" not in stage}
+    assert set(trained) == set(watch.steps)
+    assert max(n for stage, n in trained.items() if "phase" in stage) == 1
+
+
+def test_a_sweep_in_a_place_that_is_taken_is_refused(
+    found: SweepResult, inputs: Path, tmp_path: Path
+) -> None:
+    refusals: dict[str, dict[str, Any]] = {
+        "holds a sweep already; go on with `resume=True`": {},
+        "another grid": {"resume": True, "grid": tmp_path / "grid.yaml"},
+        "another recipe": {"resume": True, "overrides": ["max_length=95"]},
+        "another `early_stop`": {"resume": True, "early_stop": True},
+        "was started with seeds 1, 2; go on with these": {"resume": True, "seeds": [2, 3]},
+    }
+    for said, options in refusals.items():
+        (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.lr: [1.0e-2, 2.0e-3]\n")
+        with pytest.raises(RunError, match=re.escape(said)):
+            swept(inputs, found.path, **options)
+    with pytest.raises(RunError, match="no sweep to resume"):
+        swept(inputs, tmp_path / "new", resume=True)
+    with pytest.raises(RunError, match="is not an empty folder"):
+        swept(inputs, tmp_path)
+    assert read_json(found.path / "sweep.json")["seeds"] == [1, 2]
+
+
+def test_a_locked_configuration_is_left_to_its_process(
+    found: SweepResult, inputs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(found.path, tmp_path / "sweep")
+    folders = configuration_folders(tmp_path / "sweep")
+    (folders[0].path / "seed1.json").unlink()
+    lock = try_lock(folders[0].path / "lock")
+    assert lock is not None
+    with lock:
+        shown = swept(inputs, tmp_path / "sweep", resume=True)
+    assert shown.left == 1 and shown.winner is None and "not finished" in shown.sentence
+
+
+def test_the_listed_metrics_are_those_that_a_run_measures(found: SweepResult, inputs: Path) -> None:
+    """A new metric of held-out rows or behaviour belongs into `metrics.measured_by`."""
+    from forty2.benchmark.stages import read_stage
+    from forty2.runs.sweep.metrics import OPPOSITES
+
+    recipe = load_recipe(inputs / "recipe.yaml", SMALL)
+    stage = read_stage(found.path / "c001" / "seed1" / "benchmarks" / "phase2_dpo.json")
+    listed = {OPPOSITES.get(name, name) for name in measured_by(recipe)}
+    items = {name for one in stage.results.values() for item in one.items for name in item.scores}
+    assert items == listed
+    assert measurements(stage).keys() <= listed
+
+
+def test_the_report_has_every_setting_metric_and_chart(found: SweepResult) -> None:
+    markdown, page = ((found.path / f"sweep.{kind}").read_text() for kind in ("md", "html"))
+    for text in (markdown, page):
+        for word in ("dpo.lr", "pair margin", "leaks", "KL from base", "c002", "finished", "cost"):
+            assert word in text
+    assert page.count("<svg") == 2  # margin against KL (one text has no perplexity), parallel
+    assert found.sentence in page and "| c001 | 0.01 | " in markdown
+    assert read_json(found.path / "results.json")["winner"] == found.winner
+    assert show_sweep(found.path).record == found.record
+
+
+def test_confirmation_takes_fresh_seeds_and_says_how_much_stays(
+    found: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "sweep"
+    shutil.copytree(found.path, out)
+    with pytest.raises(RunError, match="seeds 2: the sweep has used them"):
+        confirm(out, [2, 3])
+    with pytest.raises(RunError, match="two or more"):
+        confirm(out, [3])
+    assert not (out / "confirm").exists()
+    best = found.record["best"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shown = confirm(out, [3, 4], progress=silent)
+    record = shown.record["confirmed"]
+    assert record["configuration"] == best
+    values = read_json(out / "results.json")["items"][best]["pair margin"]
+    fresh = [
+        read_json(out / "confirm" / best / f"seed{s}" / "benchmarks" / "phase2_dpo.json")
+        for s in (3, 4)
+    ]
+    after = np.mean([one["held_out"]["means"]["pair margin"] for one in fresh])
+    assert record["shrinkage"]["value"] == pytest.approx(np.mean(values) - after)
+    assert record["shrinkage"]["low"] < record["shrinkage"]["value"] < record["shrinkage"]["high"]
+    page = (out / "sweep.html").read_text()
+    assert "Confirmation" in page and "Shrinkage" in page
+    if best == "c001":  # the recipe as it is
+        assert list(record["scores"]) == ["c001"] and "nothing to gain" in record["sentence"]
+    else:
+        assert list(record["scores"]) == [best, "default"] and record["gain"] is not None
+    with pytest.raises(RunError, match="was confirmed with seeds 3, 4 already"):
+        confirm(out, [5, 6])
+
+
+# --- refusals, before anything runs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ("phases.dpo.betta: [1]", "grid.yaml:2: phases.dpo.betta: unknown key; did you mean beta?"),
+        ("phases.dp.beta: [1]", "grid.yaml:2: phases.dp: no such phase"),
+        ("phases.dpo.beta: [0.1, -1]", "grid.yaml:2: phases.dpo.beta: should be greater than 0"),
+        ("phases.dpo.beta: [0.1, high]", "should be a number, not 'high'"),
+        ("model.path: [a]", "grid.yaml:2: "),
+        ("phases.sft.data: [nowhere.jsonl]", "grid.yaml:2: phases.sft.data: "),
+        ("phases.dpo.beta: [0.1, 0.10]", "is there twice"),
+        (
+            "phases.dpo: [{objective: dpo, steps: 1, lr: 1.0e-3, beta: 0.1, loss: sigmoid}]",
+            "grid.yaml:2: phases.dpo.data: missing",
+        ),
+        ("adapter.rank: [0, 4]", "grid.yaml:2: adapter.rank: should be"),
+        (
+            "method: tpe\nrun_cap: 2\nphases.dpo.beta: {min: -1, max: 1}",
+            "grid.yaml:4: phases.dpo.beta: should be",
+        ),
+        (
+            "method: random\nrun_cap: 2\nphases.dpo.bet: {min: 1, max: 2}",
+            "grid.yaml:4: phases.dpo.bet",
+        ),
+    ],
+)
+def test_a_grid_that_the_recipe_refuses_is_one_line(
+    grid: str, says: str, inputs: Path, tmp_path: Path
+) -> None:
+    if "tpe" in grid:
+        pytest.importorskip("optuna")
+    file = tmp_path / "grid.yaml"
+    file.write_text(METRIC + grid)
+    with pytest.raises(RecipeError) as error:
+        swept(inputs, tmp_path / "out", grid=file)
+    (line,) = str(error.value).replace(f"{tmp_path}/", "").splitlines()
+    assert says in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mc2", "grid.yaml:1: metric.name: mc2: chaos does not measure it"),
+        ("pair margins", "did you mean pair margin?"),
+        ("nothing", "it measures chat loss, pairs right, pair margin, "),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_refused(
+    name: str, says: str, inputs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"metric: {{name: {name}, goal: maximize}}\nphases.dpo.lr: [1.0e-3]\n")
+    more = ["phases.sft.valid=" + str(inputs / "sft.jsonl")]
+    with pytest.raises(RecipeError) as error:
+        swept(inputs, tmp_path / "out", grid=file, overrides=more)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(RecipeError, match="chaos measures nothing"):
+        swept(
+            inputs,
+            tmp_path / "out",
+            grid=file,
+            overrides=["benchmark.held_out=false"],
+        )
+
+
+def test_names_of_metrics_are_those_of_the_table(inputs: Path) -> None:
+    recipe = RecipeSource(inputs / "recipe.yaml", SMALL).load()
+    for name, goal, wanted in (
+        ("leaks", "minimize", ("no leak", 1.0)),
+        ("Perplexity", "minimize", ("log p of texts", 1.0)),
+        ("pair_margin", "maximize", ("pair margin", 1.0)),
+        ("kl", "minimize", ("KL", -1.0)),
+    ):
+        (inputs / "named.yaml").write_text(
+            f"metric: {{name: {name}, goal: {goal}}}\nphases.dpo.lr: [1.0e-3]\n"
+        )
+        objective = objective_of(read_grid(inputs / "named.yaml", "demo"), recipe)
+        assert objective[1:] == wanted
+
+
+def test_the_command_line_refuses_in_one_line(inputs: Path, tmp_path: Path) -> None:
+    recipe, grid = inputs / "recipe.yaml", inputs / "grid.yaml"
+    assert "no grid beside it; name one with --grid" in refused("sweep", recipe)
+    assert "two or more" in refused("sweep", recipe, "--grid", grid, "--seeds", "1")
+    assert "1,2,3" in refused("sweep", recipe, "--grid", grid, "--seeds", "a")
+    assert "no such recipe" in refused("sweep", "nowhere.yaml", "--grid", grid)
+    assert "there is no sweep" in refused("sweep", "show", tmp_path)
+    assert "there is no sweep" in refused("sweep", "confirm", tmp_path, "--seeds", "1,2")
+    seeded = tmp_path / "grid.yaml"
+    seeded.write_text(f"{METRIC}seed: [1, 2]\n")
+    assert "give --seeds" in refused("sweep", recipe, "--grid", seeded)
+    assert "sweep RECIPE --grid" in forty2("sweep", "--help").output
+
+
+def test_a_model_that_is_not_there_is_found_before_the_first_run(
+    inputs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"{METRIC}model: [{inputs / 'model'}, {tmp_path / 'none'}]\n")
+    output = refused("sweep", inputs / "recipe.yaml", "--grid", file, "--out", tmp_path / "out")
+    assert "none" in output and not (tmp_path / "out").exists()
+
+
+# --- configurations and what they share -----------------------------------------------------------
+
+
+def listed(inputs: Path, text: str) -> list[Any]:
+    (inputs / "listed.yaml").write_text(METRIC + text)
+    source = RecipeSource(inputs / "recipe.yaml", SMALL)
+    return configurations(read_grid(inputs / "listed.yaml", "demo"), source)
+
+
+def test_a_grid_is_every_combination_once_and_run_cap_takes_the_first(inputs: Path) -> None:
+    text = "phases.dpo.lr: [1.0e-3, 1.0e-2]\nphases.dpo.beta: [0.1, 0.2, 0.3]\n"
+    found = listed(inputs, text)
+    assert [one.name for one in found] == [f"c00{n}" for n in range(1, 7)]
+    assert len({tuple(one.settings.values()) for one in found}) == 6
+    assert all(one.recipe.fuse is None and not one.recipe.benchmark.each_phase for one in found)
+    assert [one.settings for one in listed(inputs, f"run_cap: 2\n{text}")] == [
+        one.settings for one in found[:2]
+    ]
+
+
+def test_random_search_draws_the_same_each_time_within_its_ranges(inputs: Path) -> None:
+    text = (
+        "method: random\nrun_cap: 8\nparameters:\n"
+        "  phases.dpo.lr: {min: 1.0e-5, max: 1.0e-3, distribution: log_uniform_values}\n"
+        "  phases.dpo.batch_size: {min: 2, max: 6, q: 2}\n"
+        "  phases.dpo.loss: {values: [sigmoid, ipo], probabilities: [0, 1]}\n"
+    )
+    found, again = listed(inputs, text), listed(inputs, text)
+    assert found == again and len(found) == 8
+    for one in found:
+        assert 1e-5 <= one.settings["phases.dpo.lr"] <= 1e-3
+        assert one.settings["phases.dpo.batch_size"] in (2, 4, 6)
+        assert one.settings["phases.dpo.loss"] == "ipo"
+    few = "method: random\nrun_cap: 9\nphases.dpo.loss: [sigmoid, ipo]\n"
+    assert len(listed(inputs, few)) == 2  # there are no more
+
+
+def test_phases_are_shared_up_to_the_first_that_differs(inputs: Path) -> None:
+    dpo = [one.recipe for one in listed(inputs, "phases.dpo.beta: [0.1, 0.2]")]
+    sft = [one.recipe for one in listed(inputs, "phases.sft.lr: [1.0e-3, 1.0e-2]")]
+    rank = [one.recipe for one in listed(inputs, "adapter.rank: [2, 4]")]
+    both = [
+        one.recipe
+        for one in listed(inputs, "phases.sft.lr: [1.0e-3, 1.0e-2]\nphases.dpo.beta: [0.1, 0.2]")
+    ]
+    for recipes, wanted in ((dpo, [1]), (sft, []), (rank, []), (both, [1])):
+        assert [shared_lengths(one, recipes, inputs) for one in recipes] == [wanted] * len(recipes)
+    assert untouched_length(dpo[0], ["phases.dpo.beta"]) == [1]
+    for key in ("phases.sft.lr", "phases", "adapter.rank"):
+        assert untouched_length(dpo[0], [key, "phases.dpo.beta"]) == []
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+SEARCH = (
+    f"method: tpe\nrun_cap: 13\n{METRIC}parameters:\n"
+    "  phases.dpo.lr: {min: 1.0e-5, max: 1.0e-1, distribution: log_uniform_values}\n"
+    "  phases.dpo.loss: [sigmoid, [1, 2], null]\n"
+    "  phases.dpo.batch_size: {min: 2, max: 6}\n"
+)
+
+
+def search(file: Path, stops: Mapping[int, str] | None = None) -> list[Mapping[str, object]]:
+    """Search for a rate of 1e-3; stop before some proposals are reported, or in the middle of one."""
+    pytest.importorskip("optuna")
+    grid_file = file.with_suffix(".yaml")
+    grid_file.write_text(SEARCH)
+    grid = read_grid(grid_file, "demo")
+    found: list[Mapping[str, object]] = []
+    while (proposal := Study(file, grid, 7).propose()) is not None:
+        stop = (stops or {}).get(proposal.number)
+        if stop == "unreported":
+            assert Study(file, grid, 7).proposals()[-1] == proposal
+        if stop == "half":  # what a kill in the middle of the next proposal leaves
+            study = Study(file, grid, 7)._study()
+            study.ask().suggest_float("phases.dpo.lr", 1e-5, 1e-1, log=True)
+        rate = float(str(proposal.settings["phases.dpo.lr"]))
+        value = None if proposal.number == 3 else -abs(np.log(rate / 1e-3))
+        Study(file, grid, 7).tell(proposal.number, value)
+        Study(file, grid, 7).tell(proposal.number, 99.0)  # a second report changes nothing
+        found.append(proposal.settings)
+    return found
+
+
+def test_a_search_that_was_stopped_proposes_what_it_would_have(tmp_path: Path) -> None:
+    whole = search(tmp_path / "whole.db")
+    assert len(whole) == 13
+    assert search(tmp_path / "stopped.db", {4: "unreported", 11: "half", 12: "half"}) == whole
+    for settings in whole:
+        assert settings["phases.dpo.loss"] in ("sigmoid", [1, 2], None)
+        assert settings["phases.dpo.batch_size"] in (2, 3, 4, 5, 6)
+    last = [abs(np.log(float(str(one["phases.dpo.lr"])) / 1e-3)) for one in whole]
+    assert np.mean(last[10:]) < np.mean(last[:10])  # ten are drawn at random first
+
+
+def test_a_search_without_optuna_says_what_to_install(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    (tmp_path / "grid.yaml").write_text(f"method: bayes\nrun_cap: 2\n{GRID}")
+    with pytest.raises(RunError, match=r"pip install 'forty2\[sweep\]'"):
+        swept(inputs, tmp_path / "out", grid=tmp_path / "grid.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the claim ------------------------------------------------------------------------------------
+
+OBJECTIVE = Objective("mc2", "mc2", 1.0)
+
+
+def scores(mean: float, spread: float = 0.01, *, n: int = 40, first: int = 0) -> Replicates:
+    rng = np.random.default_rng(0)
+    values = mean + spread * rng.standard_normal((3, n))
+    names = tuple(tuple(f"q{first + i}" for i in range(n)) for _ in range(3))
+    return Replicates(0.0, 1.0, values, names)
+
+
+def test_the_best_is_the_winner_only_if_it_is_apart_from_each_other_one() -> None:
+    rng = np.random.default_rng(1)
+    low, high = scores(0.5), scores(0.6)
+    noisy = high._replace(values=high.values + 0.2 * rng.standard_normal((3, 1)))
+    won = claim({"c001": {"mc2": low}, "c002": {"mc2": high}}, OBJECTIVE)
+    assert won.winner == "c002" and won.against["c001"].low > 0
+    lost = claim({"c001": {"mc2": noisy}, "c002": {"mc2": low}, "c003": {"mc2": high}}, OBJECTIVE)
+    assert lost.winner is None and lost.best is not None and "overlap" in lost.sentence
+    downward = OBJECTIVE._replace(sign=-1.0)
+    assert claim({"c001": {"mc2": low}, "c002": {"mc2": high}}, downward).winner == "c001"
+
+
+@pytest.mark.parametrize(
+    ("others", "left", "says"),
+    [
+        ({}, 0, "nothing to compare with"),
+        ({"c002": scores(0.1)}, 3, "3 configurations are not finished"),
+        ({"c002": scores(0.1, first=9)}, 0, "measured on other items"),
+    ],
+)
+def test_there_is_no_winner_without_a_comparison(
+    others: dict[str, Replicates], left: int, says: str
+) -> None:
+    every = {"c001": {"mc2": scores(0.6)}, **{name: {"mc2": one} for name, one in others.items()}}
+    found = claim(every, OBJECTIVE, left)
+    assert found.winner is None and found.best == "c001" and says in found.sentence
+
+
+def test_too_few_items_make_no_winner() -> None:
+    few = {"c001": {"mc2": scores(0.9, n=5)}, "c002": {"mc2": scores(0.1, n=5)}}
+    assert "too few items" in claim(few, OBJECTIVE).sentence
+    assert claim({}, OBJECTIVE).best is None
+
+
+def test_differences_are_paired_by_seed_and_item() -> None:
+    """A large spread between items and seeds that both share does not hide a small difference."""
+    rng = np.random.default_rng(2)
+    shared = 0.5 + 0.1 * rng.standard_normal((3, 40)) + 0.1 * rng.standard_normal((3, 1))
+    one = scores(0.0)._replace(values=shared + 0.01)
+    found = difference(one, one._replace(values=shared), 1.0)
+    assert found is not None and found.value == pytest.approx(0.01)
+    assert difference(one, one._replace(items=one.items[:2]), 1.0) is None
+
+
+def test_a_metric_with_other_numbers_of_items_is_left_out() -> None:
+    def measured(n: int) -> dict[str, Measured]:
+        return {"mc2": Measured(SHARE, np.zeros(n), tuple(map(str, range(n))))}
+
+    assert stacked([measured(3), measured(4)]) == {}
+    assert stacked([measured(3), measured(3)])["mc2"].values.shape == (2, 3)
+    assert stacked([]) == {}
+
+
+def test_the_median_rule_stops_what_is_behind_and_records_it(inputs: Path, tmp_path: Path) -> None:
+    recipe = RecipeSource(inputs / "recipe.yaml", SMALL).load()
+    means = {"c001": 0.5, "c002": 0.6, "c003": 0.7, "c004": 0.55, "c005": 0.65}
+    for name, mean in means.items():
+        folder = ConfigurationFolder(tmp_path / name)
+        folder.begin(Configuration(name, {}, recipe))
+        for seed in (1, 2) if name < "c004" else (1,):
+            folder.set_done(seed, {"mc2": mean})
+    record = SweepRecord(
+        grid="",
+        method="grid",
+        parameters=(),
+        objective=OBJECTIVE,
+        goal="maximize",
+        seeds=(1, 2),
+        early_stop=True,
+        day="2026-01-01",
+        questions=None,
+    )
+    assert stops(tmp_path, record, ConfigurationFolder(tmp_path / "c004"))
+    assert not stops(tmp_path, record, ConfigurationFolder(tmp_path / "c005"))
+    stopped = ConfigurationFolder(tmp_path / "c004")
+    assert stopped.is_finished((1, 2)) and not ConfigurationFolder(tmp_path / "c005").is_finished(
+        (1, 2)
+    )
+    assert stopped.ended("stopped") == {"after": [1], "mean": 0.55, "median": 0.6}
+    (tmp_path / "c003" / "seed2.json").unlink()  # two that are finished have no median
+    (tmp_path / "c004" / "stopped.json").unlink()
+    assert not stops(tmp_path, record, stopped)
+
+
+@pytest.mark.slow
+def test_training_that_breaks_off_ends_its_configuration_alone(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}adapter.scale: [1.0e+38, 4.0]\n")
+    more = ["phases.dpo.steps=3", "phases.dpo.clip_norm=null"]
+    found = swept(
+        inputs, tmp_path / "out", grid=tmp_path / "grid.yaml", seeds=[1, 2], overrides=more
+    )
+    states = [one["state"] for one in found.record["configurations"]]
+    assert states[0].startswith("failed with seed 1: ") and states[1] == "finished"
+    assert found.left == 0 and found.winner is None and found.record["best"] == "c002"
+
+
+# --- whole processes ------------------------------------------------------------------------------
+
+
+def started(inputs: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    command = [
+        sys.executable,
+        "-m",
+        "forty2",
+        "sweep",
+        str(inputs / "recipe.yaml"),
+        "--seeds",
+        "1,2",
+    ]
+    command += ["--grid", str(inputs / "grid.yaml"), "--out", out.name, *settings, *more]
+    environment = {**os.environ, "FORTY2_CACHE": str(out.parent / "cache")}
+    return subprocess.Popen(
+        command, cwd=out.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_again_and_again_ends_with_the_same_bytes(
+    inputs: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole" / "sweep"
+    whole.parent.mkdir()
+    process = started(inputs, whole)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output.decode()
+    killed = tmp_path / "often" / "sweep"
+    killed.parent.mkdir()
+    for seconds in range(4, 40):
+        more = ["--resume"] if (killed / "sweep.json").exists() else []
+        process = started(inputs, killed, *more)
+        try:
+            output, _ = process.communicate(timeout=seconds * 0.75)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_configurations_of_a_sweep(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    first = started(inputs, out)
+    while not (out / "c002" / "configuration.json").exists():
+        time.sleep(0.1)
+        assert first.poll() is None
+    second = started(inputs, out, "--resume")
+    outputs = [process.communicate()[0].decode() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    ran = [{name for name in ("c001", "c002") if f"{name} seed" in output} for output in outputs]
+    assert ran[0] | ran[1] == {"c001", "c002"} and not ran[0] & ran[1]
+    shown = show_sweep(out)
+    assert shown.left == 0
