@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from forty2.runs.pipeline import run as run
     from forty2.runs.pipeline import train_phase as train_phase
     from forty2.runs.planning import plan as plan
+    from forty2.runs.sweep.running import sweep as sweep
 
 # No submodule may share one of these names: importing it would replace the function.
 _MODULES = {
@@ -55,6 +56,7 @@ _MODULES = {
     "plan": "forty2.runs.planning",
     "run": "forty2.runs.pipeline",
     "silent": "forty2.progress",
+    "sweep": "forty2.runs.sweep.running",
     "train_phase": "forty2.runs.pipeline",
     "truthfulqa": "forty2.benchmark.tasks.truthfulqa",
 }
@@ -74,6 +76,7 @@ __all__ = [
     "plan",
     "run",
     "silent",
+    "sweep",
     "train_phase",
     "truthfulqa",
 ]

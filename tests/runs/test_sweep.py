@@ -524,7 +524,7 @@ def test_a_search_without_optuna_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     (tmp_path / "grid.yaml").write_text(f"method: bayes\nrun_cap: 2\n{GRID}")
-    with pytest.raises(RunError, match=r"pip install 'forty2\[sweep\]'"):
+    with pytest.raises(RunError, match="pip install optuna"):
         swept(inputs, tmp_path / "out", grid=tmp_path / "grid.yaml")
     assert not (tmp_path / "out").exists()
 

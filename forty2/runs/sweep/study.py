@@ -39,8 +39,7 @@ def need_optuna() -> None:
         import optuna
     except ImportError as error:
         raise RunError(
-            "method: tpe needs Optuna; install it with pip install 'forty2[sweep]', or write method: "
-            "random"
+            "method: tpe needs Optuna; install it with pip install optuna, or write method: random"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
