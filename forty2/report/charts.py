@@ -32,6 +32,8 @@ _LETTER = 6.7
 """Generous mean width of a letter: the font is the page's."""
 _LONGEST = 26
 """Most letters of a label that are drawn; the tooltip has all of them."""
+_ABOVE = 1.08
+"""Height of parallel coordinates with the room for the names of their upper ends."""
 _LARGEST = 1e30
 """Values beyond this are left out like infinite ones: the axes' arithmetic would overflow."""
 _FEW = 30
@@ -274,11 +276,11 @@ def parallel_chart(
         return None
     with _canvas(260, 40, right=40, bottom=44) as canvas:
         canvas.axes.set_xlim(0, len(axes) - 1)
-        canvas.axes.set_ylim(0, 1)
+        canvas.axes.set_ylim(0, _ABOVE)
         canvas.set_ticks("y", [], [])
         canvas.set_ticks("x", range(len(axes)), [""] * len(axes))
         for n, (name, (low, high)) in enumerate(zip(axes, ends, strict=True)):
-            canvas.axes.axvline(n, color=GREY, linewidth=1, clip_on=False)
+            canvas.axes.axvline(n, 0, 1 / _ABOVE, color=GREY, linewidth=1, clip_on=False)
             for text, place, shift in ((name, 0, -34), (low, 0, -18), (high, 1, 5)):
                 canvas.axes.annotate(
                     _shorten(text),

@@ -26,8 +26,8 @@ _NOTE = (
 )
 _DIFFERENCES_NOTE = (
     "Paired: same seed, same item, positive where the best is better. Each interval is for its own "
-    "line. The best was chosen for its score: these intervals are optimistic, and `sweep confirm` is "
-    "not."
+    "line. The best was chosen for its score: these intervals are optimistic, and those of a "
+    "confirmation are not."
 )
 _CHARTS_NOTE = (
     "Up and to the left is better: the line joins configurations that none beats in both."

@@ -10,7 +10,14 @@ from pathlib import Path
 from forty2.benchmark.stages import questions_of
 from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RunError
-from forty2.files import JsonObject, read_json, read_sealed, write_json, write_sealed
+from forty2.files import (
+    JsonObject,
+    read_json,
+    read_sealed,
+    staged_folder,
+    write_json,
+    write_sealed,
+)
 from forty2.model.adapter import TEMPLATE
 from forty2.progress import Progress
 from forty2.recipe.reading import to_yaml
@@ -19,6 +26,8 @@ from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 
 BASE = Path("benchmarks") / "base.json"
+PROVENANCE = "provenance.json"
+"""Copy of a run's run.json: a folder with run.json would be listed as a run."""
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -91,14 +100,24 @@ def begin_with_base(path: Path, recipe: Recipe, first: Path) -> None:
     run refuses to go on from here.
 
     Args:
-        first: folder of the other run, or of a copy of its run.json, template.json and measurement.
+        first: folder of the other run, or of a copy of these files of it, see `keep_base`.
     """
     if any((path / BASE).parent.glob("*")):  # it has begun to measure, or has this measurement
         return
-    provenance = Provenance.from_json(read_json(first / "run.json"))
+    copied = first / PROVENANCE
+    record = copied if copied.exists() else first / "run.json"
+    provenance = Provenance.from_json(read_json(record))
     with RunFolder.open(path, to_yaml(recipe, path), provenance, resume=False):
         shutil.copyfile(first / TEMPLATE, path / TEMPLATE)
         write_sealed(path / BASE, read_sealed(first / BASE))
+
+
+def keep_base(run: Path, copy: Path) -> None:
+    """Copy what other runs need to begin with a run's measurement of the base; no run themselves."""
+    with staged_folder(copy) as staged:
+        for file, name in (("run.json", PROVENANCE), (TEMPLATE, TEMPLATE), (BASE, BASE)):
+            (staged / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run / file, staged / name)
 
 
 def prefixed(progress: Progress, run_name: str) -> Progress:

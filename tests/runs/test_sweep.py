@@ -30,6 +30,7 @@ from forty2.progress import silent
 from forty2.recipe.grid import read_grid
 from forty2.recipe.reading import load_recipe
 from forty2.runs import pipeline
+from forty2.runs.archive.finding import find_runs
 from forty2.runs.folder import try_lock
 from forty2.runs.sweep.configurations import Configuration, RecipeSource, configurations
 from forty2.runs.sweep.confirming import confirm
@@ -142,7 +143,7 @@ def swept(inputs: Path, out: Path, progress: Any = silent, **options: Any) -> Sw
 def contents(out: Path) -> dict[str, Any]:
     """Everything that a sweep wrote, without times."""
     files: dict[str, Any] = {}
-    for run in sorted(path.parent for path in out.rglob("run.json") if "base" not in path.parts):
+    for run in sorted(path.parent for path in out.rglob("run.json")):
         link = out.parent / "one"
         shutil.rmtree(link, ignore_errors=True)
         shutil.copytree(run, link / "run")
@@ -173,6 +174,8 @@ def test_shared_work_is_done_once(found: SweepResult, watch: Watch) -> None:
         ]
         assert len(adapters) == 3 and len({*adapters}) == 1
     assert not (found.path / "states").exists()
+    listed = find_runs([found.path]).entries
+    assert len(listed) == 6 and {one.state for one in listed} == {"finished"}
     reference = [stage for stage in watch.steps if stage.split(" ")[-2].endswith("reference")]
     assert {stage.split(" ")[0] for stage in reference} == {"c001"}
 

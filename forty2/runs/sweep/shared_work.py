@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from pathlib import Path
 import yaml
 
 from forty2.errors import TrainingError, first_line
-from forty2.files import JsonObject, read_json, staged_folder, write_json
-from forty2.model.adapter import TEMPLATE
+from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.runs.pipeline import run_in_folder
-from forty2.runs.replicates import BASE, begin_with_base, prefixed
+from forty2.runs.replicates import BASE, begin_with_base, keep_base, prefixed
 from forty2.runs.reusing import settings_of_phases
 from forty2.runs.sweep.folder import locked
 
@@ -95,7 +93,7 @@ class SharedWork:
             self._run(recipe, folder, source, name)
         finally:
             if (folder / BASE).exists() and not (base / BASE).exists():
-                _keep_base(folder, base)
+                keep_base(folder, base)
 
     def _run(self, recipe: Recipe, folder: Path, source: Path | None, name: str) -> None:
         run_in_folder(
@@ -159,13 +157,6 @@ def _measured_alike(recipe: Recipe, path: Path) -> JsonObject:
         ],
         "seed": recipe.seed if drawn else None,
     }
-
-
-def _keep_base(run: Path, base: Path) -> None:
-    with staged_folder(base) as staged:
-        for file in (Path("run.json"), Path(TEMPLATE), BASE):
-            (staged / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(run / file, staged / file)
 
 
 def _hashed(settings: JsonObject) -> str:
