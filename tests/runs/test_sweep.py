@@ -473,7 +473,7 @@ def test_phases_are_shared_up_to_the_first_that_differs(inputs: Path) -> None:
         for one in listed(inputs, "phases.sft.lr: [1.0e-3, 1.0e-2]\nphases.dpo.beta: [0.1, 0.2]")
     ]
     for recipes, wanted in ((dpo, [1]), (sft, []), (rank, []), (both, [1])):
-        assert [shared_lengths(one, recipes, inputs) for one in recipes] == [wanted] * len(recipes)
+        assert shared_lengths(recipes, inputs) == [wanted] * len(recipes)
     assert untouched_length(dpo[0], ["phases.dpo.beta"]) == [1]
     for key in ("phases.sft.lr", "phases", "adapter.rank"):
         assert untouched_length(dpo[0], [key, "phases.dpo.beta"]) == []
@@ -641,6 +641,31 @@ def test_training_that_breaks_off_ends_its_configuration_alone(
     states = [one["state"] for one in found.record["configurations"]]
     assert states[0].startswith("failed with seed 1: ") and states[1] == "finished"
     assert found.left == 0 and found.winner is None and found.record["best"] == "c002"
+
+
+@pytest.mark.slow
+def test_twelve_configurations_cost_at_most_six_tenths_of_single_runs(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processor time, so that other work on the machine does not count."""
+    betas = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0]
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.beta: {betas}\n")
+    more = ["phases.sft.steps=20", "phases.dpo.steps=20"]
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    began = time.process_time()
+    found = swept(inputs, tmp_path / "out", grid=tmp_path / "grid.yaml", overrides=more)
+    whole = time.process_time() - began
+    assert len(found.record["configurations"]) == 12
+    single = 0.0
+    for n, beta in enumerate(betas[::4]):
+        monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / f"cache{n}"))
+        recipe = load_recipe(
+            inputs / "recipe.yaml", [*SMALL, *more, f"phases.dpo.beta={beta}", "fuse=null"]
+        )
+        began = time.process_time()
+        pipeline.run(recipe, run_dir=tmp_path / f"single{n}", progress=silent)
+        single += (time.process_time() - began) / 3
+    assert whole <= 0.6 * 24 * single, f"{whole / (24 * single):.0%} of single runs"
 
 
 # --- whole processes ------------------------------------------------------------------------------

@@ -106,16 +106,15 @@ def _confirm(
     if to_yaml(default) != to_yaml(chosen.recipe):
         every[DEFAULT] = Configuration(DEFAULT, {}, default)
     folders = {name: ConfigurationFolder(path / "confirm" / name) for name in every}
-    recipes = [one.recipe for one in every.values()]
+    lengths = shared_lengths([one.recipe for one in every.values()], path)
     shared = SharedWork(path, record.day, trust_remote_code, progress)
-    for name, one in every.items():
+    for (name, one), shares in zip(every.items(), lengths, strict=True):
         folder = folders[name]
         folder.begin(one)
-        lengths = shared_lengths(one.recipe, recipes, path)
         for seed in seeds:
             if not folder.is_done(seed):
                 recipe = dataclasses.replace(one.recipe, seed=seed)
-                shared.run(recipe, folder.run(seed), lengths, f"confirm {name} seed {seed}")
+                shared.run(recipe, folder.run(seed), shares, f"confirm {name} seed {seed}")
                 folder.set_done(seed, {})
     fresh = {name: replicates_of(folder, seeds) for name, folder in folders.items()}
     before = replicates_of(swept, record.seeds)

@@ -7,6 +7,7 @@ training breaks off, since its loss is not finite, say, ends there, and the swee
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import shutil
 import statistics
@@ -244,7 +245,7 @@ class _Sweep:
     def _run(self, folder: ConfigurationFolder) -> None:
         """Run a configuration with all seeds that are left."""
         recipe = folder.read().recipe
-        lengths = self._lengths(recipe)
+        lengths = self._lengths(folder, recipe)
         for seed in self.record.seeds:
             if folder.is_done(seed):
                 continue
@@ -258,11 +259,17 @@ class _Sweep:
                 return
             folder.set_done(seed, self._scores(folder, one))
 
-    def _lengths(self, recipe: Recipe) -> list[int]:
+    def _lengths(self, folder: ConfigurationFolder, recipe: Recipe) -> list[int]:
         if self.grid.method == "tpe":
             return untouched_length(recipe, self.record.parameters)
-        every = [one.read().recipe for one in configuration_folders(self.path)]
-        return shared_lengths(recipe, every, self.path)
+        return self._shared_lengths[folder.name]
+
+    @functools.cached_property
+    def _shared_lengths(self) -> dict[str, list[int]]:
+        """Numbers of first phases that each configuration shares with others, by its name."""
+        folders = configuration_folders(self.path)
+        lengths = shared_lengths([one.read().recipe for one in folders], self.path)
+        return {one.name: found for one, found in zip(folders, lengths, strict=True)}
 
     def _scores(self, folder: ConfigurationFolder, recipe: Recipe) -> dict[str, float]:
         measured = measurements(read_stage(last_measurement(folder.run(recipe.seed), recipe)))

@@ -35,23 +35,25 @@ _MEASURED_BY = (
 """Keys of a recipe on which the base's measurement depends, beside its rows."""
 
 
-def shared_lengths(recipe: Recipe, others: Sequence[Recipe], path: Path) -> list[int]:
-    """Return the numbers of first phases that a recipe shares with others, the smallest first.
+def shared_lengths(recipes: Sequence[Recipe], path: Path) -> list[list[int]]:
+    """Return for each recipe the numbers of first phases that it shares with others, smallest first.
 
     Of several numbers that the same recipes share, only the largest counts.
 
     Args:
-        others: recipes of the sweep, with this one among them.
+        recipes: those of the sweep.
         path: folder of the sweep.
     """
-    count = len(recipe.phases)
-    sharing = []
-    for length in range(1, count):
-        own = _hashed(settings_of_phases(recipe, length, path))
-        alike = Counter(_hashed(settings_of_phases(one, length, path)) for one in others)
-        sharing.append(alike[own])
-    after = [*sharing[1:], 1]
-    return [n for n, (now, then) in enumerate(zip(sharing, after, strict=True), 1) if now > then]
+    keys = [
+        [_hashed(settings_of_phases(one, n, path)) for n in range(1, len(one.phases))]
+        for one in recipes
+    ]
+    alike = Counter(key for one in keys for key in one)
+    lengths = []
+    for own in keys:
+        sharing = [*(alike[key] for key in own), 1]
+        lengths.append([n for n in range(1, len(sharing)) if sharing[n - 1] > sharing[n]])
+    return lengths
 
 
 def untouched_length(recipe: Recipe, keys: Sequence[str]) -> list[int]:
