@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 import re
@@ -281,7 +282,7 @@ def test_the_report_has_every_setting_metric_and_chart(found: SweepResult) -> No
         for word in ("dpo.lr", "pair margin", "leaks", "KL from base", "c002", "finished", "cost"):
             assert word in text
     assert page.count("<svg") == 2  # margin against KL (one text has no perplexity), parallel
-    assert found.sentence in page and "| c001 | 0.01 | " in markdown
+    assert found.sentence in html.unescape(page) and "| c001 | 0.01 | " in markdown
     assert read_json(found.path / "results.json")["winner"] == found.winner
     assert show_sweep(found.path).record == found.record
 
