@@ -35,6 +35,7 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import task_class
 from forty2.benchmark.verdict import (
+    ALWAYS,
     HELD_OUT,
     CostChange,
     benefit_of,
@@ -134,7 +135,9 @@ class Comparison(NamedTuple):
             for name, one in self.metrics.items()
         ]
         head = ["metric", "before", "after", "change", "95% interval", "p", "verdict"]
-        title = f"{self.questions}, {self.n:,} questions: {self.before} → {self.after}"
+        title = f"{self.before} → {self.after}"
+        if self.n:
+            title = f"{self.questions}, {self.n:,} questions: {title}"
         verdict = f"Verdict: {self.verdict}. {self.sentence}"
         return html_table(title, head, rows) + "\n" + html_paragraph(verdict)
 
@@ -169,11 +172,14 @@ def compare(
         for name, scores in old.metrics.items()
         if len(scores.by_place) > 1  # one question has no interval
     }
-    own_task, judged = _judged(old, pairs)
-    if not judged:
+    if not pairs:
         raise BenchmarkError(
             f"the result before holds {len(old.asked)} questions; two or more can be compared"
         )
+    own_task = _benefit_task(before, old)
+    own = old.tasks.get(own_task, ())
+    judged = tuple(name for name in own if name in pairs)
+    single = tuple(name for name in own if name not in pairs)
     changed, kl = _changed(old, new), _kl(before, after)
     same = unchanged(kl, changed)
     ps = {name: _p(*pair, resamples, seed) for name, pair in pairs.items()}
@@ -184,13 +190,16 @@ def compare(
         change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
         changes[name] = change._replace(verdict="no change") if same else change
     tasks = _by_task(old, changes)
-    benefit = benefit_of(own_task, [changes[name].verdict for name in judged])
+    benefit: Verdict = "no change"
+    if not same:
+        too_few: list[Verdict] = ["inconclusive"] * len(single)
+        benefit = benefit_of(own_task, [*(changes[name].verdict for name in judged), *too_few])
     costs = () if same else costs_of(changes, tasks, own_task, cost or Cost())
     shown = {shown_metric(name): changes[name] for name in judged}
-    questions = old.names[own_task]
+    questions = old.names.get(own_task, "")
     return Comparison(
         questions=questions,
-        n=max(changes[name].n for name in judged),
+        n=max((len(old.metrics[name].by_place) for name in own), default=0),
         before=old.model,
         after=new.model,
         margin=margin,
@@ -202,7 +211,9 @@ def compare(
         tasks=tasks,
         verdict=word(benefit, costs),
         costs=costs,
-        sentence=sentence(own_task, questions, benefit, shown, costs),
+        sentence=sentence(
+            own_task, questions, benefit, shown, costs, tuple(map(shown_metric, single))
+        ),
     )
 
 
@@ -212,11 +223,8 @@ def format_comparison(comparison: Comparison) -> str:
     head = (
         f"{'':<{width}}{'before':>6}{'after':>7}{'change':>8}  {'95% interval':<16}{'p':>7} verdict"
     )
-    lines = [
-        f"{comparison.questions}, {comparison.n} questions",
-        f"before: {comparison.before}",
-        f"after:  {comparison.after}",
-    ]
+    lines = [f"{comparison.questions}, {comparison.n} questions"] if comparison.n else []
+    lines += [f"before: {comparison.before}", f"after:  {comparison.after}"]
     if comparison.kl is not None:
         lines.append(
             f"KL(after ‖ before) {comparison.kl:.2e} a token; {comparison.changed:.1%} of items "
@@ -236,7 +244,7 @@ def format_comparison(comparison: Comparison) -> str:
             f"{shown_metric(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
             f"detectable: {'unknown' if one.detectable is None else f'{one.detectable:.3f}'}"
         )
-    judged = ", ".join(map(shown_metric, comparison.judged))
+    judged = ", ".join(map(shown_metric, comparison.judged)) or "no benefit"
     return "\n".join(
         [
             *lines,
@@ -287,8 +295,7 @@ class Scores:
     """Each item's name, and its further facts that must be the same in both results."""
     metrics: dict[str, MetricScores]
     tasks: dict[str, tuple[str, ...]]
-    """Metrics that each result's own verdict would be over, by task; the first task that has any shows
-    the benefit."""
+    """Metrics that each result's own verdict would be over, by task."""
     categories: dict[str, list[int]]
     """Places of the items of each category."""
     category_metric: str | None
@@ -298,7 +305,7 @@ class Scores:
 def scores_of(measured: Result | Stage) -> Scores:
     """Collect the scores of a result or stage by metric, those of the verdict first.
 
-    The benefit of a stage is over its first result. A metric whose name an earlier result has
+    A metric whose name an earlier result has
     already is named after its task, too.
     """
     if isinstance(measured, Result):
@@ -407,16 +414,10 @@ def _comparable(
     return left
 
 
-def _judged(old: Scores, known: Container[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the task that shows the benefit, and its judged metrics.
-
-    Args:
-        known: metrics with two items or more.
-    """
-    for task, names in old.tasks.items():
-        if judged := tuple(name for name in names if name in known):
-            return task, judged
-    return "", ()
+def _benefit_task(measured: Result | Stage, scores: Scores) -> str:
+    """Return the task that shows the benefit: of a stage, the first that is no price; "": none."""
+    price = ALWAYS if isinstance(measured, Stage) else ()
+    return next((task for task, names in scores.tasks.items() if names and task not in price), "")
 
 
 def _first_name(scores: Scores) -> str:

@@ -3,7 +3,7 @@
 A stage is the base model, the model after a phase, or the fused one. Each is measured on the run's
 own held-out rows, in the tasks of the recipe's `benchmark:`, in the behaviour gates, in the perplexity
 of neutral prose and in its divergence from the base. The verdict is over the held-out rows, or over
-TruthfulQA where there are none, and over the cost (`verdict`).
+the first of those tasks where there are none, and over the cost (`verdict`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from forty2.benchmark.tasks.held_out import (
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
-from forty2.benchmark.verdict import STYLE
+from forty2.benchmark.verdict import ALWAYS, STYLE
 from forty2.data.checks.contamination import Benchmark as Searched
 from forty2.data.checks.contamination import Hit
 from forty2.errors import BenchmarkError, DataError
@@ -43,9 +43,6 @@ from forty2.files import JsonObject, read_sealed
 from forty2.model.loading import LoadedModel
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, BenchmarkTask, Cost
-
-ALWAYS = ("behaviour", "perplexity", "divergence")
-"""Tasks that are measured at every stage, after those of the recipe."""
 
 
 class Loaded(NamedTuple):
@@ -494,7 +491,8 @@ class Summary:
             "margin": self.margin,
             "questions": base.data,
             "questions_sha256": base.data_sha256,
-            "n": list(self.comparisons.values())[-1].n if self.comparisons else len(base.items),
+            "n": (list(self.comparisons.values())[-1].n if self.comparisons else 0)
+            or len(base.items),
             "tasks": {
                 name: {
                     "label": result.label,

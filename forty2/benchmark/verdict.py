@@ -1,6 +1,7 @@
 """The verdict on a model: its benefit, and its cost.
 
-The benefit is what the run's own held-out rows show, or else the compared questions. The cost is judged
+The benefit is what the run's own held-out rows show, or else the first benchmark; plain facts, neutral
+text and divergence from the base never are a benefit. The cost is judged
 on what the model could do before: the perplexity of neutral text, plain facts answered right, and the
 other benchmarks of the recipe, each with a margin that the recipe states before the run
 (`benchmark.cost`). A cost is
@@ -15,7 +16,7 @@ Run, comparison, report and table take word and sentence from here. NumPy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from forty2.benchmark.metrics import METRICS
@@ -30,6 +31,8 @@ HELD_OUT = "held_out"
 """Name of the task that measures the run's own held-out rows."""
 STYLE = "reply_style"
 """Name of the task that measures the style of replies."""
+ALWAYS = ("behaviour", "perplexity", "divergence")
+"""Tasks that are measured at every stage, after those of the recipe: the price, never the benefit."""
 Answer = Literal["none", "worse", "cannot tell"]
 _ANSWERS: Mapping[Verdict, Answer] = {
     "gain": "none",
@@ -107,7 +110,7 @@ def word(benefit: Verdict, costs: Sequence[CostChange]) -> Verdict:
 
 
 def benefit_of(task: str, verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on the benefit, over the judged metrics of its task.
+    """Return the verdict on the benefit, over the judged metrics of its task; of none: inconclusive.
 
     Held-out chats, pairs, ratings and eval prompts are different things, each with a clause of its own
     in the sentence: one that gained is a gain if none lost. Other metrics are views of one thing: the
@@ -115,7 +118,7 @@ def benefit_of(task: str, verdicts: Sequence[Verdict]) -> Verdict:
     """
     if task == HELD_OUT and "gain" in verdicts and "tax" not in verdicts:
         return "gain"
-    return overall(verdicts)
+    return overall(verdicts) if verdicts else "inconclusive"
 
 
 def sentence(
@@ -124,19 +127,26 @@ def sentence(
     benefit: Verdict,
     changes: Mapping[str, Change],
     costs: Sequence[CostChange],
+    single: Collection[str] = (),
 ) -> str:
     """Say in a sentence what a model gained, and what it cost.
 
     Args:
-        task: the task whose change is the benefit.
+        task: the task whose change is the benefit; "": none was measured.
         questions: name of its questions.
         benefit: the verdict on them alone.
         changes: the metrics that it is over, by the name for a reader.
         costs: from `costs_of`.
+        single: metrics of the task with one item, which has no interval.
     """
     if benefit == "no change":
         return "As far as was measured, this is still the base model."
-    own = _held_out(changes) if task == HELD_OUT else _benefit(questions, benefit, changes)
+    if not task:
+        own = "no held-out rows and no benchmark were measured that could show a benefit"
+    elif task == HELD_OUT:
+        own = _held_out(changes, single)
+    else:
+        own = _benefit(questions, benefit, changes)
     text = f"{own}; {_cost(costs)}."
     return text[0].upper() + text[1:]
 
@@ -150,9 +160,11 @@ _OWN: Mapping[str, tuple[str, str]] = {
 """The words for a metric of the held-out rows, and for its items, by its name in `tasks/held_out.py`."""
 
 
-def _held_out(changes: Mapping[str, Change]) -> str:
+def _held_out(changes: Mapping[str, Change], single: Collection[str]) -> str:
     """Say what changed on the held-out rows: better first, then worse, equal, and unknown."""
     found: dict[str, list[str]] = {}
+    if single:
+        found["inconclusive"] = [f"1 {_OWN[name][1].removesuffix('s')}" for name in single]
     for name, one in changes.items():
         what, items = _OWN[name]
         if one.verdict in ("inconclusive", "no tax"):
@@ -173,14 +185,16 @@ def _held_out(changes: Mapping[str, Change]) -> str:
     if "no tax" in found:
         parts.append(f"no measurable change on {_and(found['no tax'])}")
     if "inconclusive" in found:
-        parts.append(f"{_and(found['inconclusive'])} are too few to tell")
+        verb = "is" if len(found["inconclusive"]) == len(single) == 1 else "are"
+        parts.append(f"{_and(found['inconclusive'])} {verb} too few to tell")
     return "; ".join(parts)
 
 
 def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, Change]) -> str:
-    n = max(change.n for change in changes.values())
+    n = max((change.n for change in changes.values()), default=1)
     if benefit == "inconclusive":
-        return f"{n:,} items of {questions} are too few to tell"
+        items = "1 item" if n == 1 else f"{n:,} items"
+        return f"{items} of {questions} {'is' if n == 1 else 'are'} too few to tell"
     if benefit == "no tax":
         return f"no measurable change on {questions}"
     moved = ", ".join(

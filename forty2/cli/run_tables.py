@@ -18,7 +18,10 @@ COLUMNS = ("run", "state", "age", "model", "phases", "size", "result", "verdict"
 _FIRST = ("run", "state", "result", "age", "size", "verdict", "phases", "tags", "model")
 """Columns in the order in which a narrow terminal keeps them."""
 _HEADLINES = (
-    ("pair_accuracy", "pair accuracy"),
+    ("pairs_right", "pairs right"),
+    ("ratings_right", "ratings right"),
+    ("prompts_passed", "passed"),
+    ("chat_loss", "chat loss"),
     ("mc1", "MC1"),
     ("valid_accuracy", "pair accuracy"),
     ("valid_passed", "passed"),

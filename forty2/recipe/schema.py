@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from pydantic import BeforeValidator, Field, JsonValue, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.training.objectives import OBJECTIVES
@@ -93,14 +93,15 @@ class Benchmark:
 
     questions: str | None = None
     """File of TruthfulQA questions, mc_task.json or CSV; `probe`: forty2's own questions; null: those
-    of the Hugging Face hub, or forty2's own if the hub cannot be reached."""
+    of the Hugging Face hub, or forty2's own if the hub cannot be reached. Read for truthfulqa in
+    `tasks`, which is there by default if this is given."""
     n: Positive | None = None
     """Largest number each of held-out rows of a kind, questions (stratified by category), prompts of the
     behaviour gates other than plain facts, and windows of neutral text; null: all, but 200 rows of a
     kind."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Largest loss of TruthfulQA score, as a share (0.01 is one point in a hundred), that still counts
-    as no alignment tax."""
+    """Largest loss of what shows the benefit, in the unit of its score (of a share, 0.01 is one point
+    in a hundred), that still counts as no alignment tax."""
     cost: Cost = Field(default_factory=Cost)
     """Margins by which the cost of training is judged."""
     each_phase: bool = True
@@ -109,17 +110,31 @@ class Benchmark:
     """Measure the phases' validation rows and eval prompts at every stage; false, for quick tries: only
     while training."""
     tasks: list[Annotated[BenchmarkTask, BeforeValidator(_named)]] = Field(
-        default=[BenchmarkTask(task="truthfulqa")]
+        default=None,
+        validate_default=True,
+        kw_only=True,  # else pydantic validates it before `questions`
     )
-    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; []: none
-    beside the held-out rows and what they cost. Where phases have validation rows, those show the
-    benefit, and a loss in a benchmark is a cost; else the first benchmark shows the benefit. Each is
-    compared and judged by itself, too. Training rows are searched for the questions of all."""
+    """Benchmarks to measure, each a name or a mapping, e.g. {task: mmlu, data: DIR, n: 500}; [] or
+    null: none beside the held-out rows and what they cost; of null, truthfulqa if `questions` is given.
+    Where phases have validation rows, those show the benefit, and a loss in a benchmark is a cost; else
+    the first benchmark shows the benefit; without either, the cost alone is measured. Each is compared
+    and judged by itself, too. Training rows are searched for the questions of all."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _asked_for(cls, tasks: object, info: ValidationInfo) -> object:
+        if tasks is not None:
+            return tasks
+        return [] if info.data.get("questions") is None else ["truthfulqa"]
 
     @field_validator("tasks")
     @classmethod
-    def _each_once(cls, tasks: list[BenchmarkTask]) -> list[BenchmarkTask]:
+    def _each_once(cls, tasks: list[BenchmarkTask], info: ValidationInfo) -> list[BenchmarkTask]:
         names = [entry.task for entry in tasks]
+        if info.data.get("questions") is not None and "truthfulqa" not in names:
+            raise ValueError(
+                "tasks: nothing reads benchmark.questions without truthfulqa; add it, or remove questions"
+            )
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"tasks: {twice} is there twice; remove one")
@@ -177,8 +192,9 @@ class Recipe:
     project: Slug | None = None
     """Project of the trackers that have projects; null: forty2."""
     benchmark: Benchmark | None = Field(default_factory=Benchmark)
-    """Benchmarks and margins of the cost; null: only validation rows and eval prompts are measured, with
-    plain facts and neutral text as their cost; nothing if there are none."""
+    """Benchmarks and margins of the cost. By default, validation rows and eval prompts are measured,
+    with plain facts and neutral text as their cost, and no benchmark; null: the same, but nothing at all
+    where there are no such rows and prompts."""
 
     @field_validator("report_to")
     @classmethod

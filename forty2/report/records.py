@@ -32,6 +32,8 @@ _DAMAGE = (
     RecursionError,
 )
 """Errors that reading a damaged file may raise."""
+TIMES = "times.jsonl"
+"""Record of the stretches of work on each stage."""
 HELD_OUT = "held_out"
 """The task that measures a run's own held-out rows."""
 _FIRST = "truthfulqa"
@@ -349,7 +351,7 @@ def _run(folder: Path) -> Run:
         answers=_answers(folder, summary.stages) if summary is not None else [],
         own_answers=_own_answers(folder, summary.stages) if summary is not None else [],
         flips=_flips(folder, summary.stages) if summary is not None else [],
-        times=_times(folder / "times.jsonl"),
+        times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
     )
 
@@ -385,8 +387,12 @@ def _whole_lines(path: Path) -> list[JsonObject]:
     return [visible(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
-def _times(path: Path) -> list[StageTime]:
-    """Add up the seconds of each stage."""
+def stage_times(path: Path) -> list[StageTime]:
+    """Add up the seconds of each stage of a run; empty if an earlier release recorded none.
+
+    Args:
+        path: of the run's times.jsonl.
+    """
     seconds: dict[tuple[str, str, str | None], float] = {}
     for record in _whole_lines(path):
         stage = str(record["stage"]), str(record["kind"]), record.get("phase")
@@ -435,14 +441,16 @@ def _phase(record: JsonObject) -> Phase:
 
 def _summary(record: JsonObject) -> Summary:
     questions, sha256 = str(record.get("questions") or ""), record.get("questions_sha256")
-    tasks = record.get("tasks") or {
-        _FIRST: {
-            "label": "TruthfulQA",
-            "questions": questions,
-            "questions_sha256": sha256,
-            "n": record.get("n"),
+    tasks = record.get("tasks")
+    if tasks is None:  # an earlier release
+        tasks = {
+            _FIRST: {
+                "label": "TruthfulQA",
+                "questions": questions,
+                "questions_sha256": sha256,
+                "n": record.get("n"),
+            }
         }
-    }
     return Summary(
         verdict=str(record.get("verdict") or ""),
         sentence=str(record.get("sentence") or ""),
@@ -469,7 +477,7 @@ def _task(record: JsonObject) -> Task:
 def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contamination | None:
     if not record:
         return None
-    counts = record.get("tasks") or {_FIRST: record}
+    counts = record.get("tasks", {_FIRST: record})
     return Contamination(
         questions={name: int(count["questions"]) for name, count in counts.items()},
         comparisons=[_comparison(one, tasks) for one in record["comparisons"]],

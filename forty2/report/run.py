@@ -7,7 +7,7 @@ page forbids itself scripts and requests; in Markdown they are escaped, too.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -42,20 +42,27 @@ _VERDICTS = {
     "inconclusive": "Too few questions to tell whether a score fell by the margin ({margin}).",
     "no change": "As far as was measured, this is still the base model.",
 }
-_OWN_NOTE = (
-    "Pairs: share whose chosen answer gained more probability, against the base, than the rejected one; "
-    "the base has 50%. Margin: how much more, in nats. Ratings: share of good answers that gained "
-    "probability and of bad ones that lost it; the base has 50%. Chat loss: nats a token, lower is "
-    "better. Passed: share of the eval prompts answered as expected. Stopped: share of replies that "
-    "ended by themselves; tokens: their mean length."
-)
-_STAGES_NOTE = (
-    "MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Facts: share of plain facts answered "
-    "right. Leaks: share of them answered with needless hedging, lower is better. Prefers: share of held-out prompts "
-    "whose good answer is likelier than the bad one; margin: by how much, in nats per token. "
-    "Perplexity: on neutral texts, lower is better. KL: distance from the base model, in nats per "
-    "token."
-)
+_OWN_NOTES = {
+    "Pairs": "share whose chosen answer gained more probability, against the base, than the rejected one; "
+    "the base has 50%",
+    "Margin": "how much more, in nats",
+    "Ratings": "share of good answers that gained probability and of bad ones that lost it; the base has "
+    "50%",
+    "Chat loss": "nats a token, lower is better",
+    "Passed": "share of the eval prompts answered as expected",
+    "Stopped": "share of replies that ended by themselves",
+    "Tokens": "their mean length",
+}
+_STAGES_NOTES = {
+    "MC1": "TruthfulQA score from 0 to 1, higher is better",
+    "MC2": "the same, over all true answers",
+    "Facts": "share of plain facts answered right",
+    "Leaks": "share of them answered with needless hedging, lower is better",
+    "Prefers": "share of held-out prompts whose good answer is likelier than the bad one",
+    "Margin": "by how much, in nats per token",
+    "Perplexity": "on neutral texts, lower is better",
+    "KL": "distance from the base model, in nats per token",
+}
 _STYLE_NOTE = (
     "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
     "moves per 100 tokens. Subtlety: share of implicit stances among the replies that have a stance. "
@@ -160,10 +167,13 @@ def _markdown(run: Run) -> str:
     if summary is not None and summary.stages:
         own = _own_stages(summary)
         if own.rows:
-            lines += ["", "## Your held-out rows", "", *table_lines(own), "", _OWN_NOTE]
+            note = _note(own, _OWN_NOTES)
+            lines += ["", "## Your held-out rows", "", *table_lines(own), "", note]
         if run.own_answers:
             lines += ["", *table_lines(_own_answers(run))]
-        lines += ["", "## Measurements", "", *table_lines(_stages(summary)), "", _STAGES_NOTE]
+        stages = _stages(summary)
+        note = _note(stages, _STAGES_NOTES)
+        lines += ["", "## Measurements", "", *table_lines(stages), "", note]
         changes = _changes(summary)
         if changes.rows:
             lines += ["", "### Change from the base model", ""]
@@ -192,6 +202,9 @@ def _html(run: Run, files: Sequence[str]) -> str:
     change = change_chart(summary) if summary is not None else None
     warnings = _warnings(run)
     pairs, own_pairs = marked(run.answers), marked(run.own_answers)
+    own, stages = Table((), ()), Table((), ())
+    if summary is not None:
+        own, stages = _own_stages(summary), _stages(summary)
     return render(
         "run.html.jinja",
         name=run.name,
@@ -202,10 +215,10 @@ def _html(run: Run, files: Sequence[str]) -> str:
         change=[change] if change is not None else [],
         replies=(pairs[:_OPEN], pairs[_OPEN:]),
         own_replies=(own_pairs[:_OPEN], own_pairs[_OPEN:]),
-        own_stages=_own_stages(summary) if summary is not None else Table((), ()),
-        own_note=_OWN_NOTE,
-        stages=_stages(summary) if summary is not None else Table((), ()),
-        stages_note=_STAGES_NOTE,
+        own_stages=own,
+        own_note=_note(own, _OWN_NOTES),
+        stages=stages,
+        stages_note=_note(stages, _STAGES_NOTES),
         changes=_changes(summary) if summary is not None else Table((), ()),
         changes_note=_changes_note(summary) if summary is not None else "",
         contamination=_contamination(run),
@@ -396,6 +409,11 @@ def _own_stages(summary: Summary) -> Table:
         for stage in measured
     ]
     return Table(("Stage", *(_OWN_COLUMNS[name][0] for name in names)), rows)
+
+
+def _note(table: Table, meanings: Mapping[str, str]) -> str:
+    """Explain the columns that a table has."""
+    return " ".join(f"{name}: {meanings[name]}." for name in table.head if name in meanings)
 
 
 def _own_answers(run: Run) -> Table:

@@ -19,14 +19,13 @@ import yaml
 from forty2.errors import RunError
 from forty2.files import JsonObject, read_json, write_bytes, write_json, write_text
 from forty2.recipe.differences import differences
+from forty2.report.records import TIMES
 from forty2.training.checkpoints import find_checkpoints, step_of
 
 JOURNAL = "extension.json"
 """File of an extension under way: a run that is killed at it completes it when it goes on."""
 BEGUN_WITH = "begun_with.json"
 """File in a phase's work folder, with the length under which its checkpoints were written."""
-TIMES = "times.jsonl"
-"""File with the seconds of each stretch of work on a stage; see `runs.agenda`."""
 _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
 _FREE = ("fuse",)

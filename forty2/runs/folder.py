@@ -48,10 +48,10 @@ from forty2.files import (
     write_sealed,
     write_text,
 )
+from forty2.report.records import TIMES
 from forty2.runs.archive.entry import FAILED
 from forty2.runs.extending import (
     JOURNAL,
-    TIMES,
     complete_extension,
     differs_in_reporting_alone,
     extend,

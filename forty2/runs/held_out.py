@@ -25,11 +25,11 @@ PROMPTS = 12
 def is_measured(recipe: Recipe) -> bool:
     """Return whether a run of this recipe measures its stages.
 
-    It does if the recipe names benchmarks, or a phase has validation rows or eval prompts.
+    It does unless the recipe wants neither benchmarks nor held-out rows; with `benchmark: null`, only
+    if a phase has validation rows or eval prompts.
     """
-    benchmark = recipe.benchmark
-    if benchmark is not None and (benchmark.tasks or not benchmark.held_out):
-        return bool(benchmark.tasks)
+    if recipe.benchmark is not None:
+        return bool(recipe.benchmark.tasks) or recipe.benchmark.held_out
     return any(
         phase.eval_prompts is not None or names_held_out_rows(phase)
         for phase in recipe.phases.values()
@@ -59,7 +59,7 @@ def held_out_rows(
         decode: function from token ids to text, without control tokens.
 
     Returns:
-        None if there are not two rows or eval prompts to compare, or the recipe wants no measurement.
+        None if there are none, or the recipe wants no measurement.
     """
     if recipe.benchmark is not None and not recipe.benchmark.held_out:
         return None
@@ -79,8 +79,7 @@ def held_out_rows(
                 rows.setdefault((one.kind, str(one.sides), one.desirable), one)
         prompts.append(_prompts(name, phase, part, decode))
     chosen = _spread_by_kind(list(rows.values()), min(ROWS, n or ROWS))
-    asked = len(chosen) + sum(len(one.items) for one in files.values())
-    if asked < 2:
+    if not chosen and not files:
         return None
     replied = tuple(_take_turns(prompts, min(PROMPTS, n or PROMPTS)))
     return HeldOutRows(tuple(chosen), replied, tuple(files.values()))

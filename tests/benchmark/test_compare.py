@@ -21,6 +21,8 @@ from forty2.benchmark.compare import compare as compare_measured
 from forty2.benchmark.results import Result, Stage, read_measured
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import gsm8k, task_class
+from forty2.benchmark.tasks.held_out import HeldOut
+from forty2.benchmark.verdict import ALWAYS
 from forty2.cli import main
 from forty2.errors import BenchmarkError, RunError
 from forty2.inference.generation import Reply
@@ -580,6 +582,66 @@ def test_a_stage_costs_what_its_other_results_lost_by_the_margins_given() -> Non
         assert {*costs} == {"plain facts:", "neutral text: perplexity"}
         assert costs["plain facts:"].margin == margin
     assert not compare(base, stage("phase1_sft", 1e-7, right=0.9)).costs  # no change costs nothing
+
+
+def own_rows(pairs: int, chats: int, gain: float) -> dict[str, Any]:
+    """Held-out rows whose better answer and whose chats gained this many nats each."""
+    kinds = ["pair"] * pairs + ["chat"] * chats
+    items = []
+    for number, kind in enumerate(kinds):
+        base = [-20.0 - number % 3, -10.0][: 2 if kind == "pair" else 1]
+        logps = [base[0] + gain, *base[1:]]
+        named = {"kind": kind, "phase": "sft", "row": f"x:{number}", "tokens": [10] * len(base)}
+        items.append({**named, "logps": logps, "base_logps": base})
+    scored = HeldOut.items(items)
+    return {"benchmark": "held_out", "items": items, **HeldOut.figures(scored)}
+
+
+def priced(name: str, **own: dict[str, Any]) -> dict[str, Any]:
+    """A stage without benchmarks, by default without held-out rows; training made facts right."""
+    right = 0.1 if name == "base" else 0.9
+    whole = stage(name, 0.0 if name == "base" else 0.1, seed=len(name), right=right)
+    return {"stage": name, **own, **{key: whole[key] for key in whole if key in ALWAYS}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "No held-out rows and no benchmark were measured that could show a benefit; "),
+        ((1, 0), "1 held-out pair is too few to tell; "),
+        ((0, 1), "1 held-out chat is too few to tell; "),
+        ((1, 1), "1 held-out pair and 1 held-out chat are too few to tell; "),
+        ((1, 3), "1 held-out pair and 3 held-out chats are too few to tell; "),
+        ((2, 0), "2 held-out pairs are too few to tell; "),
+    ],
+)
+def test_what_training_costs_is_never_its_benefit(rows: tuple[int, int] | None, said: str) -> None:
+    """Plain facts and neutral text got better for certain, and too few rows show what for."""
+    stages = [
+        priced(name, **({} if rows is None else {"held_out": own_rows(*rows, gain)}))
+        for name, gain in (("base", 0.0), ("phase1_sft", 5.0))
+    ]
+    found = compare(*stages)
+    assert found.metrics["right"].verdict == "gain" and found.verdict == "inconclusive"
+    assert found.sentence.startswith(said) and "better on plain facts" in found.sentence
+    assert found.judged == (("chat loss",) if rows == (1, 3) else found.judged)
+    assert all(name not in found.judged for name in ("right", "log p of texts"))
+    text = format_comparison(found)
+    assert "Verdict: inconclusive" in text and said[:30] in text and "(over ;" not in text
+    assert not rows or f"your held-out rows, {max(rows)} questions" in text
+    lost = compare(stages[1] | {"stage": "base"}, stages[0] | {"stage": "phase1_sft"})
+    assert lost.verdict == "tax" and "worse on plain facts" in lost.sentence
+
+
+def test_one_row_of_a_kind_among_many_of_another_is_named_and_takes_no_gain() -> None:
+    stages = [
+        priced(name, held_out=own_rows(1, 20, gain))
+        for name, gain in (("base", 0.0), ("phase1_sft", 5.0))
+    ]
+    found = compare(*stages)
+    assert found.verdict == "gain"
+    assert found.sentence.startswith("Better on your held-out rows: loss on 20 held-out chats")
+    assert "; 1 held-out pair is too few to tell; " in found.sentence
 
 
 def test_kl_counts_from_the_base_only() -> None:

@@ -50,6 +50,18 @@ def test_runs_alone_lists_what_list_lists(here: Path) -> None:
     assert "no runs in adapters/ meet this; 3 others do not" in done("runs", "--tag", "none")
 
 
+def test_the_result_on_the_own_rows_comes_before_a_benchmark_s(here: Path) -> None:
+    summary = here / "adapters" / "good" / "summary.json"
+    record = json.loads(summary.read_text())
+    for stage, share in zip(record["stages"], (0.5, 0.7, 0.8), strict=True):
+        stage["held_out"] = {"pairs right": share, "chat loss": 2.0}
+    summary.write_text(json.dumps(record))
+    assert "pairs right 0.500 → 0.800" in done("runs")
+    assert "chat loss 2.000 → 2.000" in done("runs", "--sort", "chat loss").replace(
+        "chat_", "chat "
+    )
+
+
 def test_a_mistyped_command_is_not_taken_for_a_folder(here: Path) -> None:
     assert "Did you mean 'show'" in refused("runs", "shwo")
     assert "no such folder" in refused("runs", "elsewhere")

@@ -28,6 +28,34 @@ def test_the_published_recipe_is_as_published() -> None:
     assert (recipe.adapter.rank, recipe.adapter.scale, recipe.adapter.layers) == (8, 10.0, 8)
 
 
+@pytest.mark.parametrize(
+    ("section", "tasks"),
+    [
+        ("", []),
+        ("benchmark: {}", []),
+        ("benchmark: {n: 300, margin: 0.02}", []),
+        ("benchmark: {tasks: null}", []),
+        ("benchmark: {questions: probe}", ["truthfulqa"]),
+        ("benchmark: {questions: probe, tasks: [truthfulqa, {task: mmlu, data: d}]}", None),
+    ],
+)
+def test_benchmarks_are_measured_only_if_asked_for(
+    tmp_path: Path, section: str, tasks: list[str] | None
+) -> None:
+    (tmp_path / "d").mkdir()
+    recipe = load_recipe(write(tmp_path, f"{GOOD}{section}\n"))
+    assert recipe.benchmark is not None
+    found = [entry.task for entry in recipe.benchmark.tasks]
+    assert found == (["truthfulqa", "mmlu"] if tasks is None else tasks)
+    assert load_recipe(write(tmp_path, to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize("tasks", ["[]", "[{task: gsm8k, data: .}]"])
+def test_questions_that_no_task_reads_are_refused(tmp_path: Path, tasks: str) -> None:
+    (line,) = problems(tmp_path, f"{GOOD}benchmark: {{questions: probe, tasks: {tasks}}}\n")
+    assert "benchmark.tasks: nothing reads benchmark.questions without truthfulqa" in line
+
+
 def test_aliases_cannot_blow_up(tmp_path: Path) -> None:
     bomb = GOOD + "adapter: &a {rank: 8}\nfuse: *a\n"
     assert any("aliases (*name) are not allowed" in line for line in problems(tmp_path, bomb))

@@ -155,6 +155,27 @@ def test_a_run_that_lacks_a_result_of_its_recipe_is_not_finished(part: str, runs
     assert listed(runs)["good"].state == "stopped"
 
 
+def test_a_run_that_wants_nothing_measured_is_finished_without_measurements(runs: Path) -> None:
+    for wish, state in (("[]\n  held_out: false", "finished"), ("[]\n  held_out: true", "stopped")):
+        recipe = runs / "good" / "recipe.yaml"
+        text = recipe.read_text().partition("benchmark:")[0]
+        recipe.write_text(f"{text}benchmark:\n  n: 40\n  tasks: {wish}\n")
+        (runs / "good" / "summary.json").unlink(missing_ok=True)
+        assert listed(runs)["good"].state == state
+
+
+def test_the_minutes_of_a_run_are_those_at_work_over_all_starts(runs: Path) -> None:
+    """A pause of a night between a kill and a resume is no work."""
+    run = runs / "good"
+    night = time.time() + 8 * 3600
+    os.utime(run / "summary.json", (night, night))
+    assert listed(runs)["good"].metrics["minutes"] > 400  # an earlier release recorded no times
+    work = [("training sft", 240.0), ("training sft", 120.0), ("fusing", 30.0)]
+    lines = [{"stage": stage, "kind": "train", "seconds": seconds} for stage, seconds in work]
+    (run / "times.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert listed(runs)["good"].metrics["minutes"] == 6.5
+
+
 def test_every_condition_selects(runs: Path) -> None:
     change_tags(runs / "good", ["keep", "shop"])
     entries = find_runs([runs]).entries

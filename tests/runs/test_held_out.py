@@ -76,8 +76,9 @@ def test_of_a_rated_row_only_its_own_answer_is_scored(inputs: Path) -> None:
     assert one.sides == (([1, 2, 3], [False, True, True]),)
 
 
-def test_one_row_alone_has_no_interval_and_is_not_measured(inputs: Path) -> None:
-    assert chosen(inputs, fitted(Row([1, 2], [False, True], "a:1")), None) is None
+def test_even_one_row_is_measured_so_that_it_is_said_to_be_too_few(inputs: Path) -> None:
+    found = chosen(inputs, fitted(Row([1, 2], [False, True], "a:1")), None)
+    assert [row.origin for row in found.rows] == ["a:1"]
     assert chosen(inputs, None, None) is None
 
 
@@ -95,6 +96,16 @@ def test_one_row_alone_has_no_interval_and_is_not_measured(inputs: Path) -> None
                 "phases.sft.eval_prompts=null",
             ),
             False,
+        ),
+        (
+            (
+                "benchmark={}",
+                "phases.sft.valid=null",
+                "phases.dpo.valid=null",
+                "phases.dpo.best=null",
+                "phases.sft.eval_prompts=null",
+            ),
+            True,
         ),
         (("benchmark={tasks: []}",), True),
         (("benchmark={tasks: [], held_out: false}",), False),
@@ -150,6 +161,37 @@ def test_a_run_may_be_measured_at_its_beginning_and_end_alone(
     )
     found = forty2.run(one, run_dir=tmp_path / "run", only=only)
     assert [stage.name for stage in found.stages] == stages and found.sentence
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", "No held-out rows and no benchmark were measured that could show a benefit; "),
+        ("benchmark: {n: 2}\n", "1 held-out chat is too few to tell; "),
+    ],
+)
+def test_a_recipe_without_benchmark_takes_no_questions_and_claims_nothing_on_too_few_rows(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, said: str
+) -> None:
+    for name in ("held_out", "behaviour"):
+        monkeypatch.setattr(f"forty2.benchmark.tasks.{name}.MAX_TOKENS", 2)
+    monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = (inputs / "sft.jsonl").read_text().splitlines()
+    (tmp_path / "one.jsonl").write_text(first + "\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"version: 1\nname: plain\nmodel: {inputs}/model\nmax_length: 96\n"
+        f"adapter: {{rank: 2, layers: 2}}\nphases:\n  sft: {{objective: sft, data: {inputs}/sft.jsonl,"
+        f" valid: {'one.jsonl' if more else 'null'}, steps: 3, lr: 1.0e-2, lint: false}}\n{more}"
+    )
+    found = forty2.run(load_recipe(tmp_path / "recipe.yaml"), run_dir=tmp_path / "run")
+    assert not {"truthfulqa", "mmlu"} & {*found.stages[-1].results}
+    assert found.sentence.startswith(said)
+    assert found.verdict in ("inconclusive", "tax")  # never more than it can tell
+    assert " ".join(str(found).split()).count(f"Verdict: {found.verdict}. {said}") == 1
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert said in page and "TruthfulQA" not in page
+    assert [one.state for one in forty2.list_runs(tmp_path / "run")] == ["finished"]
 
 
 def test_the_own_rows_are_the_headline_of_a_run_without_benchmarks(done: Any) -> None:

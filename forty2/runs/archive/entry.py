@@ -14,7 +14,7 @@ from typing import Any
 
 from forty2.errors import RunError, first_line
 from forty2.files import JsonObject, read_json
-from forty2.report.records import visible
+from forty2.report.records import TIMES, stage_times, visible
 from forty2.runs.archive.notes import NOTES, Note, read_notes
 
 STATES = ("finished", "stopped", "running", "failed", "damaged")
@@ -51,7 +51,7 @@ class Entry:
     finished_phases: int = 0
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """Figures of the last measured stage, of the last phase's validation rows (`valid_…`), and
-    `minutes` from the start to the last result, pauses included."""
+    `minutes` at work, over all starts."""
     base_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """Figures of the base model."""
     verdict: str = ""
@@ -248,11 +248,18 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _minutes(folder: Path) -> dict[str, float]:
-    """Return the minutes from the start to the newest result; nothing without a result."""
+    """Return the minutes at work, over all starts; nothing without a result.
+
+    Runs of earlier releases recorded no times of their stages: theirs are from the start to the newest
+    result.
+    """
     started = datetime.fromisoformat(str(_object(folder / "run.json")["started"]))
     times = [path.stat().st_mtime for kind in _TIMED for path in folder.glob(kind)]
     if not times:
         return {}
+    worked = stage_times(_file(folder / TIMES))
+    if worked:
+        return {"minutes": sum(one.seconds for one in worked) / 60}
     begun = started.replace(tzinfo=started.tzinfo or UTC).timestamp()
     return {"minutes": max(0.0, max(times) - begun) / 60}
 
