@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import shlex
-import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
-from forty2.cli.columns import cut, side_by_side, terminal_width
+from forty2.cli.columns import cut, terminal_width
 from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import DataError, Forty2Error
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
 
 HELP = """\
-/compare       answer with the base model too, side by side; again: off
+/compare       let the base model answer first, then the tuned one; again: off
 /save FILE     add the chat to FILE: .jsonl training data, .json eval prompts
 /system TEXT   set the system message; without TEXT: show it
 /undo          take back the last message and its reply
@@ -140,14 +139,16 @@ class Conversation:
         if dropped:
             turns = "message and its reply" if dropped == 1 else f"{dropped} messages and replies"
             click.echo(f"(the context is full: the oldest {turns} dropped)", err=True)
+        if self.comparing:
+            click.echo("base:")
+            self._write(self.session.stream_of_base(message))
+            click.echo("\ntuned:")
+        self._write(self.session.stream(message))
+
+    def _write(self, reply: Generator[str]) -> None:
+        """Write a reply as it comes; Ctrl-C at the terminal stops it alone."""
         try:
-            if self.comparing:
-                base = self.session.reply_of_base(message)
-                tuned = self.session.reply(message)
-                width = shutil.get_terminal_size().columns
-                click.echo(side_by_side([base, tuned], ["base", "tuned"], width))
-                return
-            with contextlib.closing(self.session.stream(message)) as pieces:
+            with contextlib.closing(reply) as pieces:
                 for piece in pieces:
                     click.echo(piece, nl=False)
             click.echo()

@@ -184,10 +184,11 @@ class ChatSession:
         """Reply to a message; the exchange is part of the conversation."""
         return "".join(self.stream(message))
 
-    def reply_of_base(self, message: str) -> str:
-        """Reply to a message without the adapter; the conversation does not change.
+    def stream_of_base(self, message: str) -> Generator[str]:
+        """Reply to a message without the adapter, piece by piece; the conversation does not change.
 
-        `reply` to the same message draws with the same seed.
+        The adapter is back when the generator ends or is closed. `stream` of the same message draws
+        with the same seed.
 
         Raises:
             ModelError: the model has no adapter, or the message does not fit.
@@ -195,8 +196,15 @@ class ChatSession:
         if not self.has_adapter:
             raise ModelError(f"{self._loaded.name}: has no adapter, so there is nothing to compare")
         self.make_room(message)
-        with without_adapter(self._loaded.model):
-            return "".join(self._stream(self._base_cache, message))
+        with (
+            without_adapter(self._loaded.model),
+            contextlib.closing(self._stream(self._base_cache, message)) as pieces,
+        ):
+            yield from pieces
+
+    def reply_of_base(self, message: str) -> str:
+        """Reply to a message without the adapter; the conversation does not change."""
+        return "".join(self.stream_of_base(message))
 
     def undo(self) -> Exchange | None:
         """Take back the last exchange and return it; None: there is none."""

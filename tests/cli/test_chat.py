@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ def test_commands_in_a_chat(tmp_path: Path) -> None:
     assert second.messages[3]["content"] == "More.\nA line."
     said = result.output.splitlines()
     assert "(took back: More. A line.)" in said and "(the chat is empty)" in said
-    assert any([part.strip() for part in line.split("|")] == ["base", "tuned"] for line in said)
+    assert said.index("base:") < said.index("tuned:")
 
 
 @pytest.mark.usefixtures("there")
@@ -101,6 +101,38 @@ def test_ctrl_c_stops_the_reply_alone(
     assert shown.out.count("(stopped)") == 1
     assert "did you mean /save" in shown.err  # and the chat goes on
     assert [exchange.message for exchange in session.exchanges] == ["Stop me.", "Hello."]
+
+
+@pytest.mark.usefixtures("there")
+def test_both_replies_of_a_comparison_appear_as_they_are_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each piece is on the screen before the next is computed; Ctrl-C stops one of the two alone."""
+    session = make_session("done", max_tokens=8, temperature=1.0, seed=3)
+    shown: list[str] = []
+
+    def watched(stream: Callable[[str], Iterator[str]]) -> Callable[[str], Iterator[str]]:
+        def pieces(message: str) -> Iterator[str]:
+            for number, piece in enumerate(stream(message)):
+                yield piece
+                shown.append(capsys.readouterr().out)
+                assert shown[-1].endswith(piece)
+                if (message, number) == ("Stop me.", 1):
+                    raise KeyboardInterrupt
+
+        return pieces
+
+    for name in ("stream", "stream_of_base"):
+        monkeypatch.setattr(session, name, watched(getattr(session, name)))
+    lines = iter(["/compare", "Hello.", "Stop me.", "/quit"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    Conversation(session).run()
+    text = "".join([*shown, capsys.readouterr().out])
+    plain = make_session("done", max_tokens=8, temperature=1.0, seed=3)
+    base, tuned = plain.reply_of_base("Hello."), plain.reply("Hello.")
+    assert f"base:\n{base}\n\ntuned:\n{tuned}\nbase:\n" in text
+    assert text.count("(stopped)") == 2  # the base's reply, and the tuned model's
 
 
 @pytest.mark.usefixtures("there")

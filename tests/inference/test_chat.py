@@ -106,6 +106,17 @@ def test_the_base_replies_as_without_an_adapter(kind: str) -> None:
     assert tuned == ChatSession(with_adapter(kind), max_tokens=12).reply("Hello.")
 
 
+def test_a_reply_of_the_base_that_is_stopped_leaves_adapter_and_conversation_as_they_were() -> None:
+    session = ChatSession(with_adapter("lora"), max_tokens=12)
+    pieces = session.stream_of_base("Hello.")
+    next(pieces)
+    pieces.close()
+    assert session.has_adapter and session.exchanges == []
+    assert session.reply("Hello.") == ChatSession(with_adapter("lora"), max_tokens=12).reply(
+        "Hello."
+    )
+
+
 def test_without_an_adapter_there_is_no_base() -> None:
     with pytest.raises(ModelError, match="has no adapter"):
         ChatSession(loaded()).reply_of_base("Hello.")
