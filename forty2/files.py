@@ -234,7 +234,7 @@ def check_free_space(sizes: Mapping[Path, int]) -> None:
         if needed[disk] > free:
             raise RunError(
                 f"{path}: about {needed[disk] / 1e9:.2f} GB will be needed here and "
-                f"{free / 1e9:.2f} GB are free; make room, then go on with `resume=True`"
+                f"{free / 1e9:.2f} GB are free; make room, then start again with `resume=True`"
             )
 
 
@@ -275,16 +275,16 @@ def write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
-                f"{path}: cannot be written: the disk is full; make room, then go on with `resume=True`"
+                f"{path}: cannot be written: the disk is full; make room, then start again with `resume=True`"
             ) from error
         remedy = _REMEDIES.get(error.errno or 0)
-        advice = f"; {remedy}, then go on with `resume=True`" if remedy else ""
+        advice = f"; {remedy}, then start again with `resume=True`" if remedy else ""
         raise RunError(f"{path}: cannot be written: {error.strerror or error}{advice}") from error
     except RuntimeError as error:
         if not str(error).startswith(("[write]", "[save_safetensors]")):  # mlx's, without a reason
             raise
         raise RunError(
-            f"{path}: cannot be written: {error}; make room on the disk, then go on with `resume=True`"
+            f"{path}: cannot be written: {error}; make room on the disk, then start again with `resume=True`"
         ) from error
 
 

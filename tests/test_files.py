@@ -294,7 +294,7 @@ def test_a_full_disk_is_named_and_the_old_content_stays(small_disk: Path) -> Non
 def test_a_read_only_disk_is_named_and_the_old_content_stays(small_disk: Path) -> None:
     write_json(small_disk / "x.json", 1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    message = r"Read-only file system; make it writable, then go on"
+    message = r"Read-only file system; make it writable, then start again"
     with pytest.raises(RunError, match=message):
         write_json(small_disk / "x.json", 2)
     with pytest.raises(RunError, match=message), staged_folder(small_disk / "y"):

@@ -11,7 +11,7 @@ import click
 
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
-from forty2.cli.failures import warn
+from forty2.cli.failures import Group, warn
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
@@ -74,7 +74,7 @@ def _answers(max_tokens: int) -> Decorator:
     )
 
 
-class _Benchmarks(click.Group):
+class _Benchmarks(Group):
     """The commands in this file, and one for every other task, with the task's fields as options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -22,6 +22,14 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable in click
 
 
+class Group(click.Group):
+    """A group of commands whose errors end in one line, which names options that the command has."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        with plain_failures():
+            return super().invoke(ctx)
+
+
 @contextlib.contextmanager
 def plain_failures() -> Iterator[None]:
     """Turn errors that a user can act on, and signals, into a `Failure`. Bugs keep their traceback.
@@ -37,8 +45,10 @@ def plain_failures() -> Iterator[None]:
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise Failure(
-            f"stopped by {number.name}; no file is half-written. Give the command again; a run "
-            "goes on with --resume",
+            with_flags(
+                f"stopped by {number.name}; no file is half-written. To go on, start again with "
+                "`resume=True`"
+            ),
             128 + number,
         ) from error
     except Exception as error:

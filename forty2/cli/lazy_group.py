@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import click
 
-from forty2.cli.failures import plain_failures, plain_warnings
+from forty2.cli.failures import Group, plain_failures, plain_warnings
 from forty2.cli.signals import terminable
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Commands in modules beside this one; --help reads their docstrings without importing them."""
 
     modules: ClassVar[Mapping[str, str]] = {}

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.failures import Group
 
 
-@click.group("model")
+@click.group("model", cls=Group)
 def model_command() -> None:
     """Fetch, import and describe models."""
 

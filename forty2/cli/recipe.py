@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.failures import Group
 from forty2.errors import RecipeError
 from forty2.recipe.reading import load_recipe, packaged_recipes, recipe_text
 
 
-@click.group("recipe")
+@click.group("recipe", cls=Group)
 def recipe_command() -> None:
     """List, show, copy and check recipes, and look up their keys."""
 

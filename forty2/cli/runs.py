@@ -15,7 +15,7 @@ import click
 
 from forty2.cli import run_tables, shared_options
 from forty2.cli.columns import side_by_side, terminal_width
-from forty2.cli.failures import warn
+from forty2.cli.failures import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
 
@@ -30,7 +30,7 @@ _NARROWEST, _MOST_LINES = 24, 12
 _REPLIES = 5
 
 
-class _ListIsDefault(click.Group):
+class _ListIsDefault(Group):
     """A group that lists the runs where no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -349,8 +349,8 @@ def _check_same(
         extension = find_extension(path, started_with, recipe_yaml)
         if not extend_run:
             raise RunError(
-                f"{path}: was started with another recipe; change it with `resume=True`, which "
-                "goes on with all phases"
+                f"{path}: was started with another recipe; to go on with a changed one, train all "
+                "phases: forty2 run RECIPE --resume"
             )
     initial, now_initial = record.get("init_from_sha256"), provenance.init_from_sha256
     if initial != now_initial:

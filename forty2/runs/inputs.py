@@ -103,7 +103,7 @@ def read_inputs(
     }
     if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
         raise ModelError(
-            f"{recipe.model}: cannot keep packed rows apart; prepare the data without `pack`"
+            f"{recipe.model}: cannot keep packed rows apart; prepare the data anew, not with `pack`"
         )
     limit = loaded.row_limit
     if recipe.max_length > limit.tokens:

@@ -12,10 +12,11 @@ from typing import NoReturn
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import forty2
 from forty2.cli import main
-from forty2.cli.failures import Failure, plain_failures, plain_warnings
+from forty2.cli.failures import Failure, Group, plain_failures, plain_warnings
 from forty2.cli.flags import ARGUMENTS, flag, with_flags
 from forty2.cli.progress_bars import ProgressBars
 from forty2.errors import RunError
@@ -125,6 +126,93 @@ def test_arguments_in_backticks_become_options_and_nothing_else_does(
     message: str, shown: str
 ) -> None:
     assert with_flags(message) == shown
+
+
+def leaves(command: click.Command = main, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with the words that lead to it."""
+    if not isinstance(command, click.Group):
+        yield path.strip(), command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        yield from leaves(below, f"{path} {name}")
+
+
+ONLY_THERE = {"adapter", "overrides", "replace", "system", "trust_remote_code"}
+"""Arguments of messages that only commands with the option can give."""
+
+
+@pytest.mark.parametrize(("path", "command"), [*leaves()], ids=[path for path, _ in leaves()])
+def test_no_message_advises_an_option_that_the_command_does_not_have(
+    path: str, command: click.Command
+) -> None:
+    has = {option for parameter in command.params for option in parameter.opts}
+    elsewhere = re.compile(r"forty2 [a-z]+( [a-z]+)?( [A-Z{}]+)* --[a-z-]+")
+    exempt = {flag(argument) for argument in ONLY_THERE}
+    with click.Context(command, info_name=path):
+        for place, text in messages():
+            if NAMED.search(text):
+                shown = elsewhere.sub("", with_flags(text))
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", COMMAND.sub("", shown)))
+                assert named - exempt <= has, f"{place}: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("run", "go on with `resume=True`", "go on with --resume"),
+        ("train", "go on with `resume=True`", "go on with the same command"),
+        ("report", "go on with `resume=True`, or", "go on with forty2 run --resume, or"),
+        ("fuse", "make room, then start again with `resume=True`", "make room, then start again"),
+        ("run", "then start again with `resume=True`", "then start again with --resume"),
+        ("ablate", "in another `run_dir`, lower lr", "in another folder, lower lr"),
+        (
+            "run",
+            "prepare it with `train_on=last`",
+            "prepare it with forty2 data prepare --train-on last",
+        ),
+        ("run", "(fold in a recipe, else `system_turn=fold`)", "(fold in the recipe)"),
+        (
+            "chat",
+            "(fold in a recipe, else `system_turn=fold`)",
+            "(fold in a recipe, else --system-turn fold)",
+        ),
+        ("chat", "give the model as `model`", "give the model as RUN|MODEL"),
+    ],
+)
+def test_a_message_fits_the_command_at_hand(command: str, message: str, shown: str) -> None:
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    with click.Context(found):
+        assert with_flags(message) == shown
+
+
+def test_an_error_of_a_command_in_a_group_is_told_in_its_options() -> None:
+    """Its context is gone when the message is made."""
+
+    @click.group(cls=Group)
+    def outer() -> None: ...
+
+    @outer.group("inner", cls=Group)
+    def inner() -> None: ...
+
+    @inner.command("with")
+    @click.option("--resume", is_flag=True)
+    def with_option(resume: bool) -> NoReturn:
+        raise RunError("x: go on with `resume=True`")
+
+    @inner.command("without")
+    def without_option() -> NoReturn:
+        raise RunError("x: go on with `resume=True`")
+
+    for name, said in (
+        ("with", "go on with --resume\n"),
+        ("without", "with forty2 run --resume\n"),
+    ):
+        result = CliRunner().invoke(outer, ["inner", name])
+        assert (result.exit_code, result.output[-len(said) :]) == (2, said)
 
 
 def test_errors_warnings_and_notices_are_printed_with_options(

@@ -44,9 +44,8 @@ KS = (1, 2, 8, 10, 16, 32, 64, 100)
 """Values of k for which pass@k is reported, if there are enough samples."""
 FILES = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
 REFUSAL = (
-    "HumanEval runs programs that the model writes; allow it with `run_untrusted_code=True`, in a recipe "
-    "with run_untrusted_code: true (they run in a sandbox, which limits what they can do to this "
-    "machine)"
+    "HumanEval runs programs that the model writes; allow it (run_untrusted_code: true in a recipe, else "
+    "`run_untrusted_code=True`); they run in a sandbox, which limits what they can do to this machine"
 )
 _INSTRUCTION = (
     "Write a solution to the following problem and make sure that it passes the tests:\n"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from forty2.cli.data import building, changing, looking
+from forty2.cli.failures import Group
 
 
-@click.group("data")
+@click.group("data", cls=Group)
 def data_command() -> None:
     """Build, look at, check and combine training data."""
 
