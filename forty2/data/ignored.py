@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from forty2.data.messages import REASONING
 from forty2.data.record_texts import messages_of
@@ -18,15 +19,20 @@ _MOST_KEYS, _MOST_NAMED = 1000, 12
 
 
 class IgnoredKeys:
-    """Counts of the rows that hold each key that nothing reads."""
+    """Counts of the rows that hold each key that nothing reads.
 
-    def __init__(self) -> None:
+    Args:
+        read: further keys that are read, because a recipe names them.
+    """
+
+    def __init__(self, read: Collection[str] = ()) -> None:
+        self._read = _READ.union(read)
         self.rows: Counter[str] = Counter()
         """Number of rows by key; of the first 1,000 keys, so that it stays small."""
 
     def add(self, record: Record) -> None:
         """Take in one record."""
-        unread = record.meta.keys() - _READ
+        unread = record.meta.keys() - self._read
         for message in messages_of(record):
             unread |= {f"messages[].{key}" for key in message.keys() - _READ_IN_MESSAGES}
         for key in unread:

@@ -11,6 +11,8 @@ from forty2.report.units import duration, file_size
 _FIGURES = {
     "validation loss": ("valid_loss", ".3f"),
     "accuracy": ("valid_accuracy", ".0%"),
+    "held-out loss": ("valid_hold_out_loss", ".3f"),
+    "held-out accuracy": ("valid_hold_out_accuracy", ".0%"),
     "prompts passed": ("valid_passed", ".0%"),
 }
 """Columns of figures, each with its key in the metrics and its form."""

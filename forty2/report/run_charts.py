@@ -20,7 +20,11 @@ GOOD_F1 = 0.8
 _ENDS = (("", ""), (", lower end", "_low"), (", upper end", "_high"))
 """A figure and the ends of its 95% interval: words, and the ending of the key in the log."""
 _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
-    ("Loss", Axis("nats"), {"training": "loss", "validation": "valid_loss"}),
+    (
+        "Loss",
+        Axis("nats"),
+        {"training": "loss", "validation": "valid_loss", "held-out strata": "valid_hold_out_loss"},
+    ),
     (
         "Margin",
         Axis("reward of the chosen response minus the rejected one's"),
@@ -34,7 +38,11 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     (
         "Pair accuracy",
         percent("share of pairs whose chosen response has the higher reward"),
-        {"training": "accuracy", "validation": "valid_accuracy"},
+        {
+            "training": "accuracy",
+            "validation": "valid_accuracy",
+            "held-out strata": "valid_hold_out_accuracy",
+        },
     ),
     (
         "KL from the phase's start",
@@ -56,7 +64,14 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
 )
 """Charts of a phase: title, axis, and the logged metric by the name of its line."""
-_EVALUATIONS = ("validation", "passed", "drift", "spiral score", "subtlety")
+_EVALUATIONS = (
+    "validation",
+    "held-out strata",
+    "passed",
+    "drift",
+    "spiral score",
+    "subtlety",
+)
 """Lines of evaluations, which have a dot at each."""
 
 

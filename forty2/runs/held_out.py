@@ -9,6 +9,7 @@ from forty2.benchmark.tasks.divergence import spread
 from forty2.benchmark.tasks.eval_prompts import EvalPrompts, load_eval_prompts
 from forty2.benchmark.tasks.held_out import HeldOutPrompt, HeldOutRow, HeldOutRows, Side
 from forty2.data.record_texts import prompt_turns
+from forty2.data.row_values import as_text
 from forty2.data.sources import read_rows
 from forty2.errors import DataError
 from forty2.recipe.schema import Recipe
@@ -72,17 +73,28 @@ def held_out_rows(
             found = load_eval_prompts(phase.eval_prompts)
             files.setdefault(found.sha256, found)
         part = data[name]
-        if part.valid is None:
-            continue
-        for row in part.valid.rows:
-            for one in _scored(name, row):
-                rows.setdefault((one.kind, str(one.sides), one.desirable), one)
-        prompts.append(_prompts(name, phase, part, decode))
+        # Without validation rows, those held out by their keys are all that there is: the benefit.
+        apart = _values_of(phase) if part.valid is not None else ""
+        for fitted, label in ((part.valid, ""), (part.hold_out, apart)):
+            for row in fitted.rows if fitted is not None else ():
+                for one in _scored(name, row):
+                    one = one._replace(apart=label)
+                    rows.setdefault((one.kind, str(one.sides), one.desirable), one)
+        if part.valid is not None:
+            prompts.append(_prompts(name, phase, part, decode))
     chosen = _spread_by_kind(list(rows.values()), min(ROWS, n or ROWS))
     if not chosen and not files:
         return None
     replied = tuple(_take_turns(prompts, min(PROMPTS, n or PROMPTS)))
     return HeldOutRows(tuple(chosen), replied, tuple(files.values()))
+
+
+def _values_of(phase: Phase) -> str:
+    """Write the values of the rows that a phase holds out by their keys, e.g. "arts/law"."""
+    values = [
+        value if isinstance(value, list) else [value] for value in (phase.hold_out or {}).values()
+    ]
+    return ", ".join("/".join(map(as_text, each)) for each in values)
 
 
 def _scored(phase: str, row: AnyRow) -> Iterator[HeldOutRow]:
@@ -146,5 +158,7 @@ def _take_turns(
 
 
 def _spread_by_kind(rows: Sequence[HeldOutRow], most: int) -> list[HeldOutRow]:
-    kinds = dict.fromkeys(row.kind for row in rows)
-    return [row for kind in kinds for row in spread([r for r in rows if r.kind == kind], most)]
+    kinds: dict[tuple[str, str], list[HeldOutRow]] = {}
+    for row in rows:
+        kinds.setdefault((row.kind, row.apart), []).append(row)
+    return [row for each in kinds.values() for row in spread(each, most)]

@@ -33,6 +33,7 @@ from forty2.runs.phase_data import (
     PhaseData,
     check_lengths,
     check_measured,
+    course_of,
     new_stop_tokens,
     phase_data,
     stop_notice,
@@ -115,6 +116,7 @@ def read_inputs(
         write_json(run.path / LINT, warnings)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+        course_of(name, recipe, data[name])  # a curriculum that cannot be followed is refused now
         if data[name].ignored:
             run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +12,9 @@ from forty2.data.build import build, write_built
 from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.findings import Finding
 from forty2.data.checks.lint import Linter
+from forty2.data.row_values import KeyUse
 from forty2.data.sources import BUILTIN, valid_beside
+from forty2.data.strata import Cell
 from forty2.errors import DataError, ModelError, RecipeError
 from forty2.model.configuration import RowLimit
 from forty2.recipe.schema import Recipe
@@ -26,7 +30,9 @@ from forty2.text.prepared import (
 from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256, turn_ends
 from forty2.text.tokenizer import Tokenizer
-from forty2.training.objectives.phase import REPLY_METRICS, Phase
+from forty2.training.batches import lengths_of, weights_of
+from forty2.training.objectives.phase import REFERENCE_MARGIN, REPLY_METRICS, Phase
+from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 STYLE_PROMPTS = 32
 """Most prompts of validation rows that are answered at an evaluation, to measure the style of replies."""
@@ -50,10 +56,26 @@ class PhaseData(NamedTuple):
     """System prompt of more than half of the training rows; "": there is none."""
     lint_warnings: Sequence[Finding] = ()
     """Warnings of the lint; empty if the phase is not linted."""
+    hold_out: FittedRows | None = None
+    """Rows that the phase holds out by their keys; None: it holds none out."""
+    difficulty: Sequence[float] | None = None
+    """How hard each training row is, larger for harder ones; None: no key of the rows says it."""
+    strata: Sequence[Cell] | None = None
+    """Stratum of each training row; None: they are not divided."""
 
     def hashes(self) -> dict[str, str | None]:
-        """Hash the rows of each part, without their origins; None for a part that is missing."""
-        return {"train": _digest(self.train), "valid": self.valid and _digest(self.valid)}
+        """Hash the rows of each part, without their origins; None for a part that is missing.
+
+        The keys that order or divide the training rows are hashed with them.
+        """
+        train = _digest(self.train)
+        if self.difficulty is not None or self.strata is not None:
+            values = json.dumps([train, self.difficulty, self.strata])
+            train = hashlib.sha256(values.encode()).hexdigest()
+        parts: dict[str, str | None] = {"train": train, "valid": self.valid and _digest(self.valid)}
+        if self.hold_out is not None:
+            parts["hold_out"] = _digest(self.hold_out)
+        return parts
 
 
 def phase_data(
@@ -82,20 +104,31 @@ def phase_data(
                 f"{source}: holds prepared conversations; a {phase.objective} phase needs "
                 f"{phase.row_kind.name}"
             )
+        if phase.row_keys:
+            raise DataError(
+                f"{source}: holds prepared conversations, which have no {min(phase.row_keys)!r}; name "
+                "the file that they were prepared from"
+            )
         key = tokenizer_key(encoder.tokenizer)
         splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
         return PhaseData(fitted["train"], fitted.get("valid"), None, [])
     valid_source = phase.valid or valid_beside(source)
-    found = read_phase_rows(
-        phase.row_kind,
-        source,
-        valid_source,
-        encoder,
-        recipe.max_length,
-        linter=Linter(specials=encoder.specials) if phase.lint else None,
-        contamination=contamination,
-    )
+    try:
+        found = read_phase_rows(
+            phase.row_kind,
+            source,
+            valid_source,
+            encoder,
+            recipe.max_length,
+            linter=Linter(specials=encoder.specials) if phase.lint else None,
+            contamination=contamination,
+            use=_key_use(phase),
+        )
+    except DataError as error:
+        if source == phase.data:
+            raise
+        raise DataError(str(error).replace(source, phase.data)) from error
     ignored = "" if phase.data.startswith(BUILTIN) else found.ignored
     return PhaseData(
         found.train,
@@ -106,16 +139,63 @@ def phase_data(
         valid_source=valid_source,
         system=found.system,
         lint_warnings=found.lint_warnings,
+        hold_out=found.hold_out,
+        difficulty=found.difficulty,
+        strata=found.strata,
     )
+
+
+def _key_use(phase: Phase) -> KeyUse:
+    """Say what a phase does with the keys of its rows."""
+    by = phase.curriculum.by if phase.curriculum is not None else REFERENCE_MARGIN
+    hold_out = {
+        key: tuple(values) if isinstance(values, list) else (values,)
+        for key, values in (phase.hold_out or {}).items()
+    }
+    return KeyUse(None if by == REFERENCE_MARGIN else by, tuple(phase.stratify or ()), hold_out)
 
 
 def names_held_out_rows(phase: Phase) -> bool:
     """Return whether a phase has validation rows, without reading them."""
-    if phase.valid is not None or phase.data.startswith(BUILTIN):
+    if phase.valid is not None or phase.hold_out or phase.data.startswith(BUILTIN):
         return True
     if is_prepared(phase.data):
         return (Path(phase.data) / "valid" / "rows.idx").is_file()
     return valid_beside(phase.data) is not None
+
+
+def course_of(
+    name: str,
+    recipe: Recipe,
+    data: PhaseData,
+    *,
+    settings: Phase | None = None,
+    difficulty: Sequence[float] | None = None,
+    whole_epochs: bool = True,
+) -> PhasePlan:
+    """Plan a phase over its rows.
+
+    Args:
+        settings: keys of the phase; None: those in the recipe.
+        difficulty: how hard each training row is; None: as a key of the rows says, if one is named.
+        whole_epochs: see `plan_phase`.
+
+    Raises:
+        RecipeError: its curriculum cannot be followed with these rows, or in its steps.
+    """
+    rows = data.train.rows
+    try:
+        return plan_phase(
+            settings or recipe.phases[name],
+            lengths_of(rows),
+            weights_of(rows),
+            phase_seed(recipe.seed, [*recipe.phases].index(name) + 1),
+            difficulty=data.difficulty if difficulty is None else difficulty,
+            strata=data.strata,
+            whole_epochs=whole_epochs,
+        )
+    except RecipeError as error:
+        raise RecipeError(f"phases.{name}.{error}") from error
 
 
 def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int, str]:
@@ -168,7 +248,7 @@ def check_lengths(name: str, data: PhaseData, limit: RowLimit) -> None:
     Raises:
         ModelError: there is one.
     """
-    for part in (data.train, data.valid):
+    for part in (data.train, data.valid, data.hold_out):
         # packed rows hold many short ones, which do not see each other
         for row in () if part is None or is_packed(part.rows) else part.rows:
             tokens = (

@@ -30,6 +30,7 @@ from forty2.runs.disk import checkpoint_bytes, fused_bytes
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
+from forty2.runs.phase_data import course_of
 from forty2.runs.records import PhaseRecord
 from forty2.training.batched_loss import (
     BatchedLoss,
@@ -38,7 +39,6 @@ from forty2.training.batched_loss import (
     batched_loss,
     micro_batches,
 )
-from forty2.training.batches import lengths_of, weights_of
 from forty2.training.checkpoints import (
     Checkpoints,
     drop_checkpoints_after,
@@ -55,10 +55,15 @@ from forty2.training.frozen_states import (
     worth_storing,
 )
 from forty2.training.loop import Trained, Training, train
-from forty2.training.objectives.phase import Phase
-from forty2.training.reference import TokenLogps, reference_key, reference_logps
+from forty2.training.objectives.phase import REFERENCE_MARGIN, Phase
+from forty2.training.reference import (
+    TokenLogps,
+    reference_key,
+    reference_logps,
+    token_margins,
+)
 from forty2.training.reference_states import reference_states_size, store_reference_states
-from forty2.training.schedule import PhasePlan, longer, phase_seed, plan_phase, shared_steps
+from forty2.training.schedule import PhasePlan, longer, shared_steps
 
 
 def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Path:
@@ -72,30 +77,34 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
     """
     folder = run.path / phase.label
     work = run.path / "work" / phase.label
-    plan = _plan(run, phase, phase.settings)
     if (folder / "phase.json").exists():
         with run.group.synchronized():
             refuse_damage(folder, "the phase is trained anew")
             restore_adapter(loaded.model, folder)
     else:
-        _train(run, phase, plan, loaded, folder, work)
-    _clear(work, plan)
+        _train(run, phase, loaded, folder, work)
+    _clear(work, _plan(run, phase))
     return folder
 
 
 def tokens_trained(run: RunContext, phase: PhaseInput) -> float:
-    """Return the tokens of the rows that a phase's steps use, each as often as it is used."""
-    plan = _plan(run, phase, phase.settings)
-    return plan.exposures(plan.steps) * sum(lengths_of(phase.data.train.rows))
+    """Estimate the tokens of the rows that a phase's steps use, each as often as it is used."""
+    plan = _plan(run, phase)
+    return plan.exposures(plan.steps) * plan.order.tokens
 
 
-def _plan(run: RunContext, phase: PhaseInput, settings: Phase) -> PhasePlan:
-    rows = phase.data.train.rows
-    return plan_phase(
-        settings,
-        lengths_of(rows),
-        weights_of(rows),
-        phase_seed(run.recipe.seed, phase.number),
+def _plan(
+    run: RunContext,
+    phase: PhaseInput,
+    difficulty: Sequence[float] | None = None,
+    settings: Phase | None = None,
+) -> PhasePlan:
+    return course_of(
+        phase.name,
+        run.recipe,
+        phase.data,
+        settings=settings,
+        difficulty=difficulty,
         whole_epochs=run.whole_epochs,
     )
 
@@ -123,17 +132,19 @@ def refuse_damage(folder: Path, then: str) -> None:
 def _train(
     run: RunContext,
     phase: PhaseInput,
-    plan: PhasePlan,
     loaded: LoadedModel,
     folder: Path,
     work: Path,
 ) -> None:
     _check_free_space(run, loaded, work)
-    _drop_unfit_checkpoints(run, phase, plan, loaded, work)
     loaded.model.eval()
     # No checkpoint has been restored yet: the reference is the policy as the phase begins.
     shortcuts = supported_shortcuts(loaded.model)
-    train_loss, valid_loss = _LossMaker(run, phase, loaded, shortcuts, work).losses(plan)
+    maker = _LossMaker(run, phase, loaded, shortcuts, work)
+    difficulty = maker.difficulty()
+    plan = _plan(run, phase, difficulty)
+    _drop_unfit_checkpoints(run, phase, plan, difficulty, loaded, work)
+    train_loss, valid_loss, hold_out_loss = maker.losses(plan)
     if isinstance(train_loss, ResponseLoss) and train_loss.reference and not find_checkpoints(work):
         first_rows = list(train_loss.reference)[: phase.settings.batch_size]
         exact = in_fp32(loaded.model) and not loaded.quantized
@@ -148,7 +159,9 @@ def _train(
             plan=plan,
             model=loaded.model,
             loss=train_loss,
-            evaluator=Evaluator(valid_loss, phase.check_replies, phase.measure_drift),
+            evaluator=Evaluator(
+                valid_loss, phase.check_replies, phase.measure_drift, hold_out_loss
+            ),
             checkpoints=Checkpoints(work, run.recipe.adapter),
             log=run.folder,
             progress=lambda stage, *rest: run.progress(
@@ -170,13 +183,19 @@ def _train(
 
 
 def _drop_unfit_checkpoints(
-    run: RunContext, phase: PhaseInput, plan: PhasePlan, loaded: LoadedModel, work: Path
+    run: RunContext,
+    phase: PhaseInput,
+    plan: PhasePlan,
+    difficulty: Sequence[float] | None,
+    loaded: LoadedModel,
+    work: Path,
 ) -> None:
     """Delete the checkpoints that an extended phase would not have had, had it begun so long."""
     marker = work / BEGUN_WITH
     if not marker.exists():
         return
-    before = _plan(run, phase, dataclasses.replace(phase.settings, **read_json(marker)))
+    begun = dataclasses.replace(phase.settings, **read_json(marker))
+    before = _plan(run, phase, difficulty, begun)
     if _computes_alike(run, loaded, before, plan):
         drop_checkpoints_after(work, shared_steps(before, plan))
         if find_checkpoints(work):
@@ -241,23 +260,51 @@ class _LossMaker:
     shortcuts: Shortcuts
     work: Path
 
-    def losses(self, plan: PhasePlan) -> tuple[BatchedLoss, BatchedLoss | None]:
-        """Make the losses over the training rows and over the validation rows."""
+    @property
+    def _orders_by_margin(self) -> bool:
+        curriculum = self.phase.settings.curriculum
+        return curriculum is not None and curriculum.by == REFERENCE_MARGIN
+
+    def difficulty(self) -> list[float] | None:
+        """Compute how hard the training rows are for the policy as the phase begins.
+
+        Returns:
+            The margins, negative; None where the recipe does not order rows by them.
+        """
+        if not self._orders_by_margin:
+            return None
+        margins = token_margins(self.phase.data.train.rows, self._reference_of_all())
+        return [-margin for margin in margins]
+
+    def losses(self, plan: PhasePlan) -> tuple[BatchedLoss, BatchedLoss | None, BatchedLoss | None]:
+        """Make the losses over the training rows, the validation rows, and those held out by keys."""
         data, label = self.phase.data, self.phase.label
         # A short phase needs no reference for all of a long file.
         used = _RowsUsed(data.train.rows, plan.rows_used, plan.passes, label)
-        train_loss = self._loss(used)
-        if data.valid is None:
-            return train_loss, None
-        held_out = data.valid.rows
-        every = range(len(held_out))
-        used = _RowsUsed(held_out, every, plan.evaluations, f"{label} valid")
-        return train_loss, self._loss(used)
+        train_loss = self._loss(used, self._reference_of_all() if self._orders_by_margin else None)
+        measured = [
+            self._loss(
+                _RowsUsed(part.rows, range(len(part.rows)), plan.evaluations, f"{label} {name}")
+            )
+            if part is not None
+            else None
+            for name, part in (("valid", data.valid), ("hold-out", data.hold_out))
+        ]
+        return train_loss, measured[0], measured[1]
 
-    def _loss(self, used: _RowsUsed) -> BatchedLoss:
+    def _loss(self, used: _RowsUsed, scored: TokenLogps | None = None) -> BatchedLoss:
+        """Make the loss over some rows.
+
+        Args:
+            scored: the reference of these rows and others, if it is computed already.
+        """
         frozen = self._frozen_states(used)
-        needs_reference = self.phase.settings.needs_reference
-        reference = self._reference(used, frozen) if needs_reference else None
+        reference = None
+        if self.phase.settings.needs_reference:
+            if scored is not None:
+                reference = {index: scored[index] for index in used.which}
+            else:
+                reference = self._reference(used, frozen)
         kl = self._kl_penalty(used, frozen)
         return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen, kl)
 
@@ -311,6 +358,12 @@ class _LossMaker:
             progress=self.run.progress,
             stage=f"{used.label}: frozen blocks",
         )
+
+    def _reference_of_all(self) -> TokenLogps:
+        """Compute the reference of all training rows, to order them by; used ones train with it."""
+        rows = self.phase.data.train.rows
+        used = _RowsUsed(rows, range(len(rows)), 1.0, f"{self.phase.label} margins")
+        return self._reference(used, None)
 
     def _reference(self, used: _RowsUsed, frozen: FrozenStates | None) -> TokenLogps:
         """Compute the policy's log-probabilities as the phase begins, or read stored ones."""

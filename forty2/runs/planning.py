@@ -21,6 +21,7 @@ from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.units import duration, file_size
+from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
 from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
 from forty2.runs.fused import fused_path
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
@@ -28,6 +29,7 @@ from forty2.runs.phase_data import (
     PhaseData,
     check_lengths,
     check_measured,
+    course_of,
     new_stop_tokens,
     phase_data,
     stop_notice,
@@ -37,10 +39,10 @@ from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
-from forty2.training.batches import lengths_of, weights_of
+from forty2.training.batches import lengths_of
 from forty2.training.frozen_states import states_to_store
 from forty2.training.reference_states import reference_states_size
-from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
+from forty2.training.schedule import PhasePlan
 
 
 class PhaseForecast(NamedTuple):
@@ -73,6 +75,10 @@ class PhaseForecast(NamedTuple):
     """Properties of its rows that do not suit its objective."""
     ignored: str
     """Keys of its rows that nothing reads; "": none."""
+    hold_out_rows: int = 0
+    """Rows that it holds out by their keys."""
+    curriculum: CurriculumForecast | None = None
+    """Use of its rows by stage and stratum; None: they are neither ordered nor divided."""
 
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
@@ -141,7 +147,7 @@ def plan(
             name: phase_data(phase, recipe, encoder, Path(scratch))
             for name, phase in recipe.phases.items()
         }
-        plans = {name: _plan(name, recipe, part) for name, part in data.items()}
+        plans = {name: course_of(name, recipe, part) for name, part in data.items()}
         phases = tuple(
             _forecast(name, recipe, part, plans[name], loaded) for name, part in data.items()
         )
@@ -178,12 +184,6 @@ def plan(
         disk=disk,
         time=time,
     )
-
-
-def _plan(name: str, recipe: Recipe, data: PhaseData) -> PhasePlan:
-    rows = data.train.rows
-    seed = phase_seed(recipe.seed, [*recipe.phases].index(name) + 1)
-    return plan_phase(recipe.phases[name], lengths_of(rows), weights_of(rows), seed)
 
 
 def _disk(
@@ -240,6 +240,8 @@ def _forecast(
         stored_gb=_stored_gb(phase_plan, rows, loaded),
         data_warnings=tuple(phase.data_warnings(rows)),
         ignored=data.ignored,
+        hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
+        curriculum=forecast_curriculum(phase_plan, data),
     )
 
 
@@ -289,6 +291,11 @@ def format_plan(plan: RunForecast) -> str:
         *_disk_lines(plan.disk),
         *_time_lines(plan),
     ]
+    for one in plan.phases:
+        if one.hold_out_rows:
+            lines.append(f"{one.name}: {one.hold_out_rows} rows are held out and validated apart")
+        if one.curriculum is not None:
+            lines += ["", *(f"{one.name}: {line}" for line in str(one.curriculum).splitlines()), ""]
     lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
 

@@ -174,14 +174,15 @@ class _PhaseTimer:
         self.loaded.model.eval()
         loss, before = self._loss(rows, sample, plan.rows_used, plan.passes)
         evaluation = drift + self._reply_seconds()
-        if self.data.valid is not None:
-            held_out = self.data.valid.rows
+        for part in (self.data.valid, self.data.hold_out):
+            if part is None:
+                continue
+            held_out = part.rows
             every, few = range(len(held_out)), _spread(range(len(held_out)), _ROWS)
             valid_loss, more = self._loss(held_out, few, every, plan.evaluations)
             before += more
-            evaluation += _share(held_out, every, few) * _seconds(
-                lambda: evaluate(self.loaded.model, valid_loss, which=few)
-            )
+            once = functools.partial(evaluate, self.loaded.model, valid_loss, which=few)
+            evaluation += _share(held_out, every, few) * _seconds(once)
         return PhaseTime(before, self._step_seconds(steps, loss), plan.evaluations * evaluation)
 
     def _chosen_steps(self) -> list[int]:
@@ -248,7 +249,7 @@ class _PhaseTimer:
         finally:
             checkpoint_gradients(model, False)
             model.eval()
-        trained_on = plan.exposures(plan.steps) * sum(self._lengths)
+        trained_on = plan.exposures(plan.steps) * plan.order.tokens
         return trained_on / tokens * seconds
 
     def _reply_seconds(self) -> float:

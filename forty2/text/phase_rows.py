@@ -15,7 +15,9 @@ from forty2.data.eval_proposals import system_of
 from forty2.data.formats import parse
 from forty2.data.ignored import IgnoredKeys
 from forty2.data.records import Record
+from forty2.data.row_values import KeyUse, RowValues
 from forty2.data.sources import no_rows, read_rows
+from forty2.data.strata import Cell
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
@@ -24,6 +26,7 @@ from forty2.text.rows import AnyRow, FittedRows, fit_rows
 
 _CHUNK = 512
 """Records that are encoded together; no more are in memory at once."""
+_NO_KEYS = KeyUse()
 
 
 class PhaseRows(NamedTuple):
@@ -39,6 +42,12 @@ class PhaseRows(NamedTuple):
     """System prompt of more than half of the training rows; "": there is none."""
     lint_warnings: Sequence[Finding] = ()
     """Warnings of the lint; empty without a linter."""
+    hold_out: FittedRows | None = None
+    """Rows of both files that are held out by their keys; None: none are."""
+    difficulty: Sequence[float] | None = None
+    """How hard each training row is, by a key; None: rows are not ordered by one."""
+    strata: Sequence[Cell] | None = None
+    """Stratum of each training row; None: they are not divided."""
 
 
 def read_phase_rows(
@@ -50,6 +59,7 @@ def read_phase_rows(
     *,
     linter: Linter | None = None,
     contamination: ContaminationFinder | None = None,
+    use: KeyUse = _NO_KEYS,
 ) -> PhaseRows:
     """Read a phase's training and validation rows, each file once.
 
@@ -61,24 +71,37 @@ def read_phase_rows(
         linter: a new linter, which gets every row of both files; None: rows are not checked, and the
             first bad one stops the reading.
         contamination: finds a benchmark's items in the training rows; None: they are not searched.
+        use: keys of the rows that are read, and for what.
 
     Raises:
         DataError: the linter finds errors; else a row is damaged, of another kind or cannot be
-            encoded; else no row fits into `max_length`.
+            encoded, or lacks a key; else no row fits into `max_length`.
     """
-    reading = _Reading(kind, encoder, max_length, linter, contamination)
+    reading = _Reading(kind, encoder, max_length, linter, contamination, use)
     train = reading.read(source, "train")
     held_out = reading.read(valid, "valid") if valid is not None else None
     warnings = linter.refuse_errors(str(source)) if linter is not None else []
     if reading.problem is not None:
         raise reading.problem
+    if use.hold_out and not reading.hold_out.rows:
+        raise reading.values.nothing_held_out(str(source))
+    if use.hold_out and not (train.rows or train.dropped):
+        raise DataError(f"{source}: hold_out leaves no row to train on; hold out fewer values")
+    if held_out is not None and use.hold_out and not (held_out.rows or held_out.dropped):
+        held_out = None  # they are all in the other set
+    reading.values.check(str(source))
+    train = _completed(kind, source, train, max_length)
+    origins = [row.origin for row in train.rows] if use.keys else []
     return PhaseRows(
-        _completed(kind, source, train, max_length),
+        train,
         None if held_out is None else _completed(kind, str(valid), held_out, max_length),
         sorted(reading.hits),
         str(reading.ignored),
         reading.usual_system(),
         warnings,
+        _completed(kind, source, reading.hold_out, max_length) if use.hold_out else None,
+        reading.values.difficulty(origins),
+        reading.values.strata(origins),
     )
 
 
@@ -96,13 +119,19 @@ class _Reading:
         max_length: int,
         linter: Linter | None,
         contamination: ContaminationFinder | None,
+        use: KeyUse,
     ) -> None:
         self._kind, self._encoder, self._max_length = kind, encoder, max_length
         self._linter, self._contamination = linter, contamination
         self.problem: DataError | None = None
         """Error about the first row that is of another kind or cannot be encoded."""
         self.hits: list[Hit] = []
-        self.ignored = IgnoredKeys()
+        self.ignored = IgnoredKeys(use.keys)
+        self.values = RowValues(use)
+        self.hold_out = FittedRows([], [], [])
+        """Rows of all files that are held out by their keys."""
+        self._held_out: set[str] = set()
+        """Origins of these rows in the records that are not encoded yet."""
         self._systems: Counter[str] = Counter()
 
     def usual_system(self) -> str:
@@ -121,6 +150,12 @@ class _Reading:
         while chunk := list(islice(records, _CHUNK)):
             empty = False
             if self.problem is None:
+                if self._held_out:
+                    held_out = [one for one in chunk if one.origin in self._held_out]
+                    chunk = [one for one in chunk if one.origin not in self._held_out]
+                    self._held_out.clear()
+                    parts = zip(self.hold_out, self._encoded(held_out), strict=True)
+                    self.hold_out = FittedRows(*([*old, *new] for old, new in parts))
                 fitted = self._encoded(chunk)
                 rows += fitted.rows
                 shortened += fitted.shortened
@@ -137,13 +172,22 @@ class _Reading:
             record = self._record(row, origin)
             if record is None:
                 continue
+            held_out = self.values.is_held_out(row)
+            if held_out:
+                self._held_out.add(origin)
+            trained = split == "train" and not held_out
             if linter is not None:
-                linter.add(record, split)
+                linter.add(record, "train" if trained else "valid")
             if split == "train":
                 self.ignored.add(record)
+            if trained:
                 self._systems[system_of(record)] += 1
                 if self._contamination is not None:
                     self.hits += self._contamination.find(record)
+                try:
+                    self.values.add(row, origin)
+                except DataError as error:
+                    self._note(error)
             yield record
 
     def _record(self, row: JsonObject, origin: str) -> Record | None:

@@ -41,6 +41,8 @@ class Evaluation(NamedTuple):
     """Metrics of the validation rows."""
     replies: ReplyCheck
     drift: Drift | None
+    hold_out: dict[str, float]
+    """Metrics of the rows that are held out by their keys."""
 
 
 class Evaluator(NamedTuple):
@@ -52,13 +54,16 @@ class Evaluator(NamedTuple):
     """Function that has the model reply to prompts, in the first process of a group; None: never."""
     measure_drift: Callable[[], Drift] | None = None
     """Function that measures the drift from the base, in the first process of a group; None: never."""
+    hold_out_loss: BatchedLoss | None = None
+    """The loss over the rows that are held out by their keys; None: there are none."""
 
     def evaluate(self, model: nn.Module, group: Group, progress: Progress = silent) -> Evaluation:
         """Measure validation rows, replies and drift; leave the model in eval."""
         model.eval()
-        valid = {}
-        if self.valid_loss is not None:
-            valid = evaluate(model, self.valid_loss, group, progress)
+        valid, hold_out = (
+            evaluate(model, loss, group, progress) if loss is not None else {}
+            for loss in (self.valid_loss, self.hold_out_loss)
+        )
         replies, drift = ReplyCheck({}, []), None
         if self.check_replies is not None:
             progress("replies", 0, 1, {})
@@ -66,7 +71,7 @@ class Evaluator(NamedTuple):
         if self.measure_drift is not None:
             progress("drift from the base", 0, 1, {})
             drift = Drift(*group.broadcast(self.measure_drift))
-        return Evaluation(valid, replies, drift)
+        return Evaluation(valid, replies, drift, hold_out)
 
 
 def evaluate(

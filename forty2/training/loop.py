@@ -260,14 +260,15 @@ class _Attempt:
     def _evaluate(self) -> None:
         """Evaluate the model, log the figures, and act on the red lines that they cross."""
         state, name = self.state, self.training.name
-        valid, replies, drift = self.training.evaluator.evaluate(
+        valid, replies, drift, hold_out = self.training.evaluator.evaluate(
             self.model,
             self.training.group,
             lambda part, done, total, info: self.training.progress(
                 f"{name}: {part}", done, total, info
             ),
         )
-        measured = {**valid, **replies.metrics}
+        apart = {f"hold_out_{key}": value for key, value in hold_out.items()}
+        measured = {**valid, **replies.metrics, **apart}
         if drift is not None and "perplexity" in self.phase.chosen_by:
             measured["perplexity"] = drift.neutral_perplexity
         broken = [key for key, value in measured.items() if not math.isfinite(value)]
@@ -310,6 +311,8 @@ class _Attempt:
             ("validation loss", measured.get("loss"), ".3f"),
             ("accuracy", measured.get("accuracy"), ".0%"),
             ("prompts passed", measured.get("passed"), ".0%"),
+            ("held-out strata: loss", measured.get("hold_out_loss"), ".3f"),
+            ("accuracy", measured.get("hold_out_accuracy"), ".0%"),
         ]
         for name in sorted(self.phase.chosen_by & {"perplexity", *REPLY_METRICS}):
             figures.append((name.replace("_", " "), measured.get(name), ".3g"))

@@ -105,6 +105,24 @@ def reference_logps(
     return result
 
 
+def token_margins(rows: Sequence[PairRow], logps: TokenLogps) -> list[float]:
+    """Compute by how much each pair's chosen response is likelier than the rejected one, in nats a token.
+
+    Means over tokens are compared, because sums would mostly compare the lengths.
+
+    Args:
+        logps: log-probabilities of all rows.
+    """
+    margins = []
+    for index, row in enumerate(rows):
+        sides = np.split(logps[index].astype(np.float64), [len(row.chosen)])
+        chosen, rejected = (
+            side.sum() / sum(mask) for side, mask in zip(sides, row.response_masks, strict=True)
+        )
+        margins.append(float(chosen - rejected))
+    return margins
+
+
 def pair_logprobs(
     model: nn.Module, rows: Sequence[PairRow], *, progress: Progress = silent
 ) -> list[JsonObject]:

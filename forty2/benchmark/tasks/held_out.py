@@ -8,6 +8,9 @@
               that stopped
     prompts   share of the phases' eval prompts that were answered as expected
 
+Rows that a recipe holds out by their keys (`hold_out`) have metrics of their own, with the values in
+brackets, as in "pairs right (arts)"; no verdict is over them.
+
 The gains are against the base model of the run, whose log-probabilities stand in every record.
 """
 
@@ -67,6 +70,8 @@ class HeldOutRow(NamedTuple):
     """The chosen and the rejected answer of a pair; else one."""
     desirable: bool = True
     """Verdict on a rated answer: True if it is good."""
+    apart: str = ""
+    """Values by which the row is held out, if it is scored apart from the validation rows."""
 
 
 class HeldOutPrompt(NamedTuple):
@@ -88,7 +93,10 @@ class HeldOutRows(NamedTuple):
 
     def sha256(self) -> str:
         """Hash what is asked and scored, without where it came from."""
-        scored = [[row.kind, row.phase, row.sides, row.desirable] for row in self.rows]
+        scored = [
+            [row.kind, row.phase, row.sides, row.desirable, *([row.apart] if row.apart else [])]
+            for row in self.rows
+        ]
         asked = [prompt.ids for prompt in self.prompts]
         files = [prompts.sha256 for prompts in self.eval_prompts]
         return hashlib.sha256(json.dumps([scored, asked, files]).encode()).hexdigest()
@@ -160,6 +168,7 @@ class HeldOut(Task[HeldOutRows]):
             "logps": list(logps),
             "base_logps": list(base),
         }
+        record |= {"apart": row.apart} if row.apart else {}
         return record | ({"desirable": row.desirable} if row.kind == "rating" else {})
 
     def _reply(
@@ -197,9 +206,18 @@ class HeldOut(Task[HeldOutRows]):
     def items(cls, records: Iterable[JsonObject]) -> tuple[Item, ...]:
         """Score the records; chats are weighted by their tokens, so the mean is the loss a token."""
         records = list(records)
-        tokens = [record["tokens"][0] for record in records if record["kind"] == "chat"]
-        mean = sum(tokens) / max(1, len(tokens))
-        return tuple(Item(record, _scores(record, mean)) for record in records)
+        tokens: dict[str, list[int]] = {}
+        for record in records:
+            if record["kind"] == "chat":
+                tokens.setdefault(record.get("apart", ""), []).append(record["tokens"][0])
+        means = {apart: sum(each) / len(each) for apart, each in tokens.items()}
+        items = []
+        for record in records:
+            apart = record.get("apart", "")
+            scores = _scores(record, means.get(apart, 0.0))
+            named = {f"{name} ({apart})" if apart else name: one for name, one in scores.items()}
+            items.append(Item(record, named))
+        return tuple(items)
 
     @classmethod
     def figures(cls, items: Sequence[Item]) -> JsonObject:
@@ -231,7 +249,7 @@ class HeldOut(Task[HeldOutRows]):
 
     @classmethod
     def metric(cls, name: str) -> Metric:
-        return _METRICS.get(name, SHARE)
+        return _METRICS.get(name.partition(" (")[0], SHARE)
 
     @classmethod
     def text(cls, result: Result) -> str:

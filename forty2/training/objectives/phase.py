@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from forty2.text.encoder import Encoder
-from forty2.text.row_kinds import RowKind
+from forty2.text.row_kinds import PAIRS, RowKind
 from forty2.text.rows import AnyPair, Row
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ Metric = Literal["loss", "accuracy", "margin", "passed", "perplexity", ReplyMetr
 that of neutral text."""
 REPLY_METRICS: tuple[str, ...] = get_args(ReplyMetric)
 Direction = Literal["min", "max"]
+REFERENCE_MARGIN = "reference_margin"
+"""Measure of difficulty that the reference gives, in place of a row key."""
 SPIKE_THRESHOLD = 1.0
 """Smallest rise over the recent mean loss that counts as a spike, in nats."""
 
@@ -83,6 +85,64 @@ class Goal:
         if self.at_least is not None:
             return value >= self.at_least
         return self.at_most is not None and value <= self.at_most
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Value = str | int | float | bool
+"""A value of a row's key."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Curriculum:
+    """Order the training rows of a phase from easy to hard, or leave out the hardest."""
+
+    by: str
+    """Row key that says how hard a row is: a number, larger for harder ones, or a word of easy,
+    medium, hard; simple, moderate, nuanced; explicit, mixed, implicit. Or, for pairs,
+    reference_margin: the mean log-probability of a token of the chosen response less that of the
+    rejected one, by the model as the phase begins; a pair with a small or negative one is hard."""
+    order: Literal["easy_first", "shuffled"] = "easy_first"
+    """easy_first: by `stages`, or without them from easy to hard in every pass; shuffled: no order, for
+    `drop_hardest` alone."""
+    stages: Annotated[list[Share], Field(min_length=1)] | None = None
+    """Shares of the rows, the easiest first, that the passes use in turn, e.g. [0.3, 0.6, 1.0]: one pass
+    over the easiest 30%, one over 60%, and all further ones over all. A share that stands twice is
+    used for two passes. Within a pass the order is random. null: every pass uses all rows."""
+    drop_hardest: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the rows, the hardest, that is never used. Preferences beyond a small model's capacity
+    make it worse whenever they come, so leaving them out helps more than ordering them: Gao et al.
+    2025 (arXiv:2502.09650), who gained 9 to 16% of win rate."""
+
+    @field_validator("stages")
+    @classmethod
+    def _grow(cls, stages: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if stages is None:
+            return None
+        if info.data.get("order") == "shuffled":
+            raise ValueError("stages: they go from easy to hard; set order: easy_first")
+        if sorted(stages) != stages:
+            raise ValueError(
+                "stages: shares are cumulative, so none is smaller than the one before"
+            )
+        if stages[-1] != 1:
+            raise ValueError(
+                "stages: the last share should be 1, all rows; drop_hardest leaves rows out"
+            )
+        return stages
+
+    @field_validator("drop_hardest")
+    @classmethod
+    def _does_something(cls, share: float, info: ValidationInfo) -> float:
+        if not share and info.data.get("order") == "shuffled":
+            raise ValueError(
+                "order: shuffled without drop_hardest changes nothing; give one of them"
+            )
+        return share
+
+    @property
+    def sorts_passes(self) -> bool:
+        """Whether every pass runs from easy to hard."""
+        return self.order == "easy_first" and self.stages is None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -145,6 +205,16 @@ class Phase:
     """Approximate number of tokens in a batch, in place of batch_size; null: batch_size counts."""
     accumulate: Positive = 1
     """Batches in one optimizer step, with the result of one batch of all their rows."""
+    curriculum: Curriculum | None = None
+    """Order of the rows from easy to hard, and the share of the hardest that is left out; null: random
+    order, all rows."""
+    stratify: Annotated[list[str], Field(min_length=1)] | None = None
+    """Row keys, e.g. [domain, complexity]: every batch holds their values, and the combinations of
+    them, as evenly as their numbers of rows allow. Each row is used as often as without. null: batches
+    are drawn at random."""
+    hold_out: Annotated[dict[str, Value | list[Value]], Field(min_length=1)] | None = None
+    """Rows that are never trained on but validated apart, by the values of row keys, e.g. {domain: arts}
+    or {domain: [arts, law]}; with several keys, rows that match them all. null: none."""
     lr: Annotated[float, Field(gt=0, lt=1)]
     """Learning rate after warm-up. No default."""
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
@@ -185,6 +255,28 @@ class Phase:
             raise ValueError("steps: give steps or epochs, one of the two")
         return epochs
 
+    @field_validator("curriculum")
+    @classmethod
+    def _has_margins(cls, curriculum: Curriculum | None) -> Curriculum | None:
+        if curriculum and curriculum.by == REFERENCE_MARGIN and cls.row_kind is not PAIRS:
+            raise ValueError(
+                f"curriculum: only pairs have a {REFERENCE_MARGIN}; name a row key in curriculum.by"
+            )
+        return curriculum
+
+    @field_validator("stratify")
+    @classmethod
+    def _once_each(cls, keys: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        curriculum = info.data.get("curriculum")
+        if keys and curriculum is not None and curriculum.sorts_passes:
+            raise ValueError(
+                "stratify: a pass from easy to hard cannot be even over strata as well; give "
+                "curriculum.stages, within which the order is free"
+            )
+        if keys and len(set(keys)) < len(keys):
+            raise ValueError("stratify: a key stands there twice; remove one")
+        return keys
+
     @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
     @classmethod
     def _reached(cls, every: int | None, info: ValidationInfo) -> int | None:
@@ -215,6 +307,12 @@ class Phase:
     def spike_threshold(self) -> float:
         """Smallest rise over the recent mean loss that counts as a spike, in nats."""
         return SPIKE_THRESHOLD
+
+    @property
+    def row_keys(self) -> frozenset[str]:
+        """Keys of the rows that order, divide or hold out rows."""
+        by = {self.curriculum.by} - {REFERENCE_MARGIN} if self.curriculum is not None else set()
+        return frozenset({*by, *(self.stratify or ()), *(self.hold_out or ())})
 
     def encoder(self, encoder: Encoder) -> Encoder:
         """Return the encoder for the phase's rows, made from one that learns all turns."""

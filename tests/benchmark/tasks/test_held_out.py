@@ -164,3 +164,22 @@ def test_the_hash_is_over_what_is_scored_and_not_over_where_it_came_from() -> No
         rows._replace(rows=()),
     ):
         assert changed.sha256() != rows.sha256()
+
+
+def test_rows_held_out_by_their_keys_are_scored_apart() -> None:
+    records = [
+        scored("pair", [-4, -9], [-5, -9]),
+        scored("pair", [-6, -9], [-5, -9], 1, apart="arts"),
+        chat(-8.0, 4),
+        chat(-30.0, 10, 1) | {"apart": "arts"},
+    ]
+    items = HeldOut.items(records)
+    assert [item.scores for item in items] == [
+        {PAIRS: 1, PAIR_MARGIN: 1},
+        {f"{PAIRS} (arts)": 0, f"{PAIR_MARGIN} (arts)": -1},
+        {CHAT_LOSS: 2.0},
+        {f"{CHAT_LOSS} (arts)": 3.0},
+    ]
+    assert HeldOut.metric(f"{CHAT_LOSS} (arts)") == HeldOut.metric(CHAT_LOSS)
+    rows = [HeldOutRow("pair", "dpo", "a", (), apart=apart) for apart in ("", "arts")]
+    assert len({HeldOutRows((row,), ()).sha256() for row in rows}) == 2
