@@ -53,7 +53,8 @@ MODULES = {
     "benchmark/stats": "benchmark/test_stats",
     "export/fusing": "export/test_fusing",
     "files": "test_files",
-    "inference/logprobs": "inference/test_logprobs training/test_frozen_states",
+    "inference/logprobs": "inference/test_logprobs training/test_frozen_states "
+    "training/objectives/test_kl_term",
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
     "model/adapter": "model/test_adapter export/test_fusing",
     "model/merging": "model/test_merging export/test_fusing",
@@ -66,21 +67,32 @@ MODULES = {
     "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
     "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
-    "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states",
-    "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto",
+    "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states "
+    "training/objectives/test_pairs training/objectives/test_kl_term",
+    "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto "
+    "training/objectives/test_kl_term",
     "training/batched_loss/responses": "training/test_batched_loss training/test_frozen_states "
-    "training/objectives/test_kto",
+    "training/objectives/test_kto training/objectives/test_kl_term",
     "training/batches": "training/test_batches training/test_schedule training/objectives/test_kto",
     "training/checkpoints": "training/test_checkpoints",
     "training/frozen_states": "training/test_frozen_states",
+    "training/kl_divergence": "training/objectives/test_kl_term",
     "training/losses": "training/test_losses training/objectives/test_kto",
-    "training/objectives/dpo": "training/test_losses training/test_batched_loss",
+    "training/objectives/cpo": "training/test_losses training/objectives/test_pairs",
+    "training/objectives/dpo": "training/test_losses training/test_batched_loss "
+    "training/objectives/test_pairs",
+    "training/objectives/kl_term": "training/objectives/test_kl_term",
     "training/objectives/kto": "training/objectives/test_kto",
-    "training/objectives/pairs": "training/test_losses training/test_batched_loss",
+    "training/objectives/orpo": "training/test_losses training/objectives/test_pairs",
+    "training/objectives/pairs": "training/test_losses training/test_batched_loss "
+    "training/objectives/test_pairs",
     "training/objectives/phase": "training/test_loop",
+    "training/objectives/simpo": "training/test_losses training/objectives/test_pairs",
     "training/reference": "training/test_reference inference/test_logprobs",
+    "training/reference_states": "training/objectives/test_kl_term",
     "training/schedule": "training/test_schedule training/test_batches",
-    "training/step": "training/test_step training/objectives/test_kto",
+    "training/step": "training/test_step training/objectives/test_kto "
+    "training/objectives/test_kl_term",
 }
 """Modules that are mutated, and the files of their tests."""
 SLOW = [
@@ -88,6 +100,7 @@ SLOW = [
     "training/objectives/test_kto.py::test_a_recipe_trains_on_rated_rows_and_on_pairs",
     "training/objectives/test_kto.py::test_real_answers_on_the_starter_model",
     "training/objectives/test_kto.py::test_training_tells_desirable_responses_from_others",
+    "training/objectives/test_pairs.py::test_every_objective_begins_where_it_must_and_its_loss_falls",
     "training/test_batches.py::test_a_weight_comes_from_the_row",
     "training/test_frozen_states.py::test_pairs_of_any_shape",
     "training/test_frozen_states.py::test_real_pairs_on_the_starter_model",

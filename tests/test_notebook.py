@@ -70,8 +70,11 @@ def test_a_result_shows_its_means_and_its_items_are_left_out(result: Result) -> 
 def test_a_comparison_shows_its_figures_and_verdict(result: Result) -> None:
     found = compare(result, result)
     texts = shown(found).texts
+    title = f"{found.questions}, {found.n} questions: {found.before} → {found.after}"
+    head = ["metric", "before", "after", "change", "95% interval", "p", "verdict"]
+    assert texts[:8] == [title, *head]
     assert {"MC1", f"{found.metrics['mc1'].after:.3f}", found.metrics["mc1"].verdict} <= {*texts}
-    assert any(text.startswith(f"Verdict: {found.verdict}. ") for text in texts)
+    assert texts[-1].startswith(f"Verdict: {found.verdict}. ")
     assert f"Verdict: {found.verdict}" in str(found)
 
 

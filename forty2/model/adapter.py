@@ -117,7 +117,10 @@ def wasted_rank(model: nn.Module) -> str | None:
     if share <= _MOST_WASTED:
         return None
     name = min(small, key=lambda n: found[n].usable)
-    others = f", {len(small) - 1} more layers no more than theirs" * (len(small) > 1)
+    more = len(small) - 1
+    others = f", {more} more layers no more than theirs" if more > 1 else ""
+    if more == 1:
+        others = ", and one more layer no more than its own"
     advice = ", or name larger layers in adapter.keys" * (len(small) < len(found))
     return (
         f"adapter.rank is {found[name].rank}, but {name} can use no more than {found[name].usable}"

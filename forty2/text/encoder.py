@@ -212,10 +212,11 @@ class Encoder:
         tokens = supervised = 0
         for row in self.encode(record):
             if isinstance(row, Row):
-                tokens, supervised = tokens + len(row.ids), supervised + sum(row.mask)
+                parts, masks = [row.ids], [row.mask]
             else:
-                tokens += len(row.prompt) + sum(map(len, row.responses))
-                supervised += sum(map(sum, row.response_masks))
+                parts, masks = [row.prompt, *row.responses], [*row.response_masks]
+            tokens += sum(map(len, parts))
+            supervised += sum(map(sum, masks))
         return tokens, supervised
 
     # --- conversations ---
@@ -353,10 +354,10 @@ class Encoder:
         """
         if character == len(whole.text):
             return len(whole.ids)
-        before = bisect_right(whole.control_ends, character)
-        begin = whole.control_ends[before - 1] if before else 0
-        token = whole.control_places[before - 1] + 1 if before else 0
-        control = whole.ids[token - 1 : token] if before else []
+        begin, token, control = 0, 0, []
+        if before := bisect_right(whole.control_ends, character):
+            begin, place = whole.control_ends[before - 1], whole.control_places[before - 1]
+            token, control = place + 1, [whole.ids[place]]
         lead = whole.text[begin:character]
         if not lead:
             return token

@@ -117,7 +117,6 @@ class SpecialTokens:
                 [
                     AddedToken(
                         spelling,
-                        special=False,
                         normalized=False,
                         lstrip=token is not None and token.lstrip,
                         rstrip=token is not None and token.rstrip,
@@ -165,9 +164,8 @@ def _backend_of(tokenizer: Tokenizer, specials: Collection[str]) -> Backend | No
     backend: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    text = (
-        f"{next(iter(specials), '')}One line,\n\tand  another: é, 好.{next(iter(specials), '')} x"
-    )
+    control = next(iter(specials), "")
+    text = f"{control}One line,\n\tand  another: é, 好.{control} x"
     wrapped = list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     return backend if WordCache(backend).encode_batch([text])[0] == wrapped else None
 

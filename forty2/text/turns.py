@@ -425,7 +425,7 @@ def _after_prompt(
     same = marks and first and int(marks[-1][1]) == shape.order[first - 1]
     header = prompt[marks[-1].end() :] if marks else prompt
     between = shape.parts[first]
-    for length in range(len(header), -1, -1) if same else ():
+    for length in reversed(range(len(header) + 1)) if same else ():
         surplus = header[length:]
         tag = _TAG.fullmatch(surplus)
         if not between.startswith(header[:length]) or (surplus and not tag):

@@ -75,16 +75,11 @@ def preference_loss(
         f_divergence: the divergence from the reference that anchors the policy, for losses of h alone.
     """
     gains = Gains(
-        logps.policy_chosen_logps - logps.reference_chosen_logps,
-        logps.policy_rejected_logps - logps.reference_rejected_logps,
+        f_score(logps.policy_chosen_logps - logps.reference_chosen_logps, f_divergence),
+        f_score(logps.policy_rejected_logps - logps.reference_rejected_logps, f_divergence),
         chosen_tokens,
         rejected_tokens,
     )
-    if f_divergence != "reverse_kl":
-        gains = gains._replace(
-            chosen=f_score(gains.chosen, f_divergence),
-            rejected=f_score(gains.rejected, f_divergence),
-        )
     if loss in ("sigmoid", "robust", "exo_pair"):
         return {"sigmoid": sigmoid, "robust": robust, "exo_pair": exo_pair}[loss](
             gains, beta, label_smoothing
@@ -229,13 +224,13 @@ def f_score(gain: mx.array, divergence: FDivergence) -> mx.array:
     Wang et al. 2023, f-DPO (arXiv:2309.16240), table 1: reverse KL log u, forward KL -1/u, Jensen and
     Shannon's log(2u / (1 + u)), α = 1/2 -2 / √u. Constants cancel between the two responses.
     """
+    if divergence == "reverse_kl":
+        return gain
     if divergence == "forward_kl":
         return mx.negative(mx.exp(mx.minimum(-gain, LARGEST_EXPONENT)))
     if divergence == "js":
         return mx.negative(mx.logaddexp(0.0, -gain))
-    if divergence == "alpha":
-        return mx.multiply(-2.0, mx.exp(mx.minimum(-gain / 2, LARGEST_EXPONENT)))
-    return gain
+    return mx.multiply(-2.0, mx.exp(mx.minimum(-gain / 2, LARGEST_EXPONENT)))
 
 
 def orpo_loss(chosen: mx.array, rejected: mx.array, *, beta: float) -> mx.array:

@@ -119,7 +119,7 @@ class Stepper:
         }
         return StepResult(means, float(loss), float(norm), sums.tokens, squares)
 
-    def _sum_batches(self, batches: Sequence[Batch], progress: float = 1.0) -> BatchSums:
+    def _sum_batches(self, batches: Sequence[Batch], progress: float) -> BatchSums:
         gradients, loss, metrics = None, mx.array(0.0), []
         step_arrays = self._loss.step_arrays(self._model, batches, self._group, progress)
         for batch in batches:

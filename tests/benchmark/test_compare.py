@@ -269,8 +269,9 @@ def test_damaged_results_are_refused() -> None:
     one_sided["items"][0]["mc1"]["labels"] = [1, 1, 1, 1]
     with pytest.raises(BenchmarkError, match="damaged"):
         compare(one, one_sided)
-    with pytest.raises(BenchmarkError, match="margin"):
-        compare(one, one, margin=0.0)
+    for margin in (0.0, 1.0):
+        with pytest.raises(BenchmarkError, match=f"margin {margin}: must lie between 0 and 1"):
+            compare(one, one, margin=margin)
 
 
 def test_labels_other_than_0_and_1_are_refused() -> None:

@@ -199,6 +199,7 @@ def test_what_quantizing_leaves_of_any_adapter_is_measured(
         (0.5, 0.01, None),
         (0.1, MOST_NOISE * 0.2, None),
         (0.99, 0.1, "4 bits move the model by KL 1.0e-01 a token, 50% of what the adapter does"),
+        (0.99, 0.2, "4 bits move the model by KL 2.0e-01 a token, 100% of what the adapter does"),
         (0.99, 0.3, "4 bits move the model by KL 3.0e-01 a token, more than the adapter does"),
         (None, 0.3, "4 bits move the model"),
         (None, 0.01, None),
@@ -285,6 +286,7 @@ def test_a_fused_model_may_differ_by_rounding_which_is_less_in_32_bits() -> None
     (warning,) = _warnings(_Parity(1e-3, 1e-4, 0.0), exact=False)
     assert warning.startswith("rounding to 16 bits moves the model by KL 1.0e-04 a token, and the ")
     assert warning.endswith("adapter by 1.0e-03: measure the fused model before you trust it")
+    assert not _warnings(_Parity(1e-3, 1e-6, 0.0), exact=False)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,8 @@ def test_an_adapter_without_effect_is_warned_about(base: Path, tmp_path: Path) -
     assert "changes next to nothing" in first
     assert "4 bits move the model" in second
     assert not _warnings(_Parity(NO_EFFECT, 0.0, 0.0), exact=True)
+    (warning,) = _warnings(_Parity(0.0, 0.0, 0.0), exact=False)  # no rounding either
+    assert "changes next to nothing" in warning
 
 
 @pytest.mark.parametrize("trusted", [False, True])

@@ -16,11 +16,13 @@ from forty2.model.adapter import (
     adapter_dir,
     adapter_weights,
     attach_adapter,
+    has_adapter,
     load_adapter,
     recorded_template,
     restore_adapter,
     save_adapter,
     trained_on,
+    trained_system,
     wasted_rank,
     without_adapter,
 )
@@ -64,10 +66,11 @@ def test_without_its_adapter_a_model_is_the_base(adapter: Adapter, tmp_path: Pat
     wanted = save_trained(tmp_path / "adapter", adapter)
     model = tiny_model()
     base = model(IDS)
+    assert not has_adapter(model)
     load_adapter(model, tmp_path / "adapter")
     with without_adapter(model):
-        assert mx.array_equal(model(IDS), base)
-    assert mx.array_equal(model(IDS), wanted)
+        assert mx.array_equal(model(IDS), base) and not has_adapter(model)
+    assert mx.array_equal(model(IDS), wanted) and has_adapter(model)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -197,6 +200,33 @@ def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "fused")
     with pytest.raises(ModelError, match="fused: this is a whole model: give it as `model`"):
         load(str(folder), folder)
+    for needed in ("config.json", "model.safetensors"):  # neither alone makes a model
+        (folder / needed).rename(tmp_path / needed)
+        with pytest.raises(ModelError, match="fused: no adapter here"):
+            adapter_dir(folder)
+        (tmp_path / needed).rename(folder / needed)
+
+
+@pytest.mark.parametrize(
+    ("record", "system"),
+    [
+        ('{"system": "Be brief."}', "Be brief."),
+        ('{"system": ""}', None),
+        ('{"system": null}', None),
+        ('{"system": 3}', None),
+        ("{}", None),
+        ("[]", None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_the_system_prompt_of_most_rows_is_read_from_the_phase_s_record(
+    record: str | None, system: str | None, tmp_path: Path
+) -> None:
+    save_trained(tmp_path / "phase1_sft")
+    if record is not None:
+        (tmp_path / "phase1_sft" / "phase.json").write_text(record)
+    assert trained_system(tmp_path) == trained_system(tmp_path / "phase1_sft") == system
 
 
 @pytest.mark.parametrize("place", [".", "phase1_sft", "phase1_sft/step20"])
@@ -277,6 +307,12 @@ def test_a_folder_of_the_same_name_with_other_weights_is_warned_about(
             "adapter.rank is 24, but model.layers.0.self_attn.k_proj can use no more than 16, 5 more "
             "layers no more than theirs: 6% of the adapter takes memory and adds nothing; set "
             "adapter.rank to 16 or less, or name larger layers in adapter.keys",
+        ),
+        (
+            "llama",
+            Adapter(rank=32, layers=1, keys=["self_attn.k_proj", "self_attn.v_proj"]),
+            "can use no more than 16, and one more layer no more than its own: 50% of the adapter "
+            "takes memory and adds nothing; set adapter.rank to 16 or less",
         ),
         (
             "llama",

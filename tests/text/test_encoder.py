@@ -13,7 +13,7 @@ from forty2.data.formats import parse
 from forty2.data.records import Chat, Message, Pair, Text
 from forty2.errors import DataError, ModelError
 from forty2.model.loading import LoadedModel
-from forty2.text.encoder import Encoder
+from forty2.text.encoder import Encoder, problem_of_length
 from forty2.text.rows import Row
 
 
@@ -413,6 +413,70 @@ def test_a_system_turn_that_a_template_refuses_is_refused_with_what_to_do(
         encoder.response([system, user("a")], [assistant("b")])
 
 
+def test_what_would_not_help_is_not_advised(starter: LoadedModel) -> None:
+    """Where a template refuses more than the system turn, or refuses it with nothing beside it."""
+    template = (
+        "{% if tools %}{{ raise_exception('No tools!') }}{% endif %}"
+        "{% for m in messages %}{% if m['role'] == 'system' or m['content'] == 'bad' %}"
+        "{{ raise_exception('No ' + m['role'] + '!') }}{% endif %}"
+        "{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    system: Message = {"role": "system", "content": "s"}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with pytest.raises(DataError, match=r"No system!; it takes no system turn"):
+        encoder.prompt([system, user("a")])
+    for messages, tools, said in (
+        ([user("bad")], (), "No user!"),
+        ([system, user("bad")], (), "No system!"),
+        ([system], (), "No system!"),
+        ([system, user("a")], [tool], "No tools!"),
+    ):
+        with pytest.raises(DataError) as error:
+            encoder.prompt(messages, tools)
+        assert str(error.value) == f"the chat template refuses these messages: {said}"
+
+
+def test_a_template_gets_no_list_of_tools_where_there_are_none(starter: LoadedModel) -> None:
+    template = (
+        "{% if tools is not none %}Tools: {{ tools | length }}\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    ids = Encoder(tokenizer).prompt([user("a")])
+    assert tokenizer.decode(ids) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_conversation_of_several_rows_is_measured_whole(starter: LoadedModel) -> None:
+    talk = (user("a"), assistant("<think>hm</think>b"), user("c"), assistant("d"))
+    record = Chat(messages=talk, origin="test:7")
+    encoder = Encoder(with_template(starter, FORGETS))
+    rows = encoder.encode_sft_record(record)
+    assert len(rows) == 2
+    assert encoder.measure(record) == (
+        sum(len(row.ids) for row in rows),
+        sum(sum(row.mask) for row in rows),
+    )
+
+
+def test_a_record_that_is_too_long_is_named_by_what_does_not_fit(chatml: Any) -> None:
+    encoder = Encoder(chatml)
+    pair = Pair(
+        prompt=(user("one two three four five six"),),
+        chosen=(assistant("yes"),),
+        rejected=(assistant("no"),),
+        origin="f:1",
+    )
+    row = encoder.encode_pair(pair)
+    whole = len(row.prompt) + max(map(len, row.responses))
+    assert problem_of_length(encoder, pair, whole) is None
+    shorter = f"its prompt does not fit into {whole - 1} tokens"
+    assert problem_of_length(encoder, pair, whole - 1) == shorter
+    assert problem_of_length(encoder, pair, 2) == "its response does not fit into 2 tokens"
+
+
 def test_rows_carry_weight_and_origin_and_are_measured(chatml: Any) -> None:
     encoder = Encoder(chatml)
     chat = Chat(messages=(user("q"), assistant("a")), origin="f:1", meta={"weight": 2})
@@ -454,6 +518,24 @@ def test_a_call_behind_the_end_of_the_turn_is_refused(starter: LoadedModel) -> N
     turn: Message = {"role": "assistant", "content": "Yes.", "tool_calls": [call]}
     with pytest.raises(DataError, match="ends the turn before its tool_calls"):
         encoder.response([user("a")], [turn])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # an answer's end that depends on what it says
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"
+        "{% if 'bye' in m['content'] %}{{ '\n\n' }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ],
+)
+def test_what_a_template_writes_around_a_text_may_not_depend_on_it(
+    starter: LoadedModel, template: str
+) -> None:
+    encoder = Encoder(with_template(starter, template))
+    encoder.response([user("a")], [assistant("hello")])
+    with pytest.raises(DataError, match="alters the content"):
+        encoder.response([user("a")], [assistant("good bye")])
 
 
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:

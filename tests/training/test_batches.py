@@ -75,6 +75,22 @@ def test_batches_by_tokens_hold_about_so_many() -> None:
     assert 1 - sum(lengths) / padded < 0.05
 
 
+def test_batches_by_tokens_of_rows_alike_hold_equally_many() -> None:
+    order = Order([10] * 1000, 1, 0, tokens=100)
+    assert {len(order.batch(n)) for n in range(order.batches_per_epoch)} == {10}
+
+
+def test_any_part_of_an_epoch_of_one_row_is_that_row() -> None:
+    order = Order([10], 4, 0)
+    assert [order.batches_of(epochs).batches for epochs in (0.1, 0.7, 1, 2.2, 2.8)] == [
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
 def test_over_many_epochs_a_weight_is_met_on_average() -> None:
     weights = [0.25, 1.0, 1.0, 2.5, 1.0, 0.25]
     order = Order([10] * 6, 2, 1, weights)
@@ -163,6 +179,7 @@ def test_packed_rows_keep_their_segments_beside_rows_of_one(
     packed = Row([5, 6, 7, 8], [False, True, False, True], "f:1", [0, 0, 1, 1])
     alone = Row([5, 6], [False, True], "f:2")
     batch = sft_batch([packed, alone], [4, 2])
+    assert batch.ids.shape == (2, 9 if gpu else 4)  # the model sees all tokens but the last
     assert batch.segments is not None and batch.segments.shape == batch.ids.shape
     assert batch.segments[:, :4].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
     assert not batch.segments[:, 4:].any()

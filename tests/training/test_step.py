@@ -288,7 +288,8 @@ def test_two_processes_take_the_step_that_one_would(share: tuple[range, range | 
     alone = one.step([objective.batch(part) for part in share if part], 0.5)
     second = OneOfTwo()
     _, objective, other = stepper(second)
-    other._sum_over_processes(other._sum_batches([objective.batch(p) for p in share[1:] if p]))
+    rest = [objective.batch(p) for p in share[1:] if p]
+    other._sum_over_processes(other._sum_batches(rest, 1.0))
     assert {leaf.dtype for leaf in second.sent[4].values()} == {mx.float32}
     first_model, objective, first = stepper(OneOfTwo(received=second.sent))
     together = first.step([objective.batch(share[0])], 0.5)
