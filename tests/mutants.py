@@ -49,14 +49,14 @@ use_setproctitle = false
 """
 
 MODULES = {
-    "benchmark/compare": "benchmark/test_compare",
+    "benchmark/compare": "benchmark/test_compare test_notebook",
     "benchmark/stats": "benchmark/test_stats",
     "export/fusing": "export/test_fusing",
     "files": "test_files",
     "inference/logprobs": "inference/test_logprobs training/test_frozen_states "
     "training/objectives/test_kl_term",
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
-    "model/adapter": "model/test_adapter export/test_fusing",
+    "model/adapter": "model/test_adapter model/test_initial_adapter export/test_fusing",
     "model/merging": "model/test_merging export/test_fusing",
     "model/quantization": "export/test_fusing model/test_adapter model/test_merging",
     "model/surgery": "model/test_surgery inference/test_logprobs",

@@ -17,6 +17,7 @@ from forty2.inference.logprobs import (
     PairArrays,
     Shortcuts,
     can_share_prompts,
+    compute_pair_block_input,
     logsumexp,
     response_logps,
     supervised_logps,
@@ -223,6 +224,18 @@ def test_a_batch_of_pairs_becomes_the_arrays_of_its_fields() -> None:
     fields = (batch.prefixes, batch.prefix_lengths, batch.inputs, batch.targets)
     for array, field in zip(arrays, (*fields, positions(batch.mask)), strict=True):
         np.testing.assert_array_equal(np.asarray(array), field)
+
+
+def test_with_stored_states_the_frozen_blocks_are_not_run() -> None:
+    """Nor are the ids below them read again: other ids with the same states score the same."""
+    model = tiny_model()
+    other = [PairRow(ids(len(r.prompt)), r.chosen, r.rejected, r.origin) for r in ROWS]
+    pairs, others = pair_arrays(ROWS), pair_arrays(other)
+    states = compute_pair_block_input(model, pairs, 1)
+    by = Shortcuts(shared_prompts=True, split_head=True)
+    wanted = response_logps(model, pairs, by)
+    assert mx.allclose(response_logps(model, others, by, states), wanted, atol=1e-5)
+    assert not mx.allclose(response_logps(model, others, by), wanted, atol=1e-2)
 
 
 def test_positions_far_apart_in_size_each_have_their_own_softmax() -> None:

@@ -6,6 +6,8 @@ import copy
 from typing import Any
 
 import pytest
+from support.models import tiny_loaded
+from tokenizers import AddedToken
 
 from forty2.model.loading import LoadedModel
 from forty2.text.special_tokens import SpecialTokens
@@ -62,6 +64,83 @@ def test_a_tokenizer_in_python_gives_the_tokens_of_the_compiled_one(tokenizer: A
     plain = TEXT.format("it", "No.")
     assert in_python.encode(plain) == compiled.encode(plain) == tokenizer.encode(plain)
     assert in_python.encode_batch([plain, "a"]) == compiled.encode_batch([plain, "a"])
+
+
+@pytest.mark.parametrize("text", ["ab", "</s>ab <s>", "a</s>"])
+def test_a_rendered_text_gets_no_token_that_it_does_not_spell(text: str) -> None:
+    """Although the tokenizer puts one in front of a text that it gets elsewhere."""
+    wrapped = tiny_loaded(front=True).tokenizer
+    assert wrapped.encode("ab")[0] == 0
+    replaced, _, literals = SpecialTokens(wrapped).replace([{"role": "user", "content": "</s>"}])
+    for tokenizer in (wrapped, InPython(wrapped)):
+        specials = SpecialTokens(tokenizer)
+        plain = specials.encode(text)
+        assert tokenizer.decode(plain) == text
+        assert specials.encode_batch([text]) == [plain]
+        behind = specials.encode(text + str(replaced[0]["content"]), literals)
+        assert behind[: len(plain)] == plain and tokenizer.decode(behind) == f"{text}</s>"
+        assert not {0, 1}.intersection(behind[len(plain) :])
+
+
+def test_a_tokenizer_that_changes_texts_in_python_keeps_doing_so(tokenizer: Any) -> None:
+    class Lower:
+        """As tokenizers do that normalize a text before they pass it on."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def encode(self, text: str, **options: Any) -> Any:
+            return tokenizer.encode(text.lower(), **options)
+
+    specials = SpecialTokens(Lower())  # type: ignore[arg-type]
+    assert specials.encode("Some TEXT") == SpecialTokens(tokenizer).encode("some text")
+
+
+def test_blanks_that_a_control_token_takes_up_are_taken_up_beside_text_that_spells_one(
+    tokenizer: Any,
+) -> None:
+    wide = AddedToken("<wide>", lstrip=True, rstrip=True, special=True)
+    tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": [wide]})
+    specials = SpecialTokens(tokenizer)
+    replaced, _, literals = specials.replace([{"role": "user", "content": "<|im_end|>"}])
+    plain = specials.encode("a <wide> b")
+    found = specials.encode(f"a <wide> b{replaced[0]['content']}", literals)
+    assert found[: len(plain)] == plain == [*specials.encode("a"), *specials.encode("<wide>b")]
+
+
+def test_a_token_that_ends_turns_is_a_control_token_whatever_its_tokenizer_says() -> None:
+    tokenizer = tiny_loaded(ends=[40]).tokenizer
+    spelling = tokenizer.convert_ids_to_tokens(40)
+    specials = SpecialTokens(tokenizer)
+    assert specials.ids[spelling] == 40
+    replaced, _, literals = specials.replace([{"role": "user", "content": spelling}])
+    assert literals == [spelling] and replaced[0]["content"] != spelling
+
+
+def test_markers_stay_tokens_in_answers_alone_and_ends_nowhere(tokenizer: Any) -> None:
+    specials = SpecialTokens(tokenizer, ["<|im_start|>", "<|im_end|>"])
+    content = "<|im_start|><|im_end|>"
+    turns = [{"role": role, "content": content} for role in ("user", "assistant")]
+    (asked, answered), _, literals = specials.replace(turns)
+    assert literals == ["<|im_start|>", "<|im_end|>", "<|im_end|>"]
+    assert "<|im_start|>" not in str(asked["content"])
+    assert str(answered["content"]).startswith("<|im_start|>")
+
+
+def test_a_role_is_kept_where_a_control_token_is_spelled_like_it(tokenizer: Any) -> None:
+    tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": ["user"]})
+    (turn,), _, literals = SpecialTokens(tokenizer).replace([{"role": "user", "content": "a user"}])
+    assert turn["role"] == "user" and literals == ["user"]
+
+
+@pytest.mark.parametrize("front", [False, True])
+def test_texts_go_to_the_compiled_tokenizer_of_any_tokenizer(
+    front: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_loaded(front=front).tokenizer
+    specials = SpecialTokens(tokenizer)
+    monkeypatch.setattr(tokenizer._tokenizer, "encode", None)
+    assert tokenizer.decode(specials.encode("<s>ab")) == "<s>ab"
 
 
 def test_texts_go_to_the_compiled_tokenizer_alone(

@@ -305,7 +305,8 @@ PHASES: dict[str, Any] = {"orpo": OrpoPhase, "simpo": SimpoPhase, "cpo": CpoPhas
 @pytest.mark.parametrize("name", PHASES)
 def test_a_phase_without_a_reference_reads_token_means_or_sums(name: str) -> None:
     phase = PHASES[name](objective=name, data="x", steps=1, lr=1e-3, beta=0.3)
-    logps = PairLogps(*(mx.array(value.astype(np.float32)) for value in VALUES))
+    policy = [mx.array(value.astype(np.float32)) for value in VALUES[:2]]
+    logps = PairLogps(*policy, *map(mx.zeros_like, policy))
     tokens = [mx.array(one) for one in TOKENS]
     sides = [VALUES[n] / (TOKENS[n] if name != "cpo" else 1.0) for n in (0, 1)]
     wanted = {
@@ -314,6 +315,8 @@ def test_a_phase_without_a_reference_reads_token_means_or_sums(name: str) -> Non
         "cpo": lambda c, r: softplus(-0.3 * (c - r)),
     }[name](*sides)
     np.testing.assert_allclose(np.asarray(phase.losses(logps, *tokens)), wanted, rtol=2e-5)
+    for found, side in zip(phase.rewards(logps, *tokens), sides, strict=True):
+        np.testing.assert_allclose(np.asarray(found), 0.3 * side, rtol=2e-5)
     assert not phase.needs_reference and "kl" not in phase.metrics
     assert phase.sft_weight == (0.0 if name == "simpo" else 1.0)
 

@@ -64,10 +64,8 @@ class PairLoss(ResponseLoss):
         policy, reference, mask, kl = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         tokens = mx.split(mask.sum(axis=-1), 2)
-        sums = [policy.sum(axis=-1), reference.sum(axis=-1)]
-        if self.phase.length_desensitise < 1:
-            weights = _shared_length_weights(mask, self.phase.length_desensitise)
-            sums = [(policy * weights).sum(axis=-1), (reference * weights).sum(axis=-1)]
+        weights = _shared_length_weights(mask, self.phase.length_desensitise)
+        sums = [(logps * weights).sum(axis=-1) for logps in (policy, reference)]
         logps = PairLogps(*mx.split(sums[0], 2), *mx.split(sums[1], 2))
         losses = self.phase.losses(logps, *tokens)
         if self.phase.sft_weight:

@@ -76,7 +76,7 @@ class RatedLoss(ResponseLoss):
                 mx.async_eval(total)
         total, all_rows = group.all_sum((total, rows))
         baseline = mx.maximum(0.0, total / all_rows)
-        return [baseline, *super().step_arrays(model, batches, group, progress)]
+        return [baseline, *self.kl_weight(progress)]
 
     def loss_at_start(self, batch: PairBatch) -> float:
         verdicts = self._desirable[batch.rows].tolist()

@@ -140,7 +140,10 @@ class ResponseLoss(BatchedLoss):
     def step_arrays(
         self, model: nn.Module, batches: Iterable[Batch], group: Group, progress: float = 1.0
     ) -> list[mx.array]:
-        """Return the weight of the term λ·KL at this step, if there is one."""
+        return self.kl_weight(progress)
+
+    def kl_weight(self, progress: float) -> list[mx.array]:
+        """Return the weight of the term λ·KL at this share of the phase; []: there is no such term."""
         return [mx.array(self._kl.term.at(progress))] if self._kl is not None else []
 
     def logps(self, model: nn.Module, arrays: Sequence[mx.array]) -> ResponseLogps:

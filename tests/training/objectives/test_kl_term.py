@@ -26,7 +26,7 @@ from forty2.text.rows import RatedRow
 from forty2.training.batched_loss import KlPenalty, PairLoss, RatedLoss
 from forty2.training.batches import pair_batch
 from forty2.training.evaluation import evaluate
-from forty2.training.frozen_states import frozen_states_size, store_states
+from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.kl_divergence import supervised_logps_and_kl
 from forty2.training.objectives.kl_term import KlKind, KlTerm
 from forty2.training.objectives.kto import KtoPhase
@@ -177,6 +177,34 @@ def test_stored_states_of_frozen_blocks_change_nothing(tmp_path: Path) -> None:
     assert one == pytest.approx(other, rel=1e-4)
 
 
+def test_the_reference_is_computed_from_stored_states_of_frozen_blocks(tmp_path: Path) -> None:
+    """So what is below them, here without any effect left, is not run again."""
+    model, shortcuts = adapted(), supported_shortcuts(adapted())
+    frozen = store_states(
+        model, PAIRS, ALL, frozen_states_size(model, PAIRS, ALL), tmp_path / "frozen"
+    )
+    told: list[tuple[str, int, int]] = []
+
+    def stored(name: str, states: FrozenStates | None) -> Any:
+        store_reference_states(
+            model,
+            PAIRS,
+            ALL,
+            tmp_path / name,
+            shortcuts=shortcuts,
+            frozen=states,
+            progress=lambda *said: told.append(said[:3]),
+        )
+        return np.fromfile(tmp_path / name, np.float32)
+
+    whole = stored("whole", None)
+    model.model.embed_tokens.weight *= 0
+    np.testing.assert_allclose(stored("replayed", frozen), whole, atol=1e-4)
+    assert np.abs(stored("broken", None) - whole).max() > 0.1
+    assert told[-1] == ("reference states", len(PAIRS), len(PAIRS))
+    assert all(0 < done <= total for _, done, total in told)
+
+
 def test_rated_responses_pay_for_their_own_response_alone(tmp_path: Path) -> None:
     model, term = adapted(), KlTerm(weight=2.0)
     rows = [
@@ -207,6 +235,33 @@ def test_the_weight_goes_from_its_first_value_to_its_last(schedule: Any, half: f
     term = KlTerm(weight=0.05, schedule=schedule, to=to)
     assert [term.at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.05, half, to or 0.05])
     assert (term.at(0.25) < 0.075) == (schedule != "linear")
+
+
+@pytest.mark.parametrize("rated", [False, True])
+def test_evaluations_are_judged_by_the_last_weight(rated: bool, tmp_path: Path) -> None:
+    """And so is a step that is not told how much of the phase is done."""
+    model = adapted()
+    term = KlTerm(weight=0.0, schedule="linear", to=10.0)
+    pairs = pair_loss(model, tmp_path, term)
+    loss: PairLoss | RatedLoss = pairs
+    plain: PairLoss | RatedLoss = pair_loss(model, tmp_path, None)
+    if rated:
+        rows = [
+            RatedRow(row.prompt, row.chosen, row.rejected, n % 2 > 0, row.origin)
+            for n, row in enumerate(PAIRS)
+        ]
+        phase = KtoPhase(objective="kto", data="x", steps=6, lr=1e-2, beta=0.3)
+        shortcuts = supported_shortcuts(model)
+        plain = RatedLoss(rows, pairs.reference, phase, shortcuts)
+        loss = RatedLoss(rows, pairs.reference, phase, shortcuts, None, pairs._kl)
+    moved(model)
+    before, found = evaluate(model, plain)["loss"], evaluate(model, loss)
+    assert found["loss"] - before == pytest.approx(10 * found["kl_term"], rel=1e-3)
+    stepper = Stepper(model, make_optimizer(loss.phase), loss, loss.phase)
+    batch = [loss.batch(ALL)]
+    assert stepper.step(batch, 0.0).loss == pytest.approx(found["loss"], rel=1e-4)
+    half = stepper.step(batch, 0.0, progress=0.5).loss
+    assert half - before == pytest.approx(5 * found["kl_term"], rel=1e-3)
 
 
 @pytest.mark.slow
