@@ -171,8 +171,9 @@ def _backend_of(tokenizer: Tokenizer, specials: Collection[str]) -> Backend | No
 
 
 def _any_of(spellings: Collection[str], *more: str) -> re.Pattern[str]:
-    longest_first = sorted(spellings, key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, longest_first), *more]) or r"(?!)")
+    # Of two that begin alike, the longer one comes first.
+    ordered = sorted(spellings, reverse=True)
+    return re.compile("|".join([*map(re.escape, ordered), *more]) or r"(?!)")
 
 
 def _replacing(

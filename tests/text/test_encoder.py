@@ -511,6 +511,33 @@ def test_arguments_without_their_names_are_refused(starter: LoadedModel) -> None
         calls(starter, values, {"name": "x"})
 
 
+def test_a_template_that_reads_arguments_as_text_may_refuse_a_header_behind_an_answer(
+    starter: LoadedModel,
+) -> None:
+    strict = (
+        "{% if add_generation_prompt and messages[-1]['role'] == 'assistant' %}"
+        "{{ raise_exception('No!') }}{% endif %}"
+    )
+    written = CALLS.replace("WRITTEN", "{{ f['name'] }} {{ f['arguments'] }}")
+    tokenizer = with_template(starter, strict + written)
+    call = {"type": "function", "function": {"name": "book", "arguments": {"nights": "two"}}}
+    turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    _, ids, _ = Encoder(tokenizer).response([user("a")], [turn])
+    assert tokenizer.decode(ids) == 'book {"nights": "two"}<|im_end|>'
+
+
+def test_a_template_does_not_see_which_turns_are_learned(starter: LoadedModel) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% if 'train' in m %} (given){% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    talk = (user("a"), {**assistant("b"), "train": False}, user("c"), assistant("d"))
+    (row,) = Encoder(tokenizer).encode_sft_record(Chat(messages=talk, origin="test:1"))
+    assert "given" not in tokenizer.decode(row.ids)
+
+
 def test_a_call_behind_the_end_of_the_turn_is_refused(starter: LoadedModel) -> None:
     ends = "<|im_end|>{{ f['name'] }}{{ f['arguments'] | tojson }}"
     encoder = Encoder(with_template(starter, CALLS.replace("WRITTEN", ends)))
