@@ -413,6 +413,24 @@ def test_a_system_turn_that_a_template_refuses_is_refused_with_what_to_do(
         encoder.response([system, user("a")], [assistant("b")])
 
 
+def test_a_system_turn_that_a_template_leaves_out_is_refused_with_what_to_do(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(DataError) as error:
+        Encoder(with_template(starter, template)).response(
+            [{"role": "system", "content": "s"}, user("a")], [assistant("b")], origin="f:1"
+        )
+    assert str(error.value) == (
+        "f:1: messages[0]: the chat template leaves out the system turn; merge it into the first user "
+        "turn (system_turn: fold in a recipe, else `system_turn=fold`)"
+    )
+
+
 def test_what_would_not_help_is_not_advised(starter: LoadedModel) -> None:
     """Where a template refuses more than the system turn, or refuses it with nothing beside it."""
     template = (
