@@ -87,7 +87,7 @@ def preference_loss(
     return dpop(gains, beta, dpop_lambda) if loss == "dpop" else _PLAIN[loss](gains, beta)
 
 
-def sigmoid(gains: Gains, beta: float, label_smoothing: float = 0.0) -> mx.array:
+def sigmoid(gains: Gains, beta: float, label_smoothing: float) -> mx.array:
     """DPO, Rafailov et al. 2023 (arXiv:2305.18290), eq. 7: -log σ(β h). At the start ln 2.
 
     cDPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3) mixes in the flipped label.
