@@ -38,6 +38,7 @@ from forty2.benchmark.verdict import (
     ALWAYS,
     HELD_OUT,
     CostChange,
+    JudgedChange,
     benefit_of,
     costs_of,
     sentence,
@@ -176,10 +177,6 @@ def compare(
         raise BenchmarkError(
             f"the result before holds {len(old.asked)} questions; two or more can be compared"
         )
-    own_task = _benefit_task(before, old)
-    own = old.tasks.get(own_task, ())
-    judged = tuple(name for name in own if name in pairs)
-    single = tuple(name for name in own if name not in pairs)
     changed, kl = _changed(old, new), _kl(before, after)
     same = unchanged(kl, changed)
     ps = {name: _p(*pair, resamples, seed) for name, pair in pairs.items()}
@@ -189,31 +186,73 @@ def compare(
         p = ps[name], corrected[name]
         change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
         changes[name] = change._replace(verdict="no change") if same else change
-    tasks = _by_task(old, changes)
-    benefit: Verdict = "no change"
-    if not same:
-        too_few: list[Verdict] = ["inconclusive"] * len(single)
-        benefit = benefit_of(own_task, [*(changes[name].verdict for name in judged), *too_few])
-    costs = () if same else costs_of(changes, tasks, own_task, cost or Cost())
-    shown = {shown_metric(name): changes[name] for name in judged}
-    questions = old.names.get(own_task, "")
+    found = judge(old, changes, cost or Cost(), same=same)
     return Comparison(
-        questions=questions,
-        n=max((len(old.metrics[name].by_place) for name in own), default=0),
+        questions=found.questions,
+        n=found.n,
         before=old.model,
         after=new.model,
         margin=margin,
         metrics=changes,
-        judged=judged,
+        judged=found.judged,
         categories=_by_category(old, new),
         kl=kl,
         changed=changed,
+        tasks=found.tasks,
+        verdict=found.verdict,
+        costs=found.costs,
+        sentence=found.sentence,
+    )
+
+
+class Judgement(NamedTuple):
+    """The verdict on the changes of all metrics."""
+
+    questions: str
+    """Name of the questions that show the benefit; "": none do."""
+    n: int
+    """Their number."""
+    judged: tuple[str, ...]
+    """Metrics that the benefit is over."""
+    tasks: dict[str, TaskChange]
+    """Each benchmark's own verdict."""
+    costs: tuple[CostChange, ...]
+    verdict: Verdict
+    sentence: str
+
+
+def judge(
+    scores: Scores, changes: Mapping[str, JudgedChange], cost: Cost, *, same: bool
+) -> Judgement:
+    """Judge benefit and cost.
+
+    Args:
+        scores: those before.
+        changes: by metric, of those metrics that have two items or more.
+        cost: margins of the cost.
+        same: whether the model is still the same, as far as was measured.
+    """
+    task = scores.benefit_task
+    own = scores.tasks.get(task, ())
+    judged = tuple(name for name in own if name in changes)
+    single = tuple(name for name in own if name not in changes)
+    tasks = _by_task(scores, changes)
+    benefit: Verdict = "no change"
+    if not same:
+        too_few: list[Verdict] = ["inconclusive"] * len(single)
+        benefit = benefit_of(task, [*(changes[name].verdict for name in judged), *too_few])
+    costs = () if same else costs_of(changes, tasks, task, cost)
+    shown = {shown_metric(name): changes[name] for name in judged}
+    questions = scores.names.get(task, "")
+    named = tuple(map(shown_metric, single))
+    return Judgement(
+        questions=questions,
+        n=max((len(scores.metrics[name].by_place) for name in own), default=0),
+        judged=judged,
         tasks=tasks,
-        verdict=word(benefit, costs),
         costs=costs,
-        sentence=sentence(
-            own_task, questions, benefit, shown, costs, tuple(map(shown_metric, single))
-        ),
+        verdict=word(benefit, costs),
+        sentence=sentence(task, questions, benefit, shown, costs, named),
     )
 
 
@@ -300,6 +339,12 @@ class Scores:
     """Places of the items of each category."""
     category_metric: str | None
     """The metric whose change is reported by category."""
+
+    @property
+    def benefit_task(self) -> str:
+        """The task that shows the benefit: of a stage, the first that is no price; "": none."""
+        price = ALWAYS if self.settings.get("benchmark") == "stage" else ()
+        return next((task for task, names in self.tasks.items() if names and task not in price), "")
 
 
 def scores_of(measured: Result | Stage) -> Scores:
@@ -414,12 +459,6 @@ def _comparable(
     return left
 
 
-def _benefit_task(measured: Result | Stage, scores: Scores) -> str:
-    """Return the task that shows the benefit: of a stage, the first that is no price; "": none."""
-    price = ALWAYS if isinstance(measured, Stage) else ()
-    return next((task for task, names in scores.tasks.items() if names and task not in price), "")
-
-
 def _first_name(scores: Scores) -> str:
     return next(iter(scores.names.values()))
 
@@ -525,7 +564,7 @@ def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
 
 
-def _by_task(old: Scores, changes: Mapping[str, Change]) -> dict[str, TaskChange]:
+def _by_task(old: Scores, changes: Mapping[str, JudgedChange]) -> dict[str, TaskChange]:
     """Judge each benchmark by its own metrics; those with too few questions are left out."""
     found = {}
     for task, names in old.tasks.items():

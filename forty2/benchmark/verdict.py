@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from forty2.benchmark.metrics import METRICS
 from forty2.benchmark.stats import Interval, Verdict, overall, verdict
@@ -25,7 +25,7 @@ from forty2.benchmark.tasks import task_class
 from forty2.recipe.schema import Cost
 
 if TYPE_CHECKING:
-    from forty2.benchmark.compare import Change, TaskChange
+    from forty2.benchmark.compare import TaskChange
 
 HELD_OUT = "held_out"
 """Name of the task that measures the run's own held-out rows."""
@@ -48,6 +48,25 @@ _WORDS: Mapping[Answer, Verdict] = {
 }
 
 
+class JudgedChange(Protocol):
+    """A metric's change with its 95% interval, over the items of one run or of several seeds."""
+
+    @property
+    def before(self) -> float: ...
+    @property
+    def after(self) -> float: ...
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def verdict(self) -> Verdict: ...
+
+
 class CostChange(NamedTuple):
     """A change in one thing that the base could do."""
 
@@ -65,7 +84,7 @@ class CostChange(NamedTuple):
 
 
 def costs_of(
-    metrics: Mapping[str, Change], tasks: Mapping[str, TaskChange], benefit: str, cost: Cost
+    metrics: Mapping[str, JudgedChange], tasks: Mapping[str, TaskChange], benefit: str, cost: Cost
 ) -> tuple[CostChange, ...]:
     """Judge what a stage of a run cost, from its comparison with the base.
 
@@ -125,7 +144,7 @@ def sentence(
     task: str,
     questions: str,
     benefit: Verdict,
-    changes: Mapping[str, Change],
+    changes: Mapping[str, JudgedChange],
     costs: Sequence[CostChange],
     single: Collection[str] = (),
 ) -> str:
@@ -160,7 +179,7 @@ _OWN: Mapping[str, tuple[str, str]] = {
 """The words for a metric of the held-out rows, and for its items, by its name in `tasks/held_out.py`."""
 
 
-def _held_out(changes: Mapping[str, Change], single: Collection[str]) -> str:
+def _held_out(changes: Mapping[str, JudgedChange], single: Collection[str]) -> str:
     """Say what changed on the held-out rows: better first, then worse, equal, and unknown."""
     found: dict[str, list[str]] = {}
     if single:
@@ -190,7 +209,7 @@ def _held_out(changes: Mapping[str, Change], single: Collection[str]) -> str:
     return "; ".join(parts)
 
 
-def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, Change]) -> str:
+def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, JudgedChange]) -> str:
     n = max((change.n for change in changes.values()), default=1)
     if benefit == "inconclusive":
         items = "1 item" if n == 1 else f"{n:,} items"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def ablate_command(
     """Measure what each phase of a recipe gains and costs.
 
     Trains and measures for each of several seeds: the base, each phase after the phases before it,
-    and the first preference phase on its own.
+    and the first preference phase on its own. Each is judged by benefit and cost, as a run is.
     """
     from forty2.runs.ablation import ablate
 
@@ -43,6 +44,9 @@ def ablate_command(
     for note in ablation.record["notes"]:
         click.echo(note)
     click.echo(f"\n{ablation.table}\n")
+    for line in ablation.verdicts:
+        click.echo("\n".join(textwrap.wrap(line, 80, subsequent_indent="  ")))
+    click.echo()
     if ablation.insight is not None:
         click.echo(f"{ablation.insight.sentence}\n")
     click.echo(f"report    {ablation.report}")

@@ -10,21 +10,52 @@ from forty2.files import write_text
 from forty2.report.ablation_records import Ablation, VariantChange, read_ablation
 from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
-from forty2.report.metrics import SCORES, Figure, metric_name, shown_score, written_score
+from forty2.report.metrics import (
+    SCORES,
+    Figure,
+    Score,
+    metric_name,
+    shown_score,
+    written_score,
+)
 from forty2.report.page import render
 from forty2.report.records import Change
 from forty2.report.run import origin_table
 
-_MAIN = ("mc1", "mc2", "no leak", "prefers", "log p of texts", "KL")
+_MAIN = (
+    "pairs right",
+    "ratings right",
+    "chat loss",
+    "prompts passed",
+    "mc1",
+    "mc2",
+    "right",
+    "no leak",
+    "prefers",
+    "log p of texts",
+    "KL",
+)
 """Metrics that come first, and have charts."""
-_CHANGE_UNITS = {**dict.fromkeys(SCORES, ""), "log p of texts": " (%)"}
+_NATS = ("chat loss", "pair margin")
+_CHANGE_UNITS = {
+    **dict.fromkeys(SCORES, ""),
+    **dict.fromkeys(_NATS, " (nats)"),
+    "log p of texts": " (%)",
+}
 """Units after a metric's name in tables of changes; the other metrics are shares, in points."""
 _SCORES_NOTE = (
-    "Means over seeds, with 95% intervals over seeds and items. MC1 and MC2: TruthfulQA scores from 0 "
-    "to 1, higher is better. Leaks: share of plain factual prompts answered with needless hedging, "
+    "Means over seeds, with 95% intervals over seeds and items. Held-out rows (pairs, ratings, chats, "
+    "prompts): of a phase alone, those of that phase, and only rows that every seed held out; the base "
+    "has 50% of pairs and ratings. MC1 and MC2: TruthfulQA scores from 0 to 1, higher is better. Facts "
+    "right: share of plain factual prompts. Leaks: share of plain factual prompts answered with needless hedging, "
     "lower is better. Prefers: share of held-out prompts whose good answer is likelier than the bad "
     "one; answers: share answered as the gate asks. Perplexity: on neutral texts, lower is better. "
     "KL from base: nats per token, neither good nor bad."
+)
+_VERDICTS_NOTE = (
+    "Over both halves the weakest verdict counts: a gain never hides a cost. Cost: perplexity of neutral "
+    "text, plain facts answered right, and each benchmark beside the one that shows the benefit, by the "
+    "margins in benchmark.cost."
 )
 _STEPS_NOTE = "Each variant against one that lacks a phase."
 
@@ -45,6 +76,16 @@ def write_ablation(record: Mapping[str, object], out: Path) -> Path:
     return page
 
 
+def verdict_lines(record: Mapping[str, object]) -> list[str]:
+    """Say in a sentence each what the variants gained and cost against the base.
+
+    Args:
+        record: content of ablation.json.
+    """
+    changes = [one for one in read_ablation(record).changes if one.against == "base"]
+    return [f"{one.variant}: {one.verdict}. {one.sentence}" for one in changes]
+
+
 def text_table(record: Mapping[str, object]) -> str:
     """Format the variants and their main metrics as a table of text.
 
@@ -55,7 +96,7 @@ def text_table(record: Mapping[str, object]) -> str:
     metrics = _main(ablation)
     rows = [["", *map(metric_name, metrics)]]
     for name, scores in ablation.variants.items():
-        rows.append([name, *(written_score(metric, scores[metric]) for metric in metrics)])
+        rows.append([name, *(_score(metric, scores.get(metric)) for metric in metrics)])
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     head, *lines = (
         f"{row[0]:<{first}}"
@@ -78,8 +119,14 @@ def shown_change(metric: str, change: Change) -> Figure:
     return Figure(value, low, high)
 
 
-def _change(metric: str, change: Change) -> str:
-    factor, form = (1, "+.3f") if metric in SCORES else (100, "+.1f")
+def _score(metric: str, score: Score | None) -> str:
+    return "–" if score is None else written_score(metric, score)
+
+
+def _change(metric: str, change: Change | None) -> str:
+    if change is None:
+        return "–"
+    factor, form = (1, "+.3f") if metric in (*SCORES, *_NATS) else (100, "+.1f")
     value, low, high = (format(factor * x, form) for x in shown_change(metric, change))
     return f"{value} ({low} to {high}), {change.verdict}"
 
@@ -104,10 +151,17 @@ def _scores_table(ablation: Ablation) -> Table:
         [
             [
                 metric_name(metric),
-                *(written_score(metric, scores[metric]) for scores in ablation.variants.values()),
+                *(_score(metric, scores.get(metric)) for scores in ablation.variants.values()),
             ]
             for metric in _metrics(ablation)
         ],
+    )
+
+
+def _verdicts_table(ablation: Ablation) -> Table:
+    return Table(
+        ("Variant", "Against", "Verdict", "In a sentence"),
+        [(one.variant, one.against, one.verdict, one.sentence) for one in ablation.changes],
     )
 
 
@@ -117,10 +171,10 @@ def _changes_table(ablation: Ablation, chosen: Sequence[VariantChange]) -> Table
         [
             [
                 metric_name(metric) + _CHANGE_UNITS.get(metric, " (points)"),
-                *(_change(metric, one.changes[metric]) for one in chosen),
+                *(_change(metric, one.changes.get(metric)) for one in chosen),
             ]
             for metric in _metrics(ablation)
-            if metric in ablation.changes[0].changes
+            if any(metric in one.changes for one in chosen)
         ],
     )
 
@@ -129,7 +183,10 @@ def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
     """Make the tables, each with its heading and the note below it."""
     from_base = [one for one in ablation.changes if one.against == "base"]
     others = [one for one in ablation.changes if one.against != "base"]
-    tables = [
+    tables = []
+    if any(one.verdict for one in ablation.changes):
+        tables.append(("Benefit and cost", _verdicts_table(ablation), _VERDICTS_NOTE))
+    tables += [
         ("Variants", _scores_table(ablation), _SCORES_NOTE),
         ("Change from base", _changes_table(ablation, from_base), _changes_note(ablation)),
     ]
@@ -150,18 +207,16 @@ def _changes_note(ablation: Ablation) -> str:
 
 
 def _origin(ablation: Ablation) -> Table:
-    questions = ablation.questions
-    drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
-    return origin_table(
-        ablation.provenance,
-        [
+    questions, asked = ablation.questions, []
+    if questions is not None:
+        drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
+        asked = [
             ("questions", questions.name),
             ("questions, number", f"{questions.n}{drawn}"),
             ("questions, sha256", questions.sha256),
-            ("scores of every item", "ablation.json"),
-            ("the runs", "seedN"),
-        ],
-    )
+        ]
+    files = [("scores of every item", "ablation.json"), ("the runs", "seedN")]
+    return origin_table(ablation.provenance, [*asked, *files])
 
 
 # --- the two documents ----------------------------------------------------------------------------
@@ -205,6 +260,7 @@ def _charts(ablation: Ablation) -> list[Chart]:
         points = [
             Point(name, *shown_score(metric, scores[metric]))
             for name, scores in ablation.variants.items()
+            if metric in scores
         ]
         value, change = _axes(metric)
         title = metric_name(metric)[0].upper() + metric_name(metric)[1:]
@@ -225,6 +281,9 @@ def _axes(metric: str) -> tuple[Axis, Axis]:
     interval = "with 95% interval"
     if metric in SCORES:
         return Axis(f"score, {interval}", from_0_to_1=True), Axis(f"paired, {interval}")
+    if metric in _NATS:
+        nats = Axis(f"nats a token, {interval}")
+        return nats, Axis(f"paired, nats a token, {interval}")
     if metric == "log p of texts":
         relative = Axis(f"paired, percent of what it was, {interval}", 100.0, "%")
         return Axis(f"on neutral texts, {interval}"), relative

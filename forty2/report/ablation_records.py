@@ -17,11 +17,15 @@ class VariantChange:
     variant: str
     against: str
     changes: dict[str, Change]
+    verdict: str = ""
+    """The verdict on benefit and cost; "": an earlier release judged each metric by itself alone."""
+    sentence: str = ""
+    """Benefit and cost in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """The questions that every variant was asked."""
+    """The questions of TruthfulQA that every variant was asked."""
 
     name: str
     sha256: str
@@ -40,7 +44,8 @@ class Ablation:
     recipe: str
     margin: float
     """Largest loss that counts as no tax."""
-    questions: Questions
+    questions: Questions | None
+    """None: TruthfulQA was not measured."""
     notes: list[str]
     insight: str | None
     """The answer to whether DPO repairs what SFT alone costs, in one sentence."""
@@ -52,14 +57,16 @@ class Ablation:
 def read_ablation(record: Mapping[str, object]) -> Ablation:
     """Read the record of an ablation: the content of ablation.json."""
     shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
-    questions, insight = shown["questions"], shown["insight"]
+    questions, insight = shown.get("questions"), shown["insight"]
     return Ablation(
         name=str(shown["name"]),
         seeds=[int(seed) for seed in shown["seeds"]],
         provenance=read_provenance(shown["run"]),
         recipe=str(shown["recipe"]),
         margin=float(shown["margin"]),
-        questions=Questions(
+        questions=None
+        if questions is None
+        else Questions(
             name=str(questions["name"]),
             sha256=str(questions["sha256"]),
             n=int(questions["n"]),
@@ -79,6 +86,8 @@ def read_ablation(record: Mapping[str, object]) -> Ablation:
                 str(one["variant"]),
                 str(one["against"]),
                 {metric: read_change(change) for metric, change in one["metrics"].items()},
+                str(one.get("verdict") or ""),
+                str(one.get("sentence") or ""),
             )
             for one in shown["changes"]
         ],

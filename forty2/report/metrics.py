@@ -9,6 +9,7 @@ from typing import NamedTuple
 SCORES = ("mc1", "mc2", "mc3")
 """TruthfulQA's metrics: scores from 0 to 1, not shares."""
 _NAMES = {
+    "right": "facts right",
     "mc1": "MC1",
     "mc2": "MC2",
     "mc3": "MC3",

@@ -7,7 +7,8 @@ that stopped continues, `forty2 report` works on each, and seeds can be added la
 
 A seed chooses the adapter's first weights, the order of the rows, and the rows drawn for the
 built-in sets. Every figure has an interval over seeds and items, and every change is paired: same
-seed, same item.
+seed, same item. Of the held-out rows those count that both sides of a change have. A change is judged
+by benefit and cost, as a run is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forty2.benchmark.results import Stage
+from forty2.benchmark.stages import Loaded, load_tasks
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -31,8 +34,9 @@ from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import to_yaml
-from forty2.recipe.schema import Recipe
-from forty2.report.ablation import text_table, write_ablation
+from forty2.recipe.schema import Benchmark, Recipe
+from forty2.report.ablation import text_table, verdict_lines, write_ablation
+from forty2.runs.held_out import is_measured
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
 from forty2.runs.replicates import (
@@ -41,7 +45,7 @@ from forty2.runs.replicates import (
     prefixed,
     with_same_questions,
 )
-from forty2.runs.seed_statistics import Insight, changes_of, insight, score_of, scores_of
+from forty2.runs.seed_statistics import Insight, insight, score_of, scores_of, step_of
 from forty2.training.objectives.phase import Phase
 from forty2.training.processes import launched
 
@@ -54,6 +58,8 @@ class Ablation:
     record: JsonObject
     """The content of OUT/ablation.json."""
     table: str
+    verdicts: list[str]
+    """Benefit and cost of each variant against the base, in a sentence each."""
     insight: Insight | None
     """Answer to whether DPO repairs what SFT costs; None: the recipe has no SFT phase before DPO."""
     report: Path
@@ -95,9 +101,11 @@ def ablate(
     """
     out = Path(out) if out is not None else Path("adapters") / f"{recipe.name}-ablation"
     _check(recipe, seeds, out, resume)
-    assert recipe.benchmark is not None
-    recipe = dataclasses.replace(  # the variants are compared after each phase
-        recipe, fuse=None, benchmark=dataclasses.replace(recipe.benchmark, each_phase=True)
+    recipe = dataclasses.replace(
+        recipe,
+        fuse=None,
+        # the variants are compared after each phase
+        benchmark=dataclasses.replace(recipe.benchmark or Benchmark(), each_phase=True),
     )
     recipe, questions = with_same_questions(recipe, out)
     variants = variants_of(recipe)
@@ -111,7 +119,8 @@ def ablate(
     record["questions"] = questions
     record["run"] = {key: provenance[key] for key in ("model", "model_sha256", "versions")}
     write_json(out / "ablation.json", record)
-    return Ablation(out, record, text_table(record), found, write_ablation(record, out))
+    report = write_ablation(record, out)
+    return Ablation(out, record, text_table(record), verdict_lines(record), found, report)
 
 
 def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> None:
@@ -119,16 +128,33 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
     if launched():
         raise RunError("an ablation is run by one process; start it without mlx.launch")
     check_seeds(seeds)
-    if recipe.benchmark is None:
-        raise RecipeError(f"{recipe.name}: benchmark: null measures nothing; say what to measure")
-    if "truthfulqa" not in [entry.task for entry in recipe.benchmark.tasks]:
+    if not is_measured(recipe):
         raise RecipeError(
-            f"{recipe.name}: benchmark.tasks: an ablation is judged by TruthfulQA; add truthfulqa"
+            f"{recipe.name}: measures nothing; name benchmarks in benchmark.tasks, or give its phases "
+            "validation rows"
         )
+    _check_draws(recipe, seeds)
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
         raise RunError(
             f"{out}: is not an empty folder; go on with `resume=True`, or name another `out`"
         )
+
+
+def _check_draws(recipe: Recipe, seeds: Sequence[int]) -> None:
+    """Refuse benchmarks that would ask each seed other questions, which cannot be paired."""
+    if recipe.benchmark is None:
+        return
+    drawn = [_texts(load_tasks(recipe.benchmark, seed)) for seed in seeds]
+    for name, texts in drawn[0].items():
+        if any(one[name] != texts for one in drawn[1:]):
+            raise RecipeError(
+                f"{recipe.name}: benchmark.tasks: {name}: each seed draws other questions; leave out n, "
+                "or name data with as many questions as are to be asked"
+            )
+
+
+def _texts(tasks: Mapping[str, Loaded]) -> dict[str, object]:
+    return {name: task.question_texts(questions) for name, (task, questions) in tasks.items()}
 
 
 def _record(
@@ -140,7 +166,7 @@ def _record(
 ) -> JsonObject:
     """Describe the scores, the changes and the insight as JSON."""
     assert recipe.benchmark is not None
-    margin, by_stage = recipe.benchmark.margin, scores.by_stage
+    margin, cost, by_stage = recipe.benchmark.margin, recipe.benchmark.cost, scores.by_stage
     return {
         "name": recipe.name,
         "seeds": list(seeds),
@@ -155,15 +181,13 @@ def _record(
             {
                 "variant": after,
                 "against": before,
-                "metrics": {
-                    metric: change._asdict()
-                    for metric, change in changes_of(
-                        by_stage[before],
-                        by_stage[after],
-                        margin,
-                        same=before == "base" and scores.same_as_base[after],
-                    ).items()
-                },
+                **step_of(
+                    scores.stages[before],
+                    scores.stages[after],
+                    margin,
+                    cost,
+                    same=before == "base" and scores.same_as_base[after],
+                ).to_json(),
             }
             for after, before in comparisons_of(variants)
         ],
@@ -217,6 +241,8 @@ def _first_preference(phases: Mapping[str, Phase]) -> int | None:
 class Scores(NamedTuple):
     """The scores of all stages, over all seeds."""
 
+    stages: dict[str, list[Stage]]
+    """The measurements of each stage, by seed."""
     by_stage: dict[str, dict[str, Values]]
     """Scores by stage and metric, each (S, n)."""
     same_as_base: dict[str, bool]
@@ -234,7 +260,7 @@ def _run_all(
     progress: Progress,
 ) -> Scores:
     """Run every variant with every seed, or read back what ran before."""
-    scores: dict[str, list[dict[str, Values]]] = {"base": []}
+    stages: dict[str, list[Stage]] = {"base": []}
     from_base: dict[str, list[tuple[float, float]]] = {}  # KL and share of items changed
     for seed in seeds:
         for variant in variants:
@@ -250,19 +276,16 @@ def _run_all(
                 progress=prefixed(progress, f"seed {seed} {variant.folder}"),
             )
             if variant is variants[0]:
-                scores["base"].append(scores_of(done.stages[0]))
+                stages["base"].append(done.stages[0])
             changes = read_json(path / "summary.json")["comparisons"]
             for name, stage, change in zip(variant.stages, done.stages[1:], changes, strict=True):
-                scores.setdefault(name, []).append(scores_of(stage))
+                stages.setdefault(name, []).append(stage)
                 from_base.setdefault(name, []).append((change["kl"], change["changed"]))
-    by_stage = {
-        name: {metric: np.stack([one[metric] for one in by_seed]) for metric in by_seed[0]}
-        for name, by_seed in scores.items()
-    }
+    by_stage = {name: scores_of(by_seed) for name, by_seed in stages.items()}
     same = {
         name: unchanged(*map(float, np.mean(by_seed, 0))) for name, by_seed in from_base.items()
     }
-    return Scores(by_stage, same)
+    return Scores(stages, by_stage, same)
 
 
 def _insight(

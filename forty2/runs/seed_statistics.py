@@ -1,18 +1,24 @@
-"""Statistics over seeds and items: intervals of means and of changes, and the insight about leaks.
+"""Statistics over seeds and items: intervals of means and of changes, their verdict, and the insight
+about leaks.
 
-Scores are arrays (S, n): of S seeds, each on the same n items.
+Scores are arrays (S, n): of S seeds, each on the same n items. Benefit and cost are judged as for one
+run (`benchmark.verdict`), by these wider intervals.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from forty2.benchmark.compare import judge
 from forty2.benchmark.compare import scores_of as scores_by_metric
-from forty2.benchmark.results import Stage
+from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -23,7 +29,12 @@ from forty2.benchmark.stats import (
     verdict,
     widened,
 )
+from forty2.benchmark.task import SHARE, Metric
+from forty2.benchmark.tasks.held_out import CHAT_LOSS, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
+from forty2.benchmark.verdict import HELD_OUT, CostChange
+from forty2.files import JsonObject
+from forty2.recipe.schema import Cost
 
 KL = "KL"
 Says = Literal["holds", "does not hold", "cannot be told"]
@@ -44,6 +55,8 @@ class Score(NamedTuple):
 class Change(NamedTuple):
     """The paired change of one metric from one variant to another."""
 
+    before: float
+    after: float
     difference: float
     low: float
     """Lower end of the 95% interval over seeds and items."""
@@ -53,6 +66,21 @@ class Change(NamedTuple):
     verdict: Verdict
 
 
+class Step(NamedTuple):
+    """The change from one variant to another, in all that both measured."""
+
+    metrics: dict[str, Change]
+    verdict: Verdict
+    """The verdict on benefit and cost: the weaker one's."""
+    sentence: str
+    """Benefit and cost in a sentence."""
+    costs: tuple[CostChange, ...]
+
+    def to_json(self) -> JsonObject:
+        changes = {name: change._asdict() for name, change in self.metrics.items()}
+        return {**self._asdict(), "metrics": changes, "costs": [c._asdict() for c in self.costs]}
+
+
 class Insight(NamedTuple):
     """Whether SFT alone leaks more than the base, and DPO brings leaks back down."""
 
@@ -60,16 +88,55 @@ class Insight(NamedTuple):
     sentence: str
 
 
-def scores_of(stage: Stage) -> dict[str, Values]:
-    """Collect a stage's scores by metric, each (n,), for metrics with at least two items.
+def with_common_rows(stages: Sequence[Stage]) -> list[Stage]:
+    """Leave out the held-out rows that not all stages have; all, if one stage has none.
 
-    Higher is better, except for KL from the base. Its items are the probe texts, each weighted by
-    its number of places, as in `log p of texts`.
+    Seeds draw other rows of the built-in sets, and a phase alone has no other phase's rows. A chat's
+    weight is its share of the tokens of the chats that are left.
     """
-    scores = {
-        name: one.values()
-        for name, one in scores_by_metric(stage.without("held_out")).metrics.items()
-    }
+    results = [stage.results[HELD_OUT] for stage in stages if HELD_OUT in stage.results]
+    keyed = [_by_identity(result) for result in results]
+    common = [key for key in keyed[0] if all(key in one for one in keyed)] if keyed else []
+    if len(results) < len(stages) or not common:
+        return [stage.without(HELD_OUT) for stage in stages]
+    return [
+        dataclasses.replace(
+            stage,
+            results={
+                **stage.results,
+                HELD_OUT: dataclasses.replace(
+                    result, items=HeldOut.items([one[key] for key in common])
+                ),
+            },
+        )
+        for stage, result, one in zip(stages, results, keyed, strict=True)
+    ]
+
+
+def _by_identity(result: Result) -> dict[str, JsonObject]:
+    """Return the records by what they are of; the same thing again is another one."""
+    found: dict[str, JsonObject] = {}
+    seen: Counter[str] = Counter()
+    for item in result.items:
+        key = json.dumps(HeldOut.identify(item.record))
+        seen[key] += 1
+        found[f"{key} {seen[key]}"] = item.record
+    return found
+
+
+def scores_of(stages: Sequence[Stage]) -> dict[str, Values]:
+    """Collect the scores of a stage over seeds by metric, each (S, n), for metrics with two items or more.
+
+    Each metric is better in its own direction; KL is from the base, its items are the probe texts, each
+    weighted by its number of places, as in `log p of texts`.
+    """
+    alike = with_common_rows(stages)
+    by_seed = [_scores_of_stage(stage) for stage in alike]
+    return {name: np.stack([one[name] for one in by_seed]) for name in by_seed[0]}
+
+
+def _scores_of_stage(stage: Stage) -> dict[str, Values]:
+    scores = {name: one.values() for name, one in scores_by_metric(stage).metrics.items()}
     scores[KL] = np.array([item.scores[KL] for item in stage["divergence"].items])
     return {name: values for name, values in scores.items() if len(values) > 1}
 
@@ -108,15 +175,41 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
     return Interval(max(least, found.low), min(most, found.high))
 
 
-def _range(metric: str) -> tuple[float, float]:
-    """Return the smallest and the largest possible value of a metric."""
-    unbounded = {KL: (0.0, math.inf), TEXTS: (-math.inf, 0.0)}
-    return unbounded.get(metric, (0.0, 1.0))
+_KINDS: Mapping[str, Metric] = {
+    KL: Metric(0.0, math.inf, "neither"),
+    TEXTS: Metric(-math.inf, 0.0),
+    **{name: HeldOut.metric(name) for name in (CHAT_LOSS, PAIR_MARGIN)},
+}
+"""Metrics that are no shares."""
+
+
+def _kind(metric: str) -> Metric:
+    return _KINDS.get(metric, SHARE)
 
 
 def score_of(metric: str, values: Values) -> Score:
     """Compute the mean of a metric's scores (S, n) with its interval."""
-    return Score(float(values.mean()), *interval(values, *_range(metric)), values.shape[1])
+    kind = _kind(metric)
+    found = interval(values, kind.low, kind.high)
+    return Score(float(values.mean()), *found, values.shape[1])
+
+
+def step_of(
+    before: Sequence[Stage], after: Sequence[Stage], margin: float, cost: Cost, *, same: bool
+) -> Step:
+    """Compare two stages over seeds, on what both measured, and judge benefit and cost.
+
+    Args:
+        before, after: stages of the same seeds.
+        margin: largest loss that still counts as no tax.
+        cost: margins of the cost.
+        same: whether both are the same model as far as was measured.
+    """
+    alike = with_common_rows([*before, *after])
+    old, new = alike[: len(before)], alike[len(before) :]
+    changes = changes_of(scores_of(old), scores_of(new), margin, same=same)
+    found = judge(scores_by_metric(old[0]), changes, cost, same=same)
+    return Step(changes, found.verdict, found.sentence, found.costs)
 
 
 def changes_of(
@@ -133,13 +226,16 @@ def changes_of(
         if metric == KL:  # from the base: neither gain nor loss
             continue
         difference = after[metric] - before[metric]
-        least, most = _range(metric)
-        found = interval(difference, least - most, most - least)
+        kind, n = _kind(metric), difference.shape[1]
+        found = interval(difference, kind.low - kind.high, kind.high - kind.low)
+        gain = Interval(-found.high, -found.low) if kind.better == "lower" else found
         changes[metric] = Change(
+            float(before[metric].mean()),
+            float(after[metric].mean()),
             float(difference.mean()),
             *found,
-            difference.shape[1],
-            "no change" if same else verdict(found, margin, difference.shape[1]),
+            n,
+            "no change" if same else verdict(gain, margin, n),
         )
     return changes
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chaos import make_inputs, results
 from click.testing import CliRunner
+from support.runs import short_checks
 
 import forty2.runs.pipeline
 from forty2.benchmark.stages import questions_of
+from forty2.benchmark.tasks import held_out
 from forty2.cli import main
 from forty2.data.build import build
-from forty2.errors import RunError
-from forty2.files import read_json
+from forty2.errors import RecipeError, RunError
+from forty2.files import read_json, read_sealed
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.report.ablation import write_ablation
@@ -28,20 +31,23 @@ SMALL = [
     "phases.sft.steps=1",
     "phases.dpo.steps=1",
     "phases.sft.valid=null",
-    "phases.dpo.valid=null",
     "phases.dpo.best=null",
     *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Replies of a few tokens: they take most of a small run."""
+    with short_checks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "MAX_TOKENS", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     inputs = make_inputs(tmp_path_factory.mktemp("ablate") / "inputs")
-    text = (
-        (inputs / "recipe.yaml")
-        .read_text()
-        .replace("{tasks: [], held_out: false}", "{held_out: false}")
-    )
+    text = (inputs / "recipe.yaml").read_text().replace("{tasks: [], held_out: false}", "{}")
     (inputs / "recipe.yaml").write_text(text)
     asked = [
         {
@@ -94,6 +100,21 @@ def test_it_has_every_variant_and_what_each_phase_bought(found: Ablation) -> Non
     assert {len(scores) for scores in record["items"]["sft"].values()} == {2}
 
 
+def test_every_variant_is_judged_by_benefit_and_cost(found: Ablation) -> None:
+    """A phase alone is judged on the held-out rows that it has: not on those of other phases."""
+    record = read_json(found.path / "ablation.json")
+    assert {"pairs right", "prompts passed"} <= record["variants"]["sft+dpo"].keys()
+    assert "prompts passed" not in record["variants"]["dpo only"]
+    assert record["variants"]["base"]["pairs right"]["value"] == 0.5
+    text = " ".join((found.path / "ablation.md").read_text().split())
+    for one, line in zip(record["changes"], [*found.verdicts, *[None] * 2], strict=True):
+        assert one["verdict"] in ("gain", "no tax", "tax", "inconclusive")
+        costs = {cost["name"].partition(":")[0] for cost in one["costs"]}
+        assert costs == {"TruthfulQA", "plain facts", "neutral text"}
+        assert "6 held-out pairs" in one["sentence"] and one["sentence"] in text
+        assert line in (None, f"{one['variant']}: {one['verdict']}. {one['sentence']}")
+
+
 def test_a_run_begun_with_the_base_s_measurement_equals_a_plain_one(
     found: Ablation, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +150,11 @@ def test_seeds_share_their_questions_and_the_base_but_not_their_training(
         return {path.read_bytes() for path in found.path.glob(f"seed*/*/{name}")}
 
     assert len(list(found.path.glob("seed*/*"))) == 4
-    assert len(files("benchmarks/base.json")) == 1
+    bases = {
+        json.dumps({key: one for key, one in read_sealed(path).items() if key != "held_out"})
+        for path in found.path.glob("seed*/*/benchmarks/base.json")
+    }
+    assert len(bases) == 1  # a phase alone has its own held-out rows
     assert len(files("phase1_sft/adapters.safetensors")) == 2
     assert len(files("phase1_dpo/adapters.safetensors")) == 2
     drawn = {item["question"] for item in json.loads((found.path / "questions.json").read_text())}
@@ -165,7 +190,7 @@ def test_the_report_has_every_variant_and_metric(found: Ablation) -> None:
     assert bought == (
         "| Metric | sft against base | sft+dpo against sft | sft+dpo against dpo only |"
     )
-    assert page.count("<svg") == 11  # KL has no change from base
+    assert page.count("<svg") == 17  # KL has no change from base
     assert "MC1" in found.table and found.table.count("\n") == 5
 
 
@@ -207,11 +232,32 @@ def test_seeds_that_tell_nothing_are_refused(
 
 def test_the_command_line_refuses_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text(to_yaml(dataclasses.replace(recipe, benchmark=None)))
+    nothing = load_recipe(_with(tmp_path, recipe), ["benchmark={tasks: [], held_out: false}"])
+    file.write_text(to_yaml(nothing))
     done = CliRunner().invoke(main, ["ablate", str(file), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and "measures nothing" in done.output, done.output
     done = CliRunner().invoke(main, ["ablate", str(file), "--seeds", "1,two"])
     assert done.exit_code == 2 and "1,2,3" in done.output
+
+
+def _with(folder: Path, recipe: Recipe) -> Path:
+    file = folder / "whole.yaml"
+    file.write_text(to_yaml(recipe, folder))
+    return file
+
+
+def test_questions_that_each_seed_would_draw_anew_are_refused_before_anything_runs(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    rows = [{"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(9)]
+    for name in ("test", "train"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    sums = f"{{task: gsm8k, data: {tmp_path}, n: 4}}"
+    drawn = load_recipe(_with(tmp_path, recipe), [f"benchmark.tasks=[truthfulqa, {sums}]"])
+    with pytest.raises(RecipeError, match="gsm8k: each seed draws other questions; leave out n"):
+        ablate(drawn, [1, 5], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # --- the statistics -------------------------------------------------------------------------------
