@@ -68,8 +68,8 @@ def peak_memory(
     adapter = adapter_weights(model).values()
     weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     frozen: int = weights - sum(value.nbytes for value in adapter)
-    # Each trained parameter has a weight, a gradient and two moments of four bytes.
-    trained = 4 * 4 * sum(value.size for value in adapter)
+    # Each trained parameter has a weight, the gradients of the step and of a batch, and two moments.
+    trained = 5 * 4 * sum(value.size for value in adapter)
     return frozen + trained + _activation_bytes(model, config, tokens, checkpointed, chunk)
 
 
@@ -80,7 +80,7 @@ def _activation_bytes(
 
     A block stores about ten vectors of the hidden size and four of the feed-forward size per token
     (inputs of each product and non-linearity); checkpointed, only its input, but the block that is
-    being recomputed stores all. Logits exist for a
+    being recomputed stores all. The gradients of one block's values exist as well. Logits exist for a
     chunk at a time, in about five copies (themselves, their softmax, their gradients), or all at
     once where the head may be trained. All are fp32, as LoRA's own weights are, whatever the base's
     precision.
@@ -91,11 +91,25 @@ def _activation_bytes(
     trained = blocks(model)[frozen_depth(model) :]
     recomputed = len(trained) if checkpointed is True else min(int(checkpointed), len(trained))
     whole = len(trained) - recomputed + int(recomputed > 0)
-    values = recomputed * hidden + whole * (10 * hidden + 4 * wide)
+    values = recomputed * hidden + (whole + 1) * (10 * hidden + 4 * wide)
+    values += sum(map(_dropout_values, trained[recomputed:]))
+    values += max(map(_dropout_values, trained[:recomputed]), default=0)
     logits = tokens * vocabulary
     if not trains_outside_blocks(model):
         logits = min(logits, chunk)
     return tokens * values * 4 + 5 * 4 * logits + _dora_bytes(model, tokens, recomputed)
+
+
+def _dropout_values(block: nn.Module) -> int:
+    """Count the numbers that a block's adapters store for a token if they have dropout.
+
+    Each stores a mask of its input, and the input that is left.
+    """
+    return sum(
+        2 * layer.lora_a.shape[0]
+        for layer in block.modules()
+        if "lora_a" in layer and getattr(layer.get("dropout"), "_p_1", 1) < 1
+    )
 
 
 def _dora_bytes(model: nn.Module, tokens: int, recomputed: int) -> int:

@@ -13,7 +13,7 @@ from forty2 import machine
 from forty2.benchmark.stages import load_tasks
 from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.inference.logprobs import Shortcuts, head_elements
-from forty2.inference.padding import batch_tokens
+from forty2.inference.padding import group_by_length, padded_width
 from forty2.model.adapter import adapter_weights, wasted_rank
 from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter
@@ -39,10 +39,13 @@ from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
-from forty2.training.batches import lengths_of
+from forty2.training.batches import lengths_of, parts_of
 from forty2.training.frozen_states import states_to_store
 from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan
+
+_STEPS_SEEN = 200
+"""Steps of a phase whose batches are looked at, to find the largest one."""
 
 
 class PhaseForecast(NamedTuple):
@@ -218,9 +221,12 @@ def _forecast(
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    tokens = max(batch_tokens(), max(lengths))
     memory = peak_memory(
-        loaded.model, loaded.config, tokens, phase.grad_checkpoint, chunk=head_elements()
+        loaded.model,
+        loaded.config,
+        _largest_batch(phase_plan, rows),
+        phase.grad_checkpoint,
+        chunk=head_elements(),
     )
     return PhaseForecast(
         name=name,
@@ -243,6 +249,21 @@ def _forecast(
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
         curriculum=forecast_curriculum(phase_plan, data),
     )
+
+
+def _largest_batch(plan: PhasePlan, rows: Sequence[Any]) -> int:
+    """Return the most tokens that the phase computes at once, padding included.
+
+    Of a long phase, the first steps and the longest rows are looked at.
+    """
+    parts = parts_of(rows)
+    longest = np.argsort(parts.sum(axis=1))[-8:].tolist()
+    steps = range(1, min(plan.steps, _STEPS_SEEN) + 1)
+    batches = [part for step in steps for part in plan.step_rows(step) if part]
+    if plan.steps > _STEPS_SEEN:
+        batches.append(longest)
+    groups = (parts[part][group] for part in batches for group in group_by_length(parts[part]))
+    return max(len(one) * sum(map(padded_width, one.max(axis=0).tolist())) for one in groups)
 
 
 def _stored_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:

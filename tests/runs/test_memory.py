@@ -13,6 +13,8 @@ from forty2.inference.logprobs import HEAD_CPU
 from forty2.inference.padding import BATCH_TOKENS_CPU
 from forty2.model.adapter import attach_adapter
 from forty2.model.loading import build_unloaded
+from forty2.progress import silent
+from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Adapter
 from forty2.runs.memory import (
     MACS,
@@ -23,6 +25,8 @@ from forty2.runs.memory import (
     memory_row,
     peak_memory,
 )
+from forty2.runs.pipeline import run
+from forty2.runs.planning import plan
 
 ROOT = Path(__file__).parents[2]
 STARTER = {
@@ -74,6 +78,28 @@ def test_the_estimate_is_near_the_peak_that_was_measured(suite: str) -> None:
     attach_adapter(model, Adapter(layers=16), seed=0)
     found = peak_memory(model, STARTER, BATCH_TOKENS_CPU, False, chunk=HEAD_CPU) / 1e9
     assert found == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["true", "false"])
+def test_the_plan_is_within_a_tenth_of_the_peak_of_track_c(
+    checkpoint: str, starter_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ["steps=2", "epochs=null", "accumulate=2", f"grad_checkpoint={checkpoint}"]
+    recipe = load_recipe(
+        "phasegpt-track-c",
+        [
+            f"model={starter_path}",
+            "benchmark.held_out=false",
+            *(f"phases.{name}.{change}" for name in ("sft", "dpo") for change in changes),
+        ],
+    )
+    planned = {one.name: one.peak_memory_gb for one in plan(recipe, quick=True).phases}
+    run(recipe, run_dir="run", progress=silent)
+    log = map(json.loads, Path("run", "metrics.jsonl").read_text().splitlines())
+    peaks = {one["phase"]: one["peak_memory_gb"] for one in log if "peak_memory_gb" in one}
+    assert planned == pytest.approx(peaks, rel=0.1)
 
 
 def test_checkpointing_takes_less_and_more_blocks_of_it_still_less() -> None:
