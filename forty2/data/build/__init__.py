@@ -4,6 +4,7 @@ spark-sft     377 isotopes and a validation set        spark-sft-full     the wh
 spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
 spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
 dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
+dialectic-sft their chosen answers, as chats           dialectic-sft-full the whole library
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.build import spark
-from forty2.data.build.dialectic import dialectic
+from forty2.data.build.dialectic import chosen_answers, dialectic
 from forty2.data.sets import write_set
 from forty2.data.splitting import Split
 from forty2.errors import DataError
@@ -40,6 +41,7 @@ _BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "spark-dpo": (spark.dpo, 126),
     "spark-boost": (spark.boost, 95),
     "dialectic": (dialectic, 100),
+    "dialectic-sft": (chosen_answers, 100),
 }
 NAMES = [name for base in _BUILDERS for name in (base, f"{base}-full")]
 

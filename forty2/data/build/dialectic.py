@@ -9,6 +9,7 @@ from __future__ import annotations
 from forty2.data.library import rows
 from forty2.data.splitting import Split, seeded_order, split_by_stratum
 from forty2.data.strata import stratify
+from forty2.files import JsonObject
 
 STRATA = ("domain", "complexity", "subtlety")
 
@@ -25,3 +26,16 @@ def dialectic(seed: int, size: int | None) -> Split:
     most = len(pairs) if size is None else min(size, len(pairs))
     valid = [{"pair_type": "dialectic", **row} for row in split.valid]
     return Split(stratify(pairs, STRATA, most, seed).rows, seeded_order(valid, seed))
+
+
+def chosen_answers(seed: int, size: int | None) -> Split:
+    """Return the chosen answers of the same pairs as chats, for supervised training before them.
+
+    Training and validation rows are divided as the pairs are, so no validation prompt is trained on.
+    """
+    return Split(*(list(map(_chat, rows)) for rows in dialectic(seed, size)))
+
+
+def _chat(pair: JsonObject) -> JsonObject:
+    kept = {key: pair[key] for key in ("id", *STRATA, "order") if key in pair}
+    return {"prompt": pair["prompt"], "completion": pair["chosen"], **kept}

@@ -116,7 +116,7 @@ def test_a_set_is_the_same_every_time_and_its_manifest_is_true(name: str, tmp_pa
     lines = files["train.jsonl"].decode().splitlines()
     assert manifest["written"]["train"] == len(lines) == len(set(lines))
     assert build(name, seed=7).train != build(name).train
-    read = read_chats if name.startswith("spark-sft") else read_pairs
+    read = read_chats if "-sft" in name else read_pairs
     assert len(read(tmp_path / "one" / "train.jsonl")) == len(lines)
 
 
@@ -192,6 +192,13 @@ def test_the_stratified_set_is_even_and_goes_from_easy_to_hard() -> None:
         assert len(set(texts)) == len(texts) == 144
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows("dialectic"))
     assert 0.4 < longer / 144 < 0.6
+
+
+def test_the_chosen_answers_are_those_of_the_pairs() -> None:
+    pairs, chats = build("dialectic"), build("dialectic-sft")
+    for part in ("train", "valid"):
+        expected = [(row["prompt"], row["chosen"]) for row in getattr(pairs, part)]
+        assert [(row["prompt"], row["completion"]) for row in getattr(chats, part)] == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
