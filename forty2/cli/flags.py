@@ -20,6 +20,8 @@ ARGUMENTS = (
     "force",
     "grid",
     "judge_model",
+    "kl_weight",
+    "lr",
     "mapping",
     "model",
     "out",
@@ -43,7 +45,12 @@ ARGUMENTS = (
     "trust_remote_code",
 )
 """Arguments that messages name."""
-_OTHER_NAMES = {"mapping": "map", "overrides": "set", "template": "chat-template"}
+_OTHER_NAMES = {
+    "kl_weight": "lambda",
+    "mapping": "map",
+    "overrides": "set",
+    "template": "chat-template",
+}
 _ARGUMENT = re.compile(rf"`({'|'.join(ARGUMENTS)})(?:=([^`\n]*))?`")
 _ELSEWHERE = {
     "api_key_env": "benchmark judge",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
@@ -9,7 +10,12 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.failures import Group
 from forty2.errors import RecipeError
-from forty2.recipe.reading import load_recipe, packaged_recipes, recipe_text
+from forty2.recipe.reading import (
+    load_recipe,
+    load_translation,
+    packaged_recipes,
+    recipe_text,
+)
 
 
 @click.group("recipe", cls=Group)
@@ -40,7 +46,7 @@ def keys_command(section: str | None) -> None:
     """Print every recipe key with its values, default and meaning.
 
     SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, fuse,
-    benchmark, its tasks and cost, best, until or red_lines. Default: all sections.
+    benchmark, its tasks and cost, best, until, curriculum, kl or red_lines. Default: all sections.
     """
     from forty2.recipe.keys import as_text
 
@@ -70,12 +76,36 @@ def copy_command(name: str, target: Path | None) -> None:
     click.echo(path)
 
 
+@recipe_command.command("convert")
+@click.argument("source")
+@shared_options.training_flags
+def convert_command(
+    source: str, overrides: tuple[str, ...], lr: float | None, kl_weight: float | None
+) -> None:
+    """Print a recipe in the schema of PhaseGPT v1.4 as one of ours.
+
+    Comments say what each key comes from, what is not as it was and why, and which keys have no
+    counterpart. `forty2 run` takes such a file as it is.
+    """
+    from forty2.recipe.commented import commented_yaml
+
+    found = load_translation(source, overrides, lr=lr, kl_weight=kl_weight)
+    if found is None:
+        raise RecipeError(f"{source}: is a recipe of ours already; nothing to convert")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the comments say it all
+        load_recipe(source, overrides, lr=lr, kl_weight=kl_weight)  # checks the values
+    click.echo(commented_yaml(found, source), nl=False)
+
+
 @recipe_command.command("check")
 @click.argument("source")
-@shared_options.set_option
-def check_command(source: str, overrides: tuple[str, ...]) -> None:
+@shared_options.training_flags
+def check_command(
+    source: str, overrides: tuple[str, ...], lr: float | None, kl_weight: float | None
+) -> None:
     """Check every key and value of a recipe, without reading data."""
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(source, overrides, lr=lr, kl_weight=kl_weight)
     if recipe.benchmark is not None:
         from forty2.benchmark.stages import check_tasks
 

@@ -14,6 +14,7 @@ from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
+    from forty2.recipe.foreign import Folders
     from forty2.recipe.schema import Recipe
     from forty2.runs.pipeline import RunResult
 
@@ -39,12 +40,15 @@ def run_command(
     resume: bool,
     reuse: Path | None,
     trust_remote_code: bool,
+    folders: Folders | None,
 ) -> None:
     """Run a recipe: train, fuse, measure, report.
 
     RECIPE is a YAML file, a folder that holds recipe.yaml, or the name of a packaged recipe (`forty2
-    recipe list`).
+    recipe list`). A file in the schema of PhaseGPT v1.4 runs as it is (`forty2 recipe convert` shows
+    what becomes of it), and is kept in that schema's folders.
     """
+    from forty2.runs.log_and_results import LoggedProgress, write_results
     from forty2.runs.pipeline import run
 
     with ProgressBars() as bars:
@@ -54,9 +58,12 @@ def run_command(
             resume=resume,
             reuse=reuse,
             trust_remote_code=trust_remote_code,
-            progress=bars,
+            progress=bars if folders is None else LoggedProgress(bars, folders.log),
         )
     _echo(result)
+    if folders is not None:
+        write_results(result.path, folders.results)
+        click.echo(f"log       {folders.log}\nresults   {folders.results}")
 
 
 @click.command("train")

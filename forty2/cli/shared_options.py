@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -209,24 +210,61 @@ def _warn_of_slow_blas() -> None:
         )
 
 
+def training_flags(function: Command) -> Command:
+    """Add --set, --lr and --lambda, which change a recipe; the command gets their values."""
+    return combined(
+        set_option,
+        click.option(
+            "--lr",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help="Learning rate, of the phase of preferences or of the only phase.",
+        ),
+        click.option(
+            "--lambda",
+            "--kto_lambda",
+            "--kto-lambda",
+            "kl_weight",
+            type=click.FloatRange(0),
+            help="Weight λ of a phase's term λ·KL.",
+        ),
+    )(function)
+
+
 def recipe(function: Command) -> Command:
-    """Add RECIPE, --model and --set; the command gets the loaded `recipe`."""
+    """Add RECIPE, --model, --set, --lr and --lambda; the command gets the loaded `recipe`.
+
+    A recipe in another schema may say where its run is kept. A command with `run_dir` gets that folder
+    where none is given, and one with `folders` the others as well.
+    """
+    wants_folders = "folders" in inspect.signature(inspect.unwrap(function)).parameters
 
     @functools.wraps(function)
     def with_recipe(
-        *, recipe: str, model: str | None, overrides: tuple[str, ...], **others: object
+        *,
+        recipe: str,
+        model: str | None,
+        overrides: tuple[str, ...],
+        lr: float | None,
+        kl_weight: float | None,
+        **others: object,
     ) -> None:
-        from forty2.recipe.reading import load_recipe
+        from forty2.recipe.reading import load_recipe, load_translation
 
-        loaded = load_recipe(recipe, overrides)
+        loaded = load_recipe(recipe, overrides, lr=lr, kl_weight=kl_weight)
         if model is not None:
             loaded = dataclasses.replace(loaded, model=model)
+        found = load_translation(recipe, overrides, lr=lr, kl_weight=kl_weight)
+        folders = found.folders if found is not None else None
+        if folders is not None and "run_dir" in others and others["run_dir"] is None:
+            others["run_dir"] = folders.run
+        if wants_folders:
+            others["folders"] = folders
         function(recipe=loaded, **others)
 
     return combined(
         click.argument("recipe"),
         model_option(help="Model folder, hub name, or smollm2. Default: the recipe's."),
-        set_option,
+        training_flags,
     )(with_recipe)
 
 

@@ -26,7 +26,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
-from forty2.recipe.document import Problem, listed, parse_document
+from forty2.recipe.document import Document, Problem, listed, parse_document
+from forty2.recipe.foreign import (
+    Translation,
+    divide_overrides,
+    is_foreign,
+    translate,
+    with_flags,
+)
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_overrides
 from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
@@ -98,8 +105,14 @@ def read_text(path: Path, what: str) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+def load_recipe(
+    source: str | Path | Mapping[str, object],
+    overrides: Sequence[str] = (),
+    *,
+    lr: float | None = None,
+    kl_weight: float | None = None,
+) -> Recipe:
+    """Read and check a recipe, one in the schema of PhaseGPT v1.4 too.
 
     An override that shortens a phase lowers that phase's other step counts with it, and warns. The
     adapter of `init_from` gives its shape to the adapter section, where that leaves it out.
@@ -108,6 +121,8 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
         source: a packaged recipe's name, a YAML file, a folder that holds recipe.yaml, or the recipe
             itself as a mapping, whose paths lead from the working directory.
         overrides: "dotted.key=value" each, as `--set` takes them; values are YAML.
+        lr: learning rate of the phase of preferences; None: the recipe's.
+        kl_weight: weight of the term λ·KL; None: the recipe's.
 
     Raises:
         RecipeError: listing every problem found, one a line, with its place.
@@ -119,7 +134,18 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
         folder = _folder_of_paths(str(source), file, text)
     document = parse_document(text, str(file))
     document.has_lines = not isinstance(source, Mapping)
-    problems, notes = apply_overrides(document, overrides)
+    notes: list[str] = []
+    if is_foreign(document.tree):
+        theirs, overrides = divide_overrides(overrides)
+        translation = _translated(document, theirs, lr, kl_weight)
+        document, folder = translation.document, os.curdir
+        notes = [*translation.adapted, *_left_out(translation, str(source))]
+        problems: list[Problem] = []
+    else:
+        problems = with_flags(document, lr=lr, kl_weight=kl_weight)
+    applied = apply_overrides(document, overrides)
+    problems += applied.problems
+    notes += applied.notes
     misplaced = list(resolve_paths(document, folder))
     problems += [*misplaced, *take_shape(document)]
     recipe: Recipe | None = None
@@ -138,6 +164,45 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[s
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return recipe
+
+
+def load_translation(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    lr: float | None = None,
+    kl_weight: float | None = None,
+) -> Translation | None:
+    """Translate a recipe in another schema, without checking its values; None: it is one of ours.
+
+    Raises:
+        RecipeError: there is no such recipe, or listing every problem found.
+    """
+    document = parse_document(recipe_text(source), str(recipe_file(source)))
+    if not is_foreign(document.tree):
+        return None
+    theirs, ours = divide_overrides(overrides)
+    found = _translated(document, theirs, lr, kl_weight)
+    apply_overrides(found.document, ours)
+    return found
+
+
+def _translated(
+    document: Document, overrides: Sequence[str], lr: float | None, kl_weight: float | None
+) -> Translation:
+    problems, _ = apply_overrides(document, overrides)
+    if problems:
+        raise RecipeError(listed(problems))
+    return translate(document, lr=lr, kl_weight=kl_weight)
+
+
+def _left_out(found: Translation, source: str) -> list[str]:
+    """Say how many keys have no counterpart."""
+    count = len(found.left_out)
+    if not count:
+        return []
+    keys = "1 key has" if count == 1 else f"{count} keys have"
+    return [f"{source}: {keys} no counterpart; `forty2 recipe convert {source}` says why"]
 
 
 def _as_yaml(recipe: Mapping[str, object]) -> str:
