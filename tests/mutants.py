@@ -64,7 +64,8 @@ MODULES = {
     "text/marks": "text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
     "text/turns": "text/test_encoder text/test_template_families",
-    "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states",
+    "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states "
+    "training/objectives/test_kl_term",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
     "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
     "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states "

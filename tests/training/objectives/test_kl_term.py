@@ -23,11 +23,12 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.surgery import body, head
 from forty2.recipe.reading import load_recipe
 from forty2.text.rows import RatedRow
-from forty2.training.batched_loss import KlPenalty, PairLoss, RatedLoss
+from forty2.training.batched_loss import KlPenalty, PairLoss, RatedLoss, batched_loss
 from forty2.training.batches import pair_batch
 from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import FrozenStates, frozen_states_size, store_states
 from forty2.training.kl_divergence import supervised_logps_and_kl
+from forty2.training.objectives.dpo import DpoPhase
 from forty2.training.objectives.kl_term import KlKind, KlTerm
 from forty2.training.objectives.kto import KtoPhase
 from forty2.training.optimizers import make_optimizer
@@ -240,24 +241,26 @@ def test_the_weight_goes_from_its_first_value_to_its_last(schedule: Any, half: f
 @pytest.mark.parametrize("rated", [False, True])
 def test_evaluations_are_judged_by_the_last_weight(rated: bool, tmp_path: Path) -> None:
     """And so is a step that is not told how much of the phase is done."""
-    model = adapted()
-    term = KlTerm(weight=0.0, schedule="linear", to=10.0)
-    pairs = pair_loss(model, tmp_path, term)
-    loss: PairLoss | RatedLoss = pairs
-    plain: PairLoss | RatedLoss = pair_loss(model, tmp_path, None)
+    model, term = adapted(), KlTerm(weight=0.0, schedule="linear", to=10.0)
+    shortcuts = supported_shortcuts(model)
+    rows: Any = PAIRS
+    phase: DpoPhase | KtoPhase = dpo(kl=term)
     if rated:
         rows = [
             RatedRow(row.prompt, row.chosen, row.rejected, n % 2 > 0, row.origin)
             for n, row in enumerate(PAIRS)
         ]
-        phase = KtoPhase(objective="kto", data="x", steps=6, lr=1e-2, beta=0.3)
-        shortcuts = supported_shortcuts(model)
-        plain = RatedLoss(rows, pairs.reference, phase, shortcuts)
-        loss = RatedLoss(rows, pairs.reference, phase, shortcuts, None, pairs._kl)
+        phase = KtoPhase(objective="kto", data="x", steps=6, lr=1e-2, beta=0.3, kl=term)
+    reference = reference_logps(model, rows, ALL, tmp_path / "reference.npz")
+    states = store_reference_states(model, rows, ALL, tmp_path / "states", shortcuts=shortcuts)
+    plain, loss = (
+        batched_loss(phase, rows, reference, shortcuts, None, kl)
+        for kl in (None, KlPenalty(term, states))
+    )
     moved(model)
     before, found = evaluate(model, plain)["loss"], evaluate(model, loss)
     assert found["loss"] - before == pytest.approx(10 * found["kl_term"], rel=1e-3)
-    stepper = Stepper(model, make_optimizer(loss.phase), loss, loss.phase)
+    stepper = Stepper(model, make_optimizer(phase), loss, phase)
     batch = [loss.batch(ALL)]
     assert stepper.step(batch, 0.0).loss == pytest.approx(found["loss"], rel=1e-4)
     half = stepper.step(batch, 0.0, progress=0.5).loss
