@@ -89,6 +89,32 @@ def test_as_many_resamples_are_drawn_as_were_asked_for() -> None:
     assert stats.sign_flips([0.0, 0.0, 0.0], resamples=1500) == 1.0
 
 
+def test_the_interval_of_a_ratio_draws_items_with_both_their_parts() -> None:
+    rng = np.random.default_rng(3)
+    above, below = rng.normal(2.0, 1.0, size=4), np.array([3.0, 0.0, 1.0, 0.0])
+    drawn = np.random.default_rng(5).integers(4, size=(2500, 4))
+    sums = below[drawn].sum(axis=1)
+    assert not sums.all()  # some draws have no ratio
+    ratios = above[drawn].sum(axis=1)[sums > 0] / sums[sums > 0]
+    wanted = tuple(np.quantile(ratios, [0.025, 0.975]))
+    found = stats.bootstrap_ratio(above, below, resamples=2500, seed=5)
+    assert found == pytest.approx(wanted)
+    assert stats.bootstrap_ratio(above, below) == stats.bootstrap_ratio(
+        above, below, seed=stats.SEED
+    )
+    with pytest.raises(BenchmarkError, match="no item counts"):
+        stats.bootstrap_ratio([1.0, 2.0], [0.0, 0.0])
+
+
+def test_a_ratio_to_ones_is_a_mean_and_items_that_do_not_count_are_no_evidence() -> None:
+    values = np.random.default_rng(0).uniform(size=20)
+    mean = stats.bootstrap(values, least=0.0, most=1.0)
+    assert stats.bootstrap_ratio(values, np.ones(20), least=0.0, most=1.0) == pytest.approx(mean)
+    low, high = stats.bootstrap_ratio([0.5] * 6 + [0.0] * 9, [1.0] * 6 + [0.0] * 9, least=0, most=2)
+    missed = 1 - 0.025 ** (1 / 6)
+    assert (low, high) == pytest.approx((0.5 - 0.5 * missed, 0.5 + 1.5 * missed))
+
+
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
     differences = np.random.default_rng(1).normal(0.1, 1.0, size=400)
     mean, error = differences.mean(), stats.stderr(differences)
@@ -200,6 +226,7 @@ def test_holm_keeps_the_chance_of_any_false_find() -> None:
     [
         (0.0, 0.0, True),
         (9e-6, 0.01, True),
+        (stats.KL_NEAR_ZERO, 0.0, False),  # the smallest that counts
         (2e-5, 0.0, False),  # it answers alike, but is another model
         (0.0, 0.02, False),
         (None, 0.0, False),  # not known

@@ -39,6 +39,7 @@ from forty2.training.frozen_states import (
     Size,
     frozen_states_size,
     has_room,
+    states_key,
     states_to_store,
     store_states,
 )
@@ -80,6 +81,33 @@ def moved(architecture: str = "llama", layers: int = 2, adapter: Any = None, **c
             value += 0.1 * mx.random.normal(value.shape)
             model.load_weights([(name, value)], strict=False)
     return model
+
+
+def test_stored_states_are_used_again_for_the_same_tokens_alone() -> None:
+    """Whatever of rows and model the states depend on has another key; what they do not, has not."""
+    size = frozen_states_size(moved(), PAIRS, range(4))
+    a, b, c, d = PAIRS
+    key = states_key("model", size, PAIRS, range(4))
+    others = [
+        states_key("another model", size, PAIRS, range(4)),
+        states_key("model", size._replace(depth=size.depth + 1), PAIRS, range(4)),
+        states_key("model", size._replace(dtype=mx.bfloat16), PAIRS, range(4)),
+        states_key("model", size, PAIRS, range(3)),
+        states_key("model", size, PAIRS, [1, 0, 2, 3]),
+        states_key("model", size, [a, b._replace(prompt=[*b.prompt, 7]), c, d], range(4)),
+        states_key("model", size, [a, b, c._replace(chosen=[8, 10]), d], range(4)),
+        states_key("model", size, [a, b, c._replace(rejected=[8, 10, 12]), d], range(4)),
+    ]
+    rows = [
+        Row([5, 6, 7, 8], [False, True] * 2, "a", segments)
+        for segments in (None, [0, 0, 1, 1], [0, 1, 1, 1])
+    ]
+    others += [states_key("model", size, [row], [0]) for row in rows]
+    assert len({key, *others}) == 1 + len(others)
+    same = [a, b, c._replace(weight=2.0, origin="x", masks=([True, False], [True] * 3)), d]
+    assert states_key("model", size, same, range(4)) == key
+    unlearned = rows[1]._replace(mask=[False] * 4)
+    assert states_key("model", size, [unlearned], [0]) == others[-2]
 
 
 def stored(model: Any, rows: Any, which: Any, folder: Path) -> FrozenStates:
