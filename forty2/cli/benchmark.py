@@ -99,8 +99,10 @@ def benchmark_command() -> None:
 
 def _command_of(name: str) -> click.Command:
     """Make the command of a task, with an option for each of its fields."""
+    from forty2.recipe.keys import field_docs
+
     kind = task_class(name)
-    hints = get_type_hints(kind)
+    hints, about = get_type_hints(kind), field_docs(kind)
 
     def measure(**arguments: Any) -> None:
         _measure(name, **arguments)
@@ -110,13 +112,20 @@ def _command_of(name: str) -> click.Command:
         option = f"--{field.name.replace('_', '-')}"
         required = field.default is dataclasses.MISSING
         if field.default is False:
-            command.params.append(click.Option([option], is_flag=True))
+            command.params.append(click.Option([option], is_flag=True, help=about.get(field.name)))
             continue
         alternatives = get_args(hints[field.name]) or (hints[field.name],)
         of = next((t for t in (int, float, Path) if t in alternatives), str)
         default = None if required else field.default
         command.params.append(
-            click.Option([option], type=of, required=required, default=default, show_default=True)
+            click.Option(
+                [option],
+                type=of,
+                required=required,
+                default=default,
+                show_default=True,
+                help=about.get(field.name, "").replace("; None:", ". Default:"),
+            )
         )
     return command
 

@@ -55,8 +55,12 @@ _ARGUMENT = re.compile(rf"`({'|'.join(ARGUMENTS)})(?:=([^`\n]*))?`")
 _ELSEWHERE = {
     "api_key_env": "benchmark judge",
     "chats": "init",
+    "early_stop": "sweep",
     "force": "runs remove",
+    "grid": "sweep",
     "judge_model": "benchmark judge",
+    "kl_weight": "run",
+    "lr": "run",
     "mapping": "init",
     "pack": "data prepare",
     "pairs": "init",

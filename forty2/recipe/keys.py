@@ -128,7 +128,7 @@ def _place(section: str) -> str:
 
 def _section(name: str, kind: type) -> Section:
     schema: JsonObject = TypeAdapter(kind).json_schema()
-    about = _field_docs(kind)
+    about = field_docs(kind)
     required = set(schema.get("required", ()))
     keys = [
         Key(
@@ -144,7 +144,7 @@ def _section(name: str, kind: type) -> Section:
     return Section(name, _plain(inspect.getdoc(kind) or ""), tuple(keys))
 
 
-def _field_docs(kind: type) -> dict[str, str]:
+def field_docs(kind: type) -> dict[str, str]:
     """Return the docstring below each field of a dataclass; its own replace those of its bases."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -48,7 +48,9 @@ def sums(tmp_path: Path) -> Path:
 
 def measured(*tasks: Any, n: int | None = None) -> Any:
     entries = [BenchmarkTask(task=t) if isinstance(t, str) else t for t in tasks]
-    return load_measurement(Benchmark(questions="probe", n=n, tasks=entries), 7)
+    asked = any(entry.task == "truthfulqa" for entry in entries)
+    benchmark = Benchmark(questions="probe" if asked else None, n=n, tasks=entries)
+    return load_measurement(benchmark, 7)
 
 
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:

@@ -208,9 +208,11 @@ def test_a_disk_that_turns_read_only_is_named_and_what_was_there_stays(small_dis
     with RunFolder.open(small_disk / "run", "a: 1\n", PROVENANCE, resume=False) as run:
         write_json(run.path / "x.json", 1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(RunError, match=r"Read-only file system; make it writable, then go on"):
+    with pytest.raises(
+        RunError, match=r"Read-only file system; make it writable, then start again"
+    ):
         RunFolder.open(run.path, "a: 1\n", PROVENANCE, resume=True)
-    told = r"Read-only file system; make it writable, then go on"
+    told = r"Read-only file system; make it writable, then start again"
     with pytest.raises(RunError, match=told):
         write_json(run.path / "x.json", 2)
     with pytest.raises(RunError, match=told), staged_folder(run.path / "y"):
@@ -228,7 +230,7 @@ def test_lost_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
         monkeypatch.setattr(os, "open", refuse)
-        told = r"Permission denied; make it writable, then go on"
+        told = r"Permission denied; make it writable, then start again"
         with pytest.raises(RunError, match=told):
             run.log({})
         with pytest.raises(RunError, match=told):

@@ -185,7 +185,7 @@ def test_nothing_runs_or_loads_unless_it_is_allowed(
     arguments = ["benchmark", "humaneval", "-m", "smollm2", "-d", str(bench_data / "humaneval")]
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
-    assert "allow it with --run-untrusted-code" in refused.output
+    assert "else --run-untrusted-code); they run in a sandbox" in refused.output
     assert len(refused.output.strip().splitlines()) == 1
 
 
