@@ -68,6 +68,7 @@ _ELSEWHERE = {
     "resume": "run",
     "reuse": "run",
     "run_untrusted_code": "benchmark humaneval",
+    "seeds": "sweep",
     "size": "data mix",
     "sort": "runs list",
     "thumbs": "init",
