@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.failures import Group
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
     from forty2.runs.sweep.results import SweepResult
 
 
-class _SweepGroup(click.Group):
+class _SweepGroup(Group):
     """A group whose first argument may be a recipe: `forty2 sweep RECIPE` runs it."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
