@@ -74,7 +74,8 @@ MODULES = {
     "training/objectives/test_kl_term",
     "training/batched_loss/responses": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_kto training/objectives/test_kl_term",
-    "training/batches": "training/test_batches training/test_schedule training/objectives/test_kto",
+    "training/batches": "training/test_batches training/test_schedule training/test_curricula "
+    "training/objectives/test_kto",
     "training/checkpoints": "training/test_checkpoints",
     "training/frozen_states": "training/test_frozen_states",
     "training/kl_divergence": "training/objectives/test_kl_term",
@@ -87,11 +88,12 @@ MODULES = {
     "training/objectives/orpo": "training/test_losses training/objectives/test_pairs",
     "training/objectives/pairs": "training/test_losses training/test_batched_loss "
     "training/objectives/test_pairs",
-    "training/objectives/phase": "training/test_loop",
+    "training/objectives/phase": "training/test_loop training/test_curricula",
     "training/objectives/simpo": "training/test_losses training/objectives/test_pairs",
-    "training/reference": "training/test_reference inference/test_logprobs",
+    "training/reference": "training/test_reference training/test_curricula "
+    "inference/test_logprobs",
     "training/reference_states": "training/objectives/test_kl_term",
-    "training/schedule": "training/test_schedule training/test_batches",
+    "training/schedule": "training/test_schedule training/test_curricula training/test_batches",
     "training/step": "training/test_step training/objectives/test_kto "
     "training/objectives/test_kl_term",
 }

@@ -515,8 +515,9 @@ def _change(
     differences = new - old
     span = metric.high - metric.low
     interval = bootstrap(differences, least=-span, most=span, resamples=resamples, seed=seed)
-    sign = 1 if metric.better == "higher" else -1
-    gain = interval if sign > 0 else Interval(-interval.high, -interval.low)
+    gains, gain = differences, interval
+    if metric.better == "lower":
+        gains, gain = -differences, Interval(-interval.high, -interval.low)
     return Change(
         before=float(old.mean()),
         after=float(new.mean()),
@@ -526,8 +527,8 @@ def _change(
         stderr=stderr(differences),
         detectable=detectable(differences),
         n=len(differences),
-        better=int((sign * differences > 0).sum()),
-        worse=int((sign * differences < 0).sum()),
+        better=int((gains > 0).sum()),
+        worse=int((gains < 0).sum()),
         p=p[0],
         p_holm=p[1],
         verdict=verdict(gain, margin, len(differences)),

@@ -113,6 +113,18 @@ def test_results_of_a_stage_whose_metrics_have_one_name_are_both_compared() -> N
     assert found.record()["tasks"]["gsm8k"]["verdict"] == "gain"
 
 
+def test_a_stage_without_questions_of_its_own_is_judged_by_its_price() -> None:
+    before, after = (
+        Stage("it", {"perplexity": Result.from_json(perplexity_result(seed, right), "perplexity")})
+        for seed, right in ((1, 0.9), (2, 0.3))
+    )
+    found = compare_measured(before, after)
+    assert (found.questions, found.n, found.judged) == ("", 0, ())
+    assert found.metrics["log p of texts"].verdict == found.verdict == "tax"
+    assert "(over no benefit;" in format_comparison(found)
+    assert "questions" not in format_comparison(found).splitlines()[0]
+
+
 def test_what_a_file_calls_itself_can_be_printed() -> None:
     before = random_result(9, seed=3)
     after = {**before, "model": "\ud800\x1b[31m"}

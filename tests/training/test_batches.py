@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forty2.data.records import Chat
@@ -36,6 +36,7 @@ def test_an_epoch_has_every_row_once(lengths: list[int], size: int, seed: int) -
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=60), st.integers(0, 3))
+@example([2.0, 2.0, 2.0], 0)
 def test_an_epoch_has_each_row_as_often_as_its_weight(weights: list[float], seed: int) -> None:
     order = Order([10] * len(weights), 4, seed, weights)
     scale = rows_of_epoch(weights) / sum(weights)
@@ -75,8 +76,10 @@ def test_batches_by_tokens_hold_about_so_many() -> None:
     assert 1 - sum(lengths) / padded < 0.05
 
 
-def test_batches_by_tokens_of_rows_alike_hold_equally_many() -> None:
-    order = Order([10] * 1000, 1, 0, tokens=100)
+@pytest.mark.parametrize("rows", [70, 1000])
+@pytest.mark.parametrize("length", [10, 10**12])  # sums that floats do not hold to a token, too
+def test_batches_by_tokens_of_rows_alike_hold_equally_many(length: int, rows: int) -> None:
+    order = Order([length] * rows, 1, 0, tokens=10 * length)
     assert {len(order.batch(n)) for n in range(order.batches_per_epoch)} == {10}
 
 
@@ -158,6 +161,15 @@ def test_buckets_waste_little() -> None:
         real += sum(batch)
         padded += max(batch) * len(batch)
     assert 1 - real / padded < 0.06
+
+
+@pytest.mark.parametrize(("gpu", "width"), [(False, 2), (True, 8)])
+def test_what_is_padded_is_padded_alike(
+    gpu: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forty2.inference.padding.on_gpu", lambda: gpu)
+    batch = pair_batch([PairRow([5, 6, 7], [8, 9], [10], "f:1")], [0])
+    assert batch.inputs.shape == batch.targets.shape == batch.mask.shape == (2, width)
 
 
 def test_pair_batches_line_up_inputs_and_targets() -> None:

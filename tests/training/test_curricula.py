@@ -160,6 +160,30 @@ def test_uses_are_counted_by_stage() -> None:
     assert plan.exposures(plan.steps) == 1.9
 
 
+def test_rows_that_the_last_batch_leaves_out_are_not_counted() -> None:
+    plan = planned([0.0] * 10, epochs=1.5)
+    (stage,) = plan.stages()
+    assert stage.rows == 10 and stage.uses.sum() == 15
+    assert stage.uses.sum() == sum(
+        len(rows) for n in range(plan.steps) for rows in plan.step_rows(n + 1)
+    )
+
+
+def test_a_stage_may_be_of_one_row() -> None:
+    plan = planned(list(range(10)), curriculum=Curriculum(by="order", stages=[0.1, 0.15, 1.0]))
+    assert [stage.rows for stage in plan.stages()] == [1, 2, 10]
+
+
+def test_a_plan_has_its_length_before_the_difficulty_is_known() -> None:
+    phase = dpo(steps=None, epochs=3.0, curriculum=Curriculum(by="order", stages=STAGES))
+    known, unknown = (
+        plan_phase(phase, [30] * 10, [1.0] * 10, 1, difficulty=difficulty)
+        for difficulty in (range(10), None)
+    )
+    assert unknown.steps == known.steps
+    assert [one[:3] for one in unknown.stages()] == [one[:3] for one in known.stages()]
+
+
 @pytest.mark.parametrize(
     ("curriculum", "more", "said"),
     [

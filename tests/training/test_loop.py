@@ -304,6 +304,7 @@ def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
 def test_a_goal_is_reached_at_its_very_value(value: float, above: bool, below: bool) -> None:
     assert Goal(metric="margin", at_least=2.0).reached({"margin": value}) is above
     assert Goal(metric="margin", at_most=2.0).reached({"margin": value}) is below
+    assert not Goal(metric="margin", at_most=2.0).reached({"loss": value})  # not measured
 
 
 def test_a_phase_that_reached_its_goal_does_not_go_on_when_resumed(tmp_path: Path) -> None:

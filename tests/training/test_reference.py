@@ -24,7 +24,12 @@ from forty2.inference.padding import batch_tokens
 from forty2.model.adapter import adapter_weights
 from forty2.text.rows import PairRow, RatedRow
 from forty2.training.frozen_states import frozen_states_size, store_states
-from forty2.training.reference import pair_logprobs, reference_key, reference_logps
+from forty2.training.reference import (
+    pair_logprobs,
+    reference_key,
+    reference_logps,
+    token_margins,
+)
 
 SHORT = {
     "sft": "{{objective: sft, data: {inputs}/sft.jsonl, steps: 1, lr: 1.0e-2, lint: false}}",
@@ -49,6 +54,16 @@ def test_reference_is_stored_reused_and_recomputed_when_damaged(tmp_path: Path) 
     mended = reference_logps(model, PAIRS, ALL, store)
     for n in ALL:
         np.testing.assert_array_equal(first[n], mended[n])
+
+
+def test_a_margin_is_of_means_over_supervised_tokens() -> None:
+    turns = PairRow([1], [2, 3, 4], [5, 6], "a", masks=([True, False, True], [True, True]))
+    rows = [PairRow([1, 2], [3, 4], [5], "b"), turns]
+    logps = {
+        0: np.array([-1.0, -3.0, -0.5], np.float32),
+        1: np.array([-1.0, 0.0, -2.0, -4.0, -5.0], np.float32),
+    }
+    assert token_margins(rows, logps) == [-2.0 + 0.5, -1.5 + 4.5]
 
 
 @pytest.mark.parametrize("damage", ["other values", "fewer values", "objects", "absent arrays"])
