@@ -90,8 +90,7 @@ MODULES = {
     "training/objectives/test_pairs",
     "training/objectives/phase": "training/test_loop training/test_curricula",
     "training/objectives/simpo": "training/test_losses training/objectives/test_pairs",
-    "training/reference": "training/test_reference training/test_curricula "
-    "inference/test_logprobs",
+    "training/reference": "training/test_reference training/test_curricula inference/test_logprobs",
     "training/reference_states": "training/objectives/test_kl_term",
     "training/schedule": "training/test_schedule training/test_curricula training/test_batches",
     "training/step": "training/test_step training/objectives/test_kto "

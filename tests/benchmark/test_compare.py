@@ -94,6 +94,7 @@ def test_a_real_change_is_found_and_its_reverse_is_its_mirror() -> None:
             down.metrics[name].better,
         )
     assert up.metrics["mc1"].p < 1e-6 and up.metrics["mc2"].p == 1 / (1 + stats.RESAMPLES)
+    assert compare(before, after, resamples=99).metrics["mc2"].p == 0.01
     assert set(up.categories) == {"odd", "even"}
 
 
