@@ -93,6 +93,7 @@ MODULES = {
     "training/reference": "training/test_reference training/test_curricula inference/test_logprobs",
     "training/reference_states": "training/objectives/test_kl_term",
     "training/schedule": "training/test_schedule training/test_curricula training/test_batches",
+    "training/stored_states": "training/test_frozen_states training/objectives/test_kl_term",
     "training/step": "training/test_step training/objectives/test_kto "
     "training/objectives/test_kl_term",
 }

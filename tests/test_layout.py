@@ -73,6 +73,7 @@ COVERED_BY = {
     "training/objectives/phase.py": "training/test_loop.py",
     "training/objectives/sft.py": "training/test_loop.py",
     "training/reference_states.py": "training/objectives/test_kl_term.py",
+    "training/stored_states.py": "training/test_frozen_states.py",
     "training/stop_signals.py": "runs/test_signals.py",
 }
 """Modules without a test file of their name, and the file whose tests run them. A folder, ending in

@@ -15,16 +15,14 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 
-from forty2.files import atomic_write
 from forty2.inference.logprobs import Shortcuts, compute_pair_block_input, pair_arrays
-from forty2.inference.padding import PairBatch, group_by_length
+from forty2.inference.padding import PairBatch
 from forty2.model.kv_cache import segment_cache
 from forty2.model.surgery import compute_block_input, frozen_depth
 from forty2.progress import Progress, silent
@@ -34,48 +32,20 @@ from forty2.training.batches import (
     BOTH,
     SftBatch,
     pair_batch,
-    parts_of,
     sft_batch,
 )
 from forty2.training.objectives.phase import Phase
+from forty2.training.stored_states import Bytes, Rows, Size, StoredStates, store
 
 MIN_PASSES = 1.5
 """Smallest number of passes over a row for which storing its states saves time."""
 
-Rows = Sequence[Row] | Sequence[AnyPair]
-"""Rows of one kind."""
-Bytes = npt.NDArray[np.uint8]
-"""States as bytes, (..., D times the bytes of a number): numpy has no bfloat16."""
 
-
-class Size(NamedTuple):
-    """The size of the stored states of some rows."""
-
-    depth: int
-    """Blocks whose output is stored."""
-    width: int
-    """D"""
-    dtype: mx.Dtype
-    tokens: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk."""
-        return self.tokens * self.width * self.dtype.size
-
-
-class FrozenStates:
-    """The stored states of some rows."""
+class FrozenStates(StoredStates):
+    """The stored states of some rows at the entry of the first trained block."""
 
     def __init__(self, path: Path, size: Size, rows: Rows, which: Sequence[int]) -> None:
-        counts = [state_count(rows[i]) for i in which]
-        ends = np.cumsum(counts)
-        self._spans = {
-            i: (end - count, end) for i, count, end in zip(which, counts, ends, strict=True)
-        }
-        self._size = size
-        self._rows = rows
-        self._stored = np.memmap(path, np.uint8, "r").reshape(size.tokens, -1)
+        super().__init__(path, size, rows, which, [state_count(rows[i]) for i in which])
 
     def of_pairs(self, batch: PairBatch, sides: Sequence[int] = BOTH) -> list[mx.array]:
         """Read the states of a batch's prefixes (B, P, D) and of its inputs (kB, T, D), zero-padded."""
@@ -83,7 +53,7 @@ class FrozenStates:
         prefixes = self._zeros(pairs, batch.prefixes.shape[1])
         inputs = self._zeros(*batch.inputs.shape)
         for n, index in enumerate(batch.rows.tolist()):
-            row: Any = self._rows[index]
+            row = self._rows[index]
             given = len(row.prompt) - 1
             prefix, *responses = np.split(
                 self._states(index), [given, given + len(row.responses[0])]
@@ -100,26 +70,6 @@ class FrozenStates:
             stored = self._states(index)
             states[n, : len(stored)] = stored
         return [self._array(states)]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk."""
-        return self._size.bytes
-
-    @property
-    def depth(self) -> int:
-        """Blocks whose output is stored."""
-        return self._size.depth
-
-    def _states(self, index: int) -> Bytes:
-        start, end = self._spans[index]
-        return self._stored[start:end]
-
-    def _zeros(self, rows: int, columns: int) -> Bytes:
-        return np.zeros((rows, columns, self._stored.shape[1]), np.uint8)
-
-    def _array(self, states: Bytes) -> mx.array:
-        return mx.array(states).view(self._size.dtype)
 
 
 def state_count(row: Row | AnyPair) -> int:
@@ -217,39 +167,21 @@ def store_states(
 ) -> FrozenStates:
     """Compute and store the frozen blocks' output for these rows, or use a file that is complete.
 
-    Rows are computed in the same batches every time, so a file made anew holds the same bits.
-
     Args:
         which: indices of the rows.
         size: from `frozen_states_size`.
-        path: file of the states, (tokens, D), without a header.
+        path: file, see `stored_states.store`.
     """
-    if not (path.exists() and path.stat().st_size == size.bytes):
-        with atomic_write(path) as file:
-            _fill(model, rows, which, size, file, progress, stage)
+    store(
+        path,
+        size,
+        rows,
+        which,
+        [state_count(rows[i]) for i in which],
+        lambda indices: _compute_states(model, rows, indices, size),
+        lambda done: progress(stage, done, len(which), {}),
+    )
     return FrozenStates(path, size, rows, which)
-
-
-def _fill(
-    model: nn.Module,
-    rows: Rows,
-    which: Sequence[int],
-    size: Size,
-    file: IO[bytes],
-    progress: Progress,
-    stage: str,
-) -> None:
-    """Fill the file in the order of batches of similar length, each row at its own place."""
-    counts = np.array([state_count(rows[i]) for i in which])
-    starts = np.cumsum(counts) - counts
-    done = 0
-    for places in group_by_length(parts_of(rows, both_responses=True)[list(which)]):
-        indices = [which[n] for n in places]
-        for n, states in zip(places, _compute_states(model, rows, indices, size), strict=True):
-            file.seek(int(starts[n]) * size.width * size.dtype.size)
-            file.write(states.tobytes())
-        done += len(places)
-        progress(stage, done, len(which), {})
 
 
 def _compute_states(

@@ -36,7 +36,6 @@ from forty2.training.batched_loss import (
 )
 from forty2.training.frozen_states import (
     FrozenStates,
-    Size,
     frozen_states_size,
     has_room,
     states_key,
@@ -49,6 +48,7 @@ from forty2.training.objectives.phase import Phase
 from forty2.training.objectives.sft import SftPhase
 from forty2.training.processes import ALONE
 from forty2.training.reference import reference_logps
+from forty2.training.stored_states import Size
 
 RNG = np.random.default_rng(11)
 PHASE = DpoPhase(objective="dpo", data="x", steps=6, lr=1e-2, beta=0.3)

@@ -16,9 +16,10 @@ from forty2.training.batched_loss.conversations import ConversationLoss
 from forty2.training.batched_loss.pairs import PairLoss
 from forty2.training.batched_loss.rated import RatedLoss
 from forty2.training.batched_loss.responses import KlPenalty, ResponseLoss
-from forty2.training.frozen_states import FrozenStates, Rows
+from forty2.training.frozen_states import FrozenStates
 from forty2.training.objectives.phase import Phase
 from forty2.training.reference import TokenLogps
+from forty2.training.stored_states import Rows
 
 __all__ = [
     "BatchedLoss",

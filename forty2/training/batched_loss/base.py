@@ -13,8 +13,9 @@ from forty2.files import JsonObject
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import group_by_length
 from forty2.training.batches import Batch, lengths_of, parts_of, weights_of
-from forty2.training.frozen_states import FrozenStates, Rows
+from forty2.training.frozen_states import FrozenStates
 from forty2.training.processes import Group
+from forty2.training.stored_states import Rows
 
 
 class LossSums(NamedTuple):
