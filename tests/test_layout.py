@@ -59,6 +59,8 @@ COVERED_BY = {
     "report/ablation_records.py": "report/test_ablation.py",
     "report/metrics.py": "report/test_ablation.py",
     "runs/replicates.py": "runs/test_ablation.py",
+    "recipe/phasegpt_keys.py": "recipe/test_phasegpt.py",
+    "report/text_table.py": "report/test_ablation.py",
     "runs/reusing.py": "runs/test_extending.py",
     "runs/sweep/": "runs/test_sweep.py",
     "text/marks.py": "text/test_template_families.py",

@@ -68,7 +68,7 @@ class Parts(NamedTuple):
     most: float = math.inf
     """Largest ratio of one reply; the least is 0."""
     influences: list[float] | None = None
-    """What each reply adds to the metric, where that is more than its share of both sums."""
+    """Effect of each reply on the metric, (replies,), by leaving it out; None: given by both sums."""
 
     def mean(self) -> float | None:
         """Return the metric; None: no reply counts."""

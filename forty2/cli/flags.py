@@ -76,7 +76,7 @@ _ELSEWHERE = {
 }
 """Command that has the option, for messages in commands that do not."""
 _IN_WORDS = {"out": "folder", "run_dir": "folder", "model": "RUN|MODEL"}
-"""What a command without the option calls the thing: it takes it as an argument, or not at all."""
+"""Words for arguments that have no option in a command: it takes them by position, or has none."""
 _START_AGAIN = "start again with `resume=True`"
 _GO_ON = "go on with `resume=True`"
 _ELSE = re.compile(rf"in a recipe, else `({'|'.join(ARGUMENTS)})(?:=[^`\n]*)?`")

@@ -84,8 +84,8 @@ def convert_command(
 ) -> None:
     """Print a recipe in the schema of PhaseGPT v1.4 as one of ours.
 
-    Comments say what each key comes from, what is not as it was and why, and which keys have no
-    counterpart. `forty2 run` takes such a file as it is.
+    Comments name the key that each comes from, the values that had to change and why, and the keys
+    that have no counterpart. `forty2 run` takes such a file, too.
     """
     from forty2.recipe.commented import commented_yaml
 

@@ -14,7 +14,7 @@ from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
-    from forty2.recipe.foreign import Folders
+    from forty2.recipe.phasegpt import Folders
     from forty2.recipe.schema import Recipe
     from forty2.runs.pipeline import RunResult
 
@@ -45,8 +45,8 @@ def run_command(
     """Run a recipe: train, fuse, measure, report.
 
     RECIPE is a YAML file, a folder that holds recipe.yaml, or the name of a packaged recipe (`forty2
-    recipe list`). A file in the schema of PhaseGPT v1.4 runs as it is (`forty2 recipe convert` shows
-    what becomes of it), and is kept in that schema's folders.
+    recipe list`). A file in the schema of PhaseGPT v1.4 is translated (`forty2 recipe convert`
+    shows how), and its run is written to the folders that PhaseGPT uses.
     """
     from forty2.runs.log_and_results import LoggedProgress, write_results
     from forty2.runs.pipeline import run

@@ -124,9 +124,9 @@ def show_command(sweep: Path, as_json: bool) -> None:
 @shared_options.seeds_option(required=True)
 @shared_options.trust_remote_code
 def confirm_command(sweep: Path, seeds: list[int], trust_remote_code: bool) -> None:
-    """Train the best configuration and the recipe as it is with fresh seeds.
+    """Train the best configuration again, and the unchanged recipe, both with new seeds.
 
-    It goes on with a confirmation that stopped.
+    A confirmation that was stopped is continued.
     """
     from forty2.runs.sweep.confirming import confirm
 

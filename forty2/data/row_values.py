@@ -19,7 +19,7 @@ _MOST_NAMED = 8
 
 
 class KeyUse(NamedTuple):
-    """What a phase does with the keys of its rows."""
+    """Keys of a phase's rows by which it orders, divides or holds out rows."""
 
     by: str | None = None
     """Key that says how hard a row is; None: rows are not ordered by a key."""

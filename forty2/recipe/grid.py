@@ -92,21 +92,21 @@ class Parameter:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    """Whether the logarithm is uniform over the range, not the value."""
+    """Whether values are drawn evenly by their logarithm."""
     step: float | None = None
     """Distance of the values in the range; None: any value."""
     whole: bool = False
-    """Whether values of the range are whole numbers."""
+    """Whether values are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What a sweep tries, and the metric that it is judged by."""
+    """The values that a sweep tries, and the metric that decides between them."""
 
     place: str
     """File or packaged name, for messages."""
     text: str
-    """The file as it is written."""
+    """Content of the file."""
     method: Method
     metric: str
     metric_line: int

@@ -121,3 +121,36 @@ def _phases(document: Document) -> Iterator[tuple[str, dict[str, object]]]:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def apply_flags(document: Document, *, lr: float | None, kl_weight: float | None) -> list[Problem]:
+    """Apply the flags `--lr` and `--lambda` to a recipe of ours, in place; return what is wrong."""
+    phases = document.tree.get("phases")
+    named = (
+        {n: p for n, p in phases.items() if isinstance(p, dict)} if isinstance(phases, dict) else {}
+    )
+    problems = []
+    if lr is not None:
+        if len(named) == 1:
+            for name, phase in named.items():
+                phase["lr"] = lr
+                document.lines["phases", name, "lr"] = COMMAND_LINE
+        else:
+            keys = ", ".join(f"phases.{name}.lr" for name in named)
+            problems.append(
+                Problem(COMMAND_LINE, f"`lr`: several phases have one; set one of {keys}")
+            )
+    if kl_weight is not None:
+        terms = {name: p["kl"] for name, p in named.items() if isinstance(p.get("kl"), dict)}
+        for name, term in terms.items():
+            term["weight"] = kl_weight
+            document.lines["phases", name, "kl", "weight"] = COMMAND_LINE
+        if not terms:
+            problems.append(
+                Problem(
+                    COMMAND_LINE,
+                    "`kl_weight`: no phase has a term λ·KL; give a phase of dpo or kto kl: {weight: "
+                    f"{kl_weight:g}}}",
+                )
+            )
+    return problems

@@ -27,16 +27,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
 from forty2.recipe.document import Document, Problem, listed, parse_document
-from forty2.recipe.foreign import (
+from forty2.recipe.messages import explain, missing_files, secrets
+from forty2.recipe.overrides import apply_flags, apply_overrides
+from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
+from forty2.recipe.phasegpt import (
     Translation,
     divide_overrides,
-    is_foreign,
+    is_phasegpt,
     translate,
-    with_flags,
 )
-from forty2.recipe.messages import explain, missing_files, secrets
-from forty2.recipe.overrides import apply_overrides
-from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
 from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
 
@@ -135,14 +134,14 @@ def load_recipe(
     document = parse_document(text, str(file))
     document.has_lines = not isinstance(source, Mapping)
     notes: list[str] = []
-    if is_foreign(document.tree):
+    if is_phasegpt(document.tree):
         theirs, overrides = divide_overrides(overrides)
         translation = _translated(document, theirs, lr, kl_weight)
         document, folder = translation.document, os.curdir
         notes = [*translation.adapted, *_left_out(translation, str(source))]
         problems: list[Problem] = []
     else:
-        problems = with_flags(document, lr=lr, kl_weight=kl_weight)
+        problems = apply_flags(document, lr=lr, kl_weight=kl_weight)
     applied = apply_overrides(document, overrides)
     problems += applied.problems
     notes += applied.notes
@@ -179,7 +178,7 @@ def load_translation(
         RecipeError: there is no such recipe, or listing every problem found.
     """
     document = parse_document(recipe_text(source), str(recipe_file(source)))
-    if not is_foreign(document.tree):
+    if not is_phasegpt(document.tree):
         return None
     theirs, ours = divide_overrides(overrides)
     found = _translated(document, theirs, lr, kl_weight)

@@ -17,7 +17,7 @@ from forty2.training.objectives.phase import STRICT, Phase, Positive
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A name that is safe as a file name."""
 Tracker = Literal["tensorboard", "wandb"]
-"""Where the metrics of a run can be sent."""
+"""A service that can receive the metrics of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -21,6 +21,7 @@ from forty2.report.metrics import (
 from forty2.report.page import render
 from forty2.report.records import Change
 from forty2.report.run import origin_table
+from forty2.report.text_table import text_table_lines
 
 _MAIN = (
     "pairs right",
@@ -97,13 +98,7 @@ def text_table(record: Mapping[str, object]) -> str:
     rows = [["", *map(metric_name, metrics)]]
     for name, scores in ablation.variants.items():
         rows.append([name, *(_score(metric, scores.get(metric)) for metric in metrics)])
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    head, *lines = (
-        f"{row[0]:<{first}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
-        for row in rows
-    )
-    return "\n".join([head, "-" * len(head), *lines])
+    return "\n".join(text_table_lines(rows))
 
 
 # --- figures --------------------------------------------------------------------------------------

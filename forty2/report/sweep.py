@@ -14,6 +14,7 @@ from forty2.report.metrics import SCORES, Score, metric_name, shown_score, writt
 from forty2.report.page import render
 from forty2.report.records import read_provenance, visible
 from forty2.report.run import origin_table
+from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration
 
 _MAIN = ("mc2", "pairs right", "pair margin", "ratings right", "no leak", "log p of texts", "KL")
@@ -59,14 +60,7 @@ def text_table(record: Mapping[str, object]) -> str:
     shown = _shown(record)
     metrics = [name for name in _metrics(shown) if name in (shown["metric"]["metric"], *_MAIN)]
     table = _scores_table(shown, metrics)
-    rows = [list(table.head), *map(list, table.rows)]
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    head, *lines = (
-        f"{row[0]:<{first}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))
-        for row in rows
-    )
-    return "\n".join([head, "-" * len(head), *lines])
+    return "\n".join(text_table_lines([table.head, *table.rows]))
 
 
 def _shown(record: Mapping[str, object]) -> JsonObject:

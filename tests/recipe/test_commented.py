@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from forty2.cli import main
 from forty2.recipe.reading import load_recipe
 
-FILES = Path(__file__).parent / "foreign"
+FILES = Path(__file__).parent / "phasegpt"
 OFF = "model.use_phase_attention=false"
 
 

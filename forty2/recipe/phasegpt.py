@@ -23,120 +23,23 @@ from forty2.data.sources import BUILTIN, HUB, read_rows, valid_beside
 from forty2.errors import DataError, RecipeError
 from forty2.files import JsonObject
 from forty2.recipe.document import COMMAND_LINE, Document, Location, Problem, listed
-
-SECTIONS = ("model", "training", "data", "evaluation", "logging", "experiment")
-_PUBLISHED_DATA = ("preferences_v14_100pairs.jsonl", "preferences_v13_10pairs.jsonl")
-"""Names of its preference files. The first holds 84 unique pairs, each opened by a marker of its side,
-and the second was never published: the dialectic set stands for both."""
-_PUBLISHED_TEXTS = ("shakespeare", "wikitext2", "wikitext-2")
-_DIALECTIC = f"{BUILTIN}dialectic"
-_ALIASES = {"spiral_density": "complexity", "subtlety_level": "subtlety"}
-"""Row keys of the dialectic set, by the names of strata in the schema."""
-_DOMAINS = {"artistic": "arts", "social": "everyday"}
-"""Domains of the dialectic set, by their names in the schema."""
-_MODULES = {
-    **{f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"},
-    **{f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
-}
-_KL_KINDS = {
-    "kl": "reverse",
-    "reverse_kl": "forward",
-    "js": "js",
-    "js_divergence": "js",
-}
-"""Our kinds of KL by theirs: its "kl" is KL(policy‖reference), which is called reverse here."""
-_METRICS: Mapping[str, tuple[str, str]] = {
-    "spiral_score": ("spiral_score", "max"),
-    "subtlety": ("subtlety", "max"),
-    "perplexity": ("perplexity", "min"),
-    "reward_margin": ("margin", "max"),
-    "kl_divergence": ("", ""),
-    "loss": ("loss", "min"),
-    "eval_loss": ("loss", "min"),
-    "accuracy": ("accuracy", "max"),
-}
-"""Metrics of the schema, each with ours and the direction in which it is better; "": none to choose by."""
-_PUBLISHED = {
-    "learning_rate": 5e-5,
-    "num_epochs": 3,
-    "batch_size": 4,
-    "gradient_accumulation_steps": 8,
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "lr_scheduler": "cosine",
-}
-"""Values of its published files, for the keys that a file leaves out."""
-_LAUNCH = "use mlx.launch, which trains on several machines: docs/training/two-macs.md"
-_OF_PHASE_ATTENTION = (
-    *("phase_layer_idx", "num_oscillators", "coupling_strength", "natural_freq", "dt"),
-    "n_sync_steps",
+from forty2.recipe.phasegpt_keys import (
+    ALIASES,
+    DIALECTIC,
+    DOMAINS,
+    KL_KINDS,
+    LEFT_OUT,
+    METRICS,
+    MODULES,
+    PUBLISHED,
+    PUBLISHED_DATA,
+    PUBLISHED_TEXTS,
+    SECTIONS,
 )
-_LEFT_OUT: Mapping[str, str] = {
-    "model.lora_config.bias": "biases are not trained",
-    "model.lora_config.task_type": "a language model is all there is",
-    "model.use_flash_attention": "attention is fused already",
-    **dict.fromkeys(
-        [f"model.{key}" for key in _OF_PHASE_ATTENTION]
-        + ["logging.track_phase_dynamics", "logging.phase_log_interval"],
-        "phase attention is off",
-    ),
-    "training.max_prompt_length": "a prompt is shortened only as far as max_length asks",
-    **dict.fromkeys(
-        [f"training.{key}" for key in ("fp16", "bf16", "tf32")],
-        "weights keep the model's number format, and log-probabilities are fp32",
-    ),
-    "training.kto_config.enabled": "said by method",
-    "training.kto_config.kl_temperature": "it is 1",
-    **dict.fromkeys(
-        ("training.phase_a.enabled", "training.phase_a.method", "training.phase_b.enabled"),
-        "said by the phases themselves",
-    ),
-    "evaluation.save_best_only": "said by best",
-    "evaluation.metric_for_best_model": "no best adapter is chosen",
-    "evaluation.greater_is_better": "said by best",
-    "training.curriculum_learning.enabled": "said by stages",
-    "training.deepspeed_config": f"DeepSpeed is not used; {_LAUNCH}",
-    "model.deepspeed_config": f"DeepSpeed is not used; {_LAUNCH}",
-    "training.distributed": f"not part of a recipe; {_LAUNCH}",
-    **dict.fromkeys(
-        [
-            f"{part}.{key}"
-            for part in ("data", "experiment")
-            for key in ("num_workers", "pin_memory")
-        ]
-        + ["data.prefetch_factor"],
-        "rows are in memory",
-    ),
-    "data.phase_a_seq_len": "max_length is that of all phases",
-    "data.augmentation": "rows are used as they are",
-    "evaluation.eval_steps": "every validation row is measured",
-    "evaluation.save_strategy": "said by save_steps",
-    "evaluation.save_total_limit": "a run keeps the checkpoint that it can go on from",
-    "evaluation.test_on_held_out": "said by held_out_domains",
-    "evaluation.baseline_checkpoint": "every stage is compared with the base model",
-    "evaluation.compute_relative_metrics": "every stage is compared with the base model",
-    "evaluation.scaling_metrics": "tokens a second and peak memory are in metrics.jsonl",
-    "evaluation.zero_shot_tasks": "were never defined; name benchmarks in benchmark.tasks",
-    "logging.use_wandb": "nothing is sent anywhere; every metric is in metrics.jsonl",
-    "logging.wandb_project": "nothing is sent to W&B",
-    **dict.fromkeys(
-        [f"logging.{key}" for key in ("logging_steps", "log_kl_components", "log_throughput")]
-        + [f"logging.{key}" for key in ("log_reward_components", "log_gpu_memory")],
-        "every step is logged, with all its figures",
-    ),
-    "logging.log_level": "warnings are always shown",
-    "experiment.device": "MLX runs on the machine's GPU, or on its CPU",
-    "experiment.deterministic": "a run is always the same on one machine",
-    "ablation_study": "forty2 sweep phasegpt-track-b compares the values of λ",
-    "notes": "text for readers",
-    "comparison_table": "text for readers",
-}
-"""Keys without a counterpart here, with all keys below them, and why."""
 
 
 class Folders(NamedTuple):
-    """Where that schema keeps a run."""
+    """Paths at which PhaseGPT writes a run."""
 
     run: Path
     log: Path
@@ -158,7 +61,7 @@ class Translation:
     folders: Folders | None = None
 
 
-def is_foreign(tree: Mapping[str, object]) -> bool:
+def is_phasegpt(tree: Mapping[str, object]) -> bool:
     """Return whether a recipe is written in their schema."""
     ours = "phases" in tree or "version" in tree
     return not ours and (
@@ -312,12 +215,12 @@ class _Translator:
             "adapter.dropout", self.take(f"{lora}lora_dropout", float, 0.05), f"{lora}lora_dropout"
         )
         modules = self.take(f"{lora}target_modules", list, [f"{name}_proj" for name in "qkvo"])
-        keys = [_MODULES.get(name, name if "." in str(name) else "") for name in modules]
+        keys = [MODULES.get(name, name if "." in str(name) else "") for name in modules]
         for name, key in zip(modules, keys, strict=True):
             if not key:
                 self.report(
                     f"{lora}target_modules",
-                    f"{name!r} is none of {', '.join(_MODULES)}; see adapter.keys",
+                    f"{name!r} is none of {', '.join(MODULES)}; see adapter.keys",
                 )
         self.put("adapter.keys", keys, f"{lora}target_modules", "with their place in a block")
         if self.take(f"{lora}bias", str, "none") != "none":
@@ -400,25 +303,25 @@ class _Translator:
             if os.path.exists(beside):
                 self.put(f"{at}.data", beside, path)
                 return beside
-            if texts and found.lower() in _PUBLISHED_TEXTS:
+            if texts and found.lower() in PUBLISHED_TEXTS:
                 self.adapt(
                     f"{at}.data",
-                    f"{_DIALECTIC}-sft",
+                    f"{DIALECTIC}-sft",
                     path,
                     f"{found} is not packaged; the chosen answers of the dialectic set stand for it",
                 )
-                return f"{_DIALECTIC}-sft"
-            if os.path.basename(found) in _PUBLISHED_DATA:
+                return f"{DIALECTIC}-sft"
+            if os.path.basename(found) in PUBLISHED_DATA:
                 self.adapt(
                     f"{at}.data",
-                    _DIALECTIC,
+                    DIALECTIC,
                     path,
                     f"there is no {found}; the dialectic set of 100 unique pairs stands for it",
                 )
-                return _DIALECTIC
+                return DIALECTIC
             self.report(path, f"{found}: no such file or folder")
             return ""
-        set_ = f"{_DIALECTIC}-sft" if texts else _DIALECTIC
+        set_ = f"{DIALECTIC}-sft" if texts else DIALECTIC
         self.put(f"{at}.data", set_, "", "none is named")
         return set_
 
@@ -459,12 +362,12 @@ class _Translator:
         keys = self.take("data.stratify_by", list)
         if keys:
             having = set(rows[0]) if rows else set()
-            ours = [key if key in having else _ALIASES.get(str(key), key) for key in keys]
+            ours = [key if key in having else ALIASES.get(str(key), key) for key in keys]
             note = ", ".join(f"{a} is {b}" for a, b in zip(keys, ours, strict=True) if a != b)
             self.put(f"{at}.stratify", ours, "data.stratify_by", note)
         domains = self.take("evaluation.held_out_domains", list)
         if domains and self.take("evaluation.test_on_held_out", bool, True):
-            ours = [_DOMAINS.get(str(name), name) if builtin else name for name in domains]
+            ours = [DOMAINS.get(str(name), name) if builtin else name for name in domains]
             note = ", ".join(f"{a} is {b}" for a, b in zip(domains, ours, strict=True) if a != b)
             self.put(f"{at}.hold_out", {"domain": ours}, "evaluation.held_out_domains", note)
             rows = rows and [row for row in rows if row.get("domain") not in ours]
@@ -525,7 +428,7 @@ class _Translator:
             for path in dict.fromkeys((f"{section}.{key}", f"training.{key}")):
                 if (value := self.take(path, kind)) is not None:
                     return value, path
-            return _PUBLISHED[key], ""
+            return PUBLISHED[key], ""
 
         def translated(ours: str, key: str, kind: Any) -> Any:
             value, path = setting(key, kind)
@@ -592,12 +495,12 @@ class _Translator:
             return
         named = "evaluation.metric_for_best_model"
         metrics = self.take("evaluation.metrics", list, [])
-        metric = self.take(named, str) or next((m for m in metrics if m in _METRICS), "loss")
-        if metric not in _METRICS or not _METRICS[metric][0]:
-            known = ", ".join(name for name, (ours, _) in _METRICS.items() if ours)
+        metric = self.take(named, str) or next((m for m in metrics if m in METRICS), "loss")
+        if metric not in METRICS or not METRICS[metric][0]:
+            known = ", ".join(name for name, (ours, _) in METRICS.items() if ours)
             self.report(named, f"{metric!r} cannot choose an adapter; use one of {known}")
             return
-        ours, direction = _METRICS[metric]
+        ours, direction = METRICS[metric]
         greater = self.take("evaluation.greater_is_better", bool)
         if greater is not None:
             direction = "max" if greater else "min"
@@ -631,8 +534,8 @@ class _Translator:
         if not self.take(f"{config}.enabled", bool, True):
             self.report(f"{config}.enabled", "is off, so this is DPO; write method: dpo")
         kind = self.take(f"{config}.kl_penalty_type", str, "kl")
-        if kind not in _KL_KINDS:
-            self.report(f"{config}.kl_penalty_type", f"{kind!r} is none of {', '.join(_KL_KINDS)}")
+        if kind not in KL_KINDS:
+            self.report(f"{config}.kl_penalty_type", f"{kind!r} is none of {', '.join(KL_KINDS)}")
             return
         schedule = f"{config}.lambda_schedule"
         values = {
@@ -652,7 +555,7 @@ class _Translator:
         self.put(f"{at}.kl.weight", weight, path, "" if path else "as published")
         which = "KL(policy‖reference)" if kind == "kl" else "named the other way round there"
         note = which if kind in ("kl", "reverse_kl") else ""
-        self.put(f"{at}.kl.kind", _KL_KINDS[kind], f"{config}.kl_penalty_type", note)
+        self.put(f"{at}.kl.kind", KL_KINDS[kind], f"{config}.kl_penalty_type", note)
         if changes:
             form, final = values["schedule_type"] or "linear", values["final_lambda"]
             if form not in ("linear", "cosine") or final is None:
@@ -668,9 +571,9 @@ class _Translator:
     def metrics(self) -> None:
         path = "evaluation.metrics"
         for name in self.take(path, list, []):
-            if name not in _METRICS:
-                close = difflib.get_close_matches(str(name), list(_METRICS), 1)
-                hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(_METRICS)}"
+            if name not in METRICS:
+                close = difflib.get_close_matches(str(name), list(METRICS), 1)
+                hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(METRICS)}"
                 self.report(path, f"{name!r} is no metric of this schema{hint}")
         style = any(name in ("spiral_score", "subtlety") for name in self.take(path, list, []))
         note = "these; held-out rows, perplexity of neutral text and KL are measured in any case"
@@ -718,15 +621,15 @@ class _Translator:
         for path in ("model.deepspeed_config", "training.deepspeed_config", "training.distributed"):
             value = self.given(path)
             if value and not (isinstance(value, dict) and value.get("enabled") is False):
-                self.result.adapted.append(f"{path}: {_LEFT_OUT[path]}")
+                self.result.adapted.append(f"{path}: {LEFT_OUT[path]}")
         for path in _leaves(self.theirs.tree):
             if any(path == one or path.startswith(f"{one}.") for one in self.result.left_out):
                 continue
-            key = next((k for k in _LEFT_OUT if path == k or path.startswith(f"{k}.")), None)
+            key = next((k for k in LEFT_OUT if path == k or path.startswith(f"{k}.")), None)
             if key is not None and not self._said(path):
-                self.result.left_out[key] = _LEFT_OUT[key]
+                self.result.left_out[key] = LEFT_OUT[key]
             elif path not in self.taken:
-                known = [*self.taken, *_LEFT_OUT]
+                known = [*self.taken, *LEFT_OUT]
                 close = difflib.get_close_matches(path, known, 1, 0.75)
                 hint = f"did you mean {close[0]}?" if close else "remove it"
                 self.report(path, f"not a key of this schema; {hint}")
@@ -768,36 +671,3 @@ def _count_steps(
     if not shares and epochs % 1:
         batches += math.ceil(max(1, round(epochs % 1 * rows)) / size)
     return max(1, math.ceil(batches / accumulate))
-
-
-def with_flags(document: Document, *, lr: float | None, kl_weight: float | None) -> list[Problem]:
-    """Apply the flags `--lr` and `--lambda` to a recipe of ours, in place; return what is wrong."""
-    phases = document.tree.get("phases")
-    named = (
-        {n: p for n, p in phases.items() if isinstance(p, dict)} if isinstance(phases, dict) else {}
-    )
-    problems = []
-    if lr is not None:
-        if len(named) == 1:
-            for name, phase in named.items():
-                phase["lr"] = lr
-                document.lines["phases", name, "lr"] = COMMAND_LINE
-        else:
-            keys = ", ".join(f"phases.{name}.lr" for name in named)
-            problems.append(
-                Problem(COMMAND_LINE, f"`lr`: several phases have one; set one of {keys}")
-            )
-    if kl_weight is not None:
-        terms = {name: p["kl"] for name, p in named.items() if isinstance(p.get("kl"), dict)}
-        for name, term in terms.items():
-            term["weight"] = kl_weight
-            document.lines["phases", name, "kl", "weight"] = COMMAND_LINE
-        if not terms:
-            problems.append(
-                Problem(
-                    COMMAND_LINE,
-                    "`kl_weight`: no phase has a term λ·KL; give a phase of dpo or kto kl: {weight: "
-                    f"{kl_weight:g}}}",
-                )
-            )
-    return problems

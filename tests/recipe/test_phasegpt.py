@@ -14,11 +14,11 @@ import yaml
 from forty2.data.build import build
 from forty2.errors import RecipeError
 from forty2.recipe.document import parse_document
-from forty2.recipe.foreign import translate
+from forty2.recipe.phasegpt import translate
 from forty2.recipe.reading import load_recipe, load_translation
 from forty2.recipe.schema import Recipe
 
-FILES = Path(__file__).parent / "foreign"
+FILES = Path(__file__).parent / "phasegpt"
 TRACKS = ["track_a", "track_b", "track_c"]
 OFF = "model.use_phase_attention=false"
 SCHEMA = """\
