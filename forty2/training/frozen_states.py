@@ -86,7 +86,7 @@ def frozen_states_size(model: nn.Module, rows: Rows, which: Iterable[int]) -> Si
     return Size(depth, one.shape[-1], one.dtype, sum(state_count(rows[i]) for i in which))
 
 
-def worth_storing(phase: Phase, passes: float, processes: int = 1) -> bool:
+def worth_storing(phase: Phase, passes: float, processes: int) -> bool:
     """Return whether storing states takes less time than computing them at each use.
 
     The reference pass is one more use. It counts even if its result is stored: a resumed run must

@@ -88,6 +88,8 @@ def test_stored_states_are_used_again_for_the_same_tokens_alone() -> None:
     size = frozen_states_size(moved(), PAIRS, range(4))
     a, b, c, d = PAIRS
     key = states_key("model", size, PAIRS, range(4))
+    read_back: Any = [row._replace(prompt=list(np.array(row.prompt))) for row in PAIRS]
+    assert states_key("model", size, read_back, range(4)) == key  # as prepared rows have them
     others = [
         states_key("another model", size, PAIRS, range(4)),
         states_key("model", size._replace(depth=size.depth + 1), PAIRS, range(4)),
@@ -426,6 +428,13 @@ def test_states_are_stored_where_that_saves_time_and_they_fit(
     size = states_to_store(moved(), phase, PAIRS, [0, 3], passes, shortcuts=by, **several)
     assert (size is not None) is wanted
     assert size is None or size == frozen_states_size(moved(), PAIRS, [0, 3])
+
+
+def test_states_that_take_all_the_allowed_space_are_stored() -> None:
+    bytes_of_all = frozen_states_size(moved(), PAIRS, range(4)).bytes
+    phase = replace(PHASE, replay_gb=bytes_of_all / 1e9)
+    by = Shortcuts(True, True)
+    assert states_to_store(moved(), phase, PAIRS, range(4), 9.0, shortcuts=by) is not None
 
 
 def test_there_is_room_where_a_tenth_of_the_disk_stays_free(

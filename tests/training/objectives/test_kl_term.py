@@ -303,7 +303,11 @@ def test_a_larger_weight_keeps_the_policy_closer(tmp_path: Path) -> None:
 def test_states_that_are_stored_whole_are_read_and_not_computed(tmp_path: Path) -> None:
     model, shortcuts = adapted(), supported_shortcuts(adapted())
     path = tmp_path / "states"
-    store_reference_states(model, PAIRS, ALL, path, shortcuts=shortcuts)
+    calls: list[Any] = []
+    store_reference_states(
+        model, PAIRS, ALL, path, shortcuts=shortcuts, progress=lambda *call: calls.append(call)
+    )
+    assert calls[-1] == ("reference states", len(PAIRS), len(PAIRS), {})
     before = path.read_bytes()
     moved(model)
     store_reference_states(model, PAIRS, ALL, path, shortcuts=shortcuts)
