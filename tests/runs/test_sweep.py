@@ -353,8 +353,6 @@ def test_confirmation_takes_fresh_seeds_and_says_how_much_stays(
 def test_a_grid_that_the_recipe_refuses_is_one_line(
     grid: str, says: str, inputs: Path, tmp_path: Path
 ) -> None:
-    if "tpe" in grid:
-        pytest.importorskip("optuna")
     file = tmp_path / "grid.yaml"
     file.write_text(METRIC + grid)
     with pytest.raises(RecipeError) as error:
@@ -492,7 +490,6 @@ SEARCH = (
 
 def search(file: Path, stops: Mapping[int, str] | None = None) -> list[Mapping[str, object]]:
     """Search for a rate of 1e-3; stop before some proposals are reported, or in the middle of one."""
-    pytest.importorskip("optuna")
     grid_file = file.with_suffix(".yaml")
     grid_file.write_text(SEARCH)
     grid = read_grid(grid_file, "demo")
