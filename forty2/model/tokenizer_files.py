@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlx_lm import utils as mlx_lm_utils
@@ -79,7 +80,7 @@ def _as_list(value: object) -> list[int]:
 
 
 def _settle_template(tokenizer: TokenizerWrapper, path: Path) -> None:
-    """Choose one chat template: of several, the one named default; an empty one counts as none.
+    """Make one chat template of several, which renders as transformers does; an empty one is none.
 
     Raises:
         ModelError: there are several, and none is named default; or chat_template.json is damaged.
@@ -94,13 +95,26 @@ def _settle_template(tokenizer: TokenizerWrapper, path: Path) -> None:
                 "none is named default; write the one to use into chat_template.jinja, and take the "
                 "list out of tokenizer_config.json"
             )
-        template = template.get("default", next(iter(template.values())))
+        template = _joined(template)
     if template is None or not template.strip():
         template = None
         tokenizer.has_chat_template = tokenizer._chat_template is not None
     else:
         tokenizer.has_chat_template = True
     tokenizer._tokenizer.chat_template = template
+
+
+def _joined(templates: Mapping[str, str]) -> str:
+    """Join templates by name into one: tool_use renders conversations with tools, default the others.
+
+    The end of a line behind a tag is removed in rendering, and a plus keeps blanks before a tag; the
+    end of a template's last line is removed only where nothing follows it.
+    """
+    default = templates.get("default", next(iter(templates.values())))
+    if "tool_use" not in templates or len(templates) == 1:
+        return default
+    tool_use, default = (t.removesuffix("\n") for t in (templates["tool_use"], default))
+    return f"{{% if tools %}}\n{tool_use}{{%+ else %}}\n{default}{{%+ endif %}}"
 
 
 def _template_of_processor(file: Path) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.models import save_tiny
+from transformers import AutoTokenizer
 
 from forty2.errors import ModelError
 from forty2.model.loading import load_tokenizer
@@ -20,12 +21,21 @@ def settings(folder: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n  ", "\n  {% set x = 1 %}\n"])
+@pytest.mark.parametrize("start", ["", "\n", "{% macro f(x) %}{{ x }}{% endmacro %}\n  "])
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])
+def test_of_several_templates_the_one_that_transformers_takes_is_used(
+    tools: list[dict[str, object]] | None, start: str, end: str, tmp_path: Path
+) -> None:
     folder = save_tiny(tmp_path / "m")
-    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]
-    settings(folder, chat_template=named)
+    both = {"default": start + TEMPLATE + end, "tool_use": f"{start}{{{{ tools }}}}{TEMPLATE}{end}"}
+    settings(folder, chat_template=[{"name": n, "template": t} for n, t in both.items()])
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        CHAT, tools=tools, tokenize=False
+    )
     tokenizer = load_tokenizer(str(folder))
-    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "ab</s>"
+    assert tokenizer.apply_chat_template(CHAT, tools=tools, tokenize=False) == expected
+    assert "ab</s>" in expected and ("function" in expected) == (tools is not None)
 
 
 def test_a_single_template_is_used_whatever_its_name(tmp_path: Path) -> None:
