@@ -34,6 +34,7 @@ from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
 from forty2.model.tokenizer_files import load_tokenizer_files
 from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
+from forty2.model.vocabulary import check_vocabulary
 from forty2.model.weights import check_finite, check_weight_files
 
 
@@ -143,6 +144,7 @@ def load(
         template = template.over(recorded_template(adapter) or TemplateSettings())
     tokenizer = load_tokenizer_files(path, config, trust_remote_code)
     _set_template(tokenizer, template, path)
+    check_vocabulary(tokenizer, config, path)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
     if adapter is not None:

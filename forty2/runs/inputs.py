@@ -42,6 +42,7 @@ from forty2.runs.phase_data import (
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
+from forty2.text.spelling import spelling_warning
 from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import REPLY_METRICS, Phase
 
@@ -119,6 +120,8 @@ def read_inputs(
         course_of(name, recipe, data[name])  # a curriculum that cannot be followed is refused now
         if data[name].ignored:
             run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
+        if message := spelling_warning(data[name].train.rows, loaded.tokenizer):
+            run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})

@@ -39,6 +39,7 @@ from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyPair
+from forty2.text.spelling import spelling_warning
 from forty2.training.batches import lengths_of, parts_of
 from forty2.training.frozen_states import states_to_store
 from forty2.training.reference_states import reference_states_size
@@ -228,6 +229,7 @@ def _forecast(
         phase.grad_checkpoint,
         chunk=head_elements(),
     )
+    spelled = spelling_warning(rows, loaded.tokenizer)
     return PhaseForecast(
         name=name,
         objective=phase.objective,
@@ -244,7 +246,7 @@ def _forecast(
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
         stored_gb=_stored_gb(phase_plan, rows, loaded),
-        data_warnings=tuple(phase.data_warnings(rows)),
+        data_warnings=(*phase.data_warnings(rows), *filter(None, [spelled])),
         ignored=data.ignored,
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
         curriculum=forecast_curriculum(phase_plan, data),
