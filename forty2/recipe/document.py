@@ -65,6 +65,7 @@ def listed(problems: Iterable[Problem]) -> str:
     )
 
 
+_MERGE = "tag:yaml.org,2002:merge"
 _DEEPEST = 100
 """Most levels of nesting; no recipe needs ten."""
 
@@ -179,6 +180,9 @@ class _Reading:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.report(key_node, "a key must be text")
+                continue
+            if key_node.tag == _MERGE:
+                self.report(key_node, "merging (<<) is not allowed; write the keys out")
                 continue
             key = self.loader.construct_object(key_node)
             if not isinstance(key, str):

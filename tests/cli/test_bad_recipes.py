@@ -91,7 +91,7 @@ spoilt("an unknown alias", "tiny", "*a", "recipe.yaml:3: not valid YAML: found u
 recipe(
     "merge keys",
     RECIPE + "adapter: &a {rank: 8}\nfuse: {<<: *a}\n",
-    "recipe.yaml:15: not valid YAML",
+    "recipe.yaml:15: merging (<<) is not allowed; write the keys out",
 )
 recipe("a list as a key", RECIPE + "? [a, b]\n: 1\n", "recipe.yaml:14: a key must be text")
 recipe("a laughing key", BOMB + "? *i\n: 1\n", "recipe.yaml:9: a key must be text")

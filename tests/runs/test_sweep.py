@@ -429,6 +429,17 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run(
 # --- configurations and what they share -----------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("recipe", "grid", "count"),
+    [("spark", "spark", 9), ("dialectic", "lambda", 4), ("dialectic", "curriculum", 3)],
+)
+def test_the_grids_of_the_benchmarks_are_valid(recipe: str, grid: str, count: int) -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "objectives"
+    source = RecipeSource(str(folder / f"{recipe}.yaml"))
+    found = configurations(read_grid(folder / f"{grid}.sweep.yaml", source.recipe), source)
+    assert len(found) == count
+
+
 def listed(inputs: Path, text: str) -> list[Any]:
     (inputs / "listed.yaml").write_text(METRIC + text)
     source = RecipeSource(inputs / "recipe.yaml", SMALL)
