@@ -342,7 +342,7 @@ class Scores:
 
     @property
     def benefit_task(self) -> str:
-        """The task that shows the benefit: of a stage, the first that is no price; "": none."""
+        """Task that shows the benefit: of a stage, the first that is not a cost; "" if there is none."""
         price = ALWAYS if self.settings.get("benchmark") == "stage" else ()
         return next((task for task, names in self.tasks.items() if names and task not in price), "")
 

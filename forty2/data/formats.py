@@ -111,7 +111,7 @@ def parse_pair(row: Row, origin: str) -> Pair:
         chosen, rejected = (
             with_system(read_whole(row[k], k, origin), row, origin) for k in (better, worse)
         )
-    shared = count_shared(prompt, chosen, rejected)
+    shared = count_shared(chosen, rejected)
     prompt = (*prompt, *chosen[:shared])
     if not prompt:
         raise DataError(

@@ -61,7 +61,7 @@ def divide(messages: Messages, key: str, origin: str) -> tuple[Messages, Message
     return messages[:start], messages[start:]
 
 
-def count_shared(prompt: Messages, chosen: Messages, rejected: Messages) -> int:
+def count_shared(chosen: Messages, rejected: Messages) -> int:
     """Count the turns at the beginning of both responses that belong to the prompt.
 
     The rest of both begins with an assistant turn, and the prompt does not end with one.

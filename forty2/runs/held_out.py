@@ -38,7 +38,7 @@ def is_measured(recipe: Recipe) -> bool:
 
 
 def measures_phase(recipe: Recipe, phase: str, only: str | None = None) -> bool:
-    """Return whether a run that is measured is measured after a phase.
+    """Return whether a measured run takes a measurement after this phase.
 
     Args:
         only: the phase with which the run stops; None: it does not.

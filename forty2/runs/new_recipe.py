@@ -301,7 +301,7 @@ def _write_recipe(staged: Path, situation: Situation, model: str | None) -> None
         return
     from forty2.runs.planning import plan
 
-    # The lint has been told already; here it would refuse the rows by the name of a hidden folder.
+    # The notes hold the lint's findings; here its error would name the staging folder.
     phases = [f"phases.{one.objective}.lint=false" for one in situation.materials]
     recipe = load_recipe(file, [f"model={json.dumps(model)}", *phases])
     peak = plan(recipe, quick=True).peak_memory_gb

@@ -16,7 +16,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 PROJECT = "forty2"
 """Project of a run whose recipe names none."""
-TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 _PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _TIMINGS = ("tokens_per_s", "peak_memory_gb")
 """Figures that differ when the same step is taken again."""

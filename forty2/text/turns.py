@@ -202,7 +202,7 @@ class Turns:
         span = _span(text, found, conversation.values(turn))
         if span is not None and (not found.appended or text[: span[0]] == prompt):
             return text[slice(*span)]
-        # Earlier turns may be written otherwise than marks are; this one need not be.
+        # The template may write earlier turns differently from marks; try this turn behind marks.
         behind, values = self._behind_marks(conversation, turn)
         span = _span(behind, found, values)
         if span is not None:

@@ -26,17 +26,13 @@ pass; "all" is every prompt.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast, get_args
-
-import mlx.core as mx
-import mlx.nn as nn
 
 from forty2.benchmark.prompts import context_length
 from forty2.benchmark.question_files import read_question_file
@@ -155,9 +151,10 @@ class EvalPromptsTask(Task[EvalPrompts]):
             BenchmarkError: a prompt does not fit the model, or its scores are not finite.
         """
         from forty2.inference.generation import generate_replies
+        from forty2.model.surgery import evaluating
 
         encoded = Asked(loaded, questions, self.max_tokens)
-        with undisturbed(loaded.model):
+        with evaluating(loaded.model, restore_random=True):
             replies = dict(
                 generate_replies(
                     loaded,
@@ -270,9 +267,10 @@ def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TO
 def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
     """List the faults, in words, that greedy replies to a few prompts (token ids) show."""
     from forty2.inference.generation import generate_replies
+    from forty2.model.surgery import evaluating
 
     tags = Tags(loaded.tokenizer)
-    with undisturbed(loaded.model):
+    with evaluating(loaded.model, restore_random=True):
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
     records: list[JsonObject] = [
         {
@@ -285,19 +283,6 @@ def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str
         for n, ids in enumerate(prompts)
     ]
     return list(_faults(records))
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put a model that is in training into eval mode, and restore it and the random state after."""
-    from forty2.model.surgery import evaluating
-
-    high, low = cast(list[int], cast(list[mx.array], mx.random.state)[0].tolist())
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        mx.random.seed(high << 32 | low)  # blocks that checkpoint gradients have drawn from it
 
 
 def gates_of(items: Sequence[Item], gates: Mapping[str, float]) -> JsonObject:

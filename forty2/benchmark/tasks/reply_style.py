@@ -213,10 +213,10 @@ def measure_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> dict[s
         of the detectors that it rests on, on held-out labels, as NAME_f1. A metric that no reply counts
         for, as the subtlety of replies without a stance, is left out.
     """
-    from forty2.benchmark.tasks.eval_prompts import undisturbed
     from forty2.inference.generation import generate_replies
+    from forty2.model.surgery import evaluating
 
-    with undisturbed(loaded.model):
+    with evaluating(loaded.model, restore_random=True):
         replies = dict(generate_replies(loaded, prompts, max_tokens=MAX_TOKENS))
     styled = [style_of(reply.text, reply.tokens) for _, reply in sorted(replies.items())]
     return dict(_with_intervals(styled))

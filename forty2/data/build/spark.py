@@ -54,7 +54,7 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
             f"a balance of {balance:g} needs {plain_rows} plain answers, "
             f"the library has {len(plain.train)}"
         )
-    train = _spread(shaped.train, wanted - plain_rows, seed, lambda row: str(row["element"]))
+    train = _spread(shaped.train, wanted - plain_rows, lambda row: str(row["element"]))
     train += [{**row, "element": "plain"} for row in plain.train[:plain_rows]]
     valid = [
         *shaped.valid,
@@ -242,9 +242,7 @@ def _apportion(
     return counts
 
 
-def _spread(
-    source: Sequence[Row], size: int, seed: int, stratum: Callable[[Row], str]
-) -> list[Row]:
+def _spread(source: Sequence[Row], size: int, stratum: Callable[[Row], str]) -> list[Row]:
     """Take `size` rows, the same number from each stratum as far as each has them."""
     groups: dict[str, list[Row]] = {}
     for row in source:

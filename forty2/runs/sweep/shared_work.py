@@ -77,7 +77,7 @@ class SharedWork:
     progress: Progress
 
     def run(self, recipe: Recipe, folder: Path, lengths: Sequence[int], name: str) -> None:
-        """Run a recipe in a folder: begun, gone on with, or with everything read back.
+        """Start a run of a recipe in a folder, resume it, or read back a finished one.
 
         Args:
             recipe: with its seed.

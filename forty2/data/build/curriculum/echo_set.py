@@ -100,7 +100,7 @@ def payloads_of(kind: str, language: str, generator: random.Random) -> list[str]
     elif kind == "code":
         return codes(300, generator)
     else:
-        result = [*own["sentences"], *_stated(own, language)]
+        result = [*own["sentences"], *_stated(own)]
     return shuffled(result, generator)
 
 
@@ -114,7 +114,7 @@ def _described(own: JsonObject, language: str) -> Iterator[str]:
                 yield f"{adjective}{ending} {word}"
 
 
-def _stated(own: JsonObject, language: str) -> Iterator[str]:
+def _stated(own: JsonObject) -> Iterator[str]:
     articles = {"er": "Der", "e": "Die", "es": "Das"}
     for noun in own["nouns"]:
         for adjective in own["adjectives"]:
