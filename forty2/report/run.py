@@ -90,6 +90,7 @@ FILES = (
     "metrics.jsonl",
     "times.jsonl",
     "lint.json",
+    "gates.json",
     "summary.json",
     "contamination.json",
     "data.json",

@@ -27,6 +27,7 @@ from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
 from forty2.runs.drift import drift_meter
+from forty2.runs.gates import check_gate
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import (
@@ -116,6 +117,8 @@ def read_inputs(
         write_json(run.path / LINT, warnings)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
+        if run.group.first:  # the others may not have the file of prompts
+            check_gate(name, phase)
         course_of(name, recipe, data[name])  # a curriculum that cannot be followed is refused now
         if data[name].ignored:
             run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})

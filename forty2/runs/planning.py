@@ -24,6 +24,7 @@ from forty2.report.units import duration, file_size
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
 from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
 from forty2.runs.fused import fused_path
+from forty2.runs.gates import check_gate
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import (
     PhaseData,
@@ -215,6 +216,7 @@ def _forecast(
 ) -> PhaseForecast:
     phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
+    check_gate(name, phase)
     limit = loaded.row_limit
     if recipe.max_length > limit.tokens:
         check_lengths(name, data, limit)

@@ -245,6 +245,14 @@ class Phase:
     """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
     until: Goal | None = None
     """Goal that ends the phase early, once an evaluation reaches it; null: train every step."""
+    gate: Annotated[dict[str, Share], Field(min_length=1)] | None = None
+    """Smallest shares of eval_prompts that must pass at the end of the phase, by bucket, e.g. {say: 0.95,
+    all: 0.75}. The bucket of a prompt is its id before the last "_"; all is every prompt. May differ when
+    a run goes on. null: none."""
+    on_fail: Literal["stop", "repeat", "continue"] = "stop"
+    """What to do when a share is below its gate. stop: end the run there; everything is kept. repeat:
+    train for as many steps again, from where the phase ended, three times at most, then stop; needs
+    schedule: constant. continue: warn, and go on."""
     red_lines: RedLines = Field(default_factory=RedLines)
     """Actions to take when training goes wrong."""
 
@@ -276,6 +284,34 @@ class Phase:
         if keys and len(set(keys)) < len(keys):
             raise ValueError("stratify: a key stands there twice; remove one")
         return keys
+
+    @field_validator("gate")
+    @classmethod
+    def _has_prompts(
+        cls, gate: dict[str, float] | None, info: ValidationInfo
+    ) -> dict[str, float] | None:
+        if gate is not None and info.data.get("eval_prompts", "") is None:
+            raise ValueError("gate: is over eval_prompts, and there are none")
+        return gate
+
+    @field_validator("on_fail")
+    @classmethod
+    def _can_repeat(cls, on_fail: str, info: ValidationInfo) -> str:
+        if on_fail != "stop" and info.data.get("gate", "") is None:
+            raise ValueError(
+                f"on_fail: {on_fail}: there is no gate; give one, or leave on_fail out"
+            )
+        if on_fail == "repeat" and info.data.get("schedule", "constant") != "constant":
+            raise ValueError(
+                "on_fail: repeat goes on with the learning rate of the last step, which the schedule "
+                "lowers to zero; set schedule: constant"
+            )
+        if on_fail == "repeat" and info.data.get("until") is not None:
+            raise ValueError(
+                "on_fail: repeat goes on after the last step, but until ends before it; "
+                "remove one of the two"
+            )
+        return on_fail
 
     @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
     @classmethod
