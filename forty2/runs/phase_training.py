@@ -26,6 +26,7 @@ from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
 from forty2.model.loading import LoadedModel, parameter_count
 from forty2.model.surgery import frozen_depth, in_fp32
 from forty2.runs.context import RunContext
+from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.disk import checkpoint_bytes, fused_bytes
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
@@ -417,6 +418,7 @@ def _record(
     phase: PhaseInput, trained: Trained, train_loss: BatchedLoss, plan: PhasePlan
 ) -> PhaseRecord:
     data = phase.data
+    coverage = coverage_of(plan, data, trained.steps)
     return PhaseRecord(
         name=phase.name,
         objective=phase.settings.objective,
@@ -432,4 +434,7 @@ def _record(
         valid=trained.valid,
         median_tokens=float(np.median(train_loss.lengths)),
         system=data.system,
+        coverage=coverage,
+        warnings=coverage_warnings(phase.settings, coverage),
+        replayed=[source._asdict() for source in data.replayed],
     )

@@ -146,6 +146,18 @@ class Curriculum:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Replay:
+    """Rows of earlier training data among a phase's own rows, so that it does not forget them."""
+
+    source: Annotated[str, Field(alias="from")]
+    """An earlier phase, for its own training rows (not those that it holds out or replays itself); or
+    a file, a folder, hub:OWNER/NAME or builtin:NAME. Its rows must be of the phase's kind."""
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the phase's rows, or of their tokens, that these rows make up. All own rows stay; the
+    others are drawn at random, again from the start where there are too few."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
     """Actions to take when training goes wrong.
 
@@ -190,6 +202,10 @@ class Phase:
     builtin:NAME."""
     valid: str | None = None
     """File of validation rows; null: the data folder's valid.jsonl, if it has one."""
+    replay: Annotated[list[Replay], Field(min_length=1)] | None = None
+    """Earlier training data to mix in, e.g. [{from: sft, share: 0.15}]; null: none."""
+    replay_by: Literal["rows", "tokens"] = "rows"
+    """Unit of the shares of `replay`."""
     lint: bool = True
     """Refuse data in which `forty2 data lint` finds errors."""
     steps: Positive | None = None
@@ -262,6 +278,24 @@ class Phase:
         if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
             raise ValueError("steps: give steps or epochs, one of the two")
         return epochs
+
+    @field_validator("replay")
+    @classmethod
+    def _leaves_room(cls, replay: list[Replay] | None) -> list[Replay] | None:
+        names = [entry.source for entry in replay or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"replay: {twice} stands there twice; remove one")
+        if sum(entry.share for entry in replay or ()) >= 1:
+            raise ValueError("replay: the shares leave none for the phase's own rows; lower them")
+        return replay
+
+    @field_validator("replay_by")
+    @classmethod
+    def _measures_something(cls, unit: str, info: ValidationInfo) -> str:
+        if unit != "rows" and info.data.get("replay", "") is None:
+            raise ValueError("replay_by: there is no replay; give one, or leave replay_by out")
+        return unit
 
     @field_validator("curriculum")
     @classmethod
