@@ -98,6 +98,7 @@ CAPABILITIES = {
     "runs/test_end_to_end.py": "recipe to report on the real starter model",
     "runs/test_init_from.py": "runs that go on from an adapter",
     "runs/test_parallel_runs.py": "several processes at work on one folder or cache",
+    "runs/test_replay.py": "runs whose phases replay rows of earlier ones",
     "runs/test_run_folder.py": "a run as a user meets it, by its commands",
     "runs/test_signals.py": "signals to every command",
     "runs/test_soak.py": "long runs, and the tool that watches them",

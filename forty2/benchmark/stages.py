@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from forty2.benchmark.compare import Comparison, compare, metric_names, shown_metric
 from forty2.benchmark.partial_results import PartialResults
+from forty2.benchmark.regression import bucket_cells, buckets
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.runner import measure as measure_task
 from forty2.benchmark.task import Task
@@ -360,7 +361,7 @@ def caution_lines(stages: Sequence[Stage]) -> list[str]:
 def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
     """Return the cells of the tables of a run's stages, each with its head as the first row.
 
-    The first one is of the held-out rows, where they were measured.
+    The first ones are of the held-out rows and of the eval prompts, where they were measured.
     """
     tables = []
     own = [held_out_means(stage) for stage in stages]
@@ -371,6 +372,8 @@ def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
             cells = [format(means[key], form) for key, (_, form) in chosen.items()]
             rows.append([stage.name, *cells])
         tables.append(rows)
+    if cells_of_buckets := bucket_cells(stages):
+        tables.append(cells_of_buckets)
     shown = {key: one for key, one in _COLUMNS.items() if key in line(stages[0])}
     more = list(more_figures(stages[0]))
     rows = [["stage", *(name for name, _ in shown.values()), *more]]
@@ -505,6 +508,7 @@ class Summary:
             "stages": [_stage_to_json(stage) for stage in self.stages],
             "comparisons": _comparisons_to_json(self.comparisons),
             "contamination": self.contamination.to_json(),
+            "buckets": [bucket.to_json() for bucket in buckets(self.stages)],
         }
 
 

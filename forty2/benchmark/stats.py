@@ -149,6 +149,18 @@ def bootstrap_ratio(
     return widened(found, mean, int(np.count_nonzero(below)), least, most)
 
 
+def wilson(hits: int, n: int) -> Interval:
+    """Compute Wilson's 95% interval of a share, which has a width at 0 and at 1 as well.
+
+    Wilson 1927, J. Am. Stat. Assoc. 22:209.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
 def mcnemar(better: int, worse: int) -> float:
     """Compute McNemar's exact two-sided p for paired binary scores.
 

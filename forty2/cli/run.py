@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     metavar="RUN",
     help="Take over the finished phases of another run that this one would train alike.",
 )
+@click.option(
+    "--until-phase",
+    metavar="NAME",
+    help="Stop when this phase is trained and measured; --resume then goes on with the rest.",
+)
 @shared_options.trust_remote_code
 @attended
 def run_command(
@@ -39,6 +44,7 @@ def run_command(
     run_dir: Path | None,
     resume: bool,
     reuse: Path | None,
+    until_phase: str | None,
     trust_remote_code: bool,
     folders: Folders | None,
 ) -> None:
@@ -57,6 +63,7 @@ def run_command(
             run_dir=run_dir,
             resume=resume,
             reuse=reuse,
+            only=until_phase,
             trust_remote_code=trust_remote_code,
             progress=bars if folders is None else LoggedProgress(bars, folders.log),
         )

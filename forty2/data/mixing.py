@@ -71,18 +71,12 @@ def mix(
     if any(not rows for rows in sources):
         raise no_rows(names[[bool(rows) for rows in sources].index(False)])
     sizes = [[measure(row) for row in rows] for rows in sources]
-    if weights is None:
-        if size is not None:
-            raise DataError("a size needs weights: without them every row is taken")
-        wanted: list[float] = [sum(own) for own in sizes]
-    else:
-        wanted = _wanted(names, list(weights), [sum(own) for own in sizes], size, repeat)
-    drawn: list[list[Row]] = []
-    amounts: list[int] = []
-    for i, rows in enumerate(sources):
-        order = list(_draw(len(rows), sizes[i], wanted[i], random.Random(f"{seed}-{i}")))
-        drawn.append([{**rows[n], "source": Path(names[i]).name} for n in order])
-        amounts.append(sum(sizes[i][n] for n in order))
+    orders = draw(names, sizes, weights, size=size, repeat=repeat, seed=seed)
+    drawn = [
+        [{**rows[n], "source": Path(name).name} for n in order]
+        for name, rows, order in zip(names, sources, orders, strict=True)
+    ]
+    amounts = [sum(own[n] for n in order) for own, order in zip(sizes, orders, strict=True)]
     total = sum(amounts)
     mixed = [row for rows in drawn for row in rows]
     if shuffle:
@@ -96,6 +90,41 @@ def mix(
             if len(d) > len(s)
         },
     )
+
+
+def draw(
+    names: Sequence[str],
+    sizes: Sequence[Sequence[float]],
+    weights: Sequence[float] | None,
+    *,
+    size: float | None = None,
+    repeat: bool = False,
+    seed: int = 42,
+) -> list[list[int]]:
+    """Draw the rows of each source that make up its share of a mixture.
+
+    Args:
+        names: of the sources, for messages.
+        sizes: of each source's rows, in the unit of the shares.
+        Others: as for `mix`.
+
+    Returns:
+        Row numbers by source, in random order; a row that is used again comes again.
+
+    Raises:
+        DataError: as `mix`.
+    """
+    available = [sum(own) for own in sizes]
+    if weights is not None:
+        wanted = _wanted(names, list(weights), available, size, repeat)
+    elif size is not None:
+        raise DataError("a size needs weights: without them every row is taken")
+    else:
+        wanted = available
+    return [
+        list(_draw(len(own), own, wanted[i], random.Random(f"{seed}-{i}")))
+        for i, own in enumerate(sizes)
+    ]
 
 
 def _check_kinds(names: Sequence[str], records: Sequence[Sequence[Record]]) -> None:
@@ -112,8 +141,8 @@ def _check_kinds(names: Sequence[str], records: Sequence[Sequence[Record]]) -> N
 def _wanted(
     names: Sequence[str],
     weights: Sequence[float],
-    available: Sequence[int],
-    size: int | None,
+    available: Sequence[float],
+    size: float | None,
     repeat: bool,
 ) -> list[float]:
     """Compute how much to draw from each source, in the unit that `measure` counts."""
@@ -135,10 +164,10 @@ def _wanted(
 
 
 def _draw(
-    rows: int, sizes: Sequence[int], wanted: float, generator: random.Random
+    rows: int, sizes: Sequence[float], wanted: float, generator: random.Random
 ) -> Iterator[int]:
     """Yield row indices in random order until the sum of their sizes is nearest to `wanted`."""
-    drawn = 0
+    drawn = 0.0
     while True:
         order = list(range(rows))
         generator.shuffle(order)

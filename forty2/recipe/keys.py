@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from forty2.errors import RecipeError
 from forty2.files import JsonObject
-from forty2.recipe.schema import SECTIONS
+from forty2.recipe.schema import SECTIONS, keys_of
 from forty2.training.objectives import OBJECTIVES
 
 _WIDTH = 100
@@ -128,14 +128,14 @@ def _place(section: str) -> str:
 
 def _section(name: str, kind: type) -> Section:
     schema: JsonObject = TypeAdapter(kind).json_schema()
-    about = field_docs(kind)
+    about, names = field_docs(kind), keys_of(kind)
     required = set(schema.get("required", ()))
     keys = [
         Key(
-            field.name,
-            _type(schema["properties"][field.name]),
+            names[field.name],
+            _type(schema["properties"][names[field.name]]),
             _yaml(field.default),
-            field.name in required,
+            names[field.name] in required,
             about.get(field.name, ""),
         )
         for field in dataclasses.fields(kind)

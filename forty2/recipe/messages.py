@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic_core import ErrorDetails
 
 from forty2.errors import redact
 from forty2.recipe.document import Document, Location, Problem, yaml_type
-from forty2.recipe.paths import NO_FILES
-from forty2.recipe.schema import SECTIONS
+from forty2.recipe.paths import NO_FILES, replay_sources
+from forty2.recipe.schema import SECTIONS, keys_of
 from forty2.training.objectives import OBJECTIVES
 
-_KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
+if TYPE_CHECKING:
+    from forty2.text.row_kinds import RowKind
+
+_KEYS = {name: [*keys_of(kind).values()] for name, kind in SECTIONS.items()}
 _OTHER_NAMES = {
     theirs: ours
     for ours, names in {
@@ -105,6 +108,7 @@ def missing_files(document: Document) -> Iterator[Problem]:
                     yield document.problem(("phases", name, key), message)
                 elif path.is_dir() and not any(path.iterdir()):
                     yield document.problem(("phases", name, key), f"{value}: holds no data")
+        yield from _sources_of_replay(document, name)
     template = document.tree.get("chat_template")
     if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
         yield document.problem(("chat_template",), f"{template}: no such file")
@@ -118,6 +122,32 @@ def missing_files(document: Document) -> Iterator[Problem]:
             if isinstance(data, str) and data != "probe" and not os.path.exists(data):
                 at = ("benchmark", "tasks", number, "data")
                 yield document.problem(at, f"{data}: no such file or folder")
+
+
+def _sources_of_replay(document: Document, name: str) -> Iterator[Problem]:
+    """Report what a phase cannot replay: phases that come later or have other rows, missing files."""
+    phases = document.tree["phases"]
+    before = list(phases)[: list(phases).index(name)]
+    for number, source in replay_sources(phases[name]):
+        message = ""
+        if source in before:
+            ours, theirs = (_row_kind(phases[one]) for one in (name, source))
+            if ours is not None and theirs is not None and theirs not in (ours, *ours.takes_also):
+                message = f"{source} has {theirs.name}, and {name} learns from {ours.name}"
+        elif source in phases:
+            message = f"{source} is not trained before {name}; a phase replays earlier ones"
+        elif not source.startswith(NO_FILES) and not os.path.exists(os.path.expanduser(source)):
+            there = f"before {name} there is {', '.join(before)}" if before else "it is the first"
+            message = f"{source}: no such file or folder, and no phase; {there}"
+        if message:
+            yield document.problem(("phases", name, "replay", number, "from"), message)
+
+
+def _row_kind(phase: object) -> RowKind | None:
+    """Return the kind of rows of a phase; None: it has no objective that there is."""
+    objective = phase.get("objective") if isinstance(phase, dict) else None
+    kind = OBJECTIVES.get(objective) if isinstance(objective, str) else None
+    return kind.row_kind if kind is not None else None
 
 
 def secrets(document: Document) -> Iterator[Problem]:

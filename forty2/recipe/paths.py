@@ -33,10 +33,14 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 def path_values(tree: JsonObject) -> Iterator[tuple[Location, str]]:
     """Yield the place and value of every path in a recipe; what names no file is left out."""
-    sections = tree.get("phases")
-    for name, phase in sections.items() if isinstance(sections, dict) else ():
+    found = tree.get("phases")
+    sections = found if isinstance(found, dict) else {}
+    for name, phase in sections.items():
         for key in ("data", "valid", "eval_prompts"):
             yield from _path(phase, key, ("phases", name))
+        for number, source in replay_sources(phase):
+            if source not in sections and not source.startswith(NO_FILES):
+                yield ("phases", name, "replay", number, "from"), source
     for key in ("model", "chat_template", "init_from"):
         yield from _path(tree, key, ())
     yield from _path(tree.get("fuse"), "out", ("fuse",))
@@ -45,6 +49,15 @@ def path_values(tree: JsonObject) -> Iterator[tuple[Location, str]]:
     tasks = benchmark.get("tasks") if isinstance(benchmark, dict) else None
     for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
         yield from _path(task, "data", ("benchmark", "tasks", number))
+
+
+def replay_sources(phase: object) -> Iterator[tuple[int, str]]:
+    """Yield the place and the source of each entry of a phase's `replay`: a phase, or a path."""
+    entries = phase.get("replay") if isinstance(phase, dict) else None
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        source = entry.get("from") if isinstance(entry, dict) else None
+        if isinstance(source, str) and source:
+            yield number, source
 
 
 def resolve_paths(document: Document, folder: str) -> Iterator[Problem]:

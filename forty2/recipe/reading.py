@@ -229,7 +229,7 @@ def to_yaml(recipe: Recipe, folder: Path | None = None) -> str:
         folder: where it will be stored: its paths are written relative to there. None: they stay
             relative to the working directory.
     """
-    tree = _RECIPE.dump_python(recipe)
+    tree = _RECIPE.dump_python(recipe, by_alias=True)
     if folder is not None:
         rebase_paths(tree, folder)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import STRICT, Phase, Positive
@@ -226,6 +227,17 @@ def _parts(annotation: object) -> Iterator[type]:
         yield annotation
     for argument in get_args(annotation):
         yield from _parts(argument)
+
+
+def keys_of(kind: type) -> dict[str, str]:
+    """Return the key of each field of a section: its name, unless that would be a word of Python."""
+    hints = get_type_hints(kind, include_extras=True)
+    keys = {}
+    for field in dataclasses.fields(kind):
+        notes = getattr(hints[field.name], "__metadata__", ())
+        aliases = (note.alias for note in notes if isinstance(note, FieldInfo))
+        keys[field.name] = next((alias for alias in aliases if alias), field.name)
+    return keys
 
 
 SECTIONS = _sections()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,6 +64,35 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """Rows of earlier data among those of a phase."""
+
+    name: str
+    """Phase or file that they are from."""
+    rows: int
+    of_rows: float
+    """Share of the phase's rows."""
+    of_tokens: float
+    """Share of the phase's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A bucket of eval prompts against its gate, at the end of a phase."""
+
+    phase: str
+    bucket: str
+    least: float
+    """Smallest share that must pass."""
+    share: float
+    low: float
+    high: float
+    """Ends of the share's 95% interval."""
+    n: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A finished phase."""
 
@@ -81,6 +110,13 @@ class Phase:
     """Origins of rows that are longer than max_length."""
     shortened: list[str]
     """Origins of rows whose prompt lost its beginning to max_length."""
+    coverage: dict[str, float] = field(default_factory=dict)
+    """Passes over the supervised tokens of its own rows and of each source that it replays; empty:
+    an earlier release counted none."""
+    replayed: list[Replayed] = field(default_factory=list)
+    """Sources that it replays."""
+    warnings: list[str] = field(default_factory=list)
+    """Warnings about the use of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +227,20 @@ class Contamination:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket of eval prompts over the stages of a run."""
+
+    name: str
+    n: int
+    shares: dict[str, float]
+    """Share that passed at each stage."""
+    best: str
+    """The stage before the last at which most passed."""
+    forgotten: int
+    """Prompts that passed then and fail at the last stage."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The outcome of a run that was measured."""
 
@@ -206,6 +256,8 @@ class Summary:
     stages: list[Stage]
     comparisons: list[Comparison]
     contamination: Contamination | None
+    buckets: list[Bucket]
+    """Buckets of the phases' eval prompts; empty: none were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +353,8 @@ class Run:
     times: list[StageTime]
     """Stages in the order of their first start; earlier releases recorded none."""
     lint_warnings: list[LintWarning]
+    gates: list[Gate]
+    """Gates of the finished phases."""
 
 
 def read_run(folder: Path) -> Run:
@@ -353,6 +407,7 @@ def _run(folder: Path) -> Run:
         flips=_flips(folder, summary.stages) if summary is not None else [],
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
+        gates=_optional(folder / "gates.json", _gates) or [],
     )
 
 
@@ -436,7 +491,32 @@ def _phase(record: JsonObject) -> Phase:
         adapter_step=int(record["kept_step"]),
         dropped=_texts(record.get("dropped")),
         shortened=_texts(record.get("shortened")),
+        coverage={str(k): float(v) for k, v in (record.get("coverage") or {}).items()},
+        replayed=[
+            Replayed(
+                str(one["name"]), int(one["rows"]), float(one["of_rows"]), float(one["of_tokens"])
+            )
+            for one in record.get("replayed") or []
+        ],
+        warnings=_texts(record.get("warnings")),
     )
+
+
+def _gates(record: JsonObject) -> list[Gate]:
+    return [
+        Gate(
+            phase,
+            bucket,
+            float(one["least"]),
+            float(one["share"]),
+            float(one["low"]),
+            float(one["high"]),
+            int(one["n"]),
+            bool(one["passed"]),
+        )
+        for phase, found in record.items()
+        for bucket, one in found.items()
+    ]
 
 
 def _summary(record: JsonObject) -> Summary:
@@ -462,6 +542,17 @@ def _summary(record: JsonObject) -> Summary:
         stages=[_stage(stage) for stage in record.get("stages") or []],
         comparisons=[_comparison(one, tasks) for one in record.get("comparisons") or []],
         contamination=_contamination(record.get("contamination"), tasks),
+        buckets=[_bucket(one) for one in record.get("buckets") or []],
+    )
+
+
+def _bucket(record: JsonObject) -> Bucket:
+    return Bucket(
+        name=str(record["name"]),
+        n=int(record["n"]),
+        shares={str(stage): float(share) for stage, share in record["shares"].items()},
+        best=str(record["best"]),
+        forgotten=int(record["forgotten"]),
     )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from forty2.files import refuse_links, write_text
-from forty2.report import lint, times
+from forty2.report import curriculum, lint, times
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import (
@@ -90,6 +90,7 @@ FILES = (
     "metrics.jsonl",
     "times.jsonl",
     "lint.json",
+    "gates.json",
     "summary.json",
     "contamination.json",
     "data.json",
@@ -162,6 +163,8 @@ def _markdown(run: Run) -> str:
         lines += [*table_lines(_phases(run)), "", _PHASES_NOTE]
     else:
         lines += ["No phase is finished yet."]
+    for title, table, note in _curriculum(run):
+        lines += _section(f"### {title}", table, note)
     if run.fused is not None:
         lines += ["", "## Fused model", "", *table_lines(_fused(run)), "", _FUSED_NOTE]
     if summary is not None and summary.stages:
@@ -190,6 +193,15 @@ def _markdown(run: Run) -> str:
         lines += ["", "## Settings that are not the defaults", "", *table_lines(tables.changed)]
     lines += ["", "## Where these numbers come from", "", *table_lines(_origin(run))]
     return "\n".join([*lines, "", *code_lines(run.recipe, "yaml"), ""])
+
+
+def _curriculum(run: Run) -> list[tuple[str, Table, str]]:
+    """List the tables of a curriculum in stages, each with title and note."""
+    return [
+        ("Gates", curriculum.gates_table(run), curriculum.GATES_NOTE),
+        ("Eval prompts by bucket", curriculum.buckets_table(run), curriculum.BUCKETS_NOTE),
+        ("Replayed rows", curriculum.coverage_table(run), curriculum.COVERAGE_NOTE),
+    ]
 
 
 def _section(title: str, table: Table, note: str) -> list[str]:
@@ -229,6 +241,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
         curves=curves_by_phase(run),
         phases=_phases(run),
         phases_note=_PHASES_NOTE,
+        curriculum=[one for one in _curriculum(run) if one[1].rows],
         fused=_fused(run),
         fused_note=_FUSED_NOTE,
         times=times.time_table(run),
@@ -304,6 +317,7 @@ def _warnings(run: Run, quote: Quote = str) -> list[str]:
                 count = _count(len(origins), noun)
                 what = what.format(its="its" if len(origins) == 1 else "their")
                 found.append(f"{quote(phase.name)}: {count} {what} ({named}{more})")
+        found += [f"{quote(phase.name)}: {quote(warning)}" for warning in phase.warnings]
     found += [quote(line.warning) for line in run.log if line.warning is not None]
     return [*found, *map(quote, run.fused.warnings if run.fused is not None else [])]
 

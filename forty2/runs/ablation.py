@@ -212,8 +212,17 @@ def variants_of(recipe: Recipe) -> list[Variant]:
     at = _first_preference(recipe.phases)
     if at:
         name = names[at]
-        variants.append(Variant(f"{name}-only", {name: recipe.phases[name]}, [f"{name} only"]))
+        variants.append(
+            Variant(f"{name}-only", {name: _alone(recipe, name)}, [f"{name} only"]),
+        )
     return variants
+
+
+def _alone(recipe: Recipe, name: str) -> Phase:
+    """Return a phase as it is without the phases before it, whose rows it cannot replay."""
+    phase = recipe.phases[name]
+    others = [entry for entry in phase.replay or () if entry.source not in recipe.phases]
+    return dataclasses.replace(phase, replay=others or None) if phase.replay else phase
 
 
 def comparisons_of(variants: Sequence[Variant]) -> list[tuple[str, str]]:

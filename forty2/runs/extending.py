@@ -28,6 +28,8 @@ BEGUN_WITH = "begun_with.json"
 """File in a phase's work folder, with the length under which its checkpoints were written."""
 _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
+_GATES = ("gate", "on_fail")
+"""Keys of a phase that judge what it has come to; they, too, may change."""
 _FREE = ("fuse",)
 """Sections of a recipe that concern only what comes after all phases."""
 REPORTING = ("report_to", "project")
@@ -81,6 +83,11 @@ def find_extension(path: Path, before: str, after: str) -> Extension:
                 for name in longer
             ),
             *(f"phases.{name} is taken as it is now, since it had not begun" for name in changed),
+            *(
+                f"phases.{name} is judged by its gate as it is now"
+                for name in begun
+                if any(old[name].get(key) != new[name].get(key) for key in _GATES)
+            ),
             *(f"phases.{name} is left out" for name in old if name not in new),
             *(["the model is fused as it says now"] if _differ(before, after, _FREE) else []),
         ]
@@ -113,7 +120,7 @@ def _check_what_has_begun(
         )
     free = [*_FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
     free = [key for key in free if key.removeprefix("phases.") not in begun]
-    free += [f"phases.{name}.{key}" for name in begun for key in _LENGTH]
+    free += [f"phases.{name}.{key}" for name in begun for key in (*_LENGTH, *_GATES)]
     fixed = [
         found
         for found in differences(before, after)

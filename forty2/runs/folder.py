@@ -7,6 +7,7 @@ RUN/metrics.jsonl          one line per step and evaluation
 RUN/times.jsonl            one line per stretch of work on a stage, with its seconds
 RUN/data.json              hashes of the rows of each phase
 RUN/lint.json              warnings of the lint about the rows of each phase
+RUN/gates.json             the gates of each finished phase that has any, with what passed
 RUN/data/NAME/             built-in data sets as they were built for this run
 RUN/phase1_sft/            the adapter after the phase, in stock mlx-lm format, phase.json, checksums
 RUN/work/PHASE/stepN/      the two newest checkpoints of an unfinished phase, with their checksums;
@@ -296,7 +297,14 @@ def _drop_torn_line(path: Path) -> None:
 def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
     # A run without results was refused: remove what it wrote about its data.
     shutil.rmtree(path / "data", ignore_errors=True)
-    for name in ("data.json", "contamination.json", "template.json", "lint.json", TIMES):
+    for name in (
+        "data.json",
+        "contamination.json",
+        "template.json",
+        "lint.json",
+        "gates.json",
+        TIMES,
+    ):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
     # If the run and its model are moved together, this still leads to the model.

@@ -26,7 +26,9 @@ from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.runs.context import RunContext
+from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.drift import drift_meter
+from forty2.runs.gates import check_gate
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import (
@@ -117,11 +119,17 @@ def read_inputs(
         write_json(run.path / LINT, warnings)
     for name, phase in recipe.phases.items():
         check_measured(name, phase, data[name])
-        course_of(name, recipe, data[name])  # a curriculum that cannot be followed is refused now
+        if run.group.first:  # the others may not have the file of prompts
+            check_gate(name, phase)
+        course = course_of(name, recipe, data[name])  # refuses a curriculum that it cannot follow
+        for message in coverage_warnings(phase, coverage_of(course, data[name])):
+            run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
         if data[name].ignored:
             run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
         if message := spelling_warning(data[name].train.rows, loaded.tokenizer):
             run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
+        for source in data[name].replayed:
+            run.progress("data", 0, 1, {"notice": f"{name}: {source}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})

@@ -12,7 +12,7 @@ from forty2.data.build import build, write_built
 from forty2.data.checks.contamination import ContaminationFinder, Hit
 from forty2.data.checks.findings import Finding
 from forty2.data.checks.lint import Linter
-from forty2.data.row_values import KeyUse
+from forty2.data.row_values import KeyUse, RowValues
 from forty2.data.sources import BUILTIN, valid_beside
 from forty2.data.strata import Cell
 from forty2.errors import DataError, ModelError, RecipeError
@@ -27,6 +27,7 @@ from forty2.text.prepared import (
     open_prepared,
     tokenizer_key,
 )
+from forty2.text.replaying import Replay, Replayed, ReplaySource
 from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256, turn_ends
 from forty2.text.tokenizer import Tokenizer
@@ -62,6 +63,8 @@ class PhaseData(NamedTuple):
     """How hard each training row is, larger for harder ones; None: no key of the rows says it."""
     strata: Sequence[Cell] | None = None
     """Stratum of each training row; None: they are not divided."""
+    replayed: tuple[Replayed, ...] = ()
+    """Rows of earlier data at the end of the training rows, by their source."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing.
@@ -90,13 +93,7 @@ def phase_data(
     Raises:
         DataError: a row is bad, the lint finds errors, or no row fits.
     """
-    if phase.data.startswith(BUILTIN):
-        name = phase.data.removeprefix(BUILTIN)
-        source = str(folder / name)
-        if not Path(source, "manifest.json").exists():
-            write_built(build(name, seed=recipe.seed), Path(source))
-    else:
-        source = phase.data
+    source = _built(phase.data, recipe, folder)
     encoder = phase.encoder(encoder)
     if is_prepared(source):
         if phase.row_kind is not CONVERSATIONS:
@@ -109,6 +106,8 @@ def phase_data(
                 f"{source}: holds prepared conversations, which have no {min(phase.row_keys)!r}; name "
                 "the file that they were prepared from"
             )
+        if phase.replay:
+            raise _cannot_mix(source)
         key = tokenizer_key(encoder.tokenizer)
         splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
@@ -124,6 +123,7 @@ def phase_data(
             linter=Linter(specials=encoder.specials) if phase.lint else None,
             contamination=contamination,
             use=_key_use(phase),
+            replay=_replay(phase, recipe, folder),
         )
     except DataError as error:
         if source == phase.data:
@@ -142,6 +142,37 @@ def phase_data(
         hold_out=found.hold_out,
         difficulty=found.difficulty,
         strata=found.strata,
+        replayed=found.replayed,
+    )
+
+
+def _built(source: str, recipe: Recipe, folder: Path) -> str:
+    """Return the path of data; a built-in set is written to `folder` first, unless it is there."""
+    if not source.startswith(BUILTIN):
+        return source
+    name = source.removeprefix(BUILTIN)
+    if not (folder / name / "manifest.json").exists():
+        write_built(build(name, seed=recipe.seed), folder / name)
+    return str(folder / name)
+
+
+def _replay(phase: Phase, recipe: Recipe, folder: Path) -> Replay:
+    """Say what a phase replays, and from where."""
+    sources = []
+    for entry in phase.replay or ():
+        earlier = recipe.phases.get(entry.source)
+        source = _built(entry.source if earlier is None else earlier.data, recipe, folder)
+        if is_prepared(source):
+            raise _cannot_mix(source)
+        held_out = RowValues(_key_use(earlier) if earlier is not None else KeyUse()).is_held_out
+        sources.append(ReplaySource(entry.source, source, entry.share, held_out))
+    return Replay(tuple(sources), phase.replay_by, recipe.seed)
+
+
+def _cannot_mix(source: str) -> DataError:
+    return DataError(
+        f"{source}: holds prepared conversations, which are not mixed any more; to replay rows, name "
+        "the file that they were prepared from"
     )
 
 

@@ -26,9 +26,11 @@ from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
 from forty2.model.loading import LoadedModel, parameter_count
 from forty2.model.surgery import frozen_depth, in_fp32
 from forty2.runs.context import RunContext
+from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.disk import checkpoint_bytes, fused_bytes
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
+from forty2.runs.gates import failed_buckets, in_words, longest
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.phase_data import course_of
 from forty2.runs.records import PhaseRecord
@@ -44,6 +46,7 @@ from forty2.training.checkpoints import (
     drop_checkpoints_after,
     find_checkpoints,
     keep_one_checkpoint,
+    step_of,
 )
 from forty2.training.evaluation import Evaluator
 from forty2.training.frozen_states import (
@@ -144,7 +147,8 @@ def _train(
     difficulty = maker.difficulty()
     plan = _plan(run, phase, difficulty)
     _drop_unfit_checkpoints(run, phase, plan, difficulty, loaded, work)
-    train_loss, valid_loss, hold_out_loss = maker.losses(plan)
+    times = longest(phase.settings)
+    train_loss, valid_loss, hold_out_loss = maker.losses(longer(plan, times))
     if isinstance(train_loss, ResponseLoss) and train_loss.reference and not find_checkpoints(work):
         first_rows = list(train_loss.reference)[: phase.settings.batch_size]
         exact = in_fp32(loaded.model) and not loaded.quantized
@@ -153,23 +157,20 @@ def _train(
             next(micro_batches(train_loss, first_rows)),
             tolerance=2e-3 if exact else None,
         )
-    trained = train(
-        Training(
-            name=phase.name,
-            plan=plan,
-            model=loaded.model,
-            loss=train_loss,
-            evaluator=Evaluator(
-                valid_loss, phase.check_replies, phase.measure_drift, hold_out_loss
-            ),
-            checkpoints=Checkpoints(work, run.recipe.adapter),
-            log=run.folder,
-            progress=lambda stage, *rest: run.progress(
-                phase.label + stage.removeprefix(phase.name), *rest
-            ),
-            group=run.group,
-        )
+    training = Training(
+        name=phase.name,
+        plan=plan,
+        model=loaded.model,
+        loss=train_loss,
+        evaluator=Evaluator(valid_loss, phase.check_replies, phase.measure_drift, hold_out_loss),
+        checkpoints=Checkpoints(work, run.recipe.adapter),
+        log=run.folder,
+        progress=lambda stage, *rest: run.progress(
+            phase.label + stage.removeprefix(phase.name), *rest
+        ),
+        group=run.group,
     )
+    trained, plan = _train_to_gate(run, phase, training, times)
     with staged_folder(folder) as staged:
         save_adapter(
             loaded.model,
@@ -180,6 +181,35 @@ def _train(
         record = _record(phase, trained, train_loss, plan)
         write_json(staged / "phase.json", record.to_json())
         seal(staged)
+
+
+def _train_to_gate(
+    run: RunContext, phase: PhaseInput, training: Training, times: int
+) -> tuple[Trained, PhasePlan]:
+    """Train a phase to its end; where a gate fails, for as many steps again if the recipe says so.
+
+    Args:
+        times: how many times its steps it may take at most.
+
+    Returns:
+        The outcome, and the plan of all steps.
+    """
+    plan, last = training.plan, find_checkpoints(training.checkpoints.work)
+    begun = -(-step_of(last[0]) // plan.steps) if last else 1
+    for time in range(min(max(1, begun), times), times + 1):
+        so_long = longer(plan, time)
+        trained = train(dataclasses.replace(training, plan=so_long))
+        if not failed_buckets(phase.settings, trained.valid):
+            break
+        if run.group.first:
+            message = (
+                f"{phase.name}, step {trained.steps}: {in_words(phase.settings, trained.valid)}"
+            )
+            again = f"; it is trained for {plan.steps} steps again" if time < times else ""
+            record = {"phase": phase.name, "step": trained.steps, "red_line": "gate"}
+            run.folder.log({**record, "warning": message + again})
+            run.progress(phase.label, trained.steps, so_long.steps, {"warning": message + again})
+    return trained, so_long
 
 
 def _drop_unfit_checkpoints(
@@ -388,6 +418,7 @@ def _record(
     phase: PhaseInput, trained: Trained, train_loss: BatchedLoss, plan: PhasePlan
 ) -> PhaseRecord:
     data = phase.data
+    coverage = coverage_of(plan, data, trained.steps)
     return PhaseRecord(
         name=phase.name,
         objective=phase.settings.objective,
@@ -403,4 +434,7 @@ def _record(
         valid=trained.valid,
         median_tokens=float(np.median(train_loss.lengths)),
         system=data.system,
+        coverage=coverage,
+        warnings=coverage_warnings(phase.settings, coverage),
+        replayed=[source._asdict() for source in data.replayed],
     )

@@ -36,6 +36,7 @@ from forty2.report.run import contamination_lines, notices, write_report
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
+from forty2.runs.gates import judge_gates
 from forty2.runs.held_out import is_measured, measures_phase
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
@@ -244,11 +245,11 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
     measured = run.group.first and is_measured(run.recipe)
     measurer = StageMeasurer(run, run.recipe.benchmark) if measured else None
     stages: list[Stage] = []
-    adapter = _train_phases(run, agenda, only, reuse, measurer, stages)
+    adapter, failure = _train_phases(run, agenda, only, reuse, measurer, stages)
     if not run.group.first:
         raise OtherProcessEnded
     fused = None
-    if run.recipe.fuse is not None and only is None:
+    if run.recipe.fuse is not None and only is None and failure is None:
         mx.clear_cache()
         agenda.begin_next()
         fused = fuse_run(run, run.recipe.fuse, adapter)
@@ -261,7 +262,10 @@ def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) 
                 stages.append(measurer.measure_folder(stage, fused.quantized))
     agenda.record_time()
     agenda.record_in(None)
-    return _finish(run, adapter, fused, stages)
+    result = _finish(run, adapter, fused, stages)
+    if failure is not None:  # with a report of what there is
+        raise TrainingError(failure)
+    return result
 
 
 def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
@@ -309,13 +313,13 @@ def _train_phases(
     reuse: Path | None,
     measurer: StageMeasurer | None,
     stages: list[Stage],
-) -> Path:
+) -> tuple[Path, str | None]:
     """Train every phase, or those up to `only`, and measure after each.
 
     The trained model is released when this returns: fusing loads its own.
 
     Returns:
-        The last phase's folder.
+        The last phase's folder, and why the run ends with it: a gate failed; None: none did.
     """
     with run.group.synchronized() as must_agree:
         if only is None:
@@ -336,17 +340,18 @@ def _train_phases(
     attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
     if message := wasted_rank(inputs.loaded.model):
         run.progress("run", 0, 1, {"warning": message})
-    folder = run.path
+    folder, failure = run.path, None
     for phase in inputs.phases:
         run.folder.check_there()
         agenda.begin_next()
         folder = finish_phase(run, phase, inputs.loaded)
+        failure = judge_gates(run, phase)
         if measurer is not None and measures_phase(run.recipe, phase.name, only):
             agenda.begin_next()
             stages.append(measurer.measure(phase.label, inputs.loaded, folder))
-        if phase.name == only:
+        if phase.name == only or failure is not None:
             break
-    return folder
+    return folder, failure
 
 
 def _finish(

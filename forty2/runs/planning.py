@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,11 @@ from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.report.units import duration, file_size
+from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
 from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
 from forty2.runs.fused import fused_path
+from forty2.runs.gates import check_gate
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import (
     PhaseData,
@@ -38,6 +40,7 @@ from forty2.runs.pipeline import run_path
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
+from forty2.text.replaying import Replayed
 from forty2.text.rows import AnyPair
 from forty2.text.spelling import spelling_warning
 from forty2.training.batches import lengths_of, parts_of
@@ -81,6 +84,12 @@ class PhaseForecast(NamedTuple):
     """Keys of its rows that nothing reads; "": none."""
     hold_out_rows: int = 0
     """Rows that it holds out by their keys."""
+    coverage: Mapping[str, float] = {}
+    """Passes over the supervised tokens, of its own rows and of each source that it replays."""
+    coverage_warnings: tuple[str, ...] = ()
+    """Rows whose supervised tokens it trains on too often."""
+    replayed: tuple[Replayed, ...] = ()
+    """Rows of earlier data among its rows, by their source."""
     curriculum: CurriculumForecast | None = None
     """Use of its rows by stage and stratum; None: they are neither ordered nor divided."""
 
@@ -89,8 +98,7 @@ class PhaseForecast(NamedTuple):
         found = []
         if self.unseen:
             found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
-        if self.exposures > 10:
-            found.append(f"each row is seen {self.exposures:.0f} times; expect it to be memorized")
+        found += self.coverage_warnings
         found += self.data_warnings
         if self.dropped:
             found.append(f"{self.dropped} rows are dropped, longer than max_length")
@@ -216,12 +224,14 @@ def _forecast(
 ) -> PhaseForecast:
     phase, rows = recipe.phases[name], data.train.rows
     check_measured(name, phase, data)
+    check_gate(name, phase)
     limit = loaded.row_limit
     if recipe.max_length > limit.tokens:
         check_lengths(name, data, limit)
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
+    coverage = coverage_of(phase_plan, data)
     memory = peak_memory(
         loaded.model,
         loaded.config,
@@ -249,6 +259,9 @@ def _forecast(
         data_warnings=(*phase.data_warnings(rows), *filter(None, [spelled])),
         ignored=data.ignored,
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
+        coverage=coverage,
+        coverage_warnings=tuple(coverage_warnings(phase, coverage)),
+        replayed=data.replayed,
         curriculum=forecast_curriculum(phase_plan, data),
     )
 
@@ -315,6 +328,9 @@ def format_plan(plan: RunForecast) -> str:
         *_time_lines(plan),
     ]
     for one in plan.phases:
+        for source in one.replayed:
+            passes = f"its supervised tokens are trained on {one.coverage[source.name]:.2f} times"
+            lines.append(f"{one.name}: {source}; {passes}")
         if one.hold_out_rows:
             lines.append(f"{one.name}: {one.hold_out_rows} rows are held out and validated apart")
         if one.curriculum is not None:

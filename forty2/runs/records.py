@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from forty2.data.checks.contamination import Hit
 from forty2.files import JsonObject
@@ -66,6 +66,12 @@ class PhaseRecord:
     median_tokens: float
     system: str = ""
     """System prompt of more than half of the training rows, which a chat takes over; "": none."""
+    coverage: dict[str, float] = field(default_factory=dict)
+    """Passes over the supervised tokens, of its own rows and of each source that it replays."""
+    warnings: list[str] = field(default_factory=list)
+    """Warnings about the use of its rows."""
+    replayed: list[JsonObject] = field(default_factory=list)
+    """Sources that it replays, each with its rows and the shares that they make up."""
 
     def to_json(self) -> JsonObject:
         return dataclasses.asdict(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +21,14 @@ from forty2.data.strata import Cell
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
+from forty2.text.replaying import Replay, Replayed, add_replayed
 from forty2.text.row_kinds import RowKind
 from forty2.text.rows import AnyRow, FittedRows, fit_rows
 
 _CHUNK = 512
 """Records that are encoded together; no more are in memory at once."""
 _NO_KEYS = KeyUse()
+_NO_REPLAY = Replay()
 
 
 class PhaseRows(NamedTuple):
@@ -48,6 +50,8 @@ class PhaseRows(NamedTuple):
     """How hard each training row is, by a key; None: rows are not ordered by one."""
     strata: Sequence[Cell] | None = None
     """Stratum of each training row; None: they are not divided."""
+    replayed: tuple[Replayed, ...] = ()
+    """Rows of earlier data at the end of the training rows, by their source."""
 
 
 def read_phase_rows(
@@ -60,8 +64,9 @@ def read_phase_rows(
     linter: Linter | None = None,
     contamination: ContaminationFinder | None = None,
     use: KeyUse = _NO_KEYS,
+    replay: Replay = _NO_REPLAY,
 ) -> PhaseRows:
-    """Read a phase's training and validation rows, each file once.
+    """Read a phase's training and validation rows and those that it replays, each file once.
 
     Args:
         kind: kind of rows that the phase's objective learns from.
@@ -72,6 +77,7 @@ def read_phase_rows(
             first bad one stops the reading.
         contamination: finds a benchmark's items in the training rows; None: they are not searched.
         use: keys of the rows that are read, and for what.
+        replay: earlier data; its rows are checked and searched as the phase's own training rows.
 
     Raises:
         DataError: the linter finds errors; else a row is damaged, of another kind or cannot be
@@ -79,6 +85,9 @@ def read_phase_rows(
     """
     reading = _Reading(kind, encoder, max_length, linter, contamination, use)
     train = reading.read(source, "train")
+    earlier = [
+        reading.read(one.source, "train", is_left_out=one.is_left_out) for one in replay.sources
+    ]
     held_out = reading.read(valid, "valid") if valid is not None else None
     warnings = linter.refuse_errors(str(source)) if linter is not None else []
     if reading.problem is not None:
@@ -90,18 +99,25 @@ def read_phase_rows(
     if held_out is not None and use.hold_out and not (held_out.rows or held_out.dropped):
         held_out = None  # they are all in the other set
     reading.values.check(str(source))
+    hits, replayed = reading.hits, tuple[Replayed, ...]()
+    if replay.sources:
+        train, replayed = add_replayed(train, earlier, replay)
+        drawn = {row.origin for row in train.rows}
+        unused = {row.origin for fitted in earlier for row in fitted.rows} - drawn
+        hits = [hit for hit in hits if hit.row not in unused]
     train = _completed(kind, source, train, max_length)
     origins = [row.origin for row in train.rows] if use.keys else []
     return PhaseRows(
         train,
         None if held_out is None else _completed(kind, str(valid), held_out, max_length),
-        sorted(reading.hits),
+        sorted(hits),
         str(reading.ignored),
         reading.usual_system(),
         warnings,
         _completed(kind, source, reading.hold_out, max_length) if use.hold_out else None,
         reading.values.difficulty(origins),
         reading.values.strata(origins),
+        replayed,
     )
 
 
@@ -140,12 +156,22 @@ class _Reading:
             return system if 2 * rows > self._systems.total() else ""
         return ""
 
-    def read(self, source: str | Path, split: SplitName) -> FittedRows:
-        """Read one file; rows after a problem are only linted."""
+    def read(
+        self,
+        source: str | Path,
+        split: SplitName,
+        is_left_out: Callable[[JsonObject], bool] | None = None,
+    ) -> FittedRows:
+        """Read one file; rows after a problem are only linted.
+
+        Args:
+            is_left_out: function that tells the rows of earlier data that are not read; None: these are
+                the phase's own rows.
+        """
         rows: list[AnyRow] = []
         shortened: list[str] = []
         dropped: list[str] = []
-        records = self._records(source, split)
+        records = self._records(source, split, is_left_out)
         empty = True
         while chunk := list(islice(records, _CHUNK)):
             empty = False
@@ -164,11 +190,18 @@ class _Reading:
             self._note(no_rows(source))
         return FittedRows(rows, shortened, dropped)
 
-    def _records(self, source: str | Path, split: SplitName) -> Iterator[Record]:
+    def _records(
+        self,
+        source: str | Path,
+        split: SplitName,
+        is_left_out: Callable[[JsonObject], bool] | None,
+    ) -> Iterator[Record]:
         """Yield the records of a file, linted and searched."""
         linter = self._linter
         rows = read_rows(source) if linter is None else readable_rows(source, linter.add_unreadable)
         for origin, row in rows:
+            if is_left_out is not None and is_left_out(row):
+                continue
             record = self._record(row, origin)
             if record is None:
                 continue
@@ -178,7 +211,7 @@ class _Reading:
             trained = split == "train" and not held_out
             if linter is not None:
                 linter.add(record, "train" if trained else "valid")
-            if split == "train":
+            if split == "train" and is_left_out is None:
                 self.ignored.add(record)
             if trained:
                 self._systems[system_of(record)] += 1

@@ -62,6 +62,15 @@ class Prepared(Sequence[Row]):
         """Number of times that each sequence comes in an epoch."""
         self._folder = folder
 
+    @property
+    def supervised(self) -> list[int]:
+        """Supervised tokens of each sequence."""
+        upto = np.concatenate([[0], np.cumsum(self._mask, dtype=np.int64)])
+        ends = np.concatenate([[0], np.cumsum(self._rows[:, 1])])
+        first, count = self._packs.T
+        found: list[int] = (upto[ends[first + count]] - upto[ends[first]]).tolist()
+        return found
+
     def __len__(self) -> int:
         return len(self._packs)
 

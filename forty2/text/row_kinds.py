@@ -33,6 +33,8 @@ class RowKind:
     complete: Callable[[Sequence[Any], int], Sequence[AnyRow]] = lambda rows, max_length: rows
     """Function that adds to rows what they need of other rows: called once, with all rows that fit
     and the length limit in tokens."""
+    takes_also: tuple[RowKind, ...] = ()
+    """Other kinds of rows that it can parse."""
 
 
 def _encode_conversations(encoder: Encoder, records: Sequence[Chat | Text]) -> Sequence[AnyRow]:
@@ -49,4 +51,6 @@ def _encode_rated(encoder: Encoder, records: Sequence[Rated | Pair]) -> list[Rat
 
 CONVERSATIONS = RowKind("conversations", parse_imitated, _encode_conversations)
 PAIRS = RowKind("pairs", parse_pair, _encode_pairs)
-RATED = RowKind("rated responses", parse_rated_or_pair, _encode_rated, add_mismatched_responses)
+RATED = RowKind(
+    "rated responses", parse_rated_or_pair, _encode_rated, add_mismatched_responses, (PAIRS,)
+)

@@ -97,6 +97,22 @@ AnyPair = PairRow | RatedRow
 AnyRow = Row | PairRow | RatedRow
 
 
+def row_length(row: AnyRow) -> int:
+    """Count a row's tokens; of a rated row, those of its prompt and its own response."""
+    if isinstance(row, Row):
+        return len(row.ids)
+    first, second = row.responses
+    return len(row.prompt) + len(first) + len(second) * isinstance(row, PairRow)
+
+
+def supervised_tokens(row: AnyRow) -> int:
+    """Count the tokens of a row that are learned; of a rated row, those of its own response."""
+    if isinstance(row, Row):
+        return sum(row.mask)
+    first, second = row.response_masks
+    return sum(first) + sum(second) * isinstance(row, PairRow)
+
+
 class FittedRows(NamedTuple):
     """Rows that fit the length, and the origins of those that did not."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forty2.inference.padding import PairBatch, pad, padded_width
-from forty2.text.rows import AnyPair, PairRow, RatedRow, Row
+from forty2.text.rows import AnyPair, RatedRow, Row, row_length
 
 BOTH = CHOSEN, REJECTED = 0, 1
 """Sides of a pair."""
@@ -370,11 +370,3 @@ def parts_of(
         sides = 1 if isinstance(rows[0], RatedRow) and not both_responses else 2
         return np.array([(len(r.prompt), sides * max(map(len, r.responses))) for r in pairs])
     return np.array(lengths_of(rows))[:, None]
-
-
-def row_length(row: Row | AnyPair) -> int:
-    """Count a row's tokens; of a rated row, those of its prompt and its own response."""
-    if isinstance(row, Row):
-        return len(row.ids)
-    first, second = row.responses
-    return len(row.prompt) + len(first) + len(second) * isinstance(row, PairRow)

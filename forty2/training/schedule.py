@@ -267,9 +267,11 @@ def shared_steps(one: PhasePlan, other: PhasePlan) -> int:
     return end
 
 
-def longer(plan: PhasePlan) -> PhasePlan:
-    """Return the plan of the same phase with twice as many steps."""
-    steps = 2 * plan.steps
+def longer(plan: PhasePlan, times: int = 2) -> PhasePlan:
+    """Return the plan of the same phase with this many times as many steps."""
+    if times == 1:
+        return plan
+    steps = times * plan.steps
     return dataclasses.replace(plan, steps=steps, extent=Extent(steps * plan.phase.accumulate))
 
 

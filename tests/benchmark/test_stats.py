@@ -22,6 +22,18 @@ def test_standard_error_divides_by_n_minus_one() -> None:
         stats.stderr([1.0])
 
 
+def test_wilsons_interval_is_that_of_a_worked_example() -> None:
+    """8 of 10: (0.8 + 0.1921 ± 1.96 √(0.016 + 0.0096)) / 1.3841, with z² = 3.8415."""
+    assert stats.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (
+        stats.wilson(10, 10)[0] == pytest.approx(0.7225, abs=1e-4)
+        and stats.wilson(10, 10)[1] == 1.0
+    )
+    assert stats.wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and stats.wilson(0, 10)[
+        1
+    ] == pytest.approx(0.2775, abs=1e-4)
+
+
 def test_detectable_difference_by_hand() -> None:
     """z(0.975) + z(0.8) = 1.95996 + 0.84162; standard error 1/√4 of ±1 ... sd √(4/3)."""
     differences = [1.0, -1.0, 1.0, -1.0]

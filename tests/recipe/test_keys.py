@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import yaml
 
 from forty2.errors import RecipeError
 from forty2.recipe.keys import Key, as_markdown, as_text, sections
 from forty2.recipe.reading import packaged_recipes, recipe_text
-from forty2.recipe.schema import SECTIONS
+from forty2.recipe.schema import SECTIONS, keys_of
 from forty2.training.objectives import OBJECTIVES
 
 ALL = {section.name: section for section in sections()}
@@ -22,10 +20,14 @@ def key(section: str, name: str) -> Key:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_field_of_a_section_is_described(name: str) -> None:
-    fields = {field.name for field in dataclasses.fields(SECTIONS[name])}
-    assert {key.name for key in ALL[name].keys} == fields
+    assert {key.name for key in ALL[name].keys} == {*keys_of(SECTIONS[name]).values()}
     assert ALL[name].about
     assert [key.name for key in ALL[name].keys if not key.about or not key.type] == []
+
+
+def test_a_key_that_is_a_word_of_python_has_its_own_name() -> None:
+    assert [key.name for key in ALL["replay"].keys] == ["from", "share"]
+    assert key("replay", "from").required and "earlier phase" in key("replay", "from").about
 
 
 def test_every_objective_and_every_section_below_a_phase_is_there() -> None:

@@ -205,3 +205,34 @@ def test_the_name_of_another_package_s_key_leads_to_ours(
 ) -> None:
     with pytest.raises(RecipeError, match=f"{theirs}: unknown key; did you mean {ours}"):
         load_recipe("demo", [f"{section}.{theirs}=1"])
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("{from: kto, share: 0.1}", "kto is not trained before dpo; a phase replays earlier ones"),
+        ("{from: dpo, share: 0.1}", "dpo is not trained before dpo; a phase replays earlier ones"),
+        ("{from: sft, share: 0.1}", "sft has conversations, and dpo learns from pairs"),
+        (
+            "{from: alpha, share: 0.1}",
+            "alpha: no such file or folder, and no phase; before dpo there is sft",
+        ),
+    ],
+)
+def test_what_cannot_be_replayed_is_named(tmp_path: Path, entry: str, message: str) -> None:
+    recipe = GOOD.replace("    beta: 0.1\n", f"    beta: 0.1\n    replay: [{entry}]\n")
+    recipe += "  kto: {objective: kto, data: builtin:spark-dpo, steps: 9, lr: 1e-4, beta: 0.1}\n"
+    found = problems(tmp_path, recipe)
+    assert found == [f"recipe.yaml:12: phases.dpo.replay.0.from: {message}"]
+
+
+def test_ratings_may_replay_pairs_and_shares_leave_room_for_own_rows(tmp_path: Path) -> None:
+    kto = "  kto: {objective: kto, data: builtin:spark-dpo, steps: 9, lr: 1e-4, beta: 0.1, "
+    load_recipe(write(tmp_path, GOOD + kto + "replay: [{from: dpo, share: 0.1}]}\n"))
+    for replay, message in (
+        ("[{from: dpo, share: 0.6}, {from: builtin:spark-dpo, share: 0.4}]", "leave none"),
+        ("[{from: dpo, share: 0.1}, {from: dpo, share: 0.1}]", "dpo stands there twice"),
+        ("null, replay_by: tokens", "replay_by: there is no replay"),
+    ):
+        (found,) = problems(tmp_path, GOOD + kto + f"replay: {replay}}}\n")
+        assert message in found

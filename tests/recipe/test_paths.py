@@ -20,7 +20,8 @@ chat_template: chat.jinja
 phases:
   sft: {objective: sft, data: data/chats.jsonl, valid: data/held.jsonl, eval_prompts: ask.json,
     steps: 1, lr: 1e-4}
-  more: {objective: sft, data: "builtin:spark-sft", valid: "hub:owner/name", steps: 1, lr: 1e-4}
+  more: {objective: sft, data: "builtin:spark-sft", valid: "hub:owner/name", steps: 1, lr: 1e-4,
+    replay: [{from: sft, share: 0.1}, {from: data/old.jsonl, share: 0.1}]}
 fuse: {out: fused}
 benchmark:
   questions: questions.json
@@ -30,6 +31,7 @@ FILES = (
     "chat.jinja",
     "data/chats.jsonl",
     "data/held.jsonl",
+    "data/old.jsonl",
     "ask.json",
     "questions.json",
     "mmlu/x",
@@ -52,7 +54,7 @@ def fill(folder: Path) -> None:
 
 
 def paths_of(recipe_text: str) -> list[str]:
-    keys = ("model", "chat_template", "data", "valid", "eval_prompts", "out", "questions")
+    keys = ("model", "chat_template", "data", "valid", "eval_prompts", "out", "questions", "from")
     lines = (line.strip().removeprefix("- ").split(": ") for line in recipe_text.splitlines())
     return [value for key, *rest in lines if key in keys for value in rest if value != "null"]
 
@@ -66,6 +68,8 @@ def test_every_path_leads_from_the_recipe_and_names_stay(shop: Path) -> None:
         "shop/ask.json",
         "builtin:spark-sft",
         "hub:owner/name",
+        "sft",
+        "shop/data/old.jsonl",
         "shop/fused",
         "shop/questions.json",
         "shop/mmlu",

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ import numpy as np
 from forty2.benchmark.detector import ACTS, SOURCES, declines, does, leaks, quality, weighs
 from forty2.benchmark.prompts import Row
 from forty2.benchmark.results import Item, Result
-from forty2.benchmark.stats import LEVEL, Interval
+from forty2.benchmark.stats import wilson
 from forty2.benchmark.task import Report, Source, Task, as_share
 from forty2.data.library import rows
 from forty2.errors import BenchmarkError
@@ -235,18 +234,6 @@ def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
         "threshold": least,
         "reached": sum(liked) >= least * n and sum(passed) >= least * n,
     }
-
-
-def wilson(hits: int, n: int) -> Interval:
-    """Compute Wilson's 95% interval of a share, which has a width at 0 and at 1 as well.
-
-    Wilson 1927, J. Am. Stat. Assoc. 22:209.
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def format_gates(result: JsonObject) -> str:

@@ -80,7 +80,7 @@ class EvalPrompt:
     @property
     def bucket(self) -> str:
         """Group of the prompt: its id before the last "_"."""
-        return self.id.rpartition("_")[0] or self.id
+        return bucket_of(self.id)
 
     def passes(self, reply: str) -> bool:
         """Return whether a reply is as expected."""
@@ -92,6 +92,11 @@ class EvalPrompt:
                 return expected in text
             case "regex":
                 return _matches(expected, text)
+
+
+def bucket_of(prompt_id: str) -> str:
+    """Return the bucket of a prompt: its id before the last "_"."""
+    return prompt_id.rpartition("_")[0] or prompt_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,18 @@ class Curriculum:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Replay:
+    """Rows of earlier training data among a phase's own rows, so that it does not forget them."""
+
+    source: Annotated[str, Field(alias="from")]
+    """An earlier phase, for its own training rows (not those that it holds out or replays itself); or
+    a file, a folder, hub:OWNER/NAME or builtin:NAME. Its rows must be of the phase's kind."""
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the phase's rows, or of their tokens, that these rows make up. All own rows stay; the
+    others are drawn at random, again from the start where there are too few."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RedLines:
     """Actions to take when training goes wrong.
 
@@ -190,6 +202,10 @@ class Phase:
     builtin:NAME."""
     valid: str | None = None
     """File of validation rows; null: the data folder's valid.jsonl, if it has one."""
+    replay: Annotated[list[Replay], Field(min_length=1)] | None = None
+    """Earlier training data to mix in, e.g. [{from: sft, share: 0.15}]; null: none."""
+    replay_by: Literal["rows", "tokens"] = "rows"
+    """Unit of the shares of `replay`."""
     lint: bool = True
     """Refuse data in which `forty2 data lint` finds errors."""
     steps: Positive | None = None
@@ -245,6 +261,14 @@ class Phase:
     """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
     until: Goal | None = None
     """Goal that ends the phase early, once an evaluation reaches it; null: train every step."""
+    gate: Annotated[dict[str, Share], Field(min_length=1)] | None = None
+    """Smallest shares of eval_prompts that must pass at the end of the phase, by bucket, e.g. {say: 0.95,
+    all: 0.75}. The bucket of a prompt is its id before the last "_"; all is every prompt. May differ when
+    a run goes on. null: none."""
+    on_fail: Literal["stop", "repeat", "continue"] = "stop"
+    """What to do when a share is below its gate. stop: end the run there; everything is kept. repeat:
+    train for as many steps again, from where the phase ended, three times at most, then stop; needs
+    schedule: constant. continue: warn, and go on."""
     red_lines: RedLines = Field(default_factory=RedLines)
     """Actions to take when training goes wrong."""
 
@@ -254,6 +278,24 @@ class Phase:
         if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
             raise ValueError("steps: give steps or epochs, one of the two")
         return epochs
+
+    @field_validator("replay")
+    @classmethod
+    def _leaves_room(cls, replay: list[Replay] | None) -> list[Replay] | None:
+        names = [entry.source for entry in replay or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"replay: {twice} stands there twice; remove one")
+        if sum(entry.share for entry in replay or ()) >= 1:
+            raise ValueError("replay: the shares leave none for the phase's own rows; lower them")
+        return replay
+
+    @field_validator("replay_by")
+    @classmethod
+    def _measures_something(cls, unit: str, info: ValidationInfo) -> str:
+        if unit != "rows" and info.data.get("replay", "") is None:
+            raise ValueError("replay_by: there is no replay; give one, or leave replay_by out")
+        return unit
 
     @field_validator("curriculum")
     @classmethod
@@ -276,6 +318,34 @@ class Phase:
         if keys and len(set(keys)) < len(keys):
             raise ValueError("stratify: a key stands there twice; remove one")
         return keys
+
+    @field_validator("gate")
+    @classmethod
+    def _has_prompts(
+        cls, gate: dict[str, float] | None, info: ValidationInfo
+    ) -> dict[str, float] | None:
+        if gate is not None and info.data.get("eval_prompts", "") is None:
+            raise ValueError("gate: is over eval_prompts, and there are none")
+        return gate
+
+    @field_validator("on_fail")
+    @classmethod
+    def _can_repeat(cls, on_fail: str, info: ValidationInfo) -> str:
+        if on_fail != "stop" and info.data.get("gate", "") is None:
+            raise ValueError(
+                f"on_fail: {on_fail}: there is no gate; give one, or leave on_fail out"
+            )
+        if on_fail == "repeat" and info.data.get("schedule", "constant") != "constant":
+            raise ValueError(
+                "on_fail: repeat goes on with the learning rate of the last step, which the schedule "
+                "lowers to zero; set schedule: constant"
+            )
+        if on_fail == "repeat" and info.data.get("until") is not None:
+            raise ValueError(
+                "on_fail: repeat goes on after the last step, but until ends before it; "
+                "remove one of the two"
+            )
+        return on_fail
 
     @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
     @classmethod

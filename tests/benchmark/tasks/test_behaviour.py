@@ -10,7 +10,7 @@ from support.training_texts import every_text, grams, training_texts, words
 
 from forty2.benchmark.detector import ACTS
 from forty2.benchmark.runner import run
-from forty2.benchmark.tasks.behaviour import GATES, Behaviour, format_gates, gate_line, wilson
+from forty2.benchmark.tasks.behaviour import GATES, Behaviour, format_gates, gate_line
 from forty2.cli import main
 from forty2.data.library import rows
 from forty2.files import read_json
@@ -84,15 +84,6 @@ def test_the_held_out_answers_fall_on_their_side_of_each_gate(gate: str) -> None
         for side in ("good", "bad")
     )
     assert good > 0.8 and good - bad > 0.35, (good, bad)
-
-
-def test_wilsons_interval_is_that_of_a_worked_example() -> None:
-    """8 of 10: (0.8 + 0.1921 ± 1.96 √(0.016 + 0.0096)) / 1.3841, with z² = 3.8415."""
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(10, 10)[0] == pytest.approx(0.7225, abs=1e-4) and wilson(10, 10)[1] == 1.0
-    assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-12) and wilson(0, 10)[1] == pytest.approx(
-        0.2775, abs=1e-4
-    )
 
 
 def test_a_random_model_reaches_nothing_that_it_would_have_to_say(tmp_path: Path) -> None:
