@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forty2.files import JsonObject
+from forty2.report.json_records import visible
 from forty2.report.metrics import Score
-from forty2.report.records import Change, Provenance, read_change, read_provenance, visible
+from forty2.report.records import Change, Provenance, read_change, read_provenance
 
 
 @dataclass(frozen=True, slots=True)

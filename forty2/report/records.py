@@ -6,32 +6,16 @@ hide or reverse the text beside them are spelled out in every text.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from forty2.errors import RunError
-from forty2.files import JsonObject, read_json
+from forty2.files import JsonObject
+from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
 
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
-    r"\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters other than line breaks and tabs, overrides of direction, lone surrogates and
-characters without width."""
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""Errors that reading a damaged file may raise."""
 TIMES = "times.jsonl"
 """Record of the stretches of work on each stage."""
 HELD_OUT = "held_out"
@@ -313,28 +297,19 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"{folder}: no run here (run.json is missing)")
     try:
         return _run(folder)
-    except _DAMAGE as error:
-        if isinstance(error, RunError):
-            raise
+    except RunError:
+        raise
+    except DAMAGE as error:
         raise RunError(
             f"{folder}: damaged, or written by another release ({error!r}); go on with `resume=True`, "
             "which reports again, or run anew"
         ) from error
 
 
-def visible(value: Any) -> Any:
-    """Return the same JSON with every character of every text visible."""
-    if isinstance(value, str):
-        return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], value)
-    if isinstance(value, Mapping):
-        return {visible(key): visible(inner) for key, inner in value.items()}
-    return [visible(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _run(folder: Path) -> Run:
-    about = _object(folder / "run.json")
+    about = read_object(folder / "run.json")
     phases = [
-        _phase(_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
+        _phase(read_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
     ]
     summary = _optional(folder / "summary.json", _summary)
     contamination = _optional(folder / "contamination.json", lambda record: record)
@@ -356,15 +331,8 @@ def _run(folder: Path) -> Run:
     )
 
 
-def _object(path: Path) -> JsonObject:
-    value = visible(read_json(path))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} holds no object")
-    return value
-
-
 def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
-    return read(_object(path)) if path.exists() else None
+    return read(read_object(path)) if path.exists() else None
 
 
 def _place(path: Path) -> int:
@@ -375,16 +343,9 @@ def _place(path: Path) -> int:
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:
     """Read the whole lines of the metrics, sorted by phase: a phase trained anew logs at the end."""
-    lines = list(map(_log_line, _whole_lines(path)))
+    lines = list(map(_log_line, read_whole_lines(path)))
     order = {name: place for place, name in enumerate(phases)}
     return sorted(lines, key=lambda line: order.get(line.phase, len(order)))
-
-
-def _whole_lines(path: Path) -> list[JsonObject]:
-    """Read the lines of a log, which may still be written to; empty if there is none."""
-    if not path.exists():
-        return []
-    return [visible(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 def stage_times(path: Path) -> list[StageTime]:
@@ -394,7 +355,7 @@ def stage_times(path: Path) -> list[StageTime]:
         path: of the run's times.jsonl.
     """
     seconds: dict[tuple[str, str, str | None], float] = {}
-    for record in _whole_lines(path):
+    for record in read_whole_lines(path):
         stage = str(record["stage"]), str(record["kind"]), record.get("phase")
         seconds[stage] = seconds.get(stage, 0.0) + float(record["seconds"])
     return [StageTime(*stage, total) for stage, total in seconds.items()]
@@ -577,7 +538,7 @@ def _items_of(folder: Path, stages: list[Stage], benchmark: str) -> list[list[Js
     # Looked up among existing files: a stage's name must not lead to another folder.
     files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
     return [
-        _object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
+        read_object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
         for stage in stages
     ]
 

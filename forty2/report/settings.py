@@ -9,8 +9,9 @@ from typing import NamedTuple
 import yaml
 
 from forty2.recipe.keys import Key, sections
+from forty2.report.json_records import visible
 from forty2.report.markdown import Table
-from forty2.report.records import Phase, visible
+from forty2.report.records import Phase
 
 
 class RecipeTables(NamedTuple):

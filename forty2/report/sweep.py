@@ -9,10 +9,11 @@ from pathlib import Path
 from forty2.files import JsonObject, write_text
 from forty2.recipe.differences import on_one_line
 from forty2.report.charts import Axis, Chart, parallel_chart, percent, trade_off_chart
+from forty2.report.json_records import visible
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import SCORES, Score, metric_name, shown_score, written_score
 from forty2.report.page import render
-from forty2.report.records import read_provenance, visible
+from forty2.report.records import read_provenance
 from forty2.report.run import origin_table
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration
