@@ -38,6 +38,7 @@ COVERED_BY = {
     "recipe/schema.py": "recipe/test_reading.py",
     "report/page.py": "report/test_run.py",
     "report/run_charts.py": "report/test_run.py",
+    "report/run_types.py": "report/test_records.py",
     "runs/archive/": "runs/test_archive.py",
     "runs/context.py": "runs/test_run_folder.py",
     "runs/fused.py": "runs/test_run_folder.py",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from forty2.files import JsonObject
 from forty2.report.json_records import visible
 from forty2.report.metrics import Score
-from forty2.report.records import Change, Provenance, read_change, read_provenance
+from forty2.report.records import read_change, read_provenance
+from forty2.report.run_types import Change, Provenance
 
 
 @dataclass(frozen=True, slots=True)

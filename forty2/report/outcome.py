@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forty2.report.records import Phase, Run, read_run
+from forty2.report.records import read_run
+from forty2.report.run_types import Phase, Run
 from forty2.report.units import duration, file_size
 
 _FIGURES = {

@@ -15,16 +15,7 @@ from forty2.files import refuse_links, write_text
 from forty2.report import lint, times
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.page import render
-from forty2.report.records import (
-    HELD_OUT,
-    Change,
-    Phase,
-    Provenance,
-    Run,
-    Summary,
-    Task,
-    read_run,
-)
+from forty2.report.records import read_run
 from forty2.report.replies import marked
 from forty2.report.run_charts import (
     change_chart,
@@ -32,6 +23,7 @@ from forty2.report.run_charts import (
     metric_name,
     truthfulqa_charts,
 )
+from forty2.report.run_types import HELD_OUT, Change, Phase, Provenance, Run, Summary, Task
 from forty2.report.settings import recipe_tables
 
 _VERDICTS = {

@@ -13,7 +13,7 @@ from forty2.report.charts import (
     line_chart,
     percent,
 )
-from forty2.report.records import LogLine, Run, Stage, Summary
+from forty2.report.run_types import LogLine, Run, Stage, Summary
 
 GOOD_F1 = 0.8
 """Smallest F1 of a detector at which a figure stands without a caution, as in `benchmark.reply_style`."""

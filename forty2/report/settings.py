@@ -11,7 +11,7 @@ import yaml
 from forty2.recipe.keys import Key, sections
 from forty2.report.json_records import visible
 from forty2.report.markdown import Table
-from forty2.report.records import Phase
+from forty2.report.run_types import Phase
 
 
 class RecipeTables(NamedTuple):

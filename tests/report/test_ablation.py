@@ -10,7 +10,7 @@ import pytest
 
 from forty2.report.ablation import shown_change, text_table, write_ablation
 from forty2.report.metrics import Score, shown_score
-from forty2.report.records import Change
+from forty2.report.run_types import Change
 
 
 def score(value: float) -> dict[str, float]:

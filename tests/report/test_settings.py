@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forty2.recipe.reading import load_recipe, packaged_recipes, to_yaml
-from forty2.report.records import Phase
+from forty2.report.run_types import Phase
 from forty2.report.settings import RecipeTables, recipe_tables
 
 RECIPE = """

@@ -1,0 +1,272 @@
+"""What reports show of a run: typed records, which `records` reads from the run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HELD_OUT = "held_out"
+"""The task that measures a run's own held-out rows."""
+TRUTHFULQA = "truthfulqa"
+"""The task that earlier releases recorded alone, without naming it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The origin of a run's results."""
+
+    model: str
+    model_sha256: str
+    versions: dict[str, str]
+    """Releases of the software, and the machine."""
+    init_from: dict[str, str]
+    """Folder and hash of the adapter that the run went on from, by what they are; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of metrics.jsonl: a step, an evaluation or a warning."""
+
+    phase: str
+    step: int
+    values: dict[str, float]
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A finished phase."""
+
+    name: str
+    objective: str
+    steps: int
+    rows: int
+    valid_rows: int | None
+    """Number of validation rows; earlier releases did not record it."""
+    exposures: float
+    """Average uses of each row."""
+    adapter_step: int
+    """Step whose adapter the phase ended with; 0: the adapter that it began with."""
+    dropped: list[str]
+    """Origins of rows that are longer than max_length."""
+    shortened: list[str]
+    """Origins of rows whose prompt lost its beginning to max_length."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Questions on which the model is about equally confident."""
+
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence in the first choice of MC1, against its accuracy."""
+
+    error: float
+    """Expected calibration error, 0 to 1."""
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    caution: str
+    """What a reader must know beside it; "": nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The measurements of the base model, of a phase or of the fused model."""
+
+    name: str
+    mc1: float | None
+    mc2: float | None
+    mc1_stderr: float | None
+    mc2_stderr: float | None
+    facts_right: float | None
+    """Share of plain facts answered right; earlier releases did not record it."""
+    leak_rate: float | None
+    preference: float | None
+    margin: float | None
+    perplexity: float | None
+    kl: float | None
+    calibration: Calibration | None
+    tasks: dict[str, float]
+    """Scores of further benchmarks, by metric."""
+    held_out: dict[str, float]
+    """Means over the run's held-out rows, by metric."""
+    style: dict[str, Estimate]
+    """Style of the replies to open questions, by metric; empty: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The paired change of one metric, with its 95% interval."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None
+    """p value, corrected for all metrics of the comparison."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVerdict:
+    """One benchmark's verdict, and the metrics that it is over."""
+
+    metrics: list[str]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A stage against the base model."""
+
+    stage: str
+    changes: dict[str, Change]
+    """Changes of the metrics that a benchmark's verdict is over, by metric."""
+    tasks: dict[str, TaskVerdict]
+    """Each benchmark's own verdict, by task; earlier releases recorded that of TruthfulQA alone."""
+    categories: dict[str, float]
+    """Mean change by category of questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A benchmark that a run measured."""
+
+    label: str
+    """Its name for a reader."""
+    questions: str
+    questions_sha256: str | None
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """Questions of the benchmarks that are in training rows."""
+
+    questions: dict[str, int]
+    """Number of questions in training rows, by task; a task that is missing was not searched for."""
+    comparisons: list[Comparison]
+    """The comparisons without those questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The outcome of a run that was measured."""
+
+    verdict: str
+    sentence: str
+    """Benefit and cost of the last stage; empty: an earlier release judged the benefit alone."""
+    margin: float | None
+    questions: str
+    questions_sha256: str | None
+    n: int | None
+    tasks: dict[str, Task]
+    """Benchmarks of the recipe; earlier releases recorded TruthfulQA alone."""
+    stages: list[Stage]
+    comparisons: list[Comparison]
+    contamination: Contamination | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The quantized copy of a fused model."""
+
+    path: str
+    bits: int
+    cosine: float | None
+    """None: no weight matrix is changed."""
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A fused model."""
+
+    path: str
+    parity_kl: float
+    adapter_kl: float
+    quantized: Quantized | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answers of the base and of the last stage to one prompt."""
+
+    prompt: str
+    before: str
+    after: str
+    before_leaks: bool = False
+    """True if it hedges where a plain fact was asked for."""
+    after_leaks: bool = False
+    between: tuple[tuple[str, str], ...] = ()
+    """The stages between the two, each with its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A question of TruthfulQA that one of base and last stage answered right, by MC1."""
+
+    question: str
+    category: str
+    now_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LintWarning:
+    """A fault of a phase's rows that the lint warned of."""
+
+    phase: str
+    message: str
+    rows: int
+    """Number of rows with this fault; for a fault of the whole set, of rows looked at."""
+    origins: list[str]
+    """Origins of the first few rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """The time that a stage of the run took, over all starts of the run."""
+
+    stage: str
+    kind: str
+    """Kind of work: read, measure, train or fuse."""
+    phase: str | None
+    """Name of the phase that it trained; None: it trained none."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder."""
+
+    name: str
+    started: str
+    provenance: Provenance
+    recipe: str
+    """Text of recipe.yaml."""
+    phases: list[Phase]
+    log: list[LogLine]
+    summary: Summary | None
+    """Outcome; None if the recipe measures nothing, or the run is not finished."""
+    unread_phases: list[str]
+    """Phases whose data could not be searched for the benchmark's questions."""
+    fused: Fused | None
+    answers: list[Answer]
+    """Answers to plain factual prompts."""
+    own_answers: list[Answer]
+    """Answers to the run's held-out prompts and eval prompts."""
+    flips: list[Flip]
+    times: list[StageTime]
+    """Stages in the order of their first start; earlier releases recorded none."""
+    lint_warnings: list[LintWarning]
