@@ -37,6 +37,7 @@ COVERED_BY = {
     "recipe/document.py": "recipe/test_reading.py",
     "recipe/schema.py": "recipe/test_reading.py",
     "report/page.py": "report/test_run.py",
+    "report/run_answers.py": "report/test_run.py",
     "report/run_charts.py": "report/test_run.py",
     "report/run_types.py": "report/test_records.py",
     "runs/archive/": "runs/test_archive.py",

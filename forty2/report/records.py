@@ -14,17 +14,16 @@ from typing import TypeVar
 from forty2.errors import RunError
 from forty2.files import JsonObject
 from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
+from forty2.report.run_answers import fact_answers, flips, own_answers
 from forty2.report.run_types import (
     HELD_OUT,
     TRUTHFULQA,
-    Answer,
     Calibration,
     CalibrationBin,
     Change,
     Comparison,
     Contamination,
     Estimate,
-    Flip,
     Fused,
     LintWarning,
     LogLine,
@@ -80,9 +79,9 @@ def _run(folder: Path) -> Run:
         summary=summary,
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
-        answers=_answers(folder, summary.stages) if summary is not None else [],
-        own_answers=_own_answers(folder, summary.stages) if summary is not None else [],
-        flips=_flips(folder, summary.stages) if summary is not None else [],
+        answers=fact_answers(folder, summary.stages) if summary is not None else [],
+        own_answers=own_answers(folder, summary.stages) if summary is not None else [],
+        flips=flips(folder, summary.stages) if summary is not None else [],
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
     )
@@ -284,85 +283,6 @@ def _fused(record: JsonObject) -> Fused:
         ),
         warnings=_texts(record.get("warnings")),
     )
-
-
-def _items(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
-    """Read a benchmark's items of the base and of the last stage; empty: there are no two stages."""
-    return _items_of(folder, [stages[0], stages[-1]], benchmark) if len(stages) > 1 else []
-
-
-def _items_of(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
-    # Looked up among existing files: a stage's name must not lead to another folder.
-    files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
-    return [
-        read_object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
-        for stage in stages
-    ]
-
-
-def _own_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """Read every stage's replies to the run's held-out prompts and eval prompts."""
-    if len(stages) < 2 or not all(stage.held_out for stage in stages):
-        return []
-    by_stage = [
-        {(item["kind"], item["prompt"]): str(item["reply"]) for item in items if "reply" in item}
-        for items in _items_of(folder, stages, HELD_OUT)
-    ]
-    return [
-        Answer(
-            prompt=str(key[1]),
-            before=before,
-            after=by_stage[-1][key],
-            between=tuple(
-                (stage.name, replies[key])
-                for stage, replies in zip(stages[1:-1], by_stage[1:-1], strict=True)
-            ),
-        )
-        for key, before in by_stage[0].items()
-        if all(key in replies for replies in by_stage)
-    ]
-
-
-def _flips(folder: Path, stages: list[Stage]) -> list[Flip]:
-    """Find the questions whose MC1 differs between the base and the last stage."""
-    sides = [
-        {
-            str(item["question"]): (str(item.get("category", "")), float(item["scores"]["mc1"]))
-            for item in items
-            if "mc1" in item.get("scores", {})
-        }
-        for items in _items(folder, stages, TRUTHFULQA)
-    ]
-    if not sides:
-        return []
-    before, after = sides
-    return [
-        Flip(question, category, now_right=after[question][1] > score)
-        for question, (category, score) in before.items()
-        if question in after and after[question][1] != score
-    ]
-
-
-def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """Read the answers to plain factual prompts that both the base and the last stage were asked."""
-    sides = [
-        {item["id"]: item for item in items if "leak" in item}
-        for items in _items(folder, stages, "behaviour")
-    ]
-    if not sides:
-        return []
-    first, last = sides
-    return [
-        Answer(
-            prompt=str(item.get("prompt", name)),
-            before=str(item["answer"]),
-            after=str(last[name]["answer"]),
-            before_leaks=bool(item["leak"]),
-            after_leaks=bool(last[name]["leak"]),
-        )
-        for name, item in first.items()
-        if name in last
-    ]
 
 
 def _number(value: float | None) -> float | None:
