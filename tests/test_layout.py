@@ -36,6 +36,8 @@ COVERED_BY = {
     "model/starter.py": "model/test_gguf.py",
     "recipe/document.py": "recipe/test_reading.py",
     "recipe/schema.py": "recipe/test_reading.py",
+    "report/axes.py": "report/test_charts.py",
+    "report/canvas.py": "report/test_charts.py",
     "report/page.py": "report/test_run.py",
     "report/run_answers.py": "report/test_run.py",
     "report/run_charts.py": "report/test_run.py",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from forty2.files import write_text
 from forty2.report.ablation_records import Ablation, VariantChange, read_ablation
-from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
+from forty2.report.axes import Axis, percent
+from forty2.report.charts import Chart, Point, interval_chart
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import (
     SCORES,

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from forty2.report.charts import (
-    Axis,
-    Chart,
-    Point,
-    change_bars,
-    interval_chart,
-    line_chart,
-    percent,
-)
+from forty2.report.axes import Axis, percent
+from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
 from forty2.report.run_types import LogLine, Run, Stage, Summary
 
 GOOD_F1 = 0.8

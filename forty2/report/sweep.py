@@ -8,7 +8,8 @@ from pathlib import Path
 
 from forty2.files import JsonObject, write_text
 from forty2.recipe.differences import on_one_line
-from forty2.report.charts import Axis, Chart, parallel_chart, percent, trade_off_chart
+from forty2.report.axes import Axis, percent
+from forty2.report.charts import Chart, parallel_chart, trade_off_chart
 from forty2.report.json_records import visible
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import SCORES, Score, metric_name, shown_score, written_score
