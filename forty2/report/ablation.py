@@ -19,8 +19,8 @@ from forty2.report.metrics import (
     shown_score,
     written_score,
 )
+from forty2.report.origin import origin_table
 from forty2.report.page import render
-from forty2.report.run import origin_table
 from forty2.report.run_types import Change
 from forty2.report.text_table import text_table_lines
 

@@ -270,3 +270,18 @@ class Run:
     times: list[StageTime]
     """Stages in the order of their first start; earlier releases recorded none."""
     lint_warnings: list[LintWarning]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages that were measured, the base model first."""
+        return self.summary.stages if self.summary is not None else []
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Later stages against the base model."""
+        return self.summary.comparisons if self.summary is not None else []
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Benchmarks that were measured, by name."""
+        return self.summary.tasks if self.summary is not None else {}

@@ -13,9 +13,9 @@ from forty2.report.charts import Chart, parallel_chart, trade_off_chart
 from forty2.report.json_records import visible
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import SCORES, Score, metric_name, shown_score, written_score
+from forty2.report.origin import origin_table
 from forty2.report.page import render
 from forty2.report.records import read_provenance
-from forty2.report.run import origin_table
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration
 
