@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
+from forty2.report.metrics import metric_name
 from forty2.report.run_types import LogLine, Run, Stage
 
 GOOD_F1 = 0.8
@@ -83,11 +84,6 @@ def change_chart(run: Run) -> Chart | None:
     return interval_chart(title, points, axis=axis, change=True)
 
 
-def metric_name(name: str) -> str:
-    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
-    return name.upper() if name in ("mc1", "mc2", "mc3") else name
-
-
 def curves_by_phase(run: Run) -> dict[str, list[Chart]]:
     """Draw the charts of the training, by phase; the step of a finished phase's adapter is marked."""
     taken = {phase.name: phase.adapter_step for phase in run.phases}
@@ -105,13 +101,13 @@ def truthfulqa_charts(run: Run) -> list[Chart]:
     charts: list[Chart | None] = []
     for name in ("mc1", "mc2"):
         points = [point for stage in run.stages if (point := _point(stage, name)) is not None]
-        charts.append(interval_chart(name.upper(), points, axis=value))
+        charts.append(interval_chart(metric_name(name), points, axis=value))
         changes = [
             Point(one.stage, found.difference, found.low, found.high)
             for one in run.comparisons
             if (found := one.changes.get(name)) is not None
         ]
-        title = f"{name.upper()}: change from the base model"
+        title = f"{metric_name(name)}: change from the base model"
         charts.append(interval_chart(title, changes, axis=change, change=True))
     charts.append(_calibration(run.stages))
     if run.comparisons:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from forty2.report.markdown import Quote
-from forty2.report.run_charts import metric_name
-from forty2.report.run_types import HELD_OUT, Change, Run, Summary, Task
+from forty2.report.metrics import interval, metric_name, signed
+from forty2.report.run_types import HELD_OUT, Run, Summary, Task
 
 _VERDICTS = {
     "gain": "At least one score rose by more than chance explains, and none fell by the margin "
@@ -166,11 +166,3 @@ def _count(n: int, noun: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     """Join names, the last with "or"."""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def signed(change: Change) -> str:
-    return f"{change.difference:+.4f}"
-
-
-def interval(change: Change) -> str:
-    return f"{change.low:+.4f} to {change.high:+.4f}"

@@ -6,41 +6,17 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from forty2.report.markdown import Table
+from forty2.report.metrics import (
+    HELD_OUT_COLUMNS,
+    STAGE_COLUMNS,
+    Column,
+    interval,
+    metric_name,
+    signed,
+)
 from forty2.report.origin import origin_table
-from forty2.report.run_charts import metric_name
-from forty2.report.run_sentences import interval, signed
 from forty2.report.run_types import Phase, Run
 
-_OWN_NOTES = {
-    "Pairs": "share whose chosen answer gained more probability, against the base, than the rejected one; "
-    "the base has 50%",
-    "Margin": "how much more, in nats",
-    "Ratings": "share of good answers that gained probability and of bad ones that lost it; the base has "
-    "50%",
-    "Chat loss": "nats a token, lower is better",
-    "Passed": "share of the eval prompts answered as expected",
-    "Stopped": "share of replies that ended by themselves",
-    "Tokens": "their mean length",
-}
-_STAGES_NOTES = {
-    "MC1": "TruthfulQA score from 0 to 1, higher is better",
-    "MC2": "the same, over all true answers",
-    "Facts": "share of plain facts answered right",
-    "Leaks": "share of them answered with needless hedging, lower is better",
-    "Prefers": "share of held-out prompts whose good answer is likelier than the bad one",
-    "Margin": "by how much, in nats per token",
-    "Perplexity": "on neutral texts, lower is better",
-    "KL": "distance from the base model, in nats per token",
-}
-_OWN_COLUMNS = {
-    "pairs right": ("Pairs", ".1%"),
-    "pair margin": ("Margin", "+.2f"),
-    "ratings right": ("Ratings", ".1%"),
-    "chat loss": ("Chat loss", ".3f"),
-    "prompts passed": ("Passed", ".1%"),
-    "replies stopped": ("Stopped", ".1%"),
-    "reply tokens": ("Tokens", ".1f"),
-}
 STYLE_NOTE = (
     "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
     "moves per 100 tokens. Subtlety: share of implicit stances among the replies that have a stance. "
@@ -54,16 +30,23 @@ FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the a
 def held_out(run: Run) -> Table:
     """Make the table of the held-out rows; without rows if they were not measured."""
     measured = [stage for stage in run.stages if stage.held_out]
-    names = [name for name in _OWN_COLUMNS if any(name in stage.held_out for stage in measured)]
+    columns = {
+        name: column
+        for name, column in HELD_OUT_COLUMNS.items()
+        if any(name in stage.held_out for stage in measured)
+    }
     rows = [
-        (stage.name, *(_cell(stage.held_out.get(name), _OWN_COLUMNS[name][1]) for name in names))
+        (
+            stage.name,
+            *(_cell(stage.held_out.get(name), column.form) for name, column in columns.items()),
+        )
         for stage in measured
     ]
-    return Table(("Stage", *(_OWN_COLUMNS[name][0] for name in names)), rows)
+    return Table(("Stage", *(column.title for column in columns.values())), rows)
 
 
 def held_out_note(table: Table) -> str:
-    return _columns_note(table, _OWN_NOTES)
+    return _columns_note(table, HELD_OUT_COLUMNS)
 
 
 def own_answers(run: Run) -> Table:
@@ -75,34 +58,28 @@ def own_answers(run: Run) -> Table:
 
 def stages(run: Run) -> Table:
     """Make the table of the stages' scores, with the columns that any stage has a value for."""
-    stages = run.stages
-    columns: list[tuple[str, str, list[float | None]]] = [
-        ("MC1", ".3f", [stage.mc1 for stage in stages]),
-        ("MC2", ".3f", [stage.mc2 for stage in stages]),
-        ("Facts", ".1%", [stage.facts_right for stage in stages]),
-        ("Leaks", ".1%", [stage.leak_rate for stage in stages]),
-        ("Prefers", ".1%", [stage.preference for stage in stages]),
-        ("Margin", "+.3f", [stage.margin for stage in stages]),
-        ("Perplexity", ".2f", [stage.perplexity for stage in stages]),
-        ("KL", ".2g", [stage.kl for stage in stages]),
+    columns = [
+        (column.title, column.form, [getattr(stage, field) for stage in run.stages])
+        for field, column in STAGE_COLUMNS.items()
     ]
-    for name in dict.fromkeys(name for stage in stages for name in stage.tasks):
-        columns.append((name, ".3f", [stage.tasks.get(name) for stage in stages]))
+    for task in dict.fromkeys(name for stage in run.stages for name in stage.tasks):
+        columns.append((task, ".3f", [stage.tasks.get(task) for stage in run.stages]))
     shown = [column for column in columns if any(value is not None for value in column[2])]
     rows = [
         (stage.name, *(_cell(values[n], form) for _, form, values in shown))
-        for n, stage in enumerate(stages)
+        for n, stage in enumerate(run.stages)
     ]
     return Table(("Stage", *(title for title, _, _ in shown)), rows)
 
 
 def stages_note(table: Table) -> str:
-    return _columns_note(table, _STAGES_NOTES)
+    return _columns_note(table, STAGE_COLUMNS)
 
 
-def _columns_note(table: Table, meanings: Mapping[str, str]) -> str:
+def _columns_note(table: Table, columns: Mapping[str, Column]) -> str:
     """Explain the columns that a table has."""
-    return " ".join(f"{name}: {meanings[name]}." for name in table.head if name in meanings)
+    shown = [column for column in columns.values() if column.title in table.head]
+    return " ".join(f"{column.title}: {column.meaning}." for column in shown)
 
 
 def style(run: Run) -> Table:
