@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forty2.files import write_text
-from forty2.report.ablation_records import Ablation, VariantChange, read_ablation
+from forty2.report.ablation_records import AblationRecord, VariantChange, read_ablation
 from forty2.report.charts import Chart, Point, interval_chart
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import (
@@ -91,12 +91,12 @@ def text_table(record: Mapping[str, object]) -> str:
     return "\n".join(text_table_lines(rows))
 
 
-def _main(ablation: Ablation) -> list[str]:
+def _main(ablation: AblationRecord) -> list[str]:
     """List the main metrics that the ablation measured."""
     return [metric for metric in _MAIN if metric in ablation.variants["base"]]
 
 
-def _metrics(ablation: Ablation) -> list[str]:
+def _metrics(ablation: AblationRecord) -> list[str]:
     """List all metrics, the main ones first."""
     others = [metric for metric in ablation.variants["base"] if metric not in _MAIN]
     return [*_main(ablation), *others]
@@ -105,7 +105,7 @@ def _metrics(ablation: Ablation) -> list[str]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _scores_table(ablation: Ablation) -> Table:
+def _scores_table(ablation: AblationRecord) -> Table:
     return Table(
         ["Metric", *ablation.variants],
         [
@@ -121,14 +121,14 @@ def _scores_table(ablation: Ablation) -> Table:
     )
 
 
-def _verdicts_table(ablation: Ablation) -> Table:
+def _verdicts_table(ablation: AblationRecord) -> Table:
     return Table(
         ("Variant", "Against", "Verdict", "In a sentence"),
         [(step.variant, step.against, step.verdict, step.sentence) for step in ablation.changes],
     )
 
 
-def _changes_table(ablation: Ablation, steps: Sequence[VariantChange]) -> Table:
+def _changes_table(ablation: AblationRecord, steps: Sequence[VariantChange]) -> Table:
     return Table(
         ["Metric", *(f"{step.variant} against {step.against}" for step in steps)],
         [
@@ -142,7 +142,7 @@ def _changes_table(ablation: Ablation, steps: Sequence[VariantChange]) -> Table:
     )
 
 
-def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
+def _tables(ablation: AblationRecord) -> list[tuple[str, Table, str]]:
     """Make the tables, each with its heading and the note below it."""
     from_base = [step for step in ablation.changes if step.against == "base"]
     others = [step for step in ablation.changes if step.against != "base"]
@@ -160,7 +160,7 @@ def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
     return tables
 
 
-def _changes_note(ablation: Ablation) -> str:
+def _changes_note(ablation: AblationRecord) -> str:
     return (
         "Paired: same seed, same item. Points: percentage points of a share; %: percent of what it "
         "was. Less is better for leaks and perplexity. A loss below "
@@ -169,7 +169,7 @@ def _changes_note(ablation: Ablation) -> str:
     )
 
 
-def _origin(ablation: Ablation) -> Table:
+def _origin(ablation: AblationRecord) -> Table:
     questions, asked = ablation.questions, []
     if questions is not None:
         drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
@@ -185,12 +185,12 @@ def _origin(ablation: Ablation) -> Table:
 # --- the two documents ----------------------------------------------------------------------------
 
 
-def _about(ablation: Ablation, quote: Quote = str) -> str:
+def _about(ablation: AblationRecord, quote: Quote = str) -> str:
     seeds = ", ".join(map(str, ablation.seeds))
     return f"Model {quote(ablation.provenance.model)}, seeds {seeds}."
 
 
-def _markdown(ablation: Ablation) -> str:
+def _markdown(ablation: AblationRecord) -> str:
     lines = [f"# Ablation of {escape(ablation.name)}", "", _about(ablation, escape)]
     if ablation.insight:
         lines += ["", f"**{ablation.insight}**"]
@@ -202,7 +202,7 @@ def _markdown(ablation: Ablation) -> str:
     return "\n".join([*lines, "", *code_lines(ablation.recipe, "yaml"), ""])
 
 
-def _html(ablation: Ablation) -> str:
+def _html(ablation: AblationRecord) -> str:
     return render(
         "ablation.html.jinja",
         name=ablation.name,
@@ -216,7 +216,7 @@ def _html(ablation: Ablation) -> str:
     )
 
 
-def _charts(ablation: Ablation) -> list[Chart]:
+def _charts(ablation: AblationRecord) -> list[Chart]:
     """Draw the charts of each main metric: its scores, then its paired change from the base."""
     charts = []
     for metric in _main(ablation):

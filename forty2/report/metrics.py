@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from forty2.report.axes import Axis, percent
-from forty2.report.run_types import Change
+from forty2.report.run_types import ChangeRecord
 
 # --- a run's stages -------------------------------------------------------------------------------
 
@@ -70,12 +70,12 @@ def metric_name(metric: str) -> str:
     return metric.upper() if metric in ("mc1", "mc2", "mc3") else metric
 
 
-def signed(change: Change) -> str:
+def signed(change: ChangeRecord) -> str:
     """Write a change as it was recorded."""
     return f"{change.difference:+.4f}"
 
 
-def interval(change: Change) -> str:
+def interval(change: ChangeRecord) -> str:
     """Write the interval of a change as it was recorded."""
     return f"{change.low:+.4f} to {change.high:+.4f}"
 
@@ -198,7 +198,7 @@ def shown_score(metric: str, score: Score) -> Figure:
     return Figure(value, low, high)
 
 
-def shown_change(metric: str, change: Change) -> Figure:
+def shown_change(metric: str, change: ChangeRecord) -> Figure:
     """Return the figure to show for a change; a change of perplexity is relative."""
     value, low, high = change.difference, change.low, change.high
     if metric == "no leak":
@@ -217,7 +217,7 @@ def written_score(metric: str, score: Score | None) -> str:
     return f"{value} ({low} to {high})" if all(map(math.isfinite, figure)) else value
 
 
-def written_change(metric: str, change: Change | None) -> str:
+def written_change(metric: str, change: ChangeRecord | None) -> str:
     """Write a change with its interval and its verdict, in the unit of the metric's changes."""
     if change is None:
         return "–"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from forty2.report.markdown import Table
-from forty2.report.run_types import Provenance
+from forty2.report.run_types import ProvenanceRecord
 
 
-def origin_table(provenance: Provenance, rows: Sequence[tuple[str, str]]) -> Table:
+def origin_table(provenance: ProvenanceRecord, rows: Sequence[tuple[str, str]]) -> Table:
     """Make the table of versions and hashes, with these rows after the model's."""
     return Table(
         ("Source", "Value"),

@@ -20,21 +20,21 @@ from forty2.report.run_types import (
     TRUTHFULQA,
     Calibration,
     CalibrationBin,
-    Change,
-    Comparison,
-    Contamination,
+    ChangeRecord,
+    ComparisonRecord,
+    ContaminationRecord,
     Estimate,
-    Fused,
+    FusedRecord,
     LintWarning,
     LogLine,
-    Phase,
-    Provenance,
-    Quantized,
+    PhaseRecord,
+    ProvenanceRecord,
+    QuantizedRecord,
     Run,
-    Stage,
+    StageRecord,
     StageTime,
-    Summary,
-    Task,
+    SummaryRecord,
+    TaskRecord,
     TaskVerdict,
 )
 
@@ -135,15 +135,15 @@ def _log_line(record: JsonObject) -> LogLine:
     )
 
 
-def read_provenance(record: JsonObject) -> Provenance:
+def read_provenance(record: JsonObject) -> ProvenanceRecord:
     versions = {str(name): str(version) for name, version in record["versions"].items()}
     initial = {"init_from": "init_from", "init_from_sha256": "init_from, sha256"}
     init_from = {title: str(record[key]) for key, title in initial.items() if record.get(key)}
-    return Provenance(str(record["model"]), str(record["model_sha256"]), versions, init_from)
+    return ProvenanceRecord(str(record["model"]), str(record["model_sha256"]), versions, init_from)
 
 
-def _phase(record: JsonObject) -> Phase:
-    return Phase(
+def _phase(record: JsonObject) -> PhaseRecord:
+    return PhaseRecord(
         name=str(record["name"]),
         objective=str(record["objective"]),
         steps=int(record["steps"]),
@@ -156,7 +156,7 @@ def _phase(record: JsonObject) -> Phase:
     )
 
 
-def _summary(record: JsonObject) -> Summary:
+def _summary(record: JsonObject) -> SummaryRecord:
     questions, sha256 = str(record.get("questions") or ""), record.get("questions_sha256")
     tasks = record.get("tasks")
     if tasks is None:  # an earlier release
@@ -168,7 +168,7 @@ def _summary(record: JsonObject) -> Summary:
                 "n": record.get("n"),
             }
         }
-    return Summary(
+    return SummaryRecord(
         verdict=str(record.get("verdict") or ""),
         sentence=str(record.get("sentence") or ""),
         margin=_number(record.get("margin")),
@@ -182,8 +182,8 @@ def _summary(record: JsonObject) -> Summary:
     )
 
 
-def _task(record: JsonObject) -> Task:
-    return Task(
+def _task(record: JsonObject) -> TaskRecord:
+    return TaskRecord(
         label=str(record["label"]),
         questions=str(record["questions"]),
         questions_sha256=record.get("questions_sha256"),
@@ -191,21 +191,21 @@ def _task(record: JsonObject) -> Task:
     )
 
 
-def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contamination | None:
+def _contamination(record: JsonObject | None, tasks: Collection[str]) -> ContaminationRecord | None:
     if not record:
         return None
     counts = record.get("tasks", {TRUTHFULQA: record})
-    return Contamination(
+    return ContaminationRecord(
         questions={name: int(count["questions"]) for name, count in counts.items()},
         comparisons=[_comparison(one, tasks) for one in record["comparisons"]],
     )
 
 
-def _stage(record: JsonObject) -> Stage:
+def _stage(record: JsonObject) -> StageRecord:
     stderr = record.get("stderr") or {}
     calibration = record.get("calibration")
     figures = ("mc1", "mc2", "facts_right", "leak_rate", "preference", "margin", "perplexity", "kl")
-    return Stage(
+    return StageRecord(
         name=str(record["stage"]),
         **{name: _number(record.get(name)) for name in figures},
         mc1_stderr=_number(stderr.get("mc1")),
@@ -230,7 +230,7 @@ def _estimate(record: JsonObject) -> Estimate:
     return Estimate(value, low, high, str(record.get("caution") or ""))
 
 
-def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
+def _comparison(record: JsonObject, tasks: Collection[str]) -> ComparisonRecord:
     """Read a comparison.
 
     Args:
@@ -249,7 +249,7 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
         if name in tasks
     }
     judged = {metric for one in verdicts.values() for metric in one.metrics}
-    return Comparison(
+    return ComparisonRecord(
         stage=str(record["stage"]),
         changes={name: read_change(metrics[name]) for name in metrics if name in judged},
         tasks=verdicts,
@@ -257,8 +257,8 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
     )
 
 
-def read_change(record: JsonObject) -> Change:
-    return Change(
+def read_change(record: JsonObject) -> ChangeRecord:
+    return ChangeRecord(
         difference=float(record["difference"]),
         low=float(record["low"]),
         high=float(record["high"]),
@@ -267,15 +267,15 @@ def read_change(record: JsonObject) -> Change:
     )
 
 
-def _fused(record: JsonObject) -> Fused:
+def _fused(record: JsonObject) -> FusedRecord:
     copy = record.get("quantised")
-    return Fused(
+    return FusedRecord(
         path=str(record["path"]),
         parity_kl=float(record["parity_kl"]),
         adapter_kl=float(record["adapter_kl"]),
         quantized=None
         if not copy
-        else Quantized(
+        else QuantizedRecord(
             str(copy["path"]),
             int(copy["bits"]),
             None if copy["cosine"] is None else float(copy["cosine"]),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from forty2.files import JsonObject
 from forty2.report.json_records import read_object, visible
-from forty2.report.run_types import HELD_OUT, TRUTHFULQA, Answer, Flip, Stage
+from forty2.report.run_types import HELD_OUT, TRUTHFULQA, Answer, Flip, StageRecord
 
 
-def fact_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
+def fact_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
     """Read the answers to plain factual prompts that both the base and the last stage were asked."""
     sides = [
         {item["id"]: item for item in items if "leak" in item}
@@ -31,7 +31,7 @@ def fact_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
     ]
 
 
-def own_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
+def own_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
     """Read every stage's replies to the run's held-out prompts and eval prompts."""
     if len(stages) < 2 or not all(stage.held_out for stage in stages):
         return []
@@ -54,7 +54,7 @@ def own_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
     ]
 
 
-def flips(folder: Path, stages: list[Stage]) -> list[Flip]:
+def flips(folder: Path, stages: list[StageRecord]) -> list[Flip]:
     """Find the questions whose MC1 differs between the base and the last stage."""
     sides = [
         {
@@ -74,12 +74,12 @@ def flips(folder: Path, stages: list[Stage]) -> list[Flip]:
     ]
 
 
-def _ends(stages: list[Stage]) -> list[Stage]:
+def _ends(stages: list[StageRecord]) -> list[StageRecord]:
     """Return the base and the last stage; empty: there are no two stages."""
     return [stages[0], stages[-1]] if len(stages) > 1 else []
 
 
-def _items(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
+def _items(folder: Path, stages: list[StageRecord], benchmark: str) -> list[list[JsonObject]]:
     """Read a benchmark's items of each of these stages."""
     # Looked up among existing files: a stage's name must not lead to another folder.
     files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
 from forty2.report.metrics import metric_name
-from forty2.report.run_types import LogLine, Run, Stage
+from forty2.report.run_types import LogLine, Run, StageRecord
 
 GOOD_F1 = 0.8
 """Smallest F1 of a detector at which a figure stands without a caution, as in `benchmark.reply_style`."""
@@ -118,7 +118,7 @@ def truthfulqa_charts(run: Run) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _point(stage: Stage, name: str) -> Point | None:
+def _point(stage: StageRecord, name: str) -> Point | None:
     """Return a stage's score with its 95% interval by the normal approximation, cut to 0 to 1."""
     value, stderr = (
         (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
@@ -129,7 +129,7 @@ def _point(stage: Stage, name: str) -> Point | None:
     return Point(stage.name, value, max(0.0, value - reach), min(1.0, value + reach))
 
 
-def _calibration(stages: Sequence[Stage]) -> Chart | None:
+def _calibration(stages: Sequence[StageRecord]) -> Chart | None:
     """Draw accuracy against confidence, of the first stage and of the last."""
     measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
     return line_chart(

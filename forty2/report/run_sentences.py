@@ -10,7 +10,7 @@ from datetime import datetime
 
 from forty2.report.markdown import Quote
 from forty2.report.metrics import interval, metric_name, signed
-from forty2.report.run_types import HELD_OUT, Run, Summary, Task
+from forty2.report.run_types import HELD_OUT, Run, SummaryRecord, TaskRecord
 
 _VERDICTS = {
     "gain": "At least one score rose by more than chance explains, and none fell by the margin "
@@ -44,7 +44,7 @@ def about(run: Run, quote: Quote = str) -> str:
     return f"Model {quote(run.provenance.model)}, started {quote(started)}."
 
 
-def meaning(summary: Summary, quote: Quote = str) -> str:
+def meaning(summary: SummaryRecord, quote: Quote = str) -> str:
     """Explain the verdict in a sentence, and say what was compared."""
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
     sentence = quote(summary.sentence) or _VERDICTS.get(summary.verdict, "").format(margin=margin)
@@ -132,7 +132,7 @@ def contamination(run: Run, quote: Quote = str) -> list[str]:
     return lines
 
 
-def _contaminated(task: Task, questions: int, without: str, quote: Quote) -> str:
+def _contaminated(task: TaskRecord, questions: int, without: str, quote: Quote) -> str:
     """Say how many of a benchmark's questions are in training rows, and the result without them."""
     are, them = ("is", "it") if questions == 1 else ("are", "them")
     text = (
@@ -142,7 +142,7 @@ def _contaminated(task: Task, questions: int, without: str, quote: Quote) -> str
     return f"{text} Without {them}, {without}." if without else text
 
 
-def _without(summary: Summary, name: str, quote: Quote) -> str:
+def _without(summary: SummaryRecord, name: str, quote: Quote) -> str:
     """Give the last stage's changes in one benchmark without its questions in training rows."""
     if summary.contamination is None or not summary.comparisons:
         return ""

@@ -15,7 +15,7 @@ from forty2.report.metrics import (
     signed,
 )
 from forty2.report.origin import origin_table
-from forty2.report.run_types import Phase, Run
+from forty2.report.run_types import PhaseRecord, Run
 
 STYLE_NOTE = (
     "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
@@ -156,7 +156,7 @@ def phases(run: Run) -> Table:
 
 def _of_log(
     run: Run,
-    phase: Phase,
+    phase: PhaseRecord,
     metric: str,
     reduce: Callable[[list[float]], float],
     form: str,

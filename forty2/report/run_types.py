@@ -11,7 +11,7 @@ TRUTHFULQA = "truthfulqa"
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
+class ProvenanceRecord:
     """The origin of a run's results."""
 
     model: str
@@ -33,7 +33,7 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class PhaseRecord:
     """A finished phase."""
 
     name: str
@@ -81,7 +81,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageRecord:
     """The measurements of the base model, of a phase or of the fused model."""
 
     name: str
@@ -106,7 +106,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChangeRecord:
     """The paired change of one metric, with its 95% interval."""
 
     difference: float
@@ -126,11 +126,11 @@ class TaskVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonRecord:
     """A stage against the base model."""
 
     stage: str
-    changes: dict[str, Change]
+    changes: dict[str, ChangeRecord]
     """Changes of the metrics that a benchmark's verdict is over, by metric."""
     tasks: dict[str, TaskVerdict]
     """Each benchmark's own verdict, by task; earlier releases recorded that of TruthfulQA alone."""
@@ -139,7 +139,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TaskRecord:
     """A benchmark that a run measured."""
 
     label: str
@@ -150,17 +150,17 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Contamination:
+class ContaminationRecord:
     """Questions of the benchmarks that are in training rows."""
 
     questions: dict[str, int]
     """Number of questions in training rows, by task; a task that is missing was not searched for."""
-    comparisons: list[Comparison]
+    comparisons: list[ComparisonRecord]
     """The comparisons without those questions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class SummaryRecord:
     """The outcome of a run that was measured."""
 
     verdict: str
@@ -170,15 +170,15 @@ class Summary:
     questions: str
     questions_sha256: str | None
     n: int | None
-    tasks: dict[str, Task]
+    tasks: dict[str, TaskRecord]
     """Benchmarks of the recipe; earlier releases recorded TruthfulQA alone."""
-    stages: list[Stage]
-    comparisons: list[Comparison]
-    contamination: Contamination | None
+    stages: list[StageRecord]
+    comparisons: list[ComparisonRecord]
+    contamination: ContaminationRecord | None
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizedRecord:
     """The quantized copy of a fused model."""
 
     path: str
@@ -189,13 +189,13 @@ class Quantized:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class FusedRecord:
     """A fused model."""
 
     path: str
     parity_kl: float
     adapter_kl: float
-    quantized: Quantized | None
+    quantized: QuantizedRecord | None
     warnings: list[str]
 
 
@@ -252,16 +252,16 @@ class Run:
 
     name: str
     started: str
-    provenance: Provenance
+    provenance: ProvenanceRecord
     recipe: str
     """Text of recipe.yaml."""
-    phases: list[Phase]
+    phases: list[PhaseRecord]
     log: list[LogLine]
-    summary: Summary | None
+    summary: SummaryRecord | None
     """Outcome; None if the recipe measures nothing, or the run is not finished."""
     unread_phases: list[str]
     """Phases whose data could not be searched for the benchmark's questions."""
-    fused: Fused | None
+    fused: FusedRecord | None
     answers: list[Answer]
     """Answers to plain factual prompts."""
     own_answers: list[Answer]
@@ -272,16 +272,16 @@ class Run:
     lint_warnings: list[LintWarning]
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StageRecord]:
         """Stages that were measured, the base model first."""
         return self.summary.stages if self.summary is not None else []
 
     @property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[ComparisonRecord]:
         """Later stages against the base model."""
         return self.summary.comparisons if self.summary is not None else []
 
     @property
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, TaskRecord]:
         """Benchmarks that were measured, by name."""
         return self.summary.tasks if self.summary is not None else {}

@@ -19,7 +19,7 @@ from forty2.report.metrics import (
     written_change,
     written_score,
 )
-from forty2.report.run_types import Change, Stage
+from forty2.report.run_types import ChangeRecord, StageRecord
 
 
 def test_leaks_and_perplexity_are_shown_instead_of_their_opposites() -> None:
@@ -28,14 +28,14 @@ def test_leaks_and_perplexity_are_shown_instead_of_their_opposites() -> None:
     assert leaks == pytest.approx((0.25, 0.1, 0.3))
     perplexity = shown_score("log p of texts", Score(-np.log(8), -np.log(16), 0))
     assert perplexity == pytest.approx((8, 1, 16))
-    fewer = Change(-1 / 3, -0.5, -0.1, None, "tax")
+    fewer = ChangeRecord(-1 / 3, -0.5, -0.1, None, "tax")
     assert shown_change("no leak", fewer) == pytest.approx((1 / 3, 0.1, 0.5))
-    halved = Change(-np.log(2), -np.log(3), 0.0, None, "tax")
+    halved = ChangeRecord(-np.log(2), -np.log(3), 0.0, None, "tax")
     assert shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
 
 
 def test_every_column_of_a_stage_is_one_of_its_fields() -> None:
-    assert STAGE_COLUMNS.keys() <= {field.name for field in dataclasses.fields(Stage)}
+    assert STAGE_COLUMNS.keys() <= {field.name for field in dataclasses.fields(StageRecord)}
 
 
 @pytest.mark.parametrize("columns", [STAGE_COLUMNS, HELD_OUT_COLUMNS])
@@ -58,7 +58,7 @@ def test_a_change_is_written_in_the_unit_beside_its_name(
     metric: str, name: str, written: str
 ) -> None:
     assert shown_metric(metric).name_of_changes == name
-    assert written_change(metric, Change(0.125, 0.1, 0.2, None, "gain")) == written
+    assert written_change(metric, ChangeRecord(0.125, 0.1, 0.2, None, "gain")) == written
 
 
 def test_what_was_not_measured_is_a_dash_and_one_seed_has_no_interval() -> None:
