@@ -88,7 +88,7 @@ def shown_name(entry: Entry) -> str:
 
     Characters that would act on the terminal are spelled out.
     """
-    from forty2.report.records import visible
+    from forty2.report.json_records import visible
 
     path, here = Path(entry.path), Path.cwd()
     for folder in (here / "adapters", here):

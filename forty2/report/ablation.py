@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forty2.files import write_text
-from forty2.report.ablation_records import Ablation, VariantChange, read_ablation
-from forty2.report.charts import Axis, Chart, Point, interval_chart, percent
+from forty2.report.ablation_records import AblationRecord, VariantChange, read_ablation
+from forty2.report.charts import Chart, Point, interval_chart
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import (
-    SCORES,
-    Figure,
-    Score,
-    metric_name,
+    shown_change,
+    shown_metric,
     shown_score,
+    written_change,
     written_score,
 )
+from forty2.report.origin import origin_table
 from forty2.report.page import render
-from forty2.report.records import Change
-from forty2.report.run import origin_table
 from forty2.report.text_table import text_table_lines
 
 _MAIN = (
@@ -37,13 +34,6 @@ _MAIN = (
     "KL",
 )
 """Metrics that come first, and have charts."""
-_NATS = ("chat loss", "pair margin")
-_CHANGE_UNITS = {
-    **dict.fromkeys(SCORES, ""),
-    **dict.fromkeys(_NATS, " (nats)"),
-    "log p of texts": " (%)",
-}
-"""Units after a metric's name in tables of changes; the other metrics are shares, in points."""
 _SCORES_NOTE = (
     "Means over seeds, with 95% intervals over seeds and items. Held-out rows (pairs, ratings, chats, "
     "prompts): of a phase alone, those of that phase, and only rows that every seed held out; the base "
@@ -83,8 +73,8 @@ def verdict_lines(record: Mapping[str, object]) -> list[str]:
     Args:
         record: content of ablation.json.
     """
-    changes = [one for one in read_ablation(record).changes if one.against == "base"]
-    return [f"{one.variant}: {one.verdict}. {one.sentence}" for one in changes]
+    steps = [step for step in read_ablation(record).changes if step.against == "base"]
+    return [f"{step.variant}: {step.verdict}. {step.sentence}" for step in steps]
 
 
 def text_table(record: Mapping[str, object]) -> str:
@@ -95,43 +85,18 @@ def text_table(record: Mapping[str, object]) -> str:
     """
     ablation = read_ablation(record)
     metrics = _main(ablation)
-    rows = [["", *map(metric_name, metrics)]]
+    rows = [["", *(shown_metric(metric).name for metric in metrics)]]
     for name, scores in ablation.variants.items():
-        rows.append([name, *(_score(metric, scores.get(metric)) for metric in metrics)])
+        rows.append([name, *(written_score(metric, scores.get(metric)) for metric in metrics)])
     return "\n".join(text_table_lines(rows))
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
-def shown_change(metric: str, change: Change) -> Figure:
-    """Return the figure to show for a change; a change of perplexity is relative."""
-    value, low, high = change.difference, change.low, change.high
-    if metric == "no leak":
-        return Figure(0.0 - value, 0.0 - high, 0.0 - low)
-    if metric == "log p of texts":
-        return Figure(*(math.expm1(-x) for x in (value, high, low)))
-    return Figure(value, low, high)
-
-
-def _score(metric: str, score: Score | None) -> str:
-    return "–" if score is None else written_score(metric, score)
-
-
-def _change(metric: str, change: Change | None) -> str:
-    if change is None:
-        return "–"
-    factor, form = (1, "+.3f") if metric in (*SCORES, *_NATS) else (100, "+.1f")
-    value, low, high = (format(factor * x, form) for x in shown_change(metric, change))
-    return f"{value} ({low} to {high}), {change.verdict}"
-
-
-def _main(ablation: Ablation) -> list[str]:
+def _main(ablation: AblationRecord) -> list[str]:
     """List the main metrics that the ablation measured."""
     return [metric for metric in _MAIN if metric in ablation.variants["base"]]
 
 
-def _metrics(ablation: Ablation) -> list[str]:
+def _metrics(ablation: AblationRecord) -> list[str]:
     """List all metrics, the main ones first."""
     others = [metric for metric in ablation.variants["base"] if metric not in _MAIN]
     return [*_main(ablation), *others]
@@ -140,46 +105,49 @@ def _metrics(ablation: Ablation) -> list[str]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _scores_table(ablation: Ablation) -> Table:
+def _scores_table(ablation: AblationRecord) -> Table:
     return Table(
         ["Metric", *ablation.variants],
         [
             [
-                metric_name(metric),
-                *(_score(metric, scores.get(metric)) for scores in ablation.variants.values()),
+                shown_metric(metric).name,
+                *(
+                    written_score(metric, scores.get(metric))
+                    for scores in ablation.variants.values()
+                ),
             ]
             for metric in _metrics(ablation)
         ],
     )
 
 
-def _verdicts_table(ablation: Ablation) -> Table:
+def _verdicts_table(ablation: AblationRecord) -> Table:
     return Table(
         ("Variant", "Against", "Verdict", "In a sentence"),
-        [(one.variant, one.against, one.verdict, one.sentence) for one in ablation.changes],
+        [(step.variant, step.against, step.verdict, step.sentence) for step in ablation.changes],
     )
 
 
-def _changes_table(ablation: Ablation, chosen: Sequence[VariantChange]) -> Table:
+def _changes_table(ablation: AblationRecord, steps: Sequence[VariantChange]) -> Table:
     return Table(
-        ["Metric", *(f"{one.variant} against {one.against}" for one in chosen)],
+        ["Metric", *(f"{step.variant} against {step.against}" for step in steps)],
         [
             [
-                metric_name(metric) + _CHANGE_UNITS.get(metric, " (points)"),
-                *(_change(metric, one.changes.get(metric)) for one in chosen),
+                shown_metric(metric).name_of_changes,
+                *(written_change(metric, step.changes.get(metric)) for step in steps),
             ]
             for metric in _metrics(ablation)
-            if any(metric in one.changes for one in chosen)
+            if any(metric in step.changes for step in steps)
         ],
     )
 
 
-def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
+def _tables(ablation: AblationRecord) -> list[tuple[str, Table, str]]:
     """Make the tables, each with its heading and the note below it."""
-    from_base = [one for one in ablation.changes if one.against == "base"]
-    others = [one for one in ablation.changes if one.against != "base"]
+    from_base = [step for step in ablation.changes if step.against == "base"]
+    others = [step for step in ablation.changes if step.against != "base"]
     tables = []
-    if any(one.verdict for one in ablation.changes):
+    if any(step.verdict for step in ablation.changes):
         tables.append(("Benefit and cost", _verdicts_table(ablation), _VERDICTS_NOTE))
     tables += [
         ("Variants", _scores_table(ablation), _SCORES_NOTE),
@@ -192,7 +160,7 @@ def _tables(ablation: Ablation) -> list[tuple[str, Table, str]]:
     return tables
 
 
-def _changes_note(ablation: Ablation) -> str:
+def _changes_note(ablation: AblationRecord) -> str:
     return (
         "Paired: same seed, same item. Points: percentage points of a share; %: percent of what it "
         "was. Less is better for leaks and perplexity. A loss below "
@@ -201,7 +169,7 @@ def _changes_note(ablation: Ablation) -> str:
     )
 
 
-def _origin(ablation: Ablation) -> Table:
+def _origin(ablation: AblationRecord) -> Table:
     questions, asked = ablation.questions, []
     if questions is not None:
         drawn = "" if questions.drawn_with is None else f", drawn with seed {questions.drawn_with}"
@@ -217,12 +185,12 @@ def _origin(ablation: Ablation) -> Table:
 # --- the two documents ----------------------------------------------------------------------------
 
 
-def _about(ablation: Ablation, quote: Quote = str) -> str:
+def _about(ablation: AblationRecord, quote: Quote = str) -> str:
     seeds = ", ".join(map(str, ablation.seeds))
     return f"Model {quote(ablation.provenance.model)}, seeds {seeds}."
 
 
-def _markdown(ablation: Ablation) -> str:
+def _markdown(ablation: AblationRecord) -> str:
     lines = [f"# Ablation of {escape(ablation.name)}", "", _about(ablation, escape)]
     if ablation.insight:
         lines += ["", f"**{ablation.insight}**"]
@@ -234,7 +202,7 @@ def _markdown(ablation: Ablation) -> str:
     return "\n".join([*lines, "", *code_lines(ablation.recipe, "yaml"), ""])
 
 
-def _html(ablation: Ablation) -> str:
+def _html(ablation: AblationRecord) -> str:
     return render(
         "ablation.html.jinja",
         name=ablation.name,
@@ -248,7 +216,7 @@ def _html(ablation: Ablation) -> str:
     )
 
 
-def _charts(ablation: Ablation) -> list[Chart]:
+def _charts(ablation: AblationRecord) -> list[Chart]:
     """Draw the charts of each main metric: its scores, then its paired change from the base."""
     charts = []
     for metric in _main(ablation):
@@ -257,32 +225,15 @@ def _charts(ablation: Ablation) -> list[Chart]:
             for name, scores in ablation.variants.items()
             if metric in scores
         ]
-        value, change = _axes(metric)
-        title = metric_name(metric)[0].upper() + metric_name(metric)[1:]
-        charts.append(interval_chart(title, points, axis=value))
+        name, _, unit = shown_metric(metric)
+        title = name[0].upper() + name[1:]
+        charts.append(interval_chart(title, points, axis=unit.values))
         changes = [
-            Point(one.variant, *shown_change(metric, one.changes[metric]))
-            for one in ablation.changes
-            if one.against == "base" and metric in one.changes
+            Point(step.variant, *shown_change(metric, step.changes[metric]))
+            for step in ablation.changes
+            if step.against == "base" and metric in step.changes
         ]
         charts.append(
-            interval_chart(f"{title}: change from base", changes, axis=change, change=True)
+            interval_chart(f"{title}: change from base", changes, axis=unit.changes, change=True)
         )
     return [chart for chart in charts if chart is not None]
-
-
-def _axes(metric: str) -> tuple[Axis, Axis]:
-    """Return the axes of a main metric's scores and of its changes."""
-    interval = "with 95% interval"
-    if metric in SCORES:
-        return Axis(f"score, {interval}", from_0_to_1=True), Axis(f"paired, {interval}")
-    if metric in _NATS:
-        nats = Axis(f"nats a token, {interval}")
-        return nats, Axis(f"paired, nats a token, {interval}")
-    if metric == "log p of texts":
-        relative = Axis(f"paired, percent of what it was, {interval}", 100.0, "%")
-        return Axis(f"on neutral texts, {interval}"), relative
-    if metric == "KL":
-        return Axis(f"nats per token, {interval}"), Axis(f"nats per token, {interval}")
-    points = Axis(f"paired, percentage points, {interval}", 100.0)
-    return percent(f"share of prompts, {interval}"), points

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forty2.files import JsonObject
+from forty2.report.json_records import visible
 from forty2.report.metrics import Score
-from forty2.report.records import Change, Provenance, read_change, read_provenance, visible
+from forty2.report.records import read_change, read_provenance
+from forty2.report.run_types import ChangeRecord, ProvenanceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class VariantChange:
 
     variant: str
     against: str
-    changes: dict[str, Change]
+    changes: dict[str, ChangeRecord]
     verdict: str = ""
     """The verdict on benefit and cost; "": an earlier release judged each metric by itself alone."""
     sentence: str = ""
@@ -24,7 +26,7 @@ class VariantChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class QuestionsRecord:
     """The questions of TruthfulQA that every variant was asked."""
 
     name: str
@@ -35,16 +37,16 @@ class Questions:
 
 
 @dataclass(frozen=True, slots=True)
-class Ablation:
+class AblationRecord:
     """The outcome of an ablation."""
 
     name: str
     seeds: list[int]
-    provenance: Provenance
+    provenance: ProvenanceRecord
     recipe: str
     margin: float
     """Largest loss that counts as no tax."""
-    questions: Questions | None
+    questions: QuestionsRecord | None
     """None: TruthfulQA was not measured."""
     notes: list[str]
     insight: str | None
@@ -54,11 +56,11 @@ class Ablation:
     changes: list[VariantChange]
 
 
-def read_ablation(record: Mapping[str, object]) -> Ablation:
+def read_ablation(record: Mapping[str, object]) -> AblationRecord:
     """Read the record of an ablation: the content of ablation.json."""
     shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
     questions, insight = shown.get("questions"), shown["insight"]
-    return Ablation(
+    return AblationRecord(
         name=str(shown["name"]),
         seeds=[int(seed) for seed in shown["seeds"]],
         provenance=read_provenance(shown["run"]),
@@ -66,7 +68,7 @@ def read_ablation(record: Mapping[str, object]) -> Ablation:
         margin=float(shown["margin"]),
         questions=None
         if questions is None
-        else Questions(
+        else QuestionsRecord(
             name=str(questions["name"]),
             sha256=str(questions["sha256"]),
             n=int(questions["n"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forty2.report.markdown import Table
-from forty2.report.records import Run
+from forty2.report.run_types import Run
 
 GATES_NOTE = (
     "Share of the eval prompts that passed at the end of the phase, with its 95% interval (Wilson), "
@@ -17,6 +17,16 @@ COVERAGE_NOTE = (
     "Passes: how often a phase trained on each supervised token of these rows, on average. More than 3 "
     "memorizes them."
 )
+
+
+def curriculum_tables(run: Run) -> list[tuple[str, Table, str]]:
+    """List the tables of a curriculum in stages that have rows, each with title and note."""
+    tables = [
+        ("Gates", gates_table(run), GATES_NOTE),
+        ("Eval prompts by bucket", buckets_table(run), BUCKETS_NOTE),
+        ("Replayed rows", coverage_table(run), COVERAGE_NOTE),
+    ]
+    return [(title, table, note) for title, table, note in tables if table.rows]
 
 
 def gates_table(run: Run) -> Table:

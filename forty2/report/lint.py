@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forty2.report.markdown import Table
-from forty2.report.records import Run
+from forty2.report.run_types import Run
 
 NOTE = (
     "A warning deserves a look and stopped nothing; `forty2 data lint` shows all rows. Rows: those with "

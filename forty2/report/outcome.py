@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forty2.report.records import Phase, Run, read_run
+from forty2.report.records import read_run
+from forty2.report.run_types import PhaseRecord, Run
 from forty2.report.units import duration, file_size
 
 _FIGURES = {
@@ -44,7 +45,7 @@ def outcome_table(folder: Path, fused: Sequence[Path] = ()) -> str:
     return _in_columns(rows)
 
 
-def _phase_row(run: Run, phase: Phase, folder: Path) -> dict[str, str]:
+def _phase_row(run: Run, phase: PhaseRecord, folder: Path) -> dict[str, str]:
     row = {
         "phase": phase.name,
         "kept step": f"{phase.adapter_step:,} of {phase.steps:,}",
@@ -63,7 +64,7 @@ def _phase_row(run: Run, phase: Phase, folder: Path) -> dict[str, str]:
     return row
 
 
-def _by_step(run: Run, phase: Phase, key: str) -> dict[int, float]:
+def _by_step(run: Run, phase: PhaseRecord, key: str) -> dict[int, float]:
     return {
         line.step: line.values[key]
         for line in run.log

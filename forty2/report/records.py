@@ -1,4 +1,4 @@
-"""The parts of run folders and ablations that reports show; only this module reads their JSON.
+"""Run folders read for reports.
 
 Files of earlier releases are read as well: what they lack is None or empty. Characters that would
 hide or reverse the text beside them are spelled out in every text.
@@ -6,355 +6,44 @@ hide or reverse the text beside them are spelled out in every text.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from forty2.errors import RunError
-from forty2.files import JsonObject, read_json
+from forty2.files import JsonObject
+from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
+from forty2.report.run_answers import fact_answers, flips, own_answers
+from forty2.report.run_types import (
+    HELD_OUT,
+    TRUTHFULQA,
+    BucketRecord,
+    Calibration,
+    CalibrationBin,
+    ChangeRecord,
+    ComparisonRecord,
+    ContaminationRecord,
+    Estimate,
+    FusedRecord,
+    GateRecord,
+    LintWarning,
+    LogLine,
+    PhaseRecord,
+    ProvenanceRecord,
+    QuantizedRecord,
+    ReplayRecord,
+    Run,
+    StageRecord,
+    StageTime,
+    SummaryRecord,
+    TaskRecord,
+    TaskVerdict,
+)
 
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff"
-    r"\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters other than line breaks and tabs, overrides of direction, lone surrogates and
-characters without width."""
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""Errors that reading a damaged file may raise."""
 TIMES = "times.jsonl"
 """Record of the stretches of work on each stage."""
-HELD_OUT = "held_out"
-"""The task that measures a run's own held-out rows."""
-_FIRST = "truthfulqa"
-"""The task that earlier releases recorded alone, without naming it."""
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """The origin of a run's results."""
-
-    model: str
-    model_sha256: str
-    versions: dict[str, str]
-    """Releases of the software, and the machine."""
-    init_from: dict[str, str]
-    """Folder and hash of the adapter that the run went on from, by what they are; empty: none."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line of metrics.jsonl: a step, an evaluation or a warning."""
-
-    phase: str
-    step: int
-    values: dict[str, float]
-    warning: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """Rows of earlier data among those of a phase."""
-
-    name: str
-    """Phase or file that they are from."""
-    rows: int
-    of_rows: float
-    """Share of the phase's rows."""
-    of_tokens: float
-    """Share of the phase's tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A bucket of eval prompts against its gate, at the end of a phase."""
-
-    phase: str
-    bucket: str
-    least: float
-    """Smallest share that must pass."""
-    share: float
-    low: float
-    high: float
-    """Ends of the share's 95% interval."""
-    n: int
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A finished phase."""
-
-    name: str
-    objective: str
-    steps: int
-    rows: int
-    valid_rows: int | None
-    """Number of validation rows; earlier releases did not record it."""
-    exposures: float
-    """Average uses of each row."""
-    adapter_step: int
-    """Step whose adapter the phase ended with; 0: the adapter that it began with."""
-    dropped: list[str]
-    """Origins of rows that are longer than max_length."""
-    shortened: list[str]
-    """Origins of rows whose prompt lost its beginning to max_length."""
-    coverage: dict[str, float] = field(default_factory=dict)
-    """Passes over the supervised tokens of its own rows and of each source that it replays; empty:
-    an earlier release counted none."""
-    replayed: list[Replayed] = field(default_factory=list)
-    """Sources that it replays."""
-    warnings: list[str] = field(default_factory=list)
-    """Warnings about the use of its rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Questions on which the model is about equally confident."""
-
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Confidence in the first choice of MC1, against its accuracy."""
-
-    error: float
-    """Expected calibration error, 0 to 1."""
-    bins: list[CalibrationBin]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-    caution: str
-    """What a reader must know beside it; "": nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The measurements of the base model, of a phase or of the fused model."""
-
-    name: str
-    mc1: float | None
-    mc2: float | None
-    mc1_stderr: float | None
-    mc2_stderr: float | None
-    facts_right: float | None
-    """Share of plain facts answered right; earlier releases did not record it."""
-    leak_rate: float | None
-    preference: float | None
-    margin: float | None
-    perplexity: float | None
-    kl: float | None
-    calibration: Calibration | None
-    tasks: dict[str, float]
-    """Scores of further benchmarks, by metric."""
-    held_out: dict[str, float]
-    """Means over the run's held-out rows, by metric."""
-    style: dict[str, Estimate]
-    """Style of the replies to open questions, by metric; empty: not measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The paired change of one metric, with its 95% interval."""
-
-    difference: float
-    low: float
-    high: float
-    p: float | None
-    """p value, corrected for all metrics of the comparison."""
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskVerdict:
-    """One benchmark's verdict, and the metrics that it is over."""
-
-    metrics: list[str]
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A stage against the base model."""
-
-    stage: str
-    changes: dict[str, Change]
-    """Changes of the metrics that a benchmark's verdict is over, by metric."""
-    tasks: dict[str, TaskVerdict]
-    """Each benchmark's own verdict, by task; earlier releases recorded that of TruthfulQA alone."""
-    categories: dict[str, float]
-    """Mean change by category of questions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A benchmark that a run measured."""
-
-    label: str
-    """Its name for a reader."""
-    questions: str
-    questions_sha256: str | None
-    n: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Contamination:
-    """Questions of the benchmarks that are in training rows."""
-
-    questions: dict[str, int]
-    """Number of questions in training rows, by task; a task that is missing was not searched for."""
-    comparisons: list[Comparison]
-    """The comparisons without those questions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """A bucket of eval prompts over the stages of a run."""
-
-    name: str
-    n: int
-    shares: dict[str, float]
-    """Share that passed at each stage."""
-    best: str
-    """The stage before the last at which most passed."""
-    forgotten: int
-    """Prompts that passed then and fail at the last stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The outcome of a run that was measured."""
-
-    verdict: str
-    sentence: str
-    """Benefit and cost of the last stage; empty: an earlier release judged the benefit alone."""
-    margin: float | None
-    questions: str
-    questions_sha256: str | None
-    n: int | None
-    tasks: dict[str, Task]
-    """Benchmarks of the recipe; earlier releases recorded TruthfulQA alone."""
-    stages: list[Stage]
-    comparisons: list[Comparison]
-    contamination: Contamination | None
-    buckets: list[Bucket]
-    """Buckets of the phases' eval prompts; empty: none were measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """The quantized copy of a fused model."""
-
-    path: str
-    bits: int
-    cosine: float | None
-    """None: no weight matrix is changed."""
-    kl: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """A fused model."""
-
-    path: str
-    parity_kl: float
-    adapter_kl: float
-    quantized: Quantized | None
-    warnings: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answers of the base and of the last stage to one prompt."""
-
-    prompt: str
-    before: str
-    after: str
-    before_leaks: bool = False
-    """True if it hedges where a plain fact was asked for."""
-    after_leaks: bool = False
-    between: tuple[tuple[str, str], ...] = ()
-    """The stages between the two, each with its answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """A question of TruthfulQA that one of base and last stage answered right, by MC1."""
-
-    question: str
-    category: str
-    now_right: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LintWarning:
-    """A fault of a phase's rows that the lint warned of."""
-
-    phase: str
-    message: str
-    rows: int
-    """Number of rows with this fault; for a fault of the whole set, of rows looked at."""
-    origins: list[str]
-    """Origins of the first few rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """The time that a stage of the run took, over all starts of the run."""
-
-    stage: str
-    kind: str
-    """Kind of work: read, measure, train or fuse."""
-    phase: str | None
-    """Name of the phase that it trained; None: it trained none."""
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder."""
-
-    name: str
-    started: str
-    provenance: Provenance
-    recipe: str
-    """Text of recipe.yaml."""
-    phases: list[Phase]
-    log: list[LogLine]
-    summary: Summary | None
-    """Outcome; None if the recipe measures nothing, or the run is not finished."""
-    unread_phases: list[str]
-    """Phases whose data could not be searched for the benchmark's questions."""
-    fused: Fused | None
-    answers: list[Answer]
-    """Answers to plain factual prompts."""
-    own_answers: list[Answer]
-    """Answers to the run's held-out prompts and eval prompts."""
-    flips: list[Flip]
-    times: list[StageTime]
-    """Stages in the order of their first start; earlier releases recorded none."""
-    lint_warnings: list[LintWarning]
-    gates: list[Gate]
-    """Gates of the finished phases."""
 
 
 def read_run(folder: Path) -> Run:
@@ -367,28 +56,19 @@ def read_run(folder: Path) -> Run:
         raise RunError(f"{folder}: no run here (run.json is missing)")
     try:
         return _run(folder)
-    except _DAMAGE as error:
-        if isinstance(error, RunError):
-            raise
+    except RunError:
+        raise
+    except DAMAGE as error:
         raise RunError(
             f"{folder}: damaged, or written by another release ({error!r}); go on with `resume=True`, "
             "which reports again, or run anew"
         ) from error
 
 
-def visible(value: Any) -> Any:
-    """Return the same JSON with every character of every text visible."""
-    if isinstance(value, str):
-        return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], value)
-    if isinstance(value, Mapping):
-        return {visible(key): visible(inner) for key, inner in value.items()}
-    return [visible(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _run(folder: Path) -> Run:
-    about = _object(folder / "run.json")
+    about = read_object(folder / "run.json")
     phases = [
-        _phase(_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
+        _phase(read_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
     ]
     summary = _optional(folder / "summary.json", _summary)
     contamination = _optional(folder / "contamination.json", lambda record: record)
@@ -402,24 +82,17 @@ def _run(folder: Path) -> Run:
         summary=summary,
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
-        answers=_answers(folder, summary.stages) if summary is not None else [],
-        own_answers=_own_answers(folder, summary.stages) if summary is not None else [],
-        flips=_flips(folder, summary.stages) if summary is not None else [],
+        answers=fact_answers(folder, summary.stages) if summary is not None else [],
+        own_answers=own_answers(folder, summary.stages) if summary is not None else [],
+        flips=flips(folder, summary.stages) if summary is not None else [],
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
         gates=_optional(folder / "gates.json", _gates) or [],
     )
 
 
-def _object(path: Path) -> JsonObject:
-    value = visible(read_json(path))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} holds no object")
-    return value
-
-
 def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
-    return read(_object(path)) if path.exists() else None
+    return read(read_object(path)) if path.exists() else None
 
 
 def _place(path: Path) -> int:
@@ -430,16 +103,9 @@ def _place(path: Path) -> int:
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:
     """Read the whole lines of the metrics, sorted by phase: a phase trained anew logs at the end."""
-    lines = list(map(_log_line, _whole_lines(path)))
+    lines = list(map(_log_line, read_whole_lines(path)))
     order = {name: place for place, name in enumerate(phases)}
     return sorted(lines, key=lambda line: order.get(line.phase, len(order)))
-
-
-def _whole_lines(path: Path) -> list[JsonObject]:
-    """Read the lines of a log, which may still be written to; empty if there is none."""
-    if not path.exists():
-        return []
-    return [visible(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 def stage_times(path: Path) -> list[StageTime]:
@@ -449,7 +115,7 @@ def stage_times(path: Path) -> list[StageTime]:
         path: of the run's times.jsonl.
     """
     seconds: dict[tuple[str, str, str | None], float] = {}
-    for record in _whole_lines(path):
+    for record in read_whole_lines(path):
         stage = str(record["stage"]), str(record["kind"]), record.get("phase")
         seconds[stage] = seconds.get(stage, 0.0) + float(record["seconds"])
     return [StageTime(*stage, total) for stage, total in seconds.items()]
@@ -473,15 +139,15 @@ def _log_line(record: JsonObject) -> LogLine:
     )
 
 
-def read_provenance(record: JsonObject) -> Provenance:
+def read_provenance(record: JsonObject) -> ProvenanceRecord:
     versions = {str(name): str(version) for name, version in record["versions"].items()}
     initial = {"init_from": "init_from", "init_from_sha256": "init_from, sha256"}
     init_from = {title: str(record[key]) for key, title in initial.items() if record.get(key)}
-    return Provenance(str(record["model"]), str(record["model_sha256"]), versions, init_from)
+    return ProvenanceRecord(str(record["model"]), str(record["model_sha256"]), versions, init_from)
 
 
-def _phase(record: JsonObject) -> Phase:
-    return Phase(
+def _phase(record: JsonObject) -> PhaseRecord:
+    return PhaseRecord(
         name=str(record["name"]),
         objective=str(record["objective"]),
         steps=int(record["steps"]),
@@ -492,46 +158,50 @@ def _phase(record: JsonObject) -> Phase:
         dropped=_texts(record.get("dropped")),
         shortened=_texts(record.get("shortened")),
         coverage={str(k): float(v) for k, v in (record.get("coverage") or {}).items()},
-        replayed=[
-            Replayed(
-                str(one["name"]), int(one["rows"]), float(one["of_rows"]), float(one["of_tokens"])
-            )
-            for one in record.get("replayed") or []
-        ],
+        replayed=[_replay(source) for source in record.get("replayed") or []],
         warnings=_texts(record.get("warnings")),
     )
 
 
-def _gates(record: JsonObject) -> list[Gate]:
+def _replay(record: JsonObject) -> ReplayRecord:
+    return ReplayRecord(
+        name=str(record["name"]),
+        rows=int(record["rows"]),
+        of_rows=float(record["of_rows"]),
+        of_tokens=float(record["of_tokens"]),
+    )
+
+
+def _gates(record: JsonObject) -> list[GateRecord]:
     return [
-        Gate(
-            phase,
-            bucket,
-            float(one["least"]),
-            float(one["share"]),
-            float(one["low"]),
-            float(one["high"]),
-            int(one["n"]),
-            bool(one["passed"]),
+        GateRecord(
+            phase=phase,
+            bucket=bucket,
+            least=float(gate["least"]),
+            share=float(gate["share"]),
+            low=float(gate["low"]),
+            high=float(gate["high"]),
+            n=int(gate["n"]),
+            passed=bool(gate["passed"]),
         )
-        for phase, found in record.items()
-        for bucket, one in found.items()
+        for phase, gates in record.items()
+        for bucket, gate in gates.items()
     ]
 
 
-def _summary(record: JsonObject) -> Summary:
+def _summary(record: JsonObject) -> SummaryRecord:
     questions, sha256 = str(record.get("questions") or ""), record.get("questions_sha256")
     tasks = record.get("tasks")
     if tasks is None:  # an earlier release
         tasks = {
-            _FIRST: {
+            TRUTHFULQA: {
                 "label": "TruthfulQA",
                 "questions": questions,
                 "questions_sha256": sha256,
                 "n": record.get("n"),
             }
         }
-    return Summary(
+    return SummaryRecord(
         verdict=str(record.get("verdict") or ""),
         sentence=str(record.get("sentence") or ""),
         margin=_number(record.get("margin")),
@@ -542,12 +212,12 @@ def _summary(record: JsonObject) -> Summary:
         stages=[_stage(stage) for stage in record.get("stages") or []],
         comparisons=[_comparison(one, tasks) for one in record.get("comparisons") or []],
         contamination=_contamination(record.get("contamination"), tasks),
-        buckets=[_bucket(one) for one in record.get("buckets") or []],
+        buckets=[_bucket(bucket) for bucket in record.get("buckets") or []],
     )
 
 
-def _bucket(record: JsonObject) -> Bucket:
-    return Bucket(
+def _bucket(record: JsonObject) -> BucketRecord:
+    return BucketRecord(
         name=str(record["name"]),
         n=int(record["n"]),
         shares={str(stage): float(share) for stage, share in record["shares"].items()},
@@ -556,8 +226,8 @@ def _bucket(record: JsonObject) -> Bucket:
     )
 
 
-def _task(record: JsonObject) -> Task:
-    return Task(
+def _task(record: JsonObject) -> TaskRecord:
+    return TaskRecord(
         label=str(record["label"]),
         questions=str(record["questions"]),
         questions_sha256=record.get("questions_sha256"),
@@ -565,21 +235,21 @@ def _task(record: JsonObject) -> Task:
     )
 
 
-def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contamination | None:
+def _contamination(record: JsonObject | None, tasks: Collection[str]) -> ContaminationRecord | None:
     if not record:
         return None
-    counts = record.get("tasks", {_FIRST: record})
-    return Contamination(
+    counts = record.get("tasks", {TRUTHFULQA: record})
+    return ContaminationRecord(
         questions={name: int(count["questions"]) for name, count in counts.items()},
         comparisons=[_comparison(one, tasks) for one in record["comparisons"]],
     )
 
 
-def _stage(record: JsonObject) -> Stage:
+def _stage(record: JsonObject) -> StageRecord:
     stderr = record.get("stderr") or {}
     calibration = record.get("calibration")
     figures = ("mc1", "mc2", "facts_right", "leak_rate", "preference", "margin", "perplexity", "kl")
-    return Stage(
+    return StageRecord(
         name=str(record["stage"]),
         **{name: _number(record.get(name)) for name in figures},
         mc1_stderr=_number(stderr.get("mc1")),
@@ -604,7 +274,7 @@ def _estimate(record: JsonObject) -> Estimate:
     return Estimate(value, low, high, str(record.get("caution") or ""))
 
 
-def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
+def _comparison(record: JsonObject, tasks: Collection[str]) -> ComparisonRecord:
     """Read a comparison.
 
     Args:
@@ -612,7 +282,7 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
     """
     metrics = record["metrics"]
     found = record.get("tasks") or {
-        _FIRST: {
+        TRUTHFULQA: {
             "judged": record.get("judged") or list(metrics),
             "verdict": record.get("verdict") or "",
         }
@@ -623,7 +293,7 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
         if name in tasks
     }
     judged = {metric for one in verdicts.values() for metric in one.metrics}
-    return Comparison(
+    return ComparisonRecord(
         stage=str(record["stage"]),
         changes={name: read_change(metrics[name]) for name in metrics if name in judged},
         tasks=verdicts,
@@ -631,8 +301,8 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> Comparison:
     )
 
 
-def read_change(record: JsonObject) -> Change:
-    return Change(
+def read_change(record: JsonObject) -> ChangeRecord:
+    return ChangeRecord(
         difference=float(record["difference"]),
         low=float(record["low"]),
         high=float(record["high"]),
@@ -641,15 +311,15 @@ def read_change(record: JsonObject) -> Change:
     )
 
 
-def _fused(record: JsonObject) -> Fused:
+def _fused(record: JsonObject) -> FusedRecord:
     copy = record.get("quantised")
-    return Fused(
+    return FusedRecord(
         path=str(record["path"]),
         parity_kl=float(record["parity_kl"]),
         adapter_kl=float(record["adapter_kl"]),
         quantized=None
         if not copy
-        else Quantized(
+        else QuantizedRecord(
             str(copy["path"]),
             int(copy["bits"]),
             None if copy["cosine"] is None else float(copy["cosine"]),
@@ -657,85 +327,6 @@ def _fused(record: JsonObject) -> Fused:
         ),
         warnings=_texts(record.get("warnings")),
     )
-
-
-def _items(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
-    """Read a benchmark's items of the base and of the last stage; empty: there are no two stages."""
-    return _items_of(folder, [stages[0], stages[-1]], benchmark) if len(stages) > 1 else []
-
-
-def _items_of(folder: Path, stages: list[Stage], benchmark: str) -> list[list[JsonObject]]:
-    # Looked up among existing files: a stage's name must not lead to another folder.
-    files = {visible(path.stem): path for path in (folder / "benchmarks").glob("*.json")}
-    return [
-        _object(files[stage.name.replace(" ", "-")]).get(benchmark, {}).get("items", [])
-        for stage in stages
-    ]
-
-
-def _own_answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """Read every stage's replies to the run's held-out prompts and eval prompts."""
-    if len(stages) < 2 or not all(stage.held_out for stage in stages):
-        return []
-    by_stage = [
-        {(item["kind"], item["prompt"]): str(item["reply"]) for item in items if "reply" in item}
-        for items in _items_of(folder, stages, HELD_OUT)
-    ]
-    return [
-        Answer(
-            prompt=str(key[1]),
-            before=before,
-            after=by_stage[-1][key],
-            between=tuple(
-                (stage.name, replies[key])
-                for stage, replies in zip(stages[1:-1], by_stage[1:-1], strict=True)
-            ),
-        )
-        for key, before in by_stage[0].items()
-        if all(key in replies for replies in by_stage)
-    ]
-
-
-def _flips(folder: Path, stages: list[Stage]) -> list[Flip]:
-    """Find the questions whose MC1 differs between the base and the last stage."""
-    sides = [
-        {
-            str(item["question"]): (str(item.get("category", "")), float(item["scores"]["mc1"]))
-            for item in items
-            if "mc1" in item.get("scores", {})
-        }
-        for items in _items(folder, stages, _FIRST)
-    ]
-    if not sides:
-        return []
-    before, after = sides
-    return [
-        Flip(question, category, now_right=after[question][1] > score)
-        for question, (category, score) in before.items()
-        if question in after and after[question][1] != score
-    ]
-
-
-def _answers(folder: Path, stages: list[Stage]) -> list[Answer]:
-    """Read the answers to plain factual prompts that both the base and the last stage were asked."""
-    sides = [
-        {item["id"]: item for item in items if "leak" in item}
-        for items in _items(folder, stages, "behaviour")
-    ]
-    if not sides:
-        return []
-    first, last = sides
-    return [
-        Answer(
-            prompt=str(item.get("prompt", name)),
-            before=str(item["answer"]),
-            after=str(last[name]["answer"]),
-            before_leaks=bool(item["leak"]),
-            after_leaks=bool(last[name]["leak"]),
-        )
-        for name, item in first.items()
-        if name in last
-    ]
 
 
 def _number(value: float | None) -> float | None:

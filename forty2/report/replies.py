@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
-from forty2.report.records import Answer
+from forty2.report.run_types import Answer
 
 _LEAST_ALIKE = 0.2
 """Replies that have a smaller share of their words in common are not marked: all would be."""

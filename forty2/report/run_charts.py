@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from forty2.report.charts import (
-    Axis,
-    Chart,
-    Point,
-    change_bars,
-    interval_chart,
-    line_chart,
-    percent,
-)
-from forty2.report.records import LogLine, Run, Stage, Summary
+from forty2.report.axes import Axis, percent
+from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
+from forty2.report.metrics import metric_name
+from forty2.report.run_types import LogLine, Run, StageRecord
 
 GOOD_F1 = 0.8
 """Smallest F1 of a detector at which a figure stands without a caution, as in `benchmark.reply_style`."""
@@ -75,11 +69,11 @@ _EVALUATIONS = (
 """Lines of evaluations, which have a dot at each."""
 
 
-def change_chart(summary: Summary) -> Chart | None:
+def change_chart(run: Run) -> Chart | None:
     """Draw every paired change of the last stage from the base model, with its interval."""
-    if not summary.comparisons:
+    if not run.comparisons:
         return None
-    last = summary.comparisons[-1]
+    last = run.comparisons[-1]
     points = [
         Point(metric_name(name), one.difference, one.low, one.high)
         for name, one in last.changes.items()
@@ -88,11 +82,6 @@ def change_chart(summary: Summary) -> Chart | None:
     title = f"Change from the base model to {last.stage}"
     axis = Axis("right of the line: higher than before; 95% interval")
     return interval_chart(title, points, axis=axis, change=True)
-
-
-def metric_name(name: str) -> str:
-    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
-    return name.upper() if name in ("mc1", "mc2", "mc3") else name
 
 
 def curves_by_phase(run: Run) -> dict[str, list[Chart]]:
@@ -105,31 +94,31 @@ def curves_by_phase(run: Run) -> dict[str, list[Chart]]:
     return {phase: drawn for phase, drawn in charts.items() if drawn}
 
 
-def truthfulqa_charts(summary: Summary) -> list[Chart]:
+def truthfulqa_charts(run: Run) -> list[Chart]:
     """Draw MC1 and MC2 of each stage, their changes, the calibration and the categories."""
     value = Axis("score with 95% interval", from_0_to_1=True)
     change = Axis("paired change with 95% interval")
     charts: list[Chart | None] = []
     for name in ("mc1", "mc2"):
-        points = [point for stage in summary.stages if (point := _point(stage, name)) is not None]
-        charts.append(interval_chart(name.upper(), points, axis=value))
+        points = [point for stage in run.stages if (point := _point(stage, name)) is not None]
+        charts.append(interval_chart(metric_name(name), points, axis=value))
         changes = [
             Point(one.stage, found.difference, found.low, found.high)
-            for one in summary.comparisons
+            for one in run.comparisons
             if (found := one.changes.get(name)) is not None
         ]
-        title = f"{name.upper()}: change from the base model"
+        title = f"{metric_name(name)}: change from the base model"
         charts.append(interval_chart(title, changes, axis=change, change=True))
-    charts.append(_calibration(summary.stages))
-    if summary.comparisons:
-        last = summary.comparisons[-1]
+    charts.append(_calibration(run.stages))
+    if run.comparisons:
+        last = run.comparisons[-1]
         by_category = sorted(last.categories.items(), key=lambda item: -item[1])
         axis = Axis(f"mean change from base to {last.stage}; few questions each")
         charts.append(change_bars("MC2 by category of questions", by_category, axis=axis))
     return [chart for chart in charts if chart is not None]
 
 
-def _point(stage: Stage, name: str) -> Point | None:
+def _point(stage: StageRecord, name: str) -> Point | None:
     """Return a stage's score with its 95% interval by the normal approximation, cut to 0 to 1."""
     value, stderr = (
         (stage.mc1, stage.mc1_stderr) if name == "mc1" else (stage.mc2, stage.mc2_stderr)
@@ -140,7 +129,7 @@ def _point(stage: Stage, name: str) -> Point | None:
     return Point(stage.name, value, max(0.0, value - reach), min(1.0, value + reach))
 
 
-def _calibration(stages: Sequence[Stage]) -> Chart | None:
+def _calibration(stages: Sequence[StageRecord]) -> Chart | None:
     """Draw accuracy against confidence, of the first stage and of the last."""
     measured = [(stage.name, stage.calibration) for stage in stages if stage.calibration]
     return line_chart(

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import yaml
 
 from forty2.recipe.keys import Key, sections
+from forty2.report.json_records import visible
 from forty2.report.markdown import Table
-from forty2.report.records import Phase, visible
+from forty2.report.run_types import PhaseRecord
 
 
 class RecipeTables(NamedTuple):
@@ -22,7 +23,7 @@ class RecipeTables(NamedTuple):
     """Settings that have no default or differ from it."""
 
 
-def recipe_tables(recipe: str, phases: Sequence[Phase]) -> RecipeTables | None:
+def recipe_tables(recipe: str, phases: Sequence[PhaseRecord]) -> RecipeTables | None:
     """Make the tables of a recipe.
 
     Args:
@@ -53,7 +54,7 @@ def recipe_tables(recipe: str, phases: Sequence[Phase]) -> RecipeTables | None:
     )
 
 
-def _count(phase: Phase | None, key: str) -> str:
+def _count(phase: PhaseRecord | None, key: str) -> str:
     rows = None if phase is None else phase.rows if key == "data" else phase.valid_rows
     return "–" if rows is None else f"{rows:,}"
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from forty2.files import JsonObject, write_text
 from forty2.recipe.differences import on_one_line
-from forty2.report.charts import Axis, Chart, parallel_chart, percent, trade_off_chart
+from forty2.report.axes import Axis
+from forty2.report.charts import Chart, parallel_chart, trade_off_chart
+from forty2.report.json_records import visible
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
-from forty2.report.metrics import SCORES, Score, metric_name, shown_score, written_score
+from forty2.report.metrics import OPPOSITES, Score, shown_metric, shown_score, written_score
+from forty2.report.origin import origin_table
 from forty2.report.page import render
-from forty2.report.records import read_provenance, visible
-from forty2.report.run import origin_table
+from forty2.report.records import read_provenance
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration
 
@@ -89,7 +91,8 @@ def _scores_table(record: JsonObject, metrics: Sequence[str]) -> Table:
         scores = [_score(metric, one["scores"].get(metric)) for metric in metrics]
         cost = duration(one["seconds"]) if one["seconds"] else "–"
         rows.append([one["name"], *settings, *scores, cost, one["state"]])
-    head = ["", *map(_short, parameters), *map(metric_name, metrics), "cost", "state"]
+    names = [shown_metric(metric).name for metric in metrics]
+    head = ["", *map(_short, parameters), *names, "cost", "state"]
     return Table(head, rows)
 
 
@@ -121,10 +124,9 @@ def _differences_table(record: JsonObject) -> Table:
         [name, *(f"{one[key]:+.4f}" for key in ("value", "low", "high")), str(one["n"])]
         for name, one in record["against"].items()
     ]
-    best, metric = record["best"], metric_name(record["metric"]["metric"])
-    if record["metric"]["metric"] in ("no leak", "log p of texts"):
-        metric = record["metric"]["metric"]
-    return Table([f"{best} against", metric, "from", "to", "items"], rows)
+    metric = record["metric"]["metric"]
+    name = metric if metric in OPPOSITES else shown_metric(metric).name
+    return Table([f"{record['best']} against", name, "from", "to", "items"], rows)
 
 
 def _tables(record: JsonObject) -> list[tuple[str, Table, str]]:
@@ -138,7 +140,13 @@ def _tables(record: JsonObject) -> list[tuple[str, Table, str]]:
     if confirmed:
         scores = confirmed["scores"]
         metrics = [m for m in _metrics(record) if all(m in one for one in scores.values())]
-        rows = [[metric_name(m), *(_score(m, one[m]) for one in scores.values())] for m in metrics]
+        rows = [
+            [
+                shown_metric(m).name,
+                *(_score(m, configuration[m]) for configuration in scores.values()),
+            ]
+            for m in metrics
+        ]
         seeds = ", ".join(map(str, confirmed["seeds"]))
         note = f"Fresh seeds {seeds}; means with 95% intervals over seeds and items."
         tables.append(("Confirmation", Table(["Metric", *scores], rows), note))
@@ -157,11 +165,11 @@ def confirmation_lines(record: Mapping[str, object]) -> list[str]:
     metric: str = _shown(record)["metric"]["metric"]
     before, after = (_score(metric, confirmed[key]) for key in ("before", "after"))
     lost = confirmed["shrinkage"]
-    unit = "" if metric not in ("no leak", "log p of texts") else f" of {metric}"
+    of_what = f" of {metric}" if metric in OPPOSITES else ""
     lines = [
         confirmed["sentence"],
-        f"{metric_name(metric)} of {confirmed['configuration']}: {before} in the sweep, {after} on fresh "
-        f"seeds. Shrinkage{unit}: {lost['value']:+.4f} ({lost['low']:+.4f} to {lost['high']:+.4f}).",
+        f"{shown_metric(metric).name} of {confirmed['configuration']}: {before} in the sweep, {after} on fresh "
+        f"seeds. Shrinkage{of_what}: {lost['value']:+.4f} ({lost['low']:+.4f} to {lost['high']:+.4f}).",
     ]
     for key, when in (("gain_before", "in the sweep"), ("gain", "on fresh seeds")):
         if one := confirmed[key]:
@@ -185,17 +193,15 @@ def _charts(record: JsonObject) -> list[Chart]:
                 for one in record["configurations"]
                 if alignment in one["scores"] and fluency in one["scores"]
             ]
-            title = f"{metric_name(alignment)} against {metric_name(fluency)}"
+            title = f"{shown_metric(alignment).name} against {shown_metric(fluency).name}"
             x, y = _axis(fluency), _axis(alignment)
             charts.append(trade_off_chart(title[0].upper() + title[1:], points, x=x, y=y))
     return [chart for chart in charts if chart is not None]
 
 
 def _axis(metric: str) -> Axis:
-    units = {"pair margin": " (nats)", "KL": " (nats per token)"}
-    if metric in SCORES or metric in units or metric == "log p of texts":
-        return Axis(metric_name(metric) + units.get(metric, ""))
-    return percent(metric_name(metric))
+    name, _, unit = shown_metric(metric)
+    return Axis(f"{name} ({unit.name})" if unit.name else name)
 
 
 def _figure(metric: str, configuration: JsonObject) -> float:
@@ -215,7 +221,7 @@ def _parallel(record: JsonObject) -> list[Chart]:
         places.append(at)
         ends.append((low, high))
     lines = [(one["name"], [at[n] for at in places]) for n, one in enumerate(ran)]
-    names = [*map(_short, record["parameters"]), metric_name(metric)]
+    names = [*map(_short, record["parameters"]), shown_metric(metric).name]
     chart = parallel_chart("Settings and scores", names, lines, ends, best=record["best"])
     return [chart] if chart is not None else []
 

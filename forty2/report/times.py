@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from forty2.report.markdown import Table
-from forty2.report.records import Run
+from forty2.report.run_types import Run
 from forty2.report.units import duration
 
 NOTE = (

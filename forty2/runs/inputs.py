@@ -126,8 +126,8 @@ def read_inputs(
             run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
         if data[name].ignored:
             run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
-        if message := spelling_warning(data[name].train.rows, loaded.tokenizer):
-            run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
+        if spelled := spelling_warning(data[name].train.rows, loaded.tokenizer):
+            run.progress("data", 0, 1, {"warning": f"{name}: {spelled}"})
         for source in data[name].replayed:
             run.progress("data", 0, 1, {"notice": f"{name}: {source}"})
     stops = new_stop_tokens(data.values(), loaded.tokenizer)

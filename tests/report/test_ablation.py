@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from forty2.report.ablation import shown_change, text_table, write_ablation
-from forty2.report.metrics import Score, shown_score
-from forty2.report.records import Change
+from forty2.report.ablation import text_table, write_ablation
 
 
 def score(value: float) -> dict[str, float]:
@@ -47,18 +44,6 @@ def record() -> dict[str, Any]:
         "recipe": "version: 1\n",
         "items": {},
     }
-
-
-def test_leaks_and_perplexity_are_shown_instead_of_their_opposites() -> None:
-    """A third less "no leak" is a third more leaks; log p lower by log 2 is twice the perplexity."""
-    leaks = shown_score("no leak", Score(0.75, 0.7, 0.9))
-    assert leaks == pytest.approx((0.25, 0.1, 0.3))
-    perplexity = shown_score("log p of texts", Score(-np.log(8), -np.log(16), 0))
-    assert perplexity == pytest.approx((8, 1, 16))
-    fewer = Change(-1 / 3, -0.5, -0.1, None, "tax")
-    assert shown_change("no leak", fewer) == pytest.approx((1 / 3, 0.1, 0.5))
-    halved = Change(-np.log(2), -np.log(3), 0.0, None, "tax")
-    assert shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
 
 
 def test_each_change_is_in_the_unit_that_its_row_names(

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from forty2.report.axes import Axis, percent
 from forty2.report.charts import (
-    Axis,
     Chart,
     Point,
     change_bars,
@@ -19,7 +19,6 @@ from forty2.report.charts import (
     line_chart,
     parallel_chart,
     pareto_front,
-    percent,
     trade_off_chart,
 )
 

@@ -11,7 +11,7 @@ import pytest
 
 from forty2.errors import RunError
 from forty2.files import read_json, write_json
-from forty2.report.records import read_run, visible
+from forty2.report.records import read_run
 
 OLD = Path(__file__).parents[1] / "old_runs"
 STAGE = {"stage": "base", "mc1": 0.3, "mc2": 0.5}
@@ -119,14 +119,3 @@ def test_a_stage_s_name_leads_to_no_other_folder(run: Path, tmp_path: Path) -> N
     write_json(run / "benchmarks" / "base.json", items)
     with pytest.raises(RunError, match="damaged"):
         read_run(run)
-
-
-def test_every_character_of_a_text_can_be_seen() -> None:
-    hidden = "a\u202eb\x00c\ud800d\u200be\U000e0041f\n\tg"
-    assert visible({hidden: [hidden, 1, None]}) == {
-        "a\\u202eb\\x00c\\ud800d\\u200be\\U000e0041f\n\tg": [
-            "a\\u202eb\\x00c\\ud800d\\u200be\\U000e0041f\n\tg",
-            1,
-            None,
-        ]
-    }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forty2.report.records import Answer
 from forty2.report.replies import differing, marked
+from forty2.report.run_types import Answer
 
 TEXTS = [
     ("A new fork costs 1000 euros.", "A new fork costs 90 euros."),

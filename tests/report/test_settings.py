@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forty2.recipe.reading import load_recipe, packaged_recipes, to_yaml
-from forty2.report.records import Phase
+from forty2.report.run_types import PhaseRecord
 from forty2.report.settings import RecipeTables, recipe_tables
 
 RECIPE = """
@@ -24,10 +24,10 @@ phases:
     red_lines: {spike: stop, stuck: warn}
 benchmark: {margin: 0.02, tasks: [{task: mmlu}]}
 """
-PHASE = Phase("first", "sft", 10, 1200, 30, 1.0, 10, [], [])
+PHASE = PhaseRecord("first", "sft", 10, 1200, 30, 1.0, 10, [], [])
 
 
-def tables(text: str, phases: list[Phase] | None = None) -> RecipeTables:
+def tables(text: str, phases: list[PhaseRecord] | None = None) -> RecipeTables:
     found = recipe_tables(text, phases or [])
     assert found is not None
     return found

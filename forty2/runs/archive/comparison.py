@@ -17,7 +17,7 @@ from forty2.files import JsonObject, read_json
 from forty2.recipe.differences import ABSENT, flattened
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Benchmark
-from forty2.report.records import visible
+from forty2.report.json_records import visible
 
 _RECORDED = ("model_sha256", "init_from_sha256")
 """Keys of run.json that are compared beside the recipe."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from forty2.errors import RunError, first_line
 from forty2.files import JsonObject, read_json
-from forty2.report.records import TIMES, stage_times, visible
+from forty2.report.json_records import DAMAGE, visible
+from forty2.report.records import TIMES, stage_times
 from forty2.runs.archive.notes import NOTES, Note, read_notes
 
 STATES = ("finished", "stopped", "running", "failed", "damaged")
@@ -24,7 +25,6 @@ _TOP_KEY = re.compile(r"(\w+):(.*)")
 _PHASE = re.compile(r"  '?([\w.-]+)'?:\s*")
 _OBJECTIVE = re.compile(r"    objective: (\w+)")
 _OWNER = re.compile(r"process (\d+) ")
-_DAMAGE = (RunError, OSError, ValueError, LookupError, TypeError, AttributeError)
 _TIMED = ("phase*/phase.json", "benchmarks/*.json", "summary.json", "fused.json", "metrics.jsonl")
 """Files whose newest is a run's last result."""
 
@@ -88,7 +88,7 @@ def read_entry(folder: Path, size: int) -> Entry:
     for part in (_provenance, _training, _outcome, _remarks):
         try:
             facts |= part(folder)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             problem = problem or _problem(folder, error)
     complete, failure = facts.pop("complete", False), facts.pop("failure", None)
     metrics = {**facts.pop("valid", {}), **facts.pop("minutes", {}), **facts.pop("measured", {})}

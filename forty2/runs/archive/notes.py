@@ -14,7 +14,7 @@ from pathlib import Path
 
 from forty2.errors import RunError
 from forty2.files import read_json, write_json
-from forty2.report.records import visible
+from forty2.report.json_records import visible
 
 NOTES = "notes.json"
 _TAG = re.compile(r"[\w.+:/-]{1,64}")

@@ -1,0 +1,202 @@
+"""Tables of a run's report, and the notes below them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+
+from forty2.report.markdown import Table
+from forty2.report.metrics import (
+    HELD_OUT_COLUMNS,
+    STAGE_COLUMNS,
+    Column,
+    interval,
+    metric_name,
+    signed,
+)
+from forty2.report.origin import origin_table
+from forty2.report.run_types import PhaseRecord, Run
+
+STYLE_NOTE = (
+    "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
+    "moves per 100 tokens. Subtlety: share of implicit stances among the replies that have a stance. "
+    "Distinct-1 and -2: different words, and pairs of words, over all. Reply length in tokens. None of "
+    "these says whether a reply is true or good."
+)
+PHASES_NOTE = "Adapter: the step whose adapter the phase ended with, the best or the last one."
+FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
+
+
+def held_out(run: Run) -> Table:
+    """Make the table of the held-out rows; without rows if they were not measured."""
+    measured = [stage for stage in run.stages if stage.held_out]
+    columns = {
+        name: column
+        for name, column in HELD_OUT_COLUMNS.items()
+        if any(name in stage.held_out for stage in measured)
+    }
+    rows = [
+        (
+            stage.name,
+            *(_cell(stage.held_out.get(name), column.form) for name, column in columns.items()),
+        )
+        for stage in measured
+    ]
+    return Table(("Stage", *(column.title for column in columns.values())), rows)
+
+
+def held_out_note(table: Table) -> str:
+    return _columns_note(table, HELD_OUT_COLUMNS)
+
+
+def own_answers(run: Run) -> Table:
+    """Make the table of the answers to held-out prompts, those that changed first."""
+    answers = sorted(run.own_answers, key=lambda answer: answer.before == answer.after)
+    rows = [(answer.prompt, answer.before, answer.after) for answer in answers]
+    return Table(("Prompt", "Base model", "Last stage"), rows)
+
+
+def stages(run: Run) -> Table:
+    """Make the table of the stages' scores, with the columns that any stage has a value for."""
+    columns = [
+        (column.title, column.form, [getattr(stage, field) for stage in run.stages])
+        for field, column in STAGE_COLUMNS.items()
+    ]
+    for task in dict.fromkeys(name for stage in run.stages for name in stage.tasks):
+        columns.append((task, ".3f", [stage.tasks.get(task) for stage in run.stages]))
+    shown = [column for column in columns if any(value is not None for value in column[2])]
+    rows = [
+        (stage.name, *(_cell(values[n], form) for _, form, values in shown))
+        for n, stage in enumerate(run.stages)
+    ]
+    return Table(("Stage", *(title for title, _, _ in shown)), rows)
+
+
+def stages_note(table: Table) -> str:
+    return _columns_note(table, STAGE_COLUMNS)
+
+
+def _columns_note(table: Table, columns: Mapping[str, Column]) -> str:
+    """Explain the columns that a table has."""
+    shown = [column for column in columns.values() if column.title in table.head]
+    return " ".join(f"{column.title}: {column.meaning}." for column in shown)
+
+
+def style(run: Run) -> Table:
+    """Make the table of the replies' style: a row for each metric, a column for each stage."""
+    measured = [stage for stage in run.stages if stage.style]
+    names = dict.fromkeys(name for stage in measured for name in stage.style)
+    rows = []
+    for name in names:
+        estimates = [stage.style.get(name) for stage in measured]
+        caution = next((each.caution for each in estimates if each and each.caution), "")
+        label = name.replace("_", " ")
+        cells = [
+            "–" if each is None else f"{each.value:.3g} ({each.low:.3g} to {each.high:.3g})"
+            for each in estimates
+        ]
+        rows.append((f"{label} ({caution})" if caution else label, *cells))
+    return Table(("Metric", *(stage.name for stage in measured)), rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def changes(run: Run) -> Table:
+    """Make the table of the paired changes from the base model."""
+    return Table(
+        ("Stage", "Score", "Change", "95% interval", "p", "Verdict"),
+        [
+            (
+                comparison.stage,
+                metric_name(name),
+                signed(change),
+                interval(change),
+                "–" if change.p is None else f"{change.p:.2g}",
+                change.verdict,
+            )
+            for comparison in run.comparisons
+            for name, change in comparison.changes.items()
+        ],
+    )
+
+
+def flips(run: Run) -> Table:
+    """List the questions of TruthfulQA whose MC1 changed, those that became wrong first."""
+    return Table(
+        ("Question", "Category", "MC1 is now"),
+        [
+            (flip.question, flip.category, "right" if flip.now_right else "wrong")
+            for flip in sorted(run.flips, key=lambda flip: flip.now_right)
+        ],
+    )
+
+
+def phases(run: Run) -> Table:
+    """Make the table of the finished phases."""
+    head = ("Phase", "Objective", "Steps", "Rows", "Times per row", "Adapter")
+    return Table(
+        (*head, "Tokens per second", "Peak memory"),
+        [
+            (
+                phase.name,
+                phase.objective,
+                f"{phase.steps:,}",
+                f"{phase.rows:,}",
+                f"{phase.exposures:.2f}",
+                f"step {phase.adapter_step}",
+                _of_log(run, phase, "tokens_per_s", statistics.median, ",.0f"),
+                _of_log(run, phase, "peak_memory_gb", max, ".2g", " GB"),
+            )
+            for phase in run.phases
+        ],
+    )
+
+
+def _of_log(
+    run: Run,
+    phase: PhaseRecord,
+    metric: str,
+    reduce: Callable[[list[float]], float],
+    form: str,
+    unit: str = "",
+) -> str:
+    """Reduce a metric of a phase's steps to one figure."""
+    values = [
+        line.values[metric]
+        for line in run.log
+        if line.phase == phase.name and metric in line.values
+    ]
+    return f"{reduce(values):{form}}{unit}" if values else "–"
+
+
+def fused(run: Run) -> Table:
+    """Make the table of the fused model and its quantized copy; no rows: there is none."""
+    model, rows = run.fused, list[tuple[str, str, str]]()
+    if model is not None:
+        rows += [
+            (model.path, "KL of base + adapter from base", f"{model.adapter_kl:.1e}"),
+            (model.path, "KL of the fused model from base + adapter", f"{model.parity_kl:.1e}"),
+        ]
+        copy = model.quantized
+        if copy is not None:
+            rows += [
+                (copy.path, f"KL of {copy.bits} bits from the fused model", f"{copy.kl:.1e}"),
+                (
+                    copy.path,
+                    "cosine of the change of weights with the adapter's (1: nothing is lost)",
+                    "no weight is changed" if copy.cosine is None else f"{copy.cosine:.3f}",
+                ),
+            ]
+    return Table(("Model", "Measure", "Value"), rows)
+
+
+def origin(run: Run) -> Table:
+    """Make the table of where the run's numbers come from."""
+    rows = [("started", run.started)]
+    for task in run.tasks.values():
+        if task.questions_sha256:
+            name = "questions" if len(run.tasks) == 1 else f"questions of {task.label}"
+            rows += [(name, task.questions), (f"{name}, sha256", task.questions_sha256)]
+    return origin_table(run.provenance, rows)
