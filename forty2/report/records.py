@@ -68,6 +68,7 @@ def _run(folder: Path) -> Run:
         _phase(read_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
     ]
     summary = _optional(folder / "summary.json", _summary)
+    stages = summary.stages if summary is not None else []
     contamination = _optional(folder / "contamination.json", lambda record: record)
     return Run(
         name=str(about["name"]),
@@ -79,9 +80,9 @@ def _run(folder: Path) -> Run:
         summary=summary,
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
-        answers=fact_answers(folder, summary.stages) if summary is not None else [],
-        own_answers=own_answers(folder, summary.stages) if summary is not None else [],
-        flips=flips(folder, summary.stages) if summary is not None else [],
+        answers=fact_answers(folder, stages),
+        own_answers=own_answers(folder, stages),
+        flips=flips(folder, stages),
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
     )
