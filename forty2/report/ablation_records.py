@@ -78,19 +78,19 @@ def read_ablation(record: Mapping[str, object]) -> AblationRecord:
         insight=None if not insight else str(insight["sentence"]),
         variants={
             variant: {
-                metric: Score(float(one["value"]), float(one["low"]), float(one["high"]))
-                for metric, one in scores.items()
+                metric: Score(float(score["value"]), float(score["low"]), float(score["high"]))
+                for metric, score in scores.items()
             }
             for variant, scores in shown["variants"].items()
         },
         changes=[
             VariantChange(
-                str(one["variant"]),
-                str(one["against"]),
-                {metric: read_change(change) for metric, change in one["metrics"].items()},
-                str(one.get("verdict") or ""),
-                str(one.get("sentence") or ""),
+                str(change["variant"]),
+                str(change["against"]),
+                {metric: read_change(change) for metric, change in change["metrics"].items()},
+                str(change.get("verdict") or ""),
+                str(change.get("sentence") or ""),
             )
-            for one in shown["changes"]
+            for change in shown["changes"]
         ],
     )

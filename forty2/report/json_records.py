@@ -33,7 +33,7 @@ DAMAGE = (
 def visible(value: Any) -> Any:
     """Return the same JSON with every character of every text visible."""
     if isinstance(value, str):
-        return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], value)
+        return _INVISIBLE.sub(lambda match: ascii(match[0])[1:-1], value)
     if isinstance(value, Mapping):
         return {visible(key): visible(inner) for key, inner in value.items()}
     return [visible(inner) for inner in value] if isinstance(value, list) else value

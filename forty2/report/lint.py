@@ -16,7 +16,7 @@ def lint_table(run: Run) -> Table:
     return Table(
         ("Phase", "Rows", "Warning", "First rows"),
         [
-            (one.phase, f"{one.rows:,}", one.message, ", ".join(one.origins) or "–")
-            for one in run.lint_warnings
+            (warning.phase, f"{warning.rows:,}", warning.message, ", ".join(warning.origins) or "–")
+            for warning in run.lint_warnings
         ],
     )

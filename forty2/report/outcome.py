@@ -41,7 +41,7 @@ def outcome_table(folder: Path, fused: Sequence[Path] = ()) -> str:
     rows += [{"phase": name, "time": _time_of(run, kind)} for kind, name in _KINDS.items()]
     rows = [row for row in rows if len(row) > 2 or row["time"]]
     if run.times:
-        rows.append({"phase": "in all", "time": duration(sum(one.seconds for one in run.times))})
+        rows.append({"phase": "in all", "time": duration(sum(time.seconds for time in run.times))})
     return _in_columns(rows)
 
 
@@ -49,8 +49,8 @@ def _phase_row(run: Run, phase: PhaseRecord, folder: Path) -> dict[str, str]:
     row = {
         "phase": phase.name,
         "kept step": f"{phase.adapter_step:,} of {phase.steps:,}",
-        "time": duration(sum(one.seconds for one in run.times if one.phase == phase.name))
-        if any(one.phase == phase.name for one in run.times)
+        "time": duration(sum(time.seconds for time in run.times if time.phase == phase.name))
+        if any(time.phase == phase.name for time in run.times)
         else "",
         "size": file_size(_bytes_in(folder)),
     }
@@ -73,7 +73,7 @@ def _by_step(run: Run, phase: PhaseRecord, key: str) -> dict[int, float]:
 
 
 def _time_of(run: Run, kind: str) -> str:
-    times = [one.seconds for one in run.times if one.kind == kind]
+    times = [time.seconds for time in run.times if time.kind == kind]
     return duration(sum(times)) if times else ""
 
 

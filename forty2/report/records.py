@@ -71,6 +71,7 @@ def _run(folder: Path) -> Run:
         _phase(read_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
     ]
     summary = _optional(folder / "summary.json", _summary)
+    stages = summary.stages if summary is not None else []
     contamination = _optional(folder / "contamination.json", lambda record: record)
     return Run(
         name=str(about["name"]),
@@ -82,9 +83,9 @@ def _run(folder: Path) -> Run:
         summary=summary,
         unread_phases=_texts((contamination or {}).get("unread_phases")),
         fused=_optional(folder / "fused.json", _fused),
-        answers=fact_answers(folder, summary.stages) if summary is not None else [],
-        own_answers=own_answers(folder, summary.stages) if summary is not None else [],
-        flips=flips(folder, summary.stages) if summary is not None else [],
+        answers=fact_answers(folder, stages),
+        own_answers=own_answers(folder, stages),
+        flips=flips(folder, stages),
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
         gates=_optional(folder / "gates.json", _gates) or [],
@@ -97,8 +98,8 @@ def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
 
 def _place(path: Path) -> int:
     """Return the number of a phase, from its folder's name."""
-    found = re.match(r"phase(\d+)", path.parent.name)
-    return int(found[1]) if found else 0
+    match = re.match(r"phase(\d+)", path.parent.name)
+    return int(match[1]) if match else 0
 
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:
@@ -123,9 +124,11 @@ def stage_times(path: Path) -> list[StageTime]:
 
 def _lint_warnings(record: JsonObject) -> list[LintWarning]:
     return [
-        LintWarning(phase, str(one["message"]), int(one["count"]), _texts(one["origins"]))
-        for phase, found in record.items()
-        for one in found
+        LintWarning(
+            phase, str(warning["message"]), int(warning["count"]), _texts(warning["origins"])
+        )
+        for phase, warnings in record.items()
+        for warning in warnings
     ]
 
 
@@ -210,7 +213,9 @@ def _summary(record: JsonObject) -> SummaryRecord:
         n=record.get("n"),
         tasks={name: _task(task) for name, task in tasks.items()},
         stages=[_stage(stage) for stage in record.get("stages") or []],
-        comparisons=[_comparison(one, tasks) for one in record.get("comparisons") or []],
+        comparisons=[
+            _comparison(comparison, tasks) for comparison in record.get("comparisons") or []
+        ],
         contamination=_contamination(record.get("contamination"), tasks),
         buckets=[_bucket(bucket) for bucket in record.get("buckets") or []],
     )
@@ -241,7 +246,7 @@ def _contamination(record: JsonObject | None, tasks: Collection[str]) -> Contami
     counts = record.get("tasks", {TRUTHFULQA: record})
     return ContaminationRecord(
         questions={name: int(count["questions"]) for name, count in counts.items()},
-        comparisons=[_comparison(one, tasks) for one in record["comparisons"]],
+        comparisons=[_comparison(comparison, tasks) for comparison in record["comparisons"]],
     )
 
 
@@ -256,14 +261,14 @@ def _stage(record: JsonObject) -> StageRecord:
         mc2_stderr=_number(stderr.get("mc2")),
         tasks={name: float(value) for name, value in (record.get("tasks") or {}).items()},
         held_out={name: float(value) for name, value in (record.get(HELD_OUT) or {}).items()},
-        style={name: _estimate(one) for name, one in (record.get("style") or {}).items()},
+        style={name: _estimate(estimate) for name, estimate in (record.get("style") or {}).items()},
         calibration=None
         if not calibration
         else Calibration(
             float(calibration["ece"]),
             [
-                CalibrationBin(float(one["confidence"]), float(one["accuracy"]))
-                for one in calibration["bins"]
+                CalibrationBin(float(group["confidence"]), float(group["accuracy"]))
+                for group in calibration["bins"]
             ],
         ),
     )
@@ -281,18 +286,18 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> ComparisonRecord:
         tasks: names of the recipe's tasks; the verdicts of others are left out.
     """
     metrics = record["metrics"]
-    found = record.get("tasks") or {
+    by_task = record.get("tasks") or {
         TRUTHFULQA: {
             "judged": record.get("judged") or list(metrics),
             "verdict": record.get("verdict") or "",
         }
     }
     verdicts = {
-        name: TaskVerdict(_texts(one["judged"]), str(one["verdict"]))
-        for name, one in found.items()
+        name: TaskVerdict(_texts(task["judged"]), str(task["verdict"]))
+        for name, task in by_task.items()
         if name in tasks
     }
-    judged = {metric for one in verdicts.values() for metric in one.metrics}
+    judged = {metric for task in verdicts.values() for metric in task.metrics}
     return ComparisonRecord(
         stage=str(record["stage"]),
         changes={name: read_change(metrics[name]) for name in metrics if name in judged},

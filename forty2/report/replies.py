@@ -42,10 +42,10 @@ class Pair(NamedTuple):
 def marked(answers: Sequence[Answer]) -> list[Pair]:
     """Mark what differs between the replies to each prompt; prompts whose replies differ first."""
     pairs = []
-    for one in sorted(answers, key=lambda one: one.before == one.after):
-        before, after = differing(one.before, one.after)
-        replies = Reply(before, one.before_leaks), Reply(after, one.after_leaks)
-        pairs.append(Pair(one.prompt, *replies, one.between))
+    for answer in sorted(answers, key=lambda answer: answer.before == answer.after):
+        before, after = differing(answer.before, answer.after)
+        replies = Reply(before, answer.before_leaks), Reply(after, answer.after_leaks)
+        pairs.append(Pair(answer.prompt, *replies, answer.between))
     return pairs
 
 

@@ -75,8 +75,8 @@ def change_chart(run: Run) -> Chart | None:
         return None
     last = run.comparisons[-1]
     points = [
-        Point(metric_name(name), one.difference, one.low, one.high)
-        for name, one in last.changes.items()
+        Point(metric_name(name), change.difference, change.low, change.high)
+        for name, change in last.changes.items()
         if name != "chat loss"  # nats, among shares
     ]
     title = f"Change from the base model to {last.stage}"
@@ -96,19 +96,19 @@ def curves_by_phase(run: Run) -> dict[str, list[Chart]]:
 
 def truthfulqa_charts(run: Run) -> list[Chart]:
     """Draw MC1 and MC2 of each stage, their changes, the calibration and the categories."""
-    value = Axis("score with 95% interval", from_0_to_1=True)
-    change = Axis("paired change with 95% interval")
+    of_scores = Axis("score with 95% interval", from_0_to_1=True)
+    of_changes = Axis("paired change with 95% interval")
     charts: list[Chart | None] = []
     for name in ("mc1", "mc2"):
         points = [point for stage in run.stages if (point := _point(stage, name)) is not None]
-        charts.append(interval_chart(metric_name(name), points, axis=value))
+        charts.append(interval_chart(metric_name(name), points, axis=of_scores))
         changes = [
-            Point(one.stage, found.difference, found.low, found.high)
-            for one in run.comparisons
-            if (found := one.changes.get(name)) is not None
+            Point(comparison.stage, change.difference, change.low, change.high)
+            for comparison in run.comparisons
+            if (change := comparison.changes.get(name)) is not None
         ]
         title = f"{metric_name(name)}: change from the base model"
-        charts.append(interval_chart(title, changes, axis=change, change=True))
+        charts.append(interval_chart(title, changes, axis=of_changes, change=True))
     charts.append(_calibration(run.stages))
     if run.comparisons:
         last = run.comparisons[-1]
@@ -135,10 +135,10 @@ def _calibration(stages: Sequence[StageRecord]) -> Chart | None:
     return line_chart(
         "Calibration of MC1",
         {
-            f"{name} (calibration error {found.error:.2f})": [
-                (one.confidence, one.accuracy) for one in found.bins
+            f"{name} (calibration error {calibration.error:.2f})": [
+                (group.confidence, group.accuracy) for group in calibration.bins
             ]
-            for name, found in (measured[:1] + measured[1:][-1:])
+            for name, calibration in (measured[:1] + measured[1:][-1:])
         },
         x=percent("confidence in the first choice"),
         y=percent("how often the model's first choice is right"),

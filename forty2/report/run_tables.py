@@ -15,7 +15,7 @@ from forty2.report.metrics import (
     signed,
 )
 from forty2.report.origin import origin_table
-from forty2.report.run_types import PhaseRecord, Run
+from forty2.report.run_types import Estimate, PhaseRecord, Run
 
 STYLE_NOTE = (
     "With 95% intervals, by resampling the replies (the texts, for perplexity). Spiral score: dialectic "
@@ -89,14 +89,19 @@ def style(run: Run) -> Table:
     rows = []
     for name in names:
         estimates = [stage.style.get(name) for stage in measured]
-        caution = next((each.caution for each in estimates if each and each.caution), "")
+        caution = next(
+            (estimate.caution for estimate in estimates if estimate and estimate.caution), ""
+        )
         label = name.replace("_", " ")
-        cells = [
-            "–" if each is None else f"{each.value:.3g} ({each.low:.3g} to {each.high:.3g})"
-            for each in estimates
-        ]
+        cells = [_estimate(estimate) for estimate in estimates]
         rows.append((f"{label} ({caution})" if caution else label, *cells))
     return Table(("Metric", *(stage.name for stage in measured)), rows)
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -34,10 +34,10 @@ def recipe_tables(recipe: str, phases: Sequence[PhaseRecord]) -> RecipeTables | 
         None if the text is no recipe: the report then shows only the text.
     """
     try:
-        found = visible(yaml.safe_load(recipe))  # YAML may spell out what the text must not hold
+        content = visible(yaml.safe_load(recipe))  # YAML may spell out what the text must not hold
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    sections_of_phases = found.get("phases") if isinstance(found, Mapping) else None
+    sections_of_phases = content.get("phases") if isinstance(content, Mapping) else None
     if not isinstance(sections_of_phases, Mapping):
         return None
     finished = {phase.name: phase for phase in phases}
@@ -50,7 +50,7 @@ def recipe_tables(recipe: str, phases: Sequence[PhaseRecord]) -> RecipeTables | 
     ]
     return RecipeTables(
         Table(("Phase", "File", "Rows"), data),
-        Table(("Setting", "Value", "Default"), list(_changed(found))),
+        Table(("Setting", "Value", "Default"), list(_changed(content))),
     )
 
 

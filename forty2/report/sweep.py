@@ -66,8 +66,8 @@ def text_table(record: Mapping[str, object]) -> str:
 
 
 def _shown(record: Mapping[str, object]) -> JsonObject:
-    found: JsonObject = visible({key: record[key] for key in record if key != "items"})
-    return found
+    shown: JsonObject = visible({key: record[key] for key in record if key != "items"})
+    return shown
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -75,7 +75,9 @@ def _shown(record: Mapping[str, object]) -> JsonObject:
 
 def _metrics(record: JsonObject) -> list[str]:
     """List all metrics that were measured, the judged one and the main ones first."""
-    names = dict.fromkeys(name for one in record["configurations"] for name in one["scores"])
+    names = dict.fromkeys(
+        name for configuration in record["configurations"] for name in configuration["scores"]
+    )
     first = [record["metric"]["metric"], *_MAIN]
     return [*(n for n in dict.fromkeys(first) if n in names), *(n for n in names if n not in first)]
 
@@ -86,11 +88,11 @@ def _scores_table(record: JsonObject, metrics: Sequence[str]) -> Table:
     if record["base"]:
         cells = [_mean(metric, record["base"].get(metric)) for metric in metrics]
         rows.append(["base", *["–"] * len(parameters), *cells, "–", "–"])
-    for one in record["configurations"]:
-        settings = [_value(one["settings"].get(key)) for key in parameters]
-        scores = [_score(metric, one["scores"].get(metric)) for metric in metrics]
-        cost = duration(one["seconds"]) if one["seconds"] else "–"
-        rows.append([one["name"], *settings, *scores, cost, one["state"]])
+    for configuration in record["configurations"]:
+        settings = [_value(configuration["settings"].get(key)) for key in parameters]
+        scores = [_score(metric, configuration["scores"].get(metric)) for metric in metrics]
+        cost = duration(configuration["seconds"]) if configuration["seconds"] else "–"
+        rows.append([configuration["name"], *settings, *scores, cost, configuration["state"]])
     names = [shown_metric(metric).name for metric in metrics]
     head = ["", *map(_short, parameters), *names, "cost", "state"]
     return Table(head, rows)
@@ -121,8 +123,12 @@ def _mean(metric: str, value: float | None) -> str:
 
 def _differences_table(record: JsonObject) -> Table:
     rows = [
-        [name, *(f"{one[key]:+.4f}" for key in ("value", "low", "high")), str(one["n"])]
-        for name, one in record["against"].items()
+        [
+            name,
+            *(f"{difference[key]:+.4f}" for key in ("value", "low", "high")),
+            str(difference["n"]),
+        ]
+        for name, difference in record["against"].items()
     ]
     metric = record["metric"]["metric"]
     name = metric if metric in OPPOSITES else shown_metric(metric).name
@@ -139,11 +145,13 @@ def _tables(record: JsonObject) -> list[tuple[str, Table, str]]:
     confirmed = record["confirmed"]
     if confirmed:
         scores = confirmed["scores"]
-        metrics = [m for m in _metrics(record) if all(m in one for one in scores.values())]
+        metrics = [
+            m for m in _metrics(record) if all(m in by_metric for by_metric in scores.values())
+        ]
         rows = [
             [
                 shown_metric(m).name,
-                *(_score(m, configuration[m]) for configuration in scores.values()),
+                *(_score(m, by_metric[m]) for by_metric in scores.values()),
             ]
             for m in metrics
         ]
@@ -172,10 +180,10 @@ def confirmation_lines(record: Mapping[str, object]) -> list[str]:
         f"seeds. Shrinkage{of_what}: {lost['value']:+.4f} ({lost['low']:+.4f} to {lost['high']:+.4f}).",
     ]
     for key, when in (("gain_before", "in the sweep"), ("gain", "on fresh seeds")):
-        if one := confirmed[key]:
+        if gain := confirmed[key]:
             lines.append(
-                f"Gain over the recipe as it is, {when}: {one['value']:+.4f} ({one['low']:+.4f} to "
-                f"{one['high']:+.4f}), {one['n']} items."
+                f"Gain over the recipe as it is, {when}: {gain['value']:+.4f} ({gain['low']:+.4f} to "
+                f"{gain['high']:+.4f}), {gain['n']} items."
             )
     return lines
 
@@ -189,9 +197,13 @@ def _charts(record: JsonObject) -> list[Chart]:
     for alignment in _ALIGNMENT:
         for fluency in _FLUENCY:
             points = [
-                (one["name"], _figure(fluency, one), _figure(alignment, one))
-                for one in record["configurations"]
-                if alignment in one["scores"] and fluency in one["scores"]
+                (
+                    configuration["name"],
+                    _figure(fluency, configuration),
+                    _figure(alignment, configuration),
+                )
+                for configuration in record["configurations"]
+                if alignment in configuration["scores"] and fluency in configuration["scores"]
             ]
             title = f"{shown_metric(alignment).name} against {shown_metric(fluency).name}"
             x, y = _axis(fluency), _axis(alignment)
@@ -212,15 +224,24 @@ def _figure(metric: str, configuration: JsonObject) -> float:
 def _parallel(record: JsonObject) -> list[Chart]:
     """Draw the settings and the judged metric of each configuration as parallel coordinates."""
     metric = record["metric"]["metric"]
-    ran = [one for one in record["configurations"] if metric in one["scores"]]
-    columns = [[one["settings"].get(key) for one in ran] for key in record["parameters"]]
-    columns.append([_figure(metric, one) for one in ran])
+    ran = [
+        configuration
+        for configuration in record["configurations"]
+        if metric in configuration["scores"]
+    ]
+    columns = [
+        [configuration["settings"].get(key) for configuration in ran]
+        for key in record["parameters"]
+    ]
+    columns.append([_figure(metric, configuration) for configuration in ran])
     places, ends = [], []
     for values in columns:
         at, low, high = _placed(values)
         places.append(at)
         ends.append((low, high))
-    lines = [(one["name"], [at[n] for at in places]) for n, one in enumerate(ran)]
+    lines = [
+        (configuration["name"], [at[n] for at in places]) for n, configuration in enumerate(ran)
+    ]
     names = [*map(_short, record["parameters"]), shown_metric(metric).name]
     chart = parallel_chart("Settings and scores", names, lines, ends, best=record["best"])
     return [chart] if chart is not None else []
@@ -230,13 +251,13 @@ def _placed(values: Sequence[object]) -> tuple[list[float], str, str]:
     """Place values between 0 and 1, numbers by size and others by order; name both ends."""
     if not values:
         return [], "", ""
-    if all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
-        numbers = [float(str(one)) for one in values]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        numbers = [float(str(value)) for value in values]
         low, high = min(numbers), max(numbers)
         if low > 0 and high / low >= 100:  # as rates are tried: by their logarithm
-            places = [math.log(one / low) / math.log(high / low) for one in numbers]
+            places = [math.log(number / low) / math.log(high / low) for number in numbers]
         else:
-            places = [(one - low) / (high - low) if high > low else 0.5 for one in numbers]
+            places = [(number - low) / (high - low) if high > low else 0.5 for number in numbers]
         return places, f"{low:.4g}", f"{high:.4g}"
     words = list(map(on_one_line, values))
     order = list(dict.fromkeys(words))

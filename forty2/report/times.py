@@ -16,9 +16,9 @@ NOTE = (
 
 def time_table(run: Run) -> Table:
     """Make the table of a run's stages; no rows if an earlier release recorded no times."""
-    rows = [(one.stage, duration(one.seconds), _memory(run, {one.phase})) for one in run.times]
+    rows = [(time.stage, duration(time.seconds), _memory(run, {time.phase})) for time in run.times]
     if rows:
-        total = sum(one.seconds for one in run.times)
+        total = sum(time.seconds for time in run.times)
         rows.append(("in all", duration(total), _memory(run, {line.phase for line in run.log})))
     return Table(("Stage", "Time", "Peak memory"), rows)
 

@@ -104,6 +104,7 @@ def test_several_folders_are_searched_and_a_run_is_listed_once(runs: Path, here:
         ("run.json", '{"name": "x"}'),
         ("summary.json", "7"),
         ("summary.json", '{"stages": 7}'),
+        ("summary.json", '{"stages": [{"mc1": 1%s}]}' % ("0" * 400)),
         ("phase2_dpo/phase.json", ""),
         ("notes.json", '{"notes": [{}]}'),
         ("fused.json", "null"),
