@@ -28,6 +28,7 @@ class LlamaCpp:
         params.warmup = False
         params.verbosity = -1
         self._server = xllamacpp.Server(params)
+        self.tokenize("a")  # a server that is dropped before its first request never ends
 
     def tokenize(self, text: str, *, framed: bool = False) -> list[int]:
         """Return a text's ids; control tokens are read as such.

@@ -98,15 +98,24 @@ def sentence_piece(scheme: str, text: str = PROBE, size: int = 700) -> Tokenizer
     return tokenizer
 
 
-def with_tokens(backend: Tokenizer, *, bos: str | None = None, **settings: Any) -> Any:
+def with_tokens(
+    backend: Tokenizer, *, bos: str | None = None, stripped: bool = False, **settings: Any
+) -> Any:
     """Add control tokens, tags and a chat template to a tokenizer.
 
     Args:
         bos: the token that goes before every text; None: none does.
+        stripped: control tokens and tags take in the white space after them, as Phi-3's.
     """
-    special = [AddedToken(token, special=True, normalized=False) for token in CONTROL]
-    backend.add_special_tokens(special)
-    backend.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    never = {"<unk>", "<s>", "<|endoftext|>"}
+    more = ("<unk>", "</s>") if stripped else ()
+
+    def made(token: str, special: bool) -> AddedToken:
+        rstrip = stripped and token not in never
+        return AddedToken(token, special=special, normalized=False, rstrip=rstrip)
+
+    backend.add_special_tokens([made(token, True) for token in (*CONTROL, *more)])
+    backend.add_tokens([made(tag, False) for tag in TAGS])
     if bos is not None:
         backend.add_special_tokens([AddedToken(bos, special=True, normalized=False)])
         framing = [(bos, backend.token_to_id(bos))]

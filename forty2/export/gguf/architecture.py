@@ -22,7 +22,7 @@ from forty2.model.gguf.architectures import (
     head_size,
 )
 from forty2.model.gguf.file import Value
-from forty2.model.gguf.rope_scaling import SHORT, write_rope_scaling
+from forty2.model.gguf.rope_scaling import write_rope_scaling
 from forty2.model.loading import LoadedModel
 
 _WINDOW = 4096
@@ -41,8 +41,6 @@ class Described(NamedTuple):
     """Tensors of the rotary scaling."""
     vocabulary_rows: int
     """Rows of the embeddings."""
-    notes: tuple[str, ...]
-    """What llama.cpp does differently."""
 
 
 def describe_model(loaded: LoadedModel) -> Described:
@@ -67,12 +65,7 @@ def describe_model(loaded: LoadedModel) -> Described:
         scaling = write_rope_scaling(architecture, config)
     except ModelError as error:
         raise ModelError(f"{loaded.path}: {error}") from error
-    name, notes = architecture.name, []
-    if SHORT in scaling.factors:
-        notes.append(
-            "mlx-lm uses the long factors of the rotary scaling for every text; llama.cpp and "
-            f"transformers use the short ones up to {config['original_max_position_embeddings']} tokens"
-        )
+    name = architecture.name
     head = head_size(config)
     numbers: dict[str, Value] = {
         "vocab_size": config["vocab_size"],
@@ -89,7 +82,6 @@ def describe_model(loaded: LoadedModel) -> Described:
         _weights(architecture, config, model, loaded),
         scaling.factors,
         config["vocab_size"],
-        tuple(notes),
     )
 
 

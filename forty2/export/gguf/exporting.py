@@ -126,16 +126,17 @@ def export_gguf(
     plan = _plan(described, Type[type.upper()])
     if coarse := sum(p.kind == Type.F16 != Type[type.upper()] for p in plan.values()):
         notes.append(f"{coarse} tensors are F16: their rows are no multiple of 32")
-    _write(out, values, described, plan, progress)
     modelfile = None
     if modelfile_path is not None:
         if system is None and adapter is not None:
             system = trained_system(adapter)
+        adds_bos = bool(values["tokenizer.ggml.add_bos_token"])
         modelfile = modelfile_of(
-            tokenizer, vocabulary.stops, bool(values["tokenizer.ggml.add_bos_token"]), out, system
-        )
-        write_text(modelfile_path, modelfile.text)
-        modelfile = modelfile._replace(path=modelfile_path)
+            tokenizer, vocabulary.stops, adds_bos=adds_bos, gguf=out.name, system=system
+        )._replace(path=modelfile_path)
+    _write(out, values, described, plan, progress)
+    if modelfile is not None:
+        write_text(modelfile.path, modelfile.text)
     return Exported(
         out,
         type,
@@ -143,7 +144,7 @@ def export_gguf(
         len(plan),
         vocabulary,
         modelfile,
-        (*notes, *described.notes, *vocabulary.notes),
+        (*notes, *vocabulary.notes),
     )
 
 
