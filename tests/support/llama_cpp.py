@@ -70,6 +70,11 @@ class LlamaCpp:
         answer = self._post("/completion", request | {"return_tokens": True, "cache_prompt": True})
         return list(answer["tokens"])
 
+    def stops_at(self, token: int) -> bool:
+        """Return whether a reply ends where the model chooses a token."""
+        request = {"prompt": self.tokenize("a"), "n_predict": 2, "logit_bias": [[token, 1000.0]]}
+        return bool(self._post("/completion", request)["stop_type"] == "eos")
+
     def _next(self, ids: Sequence[int], chosen: int, **options: Any) -> Any:
         """Run the model on some ids and have it choose a token; its probability is not changed by that."""
         request = {"prompt": list(ids), "n_predict": 1, "temperature": 0, "cache_prompt": True}
