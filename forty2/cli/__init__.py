@@ -23,6 +23,7 @@ COMMANDS = {
     "recipe": "recipe",
     "data": "data",
     "fuse": "fuse",
+    "export": "export",
     "chat": "chat",
     "generate": "generate",
     "model": "model",

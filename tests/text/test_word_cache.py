@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from forty2.data.library import rows
-from forty2.model.gguf.tokenizer import _splitter
+from forty2.model.gguf.tokenizer import splitter
 from forty2.text.word_cache import WordCache
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -48,7 +48,7 @@ TEXTS = st.lists(st.lists(PARTS | ANY, max_size=12).map("".join), max_size=4)
 def trained(pre: str) -> Tokenizer:
     """A byte-level tokenizer that cuts words as a family of models does."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = _splitter(pre)
+    backend.pre_tokenizer = splitter(pre)
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     answers = [text for row in rows("myths_a") for text in (row["question"], *row["true"])]

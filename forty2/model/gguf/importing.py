@@ -10,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -19,31 +18,26 @@ from numpy.typing import NDArray
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject
+from forty2.model.gguf.architectures import ARCHITECTURES, NUMBERS, Architecture, Weight
 from forty2.model.gguf.file import GgufFile
+from forty2.model.gguf.rope_scaling import FACTORS, read_rope_scaling, shortest
 from forty2.model.gguf.tokenizer import TokenIds, read_tokenizer
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_QWEN = ("qwen2", "qwen3")
 _REMEDY = "download the file again"
 _CHUNK = 1 << 22
 """Most values in memory at a time while weights are written."""
 
 
 _USED = {
-    "attention.head_count",
-    "attention.head_count_kv",
+    *NUMBERS,
     "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
     "attention.value_length",
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
     "rope.dimension_count",
-    "rope.freq_base",
     "rope.scale_linear",
     "vocab_size",
 }
-"""Metadata of an architecture that the importer reads, besides rope.scaling."""
+"""Metadata of every architecture that the importer reads, besides rope.scaling."""
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
@@ -62,15 +56,6 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
 """Metadata that may stand there with a value that changes nothing."""
 
 
-class _Target(NamedTuple):
-    """The place of a tensor in the Hugging Face layout."""
-
-    name: str
-    shape: tuple[int, ...]
-    heads: int = 0
-    """Number of heads whose two halves llama.cpp has interleaved; 0: not interleaved."""
-
-
 def import_gguf(gguf_path: Path, out: Path) -> Path:
     """Write a GGUF file's model as a folder of safetensors, config and tokenizer.
 
@@ -78,7 +63,7 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
     precision. The folder appears whole or not at all, and never replaces one with files in it.
 
     Args:
-        gguf_path: a file of architecture llama or qwen2, with a byte-level BPE tokenizer.
+        gguf_path: a file of one of `ARCHITECTURES`, with a byte-level BPE tokenizer.
         out: the folder to make.
 
     Returns:
@@ -91,18 +76,19 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ModelError(f"{out}: already exists; remove it, or choose another folder")
     file = GgufFile(gguf_path)
-    config = _architecture(file)
+    architecture = _architecture(file)
+    config = _config(file, architecture)
     tokenizer = read_tokenizer(file, config["max_position_embeddings"])
-    targets = _targets(file, config)
+    targets = _targets(file, config, architecture)
     if tokenizer.size > config["vocab_size"]:
         raise ModelError(
             f"{gguf_path}: {tokenizer.size} tokens, but embeddings for {config['vocab_size']}"
         )
-    if config["model_type"] == "qwen2" and tokenizer.rule != "qwen2":
-        # transformers gives every qwen2 model this rule, whatever tokenizer.json says
+    if architecture.name in _QWEN and tokenizer.rule != "qwen2":
+        # transformers gives every such model this rule, whatever tokenizer.json says
         raise ModelError(
-            f"{gguf_path}: pre-tokenizer {tokenizer.pre!r} with architecture qwen2 cannot be "
-            "imported; use the model's safetensors"
+            f"{gguf_path}: pre-tokenizer {tokenizer.pre!r} with architecture {architecture.name} "
+            "cannot be imported; use the model's safetensors"
         )
     dtype = _dtype(file)
     ids = _ids(tokenizer.ids)
@@ -115,57 +101,71 @@ def import_gguf(gguf_path: Path, out: Path) -> Path:
     return out
 
 
-def _architecture(file: GgufFile) -> JsonObject:
-    """Build `config.json`, without token ids and dtype."""
+def _architecture(file: GgufFile) -> Architecture:
+    """Find the architecture, and refuse content and metadata that are not imported."""
     kind = file.need("general.architecture", str)
     _check_content(file, kind)
-    if kind not in _CLASSES:
+    if kind not in ARCHITECTURES:
         raise ModelError(
-            f"{file.path}: architecture {kind!r} cannot be imported, only {', '.join(_CLASSES)}; "
-            "use the model's safetensors"
+            f"{file.path}: architecture {kind!r} cannot be imported, only "
+            f"{', '.join(ARCHITECTURES)}; use the model's safetensors"
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{file.path}: tensor token_embd.weight is missing; {_REMEDY}")
-    _check_metadata(file, kind)
-    hidden = file.need(f"{kind}.embedding_length", int)
-    heads = file.need(f"{kind}.attention.head_count", int)
-    head_dim = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
-    if heads < 1 or head_dim < 2 or head_dim % 2:
-        raise ModelError(f"{file.path}: {heads} heads of {head_dim} are impossible; {_REMEDY}")
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (file.get(f"{kind}.{key}", int) or head_dim) != head_dim:
-            raise ModelError(
-                f"{file.path}: {kind}.{key} is not the head size {head_dim}, "
-                "which no importable model has"
-            )
-    if kind == "qwen2" and head_dim * heads != hidden:
-        raise ModelError(
-            f"{file.path}: {heads} heads of {head_dim} do not add up to width {hidden}"
-        )
-    theta = _shortest(file.get(f"{kind}.rope.freq_base", float) or 10000.0)
+    _check_metadata(file, ARCHITECTURES[kind])
+    return ARCHITECTURES[kind]
+
+
+def _config(file: GgufFile, architecture: Architecture) -> JsonObject:
+    """Build `config.json`, without token ids and dtype."""
+    kind = architecture.name
+    defaults = {
+        "attention.head_count_kv": file.get(f"{kind}.attention.head_count", int),
+        "rope.freq_base": 10000.0,
+    }
     config: JsonObject = {
-        "model_type": kind,
-        "architectures": [_CLASSES[kind]],
-        "hidden_size": hidden,
-        "intermediate_size": file.need(f"{kind}.feed_forward_length", int),
-        "num_hidden_layers": file.need(f"{kind}.block_count", int),
-        "num_attention_heads": heads,
-        "num_key_value_heads": file.get(f"{kind}.attention.head_count_kv", int) or heads,
-        "max_position_embeddings": file.need(f"{kind}.context_length", int),
-        "rms_norm_eps": _shortest(file.need(f"{kind}.attention.layer_norm_rms_epsilon", float)),
-        "rope_theta": theta,
+        "model_type": architecture.model_types[0],
+        "architectures": [architecture.model_class],
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        **architecture.settings,
     }
-    if kind == "llama":
-        config |= {
-            "head_dim": head_dim,
-            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-            "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
-        }
-    scaling = _rope_scaling(file, kind, theta, head_dim)
-    return config | ({"rope_scaling": scaling} if scaling else {})
+    for key, number in (NUMBERS | dict(architecture.numbers)).items():
+        value = file.get(f"{kind}.{key}", number.kind) or defaults.get(key)
+        if value is None and key in NUMBERS:
+            value = file.need(f"{kind}.{key}", number.kind)
+        if value is not None:
+            config[number.name] = shortest(value) if number.kind is float else value
+    config |= _head_settings(file, architecture, config)
+    if architecture.optional_bias:
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    return config | read_rope_scaling(file, architecture, config)
+
+
+def _head_settings(file: GgufFile, architecture: Architecture, config: JsonObject) -> JsonObject:
+    """Return the settings of `config.json` that follow from the heads' size."""
+    kind, hidden = architecture.name, config["hidden_size"]
+    heads = config["num_attention_heads"]
+    head = file.get(f"{kind}.attention.key_length", int) or hidden // max(heads, 1)
+    rotated = file.get(f"{kind}.rope.dimension_count", int) or head
+    if heads < 1 or head < 2 or head % 2:
+        raise ModelError(f"{file.path}: {heads} heads of {head} are impossible; {_REMEDY}")
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if key == "rope.dimension_count" and architecture.partly_rotated:
+            continue
+        if (file.get(f"{kind}.{key}", int) or head) != head:
+            raise ModelError(
+                f"{file.path}: {kind}.{key} is not the head size {head}, which no importable model has"
+            )
+    if not architecture.own_head_size and head * heads != hidden:
+        raise ModelError(f"{file.path}: {heads} heads of {head} do not add up to width {hidden}")
+    settings: JsonObject = {"head_dim": head} if architecture.own_head_size else {}
+    if architecture.partly_rotated:
+        settings["partial_rotary_factor"] = rotated / head
+    scalar = architecture.query_scalar(config | {"head_dim": head})
+    return settings if scalar is None else settings | {"query_pre_attn_scalar": scalar}
 
 
 def _check_content(file: GgufFile, kind: str) -> None:
@@ -195,10 +195,11 @@ def _check_content(file: GgufFile, kind: str) -> None:
         )
 
 
-def _check_metadata(file: GgufFile, kind: str) -> None:
+def _check_metadata(file: GgufFile, architecture: Architecture) -> None:
     """Refuse metadata that may change the computation and that the importer does not use."""
+    kind = architecture.name
     context = file.need(f"{kind}.context_length", int)
-    for key in sorted(file.keys(f"{kind}.") - _USED):
+    for key in sorted(file.keys(f"{kind}.") - _USED - architecture.numbers.keys()):
         value = file.value(f"{kind}.{key}")
         if key.startswith("rope.scaling.") or value in _WITHOUT_EFFECT.get(key, ()):
             continue
@@ -221,108 +222,24 @@ def _is_usual_scale(file: GgufFile, scale: float) -> bool:
     return scale == 0 or math.isclose(scale, max(width, 1) ** -0.5, rel_tol=1e-5)
 
 
-def _rope_scaling(file: GgufFile, kind: str, theta: float, head_dim: int) -> JsonObject | None:
-    """Build `rope_scaling` as llama.cpp reads it: a factor without a type is linear."""
-    prefix = f"{kind}.rope.scaling."
-    factor = file.get(f"{prefix}factor", float) or file.get(f"{kind}.rope.scale_linear", float)
-    method = file.get(f"{prefix}type", str) or ("linear" if factor else "none")
-    unknown = file.keys(prefix) - {"type", "factor", "original_context_length", "finetuned"}
-    if "rope_freqs.weight" in file.tensors:
-        if unknown or (method != "none" and factor not in (None, 1.0)):
-            raise ModelError(
-                f"{file.path}: rope_freqs.weight and rope scaling {method!r} together cannot be "
-                "imported; use the model's safetensors"
-            )
-        return _llama3_scaling(file, theta, head_dim)
-    if method not in ("none", "linear", "yarn") or unknown:
-        raise ModelError(
-            f"{file.path}: rope scaling {method!r} {sorted(unknown) or ''} cannot be imported; "
-            "use the model's safetensors"
-        )
-    if method == "none" or (method == "linear" and factor in (None, 1.0)):
-        return None
-    if not factor or factor < 0:
-        raise ModelError(f"{file.path}: {prefix}factor is {factor}; {_REMEDY}")
-    scaling = {"rope_type": method, "factor": _shortest(factor)}
-    original = file.get(f"{prefix}original_context_length", int)
-    if method == "yarn" and original is not None:
-        scaling["original_max_position_embeddings"] = original
-    return scaling
-
-
-def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> JsonObject:
-    """Find the parameters of Llama 3's scaling; the file holds only the divisors computed from them.
-
-    Published models differ only in the factor, which is the largest divisor. The other divisors
-    are checked against it.
-    """
-    tensor = file.tensors["rope_freqs.weight"]
-    divisors = dequantize(tensor.data, tensor.kind).ravel()
-    low, high, original = 1.0, 4.0, 8192
-    factor = float(divisors.max())
-    with np.errstate(all="ignore"):  # a damaged value equals nothing
-        turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
-        smooth = np.clip((turns - low) / (high - low), 0, 1)
-        expected = 1 / ((1 - smooth) / np.float64(factor) + smooth)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
-        raise ModelError(
-            f"{file.path}: rope_freqs.weight is not Llama 3's scaling, so it cannot be imported; "
-            "use the model's safetensors"
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
-
-
-def _targets(file: GgufFile, config: JsonObject) -> dict[str, _Target]:
+def _targets(file: GgufFile, config: JsonObject, architecture: Architecture) -> dict[str, Weight]:
     """List every tensor that the model needs, by its GGUF name.
 
     Raises:
         ModelError: a tensor is missing, has another shape, or is unknown.
     """
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    permuted = config["model_type"] == "llama"
-    attention, mlp = config.get("attention_bias", False), config.get("mlp_bias", False)
-    qkv = attention or config["model_type"] == "qwen2"
-    layers = [  # GGUF name, Hugging Face name, rows, columns, interleaved heads, has a bias
-        ("attn_q", "self_attn.q_proj", heads * head_dim, hidden, permuted * heads, qkv),
-        ("attn_k", "self_attn.k_proj", kv_heads * head_dim, hidden, permuted * kv_heads, qkv),
-        ("attn_v", "self_attn.v_proj", kv_heads * head_dim, hidden, 0, qkv),
-        ("attn_output", "self_attn.o_proj", hidden, heads * head_dim, 0, attention),
-        ("ffn_gate", "mlp.gate_proj", wide, hidden, 0, mlp),
-        ("ffn_up", "mlp.up_proj", wide, hidden, 0, mlp),
-        ("ffn_down", "mlp.down_proj", hidden, wide, 0, mlp),
-    ]
-    targets: dict[str, _Target] = {}
-
-    def place(own: str, name: str, shape: tuple[int, ...], interleaved: int = 0) -> None:
-        if own not in file.tensors:
-            raise ModelError(f"{file.path}: tensor {own} is missing; {_REMEDY}")
-        if (found := file.tensors[own].shape) != shape:
-            raise ModelError(f"{file.path}: tensor {own} is {found}, not {shape}; {_REMEDY}")
-        targets[own] = _Target(name, shape, interleaved)
-
-    place("token_embd.weight", "model.embed_tokens.weight", (config["vocab_size"], hidden))
-    place("output_norm.weight", "model.norm.weight", (hidden,))
-    if not config["tie_word_embeddings"]:
-        place("output.weight", "lm_head.weight", (config["vocab_size"], hidden))
-    for n in range(config["num_hidden_layers"]):
-        own, theirs = f"blk.{n}", f"model.layers.{n}"
-        place(f"{own}.attn_norm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
-        place(f"{own}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
-        for name, layer, rows, columns, interleaved, bias in layers:
-            place(f"{own}.{name}.weight", f"{theirs}.{layer}.weight", (rows, columns), interleaved)
-            if bias:
-                place(f"{own}.{name}.bias", f"{theirs}.{layer}.bias", (rows,), interleaved)
-    if more := sorted(file.tensors.keys() - targets.keys() - {"rope_freqs.weight"}):
+    targets = {}
+    for name, weight in architecture.weights(config):
+        if name not in file.tensors:
+            raise ModelError(f"{file.path}: tensor {name} is missing; {_REMEDY}")
+        if (found := file.tensors[name].shape) != weight.shape:
+            raise ModelError(
+                f"{file.path}: tensor {name} is {found}, not {weight.shape}; {_REMEDY}"
+            )
+        targets[name] = weight
+    if more := sorted(file.tensors.keys() - targets.keys() - FACTORS):
         raise ModelError(
-            f"{file.path}: tensor {more[0]} is unknown in architecture {config['model_type']}, "
+            f"{file.path}: tensor {more[0]} is unknown in architecture {architecture.name}, "
             "so this is another kind of model; use its safetensors"
         )
     return targets
@@ -344,7 +261,7 @@ def _dtype(file: GgufFile) -> Type:
     return Type.F32 if parameters < 1_000_000_000 else Type.F16
 
 
-def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtype: Type) -> None:
+def _write_weights(path: Path, file: GgufFile, targets: dict[str, Weight], dtype: Type) -> None:
     """Write a safetensors file a few rows at a time; its library needs the whole model in memory."""
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -372,18 +289,17 @@ def _write_weights(path: Path, file: GgufFile, targets: dict[str, _Target], dtyp
         os.fsync(out.fileno())
 
 
-def _rows_of(file: GgufFile, name: str, target: _Target) -> Iterator[NDArray[np.float32]]:
+def _rows_of(file: GgufFile, name: str, target: Weight) -> Iterator[NDArray[np.float32]]:
     """Yield a tensor's values in the Hugging Face order, some rows at a time."""
     tensor = file.tensors[name]
     rows = target.shape[0] if target.heads or len(target.shape) > 1 else 1
     raw = tensor.data.reshape(rows, -1)
-    order = np.arange(rows)
-    if target.heads:
-        order = order.reshape(target.heads, -1, 2).swapaxes(1, 2).ravel()
+    order = target.rows_from_gguf(rows)
     step = max(1, _CHUNK * rows // tensor.size)
     for start in range(0, rows, step):
         try:
-            yield dequantize(raw[order[start : start + step]], tensor.kind)
+            values = dequantize(raw[order[start : start + step]], tensor.kind)
+            yield values - np.float32(target.offset) if target.offset else values
         except NotImplementedError as error:
             raise ModelError(
                 f"{file.path}: tensor {name} is of type {tensor.kind.name}, which cannot be "
@@ -411,11 +327,6 @@ def _ids(ids: TokenIds) -> JsonObject:
         "eos_token_id": ids.eos[0] if len(ids.eos) == 1 else ids.eos or None,
         "pad_token_id": ids.pad,
     }
-
-
-def _shortest(value: float) -> float:
-    """Return the shortest decimal of a float32: GGUF stores 1e-5 as 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
 
 
 def _write_json(path: Path, value: JsonObject) -> None:

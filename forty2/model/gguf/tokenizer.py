@@ -7,9 +7,11 @@ A GGUF file leaves out parts of a SentencePiece model, such as its normalizer.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gguf import TokenType
 from tokenizers import (
     AddedToken,
     Regex,
@@ -25,7 +27,7 @@ from forty2.errors import ModelError
 from forty2.files import JsonObject
 from forty2.model.gguf.file import GgufFile
 
-_SAME_RULE = {
+RULES = {
     "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano smaug-bpe dbrx",
     "qwen2": "deepseek-r1-qwen kormo f2llmv2 megrez",
     "smollm": "starcoder refact command-r codeshell exaone minerva-7b",
@@ -33,15 +35,21 @@ _SAME_RULE = {
     "exaone4 mpt olmo jais trillion granite-docling",
 }
 """Names that llama.cpp cuts text into words for as it does for the first one (`llama-vocab.cpp`)."""
-_RULES = {name: rule for rule, names in _SAME_RULE.items() for name in [rule, *names.split()]} | {
+_RULE_OF = {name: rule for rule, names in RULES.items() for name in [rule, *names.split()]} | {
     "default": "gpt-2"  # no converter of today writes it for such a tokenizer
 }
 _MERGED_ALWAYS = {"smaug-bpe", "dbrx"}
 """Names with the rule of Llama 3 that do not look up a whole word before they merge, nor add a BOS."""
-_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
-"""Roles of tokens, and llama.cpp's names for them."""
-_CONTROL, _USER_DEFINED = 3, 4
-"""llama.cpp's types of tokens that are matched in the text as a whole."""
+ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "eot": "eot",
+    "eom": "eom",
+}
+"""Roles of tokens, and llama.cpp's names for them; generation ends at the end of a text, of a turn and
+of a message."""
 
 
 class TokenIds(NamedTuple):
@@ -49,7 +57,7 @@ class TokenIds(NamedTuple):
 
     bos: int | None
     eos: list[int]
-    """Ids of the end of text and, if the file names another token for it, of the end of a turn."""
+    """Ids of the end of a text and, if the file names other tokens for them, of a turn and a message."""
     pad: int | None
 
 
@@ -89,20 +97,24 @@ def read_tokenizer(file: GgufFile, context: int) -> GgufTokenizer:
     tokens = [str(token) for token in file.need("tokenizer.ggml.tokens", list)]
     rule = _rule_of(file, pre)
     as_llama3 = rule == "llama-bpe" and pre not in _MERGED_ALWAYS
-    backend = _backend(file, rule, tokens, whole_words_first=as_llama3)
+    if len(set(tokens)) != len(tokens):
+        raise ModelError(
+            f"{file.path}: tokenizer.ggml.tokens names a token twice; the file is damaged"
+        )
     kinds = file.get("tokenizer.ggml.token_type", list) or []
-    added = {
-        n: AddedToken(tokens[n], special=kind == _CONTROL, normalized=False)
-        for n, kind in enumerate(kinds[: len(tokens)])
-        if kind in (_CONTROL, _USER_DEFINED)
-    }
-    backend.add_tokens(list(added.values()))
-
+    added = added_tokens(tokens, kinds)
+    merges = [str(merge) for merge in file.need("tokenizer.ggml.merges", list)]
+    try:
+        backend = build_backend(tokens, merges, rule, added, whole_words_first=as_llama3)
+    except Exception as error:  # tokenizers raises the bare class
+        raise ModelError(
+            f"{file.path}: tokenizer.ggml.merges do not fit the tokens: {error}"
+        ) from error
     named = {
         role: _token_id(file, f"tokenizer.ggml.{key}_token_id", len(tokens))
-        for role, key in _ROLES.items()
+        for role, key in ROLES.items()
     }
-    ends = dict.fromkeys(n for n in (named["eos"], named["eot"]) if n is not None)
+    ends = dict.fromkeys(n for n in (named["eos"], named["eot"], named["eom"]) if n is not None)
     first = _framing_token(file, "bos", named["bos"], default=as_llama3)
     last = _framing_token(file, "eos", named["eos"], default=False)
     if first or last:
@@ -156,48 +168,68 @@ def _check_kind(file: GgufFile) -> None:
         )
 
 
-def _backend(file: GgufFile, rule: str, tokens: list[str], *, whole_words_first: bool) -> Tokenizer:
-    """Build the tokenizer without its added tokens.
+def added_tokens(tokens: Sequence[str], kinds: Sequence[object]) -> dict[int, AddedToken]:
+    """Return the tokens that are matched in the text as a whole, by their ids.
 
     Args:
-        whole_words_first: look up a whole word before merging, as Llama 3 does.
+        tokens: every token's text, by id.
+        kinds: every token's type, by id, as llama.cpp numbers them; empty: none is matched so.
     """
-    vocabulary = {token: n for n, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ModelError(
-            f"{file.path}: tokenizer.ggml.tokens names a token twice; the file is damaged"
-        )
-    pairs = [str(merge).partition(" ") for merge in file.need("tokenizer.ggml.merges", list)]
-    try:
-        model = models.BPE(
-            vocab=vocabulary,
+    return {
+        n: AddedToken(text, special=kind == TokenType.CONTROL, normalized=False)
+        for n, (text, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    }
+
+
+def build_backend(
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    rule: str,
+    added: Mapping[int, AddedToken],
+    *,
+    whole_words_first: bool,
+) -> Tokenizer:
+    """Build a byte-level BPE tokenizer, without the tokens that go before or after a text.
+
+    Args:
+        tokens: every token's text, by id, bytes as the letters that stand for them.
+        merges: pairs of tokens, separated by a space, in the order in which they are merged.
+        rule: one of `RULES`.
+        added: what `added_tokens` returns.
+        whole_words_first: look up a whole word before merging, as Llama 3 does.
+
+    Raises:
+        Exception: the merges do not fit the tokens.
+    """
+    pairs = [merge.partition(" ") for merge in merges]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: n for n, token in enumerate(tokens)},
             merges=[(left, right) for left, _, right in pairs],
             ignore_merges=whole_words_first,
         )
-    except Exception as error:  # tokenizers raises the bare class
-        raise ModelError(
-            f"{file.path}: tokenizer.ggml.merges do not fit the tokens: {error}"
-        ) from error
-    backend = Tokenizer(model)
+    )
     if rule == "qwen2":
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = _splitter(rule)
+    backend.pre_tokenizer = splitter(rule)
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens(list(added.values()))
     return backend
 
 
 def _rule_of(file: GgufFile, pre: str) -> str:
     """Return the first of the names with the same rule for cutting text into words."""
-    rule = _RULES.get(pre)
+    rule = _RULE_OF.get(pre)
     if rule is None:
         raise ModelError(
             f"{file.path}: pre-tokenizer {pre!r} cannot be imported, only "
-            f"{', '.join(sorted(_RULES))}; use the model's safetensors"
+            f"{', '.join(sorted(_RULE_OF))}; use the model's safetensors"
         )
     return rule
 
 
-def _splitter(rule: str) -> pre_tokenizers.PreTokenizer:
+def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
     """Build the rule that cuts text into words before merging, by the first of its names."""
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -1,0 +1,102 @@
+"""`forty2 export`: models for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forty2.cli import shared_options
+from forty2.cli.failures import Group, warn
+from forty2.cli.progress_bars import ProgressBars
+
+if TYPE_CHECKING:
+    from forty2.model.chat_template import TemplateSettings
+
+
+@click.group("export", cls=Group)
+def export_command() -> None:
+    """Write a model for other programs."""
+
+
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+@export_command.command("gguf")
+@click.argument("target", metavar="MODEL|RUN")
+@click.option("--adapter", "-a", help="Adapter folder or run folder, if MODEL|RUN is a model.")
+@click.option("--out", "-o", required=True, type=shared_options.PATH, help="File to write.")
+@click.option(
+    "--type",
+    "type_",
+    type=click.Choice(TYPES),
+    default="f16",
+    show_default=True,
+    help="Type of the matrices.",
+)
+@click.option(
+    "--ollama", is_flag=True, help="Also write a Modelfile for Ollama: template, stops, system."
+)
+@click.option(
+    "--system",
+    help="System message in the Modelfile. Default: the one of most rows that the run trained on, if "
+    "any.",
+)
+@click.option("--replace", is_flag=True, help="Write over existing files.")
+@shared_options.template
+@shared_options.trust_remote_code
+def gguf_command(
+    target: str,
+    adapter: str | None,
+    out: Path,
+    type_: str,
+    ollama: bool,
+    system: str | None,
+    replace: bool,
+    template: TemplateSettings | None,
+    trust_remote_code: bool,
+) -> None:
+    """Write a GGUF file for llama.cpp, Ollama and LM Studio.
+
+    RUN is a run folder (its last phase) or RUN/PHASE, whose adapter is merged first; MODEL is a folder,
+    a hub name or smollm2. Tokens, merges, added tags, chat template and stop tokens go along. What
+    llama.cpp would compute or tokenize otherwise is refused.
+    """
+    from forty2.export.gguf.exporting import export_gguf
+
+    if system is not None and not ollama:
+        raise click.UsageError("--system is for the Modelfile: give --ollama, too.")
+    with ProgressBars() as bars:
+        made = export_gguf(
+            target,
+            out,
+            adapter=adapter,
+            type=type_,
+            ollama=ollama,
+            system=system,
+            replace=replace,
+            template=template,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    size = made.path.stat().st_size / 1e6
+    click.echo(f"gguf      {made.path} ({made.type}, {made.architecture}, {size:,.1f} MB)")
+    click.echo(f"tokens    {made.vocabulary.tokens:,}, {made.vocabulary.kind}")
+    click.echo(f"stops     {' '.join(made.vocabulary.stops)}")
+    name = out.stem.lower()
+    if made.modelfile is not None:
+        path = made.modelfile.path
+        click.echo(f"ollama    ollama create {name} -f {path} && ollama run {name}")
+        if not made.modelfile.templated:
+            warn(
+                f"{path}: without TEMPLATE, because the chat template is not of a kind that Go's can "
+                "say; Ollama then looks for one by itself: read `ollama show --template`"
+            )
+    click.echo(f"lm studio lms import {out}")
+    click.echo(
+        f"K-quants  llama-quantize {out} {out.with_name(f'{out.stem}-Q4_K_M.gguf')} Q4_K_M "
+        "(llama.cpp's tool; from f32, f16 or bf16)"
+    )
+    for note in made.notes:
+        click.echo(f"note      {note}")
