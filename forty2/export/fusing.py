@@ -24,7 +24,8 @@ from forty2.errors import ModelError
 from forty2.export.record import RECORD, adapter_of
 from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
-from forty2.model.adapter import adapter_dir
+from forty2.model.adapter import CONFIG, adapter_dir
+from forty2.model.adapter_files import phase_settings, read_adapter_config
 from forty2.model.loading import LoadedModel, load, save_model
 from forty2.model.merging import Update, merge_adapter, replaced_weights
 from forty2.model.quantization import (
@@ -138,6 +139,11 @@ def fuse(
             folder to write holds something else.
     """
     out, folder = Path(out), adapter_dir(adapter)
+    if phase_settings(folder / CONFIG, read_adapter_config(folder)) is not None:
+        raise ModelError(
+            f"{folder}: has phase attention, which is no change of the base's weights; use the adapter "
+            "with its base, or train one without adapter.phase_attention"
+        )
     for target in (out, *([quantized_path(out, quantize)] if quantize is not None else [])):
         _check_target(target, folder, replace)
     base = load(model, trust_remote_code=trust_remote_code)

@@ -242,8 +242,12 @@ def target_logps(
     """
     if shortcuts.split_head:
         return supervised_logps(model, output, targets, where)
-    logps = token_logps(output, targets).reshape(-1)
-    return mx.where(where >= 0, logps[mx.maximum(where, 0)], 0.0)
+    return at_positions(token_logps(output, targets), where)
+
+
+def at_positions(values: mx.array, where: mx.array) -> mx.array:
+    """Take the values (B, T) at positions (N,) in the flattened array; 0 where a position is -1."""
+    return mx.where(where >= 0, values.reshape(-1)[mx.maximum(where, 0)], 0.0)
 
 
 # --- log-probabilities of responses ---
@@ -374,5 +378,11 @@ def _run_whole_rows(model: nn.Module, pairs: PairArrays, shortcuts: Shortcuts) -
         mx.pad(mx.concatenate([pairs.prefixes] * copies), [(0, 0), (0, pairs.inputs.shape[1])]),
         mx.take_along_axis(pairs.inputs, mx.clip(within, 0, pairs.inputs.shape[1] - 1), axis=1),
     )
+    return at_responses(pairs, run_model(model, rows, shortcuts))
+
+
+def at_responses(pairs: PairArrays, values: mx.array) -> mx.array:
+    """Take the values of the responses' inputs from those of whole rows: (kB, P + T, D) to (kB, T, D)."""
+    lengths = mx.concatenate([pairs.prefix_lengths] * (values.shape[0] // pairs.prefixes.shape[0]))
     where = lengths[:, None] + mx.arange(pairs.inputs.shape[1])[None]
-    return mx.take_along_axis(run_model(model, rows, shortcuts), where[..., None], axis=1)
+    return mx.take_along_axis(values, where[..., None], axis=1)

@@ -1,5 +1,6 @@
 """LoRA and DoRA adapters: attach, save, load. Files are stock mlx-lm's, so its tools read them too.
 
+Only coupled phases are not known there: mlx-lm refuses an adapter with them.
 mlx-lm's LoRA layer computes y = Wx + scale · B(Ax): `scale` multiplies the update directly, where
 other packages write alpha / rank. Its DoRA layer also trains the norm of each row of the weight.
 """
@@ -10,6 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from forty2.errors import ModelError, on_one_line
 from forty2.files import JsonObject
@@ -25,14 +27,16 @@ from forty2.model.adapter_files import (
     STOP_TOKENS,
     check_adapter_tensors,
     check_not_peft,
+    phase_settings,
     read_adapter_config,
 )
 from forty2.model.adapter_keys import check_keys
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
+from forty2.model.phase_attention import attach_phase_attention, without_phase_attention
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
+from forty2.recipe.saved_adapter import PHASE_ATTENTION, last_phase, named_phase
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
-from forty2.recipe.saved_adapter import last_phase, named_phase
 from forty2.recipe.schema import Adapter
 
 TEMPLATE = "template.json"
@@ -83,6 +87,8 @@ def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
         ) from error
     if not adapter_weights(model):
         raise ModelError("adapter.keys is left out, but no block holds a layer that takes LoRA")
+    if adapter.phase_attention is not None:
+        attach_phase_attention(model, adapter.phase_attention)
 
 
 def _prepare_layers(model: nn.Module) -> None:
@@ -163,7 +169,8 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     wrapped = [(name, m.linear if "linear" in m else m.embedding) for name, m in adapted]
     model.update_modules(tree_unflatten(wrapped))
     try:
-        yield
+        with without_phase_attention(model):
+            yield
     finally:
         model.update_modules(tree_unflatten(adapted))
 
@@ -182,7 +189,7 @@ def dora_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
-    """Build mlx-lm's `adapter_config.json` for an adapter on this model."""
+    """Build mlx-lm's `adapter_config.json` for an adapter on this model, and what is not mlx-lm's."""
     parameters: JsonObject = {
         "rank": adapter.rank,
         "scale": adapter.scale,
@@ -190,11 +197,14 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
     }
     if adapter.keys is not None:
         parameters["keys"] = list(adapter.keys)
-    return {
+    config: JsonObject = {
         "fine_tune_type": adapter.type,
         "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
         "lora_parameters": parameters,
     }
+    if adapter.phase_attention is not None:
+        config[PHASE_ATTENTION] = asdict(adapter.phase_attention)
+    return config
 
 
 def save_adapter(
@@ -225,15 +235,20 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         ModelError: its files are missing or damaged, or made for a model of another shape.
     """
     config = read_adapter_config(folder)
-    origin = origin_of(folder)
+    origin, kind = origin_of(folder), config.get("fine_tune_type", "lora")
+    phases = phase_settings(folder / CONFIG, config)
     try:
-        load_adapters(model, str(folder))
+        if kind != "full":
+            parameters = config["lora_parameters"]
+            linear_to_lora_layers(model, config["num_layers"], parameters, kind == "dora")
         for module in dora_layers(model):
             if type(module) is DoRAEmbedding:
                 module.__class__ = _SteadyDoRAEmbedding
-        full = config.get("fine_tune_type") == "full"
+        if phases is not None:
+            attach_phase_attention(model, phases)
         arrays = load_arrays(folder / WEIGHTS)
-        check_adapter_tensors(model, arrays, folder, full=full, origin=origin)
+        check_adapter_tensors(model, arrays, folder, full=kind == "full", origin=origin)
+        model.load_weights(list(arrays.items()), strict=False)
     except ModelError:
         raise
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types

@@ -9,18 +9,21 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import ModelError, first_names, on_one_line
 from forty2.files import JsonObject
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
+from forty2.recipe.saved_adapter import PHASE_ATTENTION, is_of_phases
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
+from forty2.recipe.schema import PhaseAttention
 
 STOP_TOKENS = "stop_token_ids"
 """Key of adapter_config.json with the ids that ended the turns that the adapter was trained on;
 other readers of adapters ignore it."""
 _LEAVES = {"lora_a", "lora_b", "m"}
-"""Last parts of the names of an adapter's tensors."""
+"""Last parts of the names of an adapter's tensors, beside those of phase attention."""
 _SHOWN = 3
 """Tensors that a message names."""
 
@@ -124,7 +127,11 @@ def check_adapter_tensors(
         ModelError: a tensor is missing, superfluous, of another shape, or not finite.
     """
     parameters = dict(tree_flatten(model.parameters()))
-    own = {name for name in parameters if full or name.rpartition(".")[2] in _LEAVES}
+    own = {
+        name
+        for name in parameters
+        if full or name.rpartition(".")[2] in _LEAVES or is_of_phases(name)
+    }
     file = folder / WEIGHTS
     misfit = f"so the adapter does not fit this model{origin}"
     if surplus := sorted(arrays.keys() - own):
@@ -147,6 +154,23 @@ def check_adapter_tensors(
             f"{misfit}; take another copy"
         )
     check_finite_arrays(file, arrays)
+
+
+def phase_settings(file: Path, config: JsonObject) -> PhaseAttention | None:
+    """Read the settings of phase attention in an adapter_config.json; None: the adapter has none.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    found = config.get(PHASE_ATTENTION)
+    if found is None:
+        return None
+    try:
+        return TypeAdapter(PhaseAttention).validate_json(json.dumps(found))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (PHASE_ATTENTION, *first["loc"])))
+        raise ModelError(f"{file}: {where}: {first['msg']}; copy the file again") from error
 
 
 def recorded_stop_tokens(folder: Path) -> list[int]:

@@ -13,7 +13,7 @@ from forty2.errors import ModelError
 from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, origin_of
 from forty2.model.loading import other_base
 from forty2.model.surgery import blocks, trains_outside_blocks
-from forty2.recipe.saved_adapter import AdapterFile, read_adapter_file
+from forty2.recipe.saved_adapter import AdapterFile, is_of_phases, read_adapter_file
 from forty2.recipe.schema import Recipe
 
 
@@ -61,7 +61,12 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
     strange = [name for name in file.tensors if name not in wanted]
     if strange:
         _refuse_strange(model, file, strange[0], origin)
-    missing = [name for name in wanted if name not in file.tensors]
+    missing = [
+        name
+        for name in wanted
+        if name not in file.tensors
+        and (file.phase_attention is not None or not is_of_phases(name))  # else it is new
+    ]
     if missing:
         raise ModelError(
             f"{file.weights}: lacks {missing[0]}; all blocks must have an adapter on the same layers"

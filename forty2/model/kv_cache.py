@@ -9,6 +9,7 @@ Axes: B sequences, H key heads, P prefix tokens, S keys, D head size.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -67,6 +68,14 @@ class CacheLayer:
             return keys, values
         return mx.concatenate([keys] * copies), mx.concatenate([values] * copies)
 
+    def values_before(self) -> list[mx.array]:
+        """Return the values of the tokens that new ones follow, in parts (B or 1, H, some, D)."""
+        parts = [] if self._common is None else [self._common[1]]
+        if self.prefix is not None:
+            own = self.prefix[1]
+            parts.append(own if self._rows is None else own[self._rows])
+        return parts
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysAndValues:
         """Add the keys and values of new tokens; return all that these may attend to."""
         if self.prefix is not None:
@@ -116,6 +125,10 @@ class SegmentLayer:
     def __init__(self, segments: mx.array) -> None:
         self._segments = segments
 
+    def values_before(self) -> list[mx.array]:
+        """Return nothing: no token comes before these."""
+        return []
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysAndValues:
         """Return the new tokens' own keys and values: nothing comes before them."""
         return keys, values
@@ -130,6 +143,17 @@ class SegmentLayer:
         if window_size is not None:
             mask = mask & (key > query - window_size)
         return mask[None] & (self._segments[:, :, None] == self._segments[:, None, :])[:, None]
+
+
+def values_before(cache: Any) -> list[mx.array]:
+    """Return the values that a layer's cache holds, in parts (B or 1, H, some, D), first tokens first.
+
+    Args:
+        cache: `CacheLayer`, `SegmentLayer`, or one of mlx-lm's caches of keys and values.
+    """
+    if isinstance(cache, (CacheLayer, SegmentLayer)):
+        return cache.values_before()
+    return [] if cache.empty() else [cache.keys_and_values()[1]]
 
 
 def segment_cache(model: nn.Module, segments: mx.array) -> list[SegmentLayer]:

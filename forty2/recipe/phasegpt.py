@@ -31,6 +31,7 @@ from forty2.recipe.phasegpt_keys import (
     LEFT_OUT,
     METRICS,
     MODULES,
+    PHASE_ATTENTION,
     PUBLISHED,
     PUBLISHED_DATA,
     PUBLISHED_TEXTS,
@@ -171,23 +172,16 @@ class _Translator:
             self.put("max_length", 512, "", "as published")
         else:
             self.put("max_length", length, "training.max_length")
-        self.phase_attention()
         kto = self.method() == "kto"
         self.reference(kto)
         self.adapter()
+        self.phase_attention()
         self.phases(kto)
         self.metrics()
         self.tracker()
         self.result.folders = self.folders(kto)
         self.rest()
         return self.result
-
-    def phase_attention(self) -> None:
-        if self.take("model.use_phase_attention", bool, False):
-            self.report(
-                "model.use_phase_attention",
-                "not built: remove it, or give `overrides` model.use_phase_attention=false",
-            )
 
     def method(self) -> str:
         two = isinstance(self.given("training.phase_b"), dict)
@@ -227,6 +221,24 @@ class _Translator:
             self.report(f"{lora}bias", "biases are not trained; write none")
         if self.take(f"{lora}task_type", str, "CAUSAL_LM") != "CAUSAL_LM":
             self.report(f"{lora}task_type", "only language models are trained; write CAUSAL_LM")
+
+    def phase_attention(self) -> None:
+        """Translate the coupled phases, which are added to a block here and replace its attention there."""
+        if not self.take("model.use_phase_attention", bool, False):
+            return
+        at, path = "adapter.phase_attention", "model.phase_layer_idx"
+        found = self.given(path)
+        numbers = found if isinstance(found, list) else [7 if found is None else found]
+        if len(numbers) != 1 or type(numbers[0]) is not int:
+            self.report(path, f"should be one block, as in [7], not {found!r}")
+            return
+        how = "beside its attention, not in place of it; a gate that starts at zero adds it"
+        self.put(f"{at}.block", numbers[0], path, how)
+        for ours, (key, kind, published) in PHASE_ATTENTION.items():
+            self.put(f"{at}.{ours}", self.take(f"model.{key}", kind, published), f"model.{key}")
+        self.leave_out("model.natural_freq", "a frequency that all phases share changes nothing")
+        for key in ("logging.track_phase_dynamics", "logging.phase_log_interval"):
+            self.leave_out(key, "R is in metrics.jsonl at every step, as order_parameter")
 
     def reference(self, kto: bool) -> None:
         """Translate the adapter that the pairs' phase begins with, which is its reference."""

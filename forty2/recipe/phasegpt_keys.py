@@ -50,16 +50,20 @@ PUBLISHED = {
 }
 """Values of its published files, for the keys that a file leaves out."""
 LAUNCH = "use mlx.launch, which trains on several machines: docs/training/two-macs.md"
-OF_PHASE_ATTENTION = (
-    *("phase_layer_idx", "num_oscillators", "coupling_strength", "natural_freq", "dt"),
-    "n_sync_steps",
-)
+PHASE_ATTENTION: Mapping[str, tuple[str, type, float]] = {
+    "oscillators": ("num_oscillators", int, 32),
+    "steps": ("n_sync_steps", int, 5),
+    "dt": ("dt", float, 0.1),
+    "coupling": ("coupling_strength", float, 1.0),
+}
+"""Our keys of phase attention, each with theirs in `model`, its kind, and its published value."""
 LEFT_OUT: Mapping[str, str] = {
     "model.lora_config.bias": "biases are not trained",
     "model.lora_config.task_type": "a language model is all there is",
     "model.use_flash_attention": "attention is fused already",
     **dict.fromkeys(
-        [f"model.{key}" for key in OF_PHASE_ATTENTION]
+        [f"model.{key}" for key, *_ in PHASE_ATTENTION.values()]
+        + ["model.phase_layer_idx", "model.natural_freq"]
         + ["logging.track_phase_dynamics", "logging.phase_log_interval"],
         "phase attention is off",
     ),

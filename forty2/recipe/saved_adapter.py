@@ -6,6 +6,7 @@ lists at its beginning; the scale is in the folder's configuration.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,6 +23,8 @@ from forty2.recipe.document import Document, Problem
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
+PHASE_ATTENTION = "phase_attention"
+"""Key of the configuration with the settings of phase attention, and the module of its tensors."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _LARGEST_HEADER = 100_000_000
 """Bytes; safetensors allows no more."""
@@ -72,6 +75,8 @@ class AdapterFile:
     """Number of blocks that it adapts; None: it adapts only what is outside of them."""
     keys: tuple[str, ...]
     """Names of the layers that it adapts: within a block, or in full outside of blocks."""
+    phase_attention: JsonObject | None = None
+    """Settings of its phase attention; None: it has none."""
 
     def sha256(self) -> str:
         """Hash the weights and the configuration."""
@@ -84,6 +89,11 @@ class AdapterFile:
     def __str__(self) -> str:
         blocks = f"{self.layers or 0} block{'s' * (self.layers != 1)}"
         return f"{self.folder} (rank {self.rank}, scale {self.scale:g}, {blocks})"
+
+
+def is_of_phases(tensor: str) -> bool:
+    """Return whether a tensor of this name is part of phase attention."""
+    return tensor.split(".")[-2:-1] == [PHASE_ATTENTION]
 
 
 def last_phase(run: Path) -> Path | None:
@@ -152,18 +162,20 @@ def take_shape(document: Document) -> list[Problem]:
         found = read_adapter_file(path)
     except (ModelError, OSError) as error:
         return [document.problem(("init_from",), str(error))]
-    shape = {
+    shape: JsonObject = {
         "type": found.type,
         "rank": found.rank,
         "scale": found.scale,
         "layers": found.layers,
         "keys": list(found.keys),
     }
+    if found.phase_attention is not None:  # where it has none, a new one may be added
+        shape[PHASE_ATTENTION] = found.phase_attention
     section = document.tree["adapter"] = dict(section or {})
     problems = []
     for key, value in shape.items():
         given = section.get(key)
-        if given is None:
+        if given is None or (_agree(given, value) and isinstance(value, dict)):
             section[key] = value
         elif not _agree(given, value):
             message = f"is {given}, but {found.folder} has {value}; remove the key to take that"
@@ -174,6 +186,8 @@ def take_shape(document: Document) -> list[Problem]:
 def _agree(given: object, value: object) -> bool:
     if isinstance(given, list) and isinstance(value, list):
         return set(map(str, given)) == set(value)
+    if isinstance(given, dict) and isinstance(value, dict):
+        return all(key in value and _agree(one, value[key]) for key, one in given.items())
     if isinstance(given, int | float) and isinstance(value, float):
         return math.isclose(given, value, rel_tol=1e-6)
     return given == value
@@ -203,6 +217,13 @@ def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
             "the update (alpha / rank, where a package writes alpha)"
         )
     found = _described(folder, folder / WEIGHTS, _OUR_TENSOR, float(scale))
+    phases = config.get(PHASE_ATTENTION)
+    if bool(phases) != any(map(is_of_phases, found.tensors)):
+        raise ModelError(
+            f"{folder / CONFIG}: {PHASE_ATTENTION} is {json.dumps(phases)}, and the tensors do not "
+            "agree with that; copy both files again"
+        )
+    found = dataclasses.replace(found, phase_attention=phases)
     if (kind == "dora") != (found.type == "dora"):
         raise ModelError(
             f"{folder / CONFIG}: fine_tune_type is {kind}, but the tensors are those of {found.type}; "
@@ -246,9 +267,13 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
     """Describe an adapter by the tensors of its file, whose names the pattern takes apart."""
     tensors: dict[str, str] = {}
     norms: dict[str, str] = {}
+    phases: dict[str, str] = {}
     ranks, blocks, keys = set[int](), set[int](), set[str]()
     transposed = pattern is _PEFT_TENSOR
     for name, shape in _shapes(weights).items():
+        if is_of_phases(name):
+            phases[name] = name
+            continue
         found = pattern.fullmatch(name)
         if found is None:
             raise ModelError(f"{weights}: holds {name}, which is not part of a LoRA adapter")
@@ -282,7 +307,7 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
         type="dora" if norms else "lora",
         folder=folder,
         weights=weights,
-        tensors=tensors | norms,
+        tensors=tensors | norms | phases,
         transposed=transposed,
         rank=ranks.pop(),
         scale=scale,

@@ -22,6 +22,24 @@ Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PhaseAttention:
+    """Phases of a block's tokens, coupled as Kuramoto's oscillators are, whose waves a gate that starts
+    at zero adds to the block's output. Their tensors are part of the adapter; such an adapter cannot be
+    fused."""
+
+    block: Annotated[int, Field(ge=0)]
+    """Number of the block, the first is 0."""
+    oscillators: Positive = 32
+    """Phases of each token."""
+    steps: Positive = 5
+    """Steps of the coupling; each makes it reach the tokens that earlier tokens attend to."""
+    dt: Annotated[float, Field(gt=0)] = 0.1
+    """Size of a step."""
+    coupling: Annotated[float, Field(ge=0)] = 1.0
+    """Strength by which a token's phases are pulled towards those before it; 0: not at all."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapter:
     """Kind and shape of the adapter, shared by all phases."""
 
@@ -39,6 +57,8 @@ class Adapter:
     keys: list[str] | None = None
     """Names of the layers that get an adapter: in a block, e.g. [self_attn.q_proj], or in the whole
     model, e.g. [lm_head, model.embed_tokens]; null: all linear layers of the blocks."""
+    phase_attention: PhaseAttention | None = None
+    """Coupled phases in one block, trained beside its layers, e.g. {block: 7}; null: none."""
 
 
 if TYPE_CHECKING:
@@ -196,6 +216,17 @@ class Recipe:
     """Benchmarks and margins of the cost. By default, validation rows and eval prompts are measured,
     with plain facts and neutral text as their cost, and no benchmark; null: the same, but nothing at all
     where there are no such rows and prompts."""
+
+    @field_validator("fuse")
+    @classmethod
+    def _can_be_fused(cls, fuse: Fuse | None, info: ValidationInfo) -> Fuse | None:
+        adapter = info.data.get("adapter")
+        if fuse is not None and adapter is not None and adapter.phase_attention is not None:
+            raise ValueError(
+                "fuse: an adapter with phase_attention cannot be merged into the base; remove fuse, or "
+                "adapter.phase_attention"
+            )
+        return fuse
 
     @field_validator("report_to")
     @classmethod

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from forty2.model.phase_attention import order_metric
 from forty2.progress import Progress, silent
 from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.processes import ALONE, Group
@@ -88,7 +89,7 @@ def evaluate(
         which: indices of the rows; None: all.
     """
     model.eval()
-    sums = dict.fromkeys(loss.metrics, 0.0)
+    sums = dict.fromkeys(loss.metrics + order_metric(model), 0.0)
     weight = done = 0
     own = group.shard(range(len(loss.lengths)) if which is None else which)
     step_arrays = loss.step_arrays(model, micro_batches(loss, own), group)

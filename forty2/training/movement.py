@@ -3,7 +3,7 @@
 A tensor that no gradient reaches stays as it is while the loss falls by means of the others, so no
 other figure shows it. After the first step every tensor must have moved. One of LoRA's factors has
 no gradient while the other is zero, as one of the two is at the beginning (B; of PEFT's embeddings, A),
-so it must have moved after the second.
+so it must have moved after the second; so must the tensors behind the gate of phase attention.
 
 Some steps say nothing and do not count: rows whose gradients cancel or cannot reach every tensor
 (`BatchedLoss.reaches_all`), and a loss that is zero already. Of a list of layers within a block, such
@@ -26,8 +26,13 @@ from forty2.model.surgery import blocks
 from forty2.training.red_lines import SMALL_LOSS
 from forty2.training.step import StepResult
 
-_OTHER = {"lora_a": "lora_b", "lora_b": "lora_a"}
-"""The other factor of LoRA."""
+_BEHIND = {
+    "lora_a": ("lora_b",),
+    "lora_b": ("lora_a",),
+    "gate": ("to_phases", "from_phases"),
+}
+"""Tensors whose gradient is a product with another, by that one's last name: the other factor of LoRA,
+and what the gate of phase attention multiplies."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MOST_NAMES = 3
 """Most tensors that a message names."""
@@ -84,10 +89,17 @@ class MovementCheck:
 
 
 def _without_gradient_at_first(weights: Mapping[str, mx.array]) -> set[str]:
-    """Find the tensors whose gradient is a product with zeros: a factor of LoRA beside a zero one."""
-    factors = {name: value for name, value in weights.items() if name.endswith(tuple(_OTHER))}
+    """Find the tensors whose gradient is a product with zeros."""
+    factors = {name: value for name, value in weights.items() if _leaf(name) in _BEHIND}
     zero = _where({name: mx.all(value == 0) for name, value in factors.items()})
-    return {name[: -len("lora_a")] + _OTHER[name[-len("lora_a") :]] for name in zero}
+    behind = (
+        name.removesuffix(_leaf(name)) + other for name in zero for other in _BEHIND[_leaf(name)]
+    )
+    return weights.keys() & set(behind)
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _places(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, str]:

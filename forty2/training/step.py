@@ -12,6 +12,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from forty2.machine import on_gpu
+from forty2.model.phase_attention import order_metric
 from forty2.training.batched_loss import BatchedLoss
 from forty2.training.batches import Batch
 from forty2.training.objectives.phase import Phase
@@ -138,9 +139,8 @@ class Stepper:
         gradients, zero = own.gradients, mx.array(0.0)
         if gradients is None:
             gradients = tree_map(mx.zeros_like, self._model.trainable_parameters())
-        metrics = {
-            name: sum((batch[name] for batch in own.metrics), zero) for name in self._loss.metrics
-        }
+        names = self._loss.metrics + order_metric(self._model)
+        metrics = {name: sum((batch[name] for batch in own.metrics), zero) for name in names}
         whole = self._group.all_sum([gradients, own.loss, own.weight, own.tokens, metrics])
         return BatchSums(whole[0], whole[1], [whole[4]], int(whole[2]), int(whole[3]))
 

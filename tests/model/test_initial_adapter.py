@@ -23,14 +23,16 @@ from forty2.model.adapter import (
     save_adapter,
 )
 from forty2.model.initial_adapter import attach_initial_adapter
+from forty2.model.phase_attention import phase_coupling
 from forty2.recipe.saved_adapter import read_adapter_file
-from forty2.recipe.schema import Adapter, Recipe
+from forty2.recipe.schema import Adapter, PhaseAttention, Recipe
 
 IDS = mx.array([[5, 6, 7, 8, 9]])
 PHASES: Any = {"sft": sft()}
+PHASES_OF_BLOCK = PhaseAttention(block=0, oscillators=4, steps=2)
 
 
-def recipe(folder: Path) -> Recipe:
+def recipe(folder: Path, *, phases: bool = False) -> Recipe:
     """A recipe that goes on from an adapter, with the shape that reading it takes from there."""
     found = read_adapter_file(str(folder))
     shape = Adapter(
@@ -39,6 +41,7 @@ def recipe(folder: Path) -> Recipe:
         scale=found.scale,
         layers=found.layers,
         keys=list(found.keys),
+        phase_attention=PHASES_OF_BLOCK if phases else None,
     )
     return Recipe(
         version=1, name="x", model="x", phases=PHASES, init_from=str(folder), adapter=shape
@@ -198,3 +201,20 @@ def test_a_phase_may_be_named_as_in_the_recipe(
         read_adapter_file(str(tmp_path / "kto"))
     with pytest.raises(ModelError, match="is a file; name the folder"):
         read_adapter_file(str(phase / "adapters.safetensors"))
+
+
+def test_phase_attention_goes_on_from_the_file_or_begins_anew(
+    saved: tuple[Path, mx.array], tmp_path: Path
+) -> None:
+    folder, logits = saved
+    model = tiny_model()
+    attach_initial_adapter(model, recipe(folder, phases=True), seed=7)
+    assert np.array_equal(model(IDS), logits)  # a new one changes nothing
+    coupling = phase_coupling(model)
+    assert coupling is not None
+    coupling.gate = mx.random.normal(coupling.gate.shape)
+    spec = dataclasses.replace(SPEC, phase_attention=PHASES_OF_BLOCK)
+    save_adapter(model, spec, tmp_path)
+    again = tiny_model()
+    attach_initial_adapter(again, recipe(tmp_path, phases=True), seed=8)
+    assert np.array_equal(again(IDS), model(IDS)) and not np.array_equal(again(IDS), logits)

@@ -16,11 +16,12 @@ from forty2.errors import RecipeError
 from forty2.recipe.document import parse_document
 from forty2.recipe.phasegpt import translate
 from forty2.recipe.reading import load_recipe, load_translation
-from forty2.recipe.schema import Recipe
+from forty2.recipe.schema import PhaseAttention, Recipe
 
 FILES = Path(__file__).parent / "phasegpt"
 TRACKS = ["track_a", "track_b", "track_c"]
 OFF = "model.use_phase_attention=false"
+ON = "model.use_phase_attention=true"
 SCHEMA = """\
 model:
   base_model: "Qwen/Qwen2.5-0.5B-Instruct"
@@ -64,9 +65,10 @@ def refused(*overrides: str, source: str = "schema.yaml", **flags: Any) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("phases", [ON, OFF])
 @pytest.mark.parametrize("track", TRACKS)
-def test_every_key_of_the_published_files_is_accounted_for(track: str) -> None:
-    found = load_translation(f"{track}.yaml", [OFF])
+def test_every_key_of_the_published_files_is_accounted_for(track: str, phases: str) -> None:
+    found = load_translation(f"{track}.yaml", [phases])
     assert found is not None
     named = {note.partition(":")[0] for note in found.notes.values()} | found.left_out.keys()
 
@@ -174,10 +176,6 @@ def test_ones_own_pairs_are_used(here: Path) -> None:
     ("override", "said"),
     [
         (
-            "model.use_phase_attention=true",
-            "schema.yaml: model.use_phase_attention: not built: remove",
-        ),
-        (
             "training.learning_rat=1e-4",
             "training.learning_rat: not a key of this schema; did you mean",
         ),
@@ -219,6 +217,21 @@ def test_a_lambda_needs_a_term(here: Path) -> None:
         load_recipe("phasegpt-track-c", lr=1e-4)
     phase: Any = load_recipe("phasegpt-track-b", kl_weight=0.5, lr=1e-4).phases["dpo"]
     assert (phase.kl.weight, phase.lr) == (0.5, 1e-4)
+
+
+def test_phase_attention_is_translated_or_has_its_published_values() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [
+            load_recipe(f"{name}.yaml", [ON]).adapter.phase_attention
+            for name in ("track_c", "schema")
+        ]
+        off = load_recipe("track_c.yaml", [OFF]).adapter.phase_attention
+    assert found == [PhaseAttention(block=14, oscillators=48), PhaseAttention(block=7)]
+    assert off is None
+    several = refused(ON, "model.phase_layer_idx=[6, 7]")
+    assert "model.phase_layer_idx: should be one block, as in [7], not [6, 7]" in several
+    assert "adapter.phase_attention.dt: should be greater than 0" in refused(ON, "model.dt=0")
 
 
 def test_deepspeed_is_answered_with_what_takes_its_place() -> None:

@@ -10,6 +10,7 @@ from support.recipes import GOOD, problems, write
 
 from forty2.errors import RecipeError
 from forty2.recipe.reading import load_recipe, packaged_recipes, to_yaml
+from forty2.recipe.schema import PhaseAttention
 from forty2.training.objectives.dpo import DpoPhase
 
 
@@ -54,6 +55,19 @@ def test_benchmarks_are_measured_only_if_asked_for(
 def test_questions_that_no_task_reads_are_refused(tmp_path: Path, tasks: str) -> None:
     (line,) = problems(tmp_path, f"{GOOD}benchmark: {{questions: probe, tasks: {tasks}}}\n")
     assert "benchmark.tasks: nothing reads benchmark.questions without truthfulqa" in line
+
+
+def test_phase_attention_is_not_to_be_fused(tmp_path: Path) -> None:
+    section = "adapter: {phase_attention: {block: 7}}\n"
+    (found,) = problems(tmp_path, GOOD + section + "fuse: {}\n")
+    assert found.startswith(
+        "recipe.yaml:13: fuse: an adapter with phase_attention cannot be merged"
+    )
+    assert "remove fuse, or adapter.phase_attention" in found
+    recipe = load_recipe(write(tmp_path, GOOD + section))
+    assert recipe.adapter.phase_attention == PhaseAttention(block=7)
+    (found,) = problems(tmp_path, GOOD + section, "adapter.phase_attention.oscillator=3")
+    assert "oscillator: unknown key; did you mean oscillators?" in found
 
 
 def test_aliases_cannot_blow_up(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from support.recipes import GOOD, problems, write
 from forty2.errors import ModelError
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.saved_adapter import read_adapter_file
+from forty2.recipe.schema import PhaseAttention
 
 LAYERS = "mlp.up_proj", "self_attn.q_proj"
 PEFT = {
@@ -47,10 +48,12 @@ def save_peft(folder: Path, rank: int = 4, blocks: range = range(1, 3), **config
     return folder
 
 
-def save_mlx(folder: Path, **config: Any) -> Path:
+def save_mlx(folder: Path, *, phases: bool = False, **config: Any) -> Path:
     """Write an adapter as mlx-lm does: A is (in, rank), B is (rank, out)."""
     folder.mkdir(exist_ok=True)
     arrays = {}
+    if phases:
+        arrays["model.layers.1.phase_attention.gate"] = np.zeros(32, np.float32)
     for layer in LAYERS:
         arrays[f"model.layers.2.{layer}.lora_a"] = np.ones((32, 4), np.float32)
         arrays[f"model.layers.2.{layer}.lora_b"] = np.ones((4, 8), np.float32)
@@ -114,6 +117,25 @@ def test_each_key_that_contradicts_it_is_named_with_its_line(tmp_path: Path) -> 
     assert problems(tmp_path, GOOD + "init_from: nowhere\n") == [
         "recipe.yaml:12: init_from: nowhere: no such folder"
     ]
+
+
+def test_phase_attention_is_taken_over_or_new(tmp_path: Path) -> None:
+    settings = {"block": 1, "oscillators": 4, "steps": 2, "dt": 0.1, "coupling": 1.0}
+    phased = save_mlx(tmp_path / "phased", phases=True, phase_attention=settings)
+    wanted = PhaseAttention(block=1, oscillators=4, steps=2)
+    text = GOOD + f"init_from: {phased}\n"
+    for section in ("", "adapter: {phase_attention: {block: 1, oscillators: 4}}\n"):
+        assert load_recipe(write(tmp_path, text + section)).adapter.phase_attention == wanted
+    other = problems(tmp_path, text + "adapter: {phase_attention: {block: 2}}\n")
+    assert (
+        len(other) == 1 and "adapter.phase_attention: is {'block': 2}, but phased has" in other[0]
+    )
+    text = GOOD + f"init_from: {save_mlx(tmp_path / 'plain')}\n"
+    recipe = load_recipe(write(tmp_path, text + "adapter: {phase_attention: {block: 2}}\n"))
+    assert recipe.adapter.phase_attention == PhaseAttention(block=2)
+    for damaged in ({"phases": True}, {"phase_attention": settings}):
+        with pytest.raises(ModelError, match="the tensors do not agree with that"):
+            read_adapter_file(str(save_mlx(tmp_path / "damaged", **damaged)))
 
 
 @pytest.mark.parametrize(

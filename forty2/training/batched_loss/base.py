@@ -31,7 +31,7 @@ class BatchedLoss(ABC):
     """A phase's loss, ready for any batch of its rows."""
 
     metrics: tuple[str, ...]
-    """Names of the metrics that `loss` returns."""
+    """Names of the metrics that `loss` returns; phase attention adds its `order_metric`."""
 
     def __init__(
         self,

@@ -10,11 +10,13 @@ import mlx.nn as nn
 from forty2.inference.logprobs import (
     NO_SHORTCUTS,
     Shortcuts,
+    at_positions,
     run_model,
     target_logps,
 )
 from forty2.inference.padding import positions
 from forty2.model.kv_cache import segment_cache
+from forty2.model.phase_attention import ORDER_PARAMETER, recorded_order
 from forty2.model.surgery import BlockInput
 from forty2.text.rows import Row
 from forty2.training.batched_loss.base import BatchedLoss, LossSums
@@ -53,6 +55,11 @@ class ConversationLoss(BatchedLoss):
         ids, where, *rest = arrays
         states = BlockInput(rest.pop(0), self._frozen.depth) if self._frozen is not None else None
         cache = segment_cache(model, rest[0][:, :-1]) if rest else None
-        output = run_model(model, ids[:, :-1], self._shortcuts, cache=cache, block_input=states)
+        inputs = ids[:, :-1]
+        with recorded_order(model) as orders:
+            output = run_model(model, inputs, self._shortcuts, cache=cache, block_input=states)
         total = -target_logps(model, output, ids[:, 1:], where, self._shortcuts).sum()
-        return LossSums(total, {"loss": total})
+        metrics = {"loss": total}
+        for order in orders:
+            metrics[ORDER_PARAMETER] = at_positions(order, where).sum()
+        return LossSums(total, metrics)

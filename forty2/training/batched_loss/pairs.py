@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
+from forty2.model.phase_attention import ORDER_PARAMETER
 from forty2.text.rows import PairRow
 from forty2.training.batched_loss.base import LossSums
 from forty2.training.batched_loss.responses import (
@@ -61,7 +62,7 @@ class PairLoss(ResponseLoss):
         return 1.0, -1.0
 
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
-        policy, reference, mask, kl = self.logps(model, arrays)
+        policy, reference, mask, kl, order = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
         tokens = mx.split(mask.sum(axis=-1), 2)
         weights = _shared_length_weights(mask, self.phase.length_desensitise)
@@ -87,7 +88,10 @@ class PairLoss(ResponseLoss):
         }
         if kl is not None:
             metrics[KL_TERM] = kl.sum()
-        return LossSums(total, {name: metrics[name] for name in self.metrics})
+        metrics = {name: metrics[name] for name in self.metrics}
+        if order is not None:
+            metrics[ORDER_PARAMETER] = 0.5 * order.sum()
+        return LossSums(total, metrics)
 
 
 def _shared_length_weights(mask: mx.array, beyond: float) -> mx.array:

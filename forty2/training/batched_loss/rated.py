@@ -10,6 +10,7 @@ import numpy as np
 
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.inference.padding import PairBatch
+from forty2.model.phase_attention import ORDER_PARAMETER
 from forty2.model.surgery import evaluating
 from forty2.text.rows import RatedRow
 from forty2.training.batched_loss.base import LossSums
@@ -91,7 +92,7 @@ class RatedLoss(ResponseLoss):
         desirable, *arrays = arrays
         weight = arrays.pop() if self._kl is not None else mx.array(0.0)
         baseline = arrays.pop()
-        policy, reference, mask, kl = self.logps(model, arrays)
+        policy, reference, mask, kl, order = self.logps(model, arrays)
         logps, reference_logps = policy.sum(axis=-1), reference.sum(axis=-1)
         losses = self.phase.losses(logps, reference_logps, desirable, baseline)
         if kl is not None:
@@ -109,4 +110,7 @@ class RatedLoss(ResponseLoss):
         }
         if kl is not None:
             metrics[KL_TERM] = kl.sum()
-        return LossSums(total, {name: metrics[name] for name in self.metrics})
+        metrics = {name: metrics[name] for name in self.metrics}
+        if order is not None:
+            metrics[ORDER_PARAMETER] = order.sum()
+        return LossSums(total, metrics)

@@ -17,12 +17,14 @@ from forty2.inference.logprobs import (
     PairArrays,
     PairBlockInput,
     Shortcuts,
+    at_responses,
     at_tokens,
     pair_arrays,
     run_on_responses,
     target_logps,
 )
 from forty2.inference.padding import PairBatch
+from forty2.model.phase_attention import recorded_order
 from forty2.text.rows import AnyPair
 from forty2.training.batched_loss.base import BatchedLoss
 from forty2.training.batches import BOTH, Batch, pair_batch
@@ -61,6 +63,8 @@ class ResponseLogps(NamedTuple):
     """Supervised tokens, (kB, T)."""
     kl: mx.array | None
     """Divergence of the term λ·KL, (kB,), nats a token; None: there is no such term."""
+    order: mx.array | None
+    """Mean order parameter of phase attention over each response, (kB,); None: there is none."""
 
 
 class ResponseLoss(BatchedLoss):
@@ -159,7 +163,9 @@ class ResponseLoss(BatchedLoss):
             if self._frozen is not None
             else None
         )
-        output = run_on_responses(model, pairs, self._shortcuts, block_input)
+        with recorded_order(model) as orders:
+            output = run_on_responses(model, pairs, self._shortcuts, block_input)
+        order = self._mean_order(pairs, orders[-1], mask) if orders else None
         kl = None
         if of_reference is None:
             logps = target_logps(model, output, pairs.targets, pairs.where, self._shortcuts)
@@ -169,7 +175,13 @@ class ResponseLoss(BatchedLoss):
                 model, output, of_reference, pairs.targets, pairs.where, self._kl.term.kind
             )
             kl = at_tokens(pairs, kl).sum(axis=-1) / mask.sum(axis=-1)
-        return ResponseLogps(at_tokens(pairs, logps), reference, mask, kl)
+        return ResponseLogps(at_tokens(pairs, logps), reference, mask, kl, order)
+
+    def _mean_order(self, pairs: PairArrays, order: mx.array, mask: mx.array) -> mx.array:
+        """Average the order parameter over each response: (kB, T), or of whole rows, to (kB,)."""
+        if not self._shortcuts.shared_prompts:
+            order = at_responses(pairs, order[..., None]).squeeze(-1)
+        return mx.where(mask, order, 0.0).sum(axis=-1) / mask.sum(axis=-1)
 
     def check_start(self, model: nn.Module, batch: Batch, *, tolerance: float | None) -> None:
         """Refuse a reference that is not the policy: the loss must be the one at zero margin.
@@ -184,7 +196,7 @@ class ResponseLoss(BatchedLoss):
         """
         assert isinstance(batch, PairBatch)
         if tolerance is None:
-            policy, reference, mask, _ = self.logps(model, self.arrays_of_sides(batch, self.sides))
+            policy, reference, mask, *_ = self.logps(model, self.arrays_of_sides(batch, self.sides))
             difference = float(mx.abs(policy - reference).sum() / mask.sum())
             good = difference <= START_TOLERANCE
             found = f"tokens differ by {difference:.3f} nats from the reference"
