@@ -32,6 +32,7 @@ from forty2.runs.fused import fused_path
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.phase_data import course_of
 from forty2.runs.records import PhaseRecord
+from forty2.runs.tags import check_other_rows
 from forty2.training.batched_loss import (
     BatchedLoss,
     KlPenalty,
@@ -170,6 +171,8 @@ def _train(
             group=run.group,
         )
     )
+    if loaded.tags is not None:
+        check_other_rows(loaded, trust_remote_code=run.trust_remote_code)
     with staged_folder(folder) as staged:
         save_adapter(
             loaded.model,
@@ -347,7 +350,7 @@ class _LossMaker:
             return None
         file = self.work / f"{used.label.replace(' ', '-')}.states"
         if self.run.states is not None:
-            key = states_key(self.run.provenance.model_sha256, size, used.rows, used.which)
+            key = states_key(self.run.base_key, size, used.rows, used.which)
             file = self.run.states / f"{key[:32]}.states"
         return store_states(
             model,
@@ -369,7 +372,7 @@ class _LossMaker:
         """Compute the policy's log-probabilities as the phase begins, or read stored ones."""
         model, progress = self.loaded.model, self.run.progress
         rows = [used.rows[i] for i in used.which]
-        key = reference_key(self.run.provenance.model_sha256, adapter_weights(model), rows)
+        key = reference_key(self.run.base_key, adapter_weights(model), rows)
         return reference_logps(
             model,
             used.rows,
