@@ -32,7 +32,7 @@ from forty2.model.configuration import (
 )
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
-from forty2.model.tags import add_recorded_tags, add_tags
+from forty2.model.tags import add_recorded_tags, add_tags, add_to_tokenizer
 from forty2.model.tokenizer_files import load_tokenizer_files
 from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
 from forty2.model.weights import check_finite, check_weight_files
@@ -206,11 +206,14 @@ def _reason(error: Exception) -> str:
     return on_one_line(error)
 
 
-def load_tokenizer(name: str, template: TemplateSettings | None = None) -> TokenizerWrapper:
+def load_tokenizer(
+    name: str, template: TemplateSettings | None = None, tags: TagSettings | None = None
+) -> TokenizerWrapper:
     """Load a model's tokenizer without the model.
 
     Args:
         template: settings of the chat template.
+        tags: special tokens to add.
 
     Raises:
         ModelError: there is no such model, or its tokenizer is missing or damaged.
@@ -218,6 +221,8 @@ def load_tokenizer(name: str, template: TemplateSettings | None = None) -> Token
     path = resolve_model(name)
     tokenizer = load_tokenizer_files(path, read_config(path), trust_remote_code=False)
     _set_template(tokenizer, template or TemplateSettings(), path)
+    if tags is not None:
+        add_to_tokenizer(tokenizer, tags)
     return tokenizer
 
 

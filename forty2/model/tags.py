@@ -63,11 +63,12 @@ def add_tags(
             "tags: this model is quantized, so its table cannot get new rows; name the model that it "
             "was made from, and quantize the fused model (fuse.quantize)"
         )
-    _check_new(tokenizer, list(settings.starts))
     sources = _source_ids(tokenizer, settings)
     tables = find_tables(model)
-    rows = tables[0].weight.shape[0]
-    added = _add_to_tokenizer(tokenizer, list(settings.starts), rows, settings.pad_to)
+    first = add_to_tokenizer(tokenizer, settings)
+    needed = max(tables[0].weight.shape[0], first + len(settings.starts))
+    rows = -(-needed // settings.pad_to) * settings.pad_to
+    added = AddedTags(tuple(settings.starts), first, rows)
     for number, table in enumerate(tables):
         key = mx.random.split(mx.random.key(settings.seed))[number]
         _extend(table, added, sources, settings.noise, key)
@@ -96,6 +97,33 @@ def add_recorded_tags(
 
 
 # --- the tokenizer ---
+
+
+def add_to_tokenizer(tokenizer: TokenizerWrapper, settings: TagSettings) -> int:
+    """Make special tokens of tags; their ids are those beyond the last of the tokenizer's own.
+
+    Returns:
+        The id of the first; the others follow.
+
+    Raises:
+        ModelError: the tokenizer has a tag already.
+    """
+    tags, own = list(settings.starts), tokenizer._tokenizer
+    _check_new(tokenizer, tags)
+    own.add_tokens(
+        [AddedToken(tag, special=True, normalized=False) for tag in tags], special_tokens=True
+    )
+    ids: list[int] = own.convert_tokens_to_ids(tags)
+    if ids != list(range(ids[0], ids[0] + len(tags))):
+        raise ModelError(
+            "tags: this model's tokenizer does not give new tokens ids one after the other; use another "
+            "model, or remove tags"
+        )
+    # mlx-lm spells tokens by a list that it made of the tokens before
+    before = tokenizer._detokenizer
+    options = {"trim_space": before.trim_space} if hasattr(before, "trim_space") else {}
+    tokenizer._detokenizer = type(before)(own, **options)
+    return ids[0]
 
 
 def _check_new(tokenizer: TokenizerWrapper, tags: Sequence[str]) -> None:
@@ -143,32 +171,6 @@ def _ids_of(tokenizer: TokenizerWrapper, tag: str, start: Start) -> list[int]:
 
 def _encoded(tokenizer: TokenizerWrapper, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _add_to_tokenizer(
-    tokenizer: TokenizerWrapper, tags: Sequence[str], rows: int, pad_to: int
-) -> AddedTags:
-    """Make special tokens of the tags; those beyond the last of the tokenizer's own.
-
-    Args:
-        rows: of the model's tables, which may have more than the tokenizer has tokens.
-    """
-    own = tokenizer._tokenizer
-    own.add_tokens(
-        [AddedToken(tag, special=True, normalized=False) for tag in tags], special_tokens=True
-    )
-    ids = own.convert_tokens_to_ids(list(tags))
-    if ids != list(range(ids[0], ids[0] + len(tags))):
-        raise ModelError(
-            "tags: this model's tokenizer does not give new tokens ids one after the other; use another "
-            "model, or remove tags"
-        )
-    # mlx-lm spells tokens by a list that it made of the tokens before
-    before = tokenizer._detokenizer
-    options = {"trim_space": before.trim_space} if hasattr(before, "trim_space") else {}
-    tokenizer._detokenizer = type(before)(own, **options)
-    needed = max(rows, ids[0] + len(tags))
-    return AddedTags(tuple(tags), ids[0], -(-needed // pad_to) * pad_to)
 
 
 # --- the tables ---

@@ -15,6 +15,7 @@ from forty2.errors import redact
 from forty2.recipe.document import Document, Location, Problem, yaml_type
 from forty2.recipe.paths import NO_FILES
 from forty2.recipe.schema import SECTIONS
+from forty2.recipe.templates import packaged_templates
 from forty2.training.objectives import OBJECTIVES
 
 _KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
@@ -106,7 +107,8 @@ def missing_files(document: Document) -> Iterator[Problem]:
                 elif path.is_dir() and not any(path.iterdir()):
                     yield document.problem(("phases", name, key), f"{value}: holds no data")
     template = document.tree.get("chat_template")
-    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+    is_file = isinstance(template, str) and template not in packaged_templates()
+    if is_file and not os.path.isfile(os.path.expanduser(str(template))):
         yield document.problem(("chat_template",), f"{template}: no such file")
     benchmark = document.tree.get("benchmark")
     if isinstance(benchmark, dict):

@@ -184,7 +184,8 @@ class Recipe:
     """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
     whose response does not fit are dropped."""
     chat_template: str | None = None
-    """File with a chat template, as Jinja, in place of the model's own; null: the model's own."""
+    """Chat template in place of the model's own: a file of Jinja, or `mypt`, which writes the tags of
+    that name; null: the model's own."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Variables that the chat template reads, e.g. {enable_thinking: false}; for training, measuring
     and the fused model alike."""

@@ -106,13 +106,17 @@ class AddedTags:
         raise ValueError("no record of tags")
 
 
+Tags = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Tags as a recipe gives them."""
+
+
 def tag_settings(recipe: Recipe) -> TagSettings | None:
     """Return a recipe's tags; None: it has none."""
     if recipe.tags is None:
         return None
     start = recipe.tags_init
     return TagSettings(
-        starts=_starts(recipe.tags),
+        starts=starts_of(recipe.tags),
         rows=start.rows,
         noise=start.noise,
         pad_to=start.pad_to,
@@ -156,7 +160,8 @@ def check_tags(value: object) -> object:
     return value
 
 
-def _starts(tags: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict[str, Start]:
+def starts_of(tags: Tags) -> dict[str, Start]:
+    """Return, for each tag, what its embedding begins as the mean of."""
     if isinstance(tags, str):
         return dict(BUILT_IN[tags])
     if isinstance(tags, Mapping):

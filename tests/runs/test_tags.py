@@ -9,11 +9,13 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.models import save_tiny
 from support.processes import run_function
 from support.small_run import make_inputs
 from support.tagged_models import ADAPTER, SETTINGS
 
+from forty2.cli import main
 from forty2.errors import ModelError, TrainingError
 from forty2.model.adapter import attach_adapter, load_arrays
 from forty2.model.loading import load
@@ -93,6 +95,23 @@ def test_tags_that_no_template_writes_are_warned_of(inputs: Path) -> None:
     write_recipe(inputs, "<unused>")
     warnings = plan(load_recipe("tagged.yaml"), quick=True).warnings
     assert any("no training row holds <unused>, so" in warning for warning in warnings)
+
+
+def test_data_is_shown_and_prepared_with_tags(inputs: Path) -> None:
+    def forty2(line: str) -> str:
+        result = CliRunner().invoke(main, line.split())
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    write_recipe(inputs)
+    options = f"--model model --chat-template tags.jinja --tags {','.join(TAGS)}"
+    shown = forty2(f"data show sft.jsonl --rows 1 {options}")
+    assert "<user>Count to 0, please.</user><assistant>«0</assistant><end>»" in shown
+    supervised = json.loads(forty2(f"data stats sft.jsonl --json {options}"))["supervised"]
+    assert 0.1 < supervised < 0.4
+    forty2(f"data prepare --input sft.jsonl --output-dir ready --max-length 96 {options}")
+    phases = "phases={sft: {objective: sft, data: ready, steps: 1, lr: 1e-3}}"
+    assert plan(load_recipe("tagged.yaml", [phases]), quick=True).phases[0].rows == 5
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from forty2.data.checks.findings import Finding
     from forty2.data.records import Record
     from forty2.model.chat_template import TemplateSettings
+    from forty2.recipe.tags import TagSettings
     from forty2.text.preview import Section
 
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 )
 @shared_options.max_length
 @click.option("--html", type=shared_options.FILE, help="Write an HTML page to this file instead.")
+@options.tags
 @shared_options.template
 def show_command(
     file: str,
@@ -43,6 +45,7 @@ def show_command(
     count: int,
     max_length: int,
     html: Path | None,
+    tags: TagSettings | None,
     template: TemplateSettings | None,
 ) -> None:
     """Show rows as the model sees them, and say why the others cannot be trained on.
@@ -58,7 +61,7 @@ def show_command(
 
     if html is not None and html.suffix != ".html":
         raise DataError(f"{html}: the output is a web page; name a file that ends in .html")
-    tokenizer = load_tokenizer(model, template)
+    tokenizer = load_tokenizer(model, template, tags)
     shown, refused = shown_rows(file, count, Encoder(tokenizer), tokenizer, max_length)
     if not shown and not refused:
         raise no_rows(file)
@@ -95,8 +98,15 @@ def _paint(text: str, role: str) -> str:
 @click.argument("file")
 @options.tokenizer_of()
 @shared_options.as_json
+@options.tags
 @shared_options.template
-def stats_command(file: str, model: str, as_json: bool, template: TemplateSettings | None) -> None:
+def stats_command(
+    file: str,
+    model: str,
+    as_json: bool,
+    tags: TagSettings | None,
+    template: TemplateSettings | None,
+) -> None:
     """Count rows, tokens, supervised share, lengths, strata and near duplicates.
 
     Rows that cannot be read are counted by the reason, keys that nothing reads by their rows.
@@ -105,7 +115,7 @@ def stats_command(file: str, model: str, as_json: bool, template: TemplateSettin
     from forty2.text.encoder import Encoder
     from forty2.text.preview import stats
 
-    found = stats(file, Encoder(load_tokenizer(model, template)))
+    found = stats(file, Encoder(load_tokenizer(model, template, tags)))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
