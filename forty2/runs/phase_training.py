@@ -309,7 +309,15 @@ class _LossMaker:
             else:
                 reference = self._reference(used, frozen)
         kl = self._kl_penalty(used, frozen)
-        return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen, kl)
+        return batched_loss(
+            self.phase.settings,
+            used.rows,
+            reference,
+            self.shortcuts,
+            frozen,
+            kl,
+            self.phase.data.token_weights,
+        )
 
     def _kl_penalty(self, used: _RowsUsed, frozen: FrozenStates | None) -> KlPenalty | None:
         """Compute and store what the term λ·KL reads of the reference, if the phase has one."""

@@ -235,7 +235,8 @@ class _PhaseTimer:
                 )
                 kl = KlPenalty(phase.kl_term, states)
             seconds = time.perf_counter() - started
-        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl)
+        weights = self.data.token_weights
+        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl, weights)
         return loss, _share(rows, used, sample) * seconds
 
     def _step_seconds(self, steps: Sequence[int], loss: BatchedLoss) -> float:

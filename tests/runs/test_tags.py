@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from support.small_run import make_inputs
 from support.tagged_models import ADAPTER, SETTINGS
 
 from forty2.cli import main
-from forty2.errors import ModelError, TrainingError
+from forty2.errors import ModelError, RecipeError, TrainingError
 from forty2.model.adapter import attach_adapter, load_arrays
 from forty2.model.loading import load
 from forty2.recipe.reading import load_recipe
@@ -40,7 +41,8 @@ chat_template: tags.jinja
 adapter: {{rank: 2, scale: 4.0, dropout: 0.1, layers: 2}}
 phases:
   sft: {{objective: sft, data: sft.jsonl, valid: sft.jsonl, steps: 3, lr: 1.0e-2, tags_lr: 5.0e-2,
-    batch_size: 3, save_every_steps: 1, eval_every_steps: 3, lint: false}}
+    token_weights: {{</assistant>: 2.0, <end>: 1.5}}, batch_size: 3, save_every_steps: 1,
+    eval_every_steps: 3, lint: false}}
   dpo: {{objective: dpo, data: dpo.jsonl, steps: 2, lr: 1.0e-2, batch_size: 3,
     eval_every_steps: 2, lint: false, beta: 0.1}}
 fuse: {{out: fused}}
@@ -65,7 +67,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_trains_tags_and_fuses_them(inputs: Path) -> None:
     write_recipe(inputs, "<unused>")
     recipe = load_recipe("tagged.yaml")
-    done = run(recipe, run_dir="run")
+    done = run(replace(recipe, phases={"sft": recipe.phases["sft"]}), run_dir="run")
     model, tokenizer = mlx_lm.load("fused")
     (first, *_, last) = (tokenizer.encode(tag)[0] for tag in TAGS)
     assert tokenizer.encode("".join(TAGS)) == list(range(first, last + 1))
@@ -90,7 +92,8 @@ def test_tags_that_no_template_writes_are_warned_of(inputs: Path) -> None:
     (inputs / "tags.jinja").write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     )
-    recipe = load_recipe("tagged.yaml", ["tags=[<never>]"])
+    changes = ["tags=[<never>]", "phases.sft.token_weights={}"]
+    recipe = load_recipe("tagged.yaml", changes)
     assert any("training row holds any" in w for w in plan(recipe, quick=True).warnings)
     write_recipe(inputs, "<unused>")
     warnings = plan(load_recipe("tagged.yaml"), quick=True).warnings
@@ -105,13 +108,16 @@ def test_data_is_shown_and_prepared_with_tags(inputs: Path) -> None:
 
     write_recipe(inputs)
     options = f"--model model --chat-template tags.jinja --tags {','.join(TAGS)}"
-    shown = forty2(f"data show sft.jsonl --rows 1 {options}")
-    assert "<user>Count to 0, please.</user><assistant>«0</assistant><end>»" in shown
+    shown = forty2(f"data show sft.jsonl --rows 1 {options} --token-weight <end>=1.5")
+    assert "<user>Count to 0, please.</user><assistant>«0</assistant><end>»×1.5" in shown
     supervised = json.loads(forty2(f"data stats sft.jsonl --json {options}"))["supervised"]
     assert 0.1 < supervised < 0.4
     forty2(f"data prepare --input sft.jsonl --output-dir ready --max-length 96 {options}")
     phases = "phases={sft: {objective: sft, data: ready, steps: 1, lr: 1e-3}}"
     assert plan(load_recipe("tagged.yaml", [phases]), quick=True).phases[0].rows == 5
+    weights = "phases.sft.token_weights={no token: 2}"
+    with pytest.raises(RecipeError, match=r"phases\.sft\.token_weights: 'no token' is 8 tokens"):
+        plan(load_recipe("tagged.yaml", [weights]), quick=True)
 
 
 @pytest.mark.slow

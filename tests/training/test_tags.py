@@ -1,4 +1,4 @@
-"""Only the rows of tags train, and as in a whole table: gradients, optimizers, resuming, processes."""
+"""Rows of tags train alone, and as in a whole table; weights of tokens count exactly, however rows lie."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.processes import OneOfTwo
-from support.tagged_models import ADAPTER, ADDED, KINDS, PACKED, PAIRS, ROWS, tagged, whole_tables
+from support.tagged_models import (
+    ADAPTER,
+    ADDED,
+    CLOSE,
+    KINDS,
+    PACKED,
+    PAIRS,
+    ROWS,
+    tagged,
+    whole_tables,
+)
 from support.training import dpo, sft
 from support.training import run as train
 
@@ -22,6 +32,7 @@ from forty2.model.tag_rows import tag_weights
 from forty2.model.tags import find_tables
 from forty2.text.rows import Row
 from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss
+from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import states_to_store
 from forty2.training.optimizers import make_optimizer
 from forty2.training.processes import ALONE, Group
@@ -213,3 +224,72 @@ def test_logits_are_not_kept_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -
         stepper.step([objective.batch(range(6))], 1e-3)
         peaks.append(mx.get_peak_memory() - before)
     assert peaks[0] < 0.5 * peaks[1]
+
+
+# --- weights of tokens ---
+
+WEIGHTS = {CLOSE: 2.5, 7: 0.5, ROWS[0].ids[4]: 4.0}
+
+
+def weighted(rows: list[Row]) -> ConversationLoss:
+    return ConversationLoss(rows, Shortcuts(split_head=True), token_weights=WEIGHTS)
+
+
+def by_hand(model: Any, rows: list[Row]) -> float:
+    """Compute Σ w · nll / Σ w over the supervised tokens, one row and token at a time."""
+    loss = total = 0.0
+    for row in rows:
+        logits = np.asarray(model(mx.array([row.ids])), np.float64)[0]
+        logps = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        for n, (token, on) in enumerate(zip(row.ids, row.mask, strict=True)):
+            if on:
+                weight = WEIGHTS.get(token, 1.0)
+                loss, total = loss - weight * logps[n - 1, token], total + weight
+    return float(loss / total)
+
+
+def apart(row: Row) -> list[Row]:
+    """Take a packed row apart."""
+    parts = (slice(6), slice(6, 12))
+    return [row._replace(ids=row.ids[s], mask=row.mask[s], segments=None) for s in parts]
+
+
+def test_the_loss_is_the_weighted_mean_over_all_tokens() -> None:
+    model = tagged()
+    wanted = by_hand(model, ROWS)
+    assert evaluate(model, weighted(ROWS))["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert wanted != pytest.approx(evaluate(model, ConversationLoss(ROWS))["loss"], abs=0.01)
+
+
+@pytest.mark.parametrize("split_head", [True, False])
+def test_packing_changes_no_weight(split_head: bool) -> None:
+    model, rows = tagged(), [*ROWS[:2], PACKED]
+    loss = ConversationLoss(rows, Shortcuts(split_head=split_head), token_weights=WEIGHTS)
+    wanted = by_hand(model, [*ROWS[:2], *apart(PACKED)])
+    assert evaluate(model, loss)["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_accumulated_batches_and_two_processes_have_the_gradient_of_one_batch() -> None:
+    whole = gradients(tagged(), weighted(ROWS), [range(8)])
+    check(gradients(tagged(), weighted(ROWS), [range(1), range(1, 3), range(3, 8)]), whole)
+    other = OneOfTwo(1)
+    gradients(tagged(), weighted(ROWS), [range(5, 8)], other)
+    check(gradients(tagged(), weighted(ROWS), [range(5)], OneOfTwo(0, other.sent)), whole)
+
+
+def test_a_process_without_a_batch_keeps_the_weight_of_the_others() -> None:
+    """Weights are no whole numbers, and are summed as none."""
+    other = OneOfTwo(1)
+    alone = gradients(tagged(), weighted(ROWS), [range(3)])
+    gradients(tagged(), weighted(ROWS), [range(3)], other)
+    check(gradients(tagged(), weighted(ROWS), [], OneOfTwo(0, other.sent)), alone)
+
+
+def test_equal_weights_are_none() -> None:
+    rows = ROWS[:3]
+    every = {token: 2.0 for row in rows for token in row.ids}
+    doubled = ConversationLoss(rows, Shortcuts(split_head=True), token_weights=every)
+    check(
+        gradients(tagged(), doubled, [range(3)]),
+        gradients(tagged(), ConversationLoss(rows, Shortcuts(split_head=True)), [range(3)]),
+    )

@@ -296,6 +296,11 @@ class Phase:
         return None
 
     @property
+    def supervision_weights(self) -> Mapping[str, float]:
+        """Weights of supervised tokens that are not 1, by token."""
+        return {}
+
+    @property
     def course_depends_on_length(self) -> bool:
         """Whether the first steps of a phase would be others if it had more of them."""
         weight = self.kl_term
