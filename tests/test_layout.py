@@ -115,6 +115,7 @@ CAPABILITIES = {
     "test_public_api.py": "the names that `import forty2` offers",
     "training/test_trl_parity.py": "losses of pairs against TRL's code",
     "training/objectives/test_new_objective.py": "an objective added in one file",
+    "training/test_tags.py": "rows of tags and weights of tokens in training",
     "training/test_curricula.py": "rows ordered, left out and divided, from keys to batches",
 }
 """Test files that mirror no module because they test several at once, and what they test."""

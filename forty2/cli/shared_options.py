@@ -135,7 +135,7 @@ def template(function: Command) -> Command:
         click.option(
             "--chat-template",
             type=FILE,
-            help="File with a chat template, in place of the model's own.",
+            help="File with a chat template, or mypt, in place of the model's own.",
         ),
         click.option(
             "--template-option",

@@ -25,7 +25,7 @@ from forty2.export.record import RECORD, adapter_of
 from forty2.files import JsonObject, staged_folder, write_json
 from forty2.inference.logprobs import logsumexp
 from forty2.model.adapter import CONFIG, adapter_dir
-from forty2.model.adapter_files import phase_settings, read_adapter_config
+from forty2.model.adapter_files import phase_settings, read_adapter_config, recorded_tags
 from forty2.model.loading import LoadedModel, load, save_model
 from forty2.model.merging import Update, merge_adapter, replaced_weights
 from forty2.model.quantization import (
@@ -146,7 +146,9 @@ def fuse(
         )
     for target in (out, *([quantized_path(out, quantize)] if quantize is not None else [])):
         _check_target(target, folder, replace)
-    base = load(model, trust_remote_code=trust_remote_code)
+    added = recorded_tags(folder)
+    tags = added.settings if added is not None else None
+    base = load(model, tags=tags, trust_remote_code=trust_remote_code)
     probes = _probes(base)
     progress("fuse", 0, _STEPS, {})
     before = _log_probabilities(base.model, probes)

@@ -26,8 +26,9 @@ from forty2.model.surgery import (
     head,
     sample_ids,
     scores_agree,
-    trains_outside_blocks,
+    trained_outside_blocks,
 )
+from forty2.model.tag_rows import head_table, is_tag_rows, with_tag_rows
 
 HEAD_GPU, HEAD_CPU = 1 << 24, 1 << 22
 """Number of logits in memory at once in the backward pass (in several copies). Each chunk of logits
@@ -62,8 +63,9 @@ def supervised_logps(
 
     The head runs on chunks of positions. A log-probability depends only on its own state, so its
     gradient is computed while the chunk's logits exist, and the backward pass only scales it. So
-    memory never holds all logits, nor their gradient. That gives no gradient for the head itself:
-    where an embedding or the head is trained, mlx differentiates each chunk, and keeps its logits.
+    memory never holds all logits, nor their gradient. Of the head, only the rows of tags get a gradient
+    in this way: where more of it is trained, or the embedding, mlx differentiates each chunk, and keeps
+    its logits.
 
     Args:
         states: (B, T, D), from `body`.
@@ -75,12 +77,17 @@ def supervised_logps(
     """
     index = mx.maximum(where, 0)
     rows, wanted = states.reshape(-1, states.shape[-1])[index], targets.reshape(-1)[index]
-    at_once = model.training and not trains_outside_blocks(model)
+    at_once = model.training and head_is_frozen(model)
     logps = _logps_with_gradient(model) if at_once else functools.partial(_logps, model)
     (result,) = in_chunks(
         lambda *part: (logps(*part),), rows, wanted, chunk=head_chunk(model, rows)
     )
     return mx.where(where >= 0, result, 0.0)
+
+
+def head_is_frozen(model: nn.Module) -> bool:
+    """Return whether nothing outside of the blocks is trained but the rows of tags."""
+    return all(map(is_tag_rows, trained_outside_blocks(model)))
 
 
 def head_chunk(model: nn.Module, states: mx.array) -> int:
@@ -118,28 +125,64 @@ def _logps(model: nn.Module, states: mx.array, targets: mx.array) -> mx.array:
 
 
 def _logps_with_gradient(model: nn.Module) -> Callable[[mx.array, mx.array], mx.array]:
-    """Return a version of `_logps` that computes its gradient (N, D) in the forward pass."""
+    """Return a version of `_logps` that computes its gradient (N, D) in the forward pass.
+
+    The gradient for the rows of n tags needs, of all logits' gradients, only those of the tags, (N, n).
+    """
+    table = head_table(model)
 
     @mx.custom_function
-    def logps(states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    def logps(states: mx.array, targets: mx.array, *rows: mx.array) -> tuple[mx.array, ...]:
         states = mx.stop_gradient(states)
-        logits = head(model, states)
+        run_head = _head_with(model, [mx.stop_gradient(one) for one in rows])
+        logits = run_head(states)
         probabilities, log_total = softmax(logits.astype(mx.float32))
         picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
         is_target = mx.arange(logits.shape[-1])[None] == targets[:, None]
         cotangent = (mx.where(is_target, 1.0, 0.0) - probabilities).astype(logits.dtype)
-        _, (gradient,) = mx.vjp(functools.partial(head, model), [states], [cotangent])
-        return (picked - log_total).squeeze(-1), gradient
+        _, (gradient,) = mx.vjp(run_head, [states], [cotangent])
+        own = [] if table is None else [_of_tags(cotangent, table)]
+        return (picked - log_total).squeeze(-1), gradient, *own
 
     @logps.vjp
     def backward(
-        _: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
-    ) -> tuple[mx.array, mx.array]:
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
         gradient = outputs[1]
         scaled = (cotangents[0][:, None] * gradient).astype(gradient.dtype)
-        return scaled, mx.zeros(gradient.shape[:1])
+        of_states = scaled, mx.zeros(gradient.shape[:1])
+        if table is None:
+            return of_states
+        states, tags = primals[0], table.tags
+        own = (cotangents[0][:, None] * outputs[2]).astype(outputs[2].dtype)
+        # lazy: of the frozen rows' logits, nothing is computed
+        _, of_rows = mx.vjp(
+            lambda rows: _head_with(model, [rows])(states)[:, tags.first : tags.end],
+            [primals[2]],
+            [own],
+        )
+        return *of_states, *of_rows
 
-    return lambda states, targets: logps(states, targets)[0]  # type: ignore[index]
+    rows = [] if table is None else [table.tag_rows]
+    return lambda states, targets: logps(states, targets, *rows)[0]  # type: ignore[index]
+
+
+def _of_tags(values: mx.array, table: nn.Module) -> mx.array:
+    """Copy the tags' columns (N, n) of values (N, V): a view would keep the whole in memory."""
+    return mx.contiguous(values[:, table.tags.first : table.tags.end])
+
+
+def _head_with(model: nn.Module, rows: Sequence[mx.array]) -> Callable[[mx.array], mx.array]:
+    """Return the head as a function of states, with these rows of tags, if there are any."""
+    table = head_table(model)
+
+    def run(states: mx.array) -> mx.array:
+        if table is None:
+            return head(model, states)
+        with with_tag_rows(table, rows[0]):
+            return head(model, states)
+
+    return run
 
 
 def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:

@@ -25,19 +25,30 @@ from forty2.errors import ModelError, on_one_line
 from forty2.files import JsonObject
 from forty2.model.adapter_files import (
     STOP_TOKENS,
+    TAGS,
     check_adapter_tensors,
     check_not_peft,
     phase_settings,
     read_adapter_config,
+    recorded_tags,
 )
 from forty2.model.adapter_keys import check_keys
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
 from forty2.model.phase_attention import attach_phase_attention, without_phase_attention
+from forty2.model.tag_rows import (
+    is_tag_rows,
+    put_tag_rows,
+    tag_weights,
+    tags_of,
+    train_tag_rows,
+    without_tag_rows,
+)
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
-from forty2.recipe.saved_adapter import PHASE_ATTENTION, last_phase, named_phase
+from forty2.recipe.saved_adapter import PHASE_ATTENTION, TAG_WEIGHTS, last_phase, named_phase
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
 from forty2.recipe.schema import Adapter
+from forty2.recipe.tags import AddedTags
 
 TEMPLATE = "template.json"
 """File in a run folder that records its settings of the chat template."""
@@ -61,8 +72,13 @@ class _SteadyDoRAEmbedding(DoRAEmbedding):  # type: ignore[misc]
         return output.astype(x.dtype)
 
 
-def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
+def attach_adapter(
+    model: nn.Module, adapter: Adapter, *, seed: int, tags: AddedTags | None = None
+) -> None:
     """Freeze the model and add new adapter layers that do not change its output yet: with B = 0.
+
+    Args:
+        tags: tags of the model whose rows are trained, too; None: it has none.
 
     Raises:
         ModelError: the adapter asks for blocks or layers that the model does not have, or that
@@ -73,6 +89,8 @@ def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
         raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
     check_keys(model, adapter)
     model.freeze()
+    if tags is not None:
+        train_tag_rows(model, tags)
     mx.random.seed(seed)
     config = adapter_config(adapter, model)
     parameters = config["lora_parameters"]
@@ -85,10 +103,15 @@ def attach_adapter(model: nn.Module, adapter: Adapter, *, seed: int) -> None:
             f"adapter.keys: with an adapter on {_adapted_layers(model)} the model does not run "
             f"({on_one_line(error)}); name other layers"
         ) from error
-    if not adapter_weights(model):
+    if not lora_weights(model):
         raise ModelError("adapter.keys is left out, but no block holds a layer that takes LoRA")
     if adapter.phase_attention is not None:
         attach_phase_attention(model, adapter.phase_attention)
+    if any(tags_of(layer) is not None for layer in dora_layers(model)):
+        raise ModelError(
+            "adapter.keys names a table that holds the rows of tags, which dora cannot be put on; use "
+            "lora, or name other layers"
+        )
 
 
 def _prepare_layers(model: nn.Module) -> None:
@@ -109,6 +132,11 @@ def _adapted_layers(model: nn.Module) -> str:
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     """Return the adapter's parameters by name: those that training changes."""
     return dict(tree_flatten(model.trainable_parameters()))
+
+
+def lora_weights(model: nn.Module) -> dict[str, mx.array]:
+    """Return those of the adapter's parameters that mlx-lm knows: all but the rows of tags."""
+    return {n: value for n, value in adapter_weights(model).items() if not is_tag_rows(n)}
 
 
 def wasted_rank(model: nn.Module) -> str | None:
@@ -164,12 +192,13 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     """Run the model as it was before its adapter; the adapter is back at the end of the block.
 
     Each adapted layer is replaced by the layer that it wraps: a scale of 0 would leave DoRA's norms.
+    Tags have the rows that they began with.
     """
     adapted = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
     wrapped = [(name, m.linear if "linear" in m else m.embedding) for name, m in adapted]
     model.update_modules(tree_unflatten(wrapped))
     try:
-        with without_phase_attention(model):
+        with without_phase_attention(model), without_tag_rows(model):
             yield
     finally:
         model.update_modules(tree_unflatten(adapted))
@@ -204,6 +233,8 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
     }
     if adapter.phase_attention is not None:
         config[PHASE_ATTENTION] = asdict(adapter.phase_attention)
+    if (tags := tags_of(model)) is not None:
+        config[TAGS] = tags.to_json()
     return config
 
 
@@ -216,7 +247,9 @@ def save_adapter(
         stop_token_ids: ids that ended the turns of its training rows. Whoever loads the adapter, or
             the model that it is merged into, also stops at these.
     """
-    mx.save_safetensors(str(folder / WEIGHTS), adapter_weights(model))
+    mx.save_safetensors(str(folder / WEIGHTS), lora_weights(model))
+    if rows := tag_weights(model):
+        mx.save_safetensors(str(folder / TAG_WEIGHTS), rows)
     config = adapter_config(adapter, model)
     if stop_token_ids:
         config[STOP_TOKENS] = sorted(set(stop_token_ids))
@@ -225,11 +258,16 @@ def save_adapter(
 
 def restore_adapter(model: nn.Module, folder: Path) -> None:
     """Load saved weights into adapter layers that are already attached."""
-    model.load_weights(list(load_arrays(folder / WEIGHTS).items()), strict=False)
+    arrays = load_arrays(folder / WEIGHTS)
+    if tags_of(model) is not None:
+        arrays |= load_arrays(folder / TAG_WEIGHTS)
+    model.load_weights(list(arrays.items()), strict=False)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
     """Put a saved adapter on a bare model, to use it without further training.
+
+    The model has the adapter's tags already, if it has some (`tags.add_recorded_tags`).
 
     Raises:
         ModelError: its files are missing or damaged, or made for a model of another shape.
@@ -249,6 +287,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         arrays = load_arrays(folder / WEIGHTS)
         check_adapter_tensors(model, arrays, folder, full=kind == "full", origin=origin)
         model.load_weights(list(arrays.items()), strict=False)
+        if (tags := recorded_tags(folder)) is not None:
+            file = folder / TAG_WEIGHTS
+            put_tag_rows(model, tags, load_arrays(file), file, origin)
     except ModelError:
         raise
     except Exception as error:  # a damaged config makes mlx-lm raise errors of many types

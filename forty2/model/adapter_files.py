@@ -16,8 +16,10 @@ from forty2.files import JsonObject
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import PHASE_ATTENTION, is_of_phases
+from forty2.recipe.saved_adapter import TAGS as TAGS
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
 from forty2.recipe.schema import PhaseAttention
+from forty2.recipe.tags import AddedTags
 
 STOP_TOKENS = "stop_token_ids"
 """Key of adapter_config.json with the ids that ended the turns that the adapter was trained on;
@@ -183,3 +185,18 @@ def recorded_stop_tokens(folder: Path) -> list[int]:
     if not isinstance(found, list) or not all(type(n) is int and n >= 0 for n in found):
         raise ModelError(f"{folder / CONFIG}: {STOP_TOKENS} is not a list of token ids")
     return list(found)
+
+
+def recorded_tags(folder: Path) -> AddedTags | None:
+    """Return the tags that an adapter was trained with; None: it has none.
+
+    Raises:
+        ModelError: adapter_config.json is damaged, or the record is no record of tags.
+    """
+    found = read_adapter_config(folder).get(TAGS)
+    try:
+        return AddedTags.from_json(found) if found is not None else None
+    except ValueError as error:
+        raise ModelError(
+            f"{folder / CONFIG}: {TAGS} is no record of tags; copy the file again"
+        ) from error

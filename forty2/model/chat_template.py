@@ -23,6 +23,7 @@ from jinja2 import meta
 from forty2.errors import ModelError, RecipeError
 from forty2.files import JsonObject
 from forty2.recipe.schema import Recipe
+from forty2.recipe.templates import packaged_templates
 
 _CLOCK = "strftime_now"
 """Function of a template that formats the time of rendering."""
@@ -98,14 +99,17 @@ def settings_of(recipe: Recipe, date: str | None = None) -> TemplateSettings:
 
 
 def read_template(file: Path, where: str) -> str:
-    """Read a chat template from a file.
+    """Read a chat template from a file, or take one of the package by its name.
 
     Args:
+        file: path, or the name of a packaged template, which comes first.
         where: the key or option that names the file.
 
     Raises:
         RecipeError: it cannot be read, or is no template.
     """
+    if (packaged := packaged_templates().get(str(file))) is not None:
+        return packaged
     try:
         source = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -10,15 +10,22 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from forty2.errors import ModelError
-from forty2.model.adapter import adapter_weights, attach_adapter, load_arrays, origin_of
+from forty2.model.adapter import attach_adapter, load_arrays, lora_weights, origin_of
 from forty2.model.loading import other_base
-from forty2.model.surgery import blocks, trains_outside_blocks
-from forty2.recipe.saved_adapter import AdapterFile, is_of_phases, read_adapter_file
+from forty2.model.surgery import blocks, trained_outside_blocks
+from forty2.model.tag_rows import tag_weights
+from forty2.recipe.saved_adapter import TAG_WEIGHTS, AdapterFile, is_of_phases, read_adapter_file
 from forty2.recipe.schema import Recipe
+from forty2.recipe.tags import AddedTags
 
 
-def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> AdapterFile | None:
+def attach_initial_adapter(
+    model: nn.Module, recipe: Recipe, *, seed: int, tags: AddedTags | None = None
+) -> AdapterFile | None:
     """Add the adapter that the first phase begins with; see `attach_adapter`.
+
+    Args:
+        tags: the recipe's tags, which the model has already; None: it has none.
 
     Returns:
         The adapter of `init_from`; None: the adapter is new.
@@ -29,7 +36,7 @@ def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> Ad
     """
     file = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
     try:
-        attach_adapter(model, recipe.adapter, seed=seed)
+        attach_adapter(model, recipe.adapter, seed=seed, tags=tags)
     except ModelError as error:
         if file is None:
             raise
@@ -37,8 +44,15 @@ def attach_initial_adapter(model: nn.Module, recipe: Recipe, *, seed: int) -> Ad
         raise ModelError(f"{error} (as in {file.folder}{origin_of(file.folder)})") from error
     if file is not None:
         _fill(model, file)
+        if file.tags is not None:
+            _fill_tags(model, file, tags)
     for name, phase in recipe.phases.items():
-        if phase.kl_term is not None and trains_outside_blocks(model):
+        if phase.kl_term is not None and tags is not None:
+            raise ModelError(
+                f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
+                "head, whose rows of tags are trained; remove kl, or tags"
+            )
+        if phase.kl_term is not None and trained_outside_blocks(model):
             raise ModelError(
                 f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
                 "head, which the adapter would change; name only layers of the blocks in "
@@ -56,7 +70,7 @@ def warn_of_other_base(model: Path, file: AdapterFile) -> None:
 
 def _fill(model: nn.Module, file: AdapterFile) -> None:
     """Replace the values of a new adapter by those of a file, which must be of the same shape."""
-    wanted = adapter_weights(model)
+    wanted = lora_weights(model)
     origin = origin_of(file.folder)
     strange = [name for name in file.tensors if name not in wanted]
     if strange:
@@ -86,6 +100,22 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
             raise ModelError(f"{file.weights}: {stored} holds a value that is not finite")
         filled.append((name, value))
     model.load_weights(filled, strict=False)
+
+
+def _fill_tags(model: nn.Module, file: AdapterFile, tags: AddedTags | None) -> None:
+    """Replace the rows that tags begin with by those of an adapter."""
+    weights, wanted = file.folder / TAG_WEIGHTS, tag_weights(model)
+    arrays = load_arrays(weights)
+    shapes = {name: value.shape for name, value in arrays.items()}
+    if file.tags != tags or shapes != {name: value.shape for name, value in wanted.items()}:
+        raise ModelError(
+            f"{weights}: holds the tags' rows of another model, with other ids or another width"
+            f"{origin_of(file.folder)}"
+        )
+    for name, value in arrays.items():
+        if not mx.isfinite(value).all().item():
+            raise ModelError(f"{weights}: {name} holds a value that is not finite")
+    model.load_weights([(n, value.astype(mx.float32)) for n, value in arrays.items()], strict=False)
 
 
 def _refuse_strange(model: nn.Module, file: AdapterFile, name: str, origin: str) -> NoReturn:

@@ -20,7 +20,7 @@ from forty2.errors import ModelError, first_line, on_one_line
 from forty2.files import JsonObject
 from forty2.model import cpu_kernels
 from forty2.model.adapter import adapter_dir, load_adapter, recorded_template, trained_on
-from forty2.model.adapter_files import recorded_stop_tokens
+from forty2.model.adapter_files import recorded_stop_tokens, recorded_tags
 from forty2.model.chat_template import TemplateSettings, apply_settings, stop_clock
 from forty2.model.configuration import (
     GENERATION,
@@ -32,10 +32,12 @@ from forty2.model.configuration import (
 )
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
+from forty2.model.tags import add_recorded_tags, add_tags, add_to_tokenizer
 from forty2.model.tokenizer_files import load_tokenizer_files
 from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
 from forty2.model.vocabulary import check_vocabulary
 from forty2.model.weights import check_finite, check_weight_files
+from forty2.recipe.tags import AddedTags, TagSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class LoadedModel:
     """Folder of the model."""
     name: str
     """Name that the user gave: a folder, a hub name or `smollm2`."""
+    tags: AddedTags | None = None
+    """Special tokens that the model in the folder does not have; None: none."""
 
     @property
     def quantized(self) -> bool:
@@ -109,6 +113,7 @@ def load(
     adapter: str | Path | None = None,
     *,
     template: TemplateSettings | None = None,
+    tags: TagSettings | None = None,
     trust_remote_code: bool = False,
     lazy: bool = False,
 ) -> LoadedModel:
@@ -123,6 +128,7 @@ def load(
         adapter: an adapter folder, or a run folder (then its last finished phase).
         template: settings of the chat template; those that the adapter's run records hold where these
             say nothing.
+        tags: special tokens to add; an adapter brings its own along.
         trust_remote_code: run the architecture code that a model brings along.
         lazy: leave the weights on disk until something computes with them.
 
@@ -147,8 +153,14 @@ def load(
     check_vocabulary(tokenizer, config, path)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
+    added = None
+    if tags is not None and adapter is None:
+        added, config = add_tags(model, config, tokenizer, tags)
     if adapter is not None:
         folder = adapter_dir(adapter)
+        added = recorded_tags(folder)
+        if added is not None:
+            config = add_recorded_tags(model, config, tokenizer, added)
         load_adapter(model, folder)
         tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *recorded_stop_tokens(folder)}
         message = other_base(path, folder)
@@ -163,7 +175,7 @@ def load(
         except RuntimeError as error:
             raise ModelError(f"{path}: cannot read the weights: {on_one_line(error)}") from error
         check_finite(model, path)
-    return LoadedModel(model, tokenizer, config, path, name)
+    return LoadedModel(model, tokenizer, config, path, name, added)
 
 
 def _build(path: Path, config: JsonObject, trust_remote_code: bool) -> tuple[nn.Module, JsonObject]:
@@ -196,11 +208,14 @@ def _reason(error: Exception) -> str:
     return on_one_line(error)
 
 
-def load_tokenizer(name: str, template: TemplateSettings | None = None) -> TokenizerWrapper:
+def load_tokenizer(
+    name: str, template: TemplateSettings | None = None, tags: TagSettings | None = None
+) -> TokenizerWrapper:
     """Load a model's tokenizer without the model.
 
     Args:
         template: settings of the chat template.
+        tags: special tokens to add.
 
     Raises:
         ModelError: there is no such model, or its tokenizer is missing or damaged.
@@ -208,6 +223,8 @@ def load_tokenizer(name: str, template: TemplateSettings | None = None) -> Token
     path = resolve_model(name)
     tokenizer = load_tokenizer_files(path, read_config(path), trust_remote_code=False)
     _set_template(tokenizer, template or TemplateSettings(), path)
+    if tags is not None:
+        add_to_tokenizer(tokenizer, tags)
     return tokenizer
 
 

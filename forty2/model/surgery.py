@@ -100,7 +100,7 @@ def frozen_depth(model: nn.Module) -> int:
 
     A trained embedding changes the inputs of all blocks, so then there are none.
     """
-    if trains_outside_blocks(model):
+    if trained_outside_blocks(model):
         return 0
     for depth, block in enumerate(blocks(model)):
         if tree_flatten(block.trainable_parameters()):
@@ -108,14 +108,15 @@ def frozen_depth(model: nn.Module) -> int:
     return len(blocks(model))
 
 
-def trains_outside_blocks(model: nn.Module) -> bool:
-    """Return whether a parameter in none of the blocks is trained: of an embedding, or the head."""
+def trained_outside_blocks(model: nn.Module) -> list[str]:
+    """List the names of the trained parameters that are in none of the blocks: of embeddings, or the head."""
     inside = {
         id(value)
         for block in blocks(model)
         for _, value in tree_flatten(block.trainable_parameters())
     }
-    return any(id(value) not in inside for _, value in tree_flatten(model.trainable_parameters()))
+    trained = tree_flatten(model.trainable_parameters())
+    return [name for name, value in trained if id(value) not in inside]
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

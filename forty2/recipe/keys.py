@@ -196,6 +196,8 @@ def _type(schema: JsonObject) -> str:
             return f"list of {_type(items)}"
         case {"type": "object", "patternProperties": by_name}:
             return f"mapping of names to {_type(*by_name.values())}"
+        case {"type": "object", "additionalProperties": {"type": _} as values}:
+            return f"mapping of names to {_type(values)}"
         case {"type": "object"}:
             return "mapping of names to any values"
         case {"type": "string", "pattern": _}:

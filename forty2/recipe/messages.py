@@ -15,6 +15,7 @@ from forty2.errors import redact
 from forty2.recipe.document import Document, Location, Problem, yaml_type
 from forty2.recipe.paths import NO_FILES, replay_sources
 from forty2.recipe.schema import SECTIONS, keys_of
+from forty2.recipe.templates import packaged_templates
 from forty2.training.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def missing_files(document: Document) -> Iterator[Problem]:
                     yield document.problem(("phases", name, key), f"{value}: holds no data")
         yield from _sources_of_replay(document, name)
     template = document.tree.get("chat_template")
-    if isinstance(template, str) and not os.path.isfile(os.path.expanduser(template)):
+    is_file = isinstance(template, str) and template not in packaged_templates()
+    if is_file and not os.path.isfile(os.path.expanduser(str(template))):
         yield document.problem(("chat_template",), f"{template}: no such file")
     benchmark = document.tree.get("benchmark")
     if isinstance(benchmark, dict):

@@ -16,6 +16,7 @@ from typing import Any
 
 from forty2.files import JsonObject
 from forty2.recipe.document import COMMAND_LINE, Document, Location, Problem
+from forty2.recipe.templates import packaged_templates
 
 RECIPE = "recipe.yaml"
 """Name of the recipe in a folder that stands for it."""
@@ -103,6 +104,8 @@ def moved(path: str, before: str, after: str) -> str:
 def _path(section: object, key: str, at: Location) -> Iterator[tuple[Location, str]]:
     value = section.get(key) if isinstance(section, dict) else None
     if not isinstance(value, str) or not value or value.startswith(NO_FILES):
+        return
+    if key == "chat_template" and value in packaged_templates():
         return
     if value != (STARTER if key == "model" else _BUILT_IN):
         yield (*at, key), value

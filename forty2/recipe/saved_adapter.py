@@ -13,18 +13,25 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject, find_damage
 from forty2.recipe.document import Document, Problem
+from forty2.recipe.tags import BUILT_IN, AddedTags
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
 PHASE_ATTENTION = "phase_attention"
 """Key of the configuration with the settings of phase attention, and the module of its tensors."""
+TAG_WEIGHTS = "tags.safetensors"
+"""File with the rows of tags. They are none of mlx-lm's tensors of an adapter, so it finds them in none
+of its own files."""
+TAGS = "tags"
+"""Key of adapter_config.json with the tags that the adapter was trained with; other readers of adapters
+ignore it."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _LARGEST_HEADER = 100_000_000
 """Bytes; safetensors allows no more."""
@@ -77,11 +84,14 @@ class AdapterFile:
     """Names of the layers that it adapts: within a block, or in full outside of blocks."""
     phase_attention: JsonObject | None = None
     """Settings of its phase attention; None: it has none."""
+    tags: AddedTags | None = None
+    """Tags that it was trained with; None: it has none."""
 
     def sha256(self) -> str:
         """Hash the weights and the configuration."""
         digest = hashlib.sha256()
-        for file in (self.weights, self.folder / CONFIG):
+        rows = [self.folder / TAG_WEIGHTS] if self.tags is not None else []
+        for file in (self.weights, self.folder / CONFIG, *rows):
             with file.open("rb") as data:
                 digest.update(hashlib.file_digest(data, "sha256").digest())
         return digest.hexdigest()
@@ -180,7 +190,22 @@ def take_shape(document: Document) -> list[Problem]:
         elif not _agree(given, value):
             message = f"is {given}, but {found.folder} has {value}; remove the key to take that"
             problems.append(document.problem(("adapter", key), message))
+    if found.tags is not None:
+        problems += _take_tags(document, found.folder, found.tags)
     return problems
+
+
+def _take_tags(document: Document, folder: Path, tags: AddedTags) -> list[Problem]:
+    """Give a recipe the tags of the adapter of `init_from`; return what it contradicts."""
+    given = document.tree.get("tags")
+    if given is None:
+        document.tree["tags"] = list(tags.tokens)
+        return []
+    named = BUILT_IN.get(given, ()) if isinstance(given, str) else given
+    if not isinstance(named, list | Mapping) or tuple(named) == tags.tokens:
+        return []  # a value of another type is reported as such
+    message = f"are others than those of {folder} ({', '.join(tags.tokens)}); remove the key to take those"
+    return [document.problem(("tags",), message)]
 
 
 def _agree(given: object, value: object) -> bool:
@@ -229,7 +254,14 @@ def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
             f"{folder / CONFIG}: fine_tune_type is {kind}, but the tensors are those of {found.type}; "
             "copy both files again"
         )
-    return found
+    if config.get(TAGS) is None:
+        return found
+    try:
+        return replace(found, tags=AddedTags.from_json(config[TAGS]))
+    except ValueError as error:
+        raise ModelError(
+            f"{folder / CONFIG}: {TAGS} is no record of tags; copy the file again"
+        ) from error
 
 
 def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo, field_va
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from forty2.recipe.tags import check_tags
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import STRICT, Phase, Positive
 
@@ -59,6 +60,20 @@ class Adapter:
     model, e.g. [lm_head, model.embed_tokens]; null: all linear layers of the blocks."""
     phase_attention: PhaseAttention | None = None
     """Coupled phases in one block, trained beside its layers, e.g. {block: 7}; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TagsInit:
+    """Embeddings of the recipe's tags before they are trained."""
+
+    rows: Literal["description", "all"] = "description"
+    """Rows of the table whose mean an embedding begins as: those of its description's tokens (without a
+    description: of the pieces of the tag's own text), or all."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Standard deviation of random numbers that are added, as a share of that of the table's numbers."""
+    pad_to: Positive = 64
+    """Number of which the table's rows become a multiple, for speed. The rows beyond the tags are the mean
+    of all others and stay so."""
 
 
 if TYPE_CHECKING:
@@ -190,7 +205,8 @@ class Recipe:
     """Longest row in tokens, prompt and response together. Longer prompts lose their beginning; rows
     whose response does not fit are dropped."""
     chat_template: str | None = None
-    """File with a chat template, as Jinja, in place of the model's own; null: the model's own."""
+    """Chat template in place of the model's own: a file of Jinja, or `mypt`, which writes the tags of
+    that name; null: the model's own."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Variables that the chat template reads, e.g. {enable_thinking: false}; for training, measuring
     and the fused model alike."""
@@ -203,6 +219,14 @@ class Recipe:
     section are taken from it. null: a new adapter."""
     adapter: Adapter = Field(default_factory=Adapter)
     """Kind and shape of the adapter."""
+    tags: Annotated[
+        str | list[str] | dict[str, str | list[str]] | None, BeforeValidator(check_tags)
+    ] = None
+    """New special tokens: a list, e.g. [<note>, </note>]; a mapping of each to a description or to a list
+    of tokens, from whose embeddings its own begins; or `mypt`, the 19 tags of MyPT. Their embeddings
+    are trained whole, those of all other tokens stay as they are. null: none."""
+    tags_init: TagsInit = Field(default_factory=TagsInit, kw_only=True)
+    """Embeddings of the tags before they are trained."""
     phases: Annotated[dict[Slug, AnyPhase], Field(min_length=1)]
     """Phases by name, trained in this order; each goes on from the adapter of the one before it."""
     fuse: Fuse | None = None
@@ -227,6 +251,23 @@ class Recipe:
                 "adapter.phase_attention"
             )
         return fuse
+
+    @field_validator("tags_init")
+    @classmethod
+    def _has_tags(cls, start: TagsInit, info: ValidationInfo) -> TagsInit:
+        if start != TagsInit() and info.data.get("tags", "") is None:
+            raise ValueError("tags_init: there are no tags; name them in tags, or remove this")
+        return start
+
+    @field_validator("phases")
+    @classmethod
+    def _trains_tags(cls, phases: dict[str, Phase], info: ValidationInfo) -> dict[str, Phase]:
+        for name, phase in phases.items():
+            if phase.tags_lr is not None and info.data.get("tags", "") is None:
+                raise ValueError(
+                    f"phases: {name}: tags_lr is there, but no tags; name them in tags, or remove it"
+                )
+        return phases
 
     @field_validator("report_to")
     @classmethod

@@ -22,6 +22,7 @@ from forty2.progress import Progress, silent
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Recipe
+from forty2.recipe.tags import with_tags
 from forty2.runs.archive.finding import close_runs
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
@@ -66,6 +67,11 @@ class RunContext:
     """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
     states: Path | None = None
     """Folder of frozen blocks' states that other runs use, too; None: the run has its own."""
+
+    @property
+    def base_key(self) -> str:
+        """Fingerprint of the base with the recipe's tags, as they are before training."""
+        return with_tags(self.provenance.model_sha256, self.recipe)
 
     @property
     def path(self) -> Path:

@@ -25,6 +25,7 @@ from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_b
 from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
+from forty2.recipe.tags import tag_settings
 from forty2.runs.context import RunContext
 from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.drift import drift_meter
@@ -41,6 +42,7 @@ from forty2.runs.phase_data import (
     stop_notice,
     style_prompts,
 )
+from forty2.runs.tags import unused_tags
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import first_prompts
@@ -98,7 +100,12 @@ def read_inputs(
         RunError: the rows differ from those that the run began with.
     """
     recipe = run.recipe
-    loaded = load(recipe.model, template=run.template, trust_remote_code=run.trust_remote_code)
+    loaded = load(
+        recipe.model,
+        template=run.template,
+        tags=tag_settings(recipe),
+        trust_remote_code=run.trust_remote_code,
+    )
     encoder = Encoder(loaded.tokenizer)
     finder = measurer.contamination_finder() if measurer is not None else None
     data = {
@@ -134,9 +141,11 @@ def read_inputs(
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
         loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *stops}
+    if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
+        run.progress("data", 0, 1, {"warning" if unused.all else "notice": str(unused)})
     measure_drift = _never  # the first process measures it for all
     if run.group.first:
-        measure_drift = drift_meter(loaded, run.provenance.model_sha256)
+        measure_drift = drift_meter(loaded, run.base_key)
     phases = tuple(
         PhaseInput(
             name,
@@ -154,8 +163,13 @@ def read_inputs(
         decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
         measurer.take_held_out(held_out_rows(recipe, data, decode))
         # The base is measured for minutes before the adapter is attached: try the adapter now.
-        trial = load(recipe.model, trust_remote_code=run.trust_remote_code, lazy=True)
-        attach_initial_adapter(trial.model, recipe, seed=0)
+        trial = load(
+            recipe.model,
+            tags=tag_settings(recipe),
+            trust_remote_code=run.trust_remote_code,
+            lazy=True,
+        )
+        attach_initial_adapter(trial.model, recipe, seed=0, tags=trial.tags)
     if recipe.init_from is not None and run.group.first:
         warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)

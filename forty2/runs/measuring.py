@@ -61,8 +61,7 @@ class StageMeasurer:
 
     def measure_base(self, loaded: LoadedModel) -> Stage:
         """Measure the base model, without an adapter: the other stages are compared with it."""
-        sha256 = self._run.provenance.model_sha256
-        self._base = base_of(loaded, sha256, self._measurement.n)
+        self._base = base_of(loaded, self._run.base_key, self._measurement.n)
         stage = self._measure("base", loaded, None)
         if self._rows is not None:
             self._base_logps = base_logps(stage["held_out"])

@@ -10,12 +10,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from forty2.files import JsonObject
-from forty2.inference.logprobs import HEAD_GPU
+from forty2.inference.logprobs import HEAD_GPU, head_is_frozen
 from forty2.inference.padding import BATCH_TOKENS_GPU
 from forty2.model.adapter import adapter_weights, attach_adapter, dora_layers
 from forty2.model.loading import build_unloaded, parameter_count
 from forty2.model.quantization import dense_weight, is_quantized_layer, quantize
-from forty2.model.surgery import blocks, frozen_depth, trains_outside_blocks
+from forty2.model.surgery import blocks, frozen_depth
 from forty2.recipe.schema import Adapter
 
 USABLE_MEMORY = 0.75
@@ -95,7 +95,7 @@ def _activation_bytes(
     values += sum(map(_dropout_values, trained[recomputed:]))
     values += max(map(_dropout_values, trained[:recomputed]), default=0)
     logits = tokens * vocabulary
-    if not trains_outside_blocks(model):
+    if head_is_frozen(model):
         logits = min(logits, chunk)
     return tokens * values * 4 + 5 * 4 * logits + _dora_bytes(model, tokens, recomputed)
 

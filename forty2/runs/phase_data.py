@@ -30,6 +30,7 @@ from forty2.text.prepared import (
 from forty2.text.replaying import Replay, Replayed, ReplaySource
 from forty2.text.row_kinds import CONVERSATIONS
 from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256, turn_ends
+from forty2.text.token_weights import NO_WEIGHTS, TokenWeights, weights_by_id
 from forty2.text.tokenizer import Tokenizer
 from forty2.training.batches import lengths_of, weights_of
 from forty2.training.objectives.phase import REFERENCE_MARGIN, REPLY_METRICS, Phase
@@ -65,6 +66,8 @@ class PhaseData(NamedTuple):
     """Stratum of each training row; None: they are not divided."""
     replayed: tuple[Replayed, ...] = ()
     """Rows of earlier data at the end of the training rows, by their source."""
+    token_weights: TokenWeights = NO_WEIGHTS
+    """Weights of supervised tokens that are not 1."""
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing.
@@ -92,9 +95,13 @@ def phase_data(
 
     Raises:
         DataError: a row is bad, the lint finds errors, or no row fits.
+        RecipeError: what the phase weighs is no token.
     """
     source = _built(phase.data, recipe, folder)
     encoder = phase.encoder(encoder)
+    name = next(name for name, one in recipe.phases.items() if one is phase)
+    where = f"phases.{name}.token_weights"
+    weights = weights_by_id(encoder.tokenizer, phase.supervision_weights, where)
     if is_prepared(source):
         if phase.row_kind is not CONVERSATIONS:
             raise DataError(
@@ -111,7 +118,7 @@ def phase_data(
         key = tokenizer_key(encoder.tokenizer)
         splits = open_prepared(source, key, recipe.max_length, encoder.train_on)
         fitted = {name: FittedRows(rows, [], []) for name, rows in splits.items()}
-        return PhaseData(fitted["train"], fitted.get("valid"), None, [])
+        return PhaseData(fitted["train"], fitted.get("valid"), None, [], token_weights=weights)
     valid_source = phase.valid or valid_beside(source)
     try:
         found = read_phase_rows(
@@ -143,6 +150,7 @@ def phase_data(
         difficulty=found.difficulty,
         strata=found.strata,
         replayed=found.replayed,
+        token_weights=weights,
     )
 
 

@@ -34,6 +34,7 @@ from forty2.runs.gates import failed_buckets, in_words, longest
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.phase_data import course_of
 from forty2.runs.records import PhaseRecord
+from forty2.runs.tags import check_other_rows
 from forty2.training.batched_loss import (
     BatchedLoss,
     KlPenalty,
@@ -171,6 +172,8 @@ def _train(
         group=run.group,
     )
     trained, plan = _train_to_gate(run, phase, training, times)
+    if loaded.tags is not None:
+        check_other_rows(loaded, trust_remote_code=run.trust_remote_code)
     with staged_folder(folder) as staged:
         save_adapter(
             loaded.model,
@@ -336,7 +339,15 @@ class _LossMaker:
             else:
                 reference = self._reference(used, frozen)
         kl = self._kl_penalty(used, frozen)
-        return batched_loss(self.phase.settings, used.rows, reference, self.shortcuts, frozen, kl)
+        return batched_loss(
+            self.phase.settings,
+            used.rows,
+            reference,
+            self.shortcuts,
+            frozen,
+            kl,
+            self.phase.data.token_weights,
+        )
 
     def _kl_penalty(self, used: _RowsUsed, frozen: FrozenStates | None) -> KlPenalty | None:
         """Compute and store what the term λ·KL reads of the reference, if the phase has one."""
@@ -377,7 +388,7 @@ class _LossMaker:
             return None
         file = self.work / f"{used.label.replace(' ', '-')}.states"
         if self.run.states is not None:
-            key = states_key(self.run.provenance.model_sha256, size, used.rows, used.which)
+            key = states_key(self.run.base_key, size, used.rows, used.which)
             file = self.run.states / f"{key[:32]}.states"
         return store_states(
             model,
@@ -399,7 +410,7 @@ class _LossMaker:
         """Compute the policy's log-probabilities as the phase begins, or read stored ones."""
         model, progress = self.loaded.model, self.run.progress
         rows = [used.rows[i] for i in used.which]
-        key = reference_key(self.run.provenance.model_sha256, adapter_weights(model), rows)
+        key = reference_key(self.run.base_key, adapter_weights(model), rows)
         return reference_logps(
             model,
             used.rows,

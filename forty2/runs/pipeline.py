@@ -337,7 +337,8 @@ def _train_phases(
     if measurer is not None:
         agenda.begin_next()
         stages.append(measurer.measure_base(inputs.loaded))
-    attach_initial_adapter(inputs.loaded.model, run.recipe, seed=run.recipe.seed)
+    loaded = inputs.loaded
+    attach_initial_adapter(loaded.model, run.recipe, seed=run.recipe.seed, tags=loaded.tags)
     if message := wasted_rank(inputs.loaded.model):
         run.progress("run", 0, 1, {"warning": message})
     folder, failure = run.path, None

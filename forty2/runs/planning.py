@@ -20,6 +20,7 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
+from forty2.recipe.tags import tag_settings
 from forty2.report.units import duration, file_size
 from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
@@ -37,6 +38,7 @@ from forty2.runs.phase_data import (
     stop_notice,
 )
 from forty2.runs.pipeline import run_path
+from forty2.runs.tags import unused_tags
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.encoder import Encoder
@@ -149,9 +151,15 @@ def plan(
     if recipe.benchmark is not None:
         load_tasks(recipe.benchmark, recipe.seed)
     template = settings_of(recipe)
-    loaded = load(recipe.model, template=template, trust_remote_code=trust_remote_code, lazy=True)
+    loaded = load(
+        recipe.model,
+        template=template,
+        tags=tag_settings(recipe),
+        trust_remote_code=trust_remote_code,
+        lazy=True,
+    )
     parameters = parameter_count(loaded.model)
-    initial = attach_initial_adapter(loaded.model, recipe, seed=0)
+    initial = attach_initial_adapter(loaded.model, recipe, seed=0, tags=loaded.tags)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
     encoder = Encoder(loaded.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -170,6 +178,8 @@ def plan(
         stops = new_stop_tokens(data.values(), loaded.tokenizer)
         if stops:
             warnings.append(stop_notice(stops, recipe.model))
+        if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
+            warnings.append(str(unused))
         if initial is not None and (message := other_base(loaded.path, initial.folder)):
             warnings.append(message)
         if message := wasted_rank(loaded.model):

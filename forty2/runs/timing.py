@@ -36,6 +36,7 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import LoadedModel, load, model_sha256
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, Recipe
+from forty2.recipe.tags import tag_settings, with_tags
 from forty2.runs.drift import TEXTS
 from forty2.runs.held_out import held_out_rows, is_measured, measures_phase
 from forty2.runs.phase_data import PhaseData, style_prompts
@@ -115,11 +116,17 @@ def time_run(
         plans: course of each phase, by name.
     """
     progress("timing the base", 0, 1, {})
-    loaded = load(recipe.model, template=settings_of(recipe), trust_remote_code=trust_remote_code)
+    loaded = load(
+        recipe.model,
+        template=settings_of(recipe),
+        tags=tag_settings(recipe),
+        trust_remote_code=trust_remote_code,
+    )
     loaded.model.eval()
-    base = base_of(loaded, model_sha256(loaded.path), TEXTS)  # before it has an adapter
+    key = with_tags(model_sha256(loaded.path), recipe)
+    base = base_of(loaded, key, TEXTS)  # before it has an adapter
     drift = _seconds(lambda: drift_from(loaded, base))
-    attach_initial_adapter(loaded.model, recipe, seed=0)
+    attach_initial_adapter(loaded.model, recipe, seed=0, tags=loaded.tags)
     shortcuts = supported_shortcuts(loaded.model)
     phases = {}
     for name, part in data.items():
@@ -228,7 +235,8 @@ class _PhaseTimer:
                 )
                 kl = KlPenalty(phase.kl_term, states)
             seconds = time.perf_counter() - started
-        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl)
+        weights = self.data.token_weights
+        loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl, weights)
         return loss, _share(rows, used, sample) * seconds
 
     def _step_seconds(self, steps: Sequence[int], loss: BatchedLoss) -> float:

@@ -21,9 +21,11 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.encoder import Encoder
 from forty2.text.rows import AnyRow, RatedRow, Row, divide_text
+from forty2.text.token_weights import NO_WEIGHTS, TokenWeights
 from forty2.text.tokenizer import Tokenizer
 
-Role = Literal["prompt", "supervised", "cut"]
+Role = Literal["prompt", "supervised", "cut", "weight"]
+"""What a text is; `weight`: the weight of the token before it, e.g. ×2."""
 Span = tuple[str, Role]
 Section = tuple[str, list[Span]]
 """A title ("" for a conversation or a text) and a text in runs of one role."""
@@ -32,8 +34,18 @@ _CHUNK = 256
 """Rows that are encoded together."""
 
 
-def spans(record: Record, encoder: Encoder, tokenizer: Tokenizer, max_length: int) -> list[Section]:
-    """Cut a record's text into runs of one role, a section for each row and response."""
+def spans(
+    record: Record,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    max_length: int,
+    weights: TokenWeights = NO_WEIGHTS,
+) -> list[Section]:
+    """Cut a record's text into runs of one role, a section for each row and response.
+
+    Args:
+        weights: weights of supervised tokens, written behind each of these.
+    """
     shown: list[Section] = []
     rows: list[AnyRow] = []
     for row in encoder.encode(record):
@@ -46,7 +58,8 @@ def spans(record: Record, encoder: Encoder, tokenizer: Tokenizer, max_length: in
         if excess >= start:  # the response would not fit: the whole row is dropped
             excess = longest
         shown += [
-            (title, list(_runs(ids, mask, excess, tokenizer))) for title, ids, mask in sections
+            (title, list(_runs(ids, mask, excess, tokenizer, weights)))
+            for title, ids, mask in sections
         ]
     return shown
 
@@ -63,20 +76,32 @@ def _sections(row: AnyRow, title: str) -> Iterator[tuple[str, Sequence[int], Seq
 
 
 def _runs(
-    ids: Sequence[int], mask: Sequence[bool], cut: int, tokenizer: Tokenizer
+    ids: Sequence[int],
+    mask: Sequence[bool],
+    cut: int,
+    tokenizer: Tokenizer,
+    weights: TokenWeights,
 ) -> Iterator[Span]:
     roles: list[Role] = [
         "cut" if i < cut else "supervised" if on else "prompt" for i, on in enumerate(mask)
     ]
     start = 0
     for i in range(1, len(ids) + 1):
-        if i == len(ids) or roles[i] != roles[start]:
+        weight = weights.get(ids[i - 1]) if roles[i - 1] == "supervised" else None
+        if i == len(ids) or roles[i] != roles[start] or weight is not None:
             yield tokenizer.decode(list(ids[start:i])), roles[start]
             start = i
+        if weight is not None:
+            yield f"×{weight:g}", "weight"
 
 
 def shown_rows(
-    file: str, count: int, encoder: Encoder, tokenizer: Tokenizer, max_length: int
+    file: str,
+    count: int,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    max_length: int,
+    weights: TokenWeights = NO_WEIGHTS,
 ) -> tuple[list[tuple[str, list[Section]]], list[str]]:
     """Cut the first rows of a file as `spans` does.
 
@@ -92,7 +117,8 @@ def shown_rows(
     while len(shown) + len(refused) < count and (found := next(rows, None)) is not None:
         origin, row = found
         try:
-            shown.append((origin, spans(parse(row, origin), encoder, tokenizer, max_length)))
+            record = parse(row, origin)
+            shown.append((origin, spans(record, encoder, tokenizer, max_length, weights)))
         except DataError as error:
             refused.append(str(error))
     return shown, refused

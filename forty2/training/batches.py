@@ -31,8 +31,8 @@ class SftBatch(NamedTuple):
     """(B, T), true where supervised."""
     segments: npt.NDArray[np.int32] | None
     """(B, T), number of the packed row that a token belongs to; None: no row is packed."""
-    weight: int
-    """Supervised tokens; the summed loss is divided by them."""
+    weight: float
+    """Supervised tokens, or the sum of their weights; the summed loss is divided by it."""
     tokens: int
     """Tokens without padding."""
     rows: npt.NDArray[np.int64]

@@ -90,7 +90,7 @@ def evaluate(
     """
     model.eval()
     sums = dict.fromkeys(loss.metrics + order_metric(model), 0.0)
-    weight = done = 0
+    weight, done = 0.0, 0
     own = group.shard(range(len(loss.lengths)) if which is None else which)
     step_arrays = loss.step_arrays(model, micro_batches(loss, own), group)
     for batch in micro_batches(loss, own):
@@ -102,4 +102,4 @@ def evaluate(
         done += len(batch.rows)
         progress("validation rows", done, len(own), {})
     sums, weight = group.all_sum((sums, weight))
-    return {key: float(value) / int(weight) for key, value in sums.items()}
+    return {key: float(value) / float(weight) for key, value in sums.items()}

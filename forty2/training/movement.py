@@ -23,6 +23,7 @@ import numpy as np
 from forty2.errors import first_names
 from forty2.model.adapter import adapter_weights
 from forty2.model.surgery import blocks
+from forty2.model.tag_rows import head_table, is_tag_rows
 from forty2.training.red_lines import SMALL_LOSS
 from forty2.training.step import StepResult
 
@@ -43,7 +44,7 @@ class MovementCheck:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._before = adapter_weights(model)
+        self._before = _to_move(model)
         self._late = _without_gradient_at_first(self._before)
         self._places = _places(model, self._before)
         self._reached: set[str] = set()
@@ -86,6 +87,22 @@ class MovementCheck:
         keep = {*lost, *(name for name in names if name not in due)}
         self._before = {name: value for name, value in self._before.items() if name in keep}
         return None
+
+
+def _to_move(model: nn.Module) -> dict[str, mx.array]:
+    """Return the tensors that must move: all but a table of tags' embeddings, if it is not the head, too.
+
+    A step may have no tag among its tokens; a head computes the probability of all.
+    """
+    weights = adapter_weights(model)
+    head = head_table(model)
+    if head is None:
+        return weights
+    return {
+        name: value
+        for name, value in weights.items()
+        if not is_tag_rows(name) or value is head.tag_rows
+    }
 
 
 def _without_gradient_at_first(weights: Mapping[str, mx.array]) -> set[str]:

@@ -51,8 +51,8 @@ class BatchSums(NamedTuple):
     """Scalar, fp32."""
     metrics: list[dict[str, mx.array]]
     """Scalars; one dict a batch."""
-    weight: int
-    """Supervised tokens or rows."""
+    weight: float
+    """Supervised tokens, or the sum of their weights, or rows."""
     tokens: int
     """Tokens without padding."""
 
@@ -107,9 +107,7 @@ class Stepper:
         self._optimizer.learning_rate = mx.array(rate)
         sums = self._sum_over_processes(self._sum_batches(batches, progress))
         loss = sums.loss / sums.weight
-        norm, squares = self._update(
-            sums.gradients, mx.array(float(sums.weight)), loss, mx.array(limit)
-        )
+        norm, squares = self._update(sums.gradients, mx.array(sums.weight), loss, mx.array(limit))
         changed = [self._model.trainable_parameters(), self._optimizer.state]
         mx.eval([*changed, squares, norm, loss, sums.metrics])
         if mx.get_cache_memory() > CACHE_BYTES:
@@ -130,7 +128,7 @@ class Stepper:
             metrics.append(batch_metrics)
             loss = loss + batch_loss
             mx.async_eval(batch_metrics, gradients)
-        weight = sum(batch.weight for batch in batches)
+        weight = sum((batch.weight for batch in batches), 0.0)
         return BatchSums(gradients, loss, metrics, weight, sum(batch.tokens for batch in batches))
 
     def _sum_over_processes(self, own: BatchSums) -> BatchSums:
@@ -142,7 +140,7 @@ class Stepper:
         names = self._loss.metrics + order_metric(self._model)
         metrics = {name: sum((batch[name] for batch in own.metrics), zero) for name in names}
         whole = self._group.all_sum([gradients, own.loss, own.weight, own.tokens, metrics])
-        return BatchSums(whole[0], whole[1], [whole[4]], int(whole[2]), int(whole[3]))
+        return BatchSums(whole[0], whole[1], [whole[4]], float(whole[2]), int(whole[3]))
 
 
 def _compiled(function: Callable[P, R], state: list[Tree]) -> Callable[P, R]:

@@ -18,7 +18,7 @@ from forty2.model.surgery import (
     frozen_depth,
     head,
     scores_agree,
-    trains_outside_blocks,
+    trained_outside_blocks,
 )
 
 IDS = mx.array([[5, 7, 200, 31, 9, 120], [64, 3, 8, 250, 17, 2]])
@@ -100,9 +100,9 @@ def test_no_block_is_frozen_where_something_outside_the_blocks_is_trained() -> N
     for part in (model.model.embed_tokens, model.lm_head, model.model.norm):
         model.freeze()
         blocks(model)[2].unfreeze()
-        assert not trains_outside_blocks(model) and frozen_depth(model) == 2
+        assert not trained_outside_blocks(model) and frozen_depth(model) == 2
         part.unfreeze()
-        assert trains_outside_blocks(model) and frozen_depth(model) == 0
+        assert trained_outside_blocks(model) and frozen_depth(model) == 0
 
 
 @pytest.mark.parametrize("training", [True, False])

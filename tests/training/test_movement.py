@@ -83,7 +83,7 @@ def test_a_trained_head_and_embedding_pass_at_the_second_step(
 def test_a_head_that_a_shortcut_leaves_out_stops_the_phase(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(logprobs, "trains_outside_blocks", lambda model: False)
+    monkeypatch.setattr(logprobs, "head_is_frozen", lambda model: True)
     for keys in (["self_attn.q_proj", "lm_head"], ["lm_head"]):
         model = model_with(keys=keys)
         objective, phase = objective_of(kind, model, tmp_path)
@@ -129,7 +129,7 @@ def test_a_first_factor_that_is_not_reached_stops_the_second_step(
 def test_weight_decay_does_not_pass_for_a_gradient(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(logprobs, "trains_outside_blocks", lambda model: False)
+    monkeypatch.setattr(logprobs, "head_is_frozen", lambda model: True)
     model = model_with(keys=["self_attn.q_proj", "lm_head"])
     model.lm_head.lora_b += 1.0
     objective, phase = objective_of("sft", model, tmp_path)

@@ -19,6 +19,7 @@ from forty2.errors import DataError
 if TYPE_CHECKING:
     from forty2.data.mixing import Row
     from forty2.model.chat_template import TemplateSettings
+    from forty2.recipe.tags import TagSettings
     from forty2.text.encoder import TrainOn
 
 
@@ -203,6 +204,7 @@ def split_command(
     show_default=True,
     help="Assistant turns of a conversation that are learned.",
 )
+@options.tags
 @shared_options.template
 def prepare_command(
     source: str,
@@ -214,6 +216,7 @@ def prepare_command(
     workers: int | None,
     seed: int,
     train_on: TrainOn,
+    tags: TagSettings | None,
     template: TemplateSettings | None,
 ) -> None:
     """Tokenize conversations once, into a folder that a recipe can name as `data`."""
@@ -226,7 +229,7 @@ def prepare_command(
             source,
             output_dir,
             model,
-            functools.partial(load_tokenizer, template=template),
+            functools.partial(load_tokenizer, template=template, tags=tags),
             Preparation(
                 valid_share=val_split,
                 max_length=pack or max_length,

@@ -20,7 +20,23 @@ if TYPE_CHECKING:
     from forty2.data.checks.findings import Finding
     from forty2.data.records import Record
     from forty2.model.chat_template import TemplateSettings
+    from forty2.recipe.tags import TagSettings
     from forty2.text.preview import Section
+
+
+def _token_weights(
+    _: click.Context, __: click.Parameter, given: tuple[str, ...]
+) -> dict[str, float]:
+    found = {}
+    for text in given:
+        token, equals, weight = text.rpartition("=")
+        try:
+            found[token] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 < found[token] <= 100:
+            raise click.BadParameter(f"{text}: write TOKEN=WEIGHT, with a weight above 0 up to 100")
+    return found
 
 
 @click.command("show")
@@ -36,6 +52,15 @@ if TYPE_CHECKING:
 )
 @shared_options.max_length
 @click.option("--html", type=shared_options.FILE, help="Write an HTML page to this file instead.")
+@options.tags
+@click.option(
+    "--token-weight",
+    "token_weights",
+    multiple=True,
+    callback=_token_weights,
+    metavar="TOKEN=WEIGHT",
+    help="Weight of a supervised token, as in a recipe's token_weights. Repeatable.",
+)
 @shared_options.template
 def show_command(
     file: str,
@@ -43,23 +68,28 @@ def show_command(
     count: int,
     max_length: int,
     html: Path | None,
+    tags: TagSettings | None,
+    token_weights: dict[str, float],
     template: TemplateSettings | None,
 ) -> None:
     """Show rows as the model sees them, and say why the others cannot be trained on.
 
     Supervised text is green, the prompt is dim, and text that is cut off is struck through. Without
-    a terminal, supervised text is in «guillemets», and text that is cut off in ~~tildes~~.
+    a terminal, supervised text is in «guillemets», and text that is cut off in ~~tildes~~. A weight
+    stands behind its token, as in ×2.
     """
     from forty2.data.sources import no_rows
     from forty2.files import write_text
     from forty2.model.loading import load_tokenizer
     from forty2.text.encoder import Encoder
     from forty2.text.preview import page, shown_rows
+    from forty2.text.token_weights import weights_by_id
 
     if html is not None and html.suffix != ".html":
         raise DataError(f"{html}: the output is a web page; name a file that ends in .html")
-    tokenizer = load_tokenizer(model, template)
-    shown, refused = shown_rows(file, count, Encoder(tokenizer), tokenizer, max_length)
+    tokenizer = load_tokenizer(model, template, tags)
+    weights = weights_by_id(tokenizer, token_weights, "--token-weight")
+    shown, refused = shown_rows(file, count, Encoder(tokenizer), tokenizer, max_length, weights)
     if not shown and not refused:
         raise no_rows(file)
     if html is None:
@@ -85,7 +115,7 @@ def _paint(text: str, role: str) -> str:
         return {"supervised": f"«{text}»", "cut": f"~~{text}~~"}.get(role, text)
     return click.style(
         text,
-        fg="green" if role == "supervised" else None,
+        fg={"supervised": "green", "weight": "yellow"}.get(role),
         dim=role == "prompt",
         strikethrough=role == "cut",
     )
@@ -95,8 +125,15 @@ def _paint(text: str, role: str) -> str:
 @click.argument("file")
 @options.tokenizer_of()
 @shared_options.as_json
+@options.tags
 @shared_options.template
-def stats_command(file: str, model: str, as_json: bool, template: TemplateSettings | None) -> None:
+def stats_command(
+    file: str,
+    model: str,
+    as_json: bool,
+    tags: TagSettings | None,
+    template: TemplateSettings | None,
+) -> None:
     """Count rows, tokens, supervised share, lengths, strata and near duplicates.
 
     Rows that cannot be read are counted by the reason, keys that nothing reads by their rows.
@@ -105,7 +142,7 @@ def stats_command(file: str, model: str, as_json: bool, template: TemplateSettin
     from forty2.text.encoder import Encoder
     from forty2.text.preview import stats
 
-    found = stats(file, Encoder(load_tokenizer(model, template)))
+    found = stats(file, Encoder(load_tokenizer(model, template, tags)))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return

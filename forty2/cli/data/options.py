@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
+
+if TYPE_CHECKING:
+    from forty2.recipe.tags import TagSettings
+
+
+def _tags(_: click.Context, __: click.Parameter, text: str | None) -> TagSettings | None:
+    if text is None:
+        return None
+    from forty2.recipe.tags import BUILT_IN, TagSettings, check_tags, starts_of
+
+    named = text if text in BUILT_IN else text.split(",")
+    try:
+        check_tags(named)
+    except ValueError as error:
+        raise click.BadParameter(str(error).removeprefix("tags: ")) from error
+    return TagSettings(starts=starts_of(named))
+
 
 output_dir = partial(
     click.option,
@@ -36,6 +54,12 @@ val_split = click.option(
     show_default=True,
     type=click.FloatRange(0, 0.9),
     help="Share of the rows to hold out for validation.",
+)
+tags = click.option(
+    "--tags",
+    callback=_tags,
+    metavar="NAMES",
+    help="Tags that a recipe adds to the model: mypt, or names separated by commas.",
 )
 tokenizer_of = partial(
     shared_options.model_option,

@@ -1,8 +1,8 @@
 """Losses over batches: a model and a batch in, a summed loss and summed metrics out.
 
 One module for each kind of rows. The training step divides the sums by the batches' weight
-(supervised tokens for conversations, rows for the others), so that accumulated batches weigh
-exactly as much as one large batch would.
+(supervised tokens for conversations, or the sum of their weights; rows for the others), so that
+accumulated batches weigh exactly as much as one large batch would.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts
 from forty2.text.row_kinds import CONVERSATIONS, PAIRS, RATED, RowKind
+from forty2.text.token_weights import NO_WEIGHTS, TokenWeights
 from forty2.training.batched_loss.base import BatchedLoss, LossSums, micro_batches
 from forty2.training.batched_loss.conversations import ConversationLoss
 from forty2.training.batched_loss.pairs import PairLoss
@@ -47,6 +48,7 @@ def batched_loss(
     shortcuts: Shortcuts = NO_SHORTCUTS,
     frozen: FrozenStates | None = None,
     kl: KlPenalty | None = None,
+    token_weights: TokenWeights = NO_WEIGHTS,
 ) -> BatchedLoss:
     """Make the loss of a phase over its rows.
 
@@ -57,8 +59,9 @@ def batched_loss(
         shortcuts: optimisations that the model supports.
         frozen: stored states of the rows that come in a batch.
         kl: the term λ·KL; None: the loss has none.
+        token_weights: weights of supervised tokens of conversations.
     """
     make = _LOSSES[phase.row_kind]
     if phase.row_kind is CONVERSATIONS:
-        return make(rows, shortcuts, frozen)
+        return make(rows, shortcuts, frozen, token_weights)
     return make(rows, reference, phase, shortcuts, frozen, kl)

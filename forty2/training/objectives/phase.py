@@ -233,6 +233,9 @@ class Phase:
     or {domain: [arts, law]}; with several keys, rows that match them all. null: none."""
     lr: Annotated[float, Field(gt=0, lt=1)]
     """Learning rate after warm-up. No default."""
+    tags_lr: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Learning rate of the embeddings of the recipe's `tags`, with the same warm-up and schedule; null:
+    lr."""
     optimizer: Literal["adamw", "adam", "lion", "sgd", "adafactor"] = "adamw"
     """Optimizer, as mlx implements it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -361,6 +364,11 @@ class Phase:
     def kl_term(self) -> KlTerm | None:
         """The term λ·KL of its loss; None: it has none."""
         return None
+
+    @property
+    def supervision_weights(self) -> Mapping[str, float]:
+        """Weights of supervised tokens that are not 1, by token."""
+        return {}
 
     @property
     def course_depends_on_length(self) -> bool:

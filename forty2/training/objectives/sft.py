@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from forty2.text.encoder import Encoder, TrainOn
@@ -25,6 +27,13 @@ class SftPhase(Phase):
     train_on: TrainOn = "all"
     """Assistant turns of a conversation that are learned: all (but those marked `train: false`), or
     the last alone."""
+    token_weights: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(default_factory=dict)
+    """Weights of supervised tokens in the loss, by token, e.g. {</myPT_assistant>: 2, <myPT_eot>: 2}; all
+    others have 1. The loss is the weighted mean over all supervised tokens of a step."""
+
+    @property
+    def supervision_weights(self) -> Mapping[str, float]:
+        return self.token_weights
 
     def encoder(self, encoder: Encoder) -> Encoder:
         return encoder.training_on(self.train_on)
