@@ -6,9 +6,11 @@ import contextlib
 import signal
 import warnings
 from collections.abc import Iterator
+from typing import IO, Any
 
 import click
 
+from forty2.cli.echo import echo
 from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
@@ -20,6 +22,9 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable in click
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        echo(f"Error: {self.format_message()}", err=True)
 
 
 class Group(click.Group):
@@ -62,7 +67,7 @@ def plain_failures() -> Iterator[None]:
 
 def warn(message: str) -> None:
     """Print a warning on standard error."""
-    click.echo(f"warning: {with_flags(message)}", err=True)
+    echo(f"warning: {with_flags(message)}", err=True)
 
 
 @contextlib.contextmanager
