@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import IO, Any
@@ -14,6 +15,7 @@ from forty2.cli.echo import echo
 from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
+from forty2.text_layout import fit, terminal_width
 
 
 class Failure(click.ClickException):
@@ -67,14 +69,18 @@ def plain_failures() -> Iterator[None]:
 
 def warn(message: str) -> None:
     """Print a warning on standard error."""
-    echo(f"warning: {with_flags(message)}", err=True)
+    click.echo(_as_warning(message), err=True)
+
+
+def _as_warning(message: str) -> str:
+    return fit(f"warning: {with_flags(message)}", terminal_width(sys.stderr))
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print warnings as one line each, without the line of code that they come from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {with_flags(str(message))}\n"
+    warnings.formatwarning = lambda message, *_: f"{_as_warning(str(message))}\n"
     try:
         yield
     finally:

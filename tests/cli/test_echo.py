@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.small_run import make_inputs
 
 from forty2.benchmark.stages import table
 from forty2.cli.echo import echo
+from forty2.cli.failures import plain_warnings, warn
 from forty2.report.outcome import outcome_table
 from forty2.runs.pipeline import RunResult
 from forty2.text_layout import width_of
@@ -80,7 +82,9 @@ def test_a_command_fits_and_says_the_same(
     monkeypatch.chdir(work)
     monkeypatch.setenv("FORTY2_CACHE", str(work / "cache"))
     monkeypatch.delenv("COLUMNS", raising=False)
-    piped = forty2(*command).output
+    result = forty2(*command)
+    assert result.exit_code == (2 if "none" in command else 0)
+    piped = result.output
     monkeypatch.setenv("COLUMNS", str(width))
     shown = forty2(*command).output
     if command == ["runs"]:  # leaves columns out
@@ -100,3 +104,14 @@ def test_the_summary_of_a_run_fits_and_says_the_same(
     monkeypatch.setenv("COLUMNS", str(width))
     echo(text)
     assert_fits(capsys.readouterr().out, text, width)
+
+
+def test_warnings_fit_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    warn(SENTENCE)
+    with plain_warnings():
+        line = warnings.formatwarning(UserWarning(SENTENCE), UserWarning, "", 0)
+    assert capsys.readouterr().err == line
+    assert_fits(line, f"warning: {SENTENCE}", 60)
