@@ -16,9 +16,15 @@ from typing import NoReturn, Self
 from tqdm import tqdm
 
 from forty2.progress import is_watched
+from forty2.text_layout import fit, terminal_width
 
 _SECONDS = 10.0
 """Seconds between the lines about a stage where no bar can be drawn."""
+
+_WIDTH = 100
+"""Width of a notebook's cell."""
+_BESIDE = 46
+"""Columns for a short bar, its counts and its times."""
 
 
 class Bars:
@@ -51,7 +57,7 @@ class Bars:
         self.close()
         self._headed = True
         if self._terminal:
-            self._write(self._bold(heading))
+            tqdm.write(self._bold(fit(heading, self._width)), file=sys.stderr)
             return
         self._flush_heading()
         self._heading = heading
@@ -78,10 +84,22 @@ class Bars:
         if bar is None:
             return
         if info:
-            bar.set_postfix(info, refresh=False)
+            bar.set_postfix(self._that_fits(info), refresh=False)
         bar.update(done - bar.n)
         if done >= total:
             self.close()
+
+    def _that_fits(self, info: Mapping[str, str | float]) -> Mapping[str, str | float]:
+        """Leave out the last figures, if there is no room for them beside the bar."""
+        room = (self._width or _WIDTH) - len(self._indent + self._stage) - _BESIDE
+        shown = dict(info)
+        while shown and sum(len(f", {name}={value}") for name, value in shown.items()) > room:
+            shown.popitem()
+        return shown
+
+    @property
+    def _width(self) -> int | None:
+        return terminal_width(sys.stderr)
 
     def _print(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         """Print a line about long work now and then, and at its end."""
@@ -113,7 +131,7 @@ class Bars:
     def _write(self, line: str) -> None:
         """Write a line that no bar overwrites."""
         self._flush_heading()
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(fit(line, self._width), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,16 @@ import pytest
 import forty2
 
 ROOT = Path(forty2.__file__).parent
-GROUND = {"blas", "errors", "files", "machine", "notebook", "progress", "progress_bars"}
+GROUND = {
+    "blas",
+    "errors",
+    "files",
+    "machine",
+    "notebook",
+    "progress",
+    "progress_bars",
+    "text_layout",
+}
 _BELOW_BENCHMARK = {"data", "text", "recipe", "model", "inference"}
 _BELOW_RUNS = _BELOW_BENCHMARK | {"training.objectives", "training", "benchmark", "report"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -7,7 +7,6 @@ must be the same in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -258,10 +257,8 @@ def judge(
 
 def format_comparison(comparison: Comparison) -> str:
     """Format a comparison for the terminal."""
-    width = max(map(len, comparison.metrics)) + 1
-    head = (
-        f"{'':<{width}}{'before':>6}{'after':>7}{'change':>8}  {'95% interval':<16}{'p':>7} verdict"
-    )
+    width = max(map(len, comparison.metrics)) + 2
+    head = f"{'':<{width}}{'before':>6}{'after':>7}{'change':>8}  {'95% interval':<16}{'p':>8}  verdict"
     lines = [f"{comparison.questions}, {comparison.n} questions"] if comparison.n else []
     lines += [f"before: {comparison.before}", f"after:  {comparison.after}"]
     if comparison.kl is not None:
@@ -274,7 +271,7 @@ def format_comparison(comparison: Comparison) -> str:
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
         lines.append(
             f"{shown_metric(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
-            f"{interval:<16}{_shown_p(one.p_holm):>7} {one.verdict}"
+            f"{interval:<16}{_shown_p(one.p_holm):>8}  {one.verdict}"
         )
     lines.append("")
     for name in comparison.judged:
@@ -289,7 +286,7 @@ def format_comparison(comparison: Comparison) -> str:
             *lines,
             "",
             f"Verdict: {comparison.verdict}",
-            *textwrap.wrap(comparison.sentence, 80),
+            *([comparison.sentence] if comparison.sentence else []),
             f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
             "detectable: smallest true change that 80% of such comparisons would show",
             "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",

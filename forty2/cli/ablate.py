@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def ablate_command(
             progress=bars,
         )
     for note in ablation.record["notes"]:
-        click.echo(note)
-    click.echo(f"\n{ablation.table}\n")
+        echo(note)
+    echo(f"\n{ablation.table}\n")
     for line in ablation.verdicts:
-        click.echo("\n".join(textwrap.wrap(line, 80, subsequent_indent="  ")))
-    click.echo()
+        echo(line)
+    echo()
     if ablation.insight is not None:
-        click.echo(f"{ablation.insight.sentence}\n")
-    click.echo(f"report    {ablation.report}")
+        echo(f"{ablation.insight.sentence}\n")
+    echo(f"report    {ablation.report}")

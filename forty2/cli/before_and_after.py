@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forty2.benchmark.results import Stage
 
-_WIDTH = 80
-_LINES = 3
-"""Largest number of lines of a prompt or a reply that are shown."""
+_LONGEST = 210
+"""Characters of a prompt or a reply that are shown: three lines of eighty columns."""
 
 
 def before_and_after(stages: Sequence[Stage], most: int) -> str:
@@ -35,19 +34,12 @@ def before_and_after(stages: Sequence[Stage], most: int) -> str:
         return ""
     lines = ["The first of your held-out prompts, before and after:"]
     for before, after in list(zip(*replies, strict=True))[:most]:
-        lines += ["", *_wrapped(before["prompt"], "", 0)]
+        lines += ["", _shortened(before["prompt"])]
         for title, record in (("before", before), ("after", after)):
-            lines += _wrapped(record["reply"], f"  {title:<8}", 10)
+            lines.append(f"  {title:<8}{_shortened(record['reply'])}")
     return "\n".join(lines)
 
 
-def _wrapped(text: str, title: str, indent: int) -> list[str]:
-    """Wrap a text beside its title; the rest of a long one becomes an ellipsis."""
-    return textwrap.wrap(
-        " ".join(text.split()) or "(nothing)",
-        _WIDTH,
-        initial_indent=title,
-        subsequent_indent=" " * indent,
-        max_lines=_LINES,
-        placeholder=" …",
-    )
+def _shortened(text: str) -> str:
+    """Write a text in a line; the rest of a long one becomes an ellipsis."""
+    return textwrap.shorten(text, _LONGEST, placeholder=" …") or "(nothing)"

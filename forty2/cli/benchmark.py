@@ -11,6 +11,7 @@ import click
 
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.failures import Group, warn
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
@@ -245,7 +246,7 @@ def _measure(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    click.echo(kind.text(result))
+    echo(kind.text(result))
     return result.figures
 
 
@@ -332,7 +333,7 @@ def judge_command(
             resume=resume,
             progress=bars,
         )
-    click.echo(format_judged(result))
+    echo(format_judged(result))
 
 
 @benchmark_command.command("eval-prompts")
@@ -393,4 +394,4 @@ def compare_command(before: Path, after: Path, margin: float | None) -> None:
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare
 
-    click.echo(format_comparison(compare(before, after, margin=margin)))
+    echo(format_comparison(compare(before, after, margin=margin)))

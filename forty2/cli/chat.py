@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
-from forty2.cli.columns import cut, terminal_width
+from forty2.cli.columns import cut
+from forty2.cli.echo import echo, echo_pieces
 from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import DataError, Forty2Error
+from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
     from forty2.inference.chat import ChatSession
@@ -99,9 +101,11 @@ class Conversation:
         if self.interactive:
             with contextlib.suppress(ImportError):  # some Pythons are built without it
                 import readline  # noqa: F401  (line editing and history for input())
-            click.echo("/help lists the commands; /quit or Ctrl-D leaves.")
+            echo("/help lists the commands; /quit or Ctrl-D leaves.")
             if self.session.system:
-                click.echo(cut(f"System message: {self.session.system}", terminal_width() or 80))
+                echo(
+                    cut(f"System message: {self.session.system}", terminal_width(sys.stdout) or 80)
+                )
         for line, text in read_messages(self._read_line):
             try:
                 if text.startswith("/"):
@@ -112,7 +116,7 @@ class Conversation:
             except Forty2Error as error:
                 if not self.interactive:
                     raise DataError(f"standard input:{line}: {error}") from error
-                click.echo(with_flags(str(error)), err=True)
+                echo(with_flags(str(error)), err=True)
 
     def _read_line(self, going_on: bool) -> str | None:
         """Read a line; None at the end of the input, and after Ctrl-C twice at the prompt."""
@@ -123,41 +127,39 @@ class Conversation:
             try:
                 return input("... " if going_on else "> ") + "\n"
             except EOFError:
-                click.echo()
+                echo()
                 return None
             except Terminated:
                 raise
             except KeyboardInterrupt:
-                click.echo()
+                echo()
                 if interrupted:
                     return None
                 interrupted = True
-                click.echo("Ctrl-C again, Ctrl-D or /quit leaves.")
+                echo("Ctrl-C again, Ctrl-D or /quit leaves.")
 
     def _answer(self, message: str) -> None:
         dropped = self.session.make_room(message)
         if dropped:
             turns = "message and its reply" if dropped == 1 else f"{dropped} messages and replies"
-            click.echo(f"(the context is full: the oldest {turns} dropped)", err=True)
+            echo(f"(the context is full: the oldest {turns} dropped)", err=True)
         if self.comparing:
-            click.echo("base:")
+            echo("base:")
             self._write(self.session.stream_of_base(message))
-            click.echo("\ntuned:")
+            echo("\ntuned:")
         self._write(self.session.stream(message))
 
     def _write(self, reply: Generator[str]) -> None:
         """Write a reply as it comes; Ctrl-C at the terminal stops it alone."""
         try:
             with contextlib.closing(reply) as pieces:
-                for piece in pieces:
-                    click.echo(piece, nl=False)
-            click.echo()
+                echo_pieces(pieces)
         except Terminated:
             raise
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            click.echo("\n(stopped)")
+            echo("\n(stopped)")
 
     def _obey(self, text: str) -> bool:
         """Carry out a command; return whether the chat goes on."""
@@ -168,7 +170,7 @@ class Conversation:
             "system": self._system,
             "undo": self._undo,
             "reset": self._reset,
-            "help": lambda _: click.echo(HELP),
+            "help": lambda _: echo(HELP),
         }
         if name in ("quit", "exit"):
             return False
@@ -183,7 +185,7 @@ class Conversation:
         if not self.session.has_adapter:
             raise DataError("/compare: the model has no adapter, so there is no base beside it")
         self.comparing = not self.comparing
-        click.echo(f"(comparing with the base model: {'on' if self.comparing else 'off'})")
+        echo(f"(comparing with the base model: {'on' if self.comparing else 'off'})")
 
     def _save(self, rest: str) -> None:
         from forty2.data.saved_chats import save_chat
@@ -192,22 +194,22 @@ class Conversation:
             (name,) = shlex.split(rest)
         except ValueError as error:
             raise DataError("/save: name one file, such as /save chats.jsonl") from error
-        click.echo(f"({name}: added {save_chat(self.session.messages, Path(name))})")
+        echo(f"({name}: added {save_chat(self.session.messages, Path(name))})")
 
     def _system(self, rest: str) -> None:
         if rest:
             self.session.system = rest
-        click.echo(f"(system message: {self.session.system or 'none'})")
+        echo(f"(system message: {self.session.system or 'none'})")
 
     def _undo(self, _: str) -> None:
         taken = self.session.undo()
         if taken is None:
             raise DataError("/undo: the chat is empty")
-        click.echo(f"(took back: {textwrap.shorten(taken.message, 60, placeholder=' …')})")
+        echo(f"(took back: {textwrap.shorten(taken.message, 60, placeholder=' …')})")
 
     def _reset(self, _: str) -> None:
         self.session.reset()
-        click.echo("(the chat is empty)")
+        echo("(the chat is empty)")
 
 
 def read_messages(read_line: Callable[[bool], str | None]) -> Iterator[tuple[int, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.report.units import file_size
 
 _KINDS = ("models", "base", "reference", "bench", "group", "states", "index")
@@ -47,14 +48,14 @@ def clean_command(
     found = find_caches(folders or ([HOME] if HOME.is_dir() else []))
     caches = [cache for cache in found if not kinds or cache.name in kinds]
     for cache in caches:
-        click.echo(f"{cache.name:<10} {file_size(cache.size):>8}  {cache.meaning}")
+        echo(f"{cache.name:<10} {file_size(cache.size):>8}  {cache.meaning}")
     for path in unknown_files():
-        click.echo(f"left alone: {path}, which this release does not know", err=True)
+        echo(f"left alone: {path}, which this release does not know", err=True)
     frees = file_size(sum(cache.size for cache in caches))
     if not caches:
-        click.echo("nothing to clean")
+        echo("nothing to clean")
     elif dry_run:
-        click.echo(f"would free {frees}")
+        echo(f"would free {frees}")
     elif yes or shared_options.confirmed(f"Delete this and free {frees}?"):
         clean(caches)
-        click.echo(f"deleted, {frees} freed")
+        echo(f"deleted, {frees} freed")

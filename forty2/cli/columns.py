@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from itertools import zip_longest
+
+from forty2.text_layout import width_of
 
 _BETWEEN = " | "
 _NARROWEST = 8
 """Width of a column, below which texts are set below each other."""
-
-
-def terminal_width() -> int | None:
-    """Return the width of the terminal; None: the output goes to a file or another program."""
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        return None
-    return shutil.get_terminal_size().columns
-
-
-def width_of(text: str) -> int:
-    """Count the columns that a terminal needs for a text."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
 
 
 def cut(text: str, width: int) -> str:

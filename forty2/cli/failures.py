@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
+from typing import IO, Any
 
 import click
 
+from forty2.cli.echo import echo
 from forty2.cli.flags import with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
+from forty2.text_layout import fit, terminal_width
 
 
 class Failure(click.ClickException):
@@ -20,6 +24,9 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # a class variable in click
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        echo(f"Error: {self.format_message()}", err=True)
 
 
 class Group(click.Group):
@@ -62,14 +69,18 @@ def plain_failures() -> Iterator[None]:
 
 def warn(message: str) -> None:
     """Print a warning on standard error."""
-    click.echo(f"warning: {with_flags(message)}", err=True)
+    click.echo(_as_warning(message), err=True)
+
+
+def _as_warning(message: str) -> str:
+    return fit(f"warning: {with_flags(message)}", terminal_width(sys.stderr))
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print warnings as one line each, without the line of code that they come from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {with_flags(str(message))}\n"
+    warnings.formatwarning = lambda message, *_: f"{_as_warning(str(message))}\n"
     try:
         yield
     finally:

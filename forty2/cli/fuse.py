@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
@@ -46,18 +47,18 @@ def fuse_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    click.echo(f"fused     {fused.path}")
-    click.echo(
+    echo(f"fused     {fused.path}")
+    echo(
         f"parity    KL {fused.parity_kl:.1e} a token from base + adapter, largest difference of "
         f"log-probabilities {fused.max_logit_difference:.1e}"
     )
-    click.echo(f"adapter   KL {fused.adapter_kl:.1e} a token from base")
+    echo(f"adapter   KL {fused.adapter_kl:.1e} a token from base")
     if fused.quantized is not None:
         quantized = fused.quantized
-        click.echo(f"quantized {quantized.path}")
+        echo(f"quantized {quantized.path}")
         cosine = "no weight is changed"
         if quantized.cosine is not None:
             cosine = f"cosine {quantized.cosine:.3f} of the intended change"
-        click.echo(f"survival  {cosine}; KL {quantized.kl:.1e} a token from the fused model")
+        echo(f"survival  {cosine}; KL {quantized.kl:.1e} a token from the fused model")
     for warning in fused.warnings:
         warn(warning)

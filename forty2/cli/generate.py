@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo, echo_pieces
 from forty2.cli.progress_bars import ProgressBars
 from forty2.files import JsonObject, write_errors, write_text
 
@@ -85,17 +86,15 @@ def generate_command(
         else:
             with write_errors(out):
                 write_text(out, text)
-            click.echo(out)
+            echo(out)
         return
     text = sys.stdin.read() if prompt == "-" else prompt or ""
     loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system is not None else []
     ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
-    for piece in stream_reply(
-        loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed
-    ):
-        click.echo(piece, nl=False)
-    click.echo()
+    echo_pieces(
+        stream_reply(loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    )
 
 
 class _Questions:

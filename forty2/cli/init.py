@@ -11,6 +11,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.data.options import MultiValueCommand
+from forty2.cli.echo import echo
 from forty2.cli.flags import with_flags
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _ask(unknown: UnknownColumns) -> dict[str, str]:
     """Ask on the terminal which column holds what; the guess is the default."""
     from forty2.data.columns import MEANING, NEEDED
 
-    click.echo(f"{unknown.file} has the columns {', '.join(unknown.columns)}.")
+    echo(f"{unknown.file} has the columns {', '.join(unknown.columns)}.")
     likely = {ours: theirs for theirs, ours in unknown.guess.items()}
     columns = click.Choice(unknown.columns)
     return {
@@ -98,20 +99,18 @@ def _ask(unknown: UnknownColumns) -> dict[str, str]:
 def _echo(started: Started) -> None:
     """Print what was written, what deserves a look, and the next commands."""
     for one in started.materials:
-        click.echo(
+        echo(
             f"{one.kind}: {one.training:,} rows to train on, {one.held_out:,} held out "
             f"(median {one.median:,} tokens, longest {one.longest:,})"
         )
     if started.eval_prompts:
-        click.echo(f"eval prompts: {started.eval_prompts}, proposed from held-out rows")
+        echo(f"eval prompts: {started.eval_prompts}, proposed from held-out rows")
     else:
-        click.echo("eval prompts: none; no held-out row has an answer that is easily checked")
+        echo("eval prompts: none; no held-out row has an answer that is easily checked")
     for note in started.notes:
-        click.echo(f"note: {with_flags(note)}")
+        echo(f"note: {with_flags(note)}")
     folder = shlex.quote(str(started.folder))
-    click.echo(
-        f"\nWritten: {started.folder / 'recipe.yaml'}, with the reason for each choice. Next:"
-    )
-    click.echo(f"  forty2 plan {folder}")
-    click.echo(f"  forty2 run {folder}")
-    click.echo(f"  forty2 chat adapters/{started.name}")
+    echo(f"\nWritten: {started.folder / 'recipe.yaml'}, with the reason for each choice. Next:")
+    echo(f"  forty2 plan {folder}")
+    echo(f"  forty2 run {folder}")
+    echo(f"  forty2 chat adapters/{started.name}")

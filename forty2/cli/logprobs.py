@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -60,4 +61,4 @@ def logprobs_command(
         limit.refuse(len(row.prompt) + max(map(len, row.responses)), row.origin)
     with ProgressBars() as bars:
         write_json(out, {"rows": pair_logprobs(loaded.model, rows, progress=bars)})
-    click.echo(out)
+    echo(out)

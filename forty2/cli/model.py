@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.failures import Group
 
 
@@ -24,7 +25,7 @@ def fetch_command(name: str) -> None:
     """
     from forty2.model.loading import resolve_model
 
-    click.echo(resolve_model(name))
+    echo(resolve_model(name))
 
 
 @model_command.command("import")
@@ -34,7 +35,7 @@ def import_command(gguf: Path, out: Path) -> None:
     """Convert a GGUF file to a model folder."""
     from forty2.model.gguf.importing import import_gguf
 
-    click.echo(import_gguf(gguf, out))
+    echo(import_gguf(gguf, out))
 
 
 @model_command.command("memory")
@@ -62,4 +63,4 @@ def info_command(model: str, trust_remote_code: bool) -> None:
         model_facts(load(model, trust_remote_code=trust_remote_code, lazy=True)) | machine.facts()
     )
     for key, value in facts.items():
-        click.echo(f"{key:<14} {value}")
+        echo(f"{key:<14} {value}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -38,4 +39,4 @@ def plan_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    click.echo(format_plan(forecast))
+    echo(format_plan(forecast))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.failures import Group
 from forty2.errors import RecipeError
 from forty2.recipe.reading import (
@@ -50,7 +51,7 @@ def keys_command(section: str | None) -> None:
     """
     from forty2.recipe.keys import as_text
 
-    click.echo(as_text(section))
+    echo(as_text(section))
 
 
 @recipe_command.command("copy")
@@ -73,7 +74,7 @@ def copy_command(name: str, target: Path | None) -> None:
         path.write_text(text, "utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written: {error.strerror}") from error
-    click.echo(path)
+    echo(path)
 
 
 @recipe_command.command("convert")
@@ -110,8 +111,8 @@ def check_command(
         from forty2.benchmark.stages import check_tasks
 
         check_tasks(recipe.benchmark)
-    click.echo(
+    echo(
         f"{source}: every key and value is valid, and every file it names exists "
         f"(phases: {', '.join(recipe.phases)})"
     )
-    click.echo(f"Neither data nor model was read. To check them too: forty2 plan {source}")
+    echo(f"Neither data nor model was read. To check them too: forty2 plan {source}")

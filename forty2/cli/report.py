@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from forty2.cli.echo import echo
+
 
 @click.command("report")
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -13,4 +15,4 @@ def report_command(run_dir: Path) -> None:
     """Write the report of a run again, from the files in its folder."""
     from forty2.report.run import write_report
 
-    click.echo(write_report(run_dir))
+    echo(write_report(run_dir))

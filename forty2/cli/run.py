@@ -10,6 +10,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.before_and_after import before_and_after
 from forty2.cli.desktop import attended
+from forty2.cli.echo import echo
 from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
@@ -70,7 +71,7 @@ def run_command(
     _echo(result)
     if folders is not None:
         write_results(result.path, folders.results)
-        click.echo(f"log       {folders.log}\nresults   {folders.results}")
+        echo(f"log       {folders.log}\nresults   {folders.results}")
 
 
 @click.command("train")
@@ -119,7 +120,7 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
     with ProgressBars() as bars:
         result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
     _echo(result, replies=5)
-    click.echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
+    echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
 
 
 def _unused(path: Path) -> Path:
@@ -141,7 +142,7 @@ def _latest_demo() -> Path:
 
 def _echo(result: RunResult, replies: int = 3) -> None:
     if shown := before_and_after(result.stages, replies):
-        click.echo(f"\n{shown}")
-    click.echo(str(result))
+        echo(f"\n{shown}")
+    echo(str(result))
     for warning in result.warnings:
         warn(warning)

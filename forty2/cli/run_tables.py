@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forty2.cli.columns import cut, terminal_width, width_of
+from forty2.cli.columns import cut
 from forty2.report.units import file_size
+from forty2.text_layout import terminal_width, width_of
 
 if TYPE_CHECKING:
     from forty2.runs.archive.entry import Entry
@@ -42,7 +44,7 @@ def run_table(entries: Sequence[Entry], metric: str | None = None) -> str:
     """
     rows = [cells(entry, metric) for entry in entries]
     shown = [name for name in COLUMNS if any(row[name] for row in rows)]
-    width = terminal_width()
+    width = terminal_width(sys.stdout)
     if width is not None:
         rows = [
             {name: text if name == "run" else cut(text, _LONGEST) for name, text in row.items()}

@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from forty2.cli import run_tables, shared_options
-from forty2.cli.columns import side_by_side, terminal_width
+from forty2.cli.columns import side_by_side
+from forty2.cli.echo import echo
 from forty2.cli.failures import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
+from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
     from forty2.recipe.schema import Tracker
@@ -136,17 +139,15 @@ def list_command(
         return
     where = ", ".join(map(str, folders)) or "adapters/"
     if not entries:
-        click.echo(
-            f"no runs in {where}" + (f" meet this; {hidden} others do not" if hidden else "")
-        )
+        echo(f"no runs in {where}" + (f" meet this; {hidden} others do not" if hidden else ""))
         return
-    click.echo(run_tables.run_table(entries, _shown_metric(sort)))
+    echo(run_tables.run_table(entries, _shown_metric(sort)))
     for entry in entries:
         if entry.state == "damaged":
             warn(entry.problem or "")
     total = file_size(sum(entry.size for entry in entries))
     runs = f"{len(entries)} run" + ("" if len(entries) == 1 else "s")
-    click.echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
+    echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
 
 
 def _shown_metric(sort: str | None) -> str | None:
@@ -189,17 +190,17 @@ def show_command(run: str, as_json: bool) -> None:
     }
     for key, text in facts.items():
         if text:
-            click.echo(f"{key:<13} {text}")
+            echo(f"{key:<13} {text}")
     for path in entry.fused:
-        click.echo(f"{'fused':<13} {path}" + ("" if Path(path).exists() else " (gone)"))
+        echo(f"{'fused':<13} {path}" + ("" if Path(path).exists() else " (gone)"))
     if entry.metrics:
-        click.echo(f"\n{'figure':<24}{'base':>12}{'run':>12}")
+        echo(f"\n{'figure':<24}{'base':>12}{'run':>12}")
     for name, value in entry.metrics.items():
         base = entry.base_metrics.get(name)
         before = "" if base is None else run_tables.figure(base)
-        click.echo(f"{name:<24}{before:>12}{run_tables.figure(value):>12}")
+        echo(f"{name:<24}{before:>12}{run_tables.figure(value):>12}")
     for note in entry.notes:
-        click.echo(f"\n{note.time}  {note.text}")
+        echo(f"\n{note.time}  {note.text}")
 
 
 @runs_command.command("compare")
@@ -225,31 +226,31 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
         return
-    click.echo("Settings that differ:" if found.differences else "No setting differs.")
+    echo("Settings that differ:" if found.differences else "No setting differs.")
     for difference in found.differences:
-        click.echo(f"\n{difference.key}")
+        echo(f"\n{difference.key}")
         for name, value in zip(found.names, difference.values, strict=True):
-            click.echo(f"  {name:<{max(map(len, found.names))}}  {value}")
+            echo(f"  {name:<{max(map(len, found.names))}}  {value}")
     for one in found.measured:
-        click.echo(f"\nMeasurements: {one.before} → {one.after}")
+        echo(f"\nMeasurements: {one.before} → {one.after}")
         if one.comparison is None:
-            click.echo(f"not compared: {one.reason}")
+            echo(f"not compared: {one.reason}")
         else:
-            click.echo(format_comparison(one.comparison))
+            echo(format_comparison(one.comparison))
     for reply in found.replies[:replies]:
-        click.echo(f"\n{reply.task}: {reply.prompt}")
-        click.echo(
+        echo(f"\n{reply.task}: {reply.prompt}")
+        echo(
             side_by_side(
                 reply.replies,
                 found.names,
-                terminal_width() or 100,
+                terminal_width(sys.stdout) or 100,
                 narrowest=_NARROWEST,
                 most_lines=_MOST_LINES,
             )
         )
     left = len(found.replies) - replies
     if left > 0:
-        click.echo(f"\n{left} more prompts: --replies {len(found.replies)}, or --json")
+        echo(f"\n{left} more prompts: --replies {len(found.replies)}, or --json")
 
 
 @runs_command.command("note")
@@ -269,7 +270,7 @@ def note_command(run: str, text: str | None, replace: bool) -> None:
         raise click.UsageError("--replace needs the TEXT of the new note.")
     found = read_notes(folder) if text is None else add_note(folder, text, replace=replace)
     for note in found.notes:
-        click.echo(f"{note.time}  {note.text}")
+        echo(f"{note.time}  {note.text}")
 
 
 @runs_command.command("tag")
@@ -286,7 +287,7 @@ def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> No
 
     folder = run_folder(run)
     found = change_tags(folder, tags, removed) if tags or removed else read_notes(folder)
-    click.echo(", ".join(found.tags) or "no tags")
+    echo(", ".join(found.tags) or "no tags")
 
 
 @runs_command.command("remove")
@@ -307,17 +308,17 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
     removals = plan_removal([run_folder(run) for run in runs], fused=fused)
     check_losses(removals, force=force)
     for one in removals:
-        click.echo(f"{one.run}  {file_size(one.size)}")
+        echo(f"{one.run}  {file_size(one.size)}")
         for path, size in one.fused.items():
-            click.echo(f"{path}  {file_size(size)}")
+            echo(f"{path}  {file_size(size)}")
         for path, size in one.staying.items():
-            click.echo(f"stays: {path}  {file_size(size)}, its fused model (--fused removes it)")
+            echo(f"stays: {path}  {file_size(size)}, its fused model (--fused removes it)")
         for loss in one.losses:
             warn(loss)
     frees = file_size(sum(one.frees for one in removals))
     if yes or shared_options.confirmed(f"Remove this and free {frees}?"):
         remove(removals, force=force)
-        click.echo(f"removed, {frees} freed")
+        echo(f"removed, {frees} freed")
 
 
 @runs_command.command("export")
@@ -361,14 +362,14 @@ def export_command(
         from forty2.runs.trackers import export_to_tracker
 
         sent, where = export_to_tracker(run_folder(run), tracker, project)
-        click.echo(f"{sent} records sent; {where}")
+        echo(f"{sent} records sent; {where}")
         return
     if file is None:
         raise click.UsageError("name the zip file to write, or a tracker with --to")
     from forty2.runs.archive.export import export_run
 
     names = export_run(run_folder(run), file, adapters=adapters or "last", replace=replace)
-    click.echo(f"{file}: {len(names)} files, {file_size(file.stat().st_size)}")
+    echo(f"{file}: {len(names)} files, {file_size(file.stat().st_size)}")
 
 
 @runs_command.command("page")
@@ -401,7 +402,7 @@ def page_command(
     where = ", ".join(map(str, folders)) or f"{HOME}/"
     left_out = f", {hidden} others left out" if hidden else ""
     about = f"{len(entries)} runs in {where}{left_out}. Press a heading to sort."
-    click.echo(write_archive_page(out, about, [*columns, *names, "notes"], rows))
+    echo(write_archive_page(out, about, [*columns, *names, "notes"], rows))
 
 
 def _report_link(entry: Entry, out: Path) -> str | None:

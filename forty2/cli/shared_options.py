@@ -13,6 +13,8 @@ from typing import Literal
 
 import click
 
+from forty2.cli.echo import echo
+
 Command = Callable[..., None]
 """Function of a command."""
 Decorator = Callable[[Command], Command]
@@ -97,7 +99,7 @@ def confirmed(question: str) -> bool:
             return True
     except click.Abort as error:
         raise click.UsageError("Nothing deleted: no answer. Give --yes to delete.") from error
-    click.echo("nothing deleted")
+    echo("nothing deleted")
     return False
 
 
@@ -203,7 +205,7 @@ def _warn_of_slow_blas() -> None:
     from forty2.machine import on_gpu
 
     if not on_gpu() and (slowdown := blas.slowdown()) > _WORTH_SAYING:
-        click.echo(
+        echo(
             f"warning: matrix products take {slowdown:.0f} times as long as numpy's on this "
             f"machine: {problem}",
             err=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.progress_bars import ProgressBars
 from forty2.speed.comparison import SUITE_NAMES, compare_trainers
 from forty2.speed.environments import PEERS
@@ -79,6 +80,6 @@ class _BarsAndTables(ProgressBars):
     def __call__(self, stage: str, done: int, total: int, info: Mapping[str, str | float]) -> None:
         if "table" in info:
             self.close()
-            click.echo(info["table"])
+            echo(info["table"])
         else:
             super().__call__(stage, done, total, info)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.failures import Group
 from forty2.cli.progress_bars import ProgressBars
 
@@ -138,12 +139,12 @@ def confirm_command(sweep: Path, seeds: list[int], trust_remote_code: bool) -> N
 def _echo(result: SweepResult) -> None:
     from forty2.report.sweep import confirmation_lines
 
-    click.echo(f"\n{result.table}\n")
+    echo(f"\n{result.table}\n")
     if result.left:
-        click.echo(
+        echo(
             f"{result.left} configurations are not finished; other processes may be at work on them\n"
         )
-    click.echo(result.sentence)
+    echo(result.sentence)
     for line in confirmation_lines(result.record):
-        click.echo(line)
-    click.echo(f"\nreport    {result.report}")
+        echo(line)
+    echo(f"\nreport    {result.report}")

@@ -8,7 +8,6 @@ are done.
 from __future__ import annotations
 
 import contextlib
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +81,7 @@ class RunResult:
         if self.stages:
             parts += self._verdict_lines()
             if self.sentence:
-                parts += ["", *textwrap.wrap(self._verdict(), 80), ""]
+                parts += ["", self._verdict(), ""]
             parts += [*self.contamination, ""] if self.contamination else []
         return "\n".join([*parts, *(f"{name:<10}{path}" for name, path in self._paths())])
 

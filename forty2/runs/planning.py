@@ -21,6 +21,7 @@ from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import tag_settings
+from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration, file_size
 from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
@@ -50,6 +51,10 @@ from forty2.training.frozen_states import states_to_store
 from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan
 
+_COLUMNS = (
+    *("phase", "kind", "rows", "valid", "tokens", "longest", "steps", "seen", "evals", "saves"),
+    *("memory", "disk"),
+)
 _STEPS_SEEN = 200
 """Steps of a phase whose batches are looked at, to find the largest one."""
 
@@ -322,16 +327,7 @@ def format_plan(plan: RunForecast) -> str:
         f"{plan.trainable:,} trained ({share:.2%})",
         *([f"goes on from {plan.init_from}"] if plan.init_from is not None else []),
         "",
-        f"{'phase':<9}{'kind':<5}{'rows':>6}{'valid':>6}{'tokens':>7}{'longest':>8}{'steps':>6}"
-        f"{'seen':>8}{'evals':>6}{'saves':>6}{'memory':>7}{'disk':>6}",
-    ]
-    for one in plan.phases:
-        lines.append(
-            f"{one.name:<9}{one.objective:<5}{one.rows:>6}{one.valid_rows:>6}{one.median_tokens:>7}"
-            f"{one.longest_tokens:>8}{one.steps:>6}{one.exposures:>7.2f}x{one.evaluations:>6}"
-            f"{one.saves:>6}{one.peak_memory_gb:>7.2f}{one.stored_gb:>6.2f}"
-        )
-    lines += [
+        *text_table_lines([_COLUMNS, *map(_cells, plan.phases)]),
         "",
         f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
         *_disk_lines(plan.disk),
@@ -347,6 +343,21 @@ def format_plan(plan: RunForecast) -> str:
             lines += ["", *(f"{one.name}: {line}" for line in str(one.curriculum).splitlines()), ""]
     lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
+
+
+def _cells(one: PhaseForecast) -> list[str]:
+    """Return a phase's line of the table."""
+    counts = (one.rows, one.valid_rows, one.median_tokens, one.longest_tokens, one.steps)
+    return [
+        one.name,
+        one.objective,
+        *map(str, counts),
+        f"{one.exposures:.2f}x",
+        str(one.evaluations),
+        str(one.saves),
+        f"{one.peak_memory_gb:.2f}",
+        f"{one.stored_gb:.2f}",
+    ]
 
 
 def _disk_lines(disk: DiskForecast) -> list[str]:
@@ -367,17 +378,17 @@ def _time_lines(plan: RunForecast) -> list[str]:
     if time is None:
         fits = plan.peak_memory_gb < plan.machine_memory_gb
         return [f"time: not measured ({'--quick' if fits else 'the memory is not enough'})"]
-    head = f"{'time':<9}{'before':>12}{'steps':>12}{'evaluations':>13}{'in all':>12}"
-    lines = ["", head]
+    rows = [["time", "before", "steps", "evaluations", "in all"]]
     for name, one in time.phases.items():
         cells = (one.before, one.steps, one.evaluations, one.seconds)
-        before, steps, evaluations, total = map(duration, cells)
-        lines.append(f"{name:<9}{before:>12}{steps:>12}{evaluations:>13}{total:>12}")
+        rows.append([name, *map(duration, cells)])
     if time.stages:
-        measured = f"{time.stages} stages, {duration(time.each_stage)} each"
-        total = duration(time.stages * time.each_stage)
-        lines.append(f"{'measuring':<10}{measured:>36}{total:>12}")
-    lines.append(f"{'in all':<46}{duration(time.seconds):>12}")
+        measured = duration(time.stages * time.each_stage)
+        rows.append(["measuring", "", "", "", measured])
+    rows.append(["in all", "", "", "", duration(time.seconds)])
+    lines = ["", *text_table_lines(rows), ""]
+    if time.stages:
+        lines.append(f"measuring: {time.stages} stages, {duration(time.each_stage)} each")
     left_out = ", ".join([*time.left_out, NOT_IN_IT])
     lines.append(f"time: about {duration(time.seconds)}, from a few batches")
     lines.append(f"not in it: {left_out}")

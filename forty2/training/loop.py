@@ -24,7 +24,7 @@ from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.progress import Progress, silent
 from forty2.training.batched_loss import BatchedLoss, micro_batches
 from forty2.training.checkpoints import Checkpoints, PhaseState
-from forty2.training.evaluation import Evaluator
+from forty2.training.evaluation import Drift, Evaluator
 from forty2.training.movement import MovementCheck
 from forty2.training.objectives.phase import REPLY_METRICS
 from forty2.training.optimizers import make_optimizer
@@ -290,11 +290,7 @@ class _Attempt:
         if drift is not None:
             figures = {"drift_kl": drift.kl, "drift_perplexity": drift.perplexity}
             self.training.log.log({"phase": name, "step": state.step, **figures})
-            drifted = judge_drift(drift)
-            if drifted is not None and state.step == 0:  # the phase before did it
-                self._warn(0, f"{name}, before training: {drifted.reason}", "drift")
-            elif drifted is not None:
-                crossed.append(drifted)
+            crossed += self._judge_drift(drift)
         for fault in replies.faults:
             if state.step == 0:  # the base model has it
                 self._warn(0, f"{name}, before training: {fault}", "replies")
@@ -302,6 +298,17 @@ class _Attempt:
                 crossed.append(RedLine("replies", fault))
         for red in crossed:
             self._act_on(red, state.step)
+
+    def _judge_drift(self, drift: Drift) -> list[RedLine]:
+        """Return the red line of a drift that is to be acted on; a phase warns of it once."""
+        red, warned = judge_drift(drift), self.monitor.warned_of_drift
+        if red is None or (warned and self.phase.red_lines.drift == "warn"):
+            return []
+        self.monitor.warned_of_drift = True
+        if self.state.step:
+            return [red]
+        self._warn(0, f"{self.training.name}, before training: {red.reason}", "drift")  # by another
+        return []
 
     def _in_words(self, measured: Mapping[str, float]) -> str:
         """Write the figures that matter most at an evaluation."""

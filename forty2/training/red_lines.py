@@ -6,6 +6,7 @@ A loss that falls slowly is not a red line; neither are replies that do not gene
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Annotated, Literal, NamedTuple
@@ -69,6 +70,9 @@ class RedLineMonitor:
     """Losses of all evaluations, in nats."""
     rollbacks: int = 0
     """Times that the phase went back to a checkpoint."""
+    warned_of_drift: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether the phase has warned that the model is far from its base: once is enough. A checkpoint
+    holds it only if so, as earlier releases do not know it."""
 
     def spike_limit(self, spike_threshold: float = SPIKE_THRESHOLD) -> float:
         """Compute the loss beyond which the next step is a spike, in nats.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from forty2.benchmark.results import Item, Result, Stage
 from forty2.cli.before_and_after import before_and_after
 from forty2.files import JsonObject
+from forty2.text_layout import fit
 
 PAIR: JsonObject = {"kind": "pair", "logps": []}
 
@@ -44,7 +45,8 @@ def test_the_first_prompts_are_shown_with_the_replies_of_the_first_and_the_last_
 
 
 def test_a_long_reply_of_several_paragraphs_takes_three_lines_of_eighty_columns() -> None:
-    shown = before_and_after([stage("base", "word\n\n" * 200), stage("fused", "")], 2).splitlines()
+    stages = [stage("base", "word\n\n" * 200), stage("fused", "")]
+    shown = fit(before_and_after(stages, 2), 80).splitlines()
     start = next(n for n, line in enumerate(shown) if line.startswith("  before"))
     reply = shown[start : start + 3]
     assert reply[-1].endswith(" …") and max(map(len, reply)) <= 80

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forty2.cli.columns import side_by_side, width_of
+from forty2.cli.columns import side_by_side
+from forty2.text_layout import width_of
 
 
 @pytest.mark.parametrize("width", [10, 20, 60, 80])

@@ -13,6 +13,7 @@ from forty2.model.loading import load, model_sha256
 from forty2.recipe.reading import load_recipe
 from forty2.runs.drift import drift_meter
 from forty2.runs.pipeline import run
+from forty2.training.red_lines import MOST_KL, MOST_PERPLEXITY
 
 
 @pytest.fixture
@@ -34,7 +35,15 @@ def test_a_model_that_is_its_base_has_none_and_another_has_some(inputs: Path) ->
     assert perplexity == pytest.approx(ratio * before.neutral_perplexity)
 
 
-def test_a_run_that_loses_its_base_is_told_of_at_its_evaluations(inputs: Path) -> None:
+def judged(line: dict[str, float]) -> bool:
+    return (
+        line.get("drift_kl", 0.0) > MOST_KL or line.get("drift_perplexity", 1.0) > MOST_PERPLEXITY
+    )
+
+
+def test_a_phase_that_loses_its_base_warns_once_though_each_evaluation_measures_it(
+    inputs: Path,
+) -> None:
     said: list[str] = []
     changes = ["fuse=null", "phases.sft.lr=0.5", "phases.sft.eval_prompts=null"]
     recipe = load_recipe(str(inputs / "recipe.yaml"), changes)
@@ -49,4 +58,6 @@ def test_a_run_that_loses_its_base_is_told_of_at_its_evaluations(inputs: Path) -
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     drift = {line["step"]: line["drift_kl"] for line in lines if "drift_kl" in line}
     assert list(drift) == [0, 2, 4, 5] and drift[0] == 0.0 < drift[5]
-    assert any("sft, step 5: neutral text has" in warning for warning in said)
+    assert [line["step"] for line in lines if judged(line)] == [2, 4, 5]
+    (warning,) = [warning for warning in said if "neutral text has" in warning]
+    assert warning.startswith("sft, step 2: ")

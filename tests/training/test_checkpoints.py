@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -54,6 +55,9 @@ def test_the_state_on_disk_has_the_keys_of_earlier_releases(tmp_path: Path) -> N
     file = tmp_path / "step4" / "state.json"
     assert json.dumps(json.loads(file.read_text())) == json.dumps(RECORD)
     assert checkpoints.resume(adapted(), make_optimizer(sft())) == (STATE, [])
+    warned = replace(STATE, monitor=replace(STATE.monitor, warned_of_drift=True))
+    checkpoints.save(warned, model, optimizer)
+    assert checkpoints.resume(adapted(), make_optimizer(sft())) == (warned, [])
     file.write_text(json.dumps({**RECORD, "watch": {**RECORD["watch"], "new": 1}}))  # type: ignore[dict-item]
     seal(file.parent)
     with pytest.raises(RunError, match=r"another release of forty2 \(watch\.new: .*; go on with"):

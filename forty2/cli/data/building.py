@@ -10,6 +10,7 @@ import click
 
 from forty2.cli.data import options
 from forty2.cli.data.output import check_folder, echo_written, typed_command
+from forty2.cli.echo import echo
 
 if TYPE_CHECKING:
     from forty2.data.build import Rows
@@ -123,7 +124,7 @@ def operators_command(output_dir: Path, seed: int) -> None:
     _write(output_dir, {"train": made.train, "valid": made.valid}, seed)
     file = output_dir / "eval_prompts.json"
     write_json(file, eval_prompts(made.valid))
-    click.echo(f"{file}: {len(made.valid):,} eval prompts")
+    echo(f"{file}: {len(made.valid):,} eval prompts")
 
 
 def _write(

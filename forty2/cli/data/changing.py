@@ -13,6 +13,7 @@ from forty2.cli import shared_options
 from forty2.cli.data import options
 from forty2.cli.data.options import MultiValueCommand
 from forty2.cli.data.output import check_file, check_folder, echo_written, typed_command
+from forty2.cli.echo import echo
 from forty2.cli.progress_bars import ProgressBars
 from forty2.errors import DataError
 
@@ -110,7 +111,7 @@ def mix_command(
     echo_written(output, write_file(output, mixed.rows, about))
     for name, share in mixed.shares.items():
         times = mixed.repeats.get(name)
-        click.echo(f"  {share:>6.1%} {name}" + (f" (each row {times:g} times)" if times else ""))
+        echo(f"  {share:>6.1%} {name}" + (f" (each row {times:g} times)" if times else ""))
 
 
 @click.command("stratify", cls=MultiValueCommand)
@@ -143,9 +144,9 @@ def stratify_command(
     about = {"command": typed_command(), "seed": seed, "asked": size}
     echo_written(output, write_file(output, found.rows, about))
     least, most = min(found.drawn.values()), max(found.drawn.values())
-    click.echo(f"  {len(found.drawn)} strata of {least} to {most} rows")
+    echo(f"  {len(found.drawn)} strata of {least} to {most} rows")
     if found.empty:
-        click.echo(f"  {len(found.empty)} strata are empty: {' '.join(found.empty[0])} …")
+        echo(f"  {len(found.empty)} strata are empty: {' '.join(found.empty[0])} …")
 
 
 @click.command("split")
@@ -245,10 +246,10 @@ def prepare_command(
     for name, tokens in manifest["tokens"].items():
         share = manifest["supervised"][name] / tokens if tokens else 0.0
         packs = f", {manifest['packs'][name]:,} packs" if manifest["packs"] else ""
-        click.echo(f"  {name}: {tokens:,} tokens, {share:.0%} supervised{packs}")
+        echo(f"  {name}: {tokens:,} tokens, {share:.0%} supervised{packs}")
     if manifest["dropped"]:
         origins = ", ".join(manifest["dropped"][:3])
-        click.echo(f"  {len(manifest['dropped']):,} rows dropped, too long: {origins} …")
+        echo(f"  {len(manifest['dropped']):,} rows dropped, too long: {origins} …")
 
 
 @click.command("convert")
@@ -298,5 +299,5 @@ def decontaminate_command(source: str, against: tuple[str, ...], output: Path) -
 
     echo_written(output, write_file(output, clean(), {"command": typed_command()}))
     for line in dropped:
-        click.echo(line)
-    click.echo(f"{len(dropped):,} rows dropped")
+        echo(line)
+    echo(f"{len(dropped):,} rows dropped")

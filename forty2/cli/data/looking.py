@@ -14,6 +14,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.data import options
 from forty2.cli.data.output import check_file, echo_written, typed_command
+from forty2.cli.echo import echo
 from forty2.errors import DataError
 
 if TYPE_CHECKING:
@@ -148,20 +149,18 @@ def stats_command(
         return
     for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
         value = found[key]
-        click.echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
+        echo(f"{key:16} {f'{value:.1%}' if isinstance(value, float) else f'{value:,}'}")
     for reason in found["unreadable_because"]:
         more = " …" if reason["rows"] > len(reason["first"]) else ""
-        click.echo(
-            f"  {reason['rows']:>6,} × {reason['reason']}: {', '.join(reason['first'])}{more}"
-        )
+        echo(f"  {reason['rows']:>6,} × {reason['reason']}: {', '.join(reason['first'])}{more}")
     if found["ignored"]:
-        click.echo(f"ignored: {found['ignored']}")
-    click.echo("tokens a row")
+        echo(f"ignored: {found['ignored']}")
+    echo("tokens a row")
     most = max(n for _, n in found["histogram"])
     for label, n in found["histogram"]:
-        click.echo(f"  {label:>12} {n:>8,} {'█' * round(40 * n / most)}")
+        echo(f"  {label:>12} {n:>8,} {'█' * round(40 * n / most)}")
     for key, counts in found["strata"].items():
-        click.echo(f"{key}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+        echo(f"{key}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
 
 
 @click.command("lint")
@@ -210,7 +209,7 @@ def lint_command(
     else:
         _echo_findings(findings)
         if linter.ignored.rows:
-            click.echo(f"ignored: {linter.ignored}")
+            echo(f"ignored: {linter.ignored}")
     if fix is not None:
         _write_fixed(file, fix)
     if any(f.level == "error" for f in findings):
@@ -230,13 +229,13 @@ def _tokenizer_checks(
 
 def _echo_findings(findings: Sequence[Finding]) -> None:
     if not findings:
-        click.echo("nothing found")
+        echo("nothing found")
     for f in findings:
         level = click.style(f.level, fg="red" if f.level == "error" else "yellow")
-        click.echo(f"{level:7} {f.check:13} {f.count:>7,}  {f.message}")
+        echo(f"{level:7} {f.check:13} {f.count:>7,}  {f.message}")
         if f.origins:
             more = " …" if f.count > len(f.origins) else ""
-            click.echo(f"{'':31}{', '.join(f.origins)}{more}")
+            echo(f"{'':31}{', '.join(f.origins)}{more}")
 
 
 def _write_fixed(file: str, target: Path) -> None:
@@ -246,4 +245,4 @@ def _write_fixed(file: str, target: Path) -> None:
     counts: dict[str, int] = {}  # filled as the rows are written, before the manifest is
     about = {"command": typed_command(), "fixed": counts}
     echo_written(target, write_file(target, fixed(file, counts), about))
-    click.echo("  " + ", ".join(f"{n:,} {change}" for change, n in counts.items()))
+    echo("  " + ", ".join(f"{n:,} {change}" for change, n in counts.items()))

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import click
-
+from forty2.cli.echo import echo
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -49,12 +48,12 @@ def echo_written(path: Path, manifest: JsonObject) -> None:
         f"{n:,} {names[name]} rows" if name in names else f"{n:,} rows"
         for name, n in manifest["written"].items()
     )
-    click.echo(f"{path}: {written}")
+    echo(f"{path}: {written}")
     findings: Mapping[str, Mapping[str, int]] = manifest["lint"]
     for level, found in findings.items():
         if found:
             counts = ", ".join(f"{check} {n:,}" for check, n in found.items())
-            click.echo(f"  lint {level}s: {counts} (forty2 data lint {path})")
+            echo(f"  lint {level}s: {counts} (forty2 data lint {path})")
 
 
 def typed_command() -> str:
