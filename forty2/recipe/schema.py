@@ -33,7 +33,7 @@ class PhaseAttention:
     oscillators: Positive = 32
     """Phases of each token."""
     steps: Positive = 5
-    """Steps of the coupling; each makes it reach the tokens that earlier tokens attend to."""
+    """Steps of the coupling; with more of them the phases come closer to each other."""
     dt: Annotated[float, Field(gt=0)] = 0.1
     """Size of a step."""
     coupling: Annotated[float, Field(ge=0)] = 1.0
