@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 )
 @click.option("--system", help="A system message before it.")
 @click.option(
+    "--raw",
+    is_flag=True,
+    help="Take --prompt as all that the model reads, control tokens included, without a chat template.",
+)
+@click.option(
     "--max-tokens",
     default=256,
     show_default=True,
@@ -52,6 +57,7 @@ def generate_command(
     prompts: Path | None,
     out: Path | None,
     system: str | None,
+    raw: bool,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -60,12 +66,14 @@ def generate_command(
 ) -> None:
     """Answer a prompt or a file of prompts.
 
-    Each goes through the model's chat template.
+    Each goes through the model's chat template, but for a --raw one.
     """
     if (prompt is None) == (prompts is None):
         raise click.UsageError("Give either --prompt or --prompts.")
     if prompts is None and out is not None:
         raise click.UsageError("--out is for --prompts.")
+    if raw and (prompts is not None or system is not None):
+        raise click.UsageError("--raw is for --prompt alone, which holds all that the model reads.")
     if out is not None and out.exists():
         raise click.UsageError(f"{out}: exists already; name another --out, or remove it.")
     from forty2.inference.generation import Sampling, stream_reply
@@ -90,8 +98,13 @@ def generate_command(
         return
     text = sys.stdin.read() if prompt == "-" else prompt or ""
     loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
+    if raw:
+        ids = list(loaded.tokenizer.encode(text, add_special_tokens=False))
+        if not ids:
+            raise click.UsageError("--raw: the prompt is empty.")
+    else:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
     echo_pieces(
         stream_reply(loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
     )

@@ -185,33 +185,45 @@ def _extend(
 ) -> None:
     """Give a table rows for the tags and padding; and entries to a bias, if it has one."""
     weight = table.weight
-    known = weight[: min(added.first, weight.shape[0])].astype(mx.float32)
-    mean = known.mean(axis=0, keepdims=True)
-    starts = [known[mx.array(list(ids))].mean(axis=0) if ids else mean[0] for ids in sources]
-    new = mx.stack(starts)
+    known = weight[: added.first].astype(mx.float32)
+    mean = known.mean(axis=0)
+    new = mx.stack([_mean_of(weight, ids) if ids else mean for ids in sources])
     if noise:
         spread = mx.sqrt(mx.var(known))
         new = new + noise * spread * mx.random.normal(new.shape, key=key)
     table.weight = _with_rows(weight, new, mean, added)
     if "bias" in table:
-        bias = table.bias[:, None]
-        mean = bias[: added.first].astype(mx.float32).mean(axis=0, keepdims=True)
-        new = mx.broadcast_to(mean, (len(added.tokens), 1))
-        table.bias = _with_rows(bias, new, mean, added)[:, 0]
+        mean = table.bias[: added.first].astype(mx.float32).mean()
+        new = mx.broadcast_to(mean, (len(added.tokens),))
+        table.bias = _with_rows(table.bias, new, mean, added)
+
+
+def _mean_of(weight: mx.array, ids: Sequence[int]) -> mx.array:
+    return weight[mx.array(list(ids))].astype(mx.float32).mean(axis=0)
 
 
 def _with_rows(weight: mx.array, new: mx.array, mean: mx.array, added: AddedTags) -> mx.array:
-    """Put the tags' rows into a table (V, D); rows that it lacks are the mean, its others stay."""
-    rows, width = weight.shape
-    missing = mx.broadcast_to(mean.astype(weight.dtype), (max(0, added.rows - rows), width))
-    whole = mx.concatenate([weight, missing])
-    return mx.concatenate([whole[: added.first], new.astype(weight.dtype), whole[added.end :]])
+    """Put the tags' rows into a table (V, ...); rows that it lacks are the mean, its others stay."""
+    rows = weight.shape[0]
+
+    def padding(count: int) -> mx.array:
+        return mx.broadcast_to(mean.astype(weight.dtype), (max(0, count), *mean.shape))
+
+    return mx.concatenate(
+        [
+            weight[: added.first],
+            padding(added.first - rows),
+            new.astype(weight.dtype),
+            weight[added.end :],
+            padding(added.rows - max(rows, added.end)),
+        ]
+    )
 
 
 def _resized(config: JsonObject, rows: int) -> JsonObject:
-    """Return a configuration with another size of the vocabulary, wherever it is named."""
-    changed = config | {"vocab_size": rows}
+    """Return a configuration with another size of the vocabulary, where it names one."""
     nested = config.get("text_config")
-    if isinstance(nested, dict):
-        changed["text_config"] = nested | {"vocab_size": rows}
-    return changed
+    if not isinstance(nested, dict):
+        return config | {"vocab_size": rows}
+    changed = config | {"text_config": nested | {"vocab_size": rows}}
+    return changed | ({"vocab_size": rows} if "vocab_size" in config else {})

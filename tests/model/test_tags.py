@@ -82,6 +82,29 @@ def test_the_table_is_padded_to_the_multiple(pad_to: int) -> None:
     assert len(table(model)) == found.rows
 
 
+@pytest.mark.parametrize("rows", [258, 259, 250])
+def test_a_table_may_have_as_many_rows_as_tokens_or_more_or_fewer(rows: int) -> None:
+    model = tiny_model(vocab_size=rows)
+    before = table(model)
+    found = added(model, starts={"<a>": ("!",), "<b>": "<b>"})
+    assert found == AddedTags(("<a>", "<b>"), 258, 320)
+    now = table(model)
+    old = min(rows, 258)
+    np.testing.assert_array_equal(now[:old], before[:old])
+    np.testing.assert_array_equal(now[258], before[2])
+    mean = before[:old].mean(axis=0)
+    for row in (*range(old, 258), *range(260, 320)):
+        np.testing.assert_allclose(now[row], mean, atol=1e-6)
+
+
+def test_the_vocabulary_s_size_changes_wherever_it_is_named() -> None:
+    model = tiny_model("nested")
+    config = {"text_config": {"vocab_size": 300, "model_type": "llama"}, "x": 1}
+    _, changed = add_tags(model, config, tiny_loaded(model).tokenizer, SETTINGS)
+    nested = {"vocab_size": 320, "model_type": "llama"}
+    assert changed == {"text_config": nested, "x": 1}
+
+
 def test_a_head_with_a_bias_gets_entries_of_it() -> None:
     model = tiny_model(tie_word_embeddings=False)
     bias = model.lm_head.bias = mx.arange(300.0)

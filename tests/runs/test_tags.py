@@ -83,6 +83,14 @@ def test_a_run_trains_tags_and_fuses_them(inputs: Path) -> None:
     ) == ("<user>x</user><assistant>")
     ids = mx.array([used.tokenizer.encode("<user>x</user><assistant>")])
     np.testing.assert_allclose(model(ids), used.model(ids), atol=1e-4)
+    arguments = ["generate", "--model", "fused", "--max-tokens", "3", "--prompt"]
+    replies = [
+        CliRunner().invoke(main, [*arguments, *more]).output
+        for more in (["x"], ["<user>x</user><assistant>", "--raw"], ["x", "--raw"])
+    ]
+    assert replies[0] == replies[1] != replies[2]
+    refused = CliRunner().invoke(main, [*arguments, "x", "--raw", "--system", "y"])
+    assert refused.exit_code == 2 and "--raw is for --prompt alone" in refused.output
     with pytest.raises(ModelError, match="has a token <user>"):
         load("fused", done.path)
 

@@ -37,7 +37,7 @@ _RECORDS = (
     "data/*/*",
     "benchmarks/*.json",
 )
-_MODELS = ("adapters.safetensors", "adapter_config.json", CHECKSUMS)
+_MODELS = ("adapters.safetensors", "tags.safetensors", "adapter_config.json", CHECKSUMS)
 """Files of a phase that are its adapter; the others are records."""
 
 
