@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel parity trackers speed bench chaos soak fuzz mutants lint clean
+.PHONY: demo test test-all docs wheel parity trackers export-matrix speed bench chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -23,6 +23,9 @@ parity: $(STAMP)
 trackers: $(STAMP)
 	$(BIN)/python -m pip install -q --group trackers
 	$(BIN)/python -m pytest tests/runs/test_trackers.py
+
+export-matrix: $(STAMP)
+	$(BIN)/python tests/export_matrix.py
 
 speed bench: $(STAMP)
 	$(BIN)/forty2 speed

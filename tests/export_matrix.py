@@ -41,6 +41,7 @@ from forty2.data.library import isotopes
 from forty2.export.gguf.exporting import TYPES, export_gguf
 from forty2.inference.generation import generate_replies
 from forty2.model.loading import LoadedModel, load
+from forty2.progress import silent
 from forty2.text.encoder import Encoder
 
 ROOT = Path(forty2.__file__).parents[1]
@@ -50,10 +51,6 @@ BEGIN, END = "<!-- matrix: make export-matrix writes it -->\n", "<!-- end of the
 STRINGS, REPLIES, TOKENS, QUESTIONS = 10_000, 200, 24, 100
 PARTS = ("architectures", "tokens", "replies", "truthfulqa")
 Results = dict[str, dict[str, Any]]
-
-
-def silent(*_: object) -> None:
-    """Progress that nobody sees."""
 
 
 def exported(model: Path | str, folder: Path, type: str) -> Path:

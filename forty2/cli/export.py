@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
 
 
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Types of matrices, as `forty2.export.gguf.exporting` has them; that module is not for --help."""
+
+
 @click.group("export", cls=Group)
 def export_command() -> None:
     """Write a model for other programs."""
-
-
-TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 @export_command.command("gguf")

@@ -80,6 +80,10 @@ def describe(
         )
     rule = _rule(backend, where)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if not merges:
+        raise ModelError(
+            f"{where}: the tokenizer has no merges, without which llama.cpp reads no BPE"
+        )
     if any(merge.count(" ") != 1 for merge in merges):
         raise ModelError(
             f"{where}: a merge of the tokenizer holds a space, which GGUF cannot express"
@@ -93,11 +97,17 @@ def describe(
         added_tokens([str(token) for token in tokens], kinds),
         whole_words_first=name == "llama-bpe",
     )
-    for text in (PROBE, *whole, *chats):
-        if rebuilt.encode(text).ids != backend.encode(text, add_special_tokens=False).ids:
+
+    def differs(text: str) -> bool:
+        expected: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return bool(rebuilt.encode(text).ids != expected)
+
+    for text in (PROBE, *chats, "".join(whole)):
+        if differs(text):
+            shown = next(filter(differs, whole), text)[:40]
             raise ModelError(
-                f"{where}: llama.cpp would not cut {text[:40]!r} into the tokens that the model's "
-                "tokenizer does, so the model cannot be exported"
+                f"{where}: llama.cpp would not cut {shown!r} into the tokens that the model's tokenizer "
+                "does, so the model cannot be exported"
             )
     notes = []
     if normalizer == "NFC":

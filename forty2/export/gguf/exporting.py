@@ -7,6 +7,7 @@ one after another, some rows at a time, so that the model need not fit into the 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -118,7 +119,7 @@ def export_gguf(
         loaded.tokenizer, described.vocabulary_rows, loaded.stop_token_ids, str(loaded.path)
     )
     tokenizer, name = loaded.tokenizer, Path(target).resolve().name
-    values = _values(described, vocabulary, name, type) | vocabulary.values
+    values = _values(described, vocabulary, name, type)
     source = undated_template(tokenizer)
     if isinstance(source, str):
         values["tokenizer.chat_template"] = source
@@ -166,13 +167,14 @@ def _merged(loaded: LoadedModel, adapted: bool) -> tuple[LoadedModel, list[str]]
 
 
 def _values(described: Described, vocabulary: Vocabulary, name: str, type: str) -> dict[str, Value]:
-    """Return the metadata of the model, without that of its tokenizer."""
+    """Return the metadata of the model and its tokenizer."""
     return {
         "general.type": "model",
         "general.name": model_name(name, vocabulary.stripped),
         "general.file_type": int(TYPES[type]),
         "general.quantization_version": GGML_QUANT_VERSION,
         **described.values,
+        **vocabulary.values,
     }
 
 
@@ -188,7 +190,7 @@ class _Planned(NamedTuple):
     @property
     def bytes(self) -> int:
         values, size = GGML_QUANT_SIZES[self.kind]
-        return int(np.prod(self.shape)) // values * size
+        return math.prod(self.shape) // int(values) * int(size)
 
 
 def _plan(described: Described, kind: Type) -> dict[str, _Planned]:

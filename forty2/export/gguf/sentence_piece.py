@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from forty2.errors import ModelError
 from forty2.export.gguf.byte_level import PROBE, Part
 from forty2.files import JsonObject
+from forty2.model.gguf.file import Value
 
 SPACE = "▁"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -84,13 +85,13 @@ def describe(
             "a text without a control token before it has a leading space more or less in llama.cpp than "
             "in the model's tokenizer; chats are the same"
         )
-    values = {
+    values: dict[str, Value] = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.scores": [*scores],
         "tokenizer.ggml.add_space_prefix": prefixed,
     }
-    return Part(dict(values), "BPE as in SentencePiece", tuple(notes), special)
+    return Part(values, "BPE as in SentencePiece", tuple(notes), special)
 
 
 def _check_steps(parts: JsonObject, where: str) -> None:

@@ -20,7 +20,7 @@ from forty2.errors import ModelError
 from forty2.export.gguf import byte_level, sentence_piece
 from forty2.export.gguf.modelfile import TRIED
 from forty2.files import JsonObject
-from forty2.model.gguf.file import Value
+from forty2.model.gguf.file import Scalar, Value
 from forty2.model.gguf.tokenizer import ROLES
 
 KNOWN_STOPS = frozenset(
@@ -98,12 +98,13 @@ def export_vocabulary(tokenizer: Any, rows: int, stops: Sequence[int], where: st
                 f"a GGUF file names three stop tokens; {tokens[stop]} is one more: give it to the app "
                 "as a stop string"
             )
+    types: list[Scalar] = [int(part.kinds.get(n, kind)) for n, kind in enumerate(kinds)]
     values: dict[str, Value] = {
         **part.values,
         "tokenizer.ggml.tokens": [
             t if t is not None else f"[PAD{n}]" for n, t in enumerate(tokens)
         ],
-        "tokenizer.ggml.token_type": [int(part.kinds.get(n, k)) for n, k in enumerate(kinds)],
+        "tokenizer.ggml.token_type": types,
         **{f"tokenizer.ggml.{ROLES[k]}_token_id": n for k, n in ids.items() if n is not None},
         "tokenizer.ggml.add_bos_token": first,
         "tokenizer.ggml.add_eos_token": last,

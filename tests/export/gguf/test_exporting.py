@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import forty2 as forty2_package  # isort: skip
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +19,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 from support.cli import forty2, refused
 from support.llama_cpp import LlamaCpp
+from support.runs import short_checks
 from support.tiny_families import (
     CONFIGS,
     HIDDEN,
@@ -22,7 +28,9 @@ from support.tiny_families import (
     sentence_piece,
     with_tokens,
 )
+from tokenizers import Tokenizer
 
+from forty2.cli import export as cli_export
 from forty2.errors import ModelError, RunError
 from forty2.export.gguf.exporting import TYPES, export_gguf
 from forty2.model.adapter import adapter_weights, attach_adapter, save_adapter
@@ -30,16 +38,14 @@ from forty2.model.gguf.file import GgufFile
 from forty2.model.gguf.importing import import_gguf
 from forty2.model.loading import LoadedModel, load, save_model
 from forty2.model.quantization import quantize
+from forty2.progress import silent
+from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Adapter
 
 IDS = np.random.default_rng(0).integers(0, 420, 40).tolist()
 """A prompt of more tokens than Gemma 3's window has here."""
 CLOSE = 5e-3
 """Largest difference of a log-probability, in nats: llama.cpp looks GELU up in a table of 16 bits."""
-
-
-def silent(*_: object) -> None:
-    """Progress that nobody sees."""
 
 
 def export(model: Path, out: Path, **options: Any) -> Path:
@@ -107,6 +113,18 @@ def test_llama_cpp_computes_what_we_do_and_the_importer_gives_all_back(
     assert again.tokenizer.chat_template == loaded.tokenizer.chat_template
 
 
+def test_the_language_model_of_a_model_that_also_sees_is_exported(tmp_path: Path) -> None:
+    plain = save_family(tmp_path / "plain", "gemma3_text")
+    whole = shutil.copytree(plain, tmp_path / "whole")
+    text = json.loads((plain / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text, "vocab_size": text["vocab_size"]}
+    (whole / "config.json").write_text(json.dumps(config | {"eos_token_id": text["eos_token_id"]}))
+    inner = {f"language_model.{name}": value for name, value in tensors(plain).items()}
+    mx.save_safetensors(str(whole / "model.safetensors"), inner, {"format": "mlx"})
+    one, other = (export(f, tmp_path / f"{f.name}.gguf", type="f32") for f in (plain, whole))
+    assert one.read_bytes().replace(b"plain", b"whole") == other.read_bytes()
+
+
 @pytest.mark.parametrize(("type", "dtype"), [("f16", mx.float16), ("bf16", mx.bfloat16)])
 def test_sixteen_bits_come_back_bit_for_bit(type: str, dtype: mx.Dtype, tmp_path: Path) -> None:
     folder = save_family(tmp_path / "model", "llama", dtype=dtype)
@@ -136,7 +154,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_rotary_scaling_goes_along(scaling: str, tmp_path: Path) -> None:
-    changes = {"rope_scaling": SCALINGS[scaling], "rope_theta": 500000.0}
+    changes: dict[str, Any] = {"rope_scaling": SCALINGS[scaling], "rope_theta": 500000.0}
     folder = save_family(tmp_path / "model", "llama", **changes)
     gguf = export(folder, tmp_path / "m.gguf", type="f32")
     loaded = load(str(folder))
@@ -153,7 +171,7 @@ def test_long_texts_use_the_long_factors_of_longrope(tmp_path: Path) -> None:
         "short_factor": [1.0] * 8,
         "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
     }
-    changes = {"rope_scaling": scaling, "original_max_position_embeddings": 32}
+    changes: dict[str, Any] = {"rope_scaling": scaling, "original_max_position_embeddings": 32}
     folder = save_family(tmp_path / "model", "phi3", **changes)
     with pytest.warns(UserWarning, match="uses long_factor for texts of every length"):
         gguf = export(folder, tmp_path / "m.gguf", type="f32")
@@ -217,6 +235,10 @@ def test_matrices_are_quantized_and_the_vocabulary_no_further_than_8_bits(
     ours = our_logprobs(load(str(import_gguf(gguf, tmp_path / "back"))), IDS)
     theirs = LlamaCpp(gguf).logprobs(IDS, len(ours))
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99  # llama.cpp also rounds the states, to 8 bits
+
+
+def test_the_command_offers_every_type() -> None:
+    assert tuple(TYPES) == cli_export.TYPES
 
 
 def test_rows_that_make_no_blocks_stay_f16_and_that_is_said(tmp_path: Path) -> None:
@@ -302,6 +324,31 @@ def test_a_quantized_base_is_dequantized_and_that_is_said(tmp_path: Path) -> Non
     assert_alike(load(str(tmp_path / "quantized")), out)
 
 
+@pytest.mark.slow
+def test_a_run_goes_along_with_its_adapter_template_and_system_message(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "llama")
+    turns = [("system", "Count."), ("user", "To 2, please."), ("assistant", "1 2")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "sft.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    (tmp_path / "recipe.yaml").write_text(
+        f"version: 1\nname: counting\nmodel: {model}\nmax_length: 96\nsystem_turn: fold\n"
+        "adapter: {rank: 2, layers: 2}\nfuse: null\nbenchmark: null\n"
+        "phases: {sft: {objective: sft, data: sft.jsonl, steps: 2, lr: 0.5, lint: false}}\n"
+    )
+    with short_checks():
+        recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+        run = forty2_package.run(recipe, run_dir=tmp_path / "run")
+    out = tmp_path / "m.gguf"
+    result = forty2("export", "gguf", run.path, "--out", out, "--type", "f32", "--ollama")
+    assert result.exit_code == 0, result.output
+    loaded = load(str(model), run.path)
+    assert_alike(loaded, out)
+    assert "the adapter was merged into its base" in result.output
+    assert GgufFile(out).get("tokenizer.chat_template", str) == loaded.tokenizer.chat_template
+    text = (tmp_path / "Modelfile.m").read_text()
+    assert text.endswith('SYSTEM """Count."""\n') and "$first" in text  # folded into the question
+
+
 # --- the file ---
 
 
@@ -313,6 +360,34 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert forty2("export", "gguf", folder, "--out", out, "--replace").exit_code == 0
     assert out.read_bytes()[:4] == b"GGUF"
     assert "exists already" in refused("export", "gguf", folder, "--out", folder, "--replace")
+
+
+@pytest.mark.slow
+def test_a_large_vocabulary_is_exported_in_bounded_memory(tmp_path: Path) -> None:
+    """200,000 tokens, and 16 blocks that together take more memory than the embeddings."""
+    parts = json.loads(byte_level("qwen2").to_str())
+    parts["model"]["vocab"] |= {f"token{n}": 420 + n for n in range(200_000)}
+    backend = Tokenizer.from_str(json.dumps(parts))
+    changes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+    }
+    folder = save_family(tmp_path / "model", "llama", with_tokens(backend), **changes)
+    matrix = 200_000 * 256 * 4  # bytes, in fp32
+    assert (folder / "model.safetensors").stat().st_size > 3 * matrix
+    script = (
+        "import resource, sys, forty2\n"
+        "from forty2.export.gguf.exporting import export_gguf\n"
+        "from forty2.model.loading import load\n"
+        "load(sys.argv[1], lazy=True)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "export_gguf(sys.argv[1], sys.argv[2], type='q8_0', progress=lambda *_: None)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "m.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2 * matrix + 300e6  # and the tokenizer's 200,000 texts
 
 
 def test_a_disk_too_full_is_found_before_the_write(small_disk: Path, tmp_path: Path) -> None:

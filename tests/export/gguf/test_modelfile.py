@@ -125,7 +125,7 @@ class Templated:
         import jinja2
 
         assert self.chat_template is not None
-        return jinja2.Template(self.chat_template).render(messages=messages, **options)
+        return str(jinja2.Template(self.chat_template).render(messages=messages, **options))
 
 
 PLAIN = "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +165,23 @@ def test_a_tokenizer_that_is_no_bpe_is_refused() -> None:
     refused(with_tokens(backend), "of type WordLevel; only BPE")
 
 
+def test_a_tokenizer_without_merges_is_refused() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    refused(with_tokens(backend), "has no merges")
+
+
 def test_whole_words_before_merges_are_refused_where_llama_cpp_merges() -> None:
     backend = byte_level("gpt-2")
     backend.model.ignore_merges = True
     assert (
         describe(with_tokens(backend)).values["tokenizer.ggml.pre"] == "gpt-2"
     )  # merges reach all
-    vocabulary = backend.get_vocab()
-    vocabulary["Ġunreached"] = len(vocabulary)
-    backend.model = models.BPE(vocab=vocabulary, merges=[], ignore_merges=True)
+    parts = json.loads(byte_level("gpt-2").to_str())
+    parts["model"]["vocab"]["Ġunreached"] = len(parts["model"]["vocab"])
+    parts["model"]["ignore_merges"] = True
+    backend = Tokenizer.from_str(json.dumps(parts))
     refused(with_tokens(backend), "looks up whole words")
 
 
