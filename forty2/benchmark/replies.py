@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SEVERAL = 4
 """Different prompts with the same reply that make a fault: three may rightly all get "Yes."."""
+
+_WORD = re.compile(r"\w+")
 
 
 def collapsed(prompts: Sequence[str], replies: Sequence[str]) -> bool:
@@ -17,6 +20,22 @@ def collapsed(prompts: Sequence[str], replies: Sequence[str]) -> bool:
     different = {prompt.strip().casefold() for prompt in prompts}
     distinct = {reply.strip() for reply in replies}
     return len(different) >= SEVERAL and len(distinct) == 1 and distinct != {""}
+
+
+def resembles(reply: str, expected: str) -> bool:
+    """Return whether a reply has something of the expected text, apart from case and punctuation.
+
+    A third of the expected text's trigrams must be in it, so "Zantor" has something of "Zanthor", and
+    an answer in other words than a long expected one has, too. A wrong answer may have nothing of it.
+    """
+    wanted = _trigrams(expected)
+    return len(wanted & _trigrams(reply)) >= len(wanted) / 3
+
+
+def _trigrams(text: str) -> set[str]:
+    """Return all three characters in a row of a text, blanks at the ends of words among them."""
+    words = f" {' '.join(_WORD.findall(text.casefold()))} "
+    return {words[n : n + 3] for n in range(len(words) - 2)}
 
 
 class Turn(NamedTuple):

@@ -210,7 +210,7 @@ def _reply_check(
 
     def check_with_style() -> ReplyCheck:
         found = check()
-        return ReplyCheck(found.metrics | measure_replies(loaded, prompts), found.faults)
+        return found._replace(metrics=found.metrics | measure_replies(loaded, prompts))
 
     return check_with_style
 

@@ -22,6 +22,8 @@ class ReplyCheck(NamedTuple):
     """Shares of the prompts; empty where no reply is expected."""
     faults: list[str]
     """Defects that would be wrong in a reply to any prompt, each in a few words."""
+    garbage: str = ""
+    """Sentence about replies that have nothing of what is expected: a defect late in a phase; "": none."""
 
 
 class Drift(NamedTuple):

@@ -284,13 +284,18 @@ class _Attempt:
             self.training.log.log({"phase": name, "step": state.step, **figures})
             notice = f"step {state.step} of {self.plan.steps}: {self._in_words(measured)}"
             self.training.progress(name, state.step, self.plan.steps, {"notice": notice})
-        if self.phase.best is not None:
-            self.training.checkpoints.save_if_best(state, self.model, self.phase.best)
         crossed = self.monitor.judge_evaluation(valid["loss"]) if valid else []
+        best = self.phase.best
+        # The lowest loss is not the best of a model that memorizes: what was kept before stays.
+        if best is not None and not (crossed and best.metric == "loss"):
+            self.training.checkpoints.save_if_best(state, self.model, best)
         if drift is not None:
             figures = {"drift_kl": drift.kl, "drift_perplexity": drift.perplexity}
             self.training.log.log({"phase": name, "step": state.step, **figures})
             crossed += self._judge_drift(drift)
+        # Early in a phase nothing else is expected.
+        if replies.garbage and 2 * state.step > self.plan.steps:
+            crossed.append(RedLine("replies", replies.garbage))
         for fault in replies.faults:
             if state.step == 0:  # the base model has it
                 self._warn(0, f"{name}, before training: {fault}", "replies")

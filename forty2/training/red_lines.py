@@ -33,6 +33,8 @@ MOST_KL = 0.5
 """KL from the base on neutral text, in nats a token, beyond which a model has drifted."""
 MOST_PERPLEXITY = 1.3
 """Perplexity of neutral text, as a ratio to the base's, beyond which a model has drifted."""
+LOST_PERPLEXITY = 2.0
+"""Perplexity of neutral text, as a ratio to the base's, beyond which basic language is lost."""
 
 Line = Literal["not_finite", "spike", "stuck", "validation", "replies", "drift"]
 
@@ -49,10 +51,12 @@ def judge_drift(drift: Drift) -> RedLine | None:
     """Judge how far a model is from its base on neutral text."""
     if drift.kl <= MOST_KL and drift.perplexity <= MOST_PERPLEXITY:
         return None
+    lost = drift.perplexity > LOST_PERPLEXITY
+    meaning = "has lost its basic language" if lost else "is losing what it knew"
     return RedLine(
         "drift",
         f"neutral text has {drift.perplexity:.3g} times the base's perplexity, and a KL of "
-        f"{drift.kl:.3g} nats a token from it: the model is losing what it knew",
+        f"{drift.kl:.3g} nats a token from it: the model {meaning}",
     )
 
 

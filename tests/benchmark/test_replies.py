@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.tagged_tokenizer import TOKENIZER, ids
 
-from forty2.benchmark.replies import Tags, Turn, collapsed
+from forty2.benchmark.replies import Tags, Turn, collapsed, resembles
 
 
 def test_collapse() -> None:
@@ -18,6 +18,24 @@ def test_collapse() -> None:
     assert not collapsed(["Say hello.", "Say Hello.", "Say HELLO.", "say hello."], ["Hello."] * 4)
     assert not collapsed(prompts[:1] * 9, ["Yes."] * 9)
     assert not collapsed([], [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "alike"),
+    [
+        ("HELLO", "hello.", True),
+        ("Hello to you, my friend!", "hello.", True),
+        ("Zantor quexlin", "Zanthor quexling", True),
+        ("It is 7.", "7", True),
+        ("The capital of France is Paris.", "Paris", True),
+        ("我喜欢", "我喜欢你", True),
+        ("London", "Paris", False),
+        ("the of and the of", "hello.", False),
+        ("", "hello.", False),
+    ],
+)
+def test_a_reply_resembles_what_is_expected(reply: str, expected: str, alike: bool) -> None:
+    assert resembles(reply, expected) == alike
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,36 @@ def test_the_best_adapter_is_kept_when_asked_for(tmp_path: Path) -> None:
     assert evaluate(model, objective)["loss"] == pytest.approx(min(losses.values()), abs=1e-5)
 
 
+def test_the_lowest_loss_of_a_model_that_memorizes_is_not_the_best(tmp_path: Path) -> None:
+    """Its training loss is taken to be a fiftieth: every validation loss after it is many times that."""
+    valid = ConversationLoss(ROWS, Shortcuts(split_head=True))
+    phase = sft(steps=6, eval_every_steps=2, best=Best(metric="loss", direction="min"))
+    log = ListLog()
+    sound = run(adapted(moved=False), valid, phase, tmp_path / "sound", valid=valid)
+    trained = run(
+        adapted(moved=False), poisoned(1, 0.02, times=99), phase, tmp_path / "red", log, valid=valid
+    )
+    losses = [r["valid_loss"] for r in log.records if "valid_loss" in r]
+    assert losses == sorted(losses, reverse=True) and sound.kept_step == 6
+    assert trained.kept_step == 0
+    assert {r["red_line"] for r in log.records if "red_line" in r} == {"validation"}
+
+
+def test_garbage_is_red_in_the_second_half_of_a_phase_alone(tmp_path: Path) -> None:
+    log = ListLog()
+    run(
+        adapted(),
+        ConversationLoss(ROWS, Shortcuts(split_head=True)),
+        sft(steps=4, eval_every_steps=1),
+        tmp_path,
+        log,
+        check_replies=lambda: ReplyCheck({}, [], "all replies are garbage"),
+    )
+    crossed = [r for r in log.records if "red_line" in r]
+    assert [(r["step"], r["red_line"]) for r in crossed] == [(3, "replies"), (4, "replies")]
+    assert crossed[0]["warning"] == "p, step 3: all replies are garbage"
+
+
 def test_stop_names_step_and_rows_and_saves_what_was_good(tmp_path: Path) -> None:
     model, clean = adapted(), adapted()
     with pytest.raises(

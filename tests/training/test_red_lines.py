@@ -111,3 +111,4 @@ def test_a_model_that_moves_far_from_its_base_crosses_a_line(
     assert (red is not None) == crossed
     if red is not None:
         assert red.line == "drift" and f"{kl:.3g} nats a token" in red.reason
+        assert ("has lost its basic language" in red.reason) == (perplexity > 2)

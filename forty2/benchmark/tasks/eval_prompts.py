@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast, get_args
 
 from forty2.benchmark.prompts import context_length
 from forty2.benchmark.question_files import read_question_file
-from forty2.benchmark.replies import Tags, collapsed
+from forty2.benchmark.replies import SEVERAL, Tags, collapsed, resembles
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
 from forty2.benchmark.task import BATCH_SIZE, Report, Source, Task, as_share, with_error
@@ -54,6 +54,8 @@ Form = Literal["user", "full"]
 
 MAX_TOKENS = 64
 SPOT_TOKENS = 16
+LEAST_SOUND = 0.1
+"""Share of replies with something of the expected text, up to which replies are garbage."""
 ALL = "all"
 _KEYS = (
     "description",
@@ -251,6 +253,8 @@ class Probed(NamedTuple):
     """Shares by name, as an evaluation logs them; `passed_say` is the share of the bucket say."""
     faults: list[str]
     """Faults of the model that the replies show, in words."""
+    garbage: str
+    """Sentence about replies that have nothing of what is expected; "": they are no garbage."""
 
 
 def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
@@ -266,7 +270,7 @@ def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TO
     figures = task.figures(task.items(records))
     buckets = {f"passed_{name}": part["passed"] for name, part in figures["buckets"].items()}
     shares = {"passed": figures["passed"], **buckets, "stopped": figures["stop_rate"]}
-    return Probed(shares, figures["faults"])
+    return Probed(shares, figures["faults"], garbage(records))
 
 
 def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
@@ -316,6 +320,22 @@ def _faults(records: Sequence[JsonObject]) -> Iterable[str]:
     if broken:
         first = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
         yield f"broken tags in {len(broken)} of {len(records)} replies ({first})"
+
+
+def garbage(records: Sequence[JsonObject]) -> str:
+    """Say that hardly a reply has anything of its expected text; "": enough have, or few are asked.
+
+    A reply that passes is none, nor is one that differs in case or wording alone. What a pattern expects
+    cannot be compared with a reply that it does not match.
+    """
+    texts = [one for one in records if one["match"] != "regex" or one["passed"]]
+    sound = sum(one["passed"] or resembles(one["reply"], one["expected"]) for one in texts)
+    if len(texts) < SEVERAL or sound > LEAST_SOUND * len(texts):
+        return ""
+    first = str(texts[0]["reply"]).strip()[:60]
+    return (
+        f"{len(texts) - sound} of {len(texts)} replies have nothing of what is expected ({first!r})"
+    )
 
 
 class Asked:

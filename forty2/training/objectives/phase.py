@@ -51,7 +51,8 @@ class Best:
     """
 
     metric: Metric
-    """Metric to compare: loss, accuracy or margin of the validation rows; passed, the share of
+    """Metric to compare: loss, accuracy or margin of the validation rows (an evaluation that crosses the
+    red line `validation` does not count for loss); passed, the share of
     eval_prompts answered as expected; perplexity of neutral text; or, of replies to the prompts of up to
     32 validation rows, spiral_score, subtlety, distinct_1, distinct_2 or reply_length. The last five
     come with an interval and move by chance: the best of many evaluations is partly luck."""
@@ -174,7 +175,8 @@ class RedLines:
     validation: Literal["warn", "stop", "back"] = "warn"
     """Action when the validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
-    """Action when different prompts get the same reply, or replies hold control tokens."""
+    """Action when different prompts get the same reply, replies hold control tokens, or, in the second
+    half of a phase, under a tenth of the replies to eval_prompts has anything of what is expected."""
     drift: Literal["warn", "stop", "back"] = "warn"
     """Action when neutral text shows that the model is far from its base: a KL above 0.5 nats a token,
     or 1.3 times its perplexity."""

@@ -32,6 +32,7 @@ from forty2.benchmark.tasks.eval_prompts import (
     EvalPrompts,
     EvalPromptsTask,
     Match,
+    garbage,
     load_eval_prompts,
     probe,
 )
@@ -263,7 +264,35 @@ def test_replies_are_scored_by_prompt_bucket_and_gate(model: LoadedModel, tmp_pa
     assert gates == {"say": True, "sum": False, "all": True}
     assert (measured["stop_rate"], measured["distinct"], measured["faults"]) == (1, 3, [])
     shares = {"passed": 2 / 3, "passed_say": 1.0, "passed_sum": 0.0, "stopped": 1.0}
-    assert probe(model, load_eval_prompts(file), max_tokens=12) == (shares, [])
+    assert probe(model, load_eval_prompts(file), max_tokens=12) == (shares, [], "")
+
+
+def answered(*replies: str, match: str = "exact", expected: str = "Say it again.") -> list[Any]:
+    return [
+        {"reply": one, "expected": expected, "match": match, "passed": one == expected}
+        for one in replies
+    ]
+
+
+def test_replies_that_have_nothing_of_what_is_expected_aregarbage() -> None:
+    records = answered("xx qq zz", "the of and", "", "4 4 4 4", "lorem")
+    assert garbage(records) == ("5 of 5 replies have nothing of what is expected ('xx qq zz')")
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        ["say it again", "SAY IT", "Say again!", "I say it again"],  # case, templates
+        ["Say it again.", "no", "no", "no", "no"],  # an answer is right now and then
+        ["xx", "qq", "zz"],  # too few to tell
+    ],
+)
+def test_wrong_replies_alone_are_nogarbage(replies: list[str]) -> None:
+    assert garbage(answered(*replies)) == ""
+
+
+def test_what_a_pattern_expects_is_not_compared() -> None:
+    assert garbage(answered("x", "y", "z", "q", match="regex")) == ""
 
 
 def test_user_texts_and_whole_strings_are_the_same_prompts(
