@@ -79,9 +79,9 @@ class RunResult:
             parts += [self.table, "", *([self.changes, ""] if self.changes else [])]
         parts += [self.outcome, ""]
         if self.stages:
-            parts += self._verdict_lines()
-            if self.sentence:
-                parts += ["", self._verdict(), ""]
+            own = self._verdict_lines()
+            parts += [*own, ""] if own else []
+            parts += [self._verdict(), ""] if self.sentence else []
             parts += [*self.contamination, ""] if self.contamination else []
         return "\n".join([*parts, *(f"{name:<10}{path}" for name, path in self._paths())])
 

@@ -1,8 +1,8 @@
-"""The time that a run will take, estimated from a few of its own batches and questions.
+"""The time that a run will take, estimated from a few of its own batches, questions and replies.
 
-The real model computes the real rows with the settings of the recipe; times are then multiplied by the
-number of tokens, evaluations and questions. Steps are taken with a learning rate of zero, so nothing
-is trained.
+The real model computes the real rows with the settings of the recipe: of each phase, one batch of
+training rows and one of validation rows. Times are then multiplied by the number of tokens, evaluations
+and questions. Steps are taken with a learning rate of zero, so nothing is trained.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.runner import measure
 from forty2.benchmark.stages import load_measurement
 from forty2.benchmark.task import BATCH_SIZE, Task
+from forty2.benchmark.tasks import behaviour, eval_prompts, held_out, reply_style
 from forty2.benchmark.tasks.behaviour import Behaviour
-from forty2.benchmark.tasks.divergence import Base, Divergence, base_of, drift_from, probes
-from forty2.benchmark.tasks.eval_prompts import check_replies, load_eval_prompts, probe
+from forty2.benchmark.tasks.divergence import base_of, drift_from, probes, spread
+from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
 from forty2.benchmark.tasks.held_out import HeldOut, HeldOutRows
 from forty2.benchmark.tasks.perplexity import WINDOW, Perplexity
-from forty2.benchmark.tasks.reply_style import measure_replies
+from forty2.inference.generation import generate_replies
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
+from forty2.inference.padding import batch_tokens, group_by_length
+from forty2.machine import on_gpu
 from forty2.model.chat_template import settings_of
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.initial_adapter import attach_initial_adapter
@@ -40,9 +44,10 @@ from forty2.recipe.tags import tag_settings, with_tags
 from forty2.runs.drift import TEXTS
 from forty2.runs.held_out import held_out_rows, is_measured, measures_phase
 from forty2.runs.phase_data import PhaseData, style_prompts
+from forty2.text.encoder import Encoder
 from forty2.text.rows import first_prompts
 from forty2.training.batched_loss import BatchedLoss, KlPenalty, batched_loss, micro_batches
-from forty2.training.batches import lengths_of
+from forty2.training.batches import lengths_of, parts_of
 from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import frozen_states_size, states_to_store, store_states
 from forty2.training.objectives.phase import REPLY_METRICS
@@ -52,19 +57,18 @@ from forty2.training.reference_states import store_reference_states
 from forty2.training.schedule import PhasePlan
 from forty2.training.step import Stepper
 
-_STEPS = 3
-"""Steps of a phase that are timed."""
 _AMONG = 100
-"""First steps of a phase among which those are chosen."""
+"""First steps of a phase among which the one of middle length is timed."""
 _LONG = 3.0
-"""Seconds of work from which on it is timed at its first time. Shorter work is timed at its second, when
-weights are loaded and functions are compiled."""
-_ENOUGH = 10.0
-"""Seconds of steps after which no further one is timed."""
-_ROWS = 8
-"""Validation rows that are timed."""
+"""Seconds of work on a GPU from which on it is timed at its first time. Shorter work is timed at its
+second, when kernels are compiled."""
 _QUESTIONS = 4
 """Questions of each benchmark that are timed."""
+_TEXTS = 4
+"""Neutral texts, and held-out answers, whose next tokens are predicted to time the drift from the base.
+All of them are gone on with to time replies."""
+_REPLY_TOKENS = 8
+"""Tokens of a reply that are timed, after the first one."""
 NOT_IN_IT = "loading, checkpoints, fusing, the report"
 """Work that the estimate leaves out in every run."""
 
@@ -124,36 +128,83 @@ def time_run(
     )
     loaded.model.eval()
     key = with_tags(model_sha256(loaded.path), recipe)
-    base = base_of(loaded, key, TEXTS)  # before it has an adapter
-    drift = _seconds(lambda: drift_from(loaded, base))
+    base = base_of(loaded, key, _TEXTS)  # before it has an adapter
+    each_probe = _seconds(lambda: drift_from(loaded, base)) / _TEXTS
     attach_initial_adapter(loaded.model, recipe, seed=0, tags=loaded.tags)
     shortcuts = supported_shortcuts(loaded.model)
+    answers = _time_replies(loaded, [probe.ids for probe in base.probes])
     phases = {}
     for name, part in data.items():
         progress(f"timing {name}", 0, 1, {})
         with tempfile.TemporaryDirectory() as scratch:
-            timer = _PhaseTimer(loaded, plans[name], part, shortcuts, Path(scratch))
-            phases[name] = timer.time_phase(drift)
+            timer = _PhaseTimer(loaded, plans[name], part, shortcuts, answers, Path(scratch))
+            phases[name] = timer.time_phase(TEXTS * each_probe)
     if not is_measured(recipe):
         return RunTime(phases)
     progress("timing the measurements", 0, 1, {})
     fused = 0 if recipe.fuse is None else 1 + (recipe.fuse.quantize is not None)
     rows = held_out_rows(recipe, data, loaded.tokenizer.decode)
-    stage = _StageTimer(loaded, recipe.benchmark or Benchmark(tasks=[]), recipe.seed, base, rows)
+    benchmark = recipe.benchmark or Benchmark(tasks=[])
+    stage = _StageTimer(loaded, benchmark, recipe.seed, answers, each_probe, rows)
     measured = 1 + sum(measures_phase(recipe, name) for name in phases) + fused
     return RunTime(phases, measured, stage.time_stage(), stage.left_out)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Time some work; work that takes little time is done twice, and the second time counts."""
+    """Time some work; on a GPU short work is done twice, and the second time counts."""
     started = time.perf_counter()
     work()
-    first = time.perf_counter() - started
-    if first >= _LONG:
-        return first
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    if on_gpu() and seconds < _LONG:
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def _batch(lengths: npt.NDArray[np.int64], indices: Sequence[int]) -> list[int]:
+    """Choose rows of middle length among these, half as many as are computed at once.
+
+    Args:
+        lengths: tokens of each row, or of each of its parts, as `group_by_length` takes them.
+    """
+    groups = group_by_length(lengths[list(indices)], batch_tokens() // 2)
+    return [indices[n] for n in groups[len(groups) // 2]]
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+class _ReplyTime(NamedTuple):
+    """The seconds of replies, by their parts."""
+
+    prompt_token: float
+    step: float
+    """Of one more token of all replies of a batch: hardly more if they are many."""
+
+    def seconds(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, batch_size: int = BATCH_SIZE
+    ) -> float:
+        """Estimate the seconds to answer prompts with replies as long as they may be.
+
+        Args:
+            prompts: token ids of each; there may be none.
+        """
+        if not prompts:
+            return 0.0
+        batches = max(1.0, len(prompts) / batch_size)
+        return sum(map(len, prompts)) * self.prompt_token + batches * max_tokens * self.step
+
+
+def _time_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> _ReplyTime:
+    """Time short replies to a few prompts."""
+
+    def answer(tokens: int) -> float:
+        return _seconds(lambda: [*generate_replies(loaded, prompts, max_tokens=tokens)])
+
+    first = answer(1)
+    step = max(0.0, answer(1 + _REPLY_TOKENS) - first) / _REPLY_TOKENS
+    return _ReplyTime(first / sum(map(len, prompts)), step)
 
 
 # --- a phase --------------------------------------------------------------------------------------
@@ -167,6 +218,7 @@ class _PhaseTimer:
     plan: PhasePlan
     data: PhaseData
     shortcuts: Shortcuts
+    answers: _ReplyTime
     scratch: Path
 
     def time_phase(self, drift: float) -> PhaseTime:
@@ -176,33 +228,27 @@ class _PhaseTimer:
             drift: seconds to measure the drift from the base once.
         """
         rows, plan = self.data.train.rows, self.plan
-        steps = self._chosen_steps()
-        sample = sorted({i for step in steps for part in plan.step_rows(step) for i in part})
+        sample = _batch(parts_of(rows), self._middle_rows())
         self.loaded.model.eval()
         loss, before = self._loss(rows, sample, plan.rows_used, plan.passes)
         evaluation = drift + self._reply_seconds()
         for part in (self.data.valid, self.data.hold_out):
             if part is None:
                 continue
-            held_out = part.rows
-            every, few = range(len(held_out)), _spread(range(len(held_out)), _ROWS)
-            valid_loss, more = self._loss(held_out, few, every, plan.evaluations)
+            every = range(len(part.rows))
+            few = _batch(parts_of(part.rows), every)
+            valid_loss, more = self._loss(part.rows, few, every, plan.evaluations)
             before += more
             once = functools.partial(evaluate, self.loaded.model, valid_loss, which=few)
-            evaluation += _share(held_out, every, few) * _seconds(once)
-        return PhaseTime(before, self._step_seconds(steps, loss), plan.evaluations * evaluation)
+            evaluation += _share(part.rows, every, few) * _seconds(once)
+        return PhaseTime(before, self._step_seconds(sample, loss), plan.evaluations * evaluation)
 
-    def _chosen_steps(self) -> list[int]:
-        """Choose steps to time: a short one, one in the middle, and a long one."""
-        first = range(1, min(self.plan.steps, _AMONG) + 1)
-        return _spread(sorted(first, key=self._tokens), _STEPS)
-
-    @functools.cached_property
-    def _lengths(self) -> Sequence[int]:
-        return lengths_of(self.data.train.rows)
-
-    def _tokens(self, step: int) -> int:
-        return sum(self._lengths[i] for part in self.plan.step_rows(step) for i in part)
+    def _middle_rows(self) -> Sequence[int]:
+        """Return the rows of a batch of a step that is neither short nor long."""
+        lengths, plan = lengths_of(self.data.train.rows), self.plan
+        steps = [plan.step_rows(n) for n in range(1, min(plan.steps, _AMONG) + 1)]
+        steps.sort(key=lambda parts: sum(lengths[i] for part in parts for i in part))
+        return max(steps[len(steps) // 2], key=len)
 
     def _loss(
         self, rows: Any, sample: Sequence[int], used: Sequence[int], passes: float
@@ -239,54 +285,34 @@ class _PhaseTimer:
         loss = batched_loss(phase, rows, reference, self.shortcuts, frozen, kl, weights)
         return loss, _share(rows, used, sample) * seconds
 
-    def _step_seconds(self, steps: Sequence[int], loss: BatchedLoss) -> float:
-        """Estimate the seconds of all steps from these."""
+    def _step_seconds(self, sample: Sequence[int], loss: BatchedLoss) -> float:
+        """Estimate the seconds of all steps from one over these rows."""
         model, plan = self.loaded.model, self.plan
         checkpoint_gradients(model, plan.phase.grad_checkpoint)
         model.train()
         stepper = Stepper(model, make_optimizer(plan.phase), loss, plan.phase)
-        tokens, seconds = 0, 0.0
+        batches = [*micro_batches(loss, sample)]
         try:
-            for step in steps:
-                parts = plan.step_rows(step)
-                batches = [batch for part in parts for batch in micro_batches(loss, part)]
-                seconds += _seconds(functools.partial(stepper.step, batches, 0.0))
-                tokens += self._tokens(step)
-                if seconds > _ENOUGH:
-                    break
+            seconds = _seconds(lambda: stepper.step(batches, 0.0))
         finally:
             checkpoint_gradients(model, False)
             model.eval()
+        lengths = lengths_of(self.data.train.rows)
         trained_on = plan.exposures(plan.steps) * plan.order.tokens
-        return trained_on / tokens * seconds
+        return trained_on / sum(lengths[i] for i in sample) * seconds
 
     def _reply_seconds(self) -> float:
         """Estimate the seconds to answer the prompts of one evaluation."""
-        return self._check_seconds() + self._style_seconds()
-
-    def _style_seconds(self) -> float:
-        """Estimate the seconds to measure the style of replies, of the phases that choose by it."""
-        if self.data.valid is None or not self.plan.phase.chosen_by & {*REPLY_METRICS}:
-            return 0.0
-        prompts = style_prompts(self.data.valid)
-        few = prompts[:BATCH_SIZE]
-        return len(prompts) / len(few) * _seconds(lambda: measure_replies(self.loaded, few))
-
-    def _check_seconds(self) -> float:
-        """Estimate the seconds to answer eval prompts, or else a few rows' prompts."""
-        if self.plan.phase.eval_prompts is None:
-            prompts = first_prompts((self.data.valid or self.data.train).rows, SEVERAL)
-            return _seconds(lambda: check_replies(self.loaded, prompts))
-        asked = load_eval_prompts(self.plan.phase.eval_prompts)
-        few = dataclasses.replace(asked, items=asked.items[:BATCH_SIZE])
-        batches = -(-len(asked.items) // BATCH_SIZE)
-        return batches * _seconds(lambda: probe(self.loaded, few))
-
-
-def _spread(values: Sequence[int], n: int) -> list[int]:
-    """Choose `n` values at even distances, or all if there are fewer."""
-    n = min(n, len(values))
-    return [values[(2 * k + 1) * len(values) // (2 * n)] for k in range(n)]
+        phase, valid = self.plan.phase, self.data.valid
+        if phase.eval_prompts is not None:
+            asked = Asked(self.loaded, load_eval_prompts(phase.eval_prompts)).ids
+            seconds = self.answers.seconds(asked, eval_prompts.MAX_TOKENS)
+        else:
+            asked = first_prompts((valid or self.data.train).rows, SEVERAL)
+            seconds = self.answers.seconds(asked, eval_prompts.SPOT_TOKENS)
+        if valid is not None and phase.chosen_by & {*REPLY_METRICS}:
+            seconds += self.answers.seconds(style_prompts(valid), reply_style.MAX_TOKENS)
+        return seconds
 
 
 def _share(rows: Any, used: Sequence[int], sample: Sequence[int]) -> float:
@@ -305,7 +331,9 @@ class _StageTimer:
     loaded: LoadedModel
     benchmark: Benchmark
     seed: int
-    base: Base
+    answers: _ReplyTime
+    each_probe: float
+    """Seconds to compare the next tokens of one text with the base's."""
     held_out: HeldOutRows | None
     """None: none are measured."""
 
@@ -329,19 +357,19 @@ class _StageTimer:
         return seconds + self._always_seconds(full.n, facts_alone=full.truthfulqa is None)
 
     def _held_out_seconds(self, rows: HeldOutRows) -> float:
-        """Estimate the seconds of the held-out rows from a few, and of the replies from all."""
-        places = _spread(range(len(rows.rows)), _ROWS)
-        few = rows._replace(rows=tuple(rows.rows[n] for n in places), prompts=(), eval_prompts=())
+        """Estimate the seconds of the held-out rows, their prompts, and the eval prompts."""
         seconds = 0.0
-        if places:
-            whole, part = (
-                sum(len(side.ids) for row in some.rows for side in row.sides)
-                for some in (rows, few)
-            )
-            seconds = whole / part * self._task_seconds(HeldOut(rows=few), few)
-        replies = rows._replace(rows=())
-        if replies.prompts or replies.eval_prompts:
-            seconds += self._task_seconds(HeldOut(rows=replies), replies)
+        if rows.rows:
+            lengths = np.array([sum(len(side.ids) for side in row.sides) for row in rows.rows])
+            sample = _batch(lengths, range(len(lengths)))
+            few = HeldOutRows(tuple(rows.rows[n] for n in sample), prompts=())
+            share = float(lengths.sum() / lengths[sample].sum())
+            seconds = share * self._task_seconds(HeldOut(rows=few), few)
+        prompts = [prompt.ids for prompt in rows.prompts]
+        seconds += self.answers.seconds(prompts, held_out.MAX_TOKENS)
+        for file in rows.eval_prompts:
+            asked = Asked(self.loaded, file).ids
+            seconds += self.answers.seconds(asked, eval_prompts.MAX_TOKENS)
         return seconds
 
     def _with_few_questions(self) -> Benchmark:
@@ -357,20 +385,22 @@ class _StageTimer:
             -(-(len(self.loaded.tokenizer.encode(text)) - 1) // WINDOW)
             for text in Perplexity().load().values()
         )
-        few = Behaviour(n=_QUESTIONS, seed=self.seed, facts_alone=facts_alone)
-        whole = Behaviour(n=n, seed=self.seed, facts_alone=facts_alone)
-        shares: list[tuple[Task[Any], float]] = [
-            (few, len(whole.load()) / len(few.load())),
-            (
-                Perplexity(n=_QUESTIONS, seed=self.seed),
-                min(windows, n or windows) / min(windows, _QUESTIONS),
-            ),
-            (
-                Divergence(base=self.base, seed=self.seed),
-                len(probes(self.loaded, n)) / len(self.base.probes),
-            ),
-        ]
-        return sum(share * self._task_seconds(task, task.load()) for task, share in shares)
+        one = Perplexity(n=1, seed=self.seed)
+        return (
+            min(windows, n or windows) * self._task_seconds(one, one.load())
+            + len(probes(self.loaded, n)) * self.each_probe
+            + self._behaviour_seconds(Behaviour(n=n, facts_alone=facts_alone))
+        )
+
+    def _behaviour_seconds(self, task: Behaviour) -> float:
+        """Estimate the seconds of the behaviour gates: of the likelihoods, and of the replies."""
+        questions = task.load()
+        encoder = Encoder(self.loaded.tokenizer)
+        few = spread(questions, _QUESTIONS)
+        seconds = _seconds(lambda: list(behaviour.likelihoods(self.loaded, encoder, few)))
+        prompts = [encoder.prompt([behaviour.turn(row)]) for row in questions]
+        replies = self.answers.seconds(prompts, behaviour.MAX_TOKENS, behaviour.BATCH_SIZE)
+        return len(questions) / len(few) * seconds + replies
 
     def _task_seconds(self, task: Task[Any], questions: Any) -> float:
         return _seconds(

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from support.small_run import make_inputs
 
-from forty2.benchmark.tasks.divergence import Base
 from forty2.cli import main
 from forty2.model.adapter import adapter_weights
 from forty2.model.initial_adapter import attach_initial_adapter
@@ -69,6 +68,12 @@ def test_a_reference_is_computed_before_the_steps_of_a_phase_that_needs_one(inpu
     assert phases["dpo"].before > 5 * phases["sft"].before
 
 
+def test_texts_are_timed_though_they_have_no_prompts(inputs: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "A river is older than its bridge."}\n' * 4)
+    assert timed(inputs, "measured", f"phases.sft.data={texts}").phases["sft"].steps > 0
+
+
 def test_every_stage_is_measured_the_fused_models_too(inputs: Path) -> None:
     time = timed(inputs, "measured")
     assert time.stages == 4 and time.each_stage > 0
@@ -85,7 +90,7 @@ def test_programs_that_a_model_writes_are_not_run_for_a_plan(
     ]
     benchmark = Benchmark(questions="probe", tasks=tasks)
     loaded: Any = None
-    stage = timing._StageTimer(loaded, benchmark, 0, Base([], Path()), None)
+    stage = timing._StageTimer(loaded, benchmark, 0, timing._ReplyTime(0, 0), 0.0, None)
     assert stage.left_out == ("humaneval",)
     measurement = SimpleNamespace(tasks={"humaneval": (None, None)}, truthfulqa=None, n=1)
     monkeypatch.setattr(timing, "load_measurement", lambda *_: measurement)
@@ -128,7 +133,7 @@ def test_the_table_has_each_phase_the_sum_and_what_is_left_out(inputs: Path) -> 
         {"sft": PhaseTime(5, 300, 60), "dpo": PhaseTime(0, 0, 1)}, 3, 120, ("humaneval",)
     )
     lines = format_plan(forecast._replace(time=time)).splitlines()
-    assert "sft            5 s  5 min         60 s   6 min" in lines
+    assert "sft           5 s  5 min         60 s   6 min" in lines
     assert "measuring: 3 stages, 2 min each" in lines
     (last,) = [line for line in lines if line.startswith("time: about")]
     assert last.startswith("time: about 12 min,")

@@ -116,11 +116,11 @@ class Behaviour(Task[list[JsonObject]]):
         from forty2.inference.generation import generate_replies
 
         encoder = Encoder(loaded.tokenizer)
-        prompts = [encoder.prompt([_turn(row)]) for row in questions]
+        prompts = [encoder.prompt([turn(row)]) for row in questions]
         total = 2 * len(questions)
         records: list[JsonObject] = []
         for row, (good, bad) in zip(
-            questions, _likelihoods(loaded, encoder, questions), strict=True
+            questions, likelihoods(loaded, encoder, questions), strict=True
         ):
             record = {key: row[key] for key in ("id", "gate", "pair", "prompt") if key in row}
             records.append(record | {"good": good, "bad": bad})
@@ -178,7 +178,7 @@ class Behaviour(Task[list[JsonObject]]):
         return f"{format_gates(figures)}\n\n{right}"
 
 
-def _likelihoods(
+def likelihoods(
     loaded: LoadedModel, encoder: Encoder, prompts: Sequence[JsonObject]
 ) -> Iterable[tuple[float, float]]:
     """Yield the log-probability per token, in nats, of each prompt's good and its bad answer."""
@@ -186,7 +186,7 @@ def _likelihoods(
     from forty2.inference.generation import common_prefix_length
 
     # The template's header is the same for all prompts: it runs once.
-    contexts = [encoder.prompt([_turn(row)])[:-1] for row in prompts]
+    contexts = [encoder.prompt([turn(row)])[:-1] for row in prompts]
     scorer = Scorer(loaded.model).after(contexts[0][: common_prefix_length(contexts)])
     for start in range(0, len(prompts), BATCH_PROMPTS):
         batch = prompts[start : start + BATCH_PROMPTS]
@@ -202,7 +202,7 @@ def _likelihoods(
 
 def _response(encoder: Encoder, row: JsonObject, side: str) -> tuple[list[int], list[int]]:
     answer = {"role": "assistant", "content": row[side]}
-    prompt, response, _ = encoder.response([_turn(row)], [answer])
+    prompt, response, _ = encoder.response([turn(row)], [answer])
     return prompt, response
 
 
@@ -281,7 +281,7 @@ def _take_per_gate(prompts: Sequence[JsonObject], n: int | None) -> list[JsonObj
     return result
 
 
-def _turn(row: JsonObject) -> dict[str, str]:
+def turn(row: JsonObject) -> dict[str, str]:
     return {"role": "user", "content": row["prompt"]}
 
 
