@@ -49,6 +49,10 @@ _ROLE_OF = {
 """Our role for each name in use, in lower case."""
 _CALLS = ("function_call", "tool_call")
 """Roles of turns whose text is a tool call in JSON (ShareGPT's shape)."""
+_CALL_KEYS = ("tool_calls", "function_call", "tool_call", "function_calls")
+"""Keys of a message's calls: OpenAI's, its older one, and others."""
+_ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
+"""Keys of a call's arguments: OpenAI's, Llama's, LangChain's, Anthropic's, and one more in use."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which chat templates read what the model thought before its answer."""
 _MEDIA = re.compile(
@@ -321,12 +325,11 @@ def _pop_learned(message: dict[str, object], role: str, where: str) -> bool:
 
 
 def _pop_calls(message: dict[str, object], role: str, where: str) -> list[JsonObject]:
-    """Take out `tool_calls`, or the older `function_call`, and return the calls."""
-    written = {k: message[k] for k in ("tool_calls", "function_call") if message.get(k)}
-    for key in ("tool_calls", "function_call"):
-        message.pop(key, None)  # an empty list is no call
-    if len(written) == 2:
-        raise DataError(f"{where} holds both tool_calls and function_call; keep tool_calls")
+    """Take out `tool_calls`, or another key of calls, and return the calls."""
+    given = {key: message.pop(key) for key in _CALL_KEYS if key in message}
+    written = {key: value for key, value in given.items() if value}  # an empty list is no call
+    if len(written) > 1:
+        raise DataError(f"{where} holds both {' and '.join(written)}; keep one")
     for key, value in written.items():
         if role != "assistant":
             raise DataError(f"{where}.{key}: only the assistant calls tools, not the {role}")
@@ -343,27 +346,46 @@ def _read_calls(value: object, where: str) -> list[JsonObject]:
 
 
 def _read_call(call: object, where: str) -> JsonObject:
-    """Read one call: `{"function": {"name", "arguments"}}`, or name and arguments alone."""
+    """Read one call: `{"function": {"name", "arguments"}}`, or name and arguments alone.
+
+    Raises:
+        DataError: it names no function, or holds a key that is not used.
+    """
     if not isinstance(call, dict):
         raise DataError(f"{where} must be an object with a function, not {short(call)}")
-    function = call.get("function")
-    if isinstance(function, dict):
-        around = {k: v for k, v in call.items() if k not in ("type", "function") and v is not None}
-        where = f"{where}.function"
-    else:
-        function, around = call, {key: call[key] for key in ("id",) if call.get(key) is not None}
-    name = function.get("name")
+    around = {k: call[k] for k in ("id", "index") if call.get(k) is not None}
+    places = {where: {k: v for k, v in call.items() if k not in ("type", "id", "index")}}
+    inside = where
+    if isinstance(call.get("function"), dict):
+        inside = f"{where}.function"
+        places[inside] = places[where].pop("function")
+    name = places[inside].get("name")
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where}.name must be the name of a function, not {short(name)}")
-    key = "parameters" if "arguments" not in function and "parameters" in function else "arguments"
-    arguments = function.get(key)
-    if isinstance(arguments, str) and arguments.strip():
-        arguments = _decoded(arguments, f"{where}.{key}")
-    if is_blank(arguments):
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise DataError(f"{where}.{key} must be an object, not {short(arguments)}")
+        raise DataError(f"{inside}.name must be the name of a function, not {short(name)}")
+    arguments: JsonObject = {}
+    for place, holder in places.items():
+        for key, value in holder.items():
+            if is_blank(value) or (key == "name" and value == name):
+                continue
+            found = _read_arguments(key, value, f"{place}.{key}")
+            if arguments and found != arguments:
+                raise DataError(f"{place}.{key} and other arguments of the call; keep one")
+            arguments = found
     return {**around, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _read_arguments(key: str, value: object, where: str) -> JsonObject:
+    if key not in _ARGUMENTS:
+        raise DataError(
+            f"{where} is not used in a tool call; write its arguments as arguments, or remove it"
+        )
+    if isinstance(value, str):
+        value = _decoded(value, where)
+    if is_blank(value):
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"{where} must be an object, not {short(value)}")
+    return value
 
 
 def _decoded(text: str, where: str) -> object:

@@ -51,6 +51,15 @@ def test_parts_of_text_are_joined_and_nulls_left_out() -> None:
         {"content": "", "tool_calls": '[{"name": "f", "arguments": {"a": 1}}]'},
         {"content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
         {"content": "", "tool_calls": [{"name": "f", "parameters": {"a": 1}}]},
+        {"tool_calls": [{"name": "f", "args": {"a": 1}, "type": "tool_call"}]},
+        {"tool_calls": [{"type": "tool_use", "name": "f", "input": {"a": 1}}]},
+        {"tool_calls": [{"name": "f", "kwargs": '{"a": 1}'}]},
+        {"tool_calls": [{"name": "f", "arguments": {}, "parameters": {"a": 1}}]},
+        {"tool_calls": [{"function": {"name": "f", "args": {"a": 1}}}]},
+        {"tool_calls": [{"function": {"name": "f"}, "arguments": {"a": 1}}]},
+        {"tool_calls": [{"name": "f", "function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"tool_call": {"name": "f", "arguments": {"a": 1}}},
+        {"function_calls": [{"name": "f", "arguments": {"a": 1}}], "tool_calls": []},
     ],
 )
 def test_a_tool_call_is_read_in_every_shape(message: dict[str, Any]) -> None:
@@ -142,6 +151,21 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
             "arguments must be an object, not [1]",
         ),
         ({"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "f"}}, "both tool"),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "argument": {"a": 1}}]},
+            "messages[0].tool_calls[0].argument is not used in a tool call",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "data": 1}}]},
+            "tool_calls[0].function.data is not used in a tool call",
+        ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"name": "f", "args": {"a": 1}, "input": {"b": 2}}],
+            },
+            "tool_calls[0].input and other arguments of the call; keep one",
+        ),
         ({"from": "function_call", "value": "f()"}, "must be a list of tool calls in JSON"),
         (
             {"role": "assistant", "content": "a", "reasoning": {"effort": 1}},
