@@ -73,6 +73,8 @@ COVERED_BY = {
     "runs/reusing.py": "runs/test_extending.py",
     "runs/sweep/": "runs/test_sweep.py",
     "text/marks.py": "text/test_template_families.py",
+    "text/template_text.py": "text/test_template_families.py",
+    "text/turn_shapes.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",
     "training/batched_loss/": "training/test_batched_loss.py",
     "training/evaluation.py": "training/test_loop.py",

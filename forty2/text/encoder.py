@@ -24,9 +24,10 @@ from forty2.errors import DataError, ModelError, first_line
 from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
+from forty2.text.template_text import inspected_texts
 from forty2.text.tokenizer import Tokenizer
 from forty2.text.tool_arguments import reads_text, with_text_arguments
-from forty2.text.turns import Example, Turns, inspected_texts
+from forty2.text.turns import Example, Turns
 
 TrainOn = Literal["all", "last"]
 """Which assistant turns of a conversation are learned, of those that its row does not exclude."""
