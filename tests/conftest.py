@@ -21,6 +21,8 @@ from forty2.model.starter import fetch_starter
 # On a busy machine any example may be slow.
 settings.register_profile("forty2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forty2")
+# pytest-xdist sets it for its workers; the commands would lay out even what a pipe gets.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")
