@@ -45,7 +45,7 @@ def show_command(name: str) -> None:
 def keys_command(section: str | None) -> None:
     """Print every recipe key with its values, default and meaning.
 
-    SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, fuse,
+    SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, tags_init, fuse,
     benchmark, its tasks and cost, best, until, curriculum, kl or red_lines. Default: all sections.
     """
     from forty2.recipe.keys import as_text
