@@ -67,7 +67,8 @@ MODULES = {
     "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_kl_term",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
-    "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
+    "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states "
+    "training/test_tags",
     "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_pairs training/objectives/test_kl_term",
     "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto "
