@@ -54,7 +54,7 @@ MODULES = {
     "export/fusing": "export/test_fusing",
     "files": "test_files",
     "inference/logprobs": "inference/test_logprobs training/test_frozen_states "
-    "training/objectives/test_kl_term",
+    "training/objectives/test_kl_term training/test_tags",
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
     "model/adapter": "model/test_adapter model/test_initial_adapter export/test_fusing",
     "model/merging": "model/test_merging export/test_fusing",
@@ -68,7 +68,8 @@ MODULES = {
     "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_kl_term",
     "training/batched_loss/base": "training/test_batched_loss training/test_step",
-    "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states",
+    "training/batched_loss/conversations": "training/test_batched_loss training/test_frozen_states "
+    "training/test_tags",
     "training/batched_loss/pairs": "training/test_batched_loss training/test_frozen_states "
     "training/objectives/test_pairs training/objectives/test_kl_term",
     "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto "

@@ -47,8 +47,8 @@ def keys_command(section: str | None) -> None:
     """Print every recipe key with its values, default and meaning.
 
     SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
-    phase_attention, fuse, benchmark, its tasks and cost, best, until, curriculum, kl or red_lines.
-    Default: all sections.
+    phase_attention, tags_init, fuse, benchmark, its tasks and cost, best, until, curriculum, kl or
+    red_lines. Default: all sections.
     """
     from forty2.recipe.keys import as_text
 

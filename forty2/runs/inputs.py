@@ -41,6 +41,7 @@ from forty2.runs.phase_data import (
     phase_data,
     stop_notice,
     style_prompts,
+    weights_notice,
 )
 from forty2.runs.tags import unused_tags
 from forty2.text.encoder import Encoder
@@ -141,6 +142,9 @@ def read_inputs(
     if stops:
         run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
         loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *stops}
+    for name, part in data.items():
+        if notice := weights_notice(name, part, loaded.tokenizer):
+            run.progress("data", 0, 1, {"warning": notice})
     if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
         run.progress("data", 0, 1, {"warning" if unused.all else "notice": str(unused)})
     measure_drift = _never  # the first process measures it for all

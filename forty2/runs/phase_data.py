@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,15 @@ class PhaseData(NamedTuple):
     """Rows of earlier data at the end of the training rows, by their source."""
     token_weights: TokenWeights = NO_WEIGHTS
     """Weights of supervised tokens that are not 1."""
+
+    def unused_weights(self) -> list[int]:
+        """Return the ids of weighted tokens that are supervised in no training row."""
+        left = set(self.token_weights)
+        for row in self.train.rows:
+            if not left:
+                break
+            left.difference_update(compress(row.ids, row.mask))
+        return sorted(left)
 
     def hashes(self) -> dict[str, str | None]:
         """Hash the rows of each part, without their origins; None for a part that is missing.
@@ -246,6 +256,17 @@ def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int
     ends = set[int]().union(*(turn_ends(part.train.rows) for part in data))
     new = sorted(ends - set(tokenizer.eos_token_ids))
     return {i: tokenizer.decode([i]) for i in new}
+
+
+def weights_notice(name: str, data: PhaseData, tokenizer: Tokenizer) -> str | None:
+    """Say which weights of tokens have no effect; None: all have one."""
+    unused = [tokenizer.decode([i]) for i in data.unused_weights()]
+    if not unused:
+        return None
+    return (
+        f"phases.{name}.token_weights: no training row has {', '.join(unused)} among its supervised "
+        "tokens, so the weight has no effect"
+    )
 
 
 def stop_notice(stops: Mapping[int, str], model: str) -> str:

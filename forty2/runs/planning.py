@@ -37,6 +37,7 @@ from forty2.runs.phase_data import (
     new_stop_tokens,
     phase_data,
     stop_notice,
+    weights_notice,
 )
 from forty2.runs.pipeline import run_path
 from forty2.runs.tags import unused_tags
@@ -183,6 +184,8 @@ def plan(
         stops = new_stop_tokens(data.values(), loaded.tokenizer)
         if stops:
             warnings.append(stop_notice(stops, recipe.model))
+        notices = (weights_notice(name, part, loaded.tokenizer) for name, part in data.items())
+        warnings += filter(None, notices)
         if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
             warnings.append(str(unused))
         if initial is not None and (message := other_base(loaded.path, initial.folder)):

@@ -123,6 +123,9 @@ def test_data_is_shown_and_prepared_with_tags(inputs: Path) -> None:
     forty2(f"data prepare --input sft.jsonl --output-dir ready --max-length 96 {options}")
     phases = "phases={sft: {objective: sft, data: ready, steps: 1, lr: 1e-3}}"
     assert plan(load_recipe("tagged.yaml", [phases]), quick=True).phases[0].rows == 5
+    weights = "phases.sft.token_weights={</user>: 2, <end>: 2}"
+    warnings = plan(load_recipe("tagged.yaml", [weights]), quick=True).warnings
+    assert any("no training row has </user> among its" in warning for warning in warnings)
     weights = "phases.sft.token_weights={no token: 2}"
     with pytest.raises(RecipeError, match=r"phases\.sft\.token_weights: 'no token' is 8 tokens"):
         plan(load_recipe("tagged.yaml", [weights]), quick=True)

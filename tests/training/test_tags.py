@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,29 @@ def test_tags_have_a_learning_rate_of_their_own() -> None:
     for name, change in plain.items():
         factor = 5 if "tag_rows" in name else 1
         np.testing.assert_allclose(own[name], factor * change, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="mlx compiles for the CPU with a C++ compiler")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_compiled_step_is_the_plain_one(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Metal, where every step is compiled."""
+
+    def trained(device: mx.Device) -> list[np.ndarray]:
+        model, phase = tagged(tied=tied, dropout=0.1), sft(tags_lr=5e-2)
+        model.train()
+        objective = ConversationLoss(ROWS, Shortcuts(split_head=True), token_weights={CLOSE: 2.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "default_device", lambda: device)
+            stepper = Stepper(model, make_optimizer(phase), objective, phase)
+        for step, limit in enumerate((math.inf, 0.1, math.inf)):  # the second is skipped
+            mx.random.seed(step)
+            stepper.step([objective.batch(range(8)), objective.batch(range(4))], 1e-2, limit)
+        return [np.asarray(value) for value in adapter_weights(model).values()]
+
+    plain, compiled = trained(mx.Device(mx.cpu)), trained(mx.Device(mx.gpu))
+    for one, other in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_without_a_tag_train_the_head_and_stop_nothing(tmp_path: Path) -> None:
