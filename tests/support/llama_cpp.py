@@ -1,15 +1,23 @@
-"""llama.cpp itself, through xllamacpp, for what it makes of a GGUF file."""
+"""llama.cpp itself, through xllamacpp, for what it makes of a GGUF file.
+
+xllamacpp's server often hangs when it is dropped. So one process of this file loads all models and drops
+none; it ends with the process that asks.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xllamacpp
 from numpy.typing import NDArray
 
 
@@ -17,18 +25,12 @@ class LlamaCpp:
     """A GGUF file, loaded by llama.cpp on one thread."""
 
     def __init__(self, path: Path, *, context: int = 512) -> None:
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = context
-        params.n_parallel = 1
-        params.n_gpu_layers = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.warmup = False
-        params.verbosity = -1
-        self._server = xllamacpp.Server(params)
-        self.tokenize("a")  # a server that is dropped before its first request never ends
+        process = _process()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"path": str(path), "context": context}) + "\n")
+        process.stdin.flush()
+        self._address = process.stdout.readline().strip()
+        assert self._address.startswith("http"), f"llama.cpp does not load {path}: {self._address}"
 
     def tokenize(self, text: str, *, framed: bool = False) -> list[int]:
         """Return a text's ids; control tokens are read as such.
@@ -83,9 +85,49 @@ class LlamaCpp:
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(
-            self._server.listening_address + path,
+            self._address + path,
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
+
+
+@functools.cache
+def _process() -> subprocess.Popen[str]:
+    """Start the process that loads models; it ends when its standard input does."""
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(process.communicate)
+    return process
+
+
+def _serve() -> None:
+    """Load the models that standard input names, and print their addresses."""
+    import xllamacpp
+
+    servers = []
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        params = xllamacpp.CommonParams()
+        params.model.path = wanted["path"]
+        params.n_ctx = wanted["context"]
+        params.n_parallel = 1
+        params.n_gpu_layers = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.warmup = False
+        params.verbosity = -1
+        try:
+            servers.append(xllamacpp.Server(params))
+        except Exception as error:
+            print(f"failed: {error}".replace("\n", " "), flush=True)
+        else:
+            print(servers[-1].listening_address, flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve()
