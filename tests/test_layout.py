@@ -36,6 +36,7 @@ COVERED_BY = {
     "model/starter.py": "model/test_gguf.py",
     "recipe/document.py": "recipe/test_reading.py",
     "recipe/schema.py": "recipe/test_reading.py",
+    "recipe/translation.py": "recipe/test_phasegpt.py",
     "report/page.py": "report/test_run.py",
     "report/run_charts.py": "report/test_run.py",
     "runs/archive/": "runs/test_archive.py",
