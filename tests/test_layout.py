@@ -39,6 +39,7 @@ COVERED_BY = {
     "model/starter.py": "model/test_gguf.py",
     "recipe/document.py": "recipe/test_reading.py",
     "recipe/schema.py": "recipe/test_reading.py",
+    "recipe/translation.py": "recipe/test_phasegpt.py",
     "report/axes.py": "report/test_charts.py",
     "report/canvas.py": "report/test_charts.py",
     "report/origin.py": "report/test_run.py",

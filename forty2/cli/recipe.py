@@ -46,9 +46,9 @@ def show_command(name: str) -> None:
 def keys_command(section: str | None) -> None:
     """Print every recipe key with its values, default and meaning.
 
-    SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
-    phase_attention, tags_init, fuse, benchmark, its tasks and cost, best, until, curriculum, kl or
-    red_lines. Default: all sections.
+        SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
+    phase_attention, tags_init, fuse, benchmark, its tasks and cost, best, until, curriculum, replay,
+    kl or red_lines. Default: all sections.
     """
     from forty2.recipe.keys import as_text
 
@@ -84,7 +84,7 @@ def copy_command(name: str, target: Path | None) -> None:
 def convert_command(
     source: str, overrides: tuple[str, ...], lr: float | None, kl_weight: float | None
 ) -> None:
-    """Print a recipe in the schema of PhaseGPT v1.4 as one of ours.
+    """Print a recipe in the schema of PhaseGPT v1.4, or a configuration of MyPT, as one of ours.
 
     Comments name the key that each comes from, the values that had to change and why, and the keys
     that have no counterpart. `forty2 run` takes such a file, too.

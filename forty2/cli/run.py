@@ -15,8 +15,8 @@ from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
-    from forty2.recipe.phasegpt import Folders
     from forty2.recipe.schema import Recipe
+    from forty2.recipe.translation import Folders
     from forty2.runs.pipeline import RunResult
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from forty2.files import JsonObject
 from forty2.recipe.document import Location
-from forty2.recipe.phasegpt import Translation
+from forty2.recipe.translation import Translation
 
 _WIDTH = 100
 

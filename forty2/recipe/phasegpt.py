@@ -13,16 +13,15 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from forty2.data.build import build
 from forty2.data.sources import BUILTIN, HUB, read_rows, valid_beside
 from forty2.errors import DataError, RecipeError
 from forty2.files import JsonObject
-from forty2.recipe.document import COMMAND_LINE, Document, Location, Problem, listed
+from forty2.recipe.document import Document, listed
 from forty2.recipe.phasegpt_keys import (
     ALIASES,
     DIALECTIC,
@@ -37,29 +36,7 @@ from forty2.recipe.phasegpt_keys import (
     PUBLISHED_TEXTS,
     SECTIONS,
 )
-
-
-class Folders(NamedTuple):
-    """Paths at which PhaseGPT writes a run."""
-
-    run: Path
-    log: Path
-    results: Path
-
-
-@dataclass
-class Translation:
-    """A recipe of ours, made from one in their schema."""
-
-    document: Document
-    """Our recipe; the line of a key is that of the key that it comes from."""
-    notes: dict[Location, str] = field(default_factory=dict)
-    """Remarks on our keys: what each comes from, and what is not as it was."""
-    adapted: list[str] = field(default_factory=list)
-    """Sentences about values that are not those of the file."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Their keys that have no counterpart, and why."""
-    folders: Folders | None = None
+from forty2.recipe.translation import Folders, Translation, Translator
 
 
 def is_phasegpt(tree: Mapping[str, object]) -> bool:
@@ -89,70 +66,14 @@ def translate(
     return found
 
 
-class _Translator:
+class _Translator(Translator):
+    left_out_keys = LEFT_OUT
+
     def __init__(
         self, document: Document, learning_rate: float | None, kl_weight: float | None
     ) -> None:
-        self.theirs, self.learning_rate, self.kl_weight = document, learning_rate, kl_weight
-        self.problems: list[Problem] = []
-        self.taken: set[str] = set()
-        self.result = Translation(Document(document.place, {}, {}, document.has_lines))
-
-    # --- reading ---
-
-    def given(self, path: str) -> object:
-        """Return a value of the file, None where it is absent; the key counts as read."""
-        self.taken.add(path)
-        here: object = self.theirs.tree
-        for key in path.split("."):
-            here = here.get(key) if isinstance(here, dict) else None
-        return here
-
-    def take(self, path: str, kind: Any, default: Any = None) -> Any:
-        """Return a value of one kind; report another."""
-        value = self.given(path)
-        if value is None:
-            return default
-        number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        boolean = isinstance(value, bool) and kind is not bool
-        if not (number or (isinstance(value, kind) and not boolean)):
-            words = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
-            self.report(path, f"should be {words.get(kind, 'a ' + kind.__name__)}, not {value!r}")
-            return default
-        return value
-
-    def report(self, path: str, message: str) -> None:
-        self.problems.append(self.theirs.problem(tuple(path.split(".")), message))
-
-    def line(self, path: str) -> int:
-        return self.theirs.line_of(tuple(path.split(".")))
-
-    # --- writing ---
-
-    def put(self, at: str, value: object, path: str, note: str = "") -> None:
-        """Set a key of ours, with the key that it comes from and a note."""
-        location = tuple(at.split("."))
-        here = self.result.document.tree
-        for key in location[:-1]:
-            here = here.setdefault(key, {})
-        here[location[-1]] = value
-        flag = path.startswith("--")
-        self.result.document.lines[location] = COMMAND_LINE if flag else self.line(path)
-        if path and not flag and self.given(path) is None:
-            path, note = "", note or "as published"
-        remark = f"{path}: {note}" if path and note else path or note
-        if remark:
-            self.result.notes[location] = remark
-
-    def adapt(self, at: str, value: object, path: str, note: str) -> None:
-        """Set a key of ours to a value that is not the file's, and say so."""
-        self.put(at, value, path, note)
-        self.result.adapted.append(f"{path}: {note}")
-
-    def leave_out(self, path: str, why: str) -> None:
-        self.taken.add(path)
-        if self.given(path) is not None:
-            self.result.left_out[path] = why
+        super().__init__(document)
+        self.learning_rate, self.kl_weight = learning_rate, kl_weight
 
     # --- the whole ---
 
@@ -634,21 +555,7 @@ class _Translator:
             value = self.given(path)
             if value and not (isinstance(value, dict) and value.get("enabled") is False):
                 self.result.adapted.append(f"{path}: {LEFT_OUT[path]}")
-        for path in _leaves(self.theirs.tree):
-            if any(path == one or path.startswith(f"{one}.") for one in self.result.left_out):
-                continue
-            key = next((k for k in LEFT_OUT if path == k or path.startswith(f"{k}.")), None)
-            if key is not None and not self._said(path):
-                self.result.left_out[key] = LEFT_OUT[key]
-            elif path not in self.taken:
-                known = [*self.taken, *LEFT_OUT]
-                close = difflib.get_close_matches(path, known, 1, 0.75)
-                hint = f"did you mean {close[0]}?" if close else "remove it"
-                self.report(path, f"not a key of this schema; {hint}")
-
-    def _said(self, path: str) -> bool:
-        """Return whether a note of ours names the key already."""
-        return any(note.partition(":")[0] == path for note in self.result.notes.values())
+        self.account_for_rest()
 
 
 _HIGHER = {"max": "higher", "min": "lower"}
@@ -662,16 +569,6 @@ def divide_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
         keys = override.partition("=")[0].strip().split(".")
         (theirs if len(keys) > 1 and keys[0] in SECTIONS else ours).append(override)
     return theirs, ours
-
-
-def _leaves(tree: Mapping[str, object], above: str = "") -> Iterable[str]:
-    """Yield the dotted path of every value that is not a mapping; null sections hold nothing."""
-    for key, value in tree.items():
-        path = f"{above}{key}"
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}.")
-        elif value is not None:
-            yield path
 
 
 def _count_steps(

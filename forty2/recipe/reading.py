@@ -18,26 +18,23 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
+from forty2.recipe import mypt, phasegpt
 from forty2.recipe.document import Document, Problem, listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_flags, apply_overrides
 from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
-from forty2.recipe.phasegpt import (
-    Translation,
-    divide_overrides,
-    is_phasegpt,
-    translate,
-)
 from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
+from forty2.recipe.translation import Translation
 
 _MAX_BYTES = 100_000
 _RECIPE = TypeAdapter(Recipe)
@@ -111,7 +108,7 @@ def load_recipe(
     lr: float | None = None,
     kl_weight: float | None = None,
 ) -> Recipe:
-    """Read and check a recipe, one in the schema of PhaseGPT v1.4 too.
+    """Read and check a recipe, one in the schema of PhaseGPT v1.4 or of MyPT too.
 
     An override that shortens a phase lowers that phase's other step counts with it, and warns. The
     adapter of `init_from` gives its shape to the adapter section, where that leaves it out.
@@ -134,9 +131,10 @@ def load_recipe(
     document = parse_document(text, str(file))
     document.has_lines = not isinstance(source, Mapping)
     notes: list[str] = []
-    if is_phasegpt(document.tree):
-        theirs, overrides = divide_overrides(overrides)
-        translation = _translated(document, theirs, lr, kl_weight)
+    schema = _other_schema(document.tree)
+    if schema is not None:
+        theirs, overrides = schema.divide_overrides(overrides)
+        translation = _translated(schema, document, theirs, lr, kl_weight)
         document, folder = translation.document, os.curdir
         notes = [*translation.adapted, *_left_out(translation, str(source))]
         problems: list[Problem] = []
@@ -178,21 +176,46 @@ def load_translation(
         RecipeError: there is no such recipe, or listing every problem found.
     """
     document = parse_document(recipe_text(source), str(recipe_file(source)))
-    if not is_phasegpt(document.tree):
+    schema = _other_schema(document.tree)
+    if schema is None:
         return None
-    theirs, ours = divide_overrides(overrides)
-    found = _translated(document, theirs, lr, kl_weight)
+    theirs, ours = schema.divide_overrides(overrides)
+    found = _translated(schema, document, theirs, lr, kl_weight)
     apply_overrides(found.document, ours)
     return found
 
 
+class _Schema(NamedTuple):
+    """Another schema of recipes."""
+
+    recognizes: Callable[[Mapping[str, object]], bool]
+    divide_overrides: Callable[[Iterable[str]], tuple[list[str], list[str]]]
+    """Function that divides overrides into those of its keys and those of ours."""
+    translate: Callable[..., Translation]
+
+
+_OTHER_SCHEMAS = (
+    _Schema(phasegpt.is_phasegpt, phasegpt.divide_overrides, phasegpt.translate),
+    _Schema(mypt.is_mypt, mypt.divide_overrides, mypt.translate),
+)
+
+
+def _other_schema(tree: Mapping[str, object]) -> _Schema | None:
+    """Return the schema in which a recipe is written; None: ours."""
+    return next((schema for schema in _OTHER_SCHEMAS if schema.recognizes(tree)), None)
+
+
 def _translated(
-    document: Document, overrides: Sequence[str], lr: float | None, kl_weight: float | None
+    schema: _Schema,
+    document: Document,
+    overrides: Sequence[str],
+    lr: float | None,
+    kl_weight: float | None,
 ) -> Translation:
     problems, _ = apply_overrides(document, overrides)
     if problems:
         raise RecipeError(listed(problems))
-    return translate(document, lr=lr, kl_weight=kl_weight)
+    return schema.translate(document, lr=lr, kl_weight=kl_weight)
 
 
 def _left_out(found: Translation, source: str) -> list[str]:
