@@ -1,8 +1,9 @@
 """Text laid out for a terminal: sentences break at words, and tables fit.
 
-What is too wide is recognised by its form. A table is a head, a rule of dashes, and rows up to an empty line,
-with two spaces or more between columns. In any other line, the text after the last such gap is taken to stand
-in a column of its own, and goes on below itself. Words, numbers and paths are never cut.
+What is too wide is recognised by its form. A table is a head, a rule of dashes, and rows up to an empty
+line, with two spaces or more between columns, or one of Markdown. In any other line, the text after the
+last such gap is taken to stand in a column of its own, and goes on below itself. Words, numbers and
+paths are never cut.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
 
-_RULE = re.compile(r"-{8,}")
+_RULE = re.compile(r"-{8,}|\|( ?:?-+:? ?\|)+")
 _GAP = re.compile(r"(?<=\S)\s{2,}(?=\S)")
 _WORDS = re.compile(r"[^\W\d_]+ [^\W\d_]+")
 _PART = re.compile(r" *\n| *[^ \n]+| +$")
@@ -61,7 +62,7 @@ def fit(text: str, width: int | None) -> str:
     lines, fitted = text.split("\n"), list[str]()
     while lines:
         end = 1
-        if len(lines) > 2 and _RULE.fullmatch(lines[1]):
+        if lines[0] and len(lines) > 2 and _RULE.fullmatch(lines[1]):
             end = lines.index("") if "" in lines else len(lines)
         part, lines = lines[:end], lines[end:]
         if max(map(width_of, part)) <= width:
@@ -146,6 +147,9 @@ class _Table(NamedTuple):
     def read(cls, lines: Sequence[str]) -> _Table:
         """Read the cells of a head, a rule and rows."""
         texts = [line for n, line in enumerate(lines) if n != 1]
+        if texts[0].startswith("|"):
+            cells = [[cell.strip() for cell in text.strip("|").split("|")] for text in texts]
+            return cls(cells, [False] * len(cells[0]))
         spans = list(_columns(texts))
         rows = [[" ".join(text[start:end].split()) for start, end in spans] for text in texts]
         right = [

@@ -65,6 +65,12 @@ def test_a_table_comes_as_near_as_it_must_and_no_number_is_cut() -> None:
     ]
 
 
+def test_a_table_of_markdown_becomes_plain_if_it_is_too_wide() -> None:
+    table = "| model | 16 bits |\n| --- | --- |\n| Qwen2.5 0.5B | 2.7 (8) |"
+    assert fit(table, 30) == table
+    assert fit(table, 24).splitlines()[::2] == ["model         16 bits", "Qwen2.5 0.5B  2.7 (8)"]
+
+
 @given(st.text("ab \n", max_size=60), st.integers(1, 9), st.integers(4, 12))
 def test_pieces_are_broken_as_the_whole_text(text: str, size: int, width: int) -> None:
     def broken(pieces: list[str]) -> str:

@@ -238,7 +238,7 @@ def gate_line(name: str, items: Sequence[JsonObject]) -> JsonObject:
 
 def format_gates(result: JsonObject) -> str:
     """Format the gates, and the detectors that the shares by generation rest on, as tables."""
-    head = f"{'gate':<12}{'n':>4}  {'likelihood':<24}{'generation':<24}{'threshold':>9}  reached"
+    head = f"{'gate':<12}{'n':>4}  {'likelihood':<26}{'generation':<26}{'threshold':>9}  reached"
     lines = [head, "-" * len(head)]
     for gate in result["gates"]:
         shares = [
@@ -247,7 +247,7 @@ def format_gates(result: JsonObject) -> str:
         ]
         reached = "yes" if gate["reached"] else "no"
         lines.append(
-            f"{gate['gate']:<12}{gate['n']:>4}  {shares[0]:<24}{shares[1]:<24}{gate['threshold']:>9.0%}  {reached}"
+            f"{gate['gate']:<12}{gate['n']:>4}  {shares[0]:<26}{shares[1]:<26}{gate['threshold']:>9.0%}  {reached}"
         )
     lines += ["", f"{'detector':<12}{'labelled':<10}{'n':>4}{'precision':>11}{'recall':>8}"]
     for one in result["detectors"]:
