@@ -14,7 +14,7 @@ from forty2.data.messages import (
     text_of,
     written_messages,
 )
-from forty2.data.other_keys import is_prose
+from forty2.data.other_keys import is_reasoning
 from forty2.data.records import Message
 from forty2.data.row_keys import (
     ANSWERS,
@@ -62,7 +62,7 @@ def read_conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]
     question, answer = exchange
     _refuse_second_answer(row, question, answer, origin)
     prompt, taken = read_prompt(row, question, origin)
-    thoughts = _thoughts(row, answer)
+    thoughts = _thoughts(row, answer, origin)
     turns = _answer(row[answer], answer, thoughts, origin)
     if not isinstance(
         written_messages(row[question]), str
@@ -147,11 +147,12 @@ def with_system(messages: Messages, row: Row, origin: str) -> Messages:
 
 def _answer(value: object, key: str, thoughts: Mapping[str, str], origin: str) -> Messages:
     """Read the assistant's part: a text, a message or messages."""
-    decoded = written_messages(value)
-    if isinstance(decoded, list) and all(
-        m.get("role", m.get("from")) in _ANSWERING for m in decoded
-    ):
-        value = decoded  # a chat with a user's turns is the text that an answer consists of
+    if isinstance(value, str):
+        decoded = written_messages(value)
+        if isinstance(decoded, list) and all(
+            m.get("role", m.get("from")) in _ANSWERING for m in decoded
+        ):
+            value = decoded  # a chat with a user's turns is the text that an answer consists of
     if isinstance(value, list | dict):
         messages = read_messages(value if isinstance(value, list) else [value], key, origin)
         if not any(m["role"] == "assistant" for m in messages):
@@ -160,14 +161,12 @@ def _answer(value: object, key: str, thoughts: Mapping[str, str], origin: str) -
     return ({**plain_turn("assistant", read_text(value, key, origin)), **thoughts},)
 
 
-def _thoughts(row: Row, answer: str) -> dict[str, str]:
-    """Return the reasoning that stands beside an answer in text, by key.
-
-    A single word is no reasoning but a switch ("on") or a category.
-    """
+def _thoughts(row: Row, answer: str, origin: str) -> dict[str, str]:
+    """Return the reasoning that stands beside an answer in text, by key."""
     if not isinstance(row[answer], str):
         return {}
-    return {key: row[key] for key in REASONING if is_prose(row.get(key))}
+    found = (key for key in REASONING if is_reasoning(row.get(key)))
+    return {key: read_text(row[key], key, origin) for key in found}
 
 
 def _refuse_second_question(row: Row, question: str, origin: str) -> None:

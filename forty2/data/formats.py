@@ -6,6 +6,7 @@
     any of their prompts with chosen and rejected: texts, messages, transcripts        -> Pair
     chosen and rejected alone, as conversations that share their beginning             -> Pair
     input, preferred_output and non_preferred_output (OpenAI's preference shape)       -> Pair
+    instruction, and output with two texts, the better one first (LLaMA-Factory's)     -> Pair
     any conversation with `label` or `kto_tag`: true or false, 1 or 0                  -> Rated
 
 `docs/data.md` shows a row of each. A prompt is a text (one user turn) or a list of messages.
@@ -16,6 +17,7 @@ those that would change what is learned, and are not used, are refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +38,7 @@ from forty2.data.responses import (
     divide,
     read_side,
     read_whole,
+    without_transcript,
 )
 from forty2.data.row_keys import (
     ANSWERS,
@@ -65,7 +68,7 @@ def parse(row: Row, origin: str) -> Record:
         DataError: the row has none of the shapes, or holds something that would be ignored although
             it matters; one line that names file, line and field.
     """
-    row = _without_null(row)
+    row = _in_usual_shape(row, origin)
     if _is_pair(row):
         return parse_pair(row, origin)
     if any(key in row for key in VERDICT):
@@ -82,7 +85,7 @@ def parse(row: Row, origin: str) -> Record:
 
 def parse_chat(row: Row, origin: str) -> Chat:
     """Read a conversation."""
-    row = _without_null(row)
+    row = _in_usual_shape(row, origin)
     messages, taken = read_conversation(row, origin)
     if not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"{origin}: {taken[0]}: no assistant turn, so nothing to learn")
@@ -97,7 +100,7 @@ def parse_pair(row: Row, origin: str) -> Pair:
 
     Equal sides are refused: nothing can be learned from them.
     """
-    row = _without_null(row)
+    row = _in_usual_shape(row, origin)
     better, worse = _side_keys(row, origin)
     taken: tuple[str, ...] = SYSTEM
     if better in CONVERSATION:  # its last turn is the preferred response
@@ -135,7 +138,7 @@ def parse_pair(row: Row, origin: str) -> Pair:
 
 def parse_rated(row: Row, origin: str) -> Rated:
     """Read a response with a verdict."""
-    row = _without_null(row)
+    row = _in_usual_shape(row, origin)
     key = next(key for key in VERDICT if key in row)
     verdict = truth_of(row[key])
     if verdict is None:
@@ -183,27 +186,15 @@ def read_records(source: str | Path) -> list[Record]:
 
 
 def to_row(record: Record) -> JsonObject:
-    """Write a record in our own shape, as one row of JSON Lines."""
-    match record:
-        case Chat():
-            own: JsonObject = {"messages": [dict(m) for m in record.messages]}
-        case Text():
-            own = {"text": record.text}
-        case Pair():
-            own = {
-                "prompt": _shortest(record.prompt, "user"),
-                "chosen": _shortest(record.chosen, "assistant"),
-                "rejected": _shortest(record.rejected, "assistant"),
-            }
-        case Rated():
-            own = {
-                "prompt": _shortest(record.prompt, "user"),
-                "completion": _shortest(record.response, "assistant"),
-                "label": record.desirable,
-            }
-    if not isinstance(record, Text) and record.tools:
-        own["tools"] = [dict(tool) for tool in record.tools]
-    return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
+    """Write a record in our own shape, as one row of JSON Lines.
+
+    A plain turn is written as its text, unless the text would be read as something else: it is empty,
+    or a list of messages in JSON.
+    """
+    row = _written(record, _shortest)
+    if isinstance(record, Pair | Rated) and not _reads_as(row, record):
+        return _written(record, _whole)
+    return row
 
 
 # --- rows for one kind of phase -------------------------------------------------------------------
@@ -215,6 +206,7 @@ def parse_prompt(row: Row, origin: str) -> Messages:
     Raises:
         DataError: it has no such turns.
     """
+    row = without_transcript(row, origin)
     key = next((key for key in CONVERSATION if key in row and "prompt" not in row), None)
     if key is not None:  # a whole conversation may end with its answer
         turns = list(read_turns(row, key, origin))
@@ -284,6 +276,25 @@ def _without_null(row: Row) -> Row:
     return given if talks or paired or exchange_keys(given) else row
 
 
+def _in_usual_shape(row: Row, origin: str) -> Row:
+    """Leave out nulls beside a whole shape, and write two older shapes as those that are read.
+
+    LLaMA-Factory's older pairs have both texts in a list under `output`, the better one first; the
+    first sets of pairs have transcripts as prompts.
+    """
+    row = _without_null(row)
+    texts = row.get("output")
+    if (
+        isinstance(texts, list)
+        and [*map(type, texts)] == [str, str]
+        and "instruction" in row
+        and not _is_pair(row)
+    ):
+        row = {key: value for key, value in row.items() if key != "output"}
+        row["chosen"], row["rejected"] = texts
+    return without_transcript(row, origin)
+
+
 def _is_pair(row: Row) -> bool:
     """Return whether a row holds a response that is preferred or rejected."""
     talks = any(key in row for key in CONVERSATION)
@@ -335,6 +346,43 @@ def _refuse_message(row: Row, origin: str) -> None:
         )
 
 
+def _written(record: Record, turns: Callable[[Messages, str], object]) -> JsonObject:
+    """Write a record, each side of it as `turns` writes messages whose usual role is given."""
+    match record:
+        case Chat():
+            own: JsonObject = {"messages": _whole(record.messages)}
+        case Text():
+            own = {"text": record.text}
+        case Pair():
+            own = {
+                "prompt": turns(record.prompt, "user"),
+                "chosen": turns(record.chosen, "assistant"),
+                "rejected": turns(record.rejected, "assistant"),
+            }
+        case Rated():
+            own = {
+                "prompt": turns(record.prompt, "user"),
+                "completion": turns(record.response, "assistant"),
+                "label": record.desirable,
+            }
+    if not isinstance(record, Text) and record.tools:
+        own["tools"] = [dict(tool) for tool in record.tools]
+    return {**own, **{k: v for k, v in record.meta.items() if k not in own}}
+
+
+def _reads_as(row: Row, record: Record) -> bool:
+    """Return whether a row is read as a record; its other keys may differ."""
+    try:
+        return replace(parse(row, record.origin), meta={}) == replace(record, meta={})
+    except DataError:
+        return False
+
+
+def _whole(messages: Messages, role: str = "") -> object:
+    """Write messages in full."""
+    return [dict(m) for m in messages]
+
+
 def _shortest(messages: Messages, role: str) -> object:
     """Write messages in their shortest form: a text where they are one plain turn of the role."""
     if (
@@ -343,4 +391,4 @@ def _shortest(messages: Messages, role: str) -> object:
         and messages[0]["role"] == role
     ):
         return messages[0]["content"]
-    return [dict(m) for m in messages]
+    return _whole(messages)

@@ -18,7 +18,13 @@ from collections.abc import Mapping, Sequence
 
 from forty2.data.readers.json_rows import parsed
 from forty2.data.records import Message
-from forty2.data.row_keys import LEARNED, TOOLS, is_blank, named_keys
+from forty2.data.row_keys import (
+    LEARNED,
+    TOOLS,
+    is_blank,
+    named_keys,
+    plain,
+)
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
@@ -56,17 +62,21 @@ _ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which chat templates read what the model thought before its answer."""
 _MEDIA = re.compile(
-    r"(image|img|picture|photo|video|audio|speech|sound)s?(_?(url|path|file|name|bytes|id|data|base64)s?)*",
-    re.IGNORECASE,
+    r"(image|img|picture|photo|video|audio|speech|sound|media|attachment)s?"
+    r"((url|path|file|name|bytes|id|data|base64)s?)*|files|pixelvalues"
 )
-"""Keys that hold, or name, what is not text."""
+"""Keys that hold, or name, what is not text, as `plain` writes them."""
 _UNSURE = ("mask", "train_detail", "training_detail")
 """Keys that may say what is learned, but not whether the turn is."""
-_OTHER_REASONING = re.compile(
-    r"thoughts?|cot|chain_of_thought|rationale|(thinking|reasoning|thought)_(content|text|details)",
-    re.IGNORECASE,
+OTHER_REASONING = re.compile(
+    r"thoughts?|cot|chainofthought|rationale|(thinking|reasoning|thought)(content|text|details)"
 )
-"""Other keys for what was thought before an answer, which no chat template reads."""
+"""Other keys for what was thought before an answer, as `plain` writes them; no template reads these."""
+_BY_PLAIN = {
+    plain(key): key
+    for key in (*TOOLS, *_CALL_KEYS, *REASONING, *LEARNED, *_UNSURE, "channel", "recipient")
+}
+"""Keys of a message that must not be missed, by how `plain` writes them."""
 _CHANNELS = ("final", "")
 """Channels of gpt-oss that the user sees: an answer's own."""
 _DEEPEST = 80
@@ -211,7 +221,7 @@ def without_train(messages: Sequence[Message]) -> Messages:
 def refuse_media(holder: Mapping[str, object], where: str) -> None:
     """Refuse pictures, sound and films by name; an empty value holds none."""
     for key, value in holder.items():
-        if _MEDIA.fullmatch(key) and not is_blank(value) and not isinstance(value, bool):
+        if _MEDIA.fullmatch(plain(key)) and not is_blank(value) and not isinstance(value, bool):
             raise DataError(
                 f"{where}{key} is not used: forty2 trains on text alone; drop the row, or the field "
                 "if the text stands without it"
@@ -289,7 +299,9 @@ def _refuse_misplaced(message: Mapping[str, object], where: str) -> None:
                 f"{where}.{key} {short(value)} is not used; write a thought as `thinking` of the answer "
                 "after it, and a call as `tool_calls`"
             )
-        if key not in REASONING and _OTHER_REASONING.fullmatch(key):
+        if (name := _BY_PLAIN.get(plain(key), key)) != key:
+            raise DataError(f"{where}.{key} is not read; rename it to {name}, or remove it")
+        if key not in REASONING and OTHER_REASONING.fullmatch(plain(key)):
             raise DataError(
                 f"{where}.{key} is not used; rename it to {REASONING[0]}, or remove it to learn the "
                 "answer alone"

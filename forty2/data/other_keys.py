@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
-from forty2.data.messages import REASONING, read_tools, refuse_media, short
+from forty2.data.messages import OTHER_REASONING, REASONING, read_tools, refuse_media, short
 from forty2.data.row_keys import (
     HISTORY,
     LEARNED,
     MATERIAL,
+    OTHER_VERDICTS,
     SYSTEM,
     TOOLS,
     VERDICT,
     WEIGHT,
     is_blank,
+    plain,
     truth_of,
 )
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
+_LEARNED = {plain(key): yes for key, yes in LEARNED.items() if key != WEIGHT}
 _CHOICES = ("choices", "options")
 """Keys of the answers that a question gives to choose from."""
+_SWITCHES = frozenset(
+    (
+        *("on", "off", "true", "false", "yes", "no", "none", "null", "auto", "default"),
+        *("enabled", "disabled", "minimal", "low", "medium", "high"),
+    )
+)
+"""Texts under a key of reasoning that say whether to think, or how much."""
 MOST_WEIGHT = 100
 """Most uses of a row per epoch."""
 Row = JsonObject
@@ -58,25 +69,44 @@ def rest_of(
 
 def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) -> None:
     """Refuse keys that would change what is learned, and that this shape has no place for."""
-    unused: set[str] = {*SYSTEM, "documents", "chat_template_kwargs", *VERDICT, *REASONING[:2]}
-    if shape == "rated" or (shape == "chat" and "prompt" in taken):
-        unused.add("reasoning")
-    if shape != "text":
-        unused |= {*MATERIAL, HISTORY, *_CHOICES}
-    for key in (key for key in row if key in unused - {*taken}):
-        of_reasoning = key in REASONING and not is_prose(row[key])
-        if not is_blank(row[key]) and not of_reasoning:
-            beside = next((name for name in taken if name in row), shape)
-            advice = "keep one" if key in VERDICT else "write it into the messages, or remove it"
+    beside = next((name for name in taken if name in row), shape)
+    used = {*taken, *TOOLS, WEIGHT}
+    for key in (key for key in row if key not in used and not is_blank(row[key])):
+        name = _that_matter(shape).get(plain(key))
+        thought = name in REASONING or OTHER_REASONING.fullmatch(plain(key))
+        if thought and not is_reasoning(row[key]):
+            continue
+        if name in used:
+            raise DataError(f"{origin}: {key} is not read; rename it to {name}, or remove it")
+        if name or thought:
+            advice = "keep one" if name in VERDICT else "write it into the messages, or remove it"
+            if thought:
+                advice = f"write it into the messages as {REASONING[0]}, or remove it"
             raise DataError(
                 f"{origin}: {key} stands beside {beside}, where it is not used; {advice}"
             )
-    for key, yes in LEARNED.items():
-        if key != WEIGHT and truth_of(row.get(key)) is (not yes):
+    for key, value in row.items():
+        yes = _LEARNED.get(plain(key))
+        if yes is not None and truth_of(value) is (not yes):
             raise DataError(
-                f"{origin}: {key} is {str(row[key]).lower()}: a row that is not to be learned must "
-                "be left out"
+                f"{origin}: {key} is {str(value).lower()}: a row that is not to be learned must be "
+                "left out"
             )
+        good = OTHER_VERDICTS.get(plain(key)) if shape in ("chat", "text") else None
+        if good is not None and truth_of(value) is (not good):
+            raise DataError(
+                f"{origin}: {key} is {str(value).lower()}, and is not used; write it as label: false "
+                "to learn from ratings, or leave the row out"
+            )
+
+
+@cache
+def _that_matter(shape: Shape) -> Mapping[str, str]:
+    """Return the keys that must not be missed beside a shape, by how `plain` writes them."""
+    keys = [*SYSTEM, *TOOLS, WEIGHT, *VERDICT, *REASONING, "documents", "chat_template_kwargs"]
+    if shape != "text":
+        keys += [*MATERIAL, HISTORY, *_CHOICES]
+    return {plain(key): key for key in keys}
 
 
 def check_weight(weight: object, origin: str) -> None:
@@ -90,9 +120,11 @@ def check_weight(weight: object, origin: str) -> None:
         )
 
 
-def is_prose(value: object) -> bool:
-    """Return whether a value is a text of several words."""
-    return isinstance(value, str) and len(value.split()) > 1
+def is_reasoning(value: object) -> bool:
+    """Return whether a value under a key of reasoning says something: no blank, switch or number."""
+    if isinstance(value, str):
+        return bool(value.strip()) and value.strip().casefold() not in _SWITCHES
+    return isinstance(value, list | dict) and not is_blank(value)
 
 
 def _meta(row: Row, *taken: str) -> JsonObject:

@@ -15,18 +15,27 @@ from forty2.data.messages import (
     written_messages,
 )
 from forty2.data.records import Message
+from forty2.data.row_keys import ANSWERS, QUESTIONS, RESPONSES
 from forty2.errors import DataError
+from forty2.files import JsonObject
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+_ASKING = re.compile(r"(\s*Human:.*)\n\nAssistant:\s*", re.DOTALL)
+"""A transcript that ends where an answer begins, without its last line as group 1."""
+_ANSWERED = re.compile(r"\n\nHuman:.*\n\nAssistant:", re.DOTALL)
+"""The beginning of a transcript with an answer."""
 _ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_side(value: object, key: str, prompt: Messages, origin: str) -> Messages:
     """Read a response: a text, a message, messages, or a conversation that begins with the prompt."""
     value = written_messages(value)
-    if not isinstance(value, list | dict):
+    if isinstance(value, list | dict):
+        turns = read_messages(value if isinstance(value, list) else [value], key, origin)
+    elif isinstance(value, str) and _ANSWERED.match(value):
+        turns = _transcript(value, key, origin)
+    else:
         return (plain_turn("assistant", read_text(value, key, origin)),)
-    turns = read_messages(value if isinstance(value, list) else [value], key, origin)
     if turns[0]["role"] == "assistant":
         return turns
     same = prompt
@@ -35,6 +44,24 @@ def read_side(value: object, key: str, prompt: Messages, origin: str) -> Message
     if without_train(turns[: len(same)]) != without_train(same):
         raise DataError(f"{origin}: {key}: its first turns are not the prompt")
     return turns[len(same) :]
+
+
+def without_transcript(row: JsonObject, origin: str) -> JsonObject:
+    """Write a prompt that is a transcript, and the texts that continue it, as messages.
+
+    Such a prompt begins with a turn of the human and ends with "\\n\\nAssistant:". An answer of one
+    turn stays a text, without the blank after the colon.
+    """
+    for question in QUESTIONS:
+        found = _ASKING.fullmatch(row[question]) if isinstance(row.get(question), str) else None
+        if found is None:
+            continue
+        row = {**row, question: list(_transcript(found[1], question, origin))}
+        for key in row.keys() & {*ANSWERS, *RESPONSES}:
+            if isinstance(row[key], str) and not _ANSWERED.match(row[key]):
+                turns = _transcript(f"\n\nAssistant:{row[key]}", key, origin)
+                row[key] = turns[0]["content"] if len(turns) == 1 else list(turns)
+    return row
 
 
 def read_whole(value: object, key: str, origin: str) -> Messages:

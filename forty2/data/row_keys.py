@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import islice
 
 CONVERSATION = ("messages", "conversations", "conversation")
@@ -49,6 +51,12 @@ LEARNED = {
 `weight` is OpenAI's and mistral-finetune's, `train` and `training` are axolotl's, `loss`,
 `loss_weight` and `loss_mask` are ms-swift's and XTuner's, `masked` is torchtune's.
 """
+OTHER_VERDICTS = {
+    **dict.fromkeys(("desirable", "preferred", "accepted", "liked", "good", "thumbsup"), True),
+    **dict.fromkeys(("isdesirable", "ispreferred", "isaccepted", "isgood", "iscorrect"), True),
+    **dict.fromkeys(("undesirable", "disliked", "bad", "isbad", "thumbsdown"), False),
+}
+"""Other keys of verdicts, as `plain` writes them, and the value that says that a response is good."""
 OF_A_MESSAGE = (
     *("parent_id", "message_id", "message_tree_id", "conversation_id", "dialogue_id", "turn_id"),
     *("reply_to", "role", "speaker"),
@@ -69,6 +77,15 @@ ALL = TEXTS | LISTS | VALUES
 def truth_of(value: object) -> bool | None:
     """Return what a truth value, a one or zero, or a text of one says; None: it is none of these."""
     return _TRUTHS.get(str(value).lower())
+
+
+@lru_cache(maxsize=4096)
+def plain(key: str) -> str:
+    """Write a key without case and separators, as it is compared with those that must not be missed.
+
+    `systemPrompt` and `System-Prompt` are `systemprompt`, as `system_prompt` is.
+    """
+    return re.sub(r"[\W_]+", "", key).casefold()
 
 
 def is_blank(value: object) -> bool:

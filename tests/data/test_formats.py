@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from forty2.data.formats import parse, read_records, to_row
+from forty2.data.formats import parse, parse_prompt, read_records, to_row
 from forty2.data.record_texts import answer_of, text_of
 from forty2.data.records import Chat, Pair, Rated, Text
 from forty2.errors import DataError
@@ -80,6 +84,15 @@ def test_one_conversation_in_every_shape(row: dict[str, Any]) -> None:
             "non_preferred_output": [OTHER],
         },
         {"input": "q", "chosen": "a", "rejected": "b"},
+        {"instruction": "q", "input": "", "output": ["a", "b"]},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"},
+        {"prompt": "Human: q\n\nAssistant: ", "chosen": "a", "rejected": "b"},
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant:",
+            "chosen": "\n\nHuman: q\n\nAssistant: a",
+            "rejected": "\n\nHuman: q\n\nAssistant: b",
+        },
+        {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"},
     ],
 )
 def test_one_pair_in_every_shape(row: dict[str, Any]) -> None:
@@ -101,6 +114,21 @@ def test_one_pair_in_every_shape(row: dict[str, Any]) -> None:
 )
 def test_one_rated_answer_in_every_shape(row: dict[str, Any]) -> None:
     assert core(row) == ([USER], "a", False)
+
+
+def test_the_turns_of_a_transcript_are_turns() -> None:
+    prompt = "\n\nHuman: q\n\nAssistant: a\n\nHuman: q\n\nAssistant:"
+    assert core({"prompt": prompt, "chosen": " a", "rejected": " b"})[0] == [USER, ASSISTANT, USER]
+    given = [USER, {**ASSISTANT, "train": False}, USER, ASSISTANT]
+    assert core({"prompt": prompt, "completion": " a"}) == given
+    assert core({"prompt": prompt, "completion": " a", "label": 1})[1:] == ("a", True)
+    assert [dict(m) for m in parse_prompt({"prompt": prompt}, "f:1")] == [USER, ASSISTANT, USER]
+    longer = parse(
+        {"prompt": prompt, "chosen": " a\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, ""
+    )
+    assert isinstance(longer, Pair) and longer.chosen == (ASSISTANT, USER, ASSISTANT)
+    quoted = "What does \n\nHuman: q\n\nAssistant: mean?"
+    assert core({"prompt": quoted, "completion": "a"})[0] == {"role": "user", "content": quoted}
 
 
 def test_what_surrounds_the_question_is_kept() -> None:
@@ -185,7 +213,41 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no assistant turn is to be learned"),
         ({"prompt": "q", "chosen": [{**ASSISTANT, "weight": 0}], "rejected": "b"}, "to be learned"),
         ({"text": "a", "label": True}, "completion, or instruction and output; has text"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "thinking": "因为"}, "thinking stands"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "reasoning": "t"}, "reasoning stands"),
+        (
+            {"prompt": "q", "completion": [ASSISTANT], "label": 1, "reasoning": "t"},
+            "reasoning stan",
+        ),
+        ({"messages": [USER, ASSISTANT], "reasoning_content": "t"}, "messages as reasoning_cont"),
+        ({"prompt": "q", "completion": "a", "reasoning_content": ["t"]}, "must be text, not ['t']"),
+        ({"question": "q", "answer": "a", "rationale": "因为"}, "rationale stands beside question"),
+        ({"question": "q", "answer": "a", "cot": "t"}, "cot stands beside question"),
+        ({"question": "q", "answer": "a", "Chain-of-Thought": "t"}, "Chain-of-Thought stands"),
+        ({"text": "a", "thought": "t"}, "thought stands beside text"),
+        ({"prompt": "q", "completion": "a", "System": "s"}, "System is not read; rename it to sys"),
+        ({"prompt": "q", "completion": "a", "systemPrompt": "s"}, "rename it to system_prompt"),
+        ({"messages": [USER, ASSISTANT], "Tools": [{"name": "f"}]}, "rename it to tools"),
+        ({"prompt": "q", "completion": "a", "Weight": 2}, "rename it to weight"),
+        ({"prompt": "q", "completion": "a", "Label": 0}, "Label stands beside prompt"),
+        (
+            {"instruction": "q", "Input": "i", "output": "a"},
+            "Input is not read; rename it to input",
+        ),
+        ({"prompt": "q", "completion": "a", "Train": False}, "Train is false"),
+        ({"prompt": "q", "completion": "a", "desirable": False}, "desirable is false, and is not"),
+        ({"messages": [USER, ASSISTANT], "thumbs_down": 1}, "thumbs_down is 1, and is not used"),
+        ({"text": "a", "isGood": "false"}, "isGood is false, and is not used"),
+        *(
+            ({"prompt": "q", "completion": "a", key: ["x"]}, f"{key} is not used: forty2 trains on")
+            for key in ("media", "attachments", "files", "pixel_values", "imageUrls", "Image-Path")
+        ),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history[0]"),
+        ({"prompt": "q", "completion": ["a"]}, "completion is a list of texts, not of messages"),
+        ({"prompt": "q", "completion": [1]}, "completion[0] must be an object with role and"),
+        ({"prompt": "q", "completion": [None]}, "completion[0] must be an object"),
+        ({"prompt": "q", "response": [[ASSISTANT]], "label": 1}, "response[0] must be an object"),
+        ({"question": "q", "answer": ["a", "b"]}, "answer is a list of texts, not of messages"),
         ({"text": ""}, "text is empty"),
         ({"note": 1}, "needs messages"),
     ],
@@ -243,6 +305,9 @@ def test_a_question_has_its_context_and_an_answer_its_reasoning() -> None:
     reasoned = {"question": "q", "answer": "a", "reasoning": "since so"}
     assert core(reasoned)[1] == {**ASSISTANT, "reasoning": "since so"}
     assert core({**reasoned, "reasoning": "on"})[1] == ASSISTANT
+    chinese = {"prompt": "q", "response": "a", "reasoning_content": "用户在问"}
+    assert core(chinese)[1] == {**ASSISTANT, "reasoning_content": "用户在问"}
+    assert core({**reasoned, "reasoning": "Addition."})[1]["reasoning"] == "Addition."
 
 
 def test_sides_of_several_turns_share_what_is_the_same_with_the_prompt() -> None:
@@ -315,3 +380,54 @@ def test_published_files_are_read(bench_data: Path) -> None:
     assert sum(isinstance(r, Rated) and r.desirable for r in kto) == 150
     with pytest.raises(DataError, match=r"ultrafeedback_binarized_sample_train_1000.jsonl:\d+: "):
         read_records(folder / "ultrafeedback_binarized_sample_train_1000.jsonl")
+
+
+_ODD = st.sampled_from(
+    [
+        *("", " ", "null", "[]", "[1]", '["a"]', "{}", '{"role": "user"}', "[{", "\n\nHuman: q"),
+        *(json.dumps([USER]), json.dumps([ASSISTANT]), json.dumps([USER, ASSISTANT])),
+        *("\n\nHuman: q\n\nAssistant:", "Human:\n\nAssistant:", "\n\nHuman: q\n\nAssistant: a"),
+        *(" a", "\n\nAssistant: a", "a\n\nHuman: q\n\nAssistant: b", "<|im_start|>", "é"),
+    ]
+) | st.text(max_size=4)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    prompt=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), _ODD), max_size=3),
+    answers=st.tuples(_ODD, _ODD),
+    others=st.dictionaries(
+        st.sampled_from(["question", "query", "answer", "text", "messages", "note", "weight"]),
+        _ODD | st.just(2),
+        max_size=2,
+    ),
+)
+def test_a_written_row_is_read_as_the_same_record(
+    prompt: list[tuple[str, str]], answers: tuple[str, str], others: dict[str, Any]
+) -> None:
+    asked = [{"role": role, "content": text} for role, text in prompt]
+    better, worse = ([{"role": "assistant", "content": text}] for text in answers)
+    for row in (
+        {"messages": [*asked, *better]},
+        {"messages": [*asked, *better], "label": True},
+        {"prompt": asked, "chosen": better, "rejected": worse},
+        {"prompt": answers[0], "completion": answers[1]},
+        {"prompt": answers[0], "completion": answers[1], "label": False},
+    ):
+        with contextlib.suppress(DataError):
+            record = parse({**others, **row}, "f:1")
+            written = json.loads(json.dumps(to_row(record)))
+            try:
+                again = parse(written, "f:1")
+            except DataError as error:
+                raise AssertionError(written) from error
+            assert replace(again, meta={}) == replace(record, meta={})
+            assert to_row(again) == written
+
+
+def test_a_plain_turn_is_written_as_its_text() -> None:
+    for row in (
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "completion": "a", "label": True},
+    ):
+        assert to_row(parse(row, "f:1")) == row

@@ -166,6 +166,13 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
             },
             "tool_calls[0].input and other arguments of the call; keep one",
         ),
+        (
+            {"role": "assistant", "toolCalls": [CALL]},
+            "toolCalls is not read; rename it to tool_calls",
+        ),
+        ({"role": "user", "content": "q", "pixel_values": [1]}, "pixel_values is not used"),
+        ({"role": "assistant", "content": "a", "reasoningContent": "t"}, "to reasoning_content"),
+        ({"role": "assistant", "content": "a", "Train": False}, "Train is not read; rename it to"),
         ({"from": "function_call", "value": "f()"}, "must be a list of tool calls in JSON"),
         (
             {"role": "assistant", "content": "a", "reasoning": {"effort": 1}},
