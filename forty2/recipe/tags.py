@@ -120,7 +120,7 @@ def tag_settings(recipe: Recipe) -> TagSettings | None:
         rows=start.rows,
         noise=start.noise,
         pad_to=start.pad_to,
-        seed=recipe.seed,
+        seed=start.seed,
     )
 
 

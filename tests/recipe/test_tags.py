@@ -29,12 +29,14 @@ def test_a_tag_without_a_description_begins_as_the_pieces_of_its_text(tmp_path: 
 
 
 def test_a_mapping_gives_descriptions_and_tokens_and_survives_writing(tmp_path: Path) -> None:
-    text = f"tags: {{<a>: one thing, <b>: [two, tokens]}}\ntags_init: {{noise: 0.1}}\n{GOOD}"
+    text = (
+        f"tags: {{<a>: one thing, <b>: [two, tokens]}}\ntags_init: {{noise: 0.1, seed: 3}}\n{GOOD}"
+    )
     recipe = load_recipe(write(tmp_path, text))
     settings = tag_settings(recipe)
     assert settings is not None
     assert settings.starts == {"<a>": "one thing", "<b>": ("two", "tokens")}
-    assert (settings.noise, settings.seed) == (0.1, recipe.seed)
+    assert (settings.noise, settings.seed) == (0.1, 3)
     assert load_recipe(write(tmp_path, to_yaml(recipe))) == recipe
 
 

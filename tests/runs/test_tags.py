@@ -23,6 +23,7 @@ from forty2.model.loading import load
 from forty2.recipe.reading import load_recipe
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
+from forty2.runs.sweep.shared_work import _measured_alike
 from forty2.runs.tags import check_other_rows
 
 TEMPLATE = (
@@ -129,6 +130,15 @@ def test_data_is_shown_and_prepared_with_tags(inputs: Path) -> None:
     weights = "phases.sft.token_weights={no token: 2}"
     with pytest.raises(RecipeError, match=r"phases\.sft\.token_weights: 'no token' is 8 tokens"):
         plan(load_recipe("tagged.yaml", [weights]), quick=True)
+
+
+def test_runs_of_a_sweep_share_the_measurement_of_a_base_with_the_same_tags(inputs: Path) -> None:
+    write_recipe(inputs)
+    recipes = [
+        load_recipe("tagged.yaml", changes) for changes in ([], ["seed=9"], ["tags_init.noise=0.2"])
+    ]
+    same, other_seed, other_tags = (_measured_alike(recipe, inputs) for recipe in recipes)
+    assert same == other_seed != other_tags
 
 
 @pytest.mark.slow

@@ -153,6 +153,7 @@ def _measured_alike(recipe: Recipe, path: Path) -> JsonObject:
     drawn = any(entry["n"] or benchmark["n"] for entry in others)
     return {
         **{key: tree[key] for key in _MEASURED_BY},
+        **({"tags": [tree["tags"], tree["tags_init"]]} if tree["tags"] is not None else {}),
         "rows": [
             [name, *(phase[key] for key in ("objective", "data", "valid", "eval_prompts"))]
             for name, phase in tree["phases"].items()
