@@ -64,7 +64,8 @@ def sentence_piece(scheme: str, text: str = PROBE, size: int = 700) -> Tokenizer
     """Train a BPE tokenizer as converted from SentencePiece: every way to divide a token is a merge.
 
     Args:
-        scheme: where a space is written before a text: "prepend" as Llama 2, "always", "first", "never".
+        scheme: where a space is written before a text: "prepend" or "converted" as Llama 2, "always",
+            "first", or "never" as Gemma.
     """
     learned = Tokenizer(models.BPE(unk_token="<unk>"))
     learned.normalizer = normalizers.Replace(" ", "▁")
@@ -87,6 +88,10 @@ def sentence_piece(scheme: str, text: str = PROBE, size: int = 700) -> Tokenizer
     replace = normalizers.Replace(" ", "▁")
     if scheme == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    elif scheme == "converted":  # as transformers 5 converts Llama 2
+        doubled = normalizers.Replace(Regex(r"\A▁"), "▁▁")
+        tokenizer.normalizer = normalizers.Sequence([replace, doubled])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     elif scheme == "never":  # as Gemma
         tokenizer.normalizer = replace
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
