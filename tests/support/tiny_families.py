@@ -32,11 +32,14 @@ CHATML = (
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|stop|>")
 TAGS = ("<think>", "</think>", "<note to self>")
 """Tags that are text: they stay in a reply."""
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 WORDS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": _CL100K.replace("{1,3}", ""),
+    "llama-bpe": _CL100K,
+    "dbrx": _CL100K,  # Phi-4's, which merges even where a whole word is a token
 }
 """Patterns with which the families publish their tokenizers."""
 
