@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import forty2  # isort: skip
 
 import mlx.core as mx
 import numpy as np
-import xllamacpp
 from support.llama_cpp import LlamaCpp
 from support.many_scripts import strings
 from support.tiny_families import (
@@ -190,7 +190,7 @@ PARTS = {
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the matrix as Markdown."""
     lines = [
-        f"Measured with xllamacpp {xllamacpp.__version__}. The starter is smollm2, 135M parameters.",
+        f"Measured with xllamacpp {version('xllamacpp')}. The starter is smollm2, 135M parameters.",
         "",
         "| starter as | size, MB | tokens of greedy replies alike | replies alike to the end | "
         "TruthfulQA: first choice alike | log-likelihood differs by, nats |",
