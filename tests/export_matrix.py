@@ -1,6 +1,6 @@
 """Compare exported GGUF files with the models they were made from, in llama.cpp, and write the matrix.
 
-    python tests/export_matrix.py [--part architectures tokens replies truthfulqa] [--type f16 q8_0 …]
+    python tests/export_matrix.py [--part sizes architectures tokens replies truthfulqa] [--type f16 q8_0 …]
 
 Every figure is of llama.cpp (through xllamacpp) against forty2, on the starter model or on tiny random
 ones. Results are kept in build/export_matrix.json, so that parts may be run one after another;
@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import forty2  # isort: skip
 
 import mlx.core as mx
 import numpy as np
-import xllamacpp
 from support.llama_cpp import LlamaCpp
 from support.many_scripts import strings
 from support.tiny_families import (
@@ -34,7 +34,6 @@ from support.tiny_families import (
     with_tokens,
 )
 
-from forty2.benchmark.prompts import Row
 from forty2.benchmark.scoring import Scorer
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA, _Contexts
 from forty2.data.library import isotopes
@@ -49,7 +48,6 @@ RESULTS = ROOT / "build" / "export_matrix.json"
 PAGE = ROOT / "docs" / "export.md"
 BEGIN, END = "<!-- matrix: make export-matrix writes it -->\n", "<!-- end of the matrix -->\n"
 STRINGS, REPLIES, TOKENS, QUESTIONS = 10_000, 200, 24, 100
-PARTS = ("architectures", "tokens", "replies", "truthfulqa")
 Results = dict[str, dict[str, Any]]
 
 
@@ -59,10 +57,15 @@ def exported(model: Path | str, folder: Path, type: str) -> Path:
     return export_gguf(str(model), out, type=type, replace=True, progress=silent).path
 
 
+def save(results: Results) -> None:
+    """Keep what is known: the whole takes an hour on one core."""
+    RESULTS.write_text(json.dumps(results, indent=1))
+
+
 # --- parts ---
 
 
-def architectures(folder: Path, results: Results) -> None:
+def architectures(folder: Path, results: Results, _: Sequence[str]) -> None:
     """Compare the log-probabilities of every architecture, on a random model in F32."""
     ids = np.random.default_rng(0).integers(0, 420, 40).tolist()
     for kind in CONFIGS:
@@ -74,7 +77,7 @@ def architectures(folder: Path, results: Results) -> None:
         results.setdefault("architectures", {})[kind] = worst
 
 
-def tokens(folder: Path, results: Results) -> None:
+def tokens(folder: Path, results: Results, _: Sequence[str]) -> None:
     """Count strings of many scripts that become the same tokens."""
     families = {
         "smollm2 (the starter's)": load("smollm2", lazy=True),
@@ -96,7 +99,8 @@ def tokens(folder: Path, results: Results) -> None:
             expected = list(tokenizer.encode(text, add_special_tokens=False))
             alike += llama.tokenize(text) == expected
         results.setdefault("tokens", {})[name] = {"alike": alike, "of": STRINGS}
-        print(name, alike)
+        save(results)
+        print(name, alike, flush=True)
 
 
 _RULES = ("qwen2", "llama-bpe", "gpt-2", "smollm")
@@ -143,39 +147,41 @@ def truthfulqa(folder: Path, results: Results, types: Sequence[str]) -> None:
     questions = task.load()
     loaded = load("smollm2")
     contexts = _Contexts(loaded.tokenizer, False)
-    rows: list[list[Row]] = [contexts.rows(item, item.mc1.choices) for item in questions.items]
     scorer = Scorer(loaded.model).after(contexts.beginning())
-    ours = [
-        scores
-        for start in range(0, len(rows), 8)
-        for scores in scorer.score(rows[start : start + 8])
-    ]
     vocabulary = loaded.config["vocab_size"]
-    del loaded, scorer
-    for type in types:
-        llama = LlamaCpp(exported("smollm2", folder, type), context=1024)
-        alike, margins, differences = 0, [], []
-        for n, (options, expected) in enumerate(zip(rows, ours, strict=True)):
-            found = [llama.score(row.given, row.scored, vocabulary) for row in options]
-            differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
-            best = int(np.argmax(expected))
-            alike += int(np.argmax(found)) == best
-            if int(np.argmax(found)) != best:
-                margins.append(expected[best] - expected[int(np.argmax(found))])
-            if n % 10 == 9:
-                print(type, n + 1, alike, margins, flush=True)
-        results.setdefault("truthfulqa", {})[type] = {
-            **{"alike": alike, "of": len(rows), "margins": margins},
-            "mean_difference": float(np.mean(differences)),
-        }
+    llamas = {t: LlamaCpp(exported("smollm2", folder, t), context=1024) for t in types}
+    found: Results = {t: {"alike": 0, "of": 0, "margins": [], "differences": []} for t in types}
+    for item in questions.items:
+        rows = contexts.rows(item, item.mc1.choices)
+        (ours,) = scorer.score([rows])
+        best = int(np.argmax(ours))
+        for type, one in found.items():
+            theirs = [llamas[type].score(row.given, row.scored, vocabulary) for row in rows]
+            other = int(np.argmax(theirs))
+            one["of"] += 1
+            one["alike"] += other == best
+            one["margins"] += [ours[best] - ours[other]] * (other != best)
+            one["differences"] += [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
+            results.setdefault("truthfulqa", {})[type] = one
+        save(results)
+        print(*(f"{t} {one['alike']} of {one['of']}" for t, one in found.items()), flush=True)
 
 
-def sizes(folder: Path, results: Results) -> None:
+def sizes(folder: Path, results: Results, _: Sequence[str]) -> None:
     """Measure the size of the starter in every type, in MB."""
     for type in TYPES:
         path = exported("smollm2", folder, type)
         results.setdefault("sizes", {})[type] = path.stat().st_size / 1e6
         path.unlink()
+
+
+PARTS = {
+    "sizes": sizes,
+    "architectures": architectures,
+    "tokens": tokens,
+    "replies": replies,
+    "truthfulqa": truthfulqa,
+}
 
 
 # --- the page ---
@@ -184,7 +190,7 @@ def sizes(folder: Path, results: Results) -> None:
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the matrix as Markdown."""
     lines = [
-        f"Measured with xllamacpp {xllamacpp.__version__}. The starter is smollm2, 135M parameters.",
+        f"Measured with xllamacpp {version('xllamacpp')}. The starter is smollm2, 135M parameters.",
         "",
         "| starter as | size, MB | tokens of greedy replies alike | replies alike to the end | "
         "TruthfulQA: first choice alike | log-likelihood differs by, nats |",
@@ -202,7 +208,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             cells[4] = f"{choice['alike']} of {choice['of']}"
             if choice["margins"]:
                 cells[4] += f" (others within {max(choice['margins']):.2f} nats)"
-            cells[5] = f"{choice['mean_difference']:.4f}"
+            cells[5] = f"{np.mean(choice['differences']):.4f}"
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| tokenizer | strings alike |", "|---|---|"]
     for name, found in results.get("tokens", {}).items():
@@ -216,20 +222,16 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Run the parts, and write what is known."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--part", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--type", nargs="*", choices=list(TYPES), default=["f16", "q8_0", "q4_0"])
     options = parser.parse_args()
     results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes(folder, results)
         for part in options.part:
-            if part in ("architectures", "tokens"):
-                {"architectures": architectures, "tokens": tokens}[part](folder, results)
-            else:
-                {"replies": replies, "truthfulqa": truthfulqa}[part](folder, results, options.type)
-            RESULTS.write_text(json.dumps(results, indent=1))
+            PARTS[part](folder, results, options.type)
+            save(results)
     page = PAGE.read_text("utf-8")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(before + BEGIN + table(results) + END + after, "utf-8")

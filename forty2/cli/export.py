@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -85,18 +87,19 @@ def gguf_command(
     click.echo(f"gguf      {made.path} ({made.type}, {made.architecture}, {size:,.1f} MB)")
     click.echo(f"tokens    {made.vocabulary.tokens:,}, {made.vocabulary.kind}")
     click.echo(f"stops     {' '.join(made.vocabulary.stops)}")
-    name = out.stem.lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", out.stem.lower())
     if made.modelfile is not None:
         path = made.modelfile.path
-        click.echo(f"ollama    ollama create {name} -f {path} && ollama run {name}")
+        click.echo(f"ollama    ollama create {name} -f {quote(str(path))} && ollama run {name}")
         if not made.modelfile.templated:
             warn(
                 f"{path}: without TEMPLATE, because the chat template is not of a kind that Go's can "
                 "say; Ollama then looks for one by itself: read `ollama show --template`"
             )
-    click.echo(f"lm studio lms import {out}")
+    click.echo(f"lm studio lms import {quote(str(out))}")
+    smaller = out.with_name(f"{out.stem}-Q4_K_M.gguf")
     click.echo(
-        f"K-quants  llama-quantize {out} {out.with_name(f'{out.stem}-Q4_K_M.gguf')} Q4_K_M "
+        f"K-quants  llama-quantize {quote(str(out))} {quote(str(smaller))} Q4_K_M "
         "(llama.cpp's tool; from f32, f16 or bf16)"
     )
     for note in made.notes:

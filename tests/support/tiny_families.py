@@ -32,11 +32,14 @@ CHATML = (
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|stop|>")
 TAGS = ("<think>", "</think>", "<note to self>")
 """Tags that are text: they stay in a reply."""
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 WORDS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": _CL100K.replace("{1,3}", ""),
+    "llama-bpe": _CL100K,
+    "dbrx": _CL100K,  # Phi-4's, which merges even where a whole word is a token
 }
 """Patterns with which the families publish their tokenizers."""
 
@@ -64,7 +67,8 @@ def sentence_piece(scheme: str, text: str = PROBE, size: int = 700) -> Tokenizer
     """Train a BPE tokenizer as converted from SentencePiece: every way to divide a token is a merge.
 
     Args:
-        scheme: where a space is written before a text: "prepend" as Llama 2, "always", "first", "never".
+        scheme: where a space is written before a text: "prepend" or "converted" as Llama 2, "always",
+            "first", or "never" as Gemma.
     """
     learned = Tokenizer(models.BPE(unk_token="<unk>"))
     learned.normalizer = normalizers.Replace(" ", "▁")
@@ -87,6 +91,10 @@ def sentence_piece(scheme: str, text: str = PROBE, size: int = 700) -> Tokenizer
     replace = normalizers.Replace(" ", "▁")
     if scheme == "prepend":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    elif scheme == "converted":  # as transformers 5 converts Llama 2
+        doubled = normalizers.Replace(Regex(r"\A▁"), "▁▁")
+        tokenizer.normalizer = normalizers.Sequence([replace, doubled])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     elif scheme == "never":  # as Gemma
         tokenizer.normalizer = replace
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

@@ -24,6 +24,8 @@ from forty2.model.gguf.file import Value
 
 SPACE = "▁"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_REPLACED = (({"String": " "}, SPACE), ({"Regex": rf"\A{SPACE}"}, SPACE * 2))
+"""Replacements of normalizers that llama.cpp makes, too; transformers 5 converts Llama 2 by both."""
 _LOWEST = -1e6
 """Score of a token that no merge makes."""
 _MOST_RUNS = 200
@@ -104,7 +106,7 @@ def _check_steps(parts: JsonObject, where: str) -> None:
             if kind == "Prepend":
                 fine = one["prepend"] == SPACE
             elif kind == "Replace":
-                fine = one["pattern"] == {"String": " "} and one["content"] == SPACE
+                fine = (one["pattern"], one["content"]) in _REPLACED
             elif kind == "Metaspace":
                 fine = one["replacement"] == SPACE and not one.get("split", True)
             elif kind == "Split":  # Gemma's, at spaces, of which the normalizer has left none

@@ -57,7 +57,7 @@ def test_every_rule_cuts_the_probe_in_its_own_way() -> None:
     assert len(words) == len(RULES)
 
 
-@pytest.mark.parametrize("rule", ["qwen2", "llama-bpe", "gpt-2", "smollm"])
+@pytest.mark.parametrize("rule", ["qwen2", "llama-bpe", "dbrx", "gpt-2", "smollm"])
 def test_byte_level_tokenizers_cut_many_scripts_alike(rule: str, tmp_path: Path) -> None:
     bos = "<|endoftext|>" if rule == "llama-bpe" else None
     tokenizer = with_tokens(byte_level(rule), bos=bos)
@@ -67,7 +67,7 @@ def test_byte_level_tokenizers_cut_many_scripts_alike(rule: str, tmp_path: Path)
     assert GgufFile(tmp_path / "m.gguf").get("tokenizer.ggml.pre", str) == rule
 
 
-@pytest.mark.parametrize("scheme", ["prepend", "never"])
+@pytest.mark.parametrize("scheme", ["prepend", "converted", "never"])
 def test_sentence_piece_tokenizers_cut_many_scripts_alike(scheme: str, tmp_path: Path) -> None:
     tokenizer = with_tokens(sentence_piece(scheme), bos="<s>", unk_token="<unk>")
     llama = in_llama_cpp(tokenizer, tmp_path)
