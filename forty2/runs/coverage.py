@@ -19,9 +19,9 @@ from forty2.training.objectives.phase import Phase
 from forty2.training.schedule import PhasePlan
 
 MOST_PASSES = 3.0
-"""Most passes of a stage of a curriculum, a phase that replays rows or has a gate, without a warning."""
+"""Most passes without a warning in a stage of a curriculum: a phase that replays rows or has a gate."""
 MOST_ELSEWHERE = 10.0
-"""Most passes of any other phase without a warning: few rows often take more than three."""
+"""Most passes without a warning in any other phase: with few rows, three are often not enough."""
 OWN = "its own rows"
 """Name of the rows that a phase does not replay."""
 

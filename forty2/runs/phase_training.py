@@ -205,13 +205,13 @@ def _train_to_gate(
         if not failed_buckets(phase.settings, trained.valid):
             break
         if run.group.first:
-            message = (
-                f"{phase.name}, step {trained.steps}: {in_words(phase.settings, trained.valid)}"
-            )
+            step, found = trained.steps, in_words(phase.settings, trained.valid)
             again = f"; it is trained for {plan.steps} steps again" if time < times else ""
-            record = {"phase": phase.name, "step": trained.steps, "red_line": "gate"}
-            run.folder.log({**record, "warning": message + again})
-            run.progress(phase.label, trained.steps, so_long.steps, {"warning": message + again})
+            message = f"{phase.name}, step {step}: {found}{again}"
+            record = {"phase": phase.name, "step": step, "red_line": "gate", "warning": message}
+            if record not in run.folder.metrics():  # a run that was killed since comes here again
+                run.folder.log(record)
+            run.progress(phase.label, step, so_long.steps, {"warning": message})
     return trained, so_long
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from forty2.files import read_json
 from forty2.recipe.reading import load_recipe
 from forty2.runs import inputs as runs_inputs
 from forty2.runs import pipeline
+from forty2.runs.folder import read_metrics
 from forty2.runs.gates import GATES, REPEATS, GateResult, failed_buckets, gate_results
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
@@ -157,9 +159,14 @@ def test_a_repeated_phase_that_is_stopped_goes_on_with_the_same_bytes(
 
     with pytest.raises(Interrupted):
         run(load_recipe(source, values), run_dir="r", progress=stop)
+    shutil.rmtree("r/work/phase1_alpha/step6")  # as if it had been killed then
     with pytest.raises(TrainingError):
         go(inputs, "r", repeat, resume=True)
     assert weights("r", "alpha") == weights("whole", "alpha")
+    for folder in ("r", "whole"):
+        log = read_metrics(Path(folder, "metrics.jsonl"))
+        found = [line["step"] for line in log if line.get("red_line") == "gate"]
+        assert found == [4, 8, 12, 16]
 
 
 def test_a_gate_that_is_reached_is_silent_and_repeats_nothing(inputs: Path) -> None:
