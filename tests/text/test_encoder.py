@@ -273,6 +273,34 @@ def test_an_answer_behind_a_thought_that_generation_opens_begins_by_closing_it(
     assert tokenizer.decode(ids) == f"\n</{tag}>\n\nb<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("written", "closing"),
+    [
+        ("{% if r %}<think>{{ r }}</think>{% endif %}{{ m['content'] }}", "</think>"),
+        ("{% if r %}<think>{{ r }} </think> {% endif %}- {{ m['content'] }}", " </think> - "),
+        (
+            "{% if r %}{{ raise_exception('No!') }}{% endif %}{% set c = m['content'] %}{% if "
+            "'</think>' in c %}<think>{{ c.split('</think>')[0].split('<think>')[1].strip() }}</think>\n"
+            "{% endif %}{{ c.split('</think>')[-1].strip() }}",
+            "</think>\n",
+        ),
+        ("{{ m['content'].split('</think>')[-1].strip() }}", "\n</think>\n\n"),
+        ("- {{ m['content'].split('</think>')[-1].strip() }}", "\n</think>\n\n- "),
+    ],
+)
+def test_an_answer_without_reasoning_closes_the_thought_as_its_template_does(
+    starter: LoadedModel, written: str, closing: str
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set r = m['reasoning_content'] %}"
+        f"{written}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    _, ids, _ = Encoder(tokenizer).response([user("a")], [assistant("b")])
+    assert tokenizer.decode(ids) == f"{closing}b<|im_end|>"
+
+
 def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
     starter: LoadedModel,
 ) -> None:
@@ -281,6 +309,36 @@ def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
         "{% if add_generation_prompt %}assistant: <bot>{% endif %}"
     )
     with pytest.raises(DataError, match="would begin this answer with '<bot>', which the"):
+        Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"),
+    [
+        ("<|im_start|>" + "x" * 50 + "<|im_start|>assistant", "<|im_start|>assistant"),
+        ("y" * 61, "y" * 60),
+    ],
+)
+def test_a_header_that_no_answer_has_is_quoted_from_the_beginning_of_a_token(
+    starter: LoadedModel, header: str, shown: str
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+        f"{{% if add_generation_prompt %}}{header}{{% endif %}}"
+    )
+    with pytest.raises(DataError, match="would begin this answer with") as error:
+        Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
+    assert f" '{shown}', which" in str(error.value)
+
+
+def test_a_control_token_that_generation_alone_writes_opens_no_thought(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{# <|im_end|> #}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with pytest.raises(DataError, match="would begin this answer with"):
         Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
 
 
@@ -581,6 +639,20 @@ def test_what_a_template_writes_around_a_text_may_not_depend_on_it(
     encoder.response([user("a")], [assistant("hello")])
     with pytest.raises(DataError, match="alters the content"):
         encoder.response([user("a")], [assistant("good bye")])
+
+
+def test_an_answer_that_a_template_leaves_out_because_of_its_question_is_refused(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' or 'bye' not in messages[0]['content'] %}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    encoder.response([user("a")], [assistant("b")])
+    with pytest.raises(DataError, match=r"messages\[1\]: the chat template leaves out or alters"):
+        encoder.response([user("good bye")], [assistant("b")])
 
 
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:

@@ -97,6 +97,15 @@ def cases() -> dict[str, tuple[list[Message], bool]]:
         "tag in a content": [user("<think>"), bot("<b>bold</b>")],
         "thinking in a content": [user(), bot("<think>\nOne.\n</think>\n\nYes.")],
         "a thought without its beginning": [user(), bot("One.\n</think>\n\nYes.")],
+        "questions that say how to think": [
+            *(user("Is it? /no_think"), bot("Yes."), user("Why? /think"), bot("So.")),
+        ],
+        "a thought where a question asks for none": [
+            *(user("Is it? /no_think"), bot("<think>\nOne.\n</think>\n\nYes.")),
+        ],
+        "a thought where the system turn asks for none": [
+            *(system("Be brief. /no_think"), user(), bot("<think>\nOne.\n</think>\n\nYes.")),
+        ],
         "two with thinking in the content": [
             *(user(), bot("<think>\nOne.\n</think>\n\nYes.")),
             *(user("Why?"), bot("<think>\nTwo.\n</think>\n\nSo.")),
