@@ -111,11 +111,20 @@ class Conversation:
                     seen[message[key]] = self._replace(i, key, message[key])
                 marked[key] = seen[message[key]]
         if "content" in message:
-            marked["content"] = self._replace(i, "content", message["content"])
+            marked["content"] = self._mark_content(i, message["content"])
         calls = message.get("tool_calls")
         if isinstance(calls, list | tuple):
             marked["tool_calls"] = [self._mark_call(i, call) for call in calls]
         return marked
+
+    def _mark_content(self, i: int, content: object) -> object:
+        if not isinstance(content, list):
+            return self._replace(i, "content", content)
+        keys = {"thinking": "thinking", "text": "content"}  # of the message, by the part's own
+        return [
+            {key: self._replace(i, keys[key], v) if key in keys else v for key, v in part.items()}
+            for part in content
+        ]
 
     def _mark_call(self, i: int, call: object) -> object:
         if not isinstance(call, dict):

@@ -212,7 +212,7 @@ class TurnShapes:
         usual = f"\n{closing_of(opened)}\n\n"
         thought, answer = MARK.format(mark), marked[-1]
         ways: list[Message] = [dict.fromkeys(REASONING, thought)]
-        if answer.get("content"):
+        if isinstance(answer["content"], str) and answer["content"]:
             ways.append({"content": f"{opened}\n{thought}{usual}{answer['content']}"})
         for more in ways:
             try:

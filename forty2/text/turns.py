@@ -169,7 +169,8 @@ class Turns:
         it), or it leaves out the reasoning, which generation would nevertheless write.
         """
         message = conversation.messages[turn]
-        content = str(message.get("content") or "")
+        content = message.get("content")
+        content = content if isinstance(content, str) else ""
         tail = found.shape.parts[-1]
         repeats = found.after < len(found.shape.order)
         if not repeats and text.startswith(prompt) and text.endswith(tail):
@@ -252,6 +253,17 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
+def merging(messages: Sequence[Message]) -> str:
+    """Say how to merge system turns into user turns, for a template that takes none."""
+    roles = [message["role"] for message in messages]
+    if roles[:2] == ["system", "user"] and roles.count("system") == 1:
+        return (
+            "merge it into the first user turn (system_turn: fold in a recipe, else "
+            "`system_turn=fold`)"
+        )
+    return "merge each system turn into the user turn after it, in the file"
+
+
 def _dropped(conversation: Conversation, owner: int, key: str) -> str:
     """Say what a template does not write, and what to do about it."""
     role = conversation.messages[owner]["role"]
@@ -271,10 +283,7 @@ def _dropped(conversation: Conversation, owner: int, key: str) -> str:
             f"(chat_template), put it into the content, or remove it"
         )
     if role == "system":
-        return (
-            "the chat template leaves out the system turn; merge it into the first user turn "
-            "(system_turn: fold in a recipe, else `system_turn=fold`)"
-        )
+        return f"the chat template leaves out the system turn; {merging(conversation.messages)}"
     return (
         f"the chat template leaves out or alters the content of this {role} turn; use one that writes "
         "contents as they are (chat_template)"

@@ -711,6 +711,12 @@ class Phi4(Chatml):
     tails: ClassVar = dict.fromkeys(heads, "<|im_end|>")
 
 
+class Phi4Reasoning(Phi4):
+    """Phi 4 whose tags around a thought are control tokens, which its template does not look for."""
+
+    control = Phi4.control + " <think> </think>"
+
+
 class Kimi(Chatml):
     """Turns with a token for each role; the call's number is written with it."""
 
@@ -1045,6 +1051,41 @@ class MistralSmall(Mistral3):
 
     def question(self, talk: Talk, i: int) -> str:
         return f"[INST]{talk.text(i)}[/INST]"
+
+
+class Ministral(Family):
+    """Takes a thought as a part of the content, and writes it between control tokens."""
+
+    template = (
+        "{{- bos_token -}}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+        "{{- '[INST]' ~ m.content ~ '[/INST]' -}}{%- elif m.role == 'assistant' -%}"
+        "{%- if m.content is string -%}{{- m.content -}}{%- else -%}{%- for part in m.content -%}"
+        "{{- part.text if part.type == 'text' else '[THINK]' ~ part.thinking ~ '[/THINK]' -}}"
+        "{%- endfor -%}{%- endif -%}{{- eos_token -}}{%- else -%}"
+        "{{- '[SYSTEM_PROMPT]' ~ m.content ~ '[/SYSTEM_PROMPT]' -}}{%- endif -%}{%- endfor -%}"
+    )
+    control = "<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [THINK] [/THINK]"
+    stops = "</s>"
+    begin = "<s>"
+    heads: ClassVar = {
+        "user": "[INST]",
+        "assistant": "",
+        "system": "[SYSTEM_PROMPT]",
+        "tool": "[SYSTEM_PROMPT]",
+    }
+    tails: ClassVar = {
+        "user": "[/INST]",
+        "assistant": "</s>",
+        "system": "[/SYSTEM_PROMPT]",
+        "tool": "[/SYSTEM_PROMPT]",
+    }
+    answer_end = "</s>"
+    writes_reasoning = True
+    writes_tools = False
+
+    def body(self, talk: Talk, i: int) -> str:
+        thought = talk.thought(i)
+        return (f"[THINK]{thought}[/THINK]" if thought else "") + talk.text(i)
 
 
 # --- Gemma, Phi, Zephyr and other plain ones ---
@@ -1589,6 +1630,13 @@ class R1Late(R1Early):
         return "\n</think>\n\n" + written
 
 
+class R1Tokens(R1Late):
+    """R1 whose tags around a thought are control tokens; its template looks for one of them."""
+
+    control = R1Late.control + " <think> </think>"
+    tags = ""
+
+
 class DeepSeekV31(DeepSeekV3):
     """Begins answers after a closed thought; takes the arguments of calls as a text."""
 
@@ -2019,6 +2067,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         Mistral1,
         Mistral3,
         MistralSmall,
+        Ministral,
         Gemma2,
         Gemma3,
         Phi3,

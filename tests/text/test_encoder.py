@@ -489,6 +489,27 @@ def test_a_system_turn_that_a_template_leaves_out_is_refused_with_what_to_do(
     )
 
 
+@pytest.mark.parametrize(
+    "roles",
+    ["system system user assistant", "user system user assistant", "system user system assistant"],
+)
+@pytest.mark.parametrize("refuses", [True, False])
+def test_folding_is_not_advised_for_what_it_does_not_fold(
+    starter: LoadedModel, roles: str, refuses: bool
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] }}: {{ m['content'] }}"
+        "<|im_end|>{% elif refuses %}{{ raise_exception('No system!') }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    *prompt, answer = ({"role": role, "content": "a"} for role in roles.split())
+    tokenizer = with_template(starter, f"{{% set refuses = {refuses} %}}{template}")
+    with pytest.raises(DataError) as error:
+        Encoder(tokenizer).response(prompt, [answer])
+    said = "merge each system turn into the user turn after it, in the file"
+    assert str(error.value).endswith(said) and "fold" not in str(error.value)
+
+
 def test_what_would_not_help_is_not_advised(starter: LoadedModel) -> None:
     """Where a template refuses more than the system turn, or refuses it with nothing beside it."""
     template = (
@@ -679,13 +700,24 @@ def test_no_chat_template_is_refused(starter: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("front", [False, True])
-@pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s></s>"])
+@pytest.mark.parametrize(
+    "text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s></s>", "ab</s>\n"]
+)
 def test_a_text_begins_and_ends_once_whoever_spells_it(text: str, front: bool) -> None:
     tokenizer = tiny_loaded(template="{{ messages }}", front=front).tokenizer
     (row,) = Encoder(tokenizer).encode_sft_record(Text(text=text, origin="f:1", meta={}))
     begins = front or text.startswith("<s>")
     assert tokenizer.decode(list(row.ids)) == "<s>" * begins + "ab</s>"
     assert row.mask == [False] + [True] * (len(row.ids) - 1)
+
+
+def test_a_rendered_conversation_as_text_ends_at_its_last_end(chatml: Any) -> None:
+    turn = "<|im_start|>assistant\nYo<|im_end|>"
+    for blanks in ("", "\n", " \n\n"):
+        (row,) = Encoder(chatml).encode_sft_record(Text(text=turn + blanks, origin="f:1"))
+        assert chatml.decode(list(row.ids)) == turn
+    (row,) = Encoder(chatml).encode_sft_record(Text(text="One.\n", origin="f:1"))
+    assert chatml.decode(list(row.ids)) == "One.\n<|im_end|>"
 
 
 def test_a_response_that_begins_with_a_turn_not_learned_follows_the_same_prompt(
