@@ -2,6 +2,7 @@
 
     {"from": "gpt", "value": "..."}             -> {"role": "assistant", "content": "..."}
     {"content": [{"type": "text", "text": ...}]} -> {"content": "..."}
+    {"content": [{"type": "thinking", "thinking": ...}, ...]} -> {"reasoning_content": "...", ...}
     {"tool_calls": [{"function": {"arguments": "{...}"}}]}, {"function_call": {...}}
                                                 -> {"tool_calls": [...]}, arguments decoded
     {"weight": 0}, {"loss": false}, {"masked": true}, ...   -> {"train": False}
@@ -12,6 +13,7 @@ Reasoning stays under the key it was written with. Null values are left out.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -129,7 +131,10 @@ def read_message(value: object, where: str) -> Message:
     refuse_media(rest, f"{where}.")
     _refuse_misplaced(rest, where)
     learned = _pop_learned(rest, role, where)
-    content = text_of(value.get(content_key), f"{where}.{content_key}")
+    content = value.get(content_key)
+    if role == "assistant":
+        content = _pop_thought(content, rest, f"{where}.{content_key}")
+    content = text_of(content, f"{where}.{content_key}")
     if name in _CALLS:
         calls = _read_calls(structure(content, f"{where}.{content_key}"), f"{where}.{content_key}")
         content = ""
@@ -275,6 +280,24 @@ def text_of(content: object, where: str) -> object:
             raise DataError(f"{where}[{i}].text must be text, not {short(part.get('text'))}")
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _pop_thought(content: object, rest: dict[str, object], where: str) -> object:
+    """Put the parts of type thinking with which a content begins under their key; return the others."""
+    if not isinstance(content, list):
+        return content
+    parts = list(itertools.takewhile(_is_thinking, content))
+    said = [key for key in REASONING if key in rest]
+    if parts and said:
+        raise DataError(f"{where} and {said[0]} both hold reasoning; keep one of them")
+    if parts:
+        shown = [{"type": "text", "text": text_of(part["thinking"], where)} for part in parts]
+        rest[REASONING[0]] = text_of(shown, where)
+    return content[len(parts) :]
+
+
+def _is_thinking(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "thinking" and "thinking" in part
 
 
 def _reasoning(message: Mapping[str, object], key: str, where: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
+import yaml
 from jinja2 import meta
 
 from forty2.errors import ModelError, RecipeError
@@ -167,7 +168,7 @@ def apply_settings(template: object, settings: TemplateSettings, where: str) -> 
                 f"template_options: the chat template of {where} does not read {name!r}; it reads "
                 f"{there}"
             )
-        if isinstance(value, str) and value.lower() in ("true", "false"):
+        if isinstance(value, str) and _is_quoted(value) and not _spells(template, value):
             raise ModelError(
                 f"template_options: {name} is the text {value!r}, which counts as true in a template "
                 "whatever it says; remove the quotes"
@@ -175,6 +176,18 @@ def apply_settings(template: object, settings: TemplateSettings, where: str) -> 
         lines.append(f"{{% set {name} = {_literal(value)} %}}\n")
     fold = _FOLD if settings.system_turn == "fold" else ""
     return "".join(lines) + fold + template
+
+
+def _is_quoted(text: str) -> bool:
+    """Return whether YAML would read a text as a boolean or as null, had it no quotes."""
+    loader = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    return bool(text) and str(tag).endswith((":bool", ":null"))
+
+
+def _spells(template: str, text: str) -> bool:
+    """Return whether a template compares with a text: some take "on" and "off"."""
+    return f"'{text}'" in template or f'"{text}"' in template
 
 
 def stop_clock(template: object, today: datetime.date) -> object:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal, NamedTuple, cast
 
+from forty2.data.messages import REASONING
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.row_keys import WEIGHT
@@ -25,9 +26,10 @@ from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
 from forty2.text.special_tokens import SpecialTokens
 from forty2.text.template_text import inspected_texts
+from forty2.text.thinking_parts import reads_parts, with_thinking_parts
 from forty2.text.tokenizer import Tokenizer
 from forty2.text.tool_arguments import reads_text, with_text_arguments
-from forty2.text.turns import Example, Turns
+from forty2.text.turns import Example, Turns, merging
 
 TrainOn = Literal["all", "last"]
 """Which assistant turns of a conversation are learned, of those that its row does not exclude."""
@@ -67,6 +69,7 @@ class Encoder:
         self._spellings = {i: spelling for spelling, i in self._specials.ids.items()}
         self._leads: dict[tuple[int | str, ...], list[int]] = {}
         self._reads_text: bool | None = None
+        self._reads_parts: bool | None = None
 
     def training_on(self, train_on: TrainOn) -> Encoder:
         """Return an encoder for conversations of which all turns, or the last alone, are learned."""
@@ -248,9 +251,13 @@ class Encoder:
 
     def _shown(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages as the template gets them: without nulls, empty calls and `train`."""
-        shown = [
+        shown: list[Message] = [
             {"content": "", **{k: v for k, v in m.items() if _is_shown(k, v)}} for m in messages
         ]
+        if any(m.get(key) for m in messages for key in REASONING):
+            if self._reads_parts is None:
+                self._reads_parts = reads_parts(lambda trial: self._render(trial, False, ()))
+            shown = with_thinking_parts(shown) if self._reads_parts else shown
         if not any(m.get("tool_calls") for m in messages):
             return [*shown]
         if self._reads_text is None:
@@ -260,13 +267,17 @@ class Encoder:
     def _text(self, record: Text) -> Row:
         """Encode a text and the token that ends it; all tokens but the first are supervised.
 
-        A text that spells its own beginning and end, as rendered conversations do, has each once.
+        A text that spells its own beginning and end, as rendered conversations do, has each once;
+        blanks behind such an end are left off.
         """
         spelled = self._specials.pattern.match(record.text)
-        ids = list(self.tokenizer.encode(record.text, verbose=False))  # it is divided
+        ends = set(self.tokenizer.eos_token_ids)
+        bare = record.text.rstrip()
+        ended = bare.endswith(tuple(self._spellings[i] for i in ends))
+        # It is divided if it is too long.
+        ids = list(self.tokenizer.encode(bare if ended else record.text, verbose=False))
         if spelled and ids[:2] == [self._specials.ids[spelled[0]]] * 2:
             del ids[0]
-        ends = set(self.tokenizer.eos_token_ids)
         while len(ids) > 1 and ends.issuperset(ids[-2:]):
             ids.pop()
         if not ends.intersection(ids[-1:]):
@@ -307,10 +318,7 @@ class Encoder:
             self._apply(rest, prompt, tools)
         except Exception:  # it refuses something else, too
             return ""
-        return (
-            "; it takes no system turn: merge it into the first user turn (system_turn: fold in a "
-            "recipe, else `system_turn=fold`)"
-        )
+        return f"; it takes no system turn: {merging(messages)}"
 
     # --- tokens ---
 

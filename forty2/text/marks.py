@@ -40,17 +40,24 @@ class Shape:
 
 
 class Conversation:
-    """Messages and tools, with the texts that users wrote and marks in place of these."""
+    """Messages and tools, with the texts that users wrote and marks in place of these.
 
-    def __init__(self, messages: Sequence[Message], tools: Sequence[JsonObject]) -> None:
+    Args:
+        first: the first message with marks; those before it stay as they are.
+    """
+
+    def __init__(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], first: int = 0
+    ) -> None:
         self.messages = messages
         self.tools = tools
+        self._first = first
         self._values: list[str] = []
         self._owners: list[tuple[int, str]] = []
         self._ends: list[int] = []
         self._marked: list[Message] = []
         for i, message in enumerate(self.messages):
-            self._marked.append(self._mark(i, message))
+            self._marked.append(self._mark(i, message) if i >= first else message)
             self._ends.append(len(self._values))
 
     def values(self, turn: int) -> list[str]:
@@ -78,7 +85,7 @@ class Conversation:
         Yields:
             The message's index, the argument's name, and all messages.
         """
-        for i, message in enumerate(self._marked[: turn + 1]):
+        for i, message in enumerate(self._marked[self._first : turn + 1], self._first):
             for c, call in enumerate(message.get("tool_calls") or ()):
                 arguments = call.get("function", {}).get("arguments")
                 for path, name in _paths(arguments):
@@ -92,7 +99,7 @@ class Conversation:
 
     def call_shape(self, turn: int) -> str:
         """Return what tells calls apart that a template may write in another way."""
-        calls = [message.get("tool_calls") for message in self._marked[: turn + 1]]
+        calls = [message.get("tool_calls") for message in self._marked[self._first : turn + 1]]
         return MARKS.sub("", json.dumps(_likeness(calls), ensure_ascii=False))
 
     def _mark(self, i: int, message: Message) -> Message:
@@ -104,11 +111,20 @@ class Conversation:
                     seen[message[key]] = self._replace(i, key, message[key])
                 marked[key] = seen[message[key]]
         if "content" in message:
-            marked["content"] = self._replace(i, "content", message["content"])
+            marked["content"] = self._mark_content(i, message["content"])
         calls = message.get("tool_calls")
         if isinstance(calls, list | tuple):
             marked["tool_calls"] = [self._mark_call(i, call) for call in calls]
         return marked
+
+    def _mark_content(self, i: int, content: object) -> object:
+        if not isinstance(content, list):
+            return self._replace(i, "content", content)
+        keys = {"thinking": "thinking", "text": "content"}  # of the message, by the part's own
+        return [
+            {key: self._replace(i, keys[key], v) if key in keys else v for key, v in part.items()}
+            for part in content
+        ]
 
     def _mark_call(self, i: int, call: object) -> object:
         if not isinstance(call, dict):

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from forty2.data.records import Message
 from forty2.files import JsonObject
+from forty2.text.thoughts import closing_of, is_thought
 from forty2.text.tokenizer import Tokenizer
 from forty2.text.word_cache import WordCache
 
@@ -33,7 +34,8 @@ class SpecialTokens:
 
     Args:
         markers: control tokens that users write into answers on purpose, because the chat template
-            looks for them there (`</think>`); they stay tokens in an assistant's content.
+            looks for them there (`</think>`); they stay tokens in an assistant's content. So do the
+            two around a thought with which it begins.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: Collection[str] = ()) -> None:
@@ -51,6 +53,11 @@ class SpecialTokens:
         self._replaced_in_answers = _any_of(
             set(self.ids).difference(set(markers) - ends), _PLACEHOLDER_PATTERN.pattern
         )
+        self._thoughts = [
+            (tag, closing_of(tag))
+            for tag in self.ids
+            if is_thought(tag) and closing_of(tag) in self.ids and not ends & {tag, closing_of(tag)}
+        ]
         self._backend = _backend_of(tokenizer, self.ids)
         self._word_cache = None if self._backend is None else WordCache(self._backend)
         self._literal_backend: Backend | None = None
@@ -72,14 +79,29 @@ class SpecialTokens:
         def protected(message: Message) -> Message:
             answer = message["role"] == "assistant"
             pattern = self._replaced_in_answers if answer else self._replaced
+
+            def content(text: str) -> str:
+                kept = self._tags_of_thought(text)
+                return pattern.sub(lambda m: m[0] if m.start() in kept else placeholder(m), text)
+
+            changes = {"content": content} if answer else {}
+            change = _replacing(pattern, placeholder)
             return {
-                key: value if key == "role" else map_texts(_replacing(pattern, placeholder), value)
+                key: value if key == "role" else map_texts(changes.get(key, change), value)
                 for key, value in message.items()
             }
 
         replaced = [protected(message) for message in messages]
         described = [map_texts(_replacing(self._replaced, placeholder), tool) for tool in tools]
         return replaced, described, literals
+
+    def _tags_of_thought(self, answer: str) -> Collection[int]:
+        """Return where the tags stand around a thought with which an answer begins, if it does."""
+        start = len(answer) - len(answer.lstrip())
+        for opening, closing in self._thoughts:
+            if answer.startswith(opening, start) and closing in answer:
+                return start, answer.index(closing)
+        return ()
 
     def encode(self, text: str, literals: Sequence[str] = ()) -> list[int]:
         """Encode a rendered text in which placeholders stand for `literals`."""

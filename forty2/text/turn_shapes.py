@@ -9,17 +9,15 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from forty2.data.messages import REASONING
 from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.files import JsonObject
-from forty2.text.marks import MARKS, Conversation, Shape, range_of
+from forty2.text.marks import MARK, MARKS, Conversation, Shape, range_of
+from forty2.text.thoughts import closing_of, is_thought, tag_alone, tag_at_end
 
-_TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)>\s*(</\1>\s*)?")
-"""A tag, alone or with the one that closes it."""
-_OPENED = re.compile(r"<([A-Za-z][\w:.-]*)>\s*$")
-"""A tag that a prompt ends with: a header of the answer, or the beginning of a thought."""
-_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
-"""Names of tags around a thought."""
+_HEADER_SHOWN = re.compile(r"[<\[].{,59}\Z", re.DOTALL)
+"""End of a header that an error shows, from the beginning of a tag."""
 MOST_SHAPES = 2000
 """Shapes of conversations remembered at once."""
 
@@ -50,8 +48,12 @@ class Turn(NamedTuple):
     """Whether generation's prompt is the beginning of the whole."""
     prompt: str
     """Generation's prompt, with marks."""
+    header: str
+    """What the prompt has behind its last mark."""
     opened: str
-    """Name of the tag that opens a thought at the end of generation's prompt; empty: there is none."""
+    """Tag that opens a thought at the end of generation's prompt; empty: there is none."""
+    closing: str
+    """What the template writes between a thought and the turn's first text, if a thought is opened."""
     text: str
     """The whole up to the turn's end, with marks."""
 
@@ -82,10 +84,11 @@ class TurnShapes:
         if key not in self._turns:
             if len(self._turns) >= MOST_SHAPES:
                 self._turns.clear()
-            self._turns[key] = self._turn_by_marks(conversation, turn)
+            self._turns[key] = self.turn_by_marks(conversation, turn)
         return self._turns[key]
 
-    def _turn_by_marks(self, conversation: Conversation, turn: int) -> Turn:
+    def turn_by_marks(self, conversation: Conversation, turn: int) -> Turn:
+        """Find where it begins and ends, without remembering it."""
         marked, owners = conversation.marked(turn)
         if turn == 0:
             raise DataError(
@@ -114,7 +117,7 @@ class TurnShapes:
         shape.dropped.extend(self._dropped_arguments(conversation, turn, whole, prompt))
         first, after = range_of(shape, turn)
         if first == after:  # the template writes nothing of this turn: `dropped` says so
-            return Turn(shape, 0, 0, Ending("", True), "", False, prompt, "", whole)
+            return Turn(shape, 0, 0, Ending("", True), "", False, prompt, "", "", "", whole)
         after = self._after_generated(shape, first, after, owners)
         ending = self._ending(shape.parts[after])
         text = whole[: marks[after - 1].end()] + ending.text
@@ -126,7 +129,11 @@ class TurnShapes:
             history = self._render(marked[:-1], False, tools)
             lead, surplus = _after_prompt(prompt, history, shape, first, turn)
         opened = self._opened_thought(prompt, surplus, turn)
-        return Turn(shape, first, after, ending, lead, appended, prompt, opened, text)
+        closing = self._closing(opened, marked, tools, len(owners), lead) if opened else ""
+        header = MARKS.split(prompt)[-1]
+        return Turn(
+            shape, first, after, ending, lead, appended, prompt, header, opened, closing, text
+        )
 
     def _dropped_arguments(
         self, conversation: Conversation, turn: int, whole: str, prompt: str
@@ -173,19 +180,49 @@ class TurnShapes:
         return after
 
     def _opened_thought(self, prompt: str, surplus: str, turn: int) -> str:
-        """Return the name of the tag with which generation's prompt opens a thought, if it does.
+        """Return the tag with which generation's prompt opens a thought, if it does.
 
         Args:
             surplus: end of the prompt that the template does not write before the answer itself.
         """
-        tag = _OPENED.search(prompt)
-        if tag is None or _THOUGHT.search(tag[1]):
-            return tag[1] if tag else ""
-        if _OPENED.search(surplus) is None:
+        tag = tag_at_end(prompt)
+        if is_thought(tag):
+            return tag
+        if not tag_at_end(surplus):
             return ""  # a header of the answer
-        if f"</{tag[1]}>" not in self._template:
+        if self._specials.fullmatch(tag) or closing_of(tag) not in self._template:
             raise DataError(f"messages[{turn}]: {_not_written(surplus)}")
-        return tag[1]
+        return tag
+
+    def _closing(
+        self,
+        opened: str,
+        marked: Sequence[Message],
+        tools: Sequence[JsonObject],
+        mark: int,
+        lead: str,
+    ) -> str:
+        """Find what the template writes between a thought and the last turn's first text: tried.
+
+        Args:
+            opened: the tag that opens the thought.
+            mark: number of a mark that is free.
+            lead: what it writes before that text where there is no thought.
+        """
+        usual = f"\n{closing_of(opened)}\n\n"
+        thought, answer = MARK.format(mark), marked[-1]
+        ways: list[Message] = [dict.fromkeys(REASONING, thought)]
+        if isinstance(answer["content"], str) and answer["content"]:
+            ways.append({"content": f"{opened}\n{thought}{usual}{answer['content']}"})
+        for more in ways:
+            try:
+                text = self._render([*marked[:-1], {**answer, **more}], False, tools)
+            except DataError:
+                continue
+            between = MARKS.split(text.partition(thought)[2])[0]
+            if closing_of(opened) in between:
+                return between
+        return usual + lead
 
     def _ending(self, tail: str) -> Ending:
         """Find the end of a turn in what the template writes after the turn's last text.
@@ -224,17 +261,20 @@ def _after_prompt(
     added = prompt[len(history) :] if prompt.startswith(history) else ""
     if added and shape.parts[first].endswith(added):
         return "", ""
-    marks = list(MARKS.finditer(prompt))
-    same = marks and first and int(marks[-1][1]) == shape.order[first - 1]
-    header = prompt[marks[-1].end() :] if marks else prompt
     between = shape.parts[first]
+    if marks := list(MARKS.finditer(prompt)):
+        header = prompt[marks[-1].end() :]
+        same = first > 0 and int(marks[-1][1]) == shape.order[first - 1]
+    else:
+        header, between = prompt.removeprefix(history), between.removeprefix(history)
+        same = True
     for length in reversed(range(len(header) + 1)) if same else ():
         surplus = header[length:]
-        tag = _TAG.fullmatch(surplus)
+        tag = tag_alone(surplus)
         if not between.startswith(header[:length]) or (surplus and not tag):
             continue
         lead = between[length:]
-        if tag and tag[2] and f"<{tag[1]}>" in lead:
+        if tag and tag.closed and tag.opening in lead:
             raise DataError(
                 f"messages[{turn}]: generation would begin this answer with an empty thought, behind "
                 "which no reasoning can be learned; remove it, or turn thinking on (template_options)"
@@ -244,7 +284,9 @@ def _after_prompt(
 
 
 def _not_written(header: str) -> str:
+    shown = _HEADER_SHOWN.search(header)
+    end = shown[0] if shown else header[-60:]
     return (
-        f"generation would begin this answer with {header[-60:]!r}, which the chat template does not "
+        f"generation would begin this answer with {end!r}, which the chat template does not "
         "write before it; use another template (chat_template) or other template_options"
     )

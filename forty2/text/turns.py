@@ -24,13 +24,10 @@ from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.marks import MARK, Conversation, find_places
 from forty2.text.template_text import inspected_texts
+from forty2.text.thoughts import begins_anew, closing_of, continued
 from forty2.text.turn_shapes import MOST_SHAPES, Render, Turn, TurnShapes
 
 _CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]")
-_UNCLEAR = (
-    "the chat template changes what came before this turn in a way that depends on its content, so "
-    "its beginning cannot be found; use a template that only appends (chat_template)"
-)
 
 
 class Example(NamedTuple):
@@ -129,9 +126,9 @@ class Turns:
             end = places[found.after - 1][1] + len(found.ending.text)
             if not text.startswith(found.lead, start):
                 return None
-            if _behind_opened(found.opened, text[start:end]) != text[start:end]:
-                return None
             if inspected and self._prompt(conversation, turn) != text[:start]:
+                return None
+            if _generated(found, text[:start], text[start:end], turn) != text[start:end]:
                 return None
             spans.append((start, end))
         return Example(text[:end], spans, turns[-1].ending.needs_end)
@@ -143,41 +140,28 @@ class Turns:
         found = self._shapes.turn(conversation, turn)
         self._check_whole(conversation, found, turn)
         prompt = self._prompt(conversation, turn)
-        answer = _behind_opened(found.opened, self._answer(conversation, turn, found, prompt))
-        text = prompt + answer
-        return Example(text, [(len(prompt), len(text))], found.ending.needs_end)
-
-    def _answer(self, conversation: Conversation, turn: int, found: Turn, prompt: str) -> str:
-        """Return what the template writes after the prompt, up to the end of the turn."""
         text = self._render(conversation.messages[: turn + 1], False, conversation.tools)
         span = _span(text, found, conversation.values(turn))
-        if span is not None and (not found.appended or text[: span[0]] == prompt):
-            return text[slice(*span)]
-        # The template may write earlier turns differently from marks; try this turn behind marks.
-        behind, values = self._behind_marks(conversation, turn)
-        span = _span(behind, found, values)
-        if span is not None:
-            if not text.endswith(behind[span[0] :]):
-                raise DataError(f"messages[{turn}]: {_UNCLEAR}")
-            return behind[slice(*span)]
-        return self._altered(conversation, turn, found, prompt, text, behind)
-
-    def _behind_marks(self, conversation: Conversation, turn: int) -> tuple[str, list[str]]:
-        """Render a turn behind the marks of earlier ones; return the texts it is made of, too."""
-        marked, owners = conversation.marked(turn)
-        own = conversation.own_values(turn)
-        marks = [MARK.format(n) for n in range(len(owners) - len(own))]
-        messages = [*marked[:-1], conversation.messages[turn]]
-        return self._render(messages, False, conversation.tools), [*marks, *own]
+        if (
+            span is None
+            or not prompt.endswith(found.header)
+            or (found.appended and text[: span[0]] != prompt)
+        ):
+            # The template may go by what earlier turns say: find this one behind their own texts.
+            conversation = Conversation(conversation.messages, conversation.tools, turn)
+            found = self._shapes.turn_by_marks(conversation, turn)
+            self._check_whole(conversation, found, turn)
+            span = _span(text, found, conversation.values(turn))
+        answer = (
+            self._altered(conversation, turn, found, prompt, text)
+            if span is None
+            else text[slice(*span)]
+        )
+        whole = prompt + _generated(found, prompt, answer, turn)
+        return Example(whole, [(len(prompt), len(whole))], found.ending.needs_end)
 
     def _altered(
-        self,
-        conversation: Conversation,
-        turn: int,
-        found: Turn,
-        prompt: str,
-        text: str,
-        behind: str,
+        self, conversation: Conversation, turn: int, found: Turn, prompt: str, text: str
     ) -> str:
         """Return an answer that the template does not write as it writes other texts.
 
@@ -185,20 +169,21 @@ class Turns:
         it), or it leaves out the reasoning, which generation would nevertheless write.
         """
         message = conversation.messages[turn]
-        content = str(message.get("content") or "")
+        content = message.get("content")
+        content = content if isinstance(content, str) else ""
         tail = found.shape.parts[-1]
         repeats = found.after < len(found.shape.order)
         if not repeats and text.startswith(prompt) and text.endswith(tail):
             written = text[len(prompt) : len(text) - len(tail) + len(found.ending.text)]
-            own = (_continued(found.opened, value) for value in conversation.own_values(turn))
+            own = (continued(found.opened, value) for value in conversation.own_values(turn))
             if all(_bare(value) in _bare(written) for value in own):
                 return written
         cut = [tag[0] for tag in _CLOSING_TAG.finditer(content) if tag[0] in self.inspected]
-        closed = any(found.prompt.rstrip().endswith(tag) for tag in cut)
+        closed = any(prompt.rstrip().endswith(tag) for tag in cut)
         if cut and not closed and not repeats and set(message) == {"role", "content"}:
             before = found.text.rindex(MARK.format(found.shape.order[-1]))
-            kept = behind[before : len(behind) - len(tail)].strip()
-            if behind.startswith(found.text[:before]) and behind.endswith(tail) and kept in content:
+            kept = text[before : len(text) - len(tail)].strip()
+            if text.startswith(found.text[:before]) and text.endswith(tail) and kept in content:
                 return content + found.ending.text
         raise DataError(
             f"messages[{turn}]: the chat template alters the content, so this row cannot be trained "
@@ -223,20 +208,20 @@ class Turns:
             )
 
 
-def _continued(opened: str, answer: str) -> str:
-    """Return an answer without the tag with which it begins, where its prompt has opened that tag."""
-    opening = re.match(rf"\s*<{re.escape(opened)}>\s*", answer) if opened else None
-    return answer[opening.end() :] if opening else answer
+def _generated(found: Turn, prompt: str, answer: str, turn: int) -> str:
+    """Return what the template writes of an answer as generation would write it behind its prompt.
 
-
-def _behind_opened(opened: str, answer: str) -> str:
-    """Return an answer as generation would write it behind a tag that its prompt has opened.
-
-    An answer without reasoning begins by closing the thought.
+    Behind a thought that the prompt has opened, an answer without reasoning begins by closing it.
     """
-    if not opened or f"</{opened}>" in answer:
-        return _continued(opened, answer)
-    return f"\n</{opened}>\n\n{answer}"
+    if begins_anew(prompt, answer):
+        raise DataError(
+            f"messages[{turn}]: the reasoning in this answer would follow a thought that is closed "
+            "already, where generation writes none; put it into reasoning_content, remove it, or turn "
+            "thinking on (template_options)"
+        )
+    if not found.opened or closing_of(found.opened) in answer:
+        return continued(found.opened, answer)
+    return found.closing + answer.removeprefix(found.lead)
 
 
 def _joined(examples: Iterable[Example]) -> list[Example]:
@@ -268,6 +253,17 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
+def merging(messages: Sequence[Message]) -> str:
+    """Say how to merge system turns into user turns, for a template that takes none."""
+    roles = [message["role"] for message in messages]
+    if roles[:2] == ["system", "user"] and roles.count("system") == 1:
+        return (
+            "merge it into the first user turn (system_turn: fold in a recipe, else "
+            "`system_turn=fold`)"
+        )
+    return "merge each system turn into the user turn after it, in the file"
+
+
 def _dropped(conversation: Conversation, owner: int, key: str) -> str:
     """Say what a template does not write, and what to do about it."""
     role = conversation.messages[owner]["role"]
@@ -287,10 +283,7 @@ def _dropped(conversation: Conversation, owner: int, key: str) -> str:
             f"(chat_template), put it into the content, or remove it"
         )
     if role == "system":
-        return (
-            "the chat template leaves out the system turn; merge it into the first user turn "
-            "(system_turn: fold in a recipe, else `system_turn=fold`)"
-        )
+        return f"the chat template leaves out the system turn; {merging(conversation.messages)}"
     return (
         f"the chat template leaves out or alters the content of this {role} turn; use one that writes "
         "contents as they are (chat_template)"

@@ -43,6 +43,35 @@ def test_parts_of_text_are_joined_and_nulls_left_out() -> None:
     assert read(role="user", content="q", tools=[], thought=None)["content"] == "q"
 
 
+def test_parts_of_thinking_before_an_answer_are_its_reasoning() -> None:
+    thinking = {"type": "thinking", "thinking": "One. "}
+    nested = {"type": "thinking", "thinking": [{"type": "text", "text": "Two."}]}
+    text = {"type": "text", "text": "a"}
+    assert read(role="assistant", content=[thinking, nested, text]) == {
+        "role": "assistant",
+        "content": "a",
+        "reasoning_content": "One. Two.",
+    }
+    assert read(role="assistant", content=[thinking])["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user"}, "is of type 'thinking'"),
+        ({"role": "assistant", "thinking": "b"}, "content and thinking both hold reasoning"),
+    ],
+)
+def test_a_part_of_thinking_is_refused_elsewhere(message: dict[str, Any], says: str) -> None:
+    parts = [{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}]
+    with pytest.raises(DataError, match=says):
+        read(**message, content=parts)
+    with pytest.raises(DataError, match="is of type 'thinking'"):
+        read(role="assistant", content=parts[::-1])
+    with pytest.raises(DataError, match="must be text, not 3"):
+        read(role="assistant", content=[{"type": "thinking", "thinking": 3}])
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -138,8 +138,22 @@ def test_an_option_that_the_template_does_not_read_is_refused() -> None:
         apply_settings(DATED, TemplateSettings(options={"enable_thinkin": False}), "model")
     with pytest.raises(ModelError, match="does not read 'messages'"):
         apply_settings(DATED, TemplateSettings(options={"messages": []}), "model")
-    with pytest.raises(ModelError, match="is the text 'false', which counts as true"):
-        apply_settings(DATED, TemplateSettings(options={"enable_thinking": "false"}), "model")
+
+
+@pytest.mark.parametrize("text", ["false", "True", "no", "Off", "yes", "null", "~"])
+def test_a_boolean_in_quotes_is_refused_unless_the_template_compares_with_it(text: str) -> None:
+    settings = TemplateSettings(options={"enable_thinking": text})
+    with pytest.raises(ModelError, match=f"is the text '{text}', which counts as true"):
+        apply_settings(DATED, settings, "model")
+    for quote in "'\"":
+        compares = f"{{% if enable_thinking == {quote}{text}{quote} %}}{{% endif %}}"
+        assert str(apply_settings(compares, settings, "model")).endswith(compares)
+
+
+@pytest.mark.parametrize("text", ["none", "low", "0", "2024", "", "a: b: c", "# a"])
+def test_another_text_is_an_option_as_it_is(text: str) -> None:
+    written = apply_settings("{{ style }}", TemplateSettings(options={"style": text}), "model")
+    assert rendered(str(written)) == text
 
 
 @pytest.mark.parametrize("value", [True, False, None, 3, 0.5, 'a "b"\n', ["x", None], {"k": True}])

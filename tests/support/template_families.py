@@ -25,6 +25,7 @@ NO_SYSTEM = "the chat template leaves out the system turn"
 NO_CONTENT = "leaves out or alters the content of this"
 NO_CUT = "the chat template alters the content"
 NOT_THERE = "generation would begin this answer with"
+CLOSED = "would follow a thought that is closed already"
 """What the encoder says to refuse a conversation."""
 
 
@@ -530,6 +531,125 @@ class SmolLm3(Chatml):
         head = self.header(talk) if talk.role(i) == "assistant" else "<|im_start|>user\n"
         return head + self.body(talk, i) + "<|im_end|>\n"
 
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        off = "/no_think" in (talk.system or "")
+        return [*found, CLOSED] if learned and off and begins_with_thought(talk, i) else found
+
+
+def begins_with_thought(talk: Talk, i: int) -> bool:
+    """Return whether a content begins with a thought."""
+    return talk.text(i).lstrip().startswith("<think>")
+
+
+class NemotronNano(Chatml):
+    """Opens a thought for the model; writes an empty one where the last question asks for none."""
+
+    template = Chatml.template.replace(
+        "assistant\\n' -}}",
+        "assistant\\n' ~ ('<think></think>' if '/no_think' in messages[-1].content else '<think>\\n') -}}",
+    )
+    tags = "<think> </think>"
+    stops = "<|im_end|>"
+
+    def off(self, talk: Talk) -> bool:
+        return "/no_think" in talk.text(len(talk.messages) - 1)
+
+    def header(self, talk: Talk) -> str:
+        return "<|im_start|>assistant\n" + ("<think></think>" if self.off(talk) else "<think>\n")
+
+    def answer(self, talk: Talk, i: int) -> str:
+        text = talk.text(i)
+        if not self.off(talk.upto(i)):
+            text = text.removeprefix("<think>\n") if "</think>" in text else "\n</think>\n\n" + text
+        return text + "<|im_end|>"
+
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        off = learned and self.off(talk.upto(i))
+        return [*found, CLOSED] if off and begins_with_thought(talk, i) else found
+
+
+class ThinksIfAsked(NemotronNano):
+    """Opens a thought where the last question asks for one, and else leaves it to the model."""
+
+    template = Chatml.template.replace(
+        "assistant\\n' -}}",
+        "assistant\\n' ~ ('<think>\\n' if '/think' in messages[-1].content else '') -}}",
+    )
+
+    def off(self, talk: Talk) -> bool:
+        return "/think" not in talk.text(len(talk.messages) - 1)
+
+    def header(self, talk: Talk) -> str:
+        return "<|im_start|>assistant\n" + ("" if self.off(talk) else "<think>\n")
+
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        return Chatml.problems_of(self, talk, i, learned)
+
+
+THINKING = (
+    "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ '\\n' -}}{%- if m.reasoning_content -%}"
+    "{{- 'BEGIN' ~ m.reasoning_content.strip() ~ 'END' -}}{%- endif -%}"
+    "{{- m.content ~ '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\nBEGIN' -}}{%- endif -%}"
+)
+
+
+class Bielik(Chatml):
+    """Opens a thought for the model, and ends each thought with one new line."""
+
+    template = THINKING.replace("BEGIN", "<think>\\n").replace("END", "\\n</think>\\n")
+    tags = "<think> </think>"
+    stops = "<|im_end|>"
+    thought_begin: ClassVar[str] = "<think>\n"
+    thought_end: ClassVar[str] = "\n</think>\n"
+    writes_reasoning = True
+
+    def header(self, talk: Talk) -> str:
+        return "<|im_start|>assistant\n" + self.thought_begin
+
+    def body(self, talk: Talk, i: int) -> str:
+        thought = talk.thought(i).strip()
+        before = self.thought_begin + thought + self.thought_end if thought else ""
+        return before + talk.text(i)
+
+    def answer(self, talk: Talk, i: int) -> str:
+        text = self.body(talk, i)
+        closed = self.thought_end.strip() in text
+        return (
+            text.removeprefix(self.thought_begin) if closed else self.thought_end + text
+        ) + "<|im_end|>"
+
+
+class ThinkTokens(Bielik):
+    """Thoughts between control tokens, without white space."""
+
+    template = THINKING.replace("BEGIN", "[THINK]").replace("END", "[/THINK]")
+    control = Chatml.control + " [THINK] [/THINK]"
+    tags = ""
+    thought_begin = "[THINK]"
+    thought_end = "[/THINK]"
+
+
+class DeepSeekV32(Bielik):
+    """Opens a thought for the model, and closes it before an answer without reasoning."""
+
+    template = THINKING.replace(
+        "{%- endif -%}{{- m", "{%- elif m.role == 'assistant' -%}{{- 'END' -}}{%- endif -%}{{- m", 1
+    )
+    template = template.replace("BEGIN", "<think>").replace("END", "</think>")
+    thought_begin = "<think>"
+    thought_end = "</think>"
+
+    def body(self, talk: Talk, i: int) -> str:
+        without = talk.role(i) == "assistant" and not talk.thought(i).strip()
+        return ("</think>" if without else "") + super().body(talk, i)
+
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        return [*found, CLOSED] if learned and begins_with_thought(talk, i) else found
+
 
 class Lfm2(Chatml):
     """ChatML with a beginning, whose calls stand between control tokens, before the text."""
@@ -589,6 +709,12 @@ class Phi4(Chatml):
     stops = "<|im_end|>"
     heads: ClassVar = {role: f"<|im_start|>{role}<|im_sep|>" for role in Chatml.heads}
     tails: ClassVar = dict.fromkeys(heads, "<|im_end|>")
+
+
+class Phi4Reasoning(Phi4):
+    """Phi 4 whose tags around a thought are control tokens, which its template does not look for."""
+
+    control = Phi4.control + " <think> </think>"
 
 
 class Kimi(Chatml):
@@ -925,6 +1051,41 @@ class MistralSmall(Mistral3):
 
     def question(self, talk: Talk, i: int) -> str:
         return f"[INST]{talk.text(i)}[/INST]"
+
+
+class Ministral(Family):
+    """Takes a thought as a part of the content, and writes it between control tokens."""
+
+    template = (
+        "{{- bos_token -}}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+        "{{- '[INST]' ~ m.content ~ '[/INST]' -}}{%- elif m.role == 'assistant' -%}"
+        "{%- if m.content is string -%}{{- m.content -}}{%- else -%}{%- for part in m.content -%}"
+        "{{- part.text if part.type == 'text' else '[THINK]' ~ part.thinking ~ '[/THINK]' -}}"
+        "{%- endfor -%}{%- endif -%}{{- eos_token -}}{%- else -%}"
+        "{{- '[SYSTEM_PROMPT]' ~ m.content ~ '[/SYSTEM_PROMPT]' -}}{%- endif -%}{%- endfor -%}"
+    )
+    control = "<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [THINK] [/THINK]"
+    stops = "</s>"
+    begin = "<s>"
+    heads: ClassVar = {
+        "user": "[INST]",
+        "assistant": "",
+        "system": "[SYSTEM_PROMPT]",
+        "tool": "[SYSTEM_PROMPT]",
+    }
+    tails: ClassVar = {
+        "user": "[/INST]",
+        "assistant": "</s>",
+        "system": "[/SYSTEM_PROMPT]",
+        "tool": "[/SYSTEM_PROMPT]",
+    }
+    answer_end = "</s>"
+    writes_reasoning = True
+    writes_tools = False
+
+    def body(self, talk: Talk, i: int) -> str:
+        thought = talk.thought(i)
+        return (f"[THINK]{thought}[/THINK]" if thought else "") + talk.text(i)
 
 
 # --- Gemma, Phi, Zephyr and other plain ones ---
@@ -1322,6 +1483,56 @@ class CommandR7bBase(CommandR7b):
     stops = "<EOS_TOKEN>"
 
 
+class Cohere2(CommandR):
+    """Opens a thought with a control token, and begins each text with one of its own."""
+
+    template = (
+        "{{- bos_token -}}{%- for m in messages -%}"
+        "{%- set role = {'user': 'USER', 'assistant': 'CHATBOT'}.get(m.role, 'SYSTEM') -%}"
+        "{{- '<|START_OF_TURN_TOKEN|><|' ~ role ~ '_TOKEN|>' -}}{%- if m.reasoning_content -%}"
+        "{{- '<|START_THINKING|>' ~ m.reasoning_content ~ '<|END_THINKING|>' -}}{%- endif -%}"
+        "{{- '<|START_TEXT|>' ~ m.content ~ '<|END_TEXT|><|END_OF_TURN_TOKEN|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}"
+        "{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_THINKING|>' -}}{%- endif -%}"
+    )
+    control = CommandR.control + " <|START_THINKING|> <|END_THINKING|> <|START_TEXT|> <|END_TEXT|>"
+    heads: ClassVar = {**CommandR.heads, "tool": CommandR.heads["system"]}
+    tails: ClassVar = dict.fromkeys(heads, "<|END_OF_TURN_TOKEN|>")
+    alternates = False
+    writes_reasoning = True
+
+    def header(self, talk: Talk) -> str:
+        return self.heads["assistant"] + "<|START_THINKING|>"
+
+    def body(self, talk: Talk, i: int) -> str:
+        thought = talk.thought(i)
+        before = f"<|START_THINKING|>{thought}<|END_THINKING|>" if thought else ""
+        return f"{before}<|START_TEXT|>{talk.text(i)}<|END_TEXT|>"
+
+    def answer(self, talk: Talk, i: int) -> str:
+        text = self.body(talk, i) + self.answer_end
+        begins = text.removeprefix("<|START_THINKING|>")
+        return begins if talk.thought(i) else f"<|END_THINKING|>{text}"
+
+
+class Cohere2WithoutThinking(Cohere2):
+    """Cohere 2 with `reasoning: false`: generation begins after an empty thought."""
+
+    template = Cohere2.template.replace(
+        "_TOKEN|><|START_THINKING|>'", "_TOKEN|><|START_THINKING|><|END_THINKING|>'"
+    )
+
+    def header(self, talk: Talk) -> str:
+        return super().header(talk) + "<|END_THINKING|>"
+
+    def answer(self, talk: Talk, i: int) -> str:
+        return super().answer(talk, i).removeprefix("<|END_THINKING|>")
+
+    def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
+        found = super().problems_of(talk, i, learned)
+        return [*found, NOT_THERE] if learned and talk.thought(i) else found
+
+
 # --- DeepSeek ---
 
 USER, BOT, EOS = "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"
@@ -1417,6 +1628,13 @@ class R1Late(R1Early):
         if "</think>" in talk.text(i):
             return written.removeprefix("<think>\n")
         return "\n</think>\n\n" + written
+
+
+class R1Tokens(R1Late):
+    """R1 whose tags around a thought are control tokens; its template looks for one of them."""
+
+    control = R1Late.control + " <think> </think>"
+    tags = ""
 
 
 class DeepSeekV31(DeepSeekV3):
@@ -1834,6 +2052,11 @@ FAMILIES: tuple[Family, ...] = tuple(
         Qwen3WithoutThinking,
         Qwen35,
         SmolLm3,
+        NemotronNano,
+        ThinksIfAsked,
+        Bielik,
+        ThinkTokens,
+        DeepSeekV32,
         Lfm2,
         Phi4,
         Kimi,
@@ -1844,6 +2067,7 @@ FAMILIES: tuple[Family, ...] = tuple(
         Mistral1,
         Mistral3,
         MistralSmall,
+        Ministral,
         Gemma2,
         Gemma3,
         Phi3,
@@ -1860,6 +2084,8 @@ FAMILIES: tuple[Family, ...] = tuple(
         CommandR,
         CommandR7b,
         CommandR7bBase,
+        Cohere2,
+        Cohere2WithoutThinking,
         DeepSeekV3,
         R1Early,
         R1Late,

@@ -273,6 +273,34 @@ def test_an_answer_behind_a_thought_that_generation_opens_begins_by_closing_it(
     assert tokenizer.decode(ids) == f"\n</{tag}>\n\nb<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("written", "closing"),
+    [
+        ("{% if r %}<think>{{ r }}</think>{% endif %}{{ m['content'] }}", "</think>"),
+        ("{% if r %}<think>{{ r }} </think> {% endif %}- {{ m['content'] }}", " </think> - "),
+        (
+            "{% if r %}{{ raise_exception('No!') }}{% endif %}{% set c = m['content'] %}{% if "
+            "'</think>' in c %}<think>{{ c.split('</think>')[0].split('<think>')[1].strip() }}</think>\n"
+            "{% endif %}{{ c.split('</think>')[-1].strip() }}",
+            "</think>\n",
+        ),
+        ("{{ m['content'].split('</think>')[-1].strip() }}", "\n</think>\n\n"),
+        ("- {{ m['content'].split('</think>')[-1].strip() }}", "\n</think>\n\n- "),
+    ],
+)
+def test_an_answer_without_reasoning_closes_the_thought_as_its_template_does(
+    starter: LoadedModel, written: str, closing: str
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set r = m['reasoning_content'] %}"
+        f"{written}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    _, ids, _ = Encoder(tokenizer).response([user("a")], [assistant("b")])
+    assert tokenizer.decode(ids) == f"{closing}b<|im_end|>"
+
+
 def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
     starter: LoadedModel,
 ) -> None:
@@ -281,6 +309,36 @@ def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
         "{% if add_generation_prompt %}assistant: <bot>{% endif %}"
     )
     with pytest.raises(DataError, match="would begin this answer with '<bot>', which the"):
+        Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"),
+    [
+        ("<|im_start|>" + "x" * 50 + "<|im_start|>assistant", "<|im_start|>assistant"),
+        ("y" * 61, "y" * 60),
+    ],
+)
+def test_a_header_that_no_answer_has_is_quoted_from_the_beginning_of_a_token(
+    starter: LoadedModel, header: str, shown: str
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+        f"{{% if add_generation_prompt %}}{header}{{% endif %}}"
+    )
+    with pytest.raises(DataError, match="would begin this answer with") as error:
+        Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
+    assert f" '{shown}', which" in str(error.value)
+
+
+def test_a_control_token_that_generation_alone_writes_opens_no_thought(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{# <|im_end|> #}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with pytest.raises(DataError, match="would begin this answer with"):
         Encoder(with_template(starter, template)).response([user("a")], [assistant("b")])
 
 
@@ -429,6 +487,27 @@ def test_a_system_turn_that_a_template_leaves_out_is_refused_with_what_to_do(
         "f:1: messages[0]: the chat template leaves out the system turn; merge it into the first user "
         "turn (system_turn: fold in a recipe, else `system_turn=fold`)"
     )
+
+
+@pytest.mark.parametrize(
+    "roles",
+    ["system system user assistant", "user system user assistant", "system user system assistant"],
+)
+@pytest.mark.parametrize("refuses", [True, False])
+def test_folding_is_not_advised_for_what_it_does_not_fold(
+    starter: LoadedModel, roles: str, refuses: bool
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] }}: {{ m['content'] }}"
+        "<|im_end|>{% elif refuses %}{{ raise_exception('No system!') }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    *prompt, answer = ({"role": role, "content": "a"} for role in roles.split())
+    tokenizer = with_template(starter, f"{{% set refuses = {refuses} %}}{template}")
+    with pytest.raises(DataError) as error:
+        Encoder(tokenizer).response(prompt, [answer])
+    said = "merge each system turn into the user turn after it, in the file"
+    assert str(error.value).endswith(said) and "fold" not in str(error.value)
 
 
 def test_what_would_not_help_is_not_advised(starter: LoadedModel) -> None:
@@ -583,6 +662,20 @@ def test_what_a_template_writes_around_a_text_may_not_depend_on_it(
         encoder.response([user("a")], [assistant("good bye")])
 
 
+def test_an_answer_that_a_template_leaves_out_because_of_its_question_is_refused(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' or 'bye' not in messages[0]['content'] %}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    encoder.response([user("a")], [assistant("b")])
+    with pytest.raises(DataError, match=r"messages\[1\]: the chat template leaves out or alters"):
+        encoder.response([user("good bye")], [assistant("b")])
+
+
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
     upper = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
@@ -607,13 +700,24 @@ def test_no_chat_template_is_refused(starter: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("front", [False, True])
-@pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s></s>"])
+@pytest.mark.parametrize(
+    "text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s></s>", "ab</s>\n"]
+)
 def test_a_text_begins_and_ends_once_whoever_spells_it(text: str, front: bool) -> None:
     tokenizer = tiny_loaded(template="{{ messages }}", front=front).tokenizer
     (row,) = Encoder(tokenizer).encode_sft_record(Text(text=text, origin="f:1", meta={}))
     begins = front or text.startswith("<s>")
     assert tokenizer.decode(list(row.ids)) == "<s>" * begins + "ab</s>"
     assert row.mask == [False] + [True] * (len(row.ids) - 1)
+
+
+def test_a_rendered_conversation_as_text_ends_at_its_last_end(chatml: Any) -> None:
+    turn = "<|im_start|>assistant\nYo<|im_end|>"
+    for blanks in ("", "\n", " \n\n"):
+        (row,) = Encoder(chatml).encode_sft_record(Text(text=turn + blanks, origin="f:1"))
+        assert chatml.decode(list(row.ids)) == turn
+    (row,) = Encoder(chatml).encode_sft_record(Text(text="One.\n", origin="f:1"))
+    assert chatml.decode(list(row.ids)) == "One.\n<|im_end|>"
 
 
 def test_a_response_that_begins_with_a_turn_not_learned_follows_the_same_prompt(

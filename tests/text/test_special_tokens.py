@@ -127,6 +127,41 @@ def test_markers_stay_tokens_in_answers_alone_and_ends_nowhere(tokenizer: Any) -
     assert str(answered["content"]).startswith("<|im_start|>")
 
 
+def test_tags_around_a_thought_that_begins_an_answer_stay_tokens(tokenizer: Any) -> None:
+    tags = ["<think>", "</think>", "[THINK]", "[/THINK]", "<|START_THINKING|>", "<reason>"]
+    tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    specials = SpecialTokens(tokenizer)
+
+    def literals(role: str, content: str, **more: str) -> list[str]:
+        return specials.replace([{"role": role, "content": content, **more}])[2]
+
+    for opening, closing in (tags[:2], tags[2:4]):
+        thought = f"\n{opening}One. {opening}{closing}\n\n{closing} {opening}"
+        assert literals("assistant", thought) == [opening, closing, opening]
+        for text in (
+            f"{opening}One.",
+            f"One.{closing}",
+            f"a{opening}One.{closing}",
+            closing + opening,
+        ):
+            assert set(literals("assistant", text)) == {opening, closing} & set(
+                specials.pattern.findall(text)
+            )
+        assert literals("user", f"{opening}One.{closing}") == [opening, closing]
+        both = literals("assistant", "a", reasoning_content=f"{opening}One.{closing}")
+        assert both == [opening, closing]
+    for unpaired in tags[4:]:
+        assert literals("assistant", f"{unpaired}One.") == [unpaired]
+
+
+def test_tags_that_end_turns_stay_text_around_a_thought() -> None:
+    tokenizer = tiny_loaded().tokenizer
+    tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.eos_token_ids = {tokenizer.convert_tokens_to_ids("</think>")}
+    turn = {"role": "assistant", "content": "<think>a</think>b"}
+    assert SpecialTokens(tokenizer).replace([turn])[2] == ["<think>", "</think>"]
+
+
 def test_a_role_is_kept_where_a_control_token_is_spelled_like_it(tokenizer: Any) -> None:
     tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": ["user"]})
     (turn,), _, literals = SpecialTokens(tokenizer).replace([{"role": "user", "content": "a user"}])

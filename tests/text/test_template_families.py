@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.family_tokenizers import KINDS, tokenizer_of
-from support.template_families import FAMILIES, Alpaca, Family, Message, Olmo2, Talk, Vicuna, Zephyr
+from support.template_families import (
+    FAMILIES,
+    Alpaca,
+    Family,
+    Message,
+    Ministral,
+    Olmo2,
+    Phi4Reasoning,
+    R1Tokens,
+    Talk,
+    Vicuna,
+    Zephyr,
+)
 
 from forty2.data.records import Chat, Pair, Rated
 from forty2.errors import DataError
@@ -97,6 +109,15 @@ def cases() -> dict[str, tuple[list[Message], bool]]:
         "tag in a content": [user("<think>"), bot("<b>bold</b>")],
         "thinking in a content": [user(), bot("<think>\nOne.\n</think>\n\nYes.")],
         "a thought without its beginning": [user(), bot("One.\n</think>\n\nYes.")],
+        "questions that say how to think": [
+            *(user("Is it? /no_think"), bot("Yes."), user("Why? /think"), bot("So.")),
+        ],
+        "a thought where a question asks for none": [
+            *(user("Is it? /no_think"), bot("<think>\nOne.\n</think>\n\nYes.")),
+        ],
+        "a thought where the system turn asks for none": [
+            *(system("Be brief. /no_think"), user(), bot("<think>\nOne.\n</think>\n\nYes.")),
+        ],
         "two with thinking in the content": [
             *(user(), bot("<think>\nOne.\n</think>\n\nYes.")),
             *(user("Why?"), bot("<think>\nTwo.\n</think>\n\nSo.")),
@@ -391,6 +412,21 @@ def spelled_in(family: Family) -> list[Message]:
     result = {**RESULT, "content": "A CONTROL", "tool_call_id": family.call_id}
     longer = [user("CONTROL"), call, result, talk[1]]
     return talk if family.problems(Talk(longer), [3]) else longer
+
+
+@pytest.mark.parametrize(
+    "family", [Phi4Reasoning(), R1Tokens(), Ministral()], ids=lambda f: type(f).__name__
+)
+@kinds
+def test_tags_around_a_thought_in_a_content_stay_tokens(family: Family, kind: str) -> None:
+    for name in ("thinking in a content", "two with thinking in the content"):
+        talk, learned = talk_of(family, name)
+        if isinstance(family, Ministral):
+            spelled = json.dumps(talk.messages).replace("<think>", "[THINK]")
+            talk = Talk(json.loads(spelled.replace("</think>", "[/THINK]")))
+        rows = encoder_of(family, kind).encode_sft_record(chat(talk.messages))
+        for row, wanted in zip(rows, expected_rows(family, talk, learned), strict=True):
+            check(tokenizer_of(family, kind), row.ids, row.mask, wanted, family.ends)
 
 
 @families
