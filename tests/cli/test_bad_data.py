@@ -637,6 +637,8 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
                         "function_call",
                         "name",
                         "arguments",
+                        "args",
+                        "function",
                         "weight",
                     ]
                 ),
@@ -666,6 +668,9 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
                 "response",
                 "context",
                 "reasoning",
+                "answer",
+                "rationale",
+                "desirable",
                 "preferred_output",
                 "non_preferred_output",
                 "rejected_response",
