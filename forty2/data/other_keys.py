@@ -8,6 +8,7 @@ from typing import Literal
 
 from forty2.data.messages import OTHER_REASONING, REASONING, read_tools, refuse_media, short
 from forty2.data.row_keys import (
+    ANSWERS,
     HISTORY,
     LEARNED,
     MATERIAL,
@@ -81,7 +82,11 @@ def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) ->
         if name or thought:
             advice = "keep one" if name in VERDICT else "write it into the messages, or remove it"
             if thought:
-                advice = f"write it into the messages as {REASONING[0]}, or remove it"
+                renamed = name not in REASONING and taken[-1] in ANSWERS
+                advice = (
+                    f"{'rename it to' if renamed else 'write it into the messages as'} {REASONING[0]}, "
+                    "or remove it"
+                )
             raise DataError(
                 f"{origin}: {key} stands beside {beside}, where it is not used; {advice}"
             )

@@ -70,8 +70,7 @@ def _check_numbers(file: Path, config: JsonObject) -> None:
     values = {f"lora_parameters.{key}": parameters.get(key) for key in ("rank", "scale", "dropout")}
     for key, value in {"num_layers": config["num_layers"], **values}.items():
         whole = key == "num_layers" or key.endswith("rank")
-        absent = value is None and key.endswith("dropout")
-        if not absent and type(value) not in ((int,) if whole else (int, float)):
+        if type(value) not in ((int,) if whole else (int, float)):
             raise ModelError(
                 f"{file}: {key} must be a {'whole ' * whole}number, not {value!r}; copy the file again"
             )

@@ -43,8 +43,9 @@ def read_config(path: Path) -> JsonObject:
             raise ModelError(
                 f"{file}: {layers:,} layers are too many for a model; copy the file from the model"
             )
+        generation = read_generation_config(path)  # mlx-lm reads it with the configuration
         merged = complete(dict(mlx_lm_utils.load_config(path)), file)
-        stops = stop_token_ids(config, read_generation_config(path))
+        stops = stop_token_ids(config, generation, path)
         if stops:
             merged["eos_token_id"] = stops if len(stops) > 1 else stops[0]
         return merged
@@ -191,12 +192,13 @@ def named_context(config: JsonObject) -> int | None:
 # --- the end of a reply ---
 
 
-def stop_token_ids(config: JsonObject, generation: JsonObject) -> list[int]:
+def stop_token_ids(config: JsonObject, generation: JsonObject, path: Path) -> list[int]:
     """Collect the ids that end a reply: those of the configuration, and those of generation.
 
     Args:
         config: config.json; a model with a text_config may name them there.
         generation: generation_config.json.
+        path: the model's folder, for messages.
 
     Raises:
         ModelError: a value is not a token id.
@@ -208,7 +210,9 @@ def stop_token_ids(config: JsonObject, generation: JsonObject) -> list[int]:
             if token is None:
                 continue
             if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-                raise ModelError(f"{name}: eos_token_id is {token!r}, which is not a token id")
+                raise ModelError(
+                    f"{path / name}: eos_token_id is {token!r}, which is not a token id"
+                )
             found.append(token)
     return list(dict.fromkeys(found))
 

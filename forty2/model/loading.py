@@ -187,7 +187,7 @@ def _build(path: Path, config: JsonObject, trust_remote_code: bool) -> tuple[nn.
             )
             model(mx.array([[0, 0]]))  # lazy: nothing is computed, but settings are read
     except Exception as error:  # a config can make mlx-lm's architectures raise errors of any type
-        raise ModelError(f"{path}: cannot load the model: {_reason(error)}") from error
+        raise ModelError(f"{path}: cannot load the model: {_reason(error, config)}") from error
     if config.get("model_file") is None:  # architecture code that comes with the model is its own
         check_settings(model, config, read, path / "config.json")
     return model, config
@@ -200,8 +200,14 @@ def build_unloaded(config: JsonObject) -> nn.Module:
     return model
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, config: JsonObject) -> str:
     """Say why mlx-lm could not build a model, in terms of the model's files."""
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if key in config and type(config[key]) is not int:
+            return (
+                f"{key} must be a whole number in config.json, not {config[key]!r}; copy the file from "
+                "the model"
+            )
     missing = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
     if missing is not None:
         return f"config.json lacks {missing[1]}, which mlx-lm needs; copy the file from the model"

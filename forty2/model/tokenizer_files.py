@@ -13,6 +13,7 @@ from forty2.errors import ModelError, on_one_line
 from forty2.files import JsonObject, is_lfs_pointer
 
 _FAST = "tokenizer.json"
+_JSON = (_FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OTHERS = {
     "tokenizer.model": "a SentencePiece or tiktoken vocabulary",
     "vocab.json": "a vocabulary and its merges",
@@ -54,7 +55,9 @@ def load_tokenizer_files(
     except Exception as error:  # transformers raises errors of many types
         if other is not None and not (path / _FAST).exists():
             raise ModelError(_without_tokenizer_json(path, other)) from error
-        raise ModelError(f"{path}: cannot load the tokenizer: {on_one_line(error)}") from error
+        damage = next(filter(None, map(_damage, (path / name for name in _JSON))), None)
+        reason = damage or f"{path}: cannot load the tokenizer: {on_one_line(error)}"
+        raise ModelError(reason) from error
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     if tokenizer.eos_token_id is None:  # config.json alone names it
@@ -62,6 +65,21 @@ def load_tokenizer_files(
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
     _settle_template(tokenizer, path)
     return tokenizer
+
+
+def _damage(file: Path) -> str | None:
+    """Say what is wrong with a file of a tokenizer that could not be loaded; None: it seems whole."""
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{file}: not readable: {on_one_line(error)}; copy the file from the model"
+    if not isinstance(found, dict):
+        return f"{file}: not a JSON object; copy the file from the model"
+    if file.name == _FAST and not {"model", "added_tokens"} <= found.keys():
+        return f"{file}: holds no tokenizer (model and added_tokens); copy the file from the model"
+    return None
 
 
 def _without_tokenizer_json(path: Path, other: Path) -> str:

@@ -33,6 +33,14 @@ from forty2.text.turns import Example, Turns, merging
 
 TrainOn = Literal["all", "last"]
 """Which assistant turns of a conversation are learned, of those that its row does not exclude."""
+_ANY_TOOL: JsonObject = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 _ANCHORS = ("\n", ".", "a")
 """Texts behind which a continuation is tokenized where a tokenizer treats beginnings differently."""
 _LONGEST_LEAD = 200
@@ -311,14 +319,26 @@ class Encoder:
         self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]
     ) -> str:
         """Say what to do about messages that the template refuses, where it is clear."""
+        if not tools and self._takes(messages, prompt, [_ANY_TOOL]):
+            return (
+                "; it needs tools, and there are none: give the row tools, or use another template"
+            )
         rest = [m for m in messages if m["role"] != "system"]
         if not rest or len(rest) == len(messages):
             return ""
-        try:
-            self._apply(rest, prompt, tools)
-        except Exception:  # it refuses something else, too
+        if not self._takes(rest, prompt, tools):  # it refuses something else, too
             return ""
         return f"; it takes no system turn: {merging(messages)}"
+
+    def _takes(
+        self, messages: Sequence[Message], prompt: bool, tools: Sequence[JsonObject]
+    ) -> bool:
+        """Return whether the template renders messages."""
+        try:
+            self._apply(messages, prompt, tools)
+        except Exception:  # templates raise errors of many types
+            return False
+        return True
 
     # --- tokens ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,21 @@ def repeated(turns: int | None = None) -> Any:
         pa.array([0] * (turns or 20_000), pa.int32()), ["x" * 10**6]
     )
     return texts if turns is None else pa.ListArray.from_arrays(pa.array([0, turns]), texts)
+
+
+def repeated_views(path: Path) -> None:
+    """2 GB of text in an Arrow file of 1 MB, whose views all lead to the same text."""
+    import pyarrow as pa
+
+    text = b"x" * 10**6
+    views = struct.pack("<i4sii", len(text), text[:4], 0, 0) * 2_000
+    column = pa.Array.from_buffers(
+        pa.string_view(), 2_000, [None, pa.py_buffer(views), pa.py_buffer(text)]
+    )
+    turns = pa.ListArray.from_arrays(pa.array([0, 2_000]), column)
+    table = pa.table({"prompt": ["q"], "completion": ["a"], "turns": turns})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
 
 
 def bomb(block: bytes, before: bytes = b"") -> Maker:
@@ -247,6 +263,7 @@ data(
     "unpacks to more",
     file="rows.parquet",
 )
+data("an Arrow bomb of views", repeated_views, ":row 1: a row longer", file="rows.arrow")
 data("no JSON", "q,a\n", "rows.json:1: not a JSON object", file="rows.json")
 data(
     "wrapped rows without an end",
@@ -620,6 +637,8 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
                         "function_call",
                         "name",
                         "arguments",
+                        "args",
+                        "function",
                         "weight",
                     ]
                 ),
@@ -649,6 +668,9 @@ def test_any_row_is_read_or_refused(kind: str, good: str, tmp_path: Path) -> Non
                 "response",
                 "context",
                 "reasoning",
+                "answer",
+                "rationale",
+                "desirable",
                 "preferred_output",
                 "non_preferred_output",
                 "rejected_response",

@@ -95,7 +95,25 @@ model("type unknown", "config.json", config(model_type="gpt-9"), "Model type gpt
 model("type a path", "config.json", config(model_type="../../x"), "not supported")
 model("type a number", "config.json", config(model_type=7), "tiny/config.json: names no model_type")
 model("type no model", "config.json", config(model_type="base"), "tiny: cannot load the model")
-model("size as text", "config.json", config(hidden_size="32"), "tiny: cannot load the model")
+model("size as text", "config.json", config(hidden_size="32"), "hidden_size must be a whole number")
+model(
+    "no size of the vocabulary",
+    "config.json",
+    config(vocab_size=None),
+    "tiny: cannot load the model: vocab_size must be a whole number in config.json, not None",
+)
+model(
+    "an end as text",
+    "config.json",
+    config(eos_token_id="<|im_end|>"),
+    "tiny/config.json: eos_token_id is '<|im_end|>', which is not a token id",
+)
+model(
+    "generation settings a list",
+    "generation_config.json",
+    "[]",
+    "tiny/generation_config.json: not a JSON object",
+)
 model("no heads", "config.json", config(num_attention_heads=0), "tiny: cannot load the model")
 model("size below 0", "config.json", config(hidden_size=-32), "tiny: cannot load the model")
 model("a size missing", "config.json", '{"model_type": "llama"}', "tiny: cannot load the model")
@@ -227,12 +245,28 @@ case(
     "tiny: holds only weights in PyTorch's format (pytorch_model.bin)",
 )
 model("tokenizer missing", "tokenizer.json", None, "tokenizer.json is missing")
-model("tokenizer empty", "tokenizer.json", "", "tiny: cannot load the tokenizer")
-model("tokenizer cut short", "tokenizer.json", cut(0.5), "tiny: cannot load the tokenizer")
-model("tokenizer a list", "tokenizer.json", "[]", "tiny: cannot load the tokenizer")
-model("tokenizer of nothing", "tokenizer.json", "{}", "tiny: cannot load the tokenizer")
+model("tokenizer empty", "tokenizer.json", "", "tiny/tokenizer.json: not readable")
+model("tokenizer cut short", "tokenizer.json", cut(0.5), "tiny/tokenizer.json: not readable")
+model("tokenizer a list", "tokenizer.json", "[]", "tiny/tokenizer.json: not a JSON object")
+model("tokenizer of nothing", "tokenizer.json", "{}", "tiny/tokenizer.json: holds no tokenizer")
 model(
-    "tokenizer settings cut short", "tokenizer_config.json", cut(0.5), "cannot load the tokenizer"
+    "tokenizer of no kind",
+    "tokenizer.json",
+    config(model={"type": "Abacus"}),
+    "tiny: cannot load the tokenizer",
+)
+model(
+    "tokenizer settings cut short",
+    "tokenizer_config.json",
+    cut(0.5),
+    "tiny/tokenizer_config.json: not readable",
+)
+model(
+    "a template that needs tools",
+    "tokenizer_config.json",
+    config(chat_template="{% for t in tools %}{{ t.function.name }}{% endfor %}{{ messages }}"),
+    "the chat template refuses these messages: ",
+    "; it needs tools, and there are none",
 )
 model("no chat template", "tokenizer_config.json", config(chat_template=None), "chat template")
 model("a broken template", "tokenizer_config.json", config(chat_template="{% for"), "chat template")
@@ -329,6 +363,12 @@ adapter(
 adapter("layers as text", "adapter_config.json", config(num_layers="all"), "must be a whole number")
 adapter("another rank", "adapter_config.json", rank(4), "does not fit this model", "does not match")
 adapter("rank as text", "adapter_config.json", rank("2"), "must be a whole number")
+adapter(
+    "no dropout",
+    "adapter_config.json",
+    config(lora_parameters={"rank": 2, "scale": 1.0}),
+    "adapter_config.json: lora_parameters.dropout must be a number, not None",
+)
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")

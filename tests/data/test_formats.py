@@ -222,7 +222,7 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"messages": [USER, ASSISTANT], "reasoning_content": "t"}, "messages as reasoning_cont"),
         ({"prompt": "q", "completion": "a", "reasoning_content": ["t"]}, "must be text, not ['t']"),
         ({"question": "q", "answer": "a", "rationale": "因为"}, "rationale stands beside question"),
-        ({"question": "q", "answer": "a", "cot": "t"}, "cot stands beside question"),
+        ({"question": "q", "answer": "a", "cot": "t"}, "rename it to reasoning_content"),
         ({"question": "q", "answer": "a", "Chain-of-Thought": "t"}, "Chain-of-Thought stands"),
         ({"text": "a", "thought": "t"}, "thought stands beside text"),
         ({"prompt": "q", "completion": "a", "System": "s"}, "System is not read; rename it to sys"),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,43 @@ def test_what_cannot_be_read_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_records(tmp_path / name)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+TEXT, VIEW = pa.string(), pa.string_view()
+COLUMNS = {
+    "views": pa.array(["a" * 20, None, "b"], VIEW),
+    "lists of views": pa.array([["a" * 20, "b"], [], None], pa.list_view(TEXT)),
+    "numbers in a dictionary": pa.array([1, 2, 1]).dictionary_encode(),
+    "dates in a dictionary": pa.array([date(2026, 1, 2)] * 3).dictionary_encode(),
+    "truth values in a dictionary": pa.array([True, None, False]).dictionary_encode(),
+    "views in a dictionary": pa.DictionaryArray.from_arrays(
+        pa.array([1, 0, None]), pa.array(["a", "b"], VIEW)
+    ),
+    "lists in a dictionary": pa.DictionaryArray.from_arrays(
+        pa.array([1, 0, 1]), pa.array([["a"], ["b", "c"]])
+    ),
+    "lists of one length": pa.array([["a", "b"], None, ["c", "d"]], pa.list_(TEXT, 2)),
+    "views in messages": pa.array(
+        [[{"role": "user", "content": "q"}], [], None],
+        pa.list_(pa.struct({"role": VIEW, "content": VIEW})),
+    ),
+    "no rows of views": pa.array([], VIEW),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_of_every_type_is_read(name: str, kind: str, tmp_path: Path) -> None:
+    table = pa.table({"x": COLUMNS[name]})
+    path = tmp_path / f"rows.{kind}"
+    if kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        try:
+            pq.write_table(table, path)
+        except pa.ArrowNotImplementedError:
+            pytest.skip("pyarrow does not write it")
+    plain = [str(v) if isinstance(v, date) else v for v in table["x"].to_pylist()]
+    wanted = [{} if value is None else {"x": value} for value in plain]
+    assert [row for _, row in read_rows(path)] == wanted

@@ -19,6 +19,7 @@ from forty2.data.checks.texts import (
     CONTROL,
     BenchmarkCheck,
     LengthCheck,
+    RenderedCheck,
     RoleCheck,
     TextCheck,
 )
@@ -60,6 +61,7 @@ class Linter:
         # Findings with the same check name are listed in this order.
         self._checks: list[Check] = [
             TextCheck(specials),
+            RenderedCheck(),
             RoleCheck(),
             SidesCheck(),
             TruncationCheck(),

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from forty2.data.checks.contamination import Benchmark, ContaminationFinder
 from forty2.data.checks.findings import INDEX, CheckedRow, Fault, Level, RowFaults
-from forty2.data.record_texts import texts_of
+from forty2.data.record_texts import prompt_turns, texts_of
 from forty2.data.records import Chat, Message, Record
 from forty2.errors import DataError
 
@@ -18,6 +18,15 @@ CONTROL = re.compile(
 """Control characters, and invisible characters."""
 _SPECIAL = re.compile(r"<\|[\w-]{1,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</s>")
 """Spellings of control tokens in common use."""
+_OPENS_ANSWER: dict[Level, re.Pattern[str]] = {
+    "error": re.compile(
+        r"(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]"
+        r"|<start_of_turn>model|<[|｜](?:assistant|CHATBOT_TOKEN)[|｜]>)\s*$",
+        re.IGNORECASE,
+    ),
+    "warning": re.compile(r"(?:^|\n)((?:#+ ?(?:Response|Answer)|(?:#+ ?)?Assistant):)\s*$", re.I),
+}
+"""Ends of prompts that a chat template has written already: its control tokens, or its words alone."""
 _PERSONAL = {
     "an e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]*[a-z]{2}\b", re.I),
     "a telephone number": re.compile(
@@ -73,6 +82,26 @@ class TextCheck:
                 matches = (match[0] for match in pattern.finditer(text))
                 if any(_plausible(kind, m) and not _NOT_PERSONAL.search(m) for m in matches):
                     self._found.add("personal", "warning", f"holds {kind}", row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+class RenderedCheck:
+    """Finds prompts that a chat template has written already; ours would wrap them in a user turn."""
+
+    def __init__(self) -> None:
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        for text in prompt_turns(row.record)[-1:]:
+            for level, pattern in _OPENS_ANSWER.items():
+                if found := pattern.search(text):
+                    message = (
+                        f"its prompt ends with {found[1]}, where a chat template begins the answer; "
+                        "write the turns as messages"
+                    )
+                    self._found.add("rendered", level, message, row.index)
 
     def faults(self) -> Iterator[Fault]:
         return self._found.faults()

@@ -196,7 +196,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
                 for part in _parts(batch, f"{path}:row {number + 1}"):
                     unpacked += _size(part)
                     check_unpacked(unpacked, path)
-                    for row in part.cast(written).to_pylist():
+                    for row in _unpacked(part, written):
                         number += 1
                         yield f"{path}:row {number}", without_empty(row, f"{path}:row {number}")
     except DataError:
@@ -246,21 +246,59 @@ def _parts(batch: pa.RecordBatch, origin: str) -> Iterator[pa.RecordBatch]:
         yield from _parts(batch.slice(half), origin)
 
 
+def _unpacked(batch: pa.RecordBatch, written: pa.Schema) -> list[JsonObject]:
+    """Return the rows of a batch that was read with dictionaries, whose columns had other types.
+
+    Casting the dictionaries first is three times as fast, but Arrow cannot cast to views.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(batch.cast(written).to_pylist())
+    except pa.ArrowNotImplementedError:
+        return list(batch.to_pylist())
+
+
 def _size(table: pa.RecordBatch | pa.Array) -> int:
-    """Compute the bytes of a table's values with its dictionaries unpacked."""
+    """Compute the bytes of a table's values with its dictionaries and views unpacked."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if isinstance(table, pa.RecordBatch):
         return sum(map(_size, table.columns))
     if isinstance(table, pa.DictionaryArray):
-        return int(pc.sum(pc.binary_length(table.dictionary).take(table.indices)).as_py() or 0)
+        return int(pc.sum(_sizes(table.dictionary).take(table.indices)).as_py() or 0)
     if isinstance(table, pa.StructArray):
         return sum(map(_size, table.flatten()))
     if isinstance(table, pa.ListArray | pa.LargeListArray):
         begin, end = table.offsets[0].as_py(), table.offsets[-1].as_py()
         return _size(table.values.slice(begin, end - begin))
+    if isinstance(table, pa.ListViewArray | pa.LargeListViewArray):
+        places = zip(table.offsets.to_pylist(), table.sizes.to_pylist(), strict=True)
+        return sum(_size(table.values.slice(begin, size)) for begin, size in places)
+    if isinstance(table, pa.FixedSizeListArray):
+        return _size(table.flatten())
+    if isinstance(table, pa.StringViewArray | pa.BinaryViewArray):
+        return int(pc.sum(_sizes(table)).as_py() or 0)
     return int(table.nbytes)
+
+
+def _sizes(values: pa.Array) -> pa.Array:
+    """Compute the bytes of each value of an array."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(values, pa.StringViewArray | pa.BinaryViewArray):
+        # A view is four numbers, the first of them the length of its text.
+        views = np.frombuffer(values.buffers()[1], np.int32).reshape(-1, 4)
+        return pa.array(views[values.offset : values.offset + len(values), 0], pa.int64())
+    if pa.types.is_primitive(values.type):
+        return pa.repeat(pa.scalar(values.type.bit_width // 8, pa.int64()), len(values))
+    try:
+        return pc.binary_length(values)
+    except pa.ArrowNotImplementedError:
+        return pa.array([_size(values.slice(n, 1)) for n in range(len(values))], pa.int64())
 
 
 def without_empty(row: Mapping[str, object], origin: str) -> JsonObject:

@@ -129,3 +129,26 @@ def test_a_benchmark_in_the_training_data_is_found(bench_data: Path, tmp_path: P
     (finding,) = found(rows, benchmarks=[benchmark])
     assert (finding.check, finding.count) == ("benchmark", 2)
     assert finding.origins == ("train:41", "train:42")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "level"),
+    [
+        ("[INST] Hi [/INST]", "error"),
+        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "error"),
+        ("<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "error"),
+        ("<｜User｜>Hi<｜Assistant｜>", "error"),
+        ("### Instruction:\nHi\n\n### Response:\n", "warning"),
+        ("A chat.\nUser: Hi\nAssistant:", "warning"),
+        ("What does [/INST] mean?", None),
+        ("Which of these is the assistant: he, or she?", None),
+        ("Who is the assistant:", None),
+    ],
+)
+def test_a_prompt_that_another_template_has_written_is_found(
+    prompt: str, level: str | None
+) -> None:
+    linter = Linter(specials=["<eos>"])
+    linter.add(parse({"prompt": prompt, "completion": "Hello."}, "f:1"), "train")
+    levels = [f.level for f in linter.findings() if f.check == "rendered"]
+    assert levels == ([] if level is None else [level])
