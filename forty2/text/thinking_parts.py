@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from forty2.data.messages import REASONING
@@ -24,8 +25,8 @@ def _written(render: Callable[[Sequence[Message]], str], messages: Sequence[Mess
         text = render(messages)
     except DataError:
         return False
-    # A list that a template writes as it is has its keys, too.
-    return _THOUGHT in text and f"'{_THOUGHT}'" not in text
+    # A list that a template writes as it is, as Python or as JSON, has its texts in quotes.
+    return _THOUGHT in text and not re.search(rf"['\"]{_THOUGHT}", text)
 
 
 def with_thinking_parts(messages: Sequence[Message]) -> list[Message]:

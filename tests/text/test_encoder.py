@@ -676,6 +676,20 @@ def test_an_answer_that_a_template_leaves_out_because_of_its_question_is_refused
         encoder.response([user("good bye")], [assistant("b")])
 
 
+@pytest.mark.parametrize("written", ["m['content']", "m['content'] | tojson"])
+def test_a_template_that_writes_a_list_of_parts_as_it_is_does_not_read_thoughts(
+    starter: LoadedModel, written: str
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}"
+        f"{{{{ m['content'] }}}}{{% else %}}{{{{ {written} }}}}{{% endif %}}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    with pytest.raises(DataError, match="does not write this turn's reasoning_content"):
+        encoder.response([user("a")], [{**assistant("b"), "reasoning_content": "One."}])
+
+
 def test_a_template_that_alters_content_is_refused(starter: LoadedModel) -> None:
     upper = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}<|im_end|>{% endfor %}"
