@@ -165,6 +165,15 @@ def test_a_run_that_wants_nothing_measured_is_finished_without_measurements(runs
         assert listed(runs)["good"].state == state
 
 
+def test_a_run_without_a_benchmark_section_is_measured_if_its_base_was(runs: Path) -> None:
+    recipe = runs / "good" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().partition("benchmark:")[0] + "benchmark: null\n")
+    (runs / "good" / "summary.json").unlink()
+    assert listed(runs)["good"].state == "stopped"
+    shutil.rmtree(runs / "good" / "benchmarks")
+    assert listed(runs)["good"].state == "finished"
+
+
 def test_the_minutes_of_a_run_are_those_at_work_over_all_starts(runs: Path) -> None:
     """A pause of a night between a kill and a resume is no work."""
     run = runs / "good"

@@ -197,7 +197,7 @@ def _training(folder: Path) -> JsonObject:
     summary = folder / "summary.json"
     if summary.exists():
         stages = [str(stage["stage"]) for stage in _object(summary).get("stages") or []]
-    measured = not _is_measured(recipe) or bool({"fused", *done[-1:]} & {*stages})
+    measured = not _is_measured(folder, recipe) or bool({"fused", *done[-1:]} & {*stages})
     fused = not _is_set(recipe, "fuse") or (folder / "fused.json").exists()
     valid: dict[str, float] = {}
     if done:
@@ -287,10 +287,11 @@ def _is_set(recipe: Mapping[str, list[str]], key: str) -> bool:
     return bool(recipe.get(key)) and recipe[key][0] not in ("null", "~", "none")
 
 
-def _is_measured(recipe: Mapping[str, list[str]]) -> bool:
-    """Return whether the recipe's benchmark section has anything measured."""
-    nothing = {"  tasks: []", "  held_out: false"}
-    return _is_set(recipe, "benchmark") and not nothing <= {*recipe["benchmark"]}
+def _is_measured(folder: Path, recipe: Mapping[str, list[str]]) -> bool:
+    """Return whether a run has anything measured; with `benchmark: null`, whether its base was."""
+    if not _is_set(recipe, "benchmark"):
+        return (folder / "benchmarks").exists()
+    return not {"  tasks: []", "  held_out: false"} <= {*recipe["benchmark"]}
 
 
 def _phases(lines: list[str]) -> dict[str, str]:
