@@ -207,7 +207,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if choice:
             cells[4] = f"{choice['alike']} of {choice['of']}"
             if choice["margins"]:
-                cells[4] += f" (others within {max(choice['margins']):.2f} nats)"
+                cells[4] += f" (others within {max(choice['margins']):.3f} nats)"
             cells[5] = f"{np.mean(choice['differences']):.4f}"
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| tokenizer | strings alike |", "|---|---|"]
