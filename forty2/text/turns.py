@@ -23,7 +23,7 @@ from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.marks import MARK, Conversation, find_places
-from forty2.text.template_text import inspected_texts
+from forty2.text.template_text import inspected_texts, variable_texts
 from forty2.text.thoughts import begins_anew, closing_of, continued
 from forty2.text.turn_shapes import MOST_SHAPES, Render, Turn, TurnShapes
 
@@ -56,7 +56,8 @@ class Turns:
         self._render = render
         self.inspected = inspected_texts(template)
         """Texts that the template looks for in what users wrote."""
-        self._inspects = re.compile("|".join(map(re.escape, sorted(self.inspected))) or r"(?!)")
+        looked_for = sorted(self.inspected | variable_texts(template))
+        self._inspects = re.compile("|".join(map(re.escape, looked_for)) or r"(?!)")
         self._shapes = TurnShapes(render, specials, stops, template)
         self._chained: dict[str, bool] = {}
 

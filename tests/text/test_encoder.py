@@ -301,6 +301,18 @@ def test_an_answer_without_reasoning_closes_the_thought_as_its_template_does(
     assert tokenizer.decode(ids) == f"{closing}b<|im_end|>"
 
 
+def test_a_thought_that_a_variable_asks_for_is_closed(starter: LoadedModel) -> None:
+    template = (
+        "{% set flag = '/think' %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+        "<|im_start|>assistant\n{% if flag in messages[-1]['content'] %}<think>\n{% endif %}{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    for asked, written in (("a", "b"), ("a /think", "\n</think>\n\nb")):
+        _, ids, _ = Encoder(tokenizer).response([user(asked)], [assistant("b")])
+        assert tokenizer.decode(ids) == f"{written}<|im_end|>"
+
+
 def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
     starter: LoadedModel,
 ) -> None:
