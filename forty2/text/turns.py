@@ -22,7 +22,7 @@ from forty2.data.messages import REASONING
 from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.files import JsonObject
-from forty2.text.marks import MARK, Conversation, find_places
+from forty2.text.marks import MARK, MARKS, Conversation, find_places
 from forty2.text.template_text import inspected_texts, variable_texts
 from forty2.text.thoughts import begins_anew, closing_of, continued
 from forty2.text.turn_shapes import MOST_SHAPES, Render, Turn, TurnShapes
@@ -149,6 +149,11 @@ class Turns:
             or (found.appended and text[: span[0]] != prompt)
         ):
             # The template may go by what earlier turns say: find this one behind their own texts.
+            if mark := MARKS.search(prompt):
+                raise DataError(
+                    f"messages[{turn}]: a text before this turn holds {mark[0]!r}, by which forty2 "
+                    "finds the texts in a chat template; write it in another way"
+                )
             conversation = Conversation(conversation.messages, conversation.tools, turn)
             found = self._shapes.turn_by_marks(conversation, turn)
             self._check_whole(conversation, found, turn)

@@ -308,9 +308,11 @@ def test_a_thought_that_a_variable_asks_for_is_closed(starter: LoadedModel) -> N
         "<|im_start|>assistant\n{% if flag in messages[-1]['content'] %}<think>\n{% endif %}{% endif %}"
     )
     tokenizer = with_template(starter, template)
-    for asked, written in (("a", "b"), ("a /think", "\n</think>\n\nb")):
+    for asked, written in (("QxZ1ZxQ", "b"), ("a /think", "\n</think>\n\nb")):
         _, ids, _ = Encoder(tokenizer).response([user(asked)], [assistant("b")])
         assert tokenizer.decode(ids) == f"{written}<|im_end|>"
+    with pytest.raises(DataError, match="a text before this turn holds 'QxZ1ZxQ'"):
+        Encoder(tokenizer).response([user("QxZ1ZxQ /think")], [assistant("b")])
 
 
 def test_a_tag_that_generation_alone_writes_and_nothing_closes_is_refused(
