@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from support.small_run import make_inputs
 
+from forty2.errors import BenchmarkError
 from forty2.model.loading import load, model_sha256
 from forty2.recipe.reading import load_recipe
 from forty2.runs.drift import drift_meter
@@ -33,6 +35,14 @@ def test_a_model_that_is_its_base_has_none_and_another_has_some(inputs: Path) ->
     kl, ratio, perplexity = measure()
     assert kl > 0.01 and ratio != 1.0
     assert perplexity == pytest.approx(ratio * before.neutral_perplexity)
+
+
+def test_a_cache_that_is_emptied_meanwhile_is_one_line(inputs: Path) -> None:
+    loaded = load(str(inputs / "model"))
+    measure = drift_meter(loaded, model_sha256(inputs / "model"))
+    shutil.rmtree("cache")
+    with pytest.raises(BenchmarkError, match=r"removed while it was needed.*go on with"):
+        measure()
 
 
 def judged(line: dict[str, float]) -> bool:

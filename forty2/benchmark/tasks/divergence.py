@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -69,6 +69,20 @@ class Base(NamedTuple):
     probes: list[Probe]
     folder: Path
 
+    def open(self) -> BinaryIO:
+        """Open the file of log-probabilities.
+
+        Raises:
+            BenchmarkError: it was removed since they were computed.
+        """
+        try:
+            return (self.folder / _LOGPS).open("rb")
+        except FileNotFoundError as error:
+            raise BenchmarkError(
+                f"{self.folder}: removed while it was needed, by `forty2 clean` perhaps; go on with "
+                "`resume=True`"
+            ) from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Task[Base]):
@@ -100,7 +114,7 @@ class Divergence(Task[Base]):
             BenchmarkError: a log-probability is not finite, or the model has another vocabulary.
         """
         records: list[JsonObject] = []
-        with (questions.folder / _LOGPS).open("rb") as file:
+        with questions.open() as file:
             predicted = _next_logps(loaded.model, questions.probes)
             for probe, logps in zip(questions.probes, predicted, strict=True):
                 base = np.fromfile(file, np.float32, logps.size)
@@ -199,7 +213,7 @@ def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float, float]:
     kl: list[float] = []
     lost: list[float] = []
     own: list[float] = []
-    with (base.folder / _LOGPS).open("rb") as file:
+    with base.open() as file:
         neutral = [probe for probe in base.probes if probe.material == _NEUTRAL]  # the first ones
         for probe, logps in zip(neutral, _next_logps(loaded.model, neutral), strict=True):
             before = np.fromfile(file, np.float32, logps.size).reshape(logps.shape)
