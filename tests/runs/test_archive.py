@@ -300,8 +300,8 @@ def test_two_hundred_runs_are_listed_in_half_a_second_cold_and_warm(here: Path) 
             done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
             best[kind] = min(best[kind], time.perf_counter() - start)
             assert "200 runs" in done.stdout and done.stderr == "[]\n"
-    # Python alone takes a tenth of a second on an idle machine.
-    assert max(best.values()) < max(0.5, 5 * start_up), (best, start_up)
+    # Starting alone takes a twentieth of a second on an idle machine, and a tenth on a slow one.
+    assert max(best.values()) < max(0.5, 10 * start_up), (best, start_up)
 
 
 # --- notes and tags -------------------------------------------------------------------------------

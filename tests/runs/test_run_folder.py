@@ -290,7 +290,8 @@ def test_eval_prompts_of_two_models_are_compared(here: Path) -> None:
     assert "passed is stored as" in refused("compare base.json tuned.json")
 
 
-def test_tables_fit_a_terminal(here: Path) -> None:
+def test_tables_fit_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     done("run mine.yaml")
     done("benchmark behaviour -m model -o before.json")
     done("benchmark behaviour -m model -a adapters/mine -o after.json")
@@ -315,7 +316,7 @@ def test_python_s_names_stay_what_they_are() -> None:
 def test_a_template_s_end_of_turn_ends_replies_of_the_run_s_models(here: Path) -> None:
     """The model's own end of text is another token, at which no turn in the rows ends."""
     config = here / "model" / "tokenizer_config.json"
-    settings = json.loads(config.read_text()) | {"eos_token": "<|endoftext|>"}
+    settings = json.loads(config.read_text()) | {"eos_token": "~"}
     config.write_text(json.dumps(settings))
     model = here / "model" / "config.json"
     model.write_text(json.dumps(json.loads(model.read_text()) | {"eos_token_id": None}))
@@ -324,7 +325,7 @@ def test_a_template_s_end_of_turn_ends_replies_of_the_run_s_models(here: Path) -
     assert notice in done("run mine.yaml --run-dir run --set fuse.out=fused")
     tokenizer = load("fused").tokenizer
     ends = {tokenizer.convert_ids_to_tokens(i) for i in tokenizer.eos_token_ids}
-    assert ends == {"<|endoftext|>", "<|im_end|>"}
+    assert ends == {"~", "<|im_end|>"}
     assert ends == {
         tokenizer.convert_ids_to_tokens(i) for i in load("model", "run").tokenizer.eos_token_ids
     }

@@ -101,8 +101,8 @@ def test_programs_that_a_model_writes_are_not_run_for_a_plan(
 def test_timing_trains_nothing(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[Any, dict[str, Any]]] = []
 
-    def attached(model: Any, recipe: Any, *, seed: int) -> None:
-        attach_initial_adapter(model, recipe, seed=seed)
+    def attached(model: Any, recipe: Any, **given: Any) -> None:
+        attach_initial_adapter(model, recipe, **given)
         found.append((model, weights(model)))
 
     def weights(model: Any) -> dict[str, Any]:
