@@ -1,6 +1,6 @@
 """Writing for people: everything that the commands say goes through here, and fits the terminal.
 
-What programs read (JSON, YAML, HTML) is written by `click.echo` as it is.
+`click.echo` writes JSON, YAML and HTML, which programs read, without a change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from forty2.text_layout import LineBreaker, fit, terminal_width
 
 
 def echo(text: object = "", *, err: bool = False) -> None:
-    """Write a text and a line break, laid out for the terminal; a pipe gets it as it is.
+    """Write a text and a line break, laid out for the terminal, unchanged for a pipe.
 
     Args:
         err: write to standard error.

@@ -81,7 +81,7 @@ def truth_of(value: object) -> bool | None:
 
 @lru_cache(maxsize=4096)
 def plain(key: str) -> str:
-    """Write a key without case and separators, as it is compared with those that must not be missed.
+    """Return a key in lower case and without separators, to compare it with known keys.
 
     `systemPrompt` and `System-Prompt` are `systemprompt`, as `system_prompt` is.
     """

@@ -121,6 +121,13 @@ _NATS = Unit(
     factor_of_changes=1,
     form_of_changes="+.3f",
 )
+_TOKENS = Unit(
+    "tokens",
+    Axis(f"tokens a reply, {_INTERVAL}"),
+    Axis(f"paired, tokens a reply, {_INTERVAL}"),
+    name_of_changes="tokens",
+    factor_of_changes=1,
+)
 _DIVERGENCE = Unit(
     "nats per token",
     Axis(f"nats per token, {_INTERVAL}"),
@@ -159,7 +166,7 @@ _METRICS = {
     "KL": Metric("KL from base", ".2g", _DIVERGENCE),
     "pair margin": Metric("pair margin", ".2f", _NATS),
     "chat loss": Metric("chat loss", ".3f", _NATS),
-    "reply tokens": Metric("reply tokens", ".0f"),
+    "reply tokens": Metric("reply tokens", ".0f", _TOKENS),
 }
 """Metrics by their name in the record; the others are shares under that name."""
 OPPOSITES = ("no leak", "log p of texts")

@@ -30,7 +30,7 @@ from forty2.benchmark.stats import (
     widened,
 )
 from forty2.benchmark.task import SHARE, Metric
-from forty2.benchmark.tasks.held_out import CHAT_LOSS, PAIR_MARGIN, HeldOut
+from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
 from forty2.benchmark.verdict import HELD_OUT, CostChange
 from forty2.files import JsonObject
@@ -178,7 +178,7 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 _KINDS: Mapping[str, Metric] = {
     KL: Metric(0.0, math.inf, "neither"),
     TEXTS: Metric(-math.inf, 0.0),
-    **{name: HeldOut.metric(name) for name in (CHAT_LOSS, PAIR_MARGIN)},
+    **{name: HeldOut.metric(name) for name in (CHAT_LOSS, PAIR_MARGIN, LENGTH)},
 }
 """Metrics that are no shares."""
 

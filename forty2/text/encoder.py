@@ -281,7 +281,7 @@ class Encoder:
         spelled = self._specials.pattern.match(record.text)
         ends = set(self.tokenizer.eos_token_ids)
         bare = record.text.rstrip()
-        ended = bare.endswith(tuple(self._spellings[i] for i in ends))
+        ended = bare.endswith(tuple(s for s, i in self._specials.ids.items() if i in ends))
         # It is divided if it is too long.
         ids = list(self.tokenizer.encode(bare if ended else record.text, verbose=False))
         if spelled and ids[:2] == [self._specials.ids[spelled[0]]] * 2:

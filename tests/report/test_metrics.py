@@ -49,6 +49,7 @@ def test_no_two_columns_of_a_table_have_one_title(columns: dict[str, Column]) ->
         ("mc1", "MC1", "+0.125 (+0.100 to +0.200), gain"),
         ("pairs right", "pairs right (points)", "+12.5 (+10.0 to +20.0), gain"),
         ("chat loss", "chat loss (nats)", "+0.125 (+0.100 to +0.200), gain"),
+        ("reply tokens", "reply tokens (tokens)", "+0.1 (+0.1 to +0.2), gain"),
         ("no leak", "leaks (points)", "-12.5 (-20.0 to -10.0), gain"),
         ("log p of texts", "perplexity (%)", "-11.8 (-18.1 to -9.5), gain"),
         ("of another release", "of another release (points)", "+12.5 (+10.0 to +20.0), gain"),

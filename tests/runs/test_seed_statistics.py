@@ -61,6 +61,8 @@ def test_an_interval_stays_where_its_metric_can_be() -> None:
     assert score_of("mc2", told)[:3] == pytest.approx((0.3, 0, 1))
     assert score_of("KL", told).low == 0 and score_of("KL", told).high > 1
     assert score_of("log p of texts", -told).high == 0
+    tokens = score_of("reply tokens", 100 + told)
+    assert tokens.low < tokens.value == pytest.approx(100.3) and tokens.high > 100.3
     change = changes_of({"mc2": 0 * told}, {"mc2": told}, 0.01, same=False)["mc2"]
     assert (change.before, change.low, change.high) == (0, -1, 1)
 

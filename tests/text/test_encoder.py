@@ -739,6 +739,16 @@ def test_a_text_begins_and_ends_once_whoever_spells_it(text: str, front: bool) -
     assert row.mask == [False] + [True] * (len(row.ids) - 1)
 
 
+def test_a_text_may_end_at_a_token_at_which_generation_came_to_stop_later() -> None:
+    """A run adds the ends of its rows' turns to a tokenizer that its encoder has already."""
+    tokenizer = tiny_loaded(template="{{ messages }}").tokenizer
+    encoder = Encoder(tokenizer)
+    (full_stop,) = tokenizer.encode(".", add_special_tokens=False)
+    tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, full_stop}
+    (row,) = encoder.encode_sft([Text(text="A b.", origin="f:1")])
+    assert tokenizer.decode(row.ids) == "A b."
+
+
 def test_a_rendered_conversation_as_text_ends_at_its_last_end(chatml: Any) -> None:
     turn = "<|im_start|>assistant\nYo<|im_end|>"
     for blanks in ("", "\n", " \n\n"):

@@ -38,13 +38,13 @@ _WHOLE = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 class Part(NamedTuple):
-    """What a kind of tokenizer adds to the metadata."""
+    """Metadata of one kind of tokenizer."""
 
     values: dict[str, Value]
     kind: str
     """Name of the kind, for people."""
     notes: tuple[str, ...]
-    """What llama.cpp does differently."""
+    """Differences of llama.cpp that a user should know."""
     kinds: Mapping[int, TokenType] = MappingProxyType({})
     """Types of tokens that only this kind of tokenizer has, by id."""
 

@@ -65,7 +65,7 @@ class Exported(NamedTuple):
     modelfile: Modelfile | None
     """Ollama's file, if one was written."""
     notes: tuple[str, ...]
-    """What was changed, and what llama.cpp does differently."""
+    """Changes to the model, and differences of llama.cpp that a user should know."""
 
 
 @draws_bars

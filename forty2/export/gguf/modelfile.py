@@ -97,7 +97,7 @@ class Turns(NamedTuple):
 
 
 class Modelfile(NamedTuple):
-    """What to write for Ollama."""
+    """Ollama's file, which names the model, its template and its stops."""
 
     text: str
     templated: bool

@@ -55,7 +55,7 @@ def describe(
         backend: the tokenizer.
         parts: its description, as in tokenizer.json.
         tokens: every token by its id; None: the id has none.
-        kinds: every token's type, as far as it is known without this.
+        kinds: every token's type; those of bytes and of the unknown token are found here.
         chats: conversations as the chat template writes them.
         where: name of the model, for messages.
 

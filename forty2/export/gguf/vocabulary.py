@@ -50,7 +50,7 @@ class Vocabulary(NamedTuple):
     stripped: bool
     """Whether the model's name must be one of Phi-3, for white space after control tokens."""
     notes: tuple[str, ...]
-    """What llama.cpp does differently."""
+    """Differences of llama.cpp that a user should know."""
 
 
 def export_vocabulary(tokenizer: Any, rows: int, stops: Sequence[int], where: str) -> Vocabulary:
