@@ -49,11 +49,15 @@ def samples(
 
 
 def test_a_short_soak_holds(tmp_path: Path) -> None:
-    """`make soak` trains ten thousand steps; so few say nothing of speed."""
+    """`make soak` trains ten thousand steps.
+
+    So few say nothing of speed, nor of resident memory, which the allocator moves by megabytes.
+    """
     table = run_function(short, tmp_path)
     assert re.search(r"lines of metrics +\d+ +each step once, in order\n$", table), table
     broken = [line for line in table.splitlines() if "NOT HELD" in line]
-    assert not [line for line in broken if not line.startswith("last tenth")], table
+    noisy = ("last tenth", "resident memory")
+    assert not [line for line in broken if not line.startswith(noisy)], table
 
 
 def short(place: str) -> None:
