@@ -110,9 +110,7 @@ def add_to_tokenizer(tokenizer: TokenizerWrapper, settings: TagSettings) -> int:
     """
     tags, own = list(settings.starts), tokenizer._tokenizer
     _check_new(tokenizer, tags)
-    own.add_tokens(
-        [AddedToken(tag, special=True, normalized=False) for tag in tags], special_tokens=True
-    )
+    own.add_tokens([AddedToken(tag, normalized=False) for tag in tags], special_tokens=True)
     ids: list[int] = own.convert_tokens_to_ids(tags)
     if ids != list(range(ids[0], ids[0] + len(tags))):
         raise ModelError(

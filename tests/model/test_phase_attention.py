@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from mlx.utils import tree_map
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from mlx_lm.tuner.utils import load_adapters
 from support.models import save_tiny, tiny_loaded, tiny_model
 from support.small_run import TEMPLATE
@@ -167,6 +167,13 @@ def test_a_block_that_cannot_have_phases_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=f"adapter.phase_attention.{said}"):
         attach_phase_attention(tiny_model(architecture), replace(SETTINGS, block=block))
+
+
+def test_a_model_without_caches_of_all_tokens_is_refused() -> None:
+    model = tiny_model()
+    model.make_cache = lambda: [RotatingKVCache(max_size=8) for _ in model.layers]
+    with pytest.raises(ModelError, match=r"of all tokens; no block has them$"):
+        attach_phase_attention(model, SETTINGS)
 
 
 def test_a_block_of_another_kind_is_refused() -> None:

@@ -12,7 +12,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from support.models import save_tiny
+from support.models import save_tiny, tiny_model
 from support.tagged_models import ADAPTER, ADDED, KINDS, SETTINGS, tagged, with_tags
 
 from forty2.errors import ModelError
@@ -27,7 +27,7 @@ from forty2.model.adapter import (
 )
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.model.loading import load
-from forty2.model.tag_rows import is_tag_rows, tag_weights
+from forty2.model.tag_rows import head_table, is_tag_rows, tag_weights
 from forty2.model.tags import find_tables
 from forty2.recipe.reading import load_recipe
 
@@ -77,6 +77,10 @@ def test_rows_of_their_own_compute_what_rows_in_the_tables_would(
         table.tag_rows = table.tag_rows * 0  # they alone count: so all logits change
     assert mx.abs(model(IDS) - own).max() > 0.1
     np.testing.assert_allclose(with_rows_in_tables, own, atol=1e-6)
+
+
+def test_a_model_without_tags_has_no_table_of_them() -> None:
+    assert head_table(tiny_model()) is None
 
 
 def test_rows_are_fp32_and_computed_with_in_the_precision_of_the_model() -> None:

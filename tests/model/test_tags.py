@@ -10,13 +10,16 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import SPMStreamingDetokenizer
+from support.family_tokenizers import tokenizer_of
 from support.models import save_tiny, tiny_loaded, tiny_model
 from support.tagged_models import ADDED, KINDS, SETTINGS, without_tags
+from support.template_families import FAMILIES
 
 from forty2.errors import ModelError
 from forty2.model.loading import load
 from forty2.model.quantization import quantize
-from forty2.model.tags import add_recorded_tags, add_tags, find_tables
+from forty2.model.tags import add_recorded_tags, add_tags, add_to_tokenizer, find_tables
 from forty2.recipe.tags import AddedTags, TagSettings
 
 
@@ -61,6 +64,15 @@ def test_rows_and_padding_can_begin_as_the_mean_of_all_known_tokens() -> None:
     np.testing.assert_allclose(table(model)[[first, 310]], [mean, mean], atol=1e-6)
 
 
+def test_a_description_is_read_without_the_tokens_that_begin_a_text() -> None:
+    model = tiny_model()
+    before = table(model)
+    loaded = tiny_loaded(model, front=True)
+    add_tags(model, {}, loaded.tokenizer, TagSettings(starts={"<a>": "<a>"}))
+    ids = tiny_loaded().tokenizer.encode("<a>")
+    np.testing.assert_allclose(table(model)[258], before[ids].mean(axis=0), atol=1e-6)
+
+
 def test_noise_is_seeded_and_as_large_as_it_says() -> None:
     rows = []
     for noise, seed in ((0.0, 1), (0.5, 1), (0.5, 1), (0.5, 2)):
@@ -72,6 +84,20 @@ def test_noise_is_seeded_and_as_large_as_it_says() -> None:
     assert (rows[1] != rows[3]).any()
     share = (rows[1] - rows[0]).std() / table(tiny_model())[:258].std()
     assert share == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_replies_are_spelled_with_tags_and_with_their_spaces(trimmed: bool) -> None:
+    """A space before the first word is written or not, as by the tokenizer before."""
+    tokenizer = tokenizer_of.__wrapped__(FAMILIES[0], "first")  # its own: it is changed
+    tokenizer._detokenizer = SPMStreamingDetokenizer(tokenizer._tokenizer, trim_space=trimmed)
+    add_to_tokenizer(tokenizer, SETTINGS)
+    ids = tokenizer.encode("the<a>", add_special_tokens=False)
+    written = tokenizer.detokenizer
+    for token in ids:
+        written.add_token(token)
+    written.finalize()
+    assert written.text == ("the<a>" if trimmed else " the<a>")
 
 
 @pytest.mark.parametrize("pad_to", [1, 64, 100])
@@ -103,6 +129,10 @@ def test_the_vocabulary_s_size_changes_wherever_it_is_named() -> None:
     _, changed = add_tags(model, config, tiny_loaded(model).tokenizer, SETTINGS)
     nested = {"vocab_size": 320, "model_type": "llama"}
     assert changed == {"text_config": nested, "x": 1}
+    twice = config | {"vocab_size": 300}
+    model = tiny_model("nested")
+    _, changed = add_tags(model, twice, tiny_loaded(model).tokenizer, SETTINGS)
+    assert changed == {"text_config": nested, "x": 1, "vocab_size": 320}
 
 
 def test_a_head_with_a_bias_gets_entries_of_it() -> None:
