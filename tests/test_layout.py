@@ -116,6 +116,7 @@ CAPABILITIES = {
     "runs/test_signals.py": "signals to every command",
     "runs/test_soak.py": "long runs, and the tool that watches them",
     "runs/test_version_drift.py": "runs that older releases began",
+    "runs/test_wrecked.py": "training that wrecks a model, as the user is told",
     "text/test_template_families.py": "the encoder on the chat templates of real model families",
     "test_import_rules.py": "who may import whom, in the whole package",
     "test_layout.py": "this file",

@@ -161,6 +161,15 @@ def test_small_chunks_of_the_head_change_nothing(
             np.testing.assert_allclose(np.asarray(gradient), np.asarray(slope), atol=1e-5)
 
 
+@pytest.mark.parametrize(("elements", "positions"), [(3 * 300 + 299, 3), (299, 1)])
+def test_chunks_hold_as_many_logits_as_fit_and_one_position_at_least(
+    monkeypatch: pytest.MonkeyPatch, elements: int, positions: int
+) -> None:
+    monkeypatch.setattr(logprobs, "head_elements", lambda: elements)
+    model = tiny_model()  # of 300 tokens
+    assert logprobs.head_chunk(model, mx.zeros((4, model.args.hidden_size))) == positions
+
+
 def test_the_head_s_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head over a large vocabulary never holds the logits of all rows, forwards or backwards."""
     monkeypatch.setattr(logprobs, "HEAD_CPU", 1 << 20)

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import forty2
 from forty2.cli import main
+from forty2.data.library import rows
 from forty2.export.fusing import fuse
 from forty2.files import read_json, write_json
 from forty2.model.loading import load
@@ -63,6 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     recipe = forty2.load_recipe("demo", [*overrides, f"fuse.out={folder / 'fused'}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forty2.benchmark.tasks.perplexity.WINDOW", 64)
+        patch.setattr("forty2.benchmark.tasks.behaviour.rows", lambda name: rows(name)[::8])
         for name in ("behaviour", "held_out"):
             patch.setattr(f"forty2.benchmark.tasks.{name}.MAX_TOKENS", 8)
         return forty2.run(recipe, run_dir=folder / "run")
@@ -239,7 +241,7 @@ def test_compare_and_benchmark_from_the_command_line(
             "-q",
             "probe",
             "--n",
-            "5",
+            "2",
             "-o",
             str(out),
         ]
