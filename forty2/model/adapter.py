@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from forty2.errors import ModelError, on_one_line
+from forty2.errors import ModelError, first_names, on_one_line
 from forty2.files import JsonObject
 from forty2.model.adapter_files import (
     STOP_TOKENS,
@@ -126,7 +126,7 @@ def _prepare_layers(model: nn.Module) -> None:
 def _adapted_layers(model: nn.Module) -> str:
     """Name the first and the number of the layers that have an adapter."""
     names = [name for name, module in reversed(model.named_modules()) if "lora_a" in module]
-    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
+    return first_names(names, 1)
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:

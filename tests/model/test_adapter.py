@@ -90,6 +90,17 @@ def test_a_saved_adapter_computes_the_same_when_loaded(
     assert mx.allclose(stock(IDS).astype(mx.float32), wanted.astype(mx.float32), atol=tolerance)
 
 
+def test_an_adapter_whose_configuration_names_no_type_is_lora(tmp_path: Path) -> None:
+    wanted = save_trained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    assert config.pop("fine_tune_type") == "lora"
+    file.write_text(json.dumps(config))
+    model = tiny_model()
+    load_adapter(model, tmp_path / "adapter")
+    assert mx.array_equal(model(IDS), wanted)
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("adapter", KINDS)
 def test_a_new_adapter_changes_neither_the_output_nor_its_dtype(
