@@ -286,6 +286,19 @@ def test_the_loss_is_the_weighted_mean_over_all_tokens() -> None:
     assert wanted != pytest.approx(evaluate(model, ConversationLoss(ROWS))["loss"], abs=0.01)
 
 
+def test_the_first_token_that_can_be_supervised_is_weighted_too() -> None:
+    model, rows = tagged(), [Row([5, CLOSE, 9], [False, True, True], "text.txt:1")]
+    wanted = by_hand(model, rows)
+    assert evaluate(model, weighted(rows))["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_weights_are_summed_in_64_bits() -> None:
+    third = float(np.float32(1 / 3))
+    rows = [Row([7] * 300, [False] + [True] * 299, "text.txt:1")]
+    loss = ConversationLoss(rows, token_weights={7: third})
+    assert loss.batch([0]).weight == pytest.approx(299 * third, rel=1e-12)
+
+
 @pytest.mark.parametrize("split_head", [True, False])
 def test_packing_changes_no_weight(split_head: bool) -> None:
     model, rows = tagged(), [*ROWS[:2], PACKED]

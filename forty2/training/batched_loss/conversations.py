@@ -66,7 +66,7 @@ class ConversationLoss(BatchedLoss):
         targets = batch.ids[:, 1:].reshape(-1)[np.maximum(where, 0)]
         weights = (where >= 0).astype(np.float32)
         for token, weight in self._token_weights.items():
-            weights[(targets == token) & (where >= 0)] = weight
+            weights[targets == token] *= weight
         return weights
 
     def reaches_all(self, indices: Sequence[int]) -> bool:
