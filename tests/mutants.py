@@ -81,7 +81,8 @@ MODULES = {
     "training/batched_loss/rated": "training/test_frozen_states training/objectives/test_kto "
     "training/objectives/test_kl_term model/test_phase_attention",
     "training/batched_loss/responses": "training/test_batched_loss training/test_frozen_states "
-    "training/objectives/test_kto training/objectives/test_kl_term",
+    "training/objectives/test_kto training/objectives/test_kl_term "
+    "model/test_phase_attention",
     "training/batches": "training/test_batches training/test_schedule training/test_curricula "
     "training/objectives/test_kto",
     "training/checkpoints": "training/test_checkpoints",
@@ -191,8 +192,7 @@ def _caught(record: Path, source: Path, work: Path) -> set[str]:
     return {
         name
         for name, code in results["exit_code_by_key"].items()
-        if _noticed(code)
-        and name.rpartition("__mutmut_")[0].rpartition(".")[2] in unchanged
+        if _noticed(code) and name.rpartition("__mutmut_")[0].rpartition(".")[2] in unchanged
     }
 
 

@@ -371,6 +371,22 @@ def test_the_order_parameter_is_the_mean_over_supervised_tokens() -> None:
     assert ORDER_PARAMETER not in loss.loss(tiny_model(), loss.arrays(batch)).metrics
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_pairs_it_is_the_mean_over_responses_of_their_mean(shared: bool, tmp_path: Path) -> None:
+    model, by_response = coupled(), []
+    for prompt, *responses in (pair[:3] for pair in PAIRS):
+        for response in responses:
+            with recorded_order(model) as orders:
+                model(mx.array([[*prompt, *response][:-1]]))
+            by_response.append(np.asarray(orders[0][0])[len(prompt) - 1 :].mean())
+    reference = reference_logps(model, PAIRS, ALL, tmp_path / "reference.npz")
+    loss = PairLoss(PAIRS, reference, dpo(), supported_shortcuts(model) if shared else Shortcuts())
+    batch = loss.batch(range(len(PAIRS)))
+    metrics = loss.loss(model, loss.arrays(batch)).metrics
+    found = float(metrics[ORDER_PARAMETER]) / batch.weight
+    assert found == pytest.approx(np.mean(by_response), rel=1e-5)
+
+
 def test_a_resumed_phase_ends_with_the_same_bits(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
