@@ -7,7 +7,7 @@ night.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,35 +19,19 @@ from forty2.benchmark.tasks.eval_prompts import (
     probe,
 )
 from forty2.benchmark.tasks.reply_style import measure_replies
-from forty2.errors import ModelError, RunError
+from forty2.errors import RunError
 from forty2.files import read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_base
-from forty2.model.kv_cache import can_pack
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.tags import tag_settings
+from forty2.runs.all_phase_data import CheckedData, check_all_phase_data, read_all_phase_data
 from forty2.runs.context import RunContext
-from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.drift import drift_meter
-from forty2.runs.gates import check_gate
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
-from forty2.runs.phase_data import (
-    PhaseData,
-    check_lengths,
-    check_measured,
-    course_of,
-    new_stop_tokens,
-    phase_data,
-    stop_notice,
-    style_prompts,
-    weights_notice,
-)
-from forty2.runs.tags import unused_tags
-from forty2.text.encoder import Encoder
-from forty2.text.prepared import is_packed
+from forty2.runs.phase_data import PhaseData, style_prompts
 from forty2.text.rows import first_prompts
-from forty2.text.spelling import spelling_warning
 from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import REPLY_METRICS, Phase
 
@@ -107,46 +91,17 @@ def read_inputs(
         tags=tag_settings(recipe),
         trust_remote_code=run.trust_remote_code,
     )
-    encoder = Encoder(loaded.tokenizer)
     finder = measurer.contamination_finder() if measurer is not None else None
-    data = {
-        name: phase_data(phase, recipe, encoder, run.path / "data", finder)
-        for name, phase in recipe.phases.items()
-    }
-    if any(is_packed(part.train.rows) for part in data.values()) and not can_pack(loaded.model):
-        raise ModelError(
-            f"{recipe.model}: cannot keep packed rows apart; prepare the data anew, not with `pack`"
-        )
-    limit = loaded.row_limit
-    if recipe.max_length > limit.tokens:
-        for name in data:
-            check_lengths(name, data[name], limit)
+    data = read_all_phase_data(recipe, loaded, run.path / "data", finder)
     _check_unchanged(run.path, data, must_agree)
     if run.group.first:
         warnings = {name: list(map(asdict, part.lint_warnings)) for name, part in data.items()}
         write_json(run.path / LINT, warnings)
-    for name, phase in recipe.phases.items():
-        check_measured(name, phase, data[name])
-        if run.group.first:  # the others may not have the file of prompts
-            check_gate(name, phase)
-        course = course_of(name, recipe, data[name])  # refuses a curriculum that it cannot follow
-        for message in coverage_warnings(phase, coverage_of(course, data[name])):
-            run.progress("data", 0, 1, {"warning": f"{name}: {message}"})
-        if data[name].ignored:
-            run.progress("data", 0, 1, {"notice": f"{name}: ignored: {data[name].ignored}"})
-        if spelled := spelling_warning(data[name].train.rows, loaded.tokenizer):
-            run.progress("data", 0, 1, {"warning": f"{name}: {spelled}"})
-        for source in data[name].replayed:
-            run.progress("data", 0, 1, {"notice": f"{name}: {source}"})
-    stops = new_stop_tokens(data.values(), loaded.tokenizer)
-    if stops:
-        run.progress("data", 0, 1, {"warning": stop_notice(stops, recipe.model)})
-        loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *stops}
-    for name, part in data.items():
-        if notice := weights_notice(name, part, loaded.tokenizer):
-            run.progress("data", 0, 1, {"warning": notice})
-    if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
-        run.progress("data", 0, 1, {"warning" if unused.all else "notice": str(unused)})
+    # the other processes may not have the files of prompts that gates need
+    checked = check_all_phase_data(recipe, data, loaded, gates=run.group.first)
+    for kind, message in _messages(checked, data):
+        run.progress("data", 0, 1, {kind: message})
+    loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *checked.stop_tokens}
     measure_drift = _never  # the first process measures it for all
     if run.group.first:
         measure_drift = drift_meter(loaded, run.base_key)
@@ -158,7 +113,7 @@ def read_inputs(
             data[name],
             _reply_check(run, phase, loaded, data[name]),
             measure_drift,
-            frozenset(stops),
+            frozenset(checked.stop_tokens),
         )
         for number, (name, phase) in enumerate(recipe.phases.items(), 1)
     )
@@ -177,6 +132,21 @@ def read_inputs(
     if recipe.init_from is not None and run.group.first:
         warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)
+
+
+def _messages(checked: CheckedData, data: Mapping[str, PhaseData]) -> Iterator[tuple[str, str]]:
+    """Yield what a user should know of the rows: each a warning or a notice."""
+    for name, part in data.items():
+        for warning in checked.phases[name].warnings:
+            yield "warning", f"{name}: {warning}"
+        if part.ignored:
+            yield "notice", f"{name}: ignored: {part.ignored}"
+        for source in part.replayed:
+            yield "notice", f"{name}: {source}"
+    for warning in checked.warnings:
+        yield "warning", warning
+    if (unused := checked.unused_tags) is not None:
+        yield "warning" if unused.all else "notice", str(unused)
 
 
 def _never() -> Drift:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,25 +16,22 @@ from forty2.data.checks.lint import Linter
 from forty2.data.row_values import KeyUse, RowValues
 from forty2.data.sources import BUILTIN, valid_beside
 from forty2.data.strata import Cell
-from forty2.errors import DataError, ModelError, RecipeError
-from forty2.model.configuration import RowLimit
+from forty2.errors import DataError, RecipeError
 from forty2.recipe.schema import Recipe
 from forty2.text.encoder import Encoder
 from forty2.text.phase_rows import read_phase_rows
 from forty2.text.prepared import (
     Prepared,
-    is_packed,
     is_prepared,
     open_prepared,
     tokenizer_key,
 )
 from forty2.text.replaying import Replay, Replayed, ReplaySource
 from forty2.text.row_kinds import CONVERSATIONS
-from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256, turn_ends
+from forty2.text.rows import FittedRows, Row, first_prompts, rows_sha256
 from forty2.text.token_weights import NO_WEIGHTS, TokenWeights, weights_by_id
-from forty2.text.tokenizer import Tokenizer
 from forty2.training.batches import lengths_of, weights_of
-from forty2.training.objectives.phase import REFERENCE_MARGIN, REPLY_METRICS, Phase
+from forty2.training.objectives.phase import REFERENCE_MARGIN, Phase
 from forty2.training.schedule import PhasePlan, phase_seed, plan_phase
 
 STYLE_PROMPTS = 32
@@ -95,7 +92,7 @@ class PhaseData(NamedTuple):
 
 
 def phase_data(
-    phase: Phase,
+    name: str,
     recipe: Recipe,
     encoder: Encoder,
     folder: Path,
@@ -107,9 +104,9 @@ def phase_data(
         DataError: a row is bad, the lint finds errors, or no row fits.
         RecipeError: what the phase weighs is no token.
     """
+    phase = recipe.phases[name]
     source = _built(phase.data, recipe, folder)
     encoder = phase.encoder(encoder)
-    name = next(name for name, one in recipe.phases.items() if one is phase)
     where = f"phases.{name}.token_weights"
     weights = weights_by_id(encoder.tokenizer, phase.supervision_weights, where)
     if is_prepared(source):
@@ -247,80 +244,10 @@ def course_of(
         raise RecipeError(f"phases.{name}.{error}") from error
 
 
-def new_stop_tokens(data: Iterable[PhaseData], tokenizer: Tokenizer) -> dict[int, str]:
-    """Return the tokens that end turns in the rows and at which generation does not stop, by id.
-
-    A base model may stop at its end-of-text token only, while its chat template ends turns with
-    another.
-    """
-    ends = set[int]().union(*(turn_ends(part.train.rows) for part in data))
-    new = sorted(ends - set(tokenizer.eos_token_ids))
-    return {i: tokenizer.decode([i]) for i in new}
-
-
-def weights_notice(name: str, data: PhaseData, tokenizer: Tokenizer) -> str | None:
-    """Say which weights of tokens have no effect; None: all have one."""
-    unused = [tokenizer.decode([i]) for i in data.unused_weights()]
-    if not unused:
-        return None
-    return (
-        f"phases.{name}.token_weights: no training row has {', '.join(unused)} among its supervised "
-        "tokens, so the weight has no effect"
-    )
-
-
-def stop_notice(stops: Mapping[int, str], model: str) -> str:
-    """Say that the run's models stop at tokens at which the base does not."""
-    listed = ", ".join(stops.values())
-    return (
-        f"the chat template ends turns with {listed}, at which generation from {model} does not stop; "
-        f"this run's adapters and fused model stop there, too"
-    )
-
-
-def check_measured(name: str, phase: Phase, data: PhaseData) -> None:
-    """Refuse to choose by a metric that nothing measures."""
-    for key in ("best", "until"):
-        wish = getattr(phase, key)
-        if wish is None or wish.metric in ("passed", "perplexity"):
-            continue
-        if data.valid is None:
-            raise RecipeError(
-                f"phases.{name}.{key}: {wish.metric} is measured on validation rows, and there are "
-                f"none; give phases.{name}.valid, or a data folder with valid.jsonl"
-            )
-        if wish.metric in REPLY_METRICS and not style_prompts(data.valid):
-            raise RecipeError(
-                f"phases.{name}.{key}: {wish.metric} is measured on replies to the prompts of the "
-                "validation rows, and they have none; give rows with prompts, or another metric"
-            )
-
-
 def style_prompts(valid: FittedRows) -> list[list[int]]:
     """Return the ids of the first different prompts of validation rows, to measure the style of replies."""
     rows = [row for row in valid.rows if not (isinstance(row, Row) and row.is_text)]
     return first_prompts(rows, STYLE_PROMPTS)
-
-
-def check_lengths(name: str, data: PhaseData, limit: RowLimit) -> None:
-    """Refuse rows that are longer than the model's context.
-
-    Raises:
-        ModelError: there is one.
-    """
-    for part in (data.train, data.valid, data.hold_out):
-        # packed rows hold many short ones, which do not see each other
-        for row in () if part is None or is_packed(part.rows) else part.rows:
-            tokens = (
-                len(row.ids)
-                if isinstance(row, Row)
-                else len(row.prompt) + max(map(len, row.responses))
-            )
-            if tokens > limit.tokens:
-                raise ModelError(
-                    f"phases.{name}: {row.origin}: {tokens:,} tokens are more than {limit.tokens:,}, "
-                    f"{limit.reason}; set max_length to {limit.tokens} or less"
-                )
 
 
 def _digest(fitted: FittedRows) -> str:

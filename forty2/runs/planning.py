@@ -23,32 +23,24 @@ from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import tag_settings
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration, file_size
-from forty2.runs.coverage import coverage_of, coverage_warnings
+from forty2.runs.all_phase_data import (
+    CheckedPhase,
+    check_all_phase_data,
+    read_all_phase_data,
+)
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
 from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
 from forty2.runs.fused import fused_path
-from forty2.runs.gates import check_gate
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
-from forty2.runs.phase_data import (
-    PhaseData,
-    check_lengths,
-    check_measured,
-    course_of,
-    new_stop_tokens,
-    phase_data,
-    stop_notice,
-    weights_notice,
-)
+from forty2.runs.phase_data import PhaseData
 from forty2.runs.pipeline import run_path
-from forty2.runs.tags import unused_tags
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
-from forty2.text.encoder import Encoder
 from forty2.text.replaying import Replayed
 from forty2.text.rows import AnyPair
-from forty2.text.spelling import spelling_warning
 from forty2.training.batches import lengths_of, parts_of
 from forty2.training.frozen_states import states_to_store
+from forty2.training.objectives.phase import Phase
 from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan
 
@@ -87,15 +79,13 @@ class PhaseForecast(NamedTuple):
     """Disk for stored states of the training rows, while the phase runs: of the frozen blocks, and of
     the reference for a term λ·KL."""
     data_warnings: tuple[str, ...]
-    """Properties of its rows that do not suit its objective."""
+    """What is wrong with its rows; see `CheckedPhase`."""
     ignored: str
     """Keys of its rows that nothing reads; "": none."""
     hold_out_rows: int = 0
     """Rows that it holds out by their keys."""
     coverage: Mapping[str, float] = {}
     """Passes over the supervised tokens, of its own rows and of each source that it replays."""
-    coverage_warnings: tuple[str, ...] = ()
-    """Rows whose supervised tokens it trains on too often."""
     replayed: tuple[Replayed, ...] = ()
     """Rows of earlier data among its rows, by their source."""
     curriculum: CurriculumForecast | None = None
@@ -106,7 +96,6 @@ class PhaseForecast(NamedTuple):
         found = []
         if self.unseen:
             found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
-        found += self.coverage_warnings
         found += self.data_warnings
         if self.dropped:
             found.append(f"{self.dropped} rows are dropped, longer than max_length")
@@ -148,7 +137,7 @@ def plan(
 
     Args:
         run_dir: folder of the run; default `adapters/NAME`.
-        quick: do not measure the time; weights stay on disk.
+        quick: do not measure the time; weights stay on disk, unless packed rows are to be tried.
 
     Raises:
         DataError, ModelError, BenchmarkError: as the run would.
@@ -167,27 +156,20 @@ def plan(
     parameters = parameter_count(loaded.model)
     initial = attach_initial_adapter(loaded.model, recipe, seed=0, tags=loaded.tags)
     trainable = sum(v.size for v in adapter_weights(loaded.model).values())
-    encoder = Encoder(loaded.tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
-        data = {
-            name: phase_data(phase, recipe, encoder, Path(scratch))
-            for name, phase in recipe.phases.items()
-        }
-        plans = {name: course_of(name, recipe, part) for name, part in data.items()}
+        data = read_all_phase_data(recipe, loaded, Path(scratch))
+        checked = check_all_phase_data(recipe, data, loaded)
         phases = tuple(
-            _forecast(name, recipe, part, plans[name], loaded) for name, part in data.items()
+            _forecast(name, recipe.phases[name], part, checked.phases[name], loaded)
+            for name, part in data.items()
         )
         peak = max(phase.peak_memory_gb for phase in phases)
         memory = machine.memory_bytes() / 1e9
         disk = _disk(recipe, run_path(recipe, run_dir), loaded, parameters, phases)
         warnings = [warning for phase in phases for warning in phase.warnings()]
-        stops = new_stop_tokens(data.values(), loaded.tokenizer)
-        if stops:
-            warnings.append(stop_notice(stops, recipe.model))
-        notices = (weights_notice(name, part, loaded.tokenizer) for name, part in data.items())
-        warnings += filter(None, notices)
-        if loaded.tags is not None and (unused := unused_tags(loaded.tags, data.values())):
-            warnings.append(str(unused))
+        warnings += checked.warnings
+        if checked.unused_tags is not None:
+            warnings.append(str(checked.unused_tags))
         if initial is not None and (message := other_base(loaded.path, initial.folder)):
             warnings.append(message)
         if message := wasted_rank(loaded.model):
@@ -198,8 +180,9 @@ def plan(
             warnings.append(f"disk: {shortage}")
         time = None
         if not quick and peak < memory:
+            courses = {name: phase.course for name, phase in checked.phases.items()}
             time = time_run(
-                recipe, data, plans, trust_remote_code=trust_remote_code, progress=progress
+                recipe, data, courses, trust_remote_code=trust_remote_code, progress=progress
             )
     return RunForecast(
         name=recipe.name,
@@ -238,18 +221,12 @@ def _disk(
 
 
 def _forecast(
-    name: str, recipe: Recipe, data: PhaseData, phase_plan: PhasePlan, loaded: LoadedModel
+    name: str, phase: Phase, data: PhaseData, checked: CheckedPhase, loaded: LoadedModel
 ) -> PhaseForecast:
-    phase, rows = recipe.phases[name], data.train.rows
-    check_measured(name, phase, data)
-    check_gate(name, phase)
-    limit = loaded.row_limit
-    if recipe.max_length > limit.tokens:
-        check_lengths(name, data, limit)
+    rows, phase_plan = data.train.rows, checked.course
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
-    coverage = coverage_of(phase_plan, data)
     memory = peak_memory(
         loaded.model,
         loaded.config,
@@ -257,7 +234,6 @@ def _forecast(
         phase.grad_checkpoint,
         chunk=head_elements(),
     )
-    spelled = spelling_warning(rows, loaded.tokenizer)
     return PhaseForecast(
         name=name,
         objective=phase.objective,
@@ -274,11 +250,10 @@ def _forecast(
         saves=phase_plan.saves,
         peak_memory_gb=memory / 1e9,
         stored_gb=_stored_gb(phase_plan, rows, loaded),
-        data_warnings=(*phase.data_warnings(rows), *filter(None, [spelled])),
+        data_warnings=checked.warnings,
         ignored=data.ignored,
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
-        coverage=coverage,
-        coverage_warnings=tuple(coverage_warnings(phase, coverage)),
+        coverage=checked.coverage,
         replayed=data.replayed,
         curriculum=forecast_curriculum(phase_plan, data),
     )
