@@ -88,17 +88,11 @@ def train_command(
 
     Phases before it run first, unless they are finished.
     """
-    from forty2.runs.pipeline import run
+    from forty2.runs.pipeline import train_phase
 
-    path = run_dir or Path("adapters") / recipe.name
     with ProgressBars() as bars:
-        result = run(
-            recipe,
-            run_dir=path,
-            resume=(path / "run.json").exists(),
-            only=phase,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
+        result = train_phase(
+            recipe, phase, run_dir=run_dir, trust_remote_code=trust_remote_code, progress=bars
         )
     _echo(result)
 

@@ -227,12 +227,23 @@ def run_in_folder(
 
 
 def train_phase(
-    recipe: Recipe, phase: str, *, run_dir: str | Path | None = None, progress: Progress = bars
+    recipe: Recipe,
+    phase: str,
+    *,
+    run_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = bars,
 ) -> RunResult:
     """Run a recipe up to and including one phase; finished phases are not trained again."""
     path = run_path(recipe, run_dir)
-    resume = (path / "run.json").exists()
-    return run(recipe, run_dir=path, resume=resume, only=phase, progress=progress)
+    return run(
+        recipe,
+        run_dir=path,
+        resume=(path / "run.json").exists(),
+        only=phase,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
 
 
 def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
