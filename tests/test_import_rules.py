@@ -25,6 +25,7 @@ GROUND = {
     "notebook",
     "progress",
     "progress_bars",
+    "run_paths",
     "text_layout",
 }
 _BELOW_BENCHMARK = {"data", "text", "recipe", "model", "inference"}

@@ -9,6 +9,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.report.units import file_size
+from forty2.run_paths import HOME
 
 _KINDS = ("models", "base", "reference", "bench", "group", "states", "index")
 
@@ -42,7 +43,6 @@ def clean_command(
 
     Default: all of them. Runs, data sets and fused models are no caches, and stay.
     """
-    from forty2.runs.archive.finding import HOME
     from forty2.runs.caches import clean, find_caches, unknown_files
 
     found = find_caches(folders or ([HOME] if HOME.is_dir() else []))

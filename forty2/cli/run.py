@@ -13,6 +13,7 @@ from forty2.cli.desktop import attended
 from forty2.cli.echo import echo
 from forty2.cli.failures import warn
 from forty2.cli.progress_bars import ProgressBars
+from forty2.run_paths import HOME
 
 if TYPE_CHECKING:
     from forty2.recipe.schema import Recipe
@@ -110,7 +111,7 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
     from forty2.recipe.reading import load_recipe
     from forty2.runs.pipeline import run
 
-    path = run_dir or (_latest_demo() if resume else _unused(Path("adapters") / "demo"))
+    path = run_dir or (_latest_demo() if resume else _unused(HOME / "demo"))
     with ProgressBars() as bars:
         result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
     _echo(result, replies=5)
@@ -128,9 +129,9 @@ def _unused(path: Path) -> Path:
 
 
 def _latest_demo() -> Path:
-    runs = sorted(Path("adapters").glob("demo*"), key=lambda p: p.stat().st_mtime)
+    runs = sorted(HOME.glob("demo*"), key=lambda p: p.stat().st_mtime)
     if not runs:
-        raise click.UsageError("no demo to resume in adapters/")
+        raise click.UsageError(f"no demo to resume in {HOME}/")
     return runs[-1]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from forty2.cli.columns import cut
 from forty2.report.units import file_size
+from forty2.run_paths import HOME
 from forty2.text_layout import terminal_width, width_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def shown_name(entry: Entry) -> str:
     from forty2.report.json_records import visible
 
     path, here = Path(entry.path), Path.cwd()
-    for folder in (here / "adapters", here):
+    for folder in (here / HOME, here):
         if path.is_relative_to(folder) and path != folder:
             path = path.relative_to(folder)
             break

@@ -20,6 +20,7 @@ from forty2.cli.echo import echo
 from forty2.cli.failures import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
+from forty2.run_paths import HOME
 from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
@@ -383,7 +384,7 @@ def page_command(
     It can be sorted by any column.
     """
     from forty2.report.archive import Cell, Row, write_archive_page
-    from forty2.runs.archive.finding import HOME, metric_key
+    from forty2.runs.archive.finding import metric_key
 
     names = sorted({metric_key(name) for entry in entries for name in entry.metrics})
     columns = [name for name in run_tables.COLUMNS if name not in ("run", "result")]

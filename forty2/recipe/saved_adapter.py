@@ -21,6 +21,7 @@ from forty2.errors import ModelError
 from forty2.files import JsonObject, find_damage
 from forty2.recipe.document import Document, Problem
 from forty2.recipe.tags import BUILT_IN, AddedTags
+from forty2.run_paths import finished_phases
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
@@ -108,9 +109,7 @@ def is_of_phases(tensor: str) -> bool:
 
 def last_phase(run: Path) -> Path | None:
     """Return the folder of a run's last finished phase; None: it has none, or is no run."""
-    phases = [file.parent for file in run.glob(f"phase[0-9]*/{CONFIG}")]
-    numbers = {phase: "".join(filter(str.isdigit, phase.name.split("_")[0])) for phase in phases}
-    return max(phases, key=lambda phase: int(numbers[phase]), default=None)
+    return next(reversed(finished_phases(run, CONFIG)), None)
 
 
 def named_phase(folder: Path) -> Path:
@@ -121,8 +120,7 @@ def named_phase(folder: Path) -> Path:
     """
     if folder.exists() or not (folder.parent / "run.json").exists():
         return folder
-    finished = sorted(file.parent for file in folder.parent.glob(f"phase[0-9]*_*/{CONFIG}"))
-    names = {phase.name.partition("_")[2]: phase for phase in finished}
+    names = {name: phase for phase, name in finished_phases(folder.parent, CONFIG).items()}
     if folder.name not in names:
         there = ", ".join(names) or "none"
         raise ModelError(f"{folder}: no finished phase of this name; the run has {there}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from forty2.report.records import read_run
 from forty2.report.run_types import PhaseRecord, Run
 from forty2.report.units import duration, file_size
+from forty2.run_paths import phase_label
 
 _FIGURES = {
     "validation loss": ("valid_loss", ".3f"),
@@ -31,7 +32,7 @@ def outcome_table(folder: Path, fused: Sequence[Path] = ()) -> str:
     """
     run = read_run(folder)
     rows = [
-        _phase_row(run, phase, folder / f"phase{number}_{phase.name}")
+        _phase_row(run, phase, folder / phase_label(number, phase.name))
         for number, phase in enumerate(run.phases, 1)
     ]
     for number, model in enumerate(fused):

@@ -6,7 +6,6 @@ hide or reverse the text beside them are spelled out in every text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +39,7 @@ from forty2.report.run_types import (
     TaskRecord,
     TaskVerdict,
 )
+from forty2.run_paths import finished_phases
 
 TIMES = "times.jsonl"
 """Record of the stretches of work on each stage."""
@@ -67,9 +67,7 @@ def read_run(folder: Path) -> Run:
 
 def _run(folder: Path) -> Run:
     about = read_object(folder / "run.json")
-    phases = [
-        _phase(read_object(path)) for path in sorted(folder.glob("phase*/phase.json"), key=_place)
-    ]
+    phases = [_phase(read_object(phase / "phase.json")) for phase in finished_phases(folder)]
     summary = _optional(folder / "summary.json", _summary)
     stages = summary.stages if summary is not None else []
     contamination = _optional(folder / "contamination.json", lambda record: record)
@@ -94,12 +92,6 @@ def _run(folder: Path) -> Run:
 
 def _optional(path: Path, read: Callable[[JsonObject], _T]) -> _T | None:
     return read(read_object(path)) if path.exists() else None
-
-
-def _place(path: Path) -> int:
-    """Return the number of a phase, from its folder's name."""
-    match = re.match(r"phase(\d+)", path.parent.name)
-    return int(match[1]) if match else 0
 
 
 def _log(path: Path, phases: list[str]) -> list[LogLine]:

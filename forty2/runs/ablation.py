@@ -36,6 +36,7 @@ from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.ablation import text_table, verdict_lines, write_ablation
+from forty2.run_paths import run_path
 from forty2.runs.held_out import is_measured
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
@@ -99,7 +100,7 @@ def ablate(
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
     """
-    out = Path(out) if out is not None else Path("adapters") / f"{recipe.name}-ablation"
+    out = run_path(f"{recipe.name}-ablation", out)
     _check(recipe, seeds, out, resume)
     recipe = dataclasses.replace(
         recipe,

@@ -20,6 +20,7 @@ from forty2.errors import RunError
 from forty2.files import JsonObject, read_json, write_bytes, write_json, write_text
 from forty2.recipe.differences import differences
 from forty2.report.records import TIMES
+from forty2.run_paths import phase_label
 from forty2.training.checkpoints import find_checkpoints, step_of
 
 JOURNAL = "extension.json"
@@ -64,16 +65,18 @@ def find_extension(path: Path, before: str, after: str) -> Extension:
             length.
     """
     old, new = _phases(before), _phases(after)
-    begun = [name for n, name in enumerate(old, 1) if steps_done(path, _label(n, name)) is not None]
+    begun = [
+        name for n, name in enumerate(old, 1) if steps_done(path, phase_label(n, name)) is not None
+    ]
     _check_what_has_begun(path, yaml.safe_load(before), yaml.safe_load(after), begun)
-    labels = {name: _label(number, name) for number, name in enumerate(new, 1)}
+    labels = {name: phase_label(number, name) for number, name in enumerate(new, 1)}
     names = list(new)
     longer = [name for name in begun if _length(old[name]) != _length(new[name])]
     for name in longer:
         _check_length(path, labels[name], name, old[name], new[name])
     first = longer[0] if longer else None
     later = names[names.index(first) + 1 :] if first is not None else []
-    removed = [_label(n, name) for n, name in enumerate(old, 1) if name not in begun]
+    removed = [phase_label(n, name) for n, name in enumerate(old, 1) if name not in begun]
     changed = [name for name in names if name not in begun and old.get(name) != new[name]]
     measured = [labels[name] for name in names[names.index(first) :]] if first else []
     message = f"{path}: " + "; ".join(
@@ -222,10 +225,6 @@ def _redone(path: Path, first: str, later: list[str]) -> str:
     if (path / "report.html").exists():
         again.append("the report")
     return f"; redone, because they come after it: {', '.join(again)}" if again else ""
-
-
-def _label(number: int, name: str) -> str:
-    return f"phase{number}_{name}"
 
 
 def _has_begun(path: Path, label: str) -> bool:

@@ -50,6 +50,7 @@ from forty2.files import (
     write_text,
 )
 from forty2.report.records import TIMES
+from forty2.run_paths import finished_phases
 from forty2.runs.archive.entry import FAILED
 from forty2.runs.extending import (
     JOURNAL,
@@ -388,7 +389,7 @@ def _upgrade(path: Path) -> None:
         newest = max(states, key=lambda state: state["step"], default={"best": None})
         if newest["best"] is not None:
             best.replace(best.with_name(f"best{newest['best']['step']}"))
-    for done in path.glob("phase*/phase.json"):
-        seal(done.parent)
+    for phase in finished_phases(path):
+        seal(phase)
     for result in path.glob("benchmarks/*.json"):
         write_sealed(result, read_json(result))

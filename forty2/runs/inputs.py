@@ -25,6 +25,7 @@ from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_b
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.tags import tag_settings
+from forty2.run_paths import phase_label
 from forty2.runs.all_phase_data import CheckedData, check_all_phase_data, read_all_phase_data
 from forty2.runs.context import RunContext
 from forty2.runs.drift import drift_meter
@@ -60,7 +61,7 @@ class PhaseInput:
     @property
     def label(self) -> str:
         """Name of its folder, and of the stage after it."""
-        return f"phase{self.number}_{self.name}"
+        return phase_label(self.number, self.name)
 
 
 @dataclass(frozen=True)

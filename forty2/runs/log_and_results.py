@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress
+from forty2.run_paths import finished_phases
 
 
 class LoggedProgress:
@@ -32,7 +33,7 @@ class LoggedProgress:
 def write_results(run: Path, file: Path) -> None:
     """Write the results of a finished run into one file: its phases, measurements and verdicts."""
     results: JsonObject = {"run": str(run)}
-    results |= {"phases": [read_json(one) for one in sorted(run.glob("phase*/phase.json"))]}
+    results |= {"phases": [read_json(phase / "phase.json") for phase in finished_phases(run)]}
     for name in ("run.json", "summary.json"):
         if (run / name).exists():
             results[name.removesuffix(".json").replace("run", "started_with")] = read_json(

@@ -32,6 +32,7 @@ from forty2.progress import Progress, bars, draws_bars, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
+from forty2.run_paths import phase_label, run_path
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
@@ -148,7 +149,7 @@ def run(
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
     """
-    path = run_path(recipe, run_dir)
+    path = run_path(recipe.name, run_dir)
     if only is not None and only not in recipe.phases:
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     if reuse is not None and resume:
@@ -235,7 +236,7 @@ def train_phase(
     progress: Progress = bars,
 ) -> RunResult:
     """Run a recipe up to and including one phase; finished phases are not trained again."""
-    path = run_path(recipe, run_dir)
+    path = run_path(recipe.name, run_dir)
     return run(
         recipe,
         run_dir=path,
@@ -244,11 +245,6 @@ def train_phase(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
-
-
-def run_path(recipe: Recipe, run_dir: str | Path | None) -> Path:
-    """Return the folder of a run: `run_dir` if given, else adapters/NAME."""
-    return Path(run_dir) if run_dir is not None else Path("adapters") / recipe.name
 
 
 def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) -> RunResult:
@@ -289,7 +285,7 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
             )
         )
     for number, name in enumerate(recipe.phases, 1):
-        label = f"phase{number}_{name}"
+        label = phase_label(number, name)
         done = (path / label / "phase.json").exists()
         tasks.append(AgendaItem(f"training {name}", "train", done=done, phase=name))
         if measured and measures_phase(recipe, name, only):

@@ -23,6 +23,7 @@ from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import tag_settings
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration, file_size
+from forty2.run_paths import run_path
 from forty2.runs.all_phase_data import (
     CheckedPhase,
     check_all_phase_data,
@@ -33,7 +34,6 @@ from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free
 from forty2.runs.fused import fused_path
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import PhaseData
-from forty2.runs.pipeline import run_path
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.replaying import Replayed
@@ -165,7 +165,7 @@ def plan(
         )
         peak = max(phase.peak_memory_gb for phase in phases)
         memory = machine.memory_bytes() / 1e9
-        disk = _disk(recipe, run_path(recipe, run_dir), loaded, parameters, phases)
+        disk = _disk(recipe, run_path(recipe.name, run_dir), loaded, parameters, phases)
         warnings = [warning for phase in phases for warning in phase.warnings()]
         warnings += checked.warnings
         if checked.unused_tags is not None:

@@ -18,6 +18,7 @@ from forty2.recipe.differences import ABSENT, flattened
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Benchmark
 from forty2.report.json_records import visible
+from forty2.run_paths import finished_phases
 
 _RECORDED = ("model_sha256", "init_from_sha256")
 """Keys of run.json that are compared beside the recipe."""
@@ -174,7 +175,7 @@ def _settings(run: Path) -> dict[str, str]:
 def _last_stage(run: Path) -> Stage | str:
     """Read the run's last measured stage, or say why there is none."""
     files = {path.stem: path for path in (run / "benchmarks").glob("*.json")}
-    order = ["base", *(path.parent.name for path in _phases(run))]
+    order = ["base", *(phase.name for phase in finished_phases(run))]
     order += sorted(name for name in files if name.startswith("fused"))[:1]
     measured = [name for name in order if name in files]
     if not measured:
@@ -185,12 +186,6 @@ def _last_stage(run: Path) -> Stage | str:
         return Stage.from_json(found, str(file))
     except (Forty2Error, LookupError, TypeError, AttributeError) as error:
         return first_line(error)
-
-
-def _phases(run: Path) -> list[Path]:
-    """Return the records of the finished phases, in order."""
-    found = run.glob("phase*_*/phase.json")
-    return sorted(found, key=lambda path: (len(path.parent.name.split("_")[0]), path))
 
 
 def _measured(first: Path, run: Path, before: Stage | str, after: Stage | str) -> Measured:

@@ -16,6 +16,7 @@ from forty2.errors import RunError, first_line
 from forty2.files import JsonObject, read_json
 from forty2.report.json_records import DAMAGE, visible
 from forty2.report.records import TIMES, stage_times
+from forty2.run_paths import phase_label
 from forty2.runs.archive.notes import NOTES, Note, read_notes
 
 STATES = ("finished", "stopped", "running", "failed", "damaged")
@@ -191,7 +192,7 @@ def _training(folder: Path) -> JsonObject:
     done = [
         label
         for place, name in enumerate(phases, 1)
-        if (folder / (label := f"phase{place}_{name}") / "phase.json").exists()
+        if (folder / (label := phase_label(place, name)) / "phase.json").exists()
     ]
     stages: list[str] = []
     summary = folder / "summary.json"

@@ -26,6 +26,7 @@ from forty2.files import (
 )
 from forty2.report.records import read_run
 from forty2.report.run import write_report
+from forty2.run_paths import finished_phases
 from forty2.runs.archive.entry import is_running
 
 Adapters = Literal["last", "all", "none"]
@@ -85,10 +86,7 @@ def export_run(
 
 def _copy(run: Path, copy: Path, adapters: Adapters) -> None:
     """Copy the files that a colleague needs."""
-    phases = sorted(
-        (path.parent for path in run.glob("phase*_*/phase.json")),
-        key=lambda path: (len(path.name.split("_")[0]), path.name),
-    )
+    phases = [*finished_phases(run)]
     whole = {"last": phases[-1:], "all": phases, "none": []}[adapters]
     files = [path for kind in _RECORDS for path in run.glob(kind)]
     files += [

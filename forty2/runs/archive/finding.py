@@ -14,11 +14,10 @@ from pathlib import Path
 
 from forty2.errors import RunError, first_names
 from forty2.notebook import html_table
+from forty2.run_paths import HOME
 from forty2.runs.archive.entry import Entry, is_running, read_entry
 from forty2.runs.archive.index import store_entries, stored_entries
 
-HOME = Path("adapters")
-"""Where runs are written unless the user names another folder."""
 LOWER_IS_BETTER = ("leak_rate", "perplexity", "kl", "loss")
 """Endings of the names of metrics whose best value is the lowest."""
 _SHOWN = 5

@@ -13,8 +13,9 @@ from pathlib import Path
 from forty2.errors import RunError
 from forty2.export.record import adapter_of
 from forty2.files import remove_leftovers, write_errors
+from forty2.run_paths import HOME
 from forty2.runs.archive.entry import Entry, absolute, is_running, read_entry
-from forty2.runs.archive.finding import HOME, find_runs
+from forty2.runs.archive.finding import find_runs
 from forty2.runs.archive.index import known_paths, store_entries
 
 

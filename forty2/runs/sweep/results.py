@@ -19,6 +19,7 @@ from forty2.benchmark.stats import FEWEST, LEVEL, RESAMPLES, SEED, Interval, Val
 from forty2.files import JsonObject, read_json, write_json
 from forty2.recipe.schema import Recipe
 from forty2.report.sweep import text_table, write_sweep
+from forty2.run_paths import phase_label
 from forty2.runs.folder import read_times
 from forty2.runs.measuring import measurement_path
 from forty2.runs.records import Provenance
@@ -187,7 +188,7 @@ def replicates_of(folder: ConfigurationFolder, seeds: Sequence[int]) -> dict[str
 
 def last_measurement(run: Path, recipe: Recipe) -> Path:
     """Return the file of a run's last measurement."""
-    return measurement_path(run, f"phase{len(recipe.phases)}_{[*recipe.phases][-1]}")
+    return measurement_path(run, phase_label(len(recipe.phases), [*recipe.phases][-1]))
 
 
 def stacked(by_seed: Sequence[Mapping[str, Measured]]) -> dict[str, Replicates]:

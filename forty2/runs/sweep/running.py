@@ -23,6 +23,7 @@ from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.grid import Grid, read_grid
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
+from forty2.run_paths import run_path
 from forty2.runs.context import provenance_of
 from forty2.runs.folder import now, try_lock
 from forty2.runs.replicates import check_seeds, with_same_questions
@@ -106,7 +107,7 @@ def sweep(
         every = configurations(found, source)
     for model in {(one.recipe.model, one.recipe.init_from): one.recipe for one in every}.values():
         provenance_of(model)  # a model that is not there is found before the first run
-    path = Path(out) if out is not None else Path("adapters") / f"{base.name}-sweep"
+    path = run_path(f"{base.name}-sweep", out)
     check_usable(path, resume)
     with write_errors(path):
         make_folder(path)
