@@ -62,7 +62,7 @@ class Measurement:
     more: dict[str, Loaded]
     """The recipe's other tasks, by name."""
     n: int | None
-    """Largest number of held-out prompts and of neutral windows; None: all."""
+    """`benchmark.n` of the recipe."""
     seed: int
 
     def settings(self, stage: str) -> JsonObject:

@@ -134,9 +134,9 @@ class Benchmark:
     of the Hugging Face hub, or forty2's own if the hub cannot be reached. Read for truthfulqa in
     `tasks`, which is there by default if this is given."""
     n: Positive | None = None
-    """Largest number each of held-out rows of a kind, questions (stratified by category), prompts of the
-    behaviour gates other than plain facts, and windows of neutral text; null: all, but 200 rows of a
-    kind."""
+    """Number to draw of whatever is measured: questions of each benchmark (those of truthfulqa stratified
+    by category), held-out rows of each kind, prompts of the behaviour gates, windows of neutral text.
+    Plain facts are all asked. null: all, but at most 200 held-out rows of a kind."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Largest loss of what shows the benefit, in the unit of its score (of a share, 0.01 is one point
     in a hundred), that still counts as no alignment tax."""

@@ -304,12 +304,6 @@ def _insight(
     at = _first_preference(variants[0].phases)
     if not at:
         return None
-    if "no leak" not in values["base"]:
-        return Insight(
-            "cannot be told",
-            "Whether SFT alone leaks more than the base and DPO brings leaks back down cannot be "
-            "told: fewer than two plain factual prompts were asked; raise benchmark.n.",
-        )
     sft, dpo = variants[0].stages[at - 1 : at + 1]
     leaks = {name: 1.0 - values[name]["no leak"] for name in ("base", sft, dpo)}
     return insight(leaks["base"], leaks[sft], leaks[dpo])

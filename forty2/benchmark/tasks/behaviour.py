@@ -87,7 +87,7 @@ class Behaviour(Task[list[JsonObject]]):
     """
 
     n: int | None = None
-    """Fewest prompts to ask, spread evenly over the gates, beside the plain facts; None: all."""
+    """Prompts to ask, spread evenly over the gates, beside all plain facts; None: all."""
     facts_alone: bool = False
     """True: ask the plain facts alone."""
 
