@@ -50,6 +50,7 @@ use_setproctitle = false
 
 MODULES = {
     "benchmark/compare": "benchmark/test_compare test_notebook",
+    "benchmark/stage_scores": "benchmark/test_compare",
     "benchmark/stats": "benchmark/test_stats",
     "export/fusing": "export/test_fusing",
     "files": "test_files",

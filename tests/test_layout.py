@@ -15,6 +15,7 @@ COVERED_BY = {
     "benchmark/mmlu_subjects.py": "benchmark/tasks/test_mmlu.py",
     "benchmark/runner.py": "benchmark/test_task.py",
     "benchmark/scoring.py": "benchmark/tasks/test_mmlu.py",
+    "benchmark/stage_scores.py": "benchmark/test_compare.py",
     "benchmark/tasks/__init__.py": "benchmark/test_task.py",
     "benchmark/tasks/perplexity.py": "benchmark/test_results.py",
     "cli/": "cli/test_main.py",

@@ -7,14 +7,14 @@ must be the same in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.metrics import METRICS
+from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.results import Result, Stage
+from forty2.benchmark.stage_scores import Scores, check_same, scores_of
 from forty2.benchmark.stats import (
     RESAMPLES,
     SEED,
@@ -25,24 +25,13 @@ from forty2.benchmark.stats import (
     detectable,
     holm,
     mcnemar,
-    overall,
     sign_flips,
     stderr,
     unchanged,
     verdict,
 )
 from forty2.benchmark.task import Metric
-from forty2.benchmark.tasks import task_class
-from forty2.benchmark.verdict import (
-    ALWAYS,
-    HELD_OUT,
-    CostChange,
-    JudgedChange,
-    benefit_of,
-    costs_of,
-    sentence,
-    word,
-)
+from forty2.benchmark.verdict import HELD_OUT, CostChange, TaskChange, judge
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.notebook import html_paragraph, html_table
@@ -72,13 +61,6 @@ class Change(NamedTuple):
     """McNemar's exact p where every score is 0 or 1, else the p of random signs."""
     p_holm: float
     """p, corrected for all metrics of the comparison."""
-    verdict: Verdict
-
-
-class TaskChange(NamedTuple):
-    """The metrics that one benchmark's verdict is over, and that verdict."""
-
-    judged: tuple[str, ...]
     verdict: Verdict
 
 
@@ -166,7 +148,7 @@ def compare(
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
     before, after = _comparable(before, after)
     old, new = scores_of(before), scores_of(after)
-    _check_same(old, new)
+    check_same(old, new)
     pairs = {
         name: (scores.values(), new.metrics[name].values())
         for name, scores in old.metrics.items()
@@ -201,57 +183,6 @@ def compare(
         verdict=found.verdict,
         costs=found.costs,
         sentence=found.sentence,
-    )
-
-
-class Judgement(NamedTuple):
-    """The verdict on the changes of all metrics."""
-
-    questions: str
-    """Name of the questions that show the benefit; "": none do."""
-    n: int
-    """Their number."""
-    judged: tuple[str, ...]
-    """Metrics that the benefit is over."""
-    tasks: dict[str, TaskChange]
-    """Each benchmark's own verdict."""
-    costs: tuple[CostChange, ...]
-    verdict: Verdict
-    sentence: str
-
-
-def judge(
-    scores: Scores, changes: Mapping[str, JudgedChange], cost: Cost, *, same: bool
-) -> Judgement:
-    """Judge benefit and cost.
-
-    Args:
-        scores: those before.
-        changes: by metric, of those metrics that have two items or more.
-        cost: margins of the cost.
-        same: whether the model is still the same, as far as was measured.
-    """
-    task = scores.benefit_task
-    own = scores.tasks.get(task, ())
-    judged = tuple(name for name in own if name in changes)
-    single = tuple(name for name in own if name not in changes)
-    tasks = _by_task(scores, changes)
-    benefit: Verdict = "no change"
-    if not same:
-        too_few: list[Verdict] = ["inconclusive"] * len(single)
-        benefit = benefit_of(task, [*(changes[name].verdict for name in judged), *too_few])
-    costs = () if same else costs_of(changes, tasks, task, cost)
-    shown = {shown_metric(name): changes[name] for name in judged}
-    questions = scores.names.get(task, "")
-    named = tuple(map(shown_metric, single))
-    return Judgement(
-        questions=questions,
-        n=max((len(scores.metrics[name].by_place) for name in own), default=0),
-        judged=judged,
-        tasks=tasks,
-        costs=costs,
-        verdict=word(benefit, costs),
-        sentence=sentence(task, questions, benefit, shown, costs, named),
     )
 
 
@@ -298,143 +229,6 @@ def _shown_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-def shown_metric(name: str) -> str:
-    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
-    return name.upper() if name in METRICS else name
-
-
-# --- scores of one result or stage ----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class MetricScores:
-    """Scores in one metric, by the item's place."""
-
-    metric: Metric
-    by_place: dict[int, float]
-
-    def values(self) -> Values:
-        """Return the scores in the items' order, (n,)."""
-        return np.array(list(self.by_place.values()), np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores of a result, or of all results of a stage one after the other."""
-
-    names: dict[str, str]
-    """Name of each result's questions, by task."""
-    model: str
-    settings: dict[str, object]
-    """Settings that must be the same in both results."""
-    asked: list[tuple[str, object]]
-    """Each item's name, and its further facts that must be the same in both results."""
-    metrics: dict[str, MetricScores]
-    tasks: dict[str, tuple[str, ...]]
-    """Metrics that each result's own verdict would be over, by task."""
-    categories: dict[str, list[int]]
-    """Places of the items of each category."""
-    category_metric: str | None
-    """The metric whose change is reported by category."""
-
-    @property
-    def benefit_task(self) -> str:
-        """Task that shows the benefit: of a stage, the first that is not a cost; "" if there is none."""
-        price = ALWAYS if self.settings.get("benchmark") == "stage" else ()
-        return next((task for task, names in self.tasks.items() if names and task not in price), "")
-
-
-def scores_of(measured: Result | Stage) -> Scores:
-    """Collect the scores of a result or stage by metric, those of the verdict first.
-
-    A metric whose name an earlier result has
-    already is named after its task, too.
-    """
-    if isinstance(measured, Result):
-        return _scores_of_result(measured)
-    parts = {name: _scores_of_result(result) for name, result in measured.results.items()}
-    first, *_ = parts.values()
-    settings: dict[str, object] = {}
-    asked: list[tuple[str, object]] = []
-    metrics: dict[str, MetricScores] = {}
-    tasks: dict[str, tuple[str, ...]] = {}
-    for name, part in parts.items():
-        if not part.metrics:
-            continue
-        shown = metric_names(name, part.metrics, metrics)
-        (judged,) = part.tasks.values()
-        tasks[name] = tuple(shown[metric] for metric in judged)
-        for key, value in part.settings.items():
-            settings[key if part is first else f"{name}: {key}"] = value
-        for metric, scores in part.metrics.items():
-            shifted = {len(asked) + place: score for place, score in scores.by_place.items()}
-            metrics[shown[metric]] = MetricScores(scores.metric, shifted)
-        asked += part.asked
-    settings["benchmark"] = "stage"
-    names = {name: found for part in parts.values() for name, found in part.names.items()}
-    categories, category_metric = _categories_of(parts)
-    return Scores(names, first.model, settings, asked, metrics, tasks, categories, category_metric)
-
-
-def _categories_of(parts: Mapping[str, Scores]) -> tuple[dict[str, list[int]], str | None]:
-    """Return the categories of the first result that has any, as places among all items."""
-    start = 0
-    for part in parts.values():
-        if part.category_metric is not None and part.categories:
-            shifted = {
-                name: [start + place for place in places]
-                for name, places in part.categories.items()
-            }
-            return shifted, part.category_metric
-        start += len(part.asked) if part.metrics else 0
-    return {}, None
-
-
-def metric_names(task: str, metrics: Iterable[str], taken: Container[str]) -> dict[str, str]:
-    """Return the name of each metric of a task among those of a whole stage."""
-    return {name: f"{task}: {name}" if name in taken else name for name in metrics}
-
-
-def _scores_of_result(result: Result) -> Scores:
-    task = task_class(result.benchmark)
-    found: dict[str, dict[int, float]] = {}
-    categories: dict[str, list[int]] = {}
-    for place, item in enumerate(result.items):
-        for name, score in item.scores.items():
-            found.setdefault(name, {})[place] = score
-        if task.category_metric is not None and item.category is not None:
-            categories.setdefault(item.category, []).append(place)
-    metrics = {
-        name: MetricScores(task.metric(name), found[name])
-        for name in task.order(list(found))
-        if task.metric(name).better != "neither"
-    }
-    judged = tuple(name for name in task.judged if name in metrics)
-    model = result.model + (f" + {result.adapter}" if result.adapter else "")
-    return Scores(
-        names={result.benchmark: _printable(result.questions)},
-        model=_printable(model),
-        settings={
-            "benchmark": result.benchmark,
-            f"{task.data_key}_sha256": result.data_sha256,
-            **{key: result.settings.get(key) for key in task.must_agree},
-        },
-        asked=[task.identify(item.record) for item in result.items],
-        metrics=metrics,
-        tasks={result.benchmark: judged},
-        categories=categories,
-        category_metric=task.category_metric,
-    )
-
-
-def _printable(text: str) -> str:
-    """Return a text from a file with unprintable characters spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-# --- the comparison -------------------------------------------------------------------------------
-
-
 def _comparable(
     before: Result | Stage, after: Result | Stage
 ) -> tuple[Result | Stage, Result | Stage]:
@@ -454,49 +248,6 @@ def _comparable(
             "else was measured; measure both on the same rows"
         )
     return left
-
-
-def _first_name(scores: Scores) -> str:
-    return next(iter(scores.names.values()))
-
-
-def _check_same(old: Scores, new: Scores) -> None:
-    """Refuse results of different questions or settings."""
-    for key in {**old.settings, **new.settings}:
-        before, after = old.settings.get(key), new.settings.get(key)
-        if key.endswith("data_sha256") and None in (before, after):
-            continue  # not recorded by an earlier release; the items themselves are compared
-        if before != after:
-            raise BenchmarkError(
-                f"not comparable: {key} is {before!r} ({_first_name(old)}) before and {after!r} "
-                f"({_first_name(new)}) after; measure both in the same way"
-            )
-    if len(old.asked) != len(new.asked):
-        raise BenchmarkError(
-            f"not comparable: {len(old.asked)} questions before, {len(new.asked)} after; use the "
-            "same n and seed"
-        )
-    for number, (one, other) in enumerate(zip(old.asked, new.asked, strict=True), 1):
-        if one[0] != other[0]:
-            raise BenchmarkError(
-                f"not comparable: item {number} is {one[0]!r} before and {other[0]!r} after; use "
-                "the same n and seed"
-            )
-        if one[1] != other[1]:
-            raise BenchmarkError(
-                f"not comparable: item {number} ({one[0]!r}) has other options or another answer; "
-                "measure both on one file"
-            )
-    for name in {**old.metrics, **new.metrics}:
-        places = [
-            scores.metrics[name].by_place.keys() if name in scores.metrics else set()
-            for scores in (old, new)
-        ]
-        if places[0] != places[1]:
-            raise BenchmarkError(
-                f"not comparable: {name} covers other items before than after; measure both on one "
-                "file"
-            )
 
 
 def _change(
@@ -560,16 +311,6 @@ def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
     if isinstance(before, Result) or isinstance(after, Result) or before.name != "base":
         return None
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
-
-
-def _by_task(old: Scores, changes: Mapping[str, JudgedChange]) -> dict[str, TaskChange]:
-    """Judge each benchmark by its own metrics; those with too few questions are left out."""
-    found = {}
-    for task, names in old.tasks.items():
-        judged = tuple(name for name in names if name in changes)
-        if judged:
-            found[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
-    return found
 
 
 def _by_category(old: Scores, new: Scores) -> dict[str, float]:

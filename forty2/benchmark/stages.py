@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forty2.benchmark.compare import Comparison, compare, metric_names, shown_metric
+from forty2.benchmark.compare import Comparison, compare
+from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.regression import bucket_cells, buckets
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.runner import measure as measure_task
+from forty2.benchmark.stage_scores import ALWAYS, metric_names
 from forty2.benchmark.task import Task
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.benchmark.tasks.behaviour import Behaviour
@@ -36,7 +38,7 @@ from forty2.benchmark.tasks.held_out import (
 from forty2.benchmark.tasks.perplexity import Perplexity
 from forty2.benchmark.tasks.truthfulqa import TruthfulQA
 from forty2.benchmark.truthfulqa_questions import Questions, load_questions, sample
-from forty2.benchmark.verdict import ALWAYS, STYLE
+from forty2.benchmark.verdict import STYLE
 from forty2.data.checks.contamination import Benchmark as Searched
 from forty2.data.checks.contamination import Hit
 from forty2.errors import BenchmarkError, DataError

@@ -17,22 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from forty2.benchmark.metrics import METRICS
+from forty2.benchmark.metrics import shown_metric
+from forty2.benchmark.stage_scores import Scores
 from forty2.benchmark.stats import Interval, Verdict, overall, verdict
 from forty2.benchmark.tasks import task_class
 from forty2.recipe.schema import Cost
-
-if TYPE_CHECKING:
-    from forty2.benchmark.compare import TaskChange
 
 HELD_OUT = "held_out"
 """Name of the task that measures the run's own held-out rows."""
 STYLE = "reply_style"
 """Name of the task that measures the style of replies."""
-ALWAYS = ("behaviour", "perplexity", "divergence")
-"""Tasks that are measured at every stage, after those of the recipe: the price, never the benefit."""
 Answer = Literal["none", "worse", "cannot tell"]
 _ANSWERS: Mapping[Verdict, Answer] = {
     "gain": "none",
@@ -67,6 +63,13 @@ class JudgedChange(Protocol):
     def verdict(self) -> Verdict: ...
 
 
+class TaskChange(NamedTuple):
+    """The metrics that one benchmark's verdict is over, and that verdict."""
+
+    judged: tuple[str, ...]
+    verdict: Verdict
+
+
 class CostChange(NamedTuple):
     """A change in one thing that the base could do."""
 
@@ -81,6 +84,67 @@ class CostChange(NamedTuple):
     answer: Answer
     better: bool = False
     """True if the whole interval is a gain."""
+
+
+class Judgement(NamedTuple):
+    """The verdict on the changes of all metrics."""
+
+    questions: str
+    """Name of the questions that show the benefit; "": none do."""
+    n: int
+    """Their number."""
+    judged: tuple[str, ...]
+    """Metrics that the benefit is over."""
+    tasks: dict[str, TaskChange]
+    """Each benchmark's own verdict."""
+    costs: tuple[CostChange, ...]
+    verdict: Verdict
+    sentence: str
+
+
+def judge(
+    scores: Scores, changes: Mapping[str, JudgedChange], cost: Cost, *, same: bool
+) -> Judgement:
+    """Judge benefit and cost.
+
+    Args:
+        scores: those before.
+        changes: by metric, of those metrics that have two items or more.
+        cost: margins of the cost.
+        same: whether the model is still the same, as far as was measured.
+    """
+    task = scores.benefit_task
+    own = scores.tasks.get(task, ())
+    judged = tuple(name for name in own if name in changes)
+    single = tuple(name for name in own if name not in changes)
+    tasks = _by_task(scores, changes)
+    benefit: Verdict = "no change"
+    if not same:
+        too_few: list[Verdict] = ["inconclusive"] * len(single)
+        benefit = benefit_of(task, [*(changes[name].verdict for name in judged), *too_few])
+    costs = () if same else costs_of(changes, tasks, task, cost)
+    shown = {shown_metric(name): changes[name] for name in judged}
+    questions = scores.names.get(task, "")
+    named = tuple(map(shown_metric, single))
+    return Judgement(
+        questions=questions,
+        n=max((len(scores.metrics[name].by_place) for name in own), default=0),
+        judged=judged,
+        tasks=tasks,
+        costs=costs,
+        verdict=word(benefit, costs),
+        sentence=sentence(task, questions, benefit, shown, costs, named),
+    )
+
+
+def _by_task(scores: Scores, changes: Mapping[str, JudgedChange]) -> dict[str, TaskChange]:
+    """Judge each benchmark by its own metrics; those with too few questions are left out."""
+    found = {}
+    for task, names in scores.tasks.items():
+        judged = tuple(name for name in names if name in changes)
+        if judged:
+            found[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
+    return found
 
 
 def costs_of(
@@ -113,7 +177,7 @@ def costs_of(
                 where, margin = "plain facts:", cost.facts
             else:
                 before, after = f"{change.before:.3f}", f"{change.after:.3f}"
-                where = f"{task_class(task).label()}: {name.upper() if name in METRICS else name}"
+                where = f"{task_class(task).label()}: {shown_metric(name)}"
                 margin = cost.tasks.get(task, cost.other)
             judgement = verdict(Interval(change.low, change.high), margin, change.n)
             answer, better = _ANSWERS[judgement], judgement == "gain"

@@ -16,9 +16,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.compare import judge
-from forty2.benchmark.compare import scores_of as scores_by_metric
 from forty2.benchmark.results import Result, Stage
+from forty2.benchmark.stage_scores import scores_of as scores_by_metric
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -32,7 +31,7 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.task import SHARE, Metric
 from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
-from forty2.benchmark.verdict import HELD_OUT, CostChange
+from forty2.benchmark.verdict import HELD_OUT, CostChange, judge
 from forty2.files import JsonObject
 from forty2.recipe.schema import Cost
 

@@ -19,10 +19,10 @@ from forty2.benchmark import metrics, stats
 from forty2.benchmark.compare import Change, Comparison, format_comparison
 from forty2.benchmark.compare import compare as compare_measured
 from forty2.benchmark.results import Result, Stage, read_measured
+from forty2.benchmark.stage_scores import ALWAYS
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import gsm8k, task_class
 from forty2.benchmark.tasks.held_out import HeldOut
-from forty2.benchmark.verdict import ALWAYS
 from forty2.cli import main
 from forty2.errors import BenchmarkError, RunError
 from forty2.inference.generation import Reply

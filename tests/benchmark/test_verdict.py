@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from forty2.benchmark.compare import Change, TaskChange
+from forty2.benchmark.compare import Change
 from forty2.benchmark.stats import Values, bootstrap, verdict
-from forty2.benchmark.verdict import costs_of, sentence, word
+from forty2.benchmark.verdict import TaskChange, costs_of, sentence, word
 from forty2.recipe.schema import Cost
 
 

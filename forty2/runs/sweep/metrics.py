@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.compare import metric_names
 from forty2.benchmark.metrics import METRICS
 from forty2.benchmark.results import Stage
+from forty2.benchmark.stage_scores import metric_names
 from forty2.benchmark.stats import Values
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import task_class
