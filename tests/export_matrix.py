@@ -143,7 +143,7 @@ def replies(folder: Path, results: Results, types: Sequence[str]) -> None:
 def truthfulqa(folder: Path, results: Results, types: Sequence[str]) -> None:
     """Compare the first choices of TruthfulQA's MC1."""
     data = Path(os.environ.get("FORTY2_BENCH_DATA", ROOT.parent / "shared" / "data"))
-    task = TruthfulQA(questions=data / "truthfulqa" / "mc_task_v0_817.json", n=QUESTIONS)
+    task = TruthfulQA(data=data / "truthfulqa" / "mc_task_v0_817.json", n=QUESTIONS)
     questions = task.load()
     loaded = load("smollm2")
     contexts = _Contexts(loaded.tokenizer, False)

@@ -136,6 +136,7 @@ def _command_of(name: str) -> click.Command:
 @click.option(
     "--questions",
     "-q",
+    "data",
     help="File of questions, mc_task.json or CSV, or probe for forty2's own. Default: the hub's.",
 )
 @shared_options.n_questions

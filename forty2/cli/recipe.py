@@ -109,7 +109,7 @@ def check_command(
     """Check every key and value of a recipe, without reading data."""
     recipe = load_recipe(source, overrides, lr=lr, kl_weight=kl_weight)
     if recipe.benchmark is not None:
-        from forty2.benchmark.stages import check_tasks
+        from forty2.benchmark.recipe_tasks import check_tasks
 
         check_tasks(recipe.benchmark)
     echo(

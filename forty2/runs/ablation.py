@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forty2.benchmark.recipe_tasks import Loaded, load_tasks
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import Loaded, load_tasks
 from forty2.benchmark.stats import (
     LEVEL,
     RESAMPLES,
@@ -41,6 +41,7 @@ from forty2.runs.held_out import is_measured
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
 from forty2.runs.replicates import (
+    DRAWN_ONCE,
     begin_with_base,
     check_seeds,
     prefixed,
@@ -155,7 +156,11 @@ def _check_draws(recipe: Recipe, seeds: Sequence[int]) -> None:
 
 
 def _texts(tasks: Mapping[str, Loaded]) -> dict[str, object]:
-    return {name: task.question_texts(questions) for name, (task, questions) in tasks.items()}
+    return {
+        name: task.question_texts(questions)
+        for name, (task, questions) in tasks.items()
+        if name != DRAWN_ONCE
+    }
 
 
 def _record(

@@ -55,7 +55,6 @@ class StageMeasurer:
             hits=tuple((name, hit) for name, part in data.items() for hit in part.hits),
             unread_phases=tuple(name for name, part in data.items() if part.source is None),
             searched=tuple(benchmark.name for benchmark in self._searched),
-            questions=self._measurement.questions,
         )
         write_json(self._run.path / CONTAMINATION, record.to_json())
 

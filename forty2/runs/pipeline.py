@@ -14,7 +14,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import changes_table, columns, summarize, table
+from forty2.benchmark.stage_tables import changes_table, columns, table
+from forty2.benchmark.summary import summarize
 from forty2.errors import (
     Interrupted,
     MemoryRanOut,

@@ -87,8 +87,6 @@ class ContaminationRecord:
     """Phases whose rows were prepared as ids, so that their texts cannot be searched."""
     searched: tuple[str, ...]
     """Names of the tasks whose questions were searched for."""
-    questions: str
-    """Name of TruthfulQA's question set."""
 
     def to_json(self) -> JsonObject:
         hits = [
@@ -105,7 +103,6 @@ class ContaminationRecord:
             "hits": hits,
             "unread_phases": list(self.unread_phases),
             "searched": list(self.searched),
-            "questions": self.questions,
         }
 
     @classmethod
@@ -118,5 +115,4 @@ class ContaminationRecord:
             ),
             unread_phases=tuple(record["unread_phases"]),
             searched=tuple(record.get("searched", ["truthfulqa"])),
-            questions=record["questions"],
         )

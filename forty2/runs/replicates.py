@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forty2.benchmark.stages import questions_of
+from forty2.benchmark.recipe_tasks import load_task
 from forty2.benchmark.truthfulqa_questions import Question
 from forty2.errors import RunError
 from forty2.files import (
@@ -26,6 +26,8 @@ from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance
 
 BASE = Path("benchmarks") / "base.json"
+DRAWN_ONCE = "truthfulqa"
+"""The task whose questions are drawn once for all seeds."""
 PROVENANCE = "provenance.json"
 """Copy of a run's run.json: a folder with run.json would be listed as a run."""
 
@@ -55,11 +57,12 @@ def with_same_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject |
     Raises:
         RunError: the file there holds other questions.
     """
-    drawn = questions_of(recipe.benchmark, recipe.seed) if recipe.benchmark is not None else None
-    if drawn is None or recipe.benchmark is None:
+    tasks = recipe.benchmark.tasks if recipe.benchmark is not None else []
+    entry = next((entry for entry in tasks if entry.task == DRAWN_ONCE), None)
+    if entry is None or recipe.benchmark is None:
         return recipe, None
+    drawn = load_task(entry, recipe.benchmark, recipe.seed).questions
     described = {"name": drawn.name, "sha256": drawn.sha256, "n": len(drawn.items)}
-    entry = next(entry for entry in recipe.benchmark.tasks if entry.task == "truthfulqa")
     if (entry.n or recipe.benchmark.n) != len(drawn.items):
         return recipe, described  # every seed draws all questions
     file = out.resolve() / "questions.json"
@@ -71,10 +74,7 @@ def with_same_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject |
             f"{file}: holds other questions than {recipe.name} draws now; go on with the recipe that "
             "these runs started with, or name another `out`"
         )
-    tasks = [
-        dataclasses.replace(one, data=None) if one is entry else one
-        for one in recipe.benchmark.tasks
-    ]
+    tasks = [dataclasses.replace(one, data=None) if one is entry else one for one in tasks]
     benchmark = dataclasses.replace(recipe.benchmark, questions=str(file), tasks=tasks)
     return dataclasses.replace(recipe, benchmark=benchmark), {
         **described,

@@ -354,7 +354,7 @@ class _StageTimer:
                 seconds += share * self._task_seconds(task, questions)
         if self.held_out is not None:
             seconds += self._held_out_seconds(self.held_out)
-        return seconds + self._always_seconds(full.n, facts_alone=full.truthfulqa is None)
+        return seconds + self._always_seconds(full.n, facts_alone=full.facts_alone)
 
     def _held_out_seconds(self, rows: HeldOutRows) -> float:
         """Estimate the seconds of the held-out rows, their prompts, and the eval prompts."""

@@ -13,7 +13,8 @@ from support.runs import short_checks
 
 import forty2
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import load_measurement, table
+from forty2.benchmark.stage_tables import table
+from forty2.benchmark.stages import load_measurement
 from forty2.benchmark.tasks.eval_prompts import EvalPromptsTask
 from forty2.benchmark.tasks.gsm8k import Gsm8k
 from forty2.cli import main
@@ -53,29 +54,32 @@ def measured(*tasks: Any, n: int | None = None) -> Any:
     return load_measurement(benchmark, 7)
 
 
+def asked_of(measurement: Any, task: str) -> int:
+    return len(measurement.tasks[task].questions.items)
+
+
 def test_truthfulqa_is_the_default_and_each_task_has_its_own_n(sums: Path) -> None:
     alone = load_measurement(Benchmark(questions="probe", n=5), 7)
-    assert alone.truthfulqa is not None
-    assert alone.more == {} and len(alone.truthfulqa.items) == 5
+    assert [*alone.tasks] == ["truthfulqa"] and asked_of(alone, "truthfulqa") == 5
     more = BenchmarkTask(task="gsm8k", data=str(sums), n=4)
     found = measured("truthfulqa", more, n=5)
-    assert len(found.truthfulqa.items) == 5 and len(found.more["gsm8k"].questions.items) == 4
-    assert found.more["gsm8k"].task.seed == 7
+    assert asked_of(found, "truthfulqa") == 5 and asked_of(found, "gsm8k") == 4
+    assert found.tasks["gsm8k"].task.seed == found.tasks["truthfulqa"].task.seed == 7
     own = BenchmarkTask(task="truthfulqa", n=3)
-    assert len(measured(own, n=5).truthfulqa.items) == 3
+    assert asked_of(measured(own, n=5), "truthfulqa") == 3
 
 
 def test_a_recipe_may_name_no_benchmark_or_others_than_truthfulqa(sums: Path) -> None:
-    assert measured().tasks == {} and measured().questions == ""
+    assert measured().tasks == {}
     found = measured(BenchmarkTask(task="gsm8k", data=str(sums), n=4))
-    assert list(found.tasks) == ["gsm8k"] and found.truthfulqa is None
+    assert list(found.tasks) == ["gsm8k"]
 
 
 def test_a_task_has_at_most_as_many_questions_as_there_are(sums: Path) -> None:
     without, beyond = (BenchmarkTask(task="gsm8k", data=str(sums), n=n) for n in (None, 99))
-    assert len(measured("truthfulqa", without, n=5).more["gsm8k"].questions.items) == 5
-    assert len(measured("truthfulqa", without).more["gsm8k"].questions.items) == 12
-    assert len(measured("truthfulqa", beyond).more["gsm8k"].questions.items) == 12
+    assert asked_of(measured("truthfulqa", without, n=5), "gsm8k") == 5
+    assert asked_of(measured("truthfulqa", without), "gsm8k") == 12
+    assert asked_of(measured("truthfulqa", beyond), "gsm8k") == 12
 
 
 @pytest.mark.parametrize(
@@ -255,10 +259,12 @@ def test_every_item_has_its_texts_in_the_items_order(sums: Path, bile: Path) -> 
     ]
     found = measured("truthfulqa", *tasks, n=20)
     texts = {benchmark.name: benchmark.items for benchmark in found.benchmarks()}
-    assert [each[0] for each in texts["truthfulqa"]] == [q.question for q in found.truthfulqa.items]
-    (anatomy,) = found.more["mmlu"].questions
+    assert [each[0] for each in texts["truthfulqa"]] == [
+        q.question for q in found.tasks["truthfulqa"].questions.items
+    ]
+    (anatomy,) = found.tasks["mmlu"].questions
     assert [each[0] for each in texts["mmlu"]] == [q.text for q in anatomy.questions]
-    problems = found.more["gsm8k"].questions.items
+    problems = found.tasks["gsm8k"].questions.items
     assert [each[0] for each in texts["gsm8k"]] == [p.question for p in problems]
 
 

@@ -144,7 +144,7 @@ def test_a_new_file_can_be_measured_in_a_run(spelling: Path) -> None:
     found = load_measurement(
         Benchmark(questions="probe", tasks=[BenchmarkTask(task="truthfulqa"), asked]), 1
     )
-    assert found.more["spelling"].questions == ["a", "bb", "ccc"]
+    assert found.tasks["spelling"].questions == ["a", "bb", "ccc"]
 
 
 def test_only_true_and_false_are_shares() -> None:

@@ -12,7 +12,7 @@ from support.archive import make_run, measured_stage
 from support.cli import forty2
 from support.small_run import make_inputs
 
-from forty2.benchmark.stages import table
+from forty2.benchmark.stage_tables import table
 from forty2.cli.echo import echo
 from forty2.cli.failures import plain_warnings, warn
 from forty2.report.outcome import outcome_table

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from support.runs import short_checks
 
 import forty2.runs.pipeline
-from forty2.benchmark.stages import questions_of
+from forty2.benchmark.recipe_tasks import load_tasks
 from forty2.benchmark.tasks import held_out
 from forty2.cli import main
 from forty2.data.build import build
@@ -160,10 +160,11 @@ def test_seeds_share_their_questions_and_the_base_but_not_their_training(
     drawn = {item["question"] for item in json.loads((found.path / "questions.json").read_text())}
     other = dataclasses.replace(recipe, seed=1)
     assert recipe.benchmark is not None
-    own, others = (questions_of(recipe.benchmark, one.seed) for one in (recipe, other))
-    assert own is not None and others is not None
-    assert drawn == {item.question for item in own.items}
-    assert drawn != {item.question for item in others.items}
+    own, others = (
+        {item.question for item in load_tasks(recipe.benchmark, seed)["truthfulqa"].questions.items}
+        for seed in (recipe.seed, other.seed)
+    )
+    assert drawn == own != others
 
 
 def test_another_ablation_in_the_same_place_is_refused(

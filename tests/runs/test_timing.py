@@ -92,7 +92,7 @@ def test_programs_that_a_model_writes_are_not_run_for_a_plan(
     loaded: Any = None
     stage = timing._StageTimer(loaded, benchmark, 0, timing._ReplyTime(0, 0), 0.0, None)
     assert stage.left_out == ("humaneval",)
-    measurement = SimpleNamespace(tasks={"humaneval": (None, None)}, truthfulqa=None, n=1)
+    measurement = SimpleNamespace(tasks={"humaneval": (None, None)}, facts_alone=True, n=1)
     monkeypatch.setattr(timing, "load_measurement", lambda *_: measurement)
     monkeypatch.setattr(timing._StageTimer, "_always_seconds", lambda *_, **__: 0.0)
     assert stage.time_stage() == 0.0

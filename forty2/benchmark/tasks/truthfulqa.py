@@ -105,7 +105,7 @@ def truthfulqa(
     from forty2.model.base_model import find_model_and_adapter
 
     name, adapter = find_model_and_adapter(model, adapter)
-    task = TruthfulQA(questions=questions, n=n, seed=seed, chat_template=chat_template)
+    task = TruthfulQA(data=questions, n=n, seed=seed, chat_template=chat_template)
     return run(
         task,
         name,
@@ -121,7 +121,7 @@ def truthfulqa(
 class TruthfulQA(Task[Questions]):
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
 
-    questions: str | Path | None = None
+    data: str | Path | None = None
     """File of questions or `probe`, as for `load_questions`."""
     n: int | None = None
     """Questions to sample, stratified by category; None: all."""
@@ -136,7 +136,7 @@ class TruthfulQA(Task[Questions]):
     category_metric = "mc2"
 
     def load(self) -> Questions:
-        questions = load_questions(self.questions)
+        questions = load_questions(self.data)
         if self.n is not None:
             questions = sample(questions, self.n, self.seed)
         if len(questions.items) < 2:

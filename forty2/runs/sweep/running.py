@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from forty2.benchmark.stages import check_tasks, read_stage
+from forty2.benchmark.recipe_tasks import check_tasks
+from forty2.benchmark.stages import read_stage
 from forty2.errors import RunError, TrainingError, first_line
 from forty2.files import make_folder, remove_leftovers, write_errors, write_text
 from forty2.progress import Progress, bars, draws_bars

@@ -10,7 +10,7 @@ import pytest
 
 from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.results import Stage
-from forty2.benchmark.stages import without_contaminated
+from forty2.benchmark.summary import without_contaminated
 from forty2.data.checks.contamination import Benchmark, ContaminationFinder, Hit, benchmark_of
 from forty2.data.records import Chat, Message, Pair, Record, Text
 
