@@ -74,7 +74,7 @@ COVERED_BY = {
     "data/row_keys.py": "data/test_formats.py",
     "report/ablation_records.py": "report/test_ablation.py",
     "runs/replicates.py": "runs/test_ablation.py",
-    "recipe/phasegpt_keys.py": "recipe/test_phasegpt.py",
+    "recipe/phasegpt/": "recipe/test_phasegpt.py",
     "report/text_table.py": "report/test_ablation.py",
     "runs/reusing.py": "runs/test_extending.py",
     "runs/sweep/": "runs/test_sweep.py",

@@ -16,6 +16,7 @@ from forty2.files import read_json
 from forty2.recipe.document import Document, listed
 from forty2.recipe.paths import NO_FILES, STARTER
 from forty2.recipe.translation import Translation, Translator
+from forty2.run_paths import HOME
 
 OF_FLAGS = ("model_name", "dataset_dir", "init_from_model", "eval_prompts_file")
 """Values that its scripts took as flags."""
@@ -130,7 +131,7 @@ class _Translator(Translator):
         path = "init_from_model"
         found = self.take(path, str)
         run = found and next(
-            (one for one in (found, f"adapters/{found}") if (Path(one) / "run.json").exists()), None
+            (one for one in (found, str(HOME / found)) if (Path(one) / "run.json").exists()), None
         )
         if found is None:
             self.put("model", STARTER, "", "none is named")
