@@ -14,6 +14,7 @@ from typing import Literal
 import click
 
 from forty2.cli.echo import echo
+from forty2.cli.failures import warn
 
 Command = Callable[..., None]
 """Function of a command."""
@@ -250,13 +251,13 @@ def recipe(function: Command) -> Command:
         kl_weight: float | None,
         **others: object,
     ) -> None:
-        from forty2.recipe.reading import load_recipe, load_translation
+        from forty2.recipe.reading import read_recipe
 
-        loaded = load_recipe(recipe, overrides, lr=lr, kl_weight=kl_weight)
+        loaded, notes, folders = read_recipe(recipe, overrides, lr=lr, kl_weight=kl_weight)
+        for note in notes:
+            warn(note)
         if model is not None:
             loaded = dataclasses.replace(loaded, model=model)
-        found = load_translation(recipe, overrides, lr=lr, kl_weight=kl_weight)
-        folders = found.folders if found is not None else None
         if folders is not None and "run_dir" in others and others["run_dir"] is None:
             others["run_dir"] = folders.run
         if wants_folders:

@@ -34,7 +34,7 @@ from forty2.recipe.overrides import apply_flags, apply_overrides
 from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
 from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
-from forty2.recipe.translation import Translation
+from forty2.recipe.translation import Folders, Translation
 
 _MAX_BYTES = 100_000
 _RECIPE = TypeAdapter(Recipe)
@@ -101,6 +101,16 @@ def read_text(path: Path, what: str) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+class ReadRecipe(NamedTuple):
+    """A recipe, and what there is to say of the file that it comes from."""
+
+    recipe: Recipe
+    notes: list[str]
+    """Sentences on values that are not those of the file."""
+    folders: Folders | None
+    """Where the run is written, if the file is in a schema that says it."""
+
+
 def load_recipe(
     source: str | Path | Mapping[str, object],
     overrides: Sequence[str] = (),
@@ -123,6 +133,20 @@ def load_recipe(
     Raises:
         RecipeError: listing every problem found, one a line, with its place.
     """
+    found = read_recipe(source, overrides, lr=lr, kl_weight=kl_weight)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    return found.recipe
+
+
+def read_recipe(
+    source: str | Path | Mapping[str, object],
+    overrides: Sequence[str] = (),
+    *,
+    lr: float | None = None,
+    kl_weight: float | None = None,
+) -> ReadRecipe:
+    """Read and check a recipe as `load_recipe` does, which warns of its notes."""
     if isinstance(source, Mapping):
         text, file, folder = _as_yaml(source), Path("the mapping"), os.curdir
     else:
@@ -131,11 +155,12 @@ def load_recipe(
     document = parse_document(text, str(file))
     document.has_lines = not isinstance(source, Mapping)
     notes: list[str] = []
+    folders: Folders | None = None
     schema = _other_schema(document.tree)
     if schema is not None:
         theirs, overrides = schema.divide_overrides(overrides)
         translation = _translated(schema, document, theirs, lr, kl_weight)
-        document, folder = translation.document, os.curdir
+        document, folder, folders = translation.document, os.curdir, translation.folders
         notes = [*translation.adapted, *_left_out(translation, str(source))]
         problems: list[Problem] = []
     else:
@@ -158,9 +183,7 @@ def load_recipe(
     problems = [problem for problem in problems if found[_missing(problem)] is problem]
     if problems or recipe is None:
         raise RecipeError(listed(problems))
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    return recipe
+    return ReadRecipe(recipe, notes, folders)
 
 
 def load_translation(
