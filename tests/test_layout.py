@@ -33,6 +33,7 @@ COVERED_BY = {
     "data/responses.py": "data/test_formats.py",
     "data/sets.py": "data/checks/test_lint.py",
     "export/gguf/architecture.py": "export/gguf/test_exporting.py",
+    "export/gguf/bpe.py": "export/gguf/test_vocabulary.py",
     "export/gguf/byte_level.py": "export/gguf/test_vocabulary.py",
     "export/gguf/sentence_piece.py": "export/gguf/test_vocabulary.py",
     "export/record.py": "export/test_fusing.py",

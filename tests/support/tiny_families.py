@@ -22,7 +22,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from forty2.export.gguf.byte_level import PROBE
+from forty2.export.gguf.bpe import PROBE
 from forty2.model.loading import build_unloaded
 
 CHATML = (

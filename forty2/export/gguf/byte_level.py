@@ -7,69 +7,27 @@ text of many scripts as the tokenizer does. So a tokenizer with new tokens or me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from gguf import TokenType
 from tokenizers import Tokenizer
 
 from forty2.errors import ModelError
-from forty2.files import JsonObject
+from forty2.export.gguf.bpe import PROBE, WHOLE, Bpe, Part
 from forty2.model.gguf.file import Value
 from forty2.model.gguf.tokenizer import RULES, added_tokens, build_backend, splitter
 
-PROBE = (
-    "I'm SURE they'll say it's 1, 23, 456 or 7890 — we'VE heard 'em say so; don't WON'T y'all'd've.\n"
-    "\n\n   Indented,\tby a tab\t\tor two.  Two  spaces   three    four.\r\n\r\nCamelCase HTMLParser "
-    "snake_case kebab-case a1b2c3 x=3.14e-10; if(a!=b){return;}//…\n/* ** */ #!/usr/bin/env\n "
-    'https://example.org/a?b=c&d=%20 user@example.org <tag attr="1"> </tag> [x](y) $5.00 €7,50 £9 \n'
-    " Größe, naïve, Ærøskøbing; São Paulo. Кирилл ПИШЕТ по-русски: 1917 год! Ελληνικά ΚΑΙ άλλα. "
-    "עברית שלום 2024. العربية مرحبا ١٢٣٤. فارسی ۵۶۷. हिन्दी नमस्ते १२३। বাংলা। தமிழ் மொழி. ไทยภาษา ๑๒๓ "
-    "한국어 띄어쓰기 123개. 日本語のテキスト、カタカナ。中文分詞１２３４５。 Tiếng Việt. ქართული Հայերեն አማርኛ "
-    "½ ² ③ Ⅷ ㊿ 😀🎉👩‍👩‍👧‍👦 🇫🇷 ™ © ∑∫√ ← → ‘quotes’ “and” «more» … – — ¿qué? ¡sí!\u00a0nbsp\u2003em "
-    "\u200bzero\n\t \n  \n x \n"
-)
-"""Text in Unicode's composed form; each of `RULES` cuts it in another way."""
 _PLAIN = ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback")
 """Options of BPE that llama.cpp does not have."""
-_WHOLE = (TokenType.CONTROL, TokenType.USER_DEFINED)
-"""Types of tokens that are matched in the text as a whole."""
 
 
-class Part(NamedTuple):
-    """Metadata of one kind of tokenizer."""
-
-    values: dict[str, Value]
-    kind: str
-    """Name of the kind, for people."""
-    notes: tuple[str, ...]
-    """Differences of llama.cpp that a user should know."""
-    kinds: Mapping[int, TokenType] = MappingProxyType({})
-    """Types of tokens that only this kind of tokenizer has, by id."""
-
-
-def describe(
-    backend: Tokenizer,
-    parts: JsonObject,
-    tokens: Sequence[str | None],
-    kinds: Sequence[TokenType],
-    chats: Sequence[str],
-    where: str,
-) -> Part:
+def describe(tokenizer: Bpe) -> Part:
     """Find the rule and the merges of a byte-level BPE tokenizer.
-
-    Args:
-        backend: the tokenizer.
-        parts: its description, as in tokenizer.json.
-        tokens: every token by its id; None: the id has none.
-        kinds: every token's type.
-        chats: conversations as the chat template writes them.
-        where: name of the model, for messages.
 
     Raises:
         ModelError: llama.cpp has no rule for it, or would encode a text in another way.
     """
+    backend, parts, tokens, kinds, chats, where = tokenizer
     model = parts["model"]
     odd = [key for key in _PLAIN if model.get(key)]
     normalizer = (parts.get("normalizer") or {}).get("type")
@@ -88,8 +46,8 @@ def describe(
         raise ModelError(
             f"{where}: a merge of the tokenizer holds a space, which GGUF cannot express"
         )
-    name = _name(rule, model, backend, tokens, kinds, where)
-    whole = [f"a {t} b{t}" for t, k in zip(tokens, kinds, strict=True) if k in _WHOLE]
+    name = _name(rule, tokenizer)
+    whole = [f"a {t} b{t}" for t, k in zip(tokens, kinds, strict=True) if k in WHOLE]
     rebuilt = build_backend(
         [token if token is not None else f"\0{n}" for n, token in enumerate(tokens)],
         merges,
@@ -139,16 +97,10 @@ def _rule(backend: Tokenizer, where: str) -> str:
     )
 
 
-def _name(
-    rule: str,
-    model: JsonObject,
-    backend: Tokenizer,
-    tokens: Sequence[str | None],
-    kinds: Sequence[TokenType],
-    where: str,
-) -> str:
+def _name(rule: str, tokenizer: Bpe) -> str:
     """Return llama.cpp's name of the rule, which also says whether whole words are looked up first."""
-    whole_words = bool(model.get("ignore_merges"))
+    backend, parts, tokens, kinds, _, where = tokenizer
+    whole_words = bool(parts["model"].get("ignore_merges"))
     if rule == "llama-bpe":
         return "llama-bpe" if whole_words else "dbrx"
     if whole_words:

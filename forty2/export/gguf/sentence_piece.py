@@ -18,7 +18,7 @@ from gguf import TokenType
 from tokenizers import Tokenizer
 
 from forty2.errors import ModelError
-from forty2.export.gguf.byte_level import PROBE, Part
+from forty2.export.gguf.bpe import PROBE, WHOLE, Bpe, Part
 from forty2.files import JsonObject
 from forty2.model.gguf.file import Value
 
@@ -30,7 +30,6 @@ _LOWEST = -1e6
 """Score of a token that no merge makes."""
 _MOST_RUNS = 200
 """Most tokens with equal scores that are tried in texts."""
-_WHOLE = (TokenType.CONTROL, TokenType.USER_DEFINED)
 _PREFIXED, _AS_GIVEN, _ONE_EACH = (1, 2), (0, 1), (1, 1)
 """Number of ▁ before the letter of "a" and of " a": llama.cpp's with a space before every text, and
 without; and that of tokenizers which write a space unless there is one."""
@@ -41,27 +40,13 @@ def is_one(parts: JsonObject) -> bool:
     return bool(parts["model"].get("byte_fallback"))
 
 
-def describe(
-    backend: Tokenizer,
-    parts: JsonObject,
-    tokens: Sequence[str | None],
-    kinds: Sequence[TokenType],
-    chats: Sequence[str],
-    where: str,
-) -> Part:
+def describe(tokenizer: Bpe) -> Part:
     """Find the scores of the tokens, and whether texts get a leading space.
-
-    Args:
-        backend: the tokenizer.
-        parts: its description, as in tokenizer.json.
-        tokens: every token by its id; None: the id has none.
-        kinds: every token's type; those of bytes and of the unknown token are found here.
-        chats: conversations as the chat template writes them.
-        where: name of the model, for messages.
 
     Raises:
         ModelError: llama.cpp would merge in another way.
     """
+    backend, parts, tokens, kinds, chats, where = tokenizer
     model = parts["model"]
     _check_steps(parts, where)
     places = {token: n for n, token in enumerate(tokens) if token is not None}
@@ -72,8 +57,8 @@ def describe(
         special[places[model["unk_token"]]] = TokenType.UNKNOWN
     scores = _scores(parts, tokens, [special.get(n, kind) for n, kind in enumerate(kinds)], where)
     _check_merging(backend, tokens, scores, where)
-    special |= {n: kind for n, kind in enumerate(kinds) if kind in _WHOLE}
-    whole = [str(tokens[n]) for n in special if special[n] in _WHOLE]
+    special |= {n: kind for n, kind in enumerate(kinds) if kind in WHOLE}
+    whole = [str(tokens[n]) for n in special if special[n] in WHOLE]
     bare, after = _leading_spaces(backend, tokens, whole)
     prefixed = _prefixed(after, chats, whole)
     if prefixed is None:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from forty2.errors import ModelError
 from forty2.export.gguf import byte_level, sentence_piece
+from forty2.export.gguf.bpe import Bpe
 from forty2.export.gguf.modelfile import TRIED
 from forty2.files import JsonObject
 from forty2.model.gguf.file import Scalar, Value
@@ -80,7 +81,7 @@ def export_vocabulary(tokenizer: Any, rows: int, stops: Sequence[int], where: st
     tokens = _tokens(model["vocab"], added, rows, where)
     kinds = _kinds(tokens, added)
     family = sentence_piece if sentence_piece.is_one(parts) else byte_level
-    part = family.describe(backend, parts, tokens, kinds, _chats(tokenizer), where)
+    part = family.describe(Bpe(backend, parts, tokens, kinds, _chats(tokenizer), where))
     first, last = _framing(tokenizer, where)
     stripped, notes = _stripped(added.values())
     eos, *others = stops

@@ -22,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from forty2.errors import ModelError
-from forty2.export.gguf.byte_level import PROBE
+from forty2.export.gguf.bpe import PROBE
 from forty2.export.gguf.exporting import export_gguf
 from forty2.export.gguf.sentence_piece import merge_as_llama_cpp
 from forty2.export.gguf.vocabulary import Vocabulary, export_vocabulary, model_name
