@@ -67,7 +67,8 @@ class SharedPrefix:
         states: Sequence[KeysAndValues | None] | None = None,
         shortcuts: Shortcuts | None = None,
     ) -> None:
-        """
+        """Keep the keys and values of a prefix.
+
         Args:
             states: keys and values of the prefix for each layer, each (1, H, P, D); None: the prefix
                 is empty.

@@ -34,7 +34,8 @@ class CacheLayer:
         rows: mx.array | None = None,
         common: KeysAndValues | None = None,
     ) -> None:
-        """
+        """Begin with a prefix, or with nothing.
+
         Args:
             prefix: keys and values, each (B, H, P, D); None: there is no prefix, or this block is
                 not run.

@@ -46,10 +46,7 @@ class PhaseCoupling(nn.Module):
     """The coupled phases of one block, and what they add to its output."""
 
     def __init__(self, width: int, settings: PhaseAttention) -> None:
-        """
-        Args:
-            width: D
-        """
+        """Couple the phases of a block of width D; the gate of zero adds nothing yet."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.settings = settings
         count = settings.oscillators
@@ -152,7 +149,8 @@ class _WithPhases:
     """A block's cache that keeps tokens' phases beside their values."""
 
     def __init__(self, cache: Any, phases: mx.array) -> None:
-        """
+        """Keep the phases beside the values of a cache.
+
         Args:
             cache: in mlx-lm's cache protocol.
             phases: (B, T, steps, K), of the tokens that are to be added.

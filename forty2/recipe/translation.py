@@ -46,10 +46,7 @@ class Translator:
     """Note on a value that the file leaves out."""
 
     def __init__(self, document: Document) -> None:
-        """
-        Args:
-            document: the recipe in their schema.
-        """
+        """Begin with an empty recipe of ours, and the document in their schema."""
         self.theirs = document
         self.problems: list[Problem] = []
         self.taken: set[str] = set()

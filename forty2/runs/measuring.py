@@ -26,7 +26,8 @@ class StageMeasurer:
     """Measures the stages of one run on the same rows and questions, and against the same base."""
 
     def __init__(self, run: RunContext, benchmark: Benchmark | None) -> None:
-        """
+        """Read the questions of the benchmarks.
+
         Args:
             benchmark: what is measured beside the held-out rows and what they cost; None: nothing.
         """

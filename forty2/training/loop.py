@@ -120,7 +120,8 @@ class _Attempt:
     """One attempt at a phase: from its last checkpoint to its end, or to a red line."""
 
     def __init__(self, training: Training, rollback: _Rollback | None) -> None:
-        """
+        """Go on from the last checkpoint, or begin the phase.
+
         Args:
             rollback: what ended the attempt before; None: this is the first one.
         """

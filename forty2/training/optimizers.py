@@ -20,7 +20,8 @@ class _WithTagRate(optim.MultiOptimizer):
     """Two optimizers of one kind, of which that of the tags' rows has a learning rate of its own."""
 
     def __init__(self, phase: Phase, ratio: float) -> None:
-        """
+        """Make one optimizer for the tags' rows, and one for the rest.
+
         Args:
             ratio: learning rate of the tags' rows as a multiple of the others'.
         """

@@ -72,7 +72,8 @@ class Stepper:
         phase: Phase,
         group: Group = ALONE,
     ) -> None:
-        """
+        """Prepare the optimizer for the model's trainable parameters.
+
         Args:
             optimizer: new, or as a checkpoint left it.
             group: processes that share each step; some may have no batch of it.

@@ -43,7 +43,8 @@ class StoredStates:
     def __init__(
         self, path: Path, size: Size, rows: Rows, which: Sequence[int], counts: Sequence[int]
     ) -> None:
-        """
+        """Open the states of some rows.
+
         Args:
             path: file that `store` wrote.
             which: indices of the rows.

@@ -48,7 +48,8 @@ class Study:
     """The study of one sweep; only one process may use it at a time."""
 
     def __init__(self, path: Path, grid: Grid, seed: int) -> None:
-        """
+        """Prepare a study, without reading its file.
+
         Args:
             path: the study's file.
             seed: seed of the search.

@@ -39,7 +39,8 @@ class BatchedLoss(ABC):
         shortcuts: Shortcuts = NO_SHORTCUTS,
         frozen: FrozenStates | None = None,
     ) -> None:
-        """
+        """Take the rows of a phase.
+
         Args:
             shortcuts: optimisations that the model supports; none changes the numbers.
             frozen: stored states of the rows that come in a batch.

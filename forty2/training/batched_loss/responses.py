@@ -85,7 +85,8 @@ class ResponseLoss(BatchedLoss):
         frozen: FrozenStates | None = None,
         kl: KlPenalty | None = None,
     ) -> None:
-        """
+        """Take the rows of a phase, and what its loss compares them with.
+
         Args:
             reference: log-probabilities of the rows that come in a batch; None: the loss needs none.
             kl: the term λ·KL; None: the loss has none.
