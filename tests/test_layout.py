@@ -12,6 +12,8 @@ TESTS = Path(__file__).parent
 
 COVERED_BY = {
     "benchmark/question_files.py": "benchmark/test_truthfulqa_questions.py",
+    "benchmark/eval_prompt_files.py": "benchmark/tasks/test_eval_prompts.py",
+    "benchmark/probing.py": "benchmark/tasks/test_eval_prompts.py",
     "benchmark/mmlu_subjects.py": "benchmark/tasks/test_mmlu.py",
     "benchmark/runner.py": "benchmark/test_task.py",
     "benchmark/scoring.py": "benchmark/tasks/test_mmlu.py",

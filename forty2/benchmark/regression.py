@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from forty2.benchmark.eval_prompt_files import bucket_of
 from forty2.benchmark.results import Stage
-from forty2.benchmark.tasks.eval_prompts import bucket_of
 from forty2.files import JsonObject
 
 _TASK = "held_out"

@@ -1,13 +1,17 @@
-"""Signs in replies that a model has gone wrong, whatever the replies should have said."""
+"""Signs in replies that a model has gone wrong."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+from forty2.files import JsonObject
 
 SEVERAL = 4
 """Different prompts with the same reply that make a fault: three may rightly all get "Yes."."""
+LEAST_SOUND = 0.1
+"""Share of replies with something of the expected text, up to which replies are garbage."""
 
 _WORD = re.compile(r"\w+")
 
@@ -36,6 +40,34 @@ def _trigrams(text: str) -> set[str]:
     """Return all three characters in a row of a text, blanks at the ends of words among them."""
     words = f" {' '.join(_WORD.findall(text.casefold()))} "
     return {words[n : n + 3] for n in range(len(words) - 2)}
+
+
+def faults_of(records: Sequence[JsonObject]) -> Iterable[str]:
+    """Yield the faults that replies show, in words."""
+    prompts, replies = ([str(record[key]) for record in records] for key in ("prompt", "reply"))
+    # if every prompt expects the same reply, the same reply is right
+    if collapsed(prompts, replies) and not all(record["passed"] for record in records):
+        yield f"all {len(records)} prompts get the reply {replies[0].strip()[:60]!r}"
+    broken = [str(record["id"]) for record in records if record["broken"]]
+    if broken:
+        first = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
+        yield f"broken tags in {len(broken)} of {len(records)} replies ({first})"
+
+
+def garbage(records: Sequence[JsonObject]) -> str:
+    """Say that hardly a reply has anything of its expected text; "": enough have, or few are asked.
+
+    A reply that passes is none, nor is one that differs in case or wording alone. What a pattern expects
+    cannot be compared with a reply that it does not match.
+    """
+    texts = [one for one in records if one["match"] != "regex" or one["passed"]]
+    sound = sum(one["passed"] or resembles(one["reply"], one["expected"]) for one in texts)
+    if len(texts) < SEVERAL or sound > LEAST_SOUND * len(texts):
+        return ""
+    first = str(texts[0]["reply"]).strip()[:60]
+    return (
+        f"{len(texts) - sound} of {len(texts)} replies have nothing of what is expected ({first!r})"
+    )
 
 
 class Turn(NamedTuple):

@@ -114,7 +114,7 @@ class _Questions:
     """A file of prompts, read before the model is loaded."""
 
     def __init__(self, file: Path, system: str | None) -> None:
-        from forty2.benchmark.tasks.eval_prompts import load_eval_prompts
+        from forty2.benchmark.eval_prompt_files import load_eval_prompts
         from forty2.data.prompts import read_prompts
 
         self._evals = load_eval_prompts(file) if file.suffix == ".json" else None

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forty2.benchmark.eval_prompt_files import ALL, load_eval_prompts
 from forty2.benchmark.stats import Interval, wilson
-from forty2.benchmark.tasks.eval_prompts import ALL, load_eval_prompts
 from forty2.errors import RecipeError
 from forty2.files import JsonObject, read_json, write_json
 from forty2.training.objectives.phase import Phase

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from forty2.benchmark.eval_prompt_files import EvalPrompts, load_eval_prompts
 from forty2.benchmark.tasks.divergence import spread
-from forty2.benchmark.tasks.eval_prompts import EvalPrompts, load_eval_prompts
 from forty2.benchmark.tasks.held_out import HeldOutPrompt, HeldOutRow, HeldOutRows, Side
 from forty2.data.record_texts import prompt_turns
 from forty2.data.row_values import as_text

@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from forty2.benchmark.eval_prompt_files import load_eval_prompts
+from forty2.benchmark.probing import check_replies, probe
 from forty2.benchmark.replies import SEVERAL
-from forty2.benchmark.tasks.eval_prompts import (
-    Asked,
-    check_replies,
-    load_eval_prompts,
-    probe,
-)
+from forty2.benchmark.tasks.eval_prompts import Asked
 from forty2.benchmark.tasks.reply_style import measure_replies
 from forty2.errors import RunError
 from forty2.files import read_json, write_json

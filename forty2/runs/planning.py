@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from forty2 import machine
+from forty2.benchmark.eval_prompt_files import load_eval_prompts
 from forty2.benchmark.recipe_tasks import load_tasks
-from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
+from forty2.benchmark.tasks.eval_prompts import Asked
 from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import group_by_length, padded_width
 from forty2.model.adapter import adapter_weights, wasted_rank

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from forty2.benchmark import probing
+from forty2.benchmark.eval_prompt_files import load_eval_prompts
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.runner import measure
@@ -27,7 +29,7 @@ from forty2.benchmark.task import BATCH_SIZE, Task
 from forty2.benchmark.tasks import behaviour, eval_prompts, held_out, reply_style
 from forty2.benchmark.tasks.behaviour import Behaviour
 from forty2.benchmark.tasks.divergence import base_of, drift_from, probes, spread
-from forty2.benchmark.tasks.eval_prompts import Asked, load_eval_prompts
+from forty2.benchmark.tasks.eval_prompts import Asked
 from forty2.benchmark.tasks.held_out import HeldOut, HeldOutRows
 from forty2.benchmark.tasks.perplexity import WINDOW, Perplexity
 from forty2.inference.generation import generate_replies
@@ -309,7 +311,7 @@ class _PhaseTimer:
             seconds = self.answers.seconds(asked, eval_prompts.MAX_TOKENS)
         else:
             asked = first_prompts((valid or self.data.train).rows, SEVERAL)
-            seconds = self.answers.seconds(asked, eval_prompts.SPOT_TOKENS)
+            seconds = self.answers.seconds(asked, probing.SPOT_TOKENS)
         if valid is not None and phase.chosen_by & {*REPLY_METRICS}:
             seconds += self.answers.seconds(style_prompts(valid), reply_style.MAX_TOKENS)
         return seconds

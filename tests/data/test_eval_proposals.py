@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.shop import CHATS
 
-from forty2.benchmark.tasks.eval_prompts import load_eval_prompts
+from forty2.benchmark.eval_prompt_files import load_eval_prompts
 from forty2.data.eval_proposals import MOST, propose_eval_prompts
 from forty2.data.formats import parse, read_records
 from forty2.data.record_texts import answer_of, prompt_turns

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forty2.benchmark.tasks.eval_prompts import load_eval_prompts
+from forty2.benchmark.eval_prompt_files import load_eval_prompts
 from forty2.data.formats import read_chats, to_row
 from forty2.data.saved_chats import save_chat
 from forty2.errors import DataError, RunError

@@ -13,7 +13,7 @@ from support.small_run import make_inputs
 
 import forty2
 from forty2 import machine
-from forty2.benchmark.tasks.eval_prompts import probe
+from forty2.benchmark.probing import probe
 from forty2.data.checks.lint import lint
 from forty2.data.columns import read_mapping
 from forty2.data.formats import read_records

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from forty2.benchmark.tasks import behaviour, eval_prompts
+from forty2.benchmark import probing
+from forty2.benchmark.tasks import behaviour
 from forty2.export import fusing
 from forty2.runs import drift, inputs
 from forty2.runs.records import Provenance
@@ -27,8 +28,8 @@ def short_checks() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(behaviour, "MAX_TOKENS", 4)
-        patch.setattr(eval_prompts, "SPOT_TOKENS", 4)
-        patch.setattr(inputs, "probe", functools.partial(eval_prompts.probe, max_tokens=16))
+        patch.setattr(probing, "SPOT_TOKENS", 4)
+        patch.setattr(inputs, "probe", functools.partial(probing.probe, max_tokens=16))
         patch.setattr(drift, "TEXTS", 2)
         patch.setattr(fusing, "PARITY_TOKENS", 24)
         yield

@@ -23,9 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from forty2.benchmark.eval_prompt_files import EvalPrompts
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.task import SHARE, Metric, Report, Source, Task, as_share
-from forty2.benchmark.tasks.eval_prompts import EvalPrompts, EvalPromptsTask
+from forty2.benchmark.tasks.eval_prompts import EvalPromptsTask
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 

@@ -24,17 +24,13 @@ from support.models import tiny_model
 from support.tagged_tokenizer import CONTROL, TOKENIZER, ids
 from transformers import PreTrainedTokenizerFast
 
-from forty2.benchmark.replies import SEVERAL
+from forty2.benchmark.eval_prompt_files import EvalPrompt, EvalPrompts, Match, load_eval_prompts
+from forty2.benchmark.probing import probe
+from forty2.benchmark.replies import SEVERAL, garbage
 from forty2.benchmark.results import Result
 from forty2.benchmark.tasks.eval_prompts import (
     Asked,
-    EvalPrompt,
-    EvalPrompts,
     EvalPromptsTask,
-    Match,
-    garbage,
-    load_eval_prompts,
-    probe,
 )
 from forty2.cli import main
 from forty2.data.build.curriculum import eval_prompts as operator_prompts

@@ -1,0 +1,61 @@
+"""Replies of a model in training: to eval prompts, or to a few prompts of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from forty2.benchmark.eval_prompt_files import EvalPrompts
+from forty2.benchmark.partial_results import PartialResults
+from forty2.benchmark.replies import Tags, faults_of, garbage
+from forty2.benchmark.tasks.eval_prompts import MAX_TOKENS, EvalPromptsTask
+from forty2.files import JsonObject
+from forty2.inference.generation import generate_replies
+from forty2.model.loading import LoadedModel
+from forty2.model.surgery import evaluating
+
+SPOT_TOKENS = 16
+"""Longest reply to a prompt of the rows."""
+
+
+class Probed(NamedTuple):
+    """Replies of a model in training to a file of eval prompts."""
+
+    metrics: dict[str, float]
+    """Shares by name, as an evaluation logs them; `passed_say` is the share of the bucket say."""
+    faults: list[str]
+    """Faults of the model that the replies show, in words."""
+    garbage: str
+    """Sentence about replies that have nothing of what is expected; "": they are no garbage."""
+
+
+def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
+    """Ask a model that is in training, without an effect on the training.
+
+    Raises:
+        BenchmarkError: a prompt does not fit the model, or its scores are not finite.
+    """
+    task = EvalPromptsTask(prompts=prompts.file, max_tokens=max_tokens)
+    records = task.score(loaded, prompts, PartialResults.in_memory(), lambda *_: None)
+    figures = task.figures(task.items(records))
+    buckets = {f"passed_{name}": part["passed"] for name, part in figures["buckets"].items()}
+    shares = {"passed": figures["passed"], **buckets, "stopped": figures["stop_rate"]}
+    return Probed(shares, figures["faults"], garbage(records))
+
+
+def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
+    """List the faults, in words, that greedy replies to a few prompts (token ids) show."""
+    tags = Tags(loaded.tokenizer)
+    with evaluating(loaded.model, restore_random=True):
+        replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
+    records: list[JsonObject] = [
+        {
+            "id": f"prompt {n + 1}",
+            "prompt": loaded.tokenizer.decode(ids),
+            "reply": replies[n].text,
+            "passed": False,
+            "broken": tags.turn(ids, replies[n].ids, stopped=replies[n].stopped).broken,
+        }
+        for n, ids in enumerate(prompts)
+    ]
+    return list(faults_of(records))
