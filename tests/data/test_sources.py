@@ -352,8 +352,17 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
-@pytest.mark.parametrize("name", COLUMNS)
+ARROW_ALONE = {"views in a dictionary", "lists in a dictionary", "views in messages"}
+"""Columns that pyarrow cannot write to Parquet."""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "arrow") for name in COLUMNS),
+        *((name, "parquet") for name in COLUMNS if name not in ARROW_ALONE),
+    ],
+)
 def test_a_column_of_every_type_is_read(name: str, kind: str, tmp_path: Path) -> None:
     table = pa.table({"x": COLUMNS[name]})
     path = tmp_path / f"rows.{kind}"
@@ -361,10 +370,7 @@ def test_a_column_of_every_type_is_read(name: str, kind: str, tmp_path: Path) ->
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
     else:
-        try:
-            pq.write_table(table, path)
-        except pa.ArrowNotImplementedError:
-            pytest.skip("pyarrow does not write it")
+        pq.write_table(table, path)
     plain = [str(v) if isinstance(v, date) else v for v in table["x"].to_pylist()]
     wanted = [{} if value is None else {"x": value} for value in plain]
     assert [row for _, row in read_rows(path)] == wanted
