@@ -51,22 +51,40 @@ class Activity:
         self._progress(stage, done, total, info)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run goes, apart from its recipe."""
+
+    resume: bool = False
+    """Continue the run in the folder. One that was interrupted while it took over phases takes over the
+    rest."""
+    only: str | None = None
+    """Name of the phase that it stops after; None: the last one, and the recipe may have changed; see
+    `runs.extending`."""
+    reuse: Path | None = None
+    """Folder of a run of whose phases a new one takes over those that are the same. Their template took
+    some day for today, which this run's then takes, too."""
+    states: Path | None = None
+    """Folder of frozen blocks' states that other runs use, too; None: the run has its own."""
+    day: str | None = None
+    """Day that a new run's chat template takes for today; None: today."""
+    trust_remote_code: bool = False
+
+
 @dataclass(frozen=True)
 class RunContext:
     """A run under way: its recipe, its folder, and the processes that share it."""
 
     recipe: Recipe
+    options: RunOptions
     folder: RunFolder
     provenance: Provenance
     group: Group
     progress: Activity
-    trust_remote_code: bool
     template: TemplateSettings
     """Settings of the chat template, with the day that it takes for today."""
     whole_epochs: bool
     """Whether epochs are whole passes; see `training.schedule.plan_phase`."""
-    states: Path | None = None
-    """Folder of frozen blocks' states that other runs use, too; None: the run has its own."""
 
     @property
     def base_key(self) -> str:
@@ -81,25 +99,9 @@ class RunContext:
 
 @contextlib.contextmanager
 def open_run(
-    recipe: Recipe,
-    path: Path,
-    *,
-    resume: bool,
-    extend: bool,
-    trust_remote_code: bool,
-    progress: Progress,
-    reuse: Path | None = None,
-    states: Path | None = None,
-    day: str | None = None,
+    recipe: Recipe, path: Path, options: RunOptions, progress: Progress
 ) -> Iterator[RunContext]:
     """Open or continue the run in `path`, in all processes of the group.
-
-    Args:
-        extend: let a run that goes on have a changed recipe; see `runs.extending`.
-        reuse: run of whose phases a new one takes over those that are the same. Their template took
-            some day for today, which this run's then takes, too.
-        states: folder of frozen blocks' states that other runs use, too.
-        day: the day that a new run's chat template takes for today; None: today.
 
     Raises:
         RunError: see `RunFolder.open`; or there is no run to resume; or versions, recipe or model
@@ -110,8 +112,9 @@ def open_run(
         with group.synchronized() as must_agree:
             provenance = provenance_of(recipe)
             must_agree.update(_shared_facts(recipe, provenance))
+            resume = options.resume and group.first
             if not group.first:
-                resume, progress = False, silent
+                progress = silent
             if resume and not any((path / name).exists() for name in ("run.json", "run.lock")):
                 raise RunError(
                     f"{path}: there is no run to resume; {close_runs(path)} Leave `resume=True` out to "
@@ -123,25 +126,25 @@ def open_run(
                     to_yaml(recipe, path),
                     provenance,
                     resume=resume,
-                    extend=extend,
+                    # up to one phase, the changed recipe would remove those after it
+                    extend=options.only is None,
                     reread=lambda stored: reread(stored, recipe, path),
                 )
             )
             if folder.notice is not None:
                 progress("run", 0, 1, {"notice": folder.notice})
         if group.first:
-            _record_template(folder.path, recipe, reuse, day)
+            _record_template(folder.path, recipe, options)
         group.broadcast_files(folder.path, NEEDED_BY_ALL)
         yield RunContext(
             recipe=recipe,
+            options=options,
             folder=folder,
             provenance=provenance,
             group=group,
             progress=Activity(progress),
-            trust_remote_code=trust_remote_code,
             template=TemplateSettings.from_json(read_json(folder.path / TEMPLATE)),
             whole_epochs=group.broadcast(folder.counts_whole_epochs),
-            states=states,
         )
 
 
@@ -156,7 +159,7 @@ def _shared_facts(recipe: Recipe, provenance: Provenance) -> dict[str, str]:
     }
 
 
-def _record_template(path: Path, recipe: Recipe, reuse: Path | None, day: str | None) -> None:
+def _record_template(path: Path, recipe: Recipe, options: RunOptions) -> None:
     """Write the settings of the chat template into the run folder, or compare them with those there.
 
     The template takes the day on which the run was started for today, so that a run that is resumed
@@ -174,9 +177,9 @@ def _record_template(path: Path, recipe: Recipe, reuse: Path | None, day: str | 
                 "back, or name another `run_dir`"
             )
         return
-    day = day or read_json(path / "run.json")["started"][:10]
-    if reuse is not None and (reuse / TEMPLATE).exists():
-        day = read_json(reuse / TEMPLATE)["date"]
+    day = options.day or read_json(path / "run.json")["started"][:10]
+    if options.reuse is not None and (options.reuse / TEMPLATE).exists():
+        day = read_json(options.reuse / TEMPLATE)["date"]
     write_json(file, settings_of(recipe, day).to_json())
 
 

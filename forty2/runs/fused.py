@@ -68,7 +68,7 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
         out,
         quantize=bits,
         replace=True,  # a model of this run: `check_fused_path` has looked
-        trust_remote_code=run.trust_remote_code,
+        trust_remote_code=run.options.trust_remote_code,
         progress=run.progress,
     )
     for folder in folders:

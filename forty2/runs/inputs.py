@@ -87,7 +87,7 @@ def read_inputs(
         recipe.model,
         template=run.template,
         tags=tag_settings(recipe),
-        trust_remote_code=run.trust_remote_code,
+        trust_remote_code=run.options.trust_remote_code,
     )
     finder = measurer.contamination_finder() if measurer is not None else None
     data = read_all_phase_data(recipe, loaded, run.path / "data", finder)
@@ -123,7 +123,7 @@ def read_inputs(
         trial = load(
             recipe.model,
             tags=tag_settings(recipe),
-            trust_remote_code=run.trust_remote_code,
+            trust_remote_code=run.options.trust_remote_code,
             lazy=True,
         )
         attach_initial_adapter(trial.model, recipe, seed=0, tags=trial.tags)

@@ -173,7 +173,7 @@ def _train(
     )
     trained, plan = _train_to_gate(run, phase, training, times)
     if loaded.tags is not None:
-        check_other_rows(loaded, trust_remote_code=run.trust_remote_code)
+        check_other_rows(loaded, trust_remote_code=run.options.trust_remote_code)
     with staged_folder(folder) as staged:
         save_adapter(
             loaded.model,
@@ -387,9 +387,9 @@ class _LossMaker:
         if size is None or not has_room(size, self.work):
             return None
         file = self.work / f"{used.label.replace(' ', '-')}.states"
-        if self.run.states is not None:
+        if self.run.options.states is not None:
             key = states_key(self.run.base_key, size, used.rows, used.which)
-            file = self.run.states / f"{key[:32]}.states"
+            file = self.run.options.states / f"{key[:32]}.states"
         return store_states(
             model,
             used.rows,

@@ -35,7 +35,7 @@ from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
 from forty2.run_paths import phase_label, run_path
 from forty2.runs.agenda import Agenda, AgendaItem
-from forty2.runs.context import NEEDED_BY_ALL, RunContext, open_run
+from forty2.runs.context import NEEDED_BY_ALL, RunContext, RunOptions, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
 from forty2.runs.gates import judge_gates
 from forty2.runs.held_out import is_measured, measures_phase
@@ -155,61 +155,30 @@ def run(
         raise RunError(f"no phase {only!r}; the recipe has {', '.join(recipe.phases)}")
     if reuse is not None and resume:
         raise RunError(f"{path}: goes on with its own phases; take over another's in a new run")
-    return run_in_folder(
-        recipe,
-        path,
+    options = RunOptions(
         resume=resume,
         only=only,
         reuse=Path(reuse) if reuse is not None else None,
         trust_remote_code=trust_remote_code,
-        progress=progress,
     )
+    return run_in_folder(recipe, path, options, progress)
 
 
-def run_in_folder(
-    recipe: Recipe,
-    path: Path,
-    *,
-    resume: bool,
-    only: str | None = None,
-    reuse: Path | None = None,
-    states: Path | None = None,
-    day: str | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> RunResult:
-    """Run a recipe in this folder, as one of several runs that share work.
-
-    Args:
-        resume: continue the run there. One that was interrupted while it took over phases takes over
-            the rest.
-        reuse: as in `run`.
-        states: folder of frozen blocks' states that other runs use, too; None: the run has its own.
-        day: the day that a new run's chat template takes for today; None: today.
-        Others: as in `run`.
+def run_in_folder(recipe: Recipe, path: Path, options: RunOptions, progress: Progress) -> RunResult:
+    """Run a recipe in this folder, perhaps as one of several runs that share work.
 
     Raises:
         Forty2Error: as in `run`.
     """
     if joined().first:
         check_installed(recipe.report_to)
-    agenda = Agenda(_tasks(recipe, path, only), progress if joined().first else silent)
+    agenda = Agenda(_tasks(recipe, path, options.only), progress if joined().first else silent)
     agenda.begin_next()
-    with open_run(
-        recipe,
-        path,
-        resume=resume,
-        extend=only is None,  # else it would remove the phases after that one
-        trust_remote_code=trust_remote_code,
-        progress=agenda,
-        reuse=reuse,
-        states=states,
-        day=day,
-    ) as context:
+    with open_run(recipe, path, options, agenda) as context:
         agenda.record_in(context.folder if context.group.first else None)
         try:
             with reporting(context):
-                return _run(context, agenda, only, reuse)
+                return _run(context, agenda)
         except (Interrupted, TrainingError) as error:
             if not context.group.first:  # all processes come here; the first one says why
                 raise OtherProcessEnded from error
@@ -248,15 +217,15 @@ def train_phase(
     )
 
 
-def _run(run: RunContext, agenda: Agenda, only: str | None, reuse: Path | None) -> RunResult:
+def _run(run: RunContext, agenda: Agenda) -> RunResult:
     measured = run.group.first and is_measured(run.recipe)
     measurer = StageMeasurer(run, run.recipe.benchmark) if measured else None
     stages: list[Stage] = []
-    adapter, failure = _train_phases(run, agenda, only, reuse, measurer, stages)
+    adapter, failure = _train_phases(run, agenda, measurer, stages)
     if not run.group.first:
         raise OtherProcessEnded
     fused = None
-    if run.recipe.fuse is not None and only is None and failure is None:
+    if run.recipe.fuse is not None and run.options.only is None and failure is None:
         mx.clear_cache()
         agenda.begin_next()
         fused = fuse_run(run, run.recipe.fuse, adapter)
@@ -316,8 +285,6 @@ def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
 def _train_phases(
     run: RunContext,
     agenda: Agenda,
-    only: str | None,
-    reuse: Path | None,
     measurer: StageMeasurer | None,
     stages: list[Stage],
 ) -> tuple[Path, str | None]:
@@ -328,6 +295,7 @@ def _train_phases(
     Returns:
         The last phase's folder, and why the run ends with it: a gate failed; None: none did.
     """
+    only, reuse = run.options.only, run.options.reuse
     with run.group.synchronized() as must_agree:
         if only is None:
             check_fused_path(run)

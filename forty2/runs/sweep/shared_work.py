@@ -17,6 +17,7 @@ from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
+from forty2.runs.context import RunOptions
 from forty2.runs.pipeline import run_in_folder
 from forty2.runs.replicates import BASE, begin_with_base, keep_base, prefixed
 from forty2.runs.reusing import settings_of_phases
@@ -98,16 +99,14 @@ class SharedWork:
                 keep_base(folder, base)
 
     def _run(self, recipe: Recipe, folder: Path, source: Path | None, name: str) -> None:
-        run_in_folder(
-            recipe,
-            folder,
+        options = RunOptions(
             resume=(folder / "run.json").exists(),
             reuse=source,
             states=self.path / "states",
             day=self.day,
             trust_remote_code=self.trust_remote_code,
-            progress=prefixed(self.progress, name),
         )
+        run_in_folder(recipe, folder, options, prefixed(self.progress, name))
 
     def _phases(self, recipe: Recipe, lengths: Sequence[int]) -> Path | None:
         """Train the first phases that other runs share, or find them trained; return their run."""
