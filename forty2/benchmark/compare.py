@@ -107,14 +107,14 @@ class Comparison(NamedTuple):
         rows = [
             [
                 shown_metric(name),
-                f"{one.before:.3f}",
-                f"{one.after:.3f}",
-                f"{one.difference:+.3f}",
-                f"{one.low:+.3f} to {one.high:+.3f}",
-                _shown_p(one.p_holm),
-                one.verdict,
+                f"{change.before:.3f}",
+                f"{change.after:.3f}",
+                f"{change.difference:+.3f}",
+                f"{change.low:+.3f} to {change.high:+.3f}",
+                _shown_p(change.p_holm),
+                change.verdict,
             ]
-            for name, one in self.metrics.items()
+            for name, change in self.metrics.items()
         ]
         head = ["metric", "before", "after", "change", "95% interval", "p", "verdict"]
         title = f"{self.before} → {self.after}"
@@ -167,22 +167,22 @@ def compare(
         p = ps[name], corrected[name]
         change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
         changes[name] = change._replace(verdict="no change") if same else change
-    found = judge(old, changes, cost or Cost(), same=same)
+    judgement = judge(old, changes, cost or Cost(), same=same)
     return Comparison(
-        questions=found.questions,
-        n=found.n,
+        questions=judgement.questions,
+        n=judgement.n,
         before=old.model,
         after=new.model,
         margin=margin,
         metrics=changes,
-        judged=found.judged,
+        judged=judgement.judged,
         categories=_by_category(old, new),
         kl=kl,
         changed=changed,
-        tasks=found.tasks,
-        verdict=found.verdict,
-        costs=found.costs,
-        sentence=found.sentence,
+        tasks=judgement.tasks,
+        verdict=judgement.verdict,
+        costs=judgement.costs,
+        sentence=judgement.sentence,
     )
 
 
@@ -198,18 +198,18 @@ def format_comparison(comparison: Comparison) -> str:
             "judged otherwise"
         )
     lines += ["", head, "-" * len(head)]
-    for name, one in comparison.metrics.items():
-        interval = f"{one.low:+.3f} to {one.high:+.3f}"
+    for name, change in comparison.metrics.items():
+        interval = f"{change.low:+.3f} to {change.high:+.3f}"
         lines.append(
-            f"{shown_metric(name):<{width}}{one.before:>6.3f}{one.after:>7.3f}{one.difference:>+8.3f}  "
-            f"{interval:<16}{_shown_p(one.p_holm):>8}  {one.verdict}"
+            f"{shown_metric(name):<{width}}{change.before:>6.3f}{change.after:>7.3f}{change.difference:>+8.3f}  "
+            f"{interval:<16}{_shown_p(change.p_holm):>8}  {change.verdict}"
         )
     lines.append("")
     for name in comparison.judged:
-        one = comparison.metrics[name]
+        change = comparison.metrics[name]
         lines.append(
-            f"{shown_metric(name)}: {one.n} questions, {one.better} better, {one.worse} worse; "
-            f"detectable: {'unknown' if one.detectable is None else f'{one.detectable:.3f}'}"
+            f"{shown_metric(name)}: {change.n} questions, {change.better} better, {change.worse} worse; "
+            f"detectable: {'unknown' if change.detectable is None else f'{change.detectable:.3f}'}"
         )
     judged = ", ".join(map(shown_metric, comparison.judged)) or "no benefit"
     return "\n".join(

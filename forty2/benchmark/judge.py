@@ -275,9 +275,9 @@ def _couples(answers: Sequence[JsonObject]) -> list[tuple[JsonObject, JsonObject
     return list(zip(answers[::2], answers[1::2], strict=True))
 
 
-def _letter(one: JsonObject, known: Sequence[str]) -> str | None:
+def _letter(answer: JsonObject, known: Sequence[str]) -> str | None:
     """Return the verdict of one answer; None: the request failed, or the reply is unreadable."""
-    verdict = None if one["said"] is None else parse(one["said"])
+    verdict = None if answer["said"] is None else parse(answer["said"])
     return verdict if verdict in known else None
 
 

@@ -46,28 +46,33 @@ def buckets(stages: Sequence[Stage]) -> list[Bucket]:
         members.setdefault(f"{Path(file).stem}: {name}" if len(files) > 1 else name, []).append(
             (file, prompt)
         )
-    found = []
+    listed = []
     for name, prompts in members.items():
-        counts = [sum(at[one] for one in prompts) for at in passed]
+        counts = [sum(at[prompt] for prompt in prompts) for at in passed]
         best = counts.index(max(counts[:-1]))
-        lost = sum(passed[best][one] and not passed[-1][one] for one in prompts)
+        lost = sum(passed[best][prompt] and not passed[-1][prompt] for prompt in prompts)
         shares = {
             stage.name: count / len(prompts) for stage, count in zip(stages, counts, strict=True)
         }
-        found.append(Bucket(name, len(prompts), shares, stages[best].name, lost))
-    return found
+        listed.append(Bucket(name, len(prompts), shares, stages[best].name, lost))
+    return listed
 
 
 def bucket_cells(stages: Sequence[Stage]) -> list[list[str]]:
     """Return the cells of the table of the buckets, its head first; empty: there are none."""
-    found = buckets(stages)
-    if not found:
+    listed = buckets(stages)
+    if not listed:
         return []
     return [
         ["eval prompts", "n", *(stage.name for stage in stages), "forgotten"],
         *(
-            [one.name, str(one.n), *(f"{share:.0%}" for share in one.shares.values()), _lost(one)]
-            for one in found
+            [
+                bucket.name,
+                str(bucket.n),
+                *(f"{share:.0%}" for share in bucket.shares.values()),
+                _lost(bucket),
+            ]
+            for bucket in listed
         ),
     ]
 
@@ -82,7 +87,7 @@ def _passed(stage: Stage) -> dict[tuple[str, str], bool]:
         return {}
     records = (item.record for item in stage[_TASK].items)
     return {
-        (str(one["file"]), str(one["id"])): bool(one["passed"])
-        for one in records
-        if one["kind"] == "prompt"
+        (str(record["file"]), str(record["id"])): bool(record["passed"])
+        for record in records
+        if record["kind"] == "prompt"
     }

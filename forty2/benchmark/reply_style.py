@@ -173,16 +173,18 @@ def _distinct(replies: Sequence[StyledReply], n: int) -> Parts:
     grams = [
         list(zip(*(reply.words[start:] for start in range(n)), strict=False)) for reply in replies
     ]
-    times = Counter(gram for one in grams for gram in one)
-    values = [sum(1.0 / times[gram] for gram in one) for one in grams]
+    times = Counter(gram for of_reply in grams for gram in of_reply)
+    values = [sum(1.0 / times[gram] for gram in of_reply) for of_reply in grams]
     total, different = sum(map(len, grams)), len(times)
     influences = []
-    for one in grams:
-        alone = sum(count == times[gram] for gram, count in Counter(one).items())
-        others = total - len(one)
+    for of_reply in grams:
+        alone = sum(count == times[gram] for gram, count in Counter(of_reply).items())
+        others = total - len(of_reply)
         without = (different - alone) / others if others else 0.0
         influences.append((len(grams) - 1) * (different / max(1, total) - without))
-    return Parts(values, [float(len(one)) for one in grams], most=1.0, influences=influences)
+    return Parts(
+        values, [float(len(of_reply)) for of_reply in grams], most=1.0, influences=influences
+    )
 
 
 # --- the rules ------------------------------------------------------------------------------------
@@ -325,9 +327,9 @@ def _is_position(sentence: str) -> bool:
     return _VALUES.search(sentence) is not None or _OPINION.search(sentence) is not None
 
 
-def _parallel(one: str, other: str) -> bool:
+def _parallel(sentence: str, other: str) -> bool:
     """Return whether two different statements of similar length open alike or share a longer word."""
-    first, second = words_of(one), words_of(other)
+    first, second = words_of(sentence), words_of(other)
     if not first or not second or {*first} == {*second}:
         return False
     if abs(len(first) - len(second)) > _ALIKE or max(len(first), len(second)) > _LONG:
@@ -339,7 +341,7 @@ def _parallel(one: str, other: str) -> bool:
 
 def _sentences(reply: str) -> list[str]:
     text = _QUOTED.sub("that", reply.replace("’", "'"))
-    return [one.strip() for one in _SENTENCE.findall(text) if one.strip(" .!?")]
+    return [sentence.strip() for sentence in _SENTENCE.findall(text) if sentence.strip(" .!?")]
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -396,15 +398,19 @@ def cautions(detectors: Sequence[JsonObject]) -> dict[str, str]:
     Args:
         detectors: `Quality` of every part on the held-out labels, as JSON.
     """
-    f1 = {one["part"]: float(one["f1"]) for one in detectors if one["half"] == HALVES[1]}
-    found = {}
+    f1 = {
+        detector["part"]: float(detector["f1"])
+        for detector in detectors
+        if detector["half"] == HALVES[1]
+    }
+    said = {}
     for metric, parts in DETECTORS.items():
         weak = [f"{part} {f1[part]:.2f}" for part in parts if f1.get(part, 0.0) < GOOD_F1]
         if weak:
-            found[metric] = (
+            said[metric] = (
                 f"weak detector: F1 under {GOOD_F1} on held-out labels, {', '.join(weak)}"
             )
-    return found
+    return said
 
 
 def _found(part: str, reply: str) -> bool:

@@ -64,12 +64,12 @@ _OWN_COLUMNS = {
 
 def figures_of(stage: Stage) -> dict[str, float]:
     """Return the figures of one stage by name, those that were measured; KL is in nats a token."""
-    found = {
+    values = {
         name: figure.value(stage[figure.task].figures)
         for name, figure in _FIGURES.items()
         if figure.task in stage.results
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def held_out_means(stage: Stage) -> dict[str, float]:
@@ -127,7 +127,7 @@ def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
     tables = []
     own = [held_out_means(stage) for stage in stages]
     if own[0]:
-        chosen = {key: one for key, one in _OWN_COLUMNS.items() if key in own[0]}
+        chosen = {key: shown_as for key, shown_as in _OWN_COLUMNS.items() if key in own[0]}
         rows = [["your held-out rows", *(name for name, _ in chosen.values())]]
         for stage, means in zip(stages, own, strict=True):
             cells = [format(means[key], form) for key, (_, form) in chosen.items()]
@@ -135,7 +135,7 @@ def columns(stages: Sequence[Stage]) -> list[list[list[str]]]:
         tables.append(rows)
     if cells_of_buckets := bucket_cells(stages):
         tables.append(cells_of_buckets)
-    shown = {key: one for key, one in _FIGURES.items() if key in figures_of(stages[0])}
+    shown = {key: shown_as for key, shown_as in _FIGURES.items() if key in figures_of(stages[0])}
     more = list(more_figures(stages[0]))
     rows = [["stage", *(figure.title for figure in shown.values()), *more]]
     for stage in stages:
@@ -168,14 +168,14 @@ def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str])
     head = f"{'change from the base':<37}{'change':>7}  {'95% interval':<18}verdict"
     lines = [head, "-" * 79]
     for stage, comparison in comparisons.items():
-        for task, found in comparison.tasks.items():
+        for task, judgement in comparison.tasks.items():
             if task not in tasks:
                 continue
-            for metric in found.judged:
-                one = comparison.metrics[metric]
+            for metric in judgement.judged:
+                change = comparison.metrics[metric]
                 name = shown_metric(metric)
-                interval = f"{one.low:+.3f} to {one.high:+.3f}"
+                interval = f"{change.low:+.3f} to {change.high:+.3f}"
                 lines.append(
-                    f"{stage:<16} {name:<20}{one.difference:>+7.3f}  {interval:<18}{one.verdict}"
+                    f"{stage:<16} {name:<20}{change.difference:>+7.3f}  {interval:<18}{change.verdict}"
                 )
     return "\n".join(lines)

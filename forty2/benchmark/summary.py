@@ -199,7 +199,7 @@ def _style_to_json(stage: Stage) -> JsonObject:
     """Return each metric of the replies' style, and the perplexity, with interval and caution."""
     figures = stage[STYLE].figures
     weak = task_class(STYLE).cautions(figures)
-    found = {
+    metrics = {
         name: {"value": mean, **figures["intervals"][name], "caution": weak.get(name, "")}
         for name, mean in figures["means"].items()
     }
@@ -207,5 +207,5 @@ def _style_to_json(stage: Stage) -> JsonObject:
         neutral = stage["perplexity"].figures
         if "interval" in neutral:  # earlier releases computed none
             value = {"value": neutral["perplexity"], **neutral["interval"], "caution": ""}
-            found["perplexity of neutral text"] = value
-    return found
+            metrics["perplexity of neutral text"] = value
+    return metrics

@@ -139,12 +139,12 @@ def judge(
 
 def _by_task(scores: Scores, changes: Mapping[str, JudgedChange]) -> dict[str, TaskChange]:
     """Judge each benchmark by its own metrics; those with too few questions are left out."""
-    found = {}
+    by_task = {}
     for task, names in scores.tasks.items():
         judged = tuple(name for name in names if name in changes)
         if judged:
-            found[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
-    return found
+            by_task[task] = TaskChange(judged, overall([changes[name].verdict for name in judged]))
+    return by_task
 
 
 def costs_of(
@@ -161,7 +161,7 @@ def costs_of(
     Returns:
         Nothing where nothing but the benefit was measured.
     """
-    found = []
+    costs = []
     for task, judged in tasks.items():
         if task == benefit:
             continue
@@ -181,8 +181,8 @@ def costs_of(
                 margin = cost.tasks.get(task, cost.other)
             judgement = verdict(Interval(change.low, change.high), margin, change.n)
             answer, better = _ANSWERS[judgement], judgement == "gain"
-            found.append(CostChange(where, before, after, change.n, margin, answer, better))
-    return tuple(found)
+            costs.append(CostChange(where, before, after, change.n, margin, answer, better))
+    return tuple(costs)
 
 
 def word(benefit: Verdict, costs: Sequence[CostChange]) -> Verdict:
@@ -245,31 +245,33 @@ _OWN: Mapping[str, tuple[str, str]] = {
 
 def _held_out(changes: Mapping[str, JudgedChange], single: Collection[str]) -> str:
     """Say what changed on the held-out rows: better first, then worse, equal, and unknown."""
-    found: dict[str, list[str]] = {}
+    clauses: dict[str, list[str]] = {}
     if single:
-        found["inconclusive"] = [f"1 {_OWN[name][1].removesuffix('s')}" for name in single]
-    for name, one in changes.items():
+        clauses["inconclusive"] = [f"1 {_OWN[name][1].removesuffix('s')}" for name in single]
+    for name, change in changes.items():
         what, items = _OWN[name]
-        if one.verdict in ("inconclusive", "no tax"):
-            found.setdefault(one.verdict, []).append(f"{one.n:,} {items}")
+        if change.verdict in ("inconclusive", "no tax"):
+            clauses.setdefault(change.verdict, []).append(f"{change.n:,} {items}")
             continue
         if name == "chat loss":
-            moved = f"{one.before:.2f} → {one.after:.2f} nats a token"
-            moved += f" (95% interval of the change {one.low:+.2f} to {one.high:+.2f})"
+            moved = f"{change.before:.2f} → {change.after:.2f} nats a token"
+            moved += f" (95% interval of the change {change.low:+.2f} to {change.high:+.2f})"
         else:
-            moved = f"{one.before:.0%} → {one.after:.0%} ({100 * one.difference:+.0f} points, "
-            moved += f"95% interval {100 * one.low:+.0f} to {100 * one.high:+.0f})"
-        found.setdefault(one.verdict, []).append(f"{what} {one.n:,} {items} {moved}")
+            moved = (
+                f"{change.before:.0%} → {change.after:.0%} ({100 * change.difference:+.0f} points, "
+            )
+            moved += f"95% interval {100 * change.low:+.0f} to {100 * change.high:+.0f})"
+        clauses.setdefault(change.verdict, []).append(f"{what} {change.n:,} {items} {moved}")
     parts = []
-    if "gain" in found:
-        parts.append(f"better on your held-out rows: {', '.join(found['gain'])}")
-    if "tax" in found:
-        parts.append(f"worse on your held-out rows: {', '.join(found['tax'])}")
-    if "no tax" in found:
-        parts.append(f"no measurable change on {_and(found['no tax'])}")
-    if "inconclusive" in found:
-        verb = "is" if len(found["inconclusive"]) == len(single) == 1 else "are"
-        parts.append(f"{_and(found['inconclusive'])} {verb} too few to tell")
+    if "gain" in clauses:
+        parts.append(f"better on your held-out rows: {', '.join(clauses['gain'])}")
+    if "tax" in clauses:
+        parts.append(f"worse on your held-out rows: {', '.join(clauses['tax'])}")
+    if "no tax" in clauses:
+        parts.append(f"no measurable change on {_and(clauses['no tax'])}")
+    if "inconclusive" in clauses:
+        verb = "is" if len(clauses["inconclusive"]) == len(single) == 1 else "are"
+        parts.append(f"{_and(clauses['inconclusive'])} {verb} too few to tell")
     return "; ".join(parts)
 
 
@@ -281,10 +283,10 @@ def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, JudgedChang
     if benefit == "no tax":
         return f"no measurable change on {questions}"
     moved = ", ".join(
-        f"{name} {one.before:.3f} → {one.after:.3f} ({one.difference:+.3f}, 95% interval "
-        f"{one.low:+.3f} to {one.high:+.3f})"
-        for name, one in changes.items()
-        if one.verdict == benefit
+        f"{name} {change.before:.3f} → {change.after:.3f} ({change.difference:+.3f}, 95% interval "
+        f"{change.low:+.3f} to {change.high:+.3f})"
+        for name, change in changes.items()
+        if change.verdict == benefit
     )
     return f"{'better' if benefit == 'gain' else 'worse'} on {questions}: {moved}"
 

@@ -167,18 +167,18 @@ def take_shape(document: Document) -> list[Problem]:
     if not isinstance(path, str) or not isinstance(section, dict | None):
         return []  # reported as a value of another type
     try:
-        found = read_adapter_file(path)
+        adapter = read_adapter_file(path)
     except (ModelError, OSError) as error:
         return [document.problem(("init_from",), str(error))]
     shape: JsonObject = {
-        "type": found.type,
-        "rank": found.rank,
-        "scale": found.scale,
-        "layers": found.layers,
-        "keys": list(found.keys),
+        "type": adapter.type,
+        "rank": adapter.rank,
+        "scale": adapter.scale,
+        "layers": adapter.layers,
+        "keys": list(adapter.keys),
     }
-    if found.phase_attention is not None:  # where it has none, a new one may be added
-        shape[PHASE_ATTENTION] = found.phase_attention
+    if adapter.phase_attention is not None:  # where it has none, a new one may be added
+        shape[PHASE_ATTENTION] = adapter.phase_attention
     section = document.tree["adapter"] = dict(section or {})
     problems = []
     for key, value in shape.items():
@@ -186,10 +186,10 @@ def take_shape(document: Document) -> list[Problem]:
         if given is None or (_agree(given, value) and isinstance(value, dict)):
             section[key] = value
         elif not _agree(given, value):
-            message = f"is {given}, but {found.folder} has {value}; remove the key to take that"
+            message = f"is {given}, but {adapter.folder} has {value}; remove the key to take that"
             problems.append(document.problem(("adapter", key), message))
-    if found.tags is not None:
-        problems += _take_tags(document, found.folder, found.tags)
+    if adapter.tags is not None:
+        problems += _take_tags(document, adapter.folder, adapter.tags)
     return problems
 
 

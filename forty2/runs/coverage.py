@@ -45,11 +45,11 @@ def coverage_of(plan: PhasePlan, data: PhaseData, steps: int | None = None) -> d
         trained[: len(stage.uses)] += tokens[: len(stage.uses)] * stage.uses
     counted = np.zeros(len(rows), np.bool_)
     counted[plan.order.passes[-1]] = True
-    found, end = {}, len(rows)
+    replayed, end = {}, len(rows)
     for source in reversed(data.replayed):
-        found[source.name] = slice(end - source.rows, end)
+        replayed[source.name] = slice(end - source.rows, end)
         end -= source.rows
-    parts = {OWN: slice(0, end), **dict(reversed(found.items()))}
+    parts = {OWN: slice(0, end), **dict(reversed(replayed.items()))}
     return {
         name: float(trained[part].sum() / max(1, tokens[part][counted[part]].sum()))
         for name, part in parts.items()

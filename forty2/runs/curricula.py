@@ -45,10 +45,10 @@ class CurriculumForecast(NamedTuple):
         if self.left_out:
             head += f"; the hardest {self.left_out} are left out"
         lines = [head, f"{'stage':<8}{'rows':>7}{'steps':>12}{'drawn':>8}{'seen':>8}"]
-        for number, one in enumerate(self.stages, 1):
-            steps = f"{one.first_step}-{one.last_step}"
-            seen = one.drawn / one.rows
-            lines.append(f"{number:<8}{one.rows:>7}{steps:>12}{one.drawn:>8}{seen:>7.2f}x")
+        for number, stage in enumerate(self.stages, 1):
+            steps = f"{stage.first_step}-{stage.last_step}"
+            seen = stage.drawn / stage.rows
+            lines.append(f"{number:<8}{stage.rows:>7}{steps:>12}{stage.drawn:>8}{seen:>7.2f}x")
         if not self.keys:
             return "\n".join(lines)
         named = "/".join(self.keys)
@@ -74,8 +74,8 @@ def forecast_curriculum(plan: PhasePlan, data: PhaseData) -> CurriculumForecast 
         return None
     courses = plan.stages()
     stages = tuple(
-        StageForecast(one.rows, one.first_step, one.last_step, int(one.uses.sum()))
-        for one in courses
+        StageForecast(course.rows, course.first_step, course.last_step, int(course.uses.sum()))
+        for course in courses
     )
     order, left_out, known = "", 0, True
     if curriculum is not None:
@@ -90,8 +90,8 @@ def forecast_curriculum(plan: PhasePlan, data: PhaseData) -> CurriculumForecast 
         of_rows = np.array([number[cell] for cell in data.strata])
         counts = [np.bincount(of_rows, minlength=len(cells))]
         counts += [
-            np.bincount(of_rows[: len(one.uses)], one.uses, len(cells)).astype(int)
-            for one in courses
+            np.bincount(of_rows[: len(course.uses)], course.uses, len(cells)).astype(int)
+            for course in courses
         ]
         columns = np.stack(counts, axis=1).tolist()
         strata = {cell: tuple(row) for cell, row in zip(cells, columns, strict=True)}

@@ -137,8 +137,8 @@ def judge_gates(run: RunContext, phase: PhaseInput) -> str | None:
     if run.group.first:
         file = run.path / GATES
         before = read_json(file) if file.exists() else {}
-        found = {one.bucket: one.to_json() for one in gate_results(settings, valid)}
-        write_json(file, {**before, phase.name: found})
+        results = {gate.bucket: gate.to_json() for gate in gate_results(settings, valid)}
+        write_json(file, {**before, phase.name: results})
     if settings.on_fail == "continue" or not failed_buckets(settings, valid):
         return None
     if not run.group.first:

@@ -70,16 +70,16 @@ def held_out_rows(
     files: dict[str, EvalPrompts] = {}
     for name, phase in recipe.phases.items():
         if phase.eval_prompts is not None:
-            found = load_eval_prompts(phase.eval_prompts)
-            files.setdefault(found.sha256, found)
+            file = load_eval_prompts(phase.eval_prompts)
+            files.setdefault(file.sha256, file)
         part = data[name]
         # Without validation rows, those held out by their keys are all that there is: the benefit.
         apart = _values_of(phase) if part.valid is not None else ""
         for fitted, label in ((part.valid, ""), (part.hold_out, apart)):
             for row in fitted.rows if fitted is not None else ():
-                for one in _scored(name, row):
-                    one = one._replace(apart=label)
-                    rows.setdefault((one.kind, str(one.sides), one.desirable), one)
+                for scored in _scored(name, row):
+                    scored = scored._replace(apart=label)
+                    rows.setdefault((scored.kind, str(scored.sides), scored.desirable), scored)
         if part.valid is not None:
             prompts.append(_prompts(name, phase, part, decode))
     chosen = _spread_by_kind(list(rows.values()), min(ROWS, n or ROWS))

@@ -94,15 +94,15 @@ class PhaseForecast(NamedTuple):
 
     def warnings(self) -> list[str]:
         """List what a user should look at before the run, each beginning with the phase's name."""
-        found = []
+        listed = []
         if self.unseen:
-            found.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
-        found += self.data_warnings
+            listed.append(f"{self.unseen:,} of {self.rows:,} rows are never seen")
+        listed += self.data_warnings
         if self.dropped:
-            found.append(f"{self.dropped} rows are dropped, longer than max_length")
+            listed.append(f"{self.dropped} rows are dropped, longer than max_length")
         if self.shortened:
-            found.append(f"{self.shortened} prompts lose their beginning to max_length")
-        return [f"{self.name}: {warning}" for warning in found]
+            listed.append(f"{self.shortened} prompts lose their beginning to max_length")
+        return [f"{self.name}: {warning}" for warning in listed]
 
 
 class RunForecast(NamedTuple):
@@ -272,7 +272,7 @@ def _largest_batch(plan: PhasePlan, rows: Sequence[Any]) -> int:
     if plan.steps > _STEPS_SEEN:
         batches.append(longest)
     groups = (parts[part][group] for part in batches for group in group_by_length(parts[part]))
-    return max(len(one) * sum(map(padded_width, one.max(axis=0).tolist())) for one in groups)
+    return max(len(group) * sum(map(padded_width, group.max(axis=0).tolist())) for group in groups)
 
 
 def _stored_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> float:
@@ -312,30 +312,36 @@ def format_plan(plan: RunForecast) -> str:
         *_disk_lines(plan.disk),
         *_time_lines(plan),
     ]
-    for one in plan.phases:
-        for source in one.replayed:
-            passes = f"its supervised tokens are trained on {one.coverage[source.name]:.2f} times"
-            lines.append(f"{one.name}: {source}; {passes}")
-        if one.hold_out_rows:
-            lines.append(f"{one.name}: {one.hold_out_rows} rows are held out and validated apart")
-        if one.curriculum is not None:
-            lines += ["", *(f"{one.name}: {line}" for line in str(one.curriculum).splitlines()), ""]
-    lines += [f"{one.name}: ignored: {one.ignored}" for one in plan.phases if one.ignored]
+    for phase in plan.phases:
+        for source in phase.replayed:
+            passes = f"its supervised tokens are trained on {phase.coverage[source.name]:.2f} times"
+            lines.append(f"{phase.name}: {source}; {passes}")
+        if phase.hold_out_rows:
+            lines.append(
+                f"{phase.name}: {phase.hold_out_rows} rows are held out and validated apart"
+            )
+        if phase.curriculum is not None:
+            lines += [
+                "",
+                *(f"{phase.name}: {line}" for line in str(phase.curriculum).splitlines()),
+                "",
+            ]
+    lines += [f"{phase.name}: ignored: {phase.ignored}" for phase in plan.phases if phase.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
 
 
-def _cells(one: PhaseForecast) -> list[str]:
+def _cells(phase: PhaseForecast) -> list[str]:
     """Return a phase's line of the table."""
-    counts = (one.rows, one.valid_rows, one.median_tokens, one.longest_tokens, one.steps)
+    counts = (phase.rows, phase.valid_rows, phase.median_tokens, phase.longest_tokens, phase.steps)
     return [
-        one.name,
-        one.objective,
+        phase.name,
+        phase.objective,
         *map(str, counts),
-        f"{one.exposures:.2f}x",
-        str(one.evaluations),
-        str(one.saves),
-        f"{one.peak_memory_gb:.2f}",
-        f"{one.stored_gb:.2f}",
+        f"{phase.exposures:.2f}x",
+        str(phase.evaluations),
+        str(phase.saves),
+        f"{phase.peak_memory_gb:.2f}",
+        f"{phase.stored_gb:.2f}",
     ]
 
 
@@ -358,8 +364,8 @@ def _time_lines(plan: RunForecast) -> list[str]:
         fits = plan.peak_memory_gb < plan.machine_memory_gb
         return [f"time: not measured ({'--quick' if fits else 'the memory is not enough'})"]
     rows = [["time", "before", "steps", "evaluations", "in all"]]
-    for name, one in time.phases.items():
-        cells = (one.before, one.steps, one.evaluations, one.seconds)
+    for name, phase in time.phases.items():
+        cells = (phase.before, phase.steps, phase.evaluations, phase.seconds)
         rows.append([name, *map(duration, cells)])
     if time.stages:
         measured = duration(time.stages * time.each_stage)

@@ -207,8 +207,8 @@ def step_of(
     alike = with_common_rows([*before, *after])
     old, new = alike[: len(before)], alike[len(before) :]
     changes = changes_of(scores_of(old), scores_of(new), margin, same=same)
-    found = judge(scores_by_metric(old[0]), changes, cost, same=same)
-    return Step(changes, found.verdict, found.sentence, found.costs)
+    judgement = judge(scores_by_metric(old[0]), changes, cost, same=same)
+    return Step(changes, judgement.verdict, judgement.sentence, judgement.costs)
 
 
 def changes_of(
@@ -226,13 +226,13 @@ def changes_of(
             continue
         difference = after[metric] - before[metric]
         kind, n = _kind(metric), difference.shape[1]
-        found = interval(difference, kind.low - kind.high, kind.high - kind.low)
-        gain = Interval(-found.high, -found.low) if kind.better == "lower" else found
+        ends = interval(difference, kind.low - kind.high, kind.high - kind.low)
+        gain = Interval(-ends.high, -ends.low) if kind.better == "lower" else ends
         changes[metric] = Change(
             float(before[metric].mean()),
             float(after[metric].mean()),
             float(difference.mean()),
-            *found,
+            *ends,
             n,
             "no change" if same else verdict(gain, margin, n),
         )

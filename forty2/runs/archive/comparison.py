@@ -69,19 +69,19 @@ class RunComparison:
     def to_json(self) -> JsonObject:
         return {
             "runs": self.names,
-            "differences": {one.key: one.values for one in self.differences},
+            "differences": {item.key: item.values for item in self.differences},
             "measured": [
                 {
-                    "before": one.before,
-                    "after": one.after,
-                    "reason": one.reason,
-                    "comparison": None if one.comparison is None else one.comparison.record(),
+                    "before": item.before,
+                    "after": item.after,
+                    "reason": item.reason,
+                    "comparison": None if item.comparison is None else item.comparison.record(),
                 }
-                for one in self.measured
+                for item in self.measured
             ],
             "replies": [
-                {"task": one.task, "prompt": one.prompt, "replies": one.replies}
-                for one in self.replies
+                {"task": item.task, "prompt": item.prompt, "replies": item.replies}
+                for item in self.replies
             ],
         }
 
@@ -101,8 +101,8 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise RunError("give two or more different runs to compare")
     settings = [_settings(run) for run in runs]
-    keys = dict.fromkeys(key for one in settings for key in one)
-    values = {key: [one.get(key, ABSENT) for one in settings] for key in keys}
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    values = {key: [of_run.get(key, ABSENT) for of_run in settings] for key in keys}
     stages = [_last_stage(run) for run in runs]
     return RunComparison(
         names=[str(run) for run in runs],
@@ -156,17 +156,19 @@ def _settings(run: Path) -> dict[str, str]:
     try:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
         record = read_json(run / "run.json")
-        found = dict(flattened(recipe))
-        found |= {key: str(record[key]) for key in _RECORDED if record.get(key)}
+        settings = dict(flattened(recipe))
+        settings |= {key: str(record[key]) for key in _RECORDED if record.get(key)}
         versions = record.get("versions") or {}
-        found |= {f"software.{key}": str(versions[key]) for key in _SOFTWARE if key in versions}
+        settings |= {f"software.{key}": str(versions[key]) for key in _SOFTWARE if key in versions}
         if (run / "data.json").exists():
-            found |= {f"rows.{key}": text for key, text in flattened(read_json(run / "data.json"))}
+            settings |= {
+                f"rows.{key}": text for key, text in flattened(read_json(run / "data.json"))
+            }
     except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(
             f"{run}: recipe.yaml, run.json or data.json is damaged ({on_one_line(error)})"
         ) from error
-    return {str(visible(key)): str(visible(value)) for key, value in found.items()}
+    return {str(visible(key)): str(visible(value)) for key, value in settings.items()}
 
 
 # --- measurements and replies ---------------------------------------------------------------------
@@ -182,8 +184,8 @@ def _last_stage(run: Path) -> Stage | str:
         return f"{run} measured nothing"
     file = files[measured[-1]]
     try:
-        found = visible(read_json(file))
-        return Stage.from_json(found, str(file))
+        record = visible(read_json(file))
+        return Stage.from_json(record, str(file))
     except (Forty2Error, LookupError, TypeError, AttributeError) as error:
         return first_line(error)
 
@@ -209,9 +211,9 @@ def _replies(stages: Sequence[Stage], runs: int) -> list[Replies]:
     if len(stages) < runs:
         return []
     by_run = [dict(_texts(stage)) for stage in stages]
-    shared = [key for key in by_run[0] if all(key in one for one in by_run)]
-    found = [Replies(*key[:2], [one[key] for one in by_run]) for key in shared]
-    return sorted(found, key=lambda one: len({*one.replies}) == 1)
+    shared = [key for key in by_run[0] if all(key in of_run for of_run in by_run)]
+    replies = [Replies(*key[:2], [of_run[key] for of_run in by_run]) for key in shared]
+    return sorted(replies, key=lambda reply: len({*reply.replies}) == 1)
 
 
 def _texts(stage: Stage) -> Iterator[tuple[tuple[str, str, str], str]]:

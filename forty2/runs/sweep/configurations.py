@@ -174,24 +174,24 @@ def _drawn(grid: Grid, seed: int) -> Iterator[Settings]:
             yield settings
 
 
-def _draw(one: Parameter, rng: random.Random) -> object:
-    if one.values:
-        return rng.choices(one.values, one.weights or None)[0]
-    if one.log:
-        value = math.exp(rng.uniform(math.log(one.low), math.log(one.high)))
-    elif one.step is not None:
-        value = one.low + one.step * rng.randint(
-            0, math.floor((one.high - one.low) / one.step + 1e-9)
+def _draw(parameter: Parameter, rng: random.Random) -> object:
+    if parameter.values:
+        return rng.choices(parameter.values, parameter.weights or None)[0]
+    if parameter.log:
+        value = math.exp(rng.uniform(math.log(parameter.low), math.log(parameter.high)))
+    elif parameter.step is not None:
+        value = parameter.low + parameter.step * rng.randint(
+            0, math.floor((parameter.high - parameter.low) / parameter.step + 1e-9)
         )
     else:
-        value = rng.uniform(one.low, one.high)
+        value = rng.uniform(parameter.low, parameter.high)
     value = float(f"{value:.{_DIGITS}g}")
-    value = min(max(value, one.low), one.high)
-    return int(value) if one.whole else value
+    value = min(max(value, parameter.low), parameter.high)
+    return int(value) if parameter.whole else value
 
 
-def _ends(one: Parameter) -> tuple[object, object]:
-    if one.values:
-        return one.values[0], one.values[-1]
-    ends = (one.low, one.high)
-    return (int(ends[0]), int(ends[1])) if one.whole else ends
+def _ends(parameter: Parameter) -> tuple[object, object]:
+    if parameter.values:
+        return parameter.values[0], parameter.values[-1]
+    ends = (parameter.low, parameter.high)
+    return (int(ends[0]), int(ends[1])) if parameter.whole else ends

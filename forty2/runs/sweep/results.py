@@ -89,13 +89,14 @@ def show_sweep(path: Path) -> SweepResult:
     """
     record = read_record(path)
     folders = configuration_folders(path)
-    scores = {one.name: replicates_of(one, record.seeds) for one in folders}
-    finished = [one for one in folders if one.is_finished(record.seeds)]
+    scores = {folder.name: replicates_of(folder, record.seeds) for folder in folders}
+    finished = [folder for folder in folders if folder.is_finished(record.seeds)]
     left = len(folders) - len(finished)
     whole = {
-        one.name: scores[one.name]
-        for one in folders
-        if len(one.done_seeds(record.seeds)) == len(record.seeds) and one.ended("stopped") is None
+        folder.name: scores[folder.name]
+        for folder in folders
+        if len(folder.done_seeds(record.seeds)) == len(record.seeds)
+        and folder.ended("stopped") is None
     }
     best, winner, against, sentence = claim(whole, record.objective, left)
     result: JsonObject = {
@@ -112,26 +113,26 @@ def show_sweep(path: Path) -> SweepResult:
         "base": _base_scores(path),
         "configurations": [
             {
-                "name": one.name,
-                "settings": dict(one.read().settings),
-                "seeds": one.done_seeds(record.seeds),
-                "state": _state(one, record.seeds),
-                "scores": summaries(scores[one.name]),
+                "name": folder.name,
+                "settings": dict(folder.read().settings),
+                "seeds": folder.done_seeds(record.seeds),
+                "state": _state(folder, record.seeds),
+                "scores": summaries(scores[folder.name]),
                 "seconds": sum(
-                    own_seconds(one.run(seed)) for seed in record.seeds if one.is_done(seed)
+                    own_seconds(folder.run(seed)) for seed in record.seeds if folder.is_done(seed)
                 ),
             }
-            for one in folders
+            for folder in folders
         ],
         "shared_seconds": sum(map(own_seconds, sorted(path.glob("shared/*/seed*/")))),
         "best": best,
         "winner": winner,
-        "against": {name: one._asdict() for name, one in against.items()},
+        "against": {name: change._asdict() for name, change in against.items()},
         "sentence": sentence,
         "confirmed": read_json(path / CONFIRMED) if (path / CONFIRMED).exists() else None,
         "run": _provenance(path),
         "items": {
-            name: {metric: one.values.tolist() for metric, one in metrics.items()}
+            name: {metric: replicates.values.tolist() for metric, replicates in metrics.items()}
             for name, metrics in scores.items()
         },
     }
@@ -153,8 +154,8 @@ def _provenance(path: Path) -> JsonObject | None:
     first = next(iter(sorted(path.glob("c*/seed*/run.json"))), None)
     if first is None:
         return None
-    found = Provenance.from_json(read_json(first)).to_json()
-    return {key: found[key] for key in ("model", "model_sha256", "versions")}
+    provenance = Provenance.from_json(read_json(first)).to_json()
+    return {key: provenance[key] for key in ("model", "model_sha256", "versions")}
 
 
 def _base_scores(path: Path) -> dict[str, float]:
@@ -162,8 +163,8 @@ def _base_scores(path: Path) -> dict[str, float]:
     measured = sorted(path.glob(f"base/*/{BASE}"))
     if len(measured) != 1:
         return {}
-    found = measurements(read_stage(measured[0]))
-    return {name: float(one.values.mean()) for name, one in found.items()}
+    by_metric = measurements(read_stage(measured[0]))
+    return {name: float(measurement.values.mean()) for name, measurement in by_metric.items()}
 
 
 def own_seconds(run: Path) -> float:
@@ -193,44 +194,46 @@ def last_measurement(run: Path, recipe: Recipe) -> Path:
 
 def stacked(by_seed: Sequence[Mapping[str, Measured]]) -> dict[str, Replicates]:
     """Put the scores of several seeds together."""
-    found: dict[str, Replicates] = {}
+    replicates: dict[str, Replicates] = {}
     for name, (metric, values, _) in by_seed[0].items() if by_seed else ():
-        every = [one[name] for one in by_seed if name in one]
-        if len(every) == len(by_seed) and all(len(one.values) == len(values) for one in every):
-            found[name] = Replicates(
+        every = [measured[name] for measured in by_seed if name in measured]
+        if len(every) == len(by_seed) and all(
+            len(measured.values) == len(values) for measured in every
+        ):
+            replicates[name] = Replicates(
                 metric.low,
                 metric.high,
-                np.stack([one.values for one in every]),
-                tuple(one.items for one in every),
+                np.stack([measured.values for measured in every]),
+                tuple(measured.items for measured in every),
             )
-    return found
+    return replicates
 
 
 def summaries(scores: Mapping[str, Replicates]) -> dict[str, JsonObject]:
     """Return the mean of each metric, with its 95% interval over seeds and items if there is one."""
-    found: dict[str, JsonObject] = {}
-    for name, one in scores.items():
+    summary_of: dict[str, JsonObject] = {}
+    for name, replicates in scores.items():
         ends: Interval | tuple[None, None] = (None, None)
-        if len(one.values) > 1:
-            ends = interval(one.values, one.low, one.high)
+        if len(replicates.values) > 1:
+            ends = interval(replicates.values, replicates.low, replicates.high)
         low, high = ends
-        found[name] = {
-            "value": float(one.values.mean()),
+        summary_of[name] = {
+            "value": float(replicates.values.mean()),
             "low": low,
             "high": high,
-            "n": one.values.shape[1],
+            "n": replicates.values.shape[1],
         }
-    return found
+    return summary_of
 
 
-def difference(one: Replicates, other: Replicates, sign: float) -> Difference | None:
+def difference(first: Replicates, other: Replicates, sign: float) -> Difference | None:
     """Compute the paired difference of two configurations; None: they were measured on other items."""
-    if one.items != other.items:
+    if first.items != other.items:
         return None
-    values = sign * (one.values - other.values)
-    width = one.high - one.low
-    found = interval(values, -width, width)
-    return Difference(float(values.mean()), found.low, found.high, values.shape[1])
+    values = sign * (first.values - other.values)
+    width = first.high - first.low
+    ends = interval(values, -width, width)
+    return Difference(float(values.mean()), ends.low, ends.high, values.shape[1])
 
 
 class Claim(NamedTuple):
@@ -253,16 +256,16 @@ def claim(
         left: configurations that are not finished.
     """
     metric = objective.metric
-    found = {name: one[metric] for name, one in scores.items() if metric in one}
-    if not found:
+    replicates = {name: one[metric] for name, one in scores.items() if metric in one}
+    if not replicates:
         return Claim(None, None, {}, "No winner: no configuration has run with all seeds.")
-    means = {name: objective.sign * float(one.values.mean()) for name, one in found.items()}
-    order = sorted(found, key=lambda name: -means[name])
+    means = {name: objective.sign * float(one.values.mean()) for name, one in replicates.items()}
+    order = sorted(replicates, key=lambda name: -means[name])
     best, *others = order
     against: dict[str, Difference] = {}
     reason = ""
     for name in others:
-        one = difference(found[best], found[name], objective.sign)
+        one = difference(replicates[best], replicates[name], objective.sign)
         if one is None:
             reason = reason or f"{best} and {name} were measured on other items"
             continue

@@ -221,9 +221,9 @@ class _Sweep:
             return
         study = self._study()
         for number, settings in itertools.chain(study.proposals(), iter(study.propose, None)):
-            one = configure(self.grid, self.source, number, settings)
-            folder = _folder(self.path, one)
-            folder.begin(_asked(one, self.base))
+            configuration = configure(self.grid, self.source, number, settings)
+            folder = _folder(self.path, configuration)
+            folder.begin(_asked(configuration, self.base))
             if folder.is_finished(self.record.seeds):
                 study.tell(number, self._value(folder))
             yield folder
@@ -253,13 +253,13 @@ class _Sweep:
                 continue
             if self.record.early_stop and stops(self.path, self.record, folder):
                 return
-            one = dataclasses.replace(recipe, seed=seed)
+            seeded = dataclasses.replace(recipe, seed=seed)
             try:
-                self.shared.run(one, folder.run(seed), lengths, f"{folder.name} seed {seed}")
+                self.shared.run(seeded, folder.run(seed), lengths, f"{folder.name} seed {seed}")
             except TrainingError as error:
                 folder.end("failed", {"seed": seed, "error": first_line(error)})
                 return
-            folder.set_done(seed, self._scores(folder, one))
+            folder.set_done(seed, self._scores(folder, seeded))
 
     def _lengths(self, folder: ConfigurationFolder, recipe: Recipe) -> list[int]:
         if self.grid.method == "tpe":
@@ -270,12 +270,12 @@ class _Sweep:
     def _shared_lengths(self) -> dict[str, list[int]]:
         """Numbers of first phases that each configuration shares with others, by its name."""
         folders = configuration_folders(self.path)
-        lengths = shared_lengths([one.read().recipe for one in folders], self.path)
-        return {one.name: found for one, found in zip(folders, lengths, strict=True)}
+        lengths = shared_lengths([folder.read().recipe for folder in folders], self.path)
+        return {folder.name: length for folder, length in zip(folders, lengths, strict=True)}
 
     def _scores(self, folder: ConfigurationFolder, recipe: Recipe) -> dict[str, float]:
         measured = measurements(read_stage(last_measurement(folder.run(recipe.seed), recipe)))
-        scores = {name: float(one.values.mean()) for name, one in measured.items()}
+        scores = {name: float(measurement.values.mean()) for name, measurement in measured.items()}
         metric = self.record.objective.metric
         if metric not in scores:
             raise RunError(
@@ -289,14 +289,14 @@ def stops(path: Path, record: SweepRecord, folder: ConfigurationFolder) -> bool:
     """Apply the median rule: record that a configuration gets no more seeds, if it is behind."""
     done = folder.done_seeds(record.seeds)
     whole = [
-        one
-        for one in configuration_folders(path)
-        if one.path != folder.path and len(one.done_seeds(record.seeds)) == len(record.seeds)
+        other
+        for other in configuration_folders(path)
+        if other.path != folder.path and len(other.done_seeds(record.seeds)) == len(record.seeds)
     ]
     if not done or len(whole) < FEWEST_TO_STOP:
         return False
     own = _mean(record, folder, done)
-    median = statistics.median(_mean(record, one, done) for one in whole)
+    median = statistics.median(_mean(record, other, done) for other in whole)
     if own >= median:
         return False
     sign = record.objective.sign
