@@ -10,6 +10,7 @@ TruthfulQA is for testing only: its authors ask that it never be trained on.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -126,6 +127,7 @@ def sample(questions: Questions, n: int, seed: int) -> Questions:
 # --- sources: each returns rows with question, category, mc1 and mc2 targets ---
 
 
+@functools.cache  # one process asks one set, and waits for a hub out of reach once
 def _from_hub_or_probe() -> Questions:
     try:
         rows = _hub_rows()

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,15 @@ def test_no_such_file(tmp_path: Path) -> None:
 # --- the hub and the probe ---
 
 
+@pytest.fixture
+def unread_hub() -> Iterator[None]:
+    """The hub was not asked in this process; nor will it have been, for the tests that follow."""
+    questions_module._from_hub_or_probe.cache_clear()
+    yield
+    questions_module._from_hub_or_probe.cache_clear()
+
+
+@pytest.mark.usefixtures("unread_hub")
 def test_the_hub_rows_become_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = {"choices": ["No.", "Yes."], "labels": [1, 0]}
     rows = [row(mc1_targets=targets, mc2_targets=targets)]
@@ -236,8 +246,12 @@ def test_the_hub_rows_become_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(loaded.sha256) == 64
 
 
+@pytest.mark.usefixtures("unread_hub")
 def test_without_the_hub_the_probe_says_what_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
     def unreachable() -> None:
+        asked.append(1)
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(questions_module, "_hub_rows", unreachable)
@@ -245,6 +259,7 @@ def test_without_the_hub_the_probe_says_what_it_is_not(monkeypatch: pytest.Monke
     assert loaded.name == PROBE == "forty2 probe (not TruthfulQA)"
     assert loaded.notes[0].endswith("no network")
     assert loaded.items == load_questions("probe").items
+    assert load_questions(None) is loaded and asked == [1]  # a second wait would say the same
 
 
 # --- samples ---
