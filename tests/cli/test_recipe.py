@@ -46,9 +46,12 @@ def test_a_task_that_no_run_measures_is_refused_before_the_run(
     assert message in refused(*command.split(), "demo", "--set", tasks)
 
 
-def test_a_plan_reads_the_questions_of_further_tasks(tmp_path: Path) -> None:
-    tasks = f"benchmark.tasks=[truthfulqa, {{task: gsm8k, data: '{tmp_path}'}}]"
-    assert "benchmark.tasks: gsm8k: " in refused("plan", "demo", "--set", tasks)
+@pytest.mark.parametrize("bad", ["truthfulqa", "gsm8k"])
+def test_a_plan_reads_the_questions_of_every_task(bad: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{}")
+    tasks = f"benchmark.tasks=[{{task: {bad}, data: '{tmp_path / 'bad.json'}'}}]"
+    line = ["plan", "demo", "--set", "benchmark.questions=null", "--set", tasks]
+    assert f"benchmark.tasks: {bad}: " in refused(*line)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
