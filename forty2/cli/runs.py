@@ -223,35 +223,35 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
     from forty2.runs.archive.comparison import compare_runs
     from forty2.runs.archive.finding import run_folder
 
-    found = compare_runs([run_folder(run) for run in runs])
+    comparison = compare_runs([run_folder(run) for run in runs])
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        click.echo(json.dumps(comparison.to_json(), indent=1, ensure_ascii=False))
         return
-    echo("Settings that differ:" if found.differences else "No setting differs.")
-    for difference in found.differences:
+    echo("Settings that differ:" if comparison.differences else "No setting differs.")
+    for difference in comparison.differences:
         echo(f"\n{difference.key}")
-        for name, value in zip(found.names, difference.values, strict=True):
-            echo(f"  {name:<{max(map(len, found.names))}}  {value}")
-    for one in found.measured:
-        echo(f"\nMeasurements: {one.before} → {one.after}")
-        if one.comparison is None:
-            echo(f"not compared: {one.reason}")
+        for name, value in zip(comparison.names, difference.values, strict=True):
+            echo(f"  {name:<{max(map(len, comparison.names))}}  {value}")
+    for pair in comparison.measured:
+        echo(f"\nMeasurements: {pair.before} → {pair.after}")
+        if pair.comparison is None:
+            echo(f"not compared: {pair.reason}")
         else:
-            echo(format_comparison(one.comparison))
-    for reply in found.replies[:replies]:
+            echo(format_comparison(pair.comparison))
+    for reply in comparison.replies[:replies]:
         echo(f"\n{reply.task}: {reply.prompt}")
         echo(
             side_by_side(
                 reply.replies,
-                found.names,
+                comparison.names,
                 terminal_width(sys.stdout) or 100,
                 narrowest=_NARROWEST,
                 most_lines=_MOST_LINES,
             )
         )
-    left = len(found.replies) - replies
+    left = len(comparison.replies) - replies
     if left > 0:
-        echo(f"\n{left} more prompts: --replies {len(found.replies)}, or --json")
+        echo(f"\n{left} more prompts: --replies {len(comparison.replies)}, or --json")
 
 
 @runs_command.command("note")
@@ -287,8 +287,8 @@ def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> No
     from forty2.runs.archive.notes import change_tags, read_notes
 
     folder = run_folder(run)
-    found = change_tags(folder, tags, removed) if tags or removed else read_notes(folder)
-    echo(", ".join(found.tags) or "no tags")
+    notes = change_tags(folder, tags, removed) if tags or removed else read_notes(folder)
+    echo(", ".join(notes.tags) or "no tags")
 
 
 @runs_command.command("remove")
@@ -308,15 +308,15 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
 
     removals = plan_removal([run_folder(run) for run in runs], fused=fused)
     check_losses(removals, force=force)
-    for one in removals:
-        echo(f"{one.run}  {file_size(one.size)}")
-        for path, size in one.fused.items():
+    for removal in removals:
+        echo(f"{removal.run}  {file_size(removal.size)}")
+        for path, size in removal.fused.items():
             echo(f"{path}  {file_size(size)}")
-        for path, size in one.staying.items():
+        for path, size in removal.staying.items():
             echo(f"stays: {path}  {file_size(size)}, its fused model (--fused removes it)")
-        for loss in one.losses:
+        for loss in removal.losses:
             warn(loss)
-    frees = file_size(sum(one.frees for one in removals))
+    frees = file_size(sum(removal.frees for removal in removals))
     if yes or shared_options.confirmed(f"Remove this and free {frees}?"):
         remove(removals, force=force)
         echo(f"removed, {frees} freed")

@@ -118,17 +118,17 @@ class Grid:
 
     def where(self, key: str) -> tuple[int, str]:
         """Return line and place of the parameter to which a recipe's key belongs, for a message."""
-        for one in self.parameters:
-            if key == one.key or key.startswith(f"{one.key}.") or one.key.startswith(f"{key}."):
-                return one.line, f"{self.place}:{one.line}"
+        for parameter in self.parameters:
+            if _overlap(key, parameter.key):
+                return parameter.line, f"{self.place}:{parameter.line}"
         return 0, self.place
 
     @property
     def size(self) -> int | None:
         """Number of combinations; None: there is a range."""
-        if any(not one.values for one in self.parameters):
+        if any(not parameter.values for parameter in self.parameters):
             return None
-        return math.prod(len(one.values) for one in self.parameters)
+        return math.prod(len(parameter.values) for parameter in self.parameters)
 
 
 def read_grid(grid: str | Path | None, recipe: str | Path | Mapping[str, object]) -> Grid:
@@ -148,10 +148,10 @@ def read_grid(grid: str | Path | None, recipe: str | Path | Mapping[str, object]
         place, text = _grid_of(recipe)
     document = parse_document(text, place, "grid")
     reading = _Reading(document)
-    found = reading.grid(text)
-    if reading.problems or found is None:
+    read = reading.grid(text)
+    if reading.problems or read is None:
         raise RecipeError(listed(reading.problems))
-    return found
+    return read
 
 
 def _grid_of(recipe: str | Path | Mapping[str, object]) -> tuple[str, str]:
@@ -240,11 +240,11 @@ class _Reading:
         method = _METHODS.get(given) if isinstance(given, str) else None
         if method is None:
             self.report(("method",), f"should be grid, random or tpe (or bayes), not {given!r}")
-        for one in parameters:
-            if method == "grid" and not one.values:
-                self.at(one, "a grid needs its values; write values: […], or method: random")
-            if method != "random" and one.weights:
-                self.at(one, "probabilities are for method: random; remove them")
+        for parameter in parameters:
+            if method == "grid" and not parameter.values:
+                self.at(parameter, "a grid needs its values; write values: […], or method: random")
+            if method != "random" and parameter.weights:
+                self.at(parameter, "probabilities are for method: random; remove them")
         return method
 
     def at(self, parameter: Parameter, message: str) -> None:
@@ -291,9 +291,9 @@ class _Reading:
                 nested = (*here, "parameters")
                 yield from self.parameters(given["parameters"], nested, f"{key}.")
                 continue
-            one = self.parameter(key, given, here)
-            if one is not None:
-                yield one
+            parameter = self.parameter(key, given, here)
+            if parameter is not None:
+                yield parameter
 
     def parameter(self, key: str, given: object, at: Location) -> Parameter | None:
         line = self.document.line_of(at)
@@ -347,7 +347,7 @@ class _Reading:
         if weights and (
             not isinstance(weights, list)
             or len(weights) != len(values)
-            or not all(_is_number(one) and one >= 0 for one in weights)
+            or not all(_is_number(weight) and weight >= 0 for weight in weights)
             or not math.isclose(sum(weights), 1.0, abs_tol=1e-6)
         ):
             self.report((*at, "probabilities"), "should be a number for each value, in all 1")
@@ -382,12 +382,12 @@ class _Reading:
         return None
 
     def check_overlap(self, parameters: list[Parameter]) -> None:
-        for n, one in enumerate(parameters):
+        for n, parameter in enumerate(parameters):
             for other in parameters[:n]:
-                if one.key == other.key:
-                    self.at(one, "given twice; remove one")
-                elif one.key.startswith(f"{other.key}.") or other.key.startswith(f"{one.key}."):
-                    self.at(one, f"overlaps with {other.key}; remove one")
+                if parameter.key == other.key:
+                    self.at(parameter, "given twice; remove one")
+                elif _overlap(parameter.key, other.key):
+                    self.at(parameter, f"overlaps with {other.key}; remove one")
 
 
 def _prefixed(key: str, what: str, given: object, form: str) -> str:
@@ -426,3 +426,8 @@ def _is_number(value: object) -> bool:
 
 def _is_whole(value: float) -> bool:
     return float(value).is_integer()
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Return whether two keys are the same, or one lies below the other."""
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")

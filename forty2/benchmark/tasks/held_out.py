@@ -227,11 +227,11 @@ class HeldOut(Task[HeldOutRows]):
         for item in items:
             for name, score in item.scores.items():
                 values.setdefault(name, []).append(score)
-        means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+        means = {name: math.fsum(scores) / len(scores) for name, scores in values.items()}
         return {
             "n": len(items),
             "means": means,
-            "counts": {name: len(found) for name, found in values.items()},
+            "counts": {name: len(scores) for name, scores in values.items()},
         }
 
     @classmethod
@@ -265,8 +265,8 @@ def _ask(
     answered = EvalPromptsTask(prompts=prompts.file).score(loaded, prompts, partial, report)
     kept = ("id", "prompt", "expected", "reply", "passed")
     return [
-        {"kind": "prompt", "file": prompts.file, **{key: one[key] for key in kept}}
-        for one in answered
+        {"kind": "prompt", "file": prompts.file, **{key: record[key] for key in kept}}
+        for record in answered
     ]
 
 

@@ -237,8 +237,8 @@ def _with_intervals(replies: Sequence[StyledReply]) -> Iterator[tuple[str, float
 
 def _record(reply: str, tokens: int) -> JsonObject:
     """Judge a reply, as its record holds it."""
-    found = style_of(reply, tokens)
-    return {"reply": reply, "tokens": tokens, **found.moves._asdict(), "stance": found.stance}
+    style = style_of(reply, tokens)
+    return {"reply": reply, "tokens": tokens, **style.moves._asdict(), "stance": style.stance}
 
 
 def _read(record: JsonObject) -> StyledReply:

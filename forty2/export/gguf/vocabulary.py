@@ -77,7 +77,7 @@ def export_vocabulary(tokenizer: Any, rows: int, stops: Sequence[int], where: st
         raise ModelError(
             f"{where}: the tokenizer is of type {model['type']}; only BPE can be exported"
         )
-    added = {one["id"]: one for one in parts["added_tokens"]}
+    added = {token["id"]: token for token in parts["added_tokens"]}
     tokens = _tokens(model["vocab"], added, rows, where)
     kinds = _kinds(tokens, added)
     family = sentence_piece if sentence_piece.is_one(parts) else byte_level
@@ -125,7 +125,7 @@ def _tokens(
 ) -> list[str | None]:
     """List every token by its id; None: the id has no token."""
     listed = {n: token for token, n in vocabulary.items()}
-    listed |= {n: one["content"] for n, one in added.items()}
+    listed |= {n: token["content"] for n, token in added.items()}
     if max(listed) >= rows:
         raise ModelError(
             f"{where}: the token {listed[max(listed)]!r} has the id {max(listed)}, but there are "
@@ -140,21 +140,21 @@ def _tokens(
 
 def _kinds(tokens: Sequence[str | None], added: Mapping[int, JsonObject]) -> list[TokenType]:
     kinds = [TokenType.UNUSED if token is None else TokenType.NORMAL for token in tokens]
-    for n, one in added.items():
-        kinds[n] = TokenType.CONTROL if one["special"] else TokenType.USER_DEFINED
+    for n, token in added.items():
+        kinds[n] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     return kinds
 
 
 def _chats(tokenizer: Any) -> list[str]:
     """Write a few conversations by the chat template, if there is one that takes them."""
-    found = []
+    chats = []
     for turns in TRIED:
         messages = [{"role": role, "content": content} for role, content in turns]
         with contextlib.suppress(Exception):  # a template may refuse turns, by errors of any type
-            found.append(
+            chats.append(
                 tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             )
-    return found
+    return chats
 
 
 def _framing(tokenizer: Any, where: str) -> tuple[bool, bool]:
@@ -177,14 +177,16 @@ def _stripped(added: Collection[JsonObject]) -> tuple[bool, list[str]]:
         Whether they are those of Phi-3, which llama.cpp knows by the model's name; and else notes.
     """
     odd = [t for t in added if t["lstrip"] or t["rstrip"] or t["single_word"]]
-    plain = {one["content"] for one in added if one not in odd}
-    right = all(one["rstrip"] and not one["lstrip"] and not one["single_word"] for one in odd)
+    plain = {token["content"] for token in added if token not in odd}
+    right = all(
+        token["rstrip"] and not token["lstrip"] and not token["single_word"] for token in odd
+    )
     needed = {"</s>", *_NEVER_STRIPPED}
     if odd and right and plain == _NEVER_STRIPPED and needed <= {t["content"] for t in added}:
         return True, []
     if not odd:
         return False, []
-    names = ", ".join(one["content"] for one in odd[:3]) + (", …" if len(odd) > 3 else "")
+    names = ", ".join(token["content"] for token in odd[:3]) + (", …" if len(odd) > 3 else "")
     return False, [
         f"white space beside {names} is part of the token for the model's tokenizer, and text for "
         "llama.cpp"

@@ -63,8 +63,15 @@ class RunList(list[Entry]):
     def _repr_html_(self) -> str:
         """Show the runs in a notebook, one a row."""
         rows = [
-            [one.path, one.state, one.started, one.model, " → ".join(one.phases), one.verdict]
-            for one in self
+            [
+                entry.path,
+                entry.state,
+                entry.started,
+                entry.model,
+                " → ".join(entry.phases),
+                entry.verdict,
+            ]
+            for entry in self
         ]
         head = ["run", "state", "started", "model", "phases", "verdict"]
         return html_table(f"{len(self)} runs", head, rows)
@@ -120,17 +127,17 @@ def find_runs(folders: Sequence[Path]) -> Found:
         for folder in folders
         for path in _run_folders(folder, unreadable, set())
     }
-    found = stored_entries({path: scan.key for path, scan in scans.items()})
+    stored = stored_entries({path: scan.key for path, scan in scans.items()})
     read = [
         (scan.key, read_entry(Path(path), scan.size))
         for path, scan in scans.items()
-        if path not in found
+        if path not in stored
     ]
     if read:
         # What is read while the run writes to it may be stored under an older key: then the next
         # listing finds another key, and reads it again.
         store_entries(read)
-    entries = [*found.values(), *(entry for _, entry in read)]
+    entries = [*stored.values(), *(entry for _, entry in read)]
     entries = [
         dataclasses.replace(entry, state="running") if is_running(Path(entry.path)) else entry
         for entry in entries

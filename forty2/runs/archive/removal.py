@@ -62,7 +62,7 @@ def check_losses(removals: Sequence[Removal], *, force: bool = False) -> None:
     Raises:
         RunError: naming everything that would be missed.
     """
-    losses = [loss for one in removals for loss in one.losses]
+    losses = [loss for removal in removals for loss in removal.losses]
     if losses and not force:
         raise RunError(f"{'; '.join(losses)}; to remove it nevertheless, add `force=True`")
 
@@ -79,11 +79,11 @@ def remove(removals: Sequence[Removal], *, force: bool = False) -> None:
     """
     check_losses(removals, force=force)
     with contextlib.ExitStack() as locks:
-        for one in removals:
-            locks.enter_context(_locked(one.run))
-        folders = [folder for one in removals for folder in (*one.fused, one.run)]
+        for removal in removals:
+            locks.enter_context(_locked(removal.run))
+        folders = [folder for removal in removals for folder in (*removal.fused, removal.run)]
         moved = _move_aside(folders)
-        store_entries([], gone=[str(one.run) for one in removals])
+        store_entries([], gone=[str(removal.run) for removal in removals])
     for folder in moved:
         with write_errors(folder):
             shutil.rmtree(folder)

@@ -83,10 +83,13 @@ def check_ranges(grid: Grid, source: RecipeSource) -> None:
     Raises:
         RecipeError: the recipe refuses one; every problem once, one a line, with its place.
     """
-    lows = {one.key: _ends(one)[0] for one in grid.parameters}
-    settings: list[Settings] = [lows, {one.key: _ends(one)[1] for one in grid.parameters}]
-    for one in grid.parameters:
-        settings += [{**lows, one.key: value} for value in one.values]
+    lows = {parameter.key: _ends(parameter)[0] for parameter in grid.parameters}
+    settings: list[Settings] = [
+        lows,
+        {parameter.key: _ends(parameter)[1] for parameter in grid.parameters},
+    ]
+    for parameter in grid.parameters:
+        settings += [{**lows, parameter.key: value} for value in parameter.values]
     _checked(grid, source, settings)
 
 
@@ -96,12 +99,12 @@ def configure(grid: Grid, source: RecipeSource, number: int, settings: Settings)
     Raises:
         RecipeError: the recipe refuses it.
     """
-    (one,) = _checked(grid, source, [settings])
-    return one._replace(name=configuration_name(number))
+    (configuration,) = _checked(grid, source, [settings])
+    return configuration._replace(name=configuration_name(number))
 
 
 def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> list[Configuration]:
-    found: list[Configuration] = []
+    configurations: list[Configuration] = []
     problems: dict[str, Problem] = {}
     notes: set[str] = set()
     recipes: dict[str, int] = {}
@@ -115,17 +118,17 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
                 problem = _in_grid(grid, line)
                 problems.setdefault(problem.text, problem)
             continue
-        notes |= {str(one.message) for one in said}
+        notes |= {str(warning.message) for warning in said}
         same = recipes.setdefault(to_yaml(recipe), number)
         if same != number and grid.method == "grid":
             text = f"{grid.place}: {_words(settings)}: the same recipe as {_words(every[same - 1])}"
             problems.setdefault(text, Problem(0, text))
-        found.append(Configuration(configuration_name(number), settings, recipe))
+        configurations.append(Configuration(configuration_name(number), settings, recipe))
     if problems:
         raise RecipeError(listed(problems.values()))
     for note in sorted(notes):
         warnings.warn(note, stacklevel=2)
-    return found
+    return configurations
 
 
 _OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<message>.*)$")
@@ -133,13 +136,13 @@ _OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<messag
 
 def _in_grid(grid: Grid, line: str) -> Problem:
     """Say of a problem with an override where in the grid it is."""
-    found = _OVERRIDE.match(line)
-    if found is None:
+    override = _OVERRIDE.match(line)
+    if override is None:
         return Problem(0, line)
-    number, where = grid.where(found["key"])
+    number, where = grid.where(override["key"])
     if not number:
         return Problem(0, line)
-    return Problem(number, f"{where}: {found['key']}: {found['message']}")
+    return Problem(number, f"{where}: {override['key']}: {override['message']}")
 
 
 def _words(settings: Settings) -> str:
@@ -153,8 +156,8 @@ def _combinations(grid: Grid) -> Iterator[Settings]:
             f"{grid.place}: {grid.size:,} combinations are more than {MOST:,}; give run_cap, or "
             "method: random"
         )
-    names = [one.key for one in grid.parameters]
-    combined = itertools.product(*(one.values for one in grid.parameters))
+    names = [parameter.key for parameter in grid.parameters]
+    combined = itertools.product(*(parameter.values for parameter in grid.parameters))
     for values in itertools.islice(combined, count):
         yield dict(zip(names, values, strict=True))
 
@@ -167,7 +170,7 @@ def _drawn(grid: Grid, seed: int) -> Iterator[Settings]:
     for _ in range(_ATTEMPTS * most):
         if len(drawn) == most:
             return
-        settings = {one.key: _draw(one, rng) for one in grid.parameters}
+        settings = {parameter.key: _draw(parameter, rng) for parameter in grid.parameters}
         words = _words(settings)
         if words not in drawn:
             drawn.add(words)

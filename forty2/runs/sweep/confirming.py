@@ -146,7 +146,7 @@ def _findings(
     """Compare fresh scores with those of the sweep, and the best with the recipe as it is."""
     metric, sign, name = record.objective.metric, record.objective.sign, record.objective.name
     old, new = before[metric], fresh[best][metric]
-    found: JsonObject = {
+    findings: JsonObject = {
         "configuration": best,
         "seeds": list(seeds),
         "scores": {one: summaries(scores) for one, scores in fresh.items()},
@@ -158,23 +158,23 @@ def _findings(
         "holds": None,
     }
     if DEFAULT not in fresh:
-        found["sentence"] = f"{best} is the recipe as it is: there is nothing to gain over it."
-        return found
+        findings["sentence"] = f"{best} is the recipe as it is: there is nothing to gain over it."
+        return findings
     gain = difference(new, fresh[DEFAULT][metric], sign)
     if gain is None:
-        found["sentence"] = f"{best} and the recipe as it is were measured on other items."
-        return found
-    found["gain"] = gain._asdict()
-    found["holds"] = gain.is_certain
+        findings["sentence"] = f"{best} and the recipe as it is were measured on other items."
+        return findings
+    findings["gain"] = gain._asdict()
+    findings["holds"] = gain.is_certain
     if metric in default_before:
         earlier = difference(old, default_before[metric], sign)
-        found["gain_before"] = earlier._asdict() if earlier is not None else None
+        findings["gain_before"] = earlier._asdict() if earlier is not None else None
     says = "holds" if gain.is_certain else "does not hold"
-    found["sentence"] = (
+    findings["sentence"] = (
         f"That {best} is better by {name} than the recipe as it is {says} on fresh seeds "
         f"{', '.join(map(str, seeds))}."
     )
-    return found
+    return findings
 
 
 def _shrinkage(old: Replicates, new: Replicates, sign: float) -> JsonObject:
@@ -183,6 +183,8 @@ def _shrinkage(old: Replicates, new: Replicates, sign: float) -> JsonObject:
     The interval is as if both had other items: where they have the same, it is too wide.
     """
     value = sign * float(old.values.mean() - new.values.mean())
-    ends = [interval(one.values, one.low, one.high) for one in (old, new)]
+    ends = [
+        interval(replicates.values, replicates.low, replicates.high) for replicates in (old, new)
+    ]
     half = math.hypot(*((end.high - end.low) / 2 for end in ends))
     return {"value": value, "low": value - half, "high": value + half}

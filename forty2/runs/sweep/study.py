@@ -77,7 +77,9 @@ class Study:
             if trial.number not in whole and not trial.state.is_finished():
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.sampler = optuna.samplers.TPESampler(seed=self._seed + len(trials))
-        asked = study.ask({one.key: _distribution(one) for one in self._grid.parameters})
+        asked = study.ask(
+            {parameter.key: _distribution(parameter) for parameter in self._grid.parameters}
+        )
         return Proposal(len(trials) + 1, self._settings(asked.params))
 
     def tell(self, number: int, value: float | None) -> None:
@@ -102,26 +104,30 @@ class Study:
 
     def _whole(self, study: optuna.Study) -> list[Any]:
         """Return the trials that have all their settings; a proposal that was cut off is none."""
-        keys = {one.key for one in self._grid.parameters}
+        keys = {parameter.key for parameter in self._grid.parameters}
         return [trial for trial in study.get_trials(deepcopy=False) if trial.params.keys() == keys]
 
     def _settings(self, params: Mapping[str, Any]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for one in self._grid.parameters:
-            value = params[one.key]
-            if one.values:
-                value = next(v for v in one.values if on_one_line(v) == value)
-            found[one.key] = value
-        return found
+        settings: dict[str, object] = {}
+        for parameter in self._grid.parameters:
+            value = params[parameter.key]
+            if parameter.values:
+                value = next(v for v in parameter.values if on_one_line(v) == value)
+            settings[parameter.key] = value
+        return settings
 
 
-def _distribution(one: Parameter) -> Any:
+def _distribution(parameter: Parameter) -> Any:
     import optuna
 
-    if one.values:
-        return optuna.distributions.CategoricalDistribution(list(map(on_one_line, one.values)))
-    if one.whole:
-        return optuna.distributions.IntDistribution(
-            int(one.low), int(one.high), step=int(one.step or 1)
+    if parameter.values:
+        return optuna.distributions.CategoricalDistribution(
+            list(map(on_one_line, parameter.values))
         )
-    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log, step=one.step)
+    if parameter.whole:
+        return optuna.distributions.IntDistribution(
+            int(parameter.low), int(parameter.high), step=int(parameter.step or 1)
+        )
+    return optuna.distributions.FloatDistribution(
+        parameter.low, parameter.high, log=parameter.log, step=parameter.step
+    )
