@@ -52,6 +52,7 @@ MODULES = {
     "benchmark/compare": "benchmark/test_compare test_notebook",
     "benchmark/stage_scores": "benchmark/test_compare",
     "benchmark/stats": "benchmark/test_stats",
+    "benchmark/verdict": "benchmark/test_verdict benchmark/test_compare",
     "export/fusing": "export/test_fusing",
     "files": "test_files",
     "inference/logprobs": "inference/test_logprobs training/test_frozen_states "
