@@ -27,11 +27,19 @@ from forty2.data.row_keys import (
     VERDICT,
     is_blank,
     named_keys,
+    plain,
 )
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
 Row = JsonObject
+_OTHER_WORDS = {
+    **dict.fromkeys(("dialog", "dialogue", "turns", "chat", "message"), "messages"),
+    **dict.fromkeys(("human", "user", "source", "inputtext"), "prompt"),
+    **dict.fromkeys(("assistant", "bot", "gpt", "target", "targets", "outputtext"), "completion"),
+    "content": "text",
+}
+"""What a row's keys would be called here, as `plain` writes them, where none of its own is known."""
 _ANSWERING = ("assistant", "gpt", "tool")
 """Roles of the turns of an answer that is written as a text of JSON."""
 
@@ -58,6 +66,7 @@ def read_conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]
             needed.append("text")
         raise DataError(
             f"{origin}: needs {', '.join(needed[:-1])}, or {needed[-1]}; has {named_keys(row)}"
+            f"{_renaming(row)}"
         )
     question, answer = exchange
     _refuse_second_answer(row, question, answer, origin)
@@ -72,6 +81,14 @@ def read_conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]
             {**m, "train": False} if g else m for m, g in zip(prompt, given, strict=True)
         )
     return (*prompt, *turns), (*taken, *thoughts, answer)
+
+
+def _renaming(row: Row) -> str:
+    """Say which keys have another name of their own: other capitals, or another word."""
+    known = {plain(key): key for key in (*CONVERSATION, *QUESTIONS, *ANSWERS, "text")}
+    found = ((key, known.get(plain(key)) or _OTHER_WORDS.get(plain(key))) for key in row)
+    renamed = [f"{key} to {name}" for key, name in found if name not in (None, key)]
+    return f"; rename {', '.join(renamed)}" if renamed else ""
 
 
 def find_prompt(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]] | None:
