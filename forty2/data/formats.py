@@ -27,6 +27,7 @@ from forty2.data.exchanges import (
     read_conversation,
     read_prompt,
     read_turns,
+    rows_in_one,
     with_system,
 )
 from forty2.data.messages import Messages, is_learned, read_text, short, without_train
@@ -68,6 +69,15 @@ def parse(row: Row, origin: str) -> Record:
         DataError: the row has none of the shapes, or holds something that would be ignored although
             it matters; one line that names file, line and field.
     """
+    try:
+        return _parse(row, origin)
+    except DataError as error:
+        if whole := rows_in_one(row):
+            raise DataError(f"{origin}: {whole}") from error
+        raise
+
+
+def _parse(row: Row, origin: str) -> Record:
     row = _in_usual_shape(row, origin)
     if _is_pair(row):
         return parse_pair(row, origin)
