@@ -11,8 +11,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from pydantic import TypeAdapter, ValidationError
 
-from forty2.errors import ModelError, first_names, on_one_line
-from forty2.files import JsonObject
+from forty2.errors import ModelError, first_names
+from forty2.files import JsonObject, not_readable
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import PHASE_ATTENTION, is_of_phases
@@ -40,7 +40,7 @@ def read_adapter_config(folder: Path) -> JsonObject:
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+        raise ModelError(not_readable(file, error)) from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a JSON object, so it does not fit this model")
     check_not_peft(folder, config)

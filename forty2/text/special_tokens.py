@@ -46,7 +46,8 @@ class SpecialTokens:
         self.ids = {str(token.content): i for i, token in added.items() if token.special}
         """Id by spelling."""
         for i in tokenizer.eos_token_ids:
-            self.ids.setdefault(str(tokenizer.convert_ids_to_tokens(i)), i)
+            if (spelling := tokenizer.convert_ids_to_tokens(i)) is not None:
+                self.ids.setdefault(spelling, i)
         self.pattern = _any_of(self.ids)
         """Matches the spelling of any of them."""
         ends = {spelling for spelling, i in self.ids.items() if i in tokenizer.eos_token_ids}

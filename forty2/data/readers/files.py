@@ -5,13 +5,12 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr, BinaryIO
 
 from forty2.errors import DataError
-from forty2.files import LFS_POINTER
+from forty2.files import LFS_POINTER, WEB_PAGE
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -37,7 +36,6 @@ _BINARY = {
     b"SQLite format 3": "a database of SQLite",
 }
 """Kinds of files that hold no text, by their first bytes."""
-_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _UNPACKED, _RATIO = 64_000_000, 200
 """Bytes that any packed file may unpack to; above that, bytes for each byte of the file. Text packs
 to a tenth of its size, a file made to fill the memory to a thousandth."""
@@ -55,7 +53,7 @@ def open_file(path: Path) -> BinaryIO:
             raise pointer(path)
         if kind := next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None):
             raise DataError(f"{path}: is {kind}, not text; name it by its kind, or save it as text")
-        if _PAGE.match(start) and ".txt" not in map(str.lower, path.suffixes):
+        if WEB_PAGE.match(start) and ".txt" not in map(str.lower, path.suffixes):
             raise DataError(f"{path}: is a web page (HTML), not rows; download the file itself")
         encoding = _encoding_of(start[:16])
     except BaseException:
