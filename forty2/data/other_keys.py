@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-from forty2.data.messages import OTHER_REASONING, REASONING, read_tools, refuse_media, short
+from forty2.data.messages import (
+    OTHER_REASONING,
+    REASONING,
+    read_tools,
+    refuse_media,
+    says_not_learned,
+    short,
+)
 from forty2.data.row_keys import (
     ANSWERS,
     HISTORY,
@@ -98,7 +105,8 @@ def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) ->
             )
     for key, value in row.items():
         yes = _LEARNED.get(plain(key))
-        if yes is not None and truth_of(value) is (not yes):
+        said = truth_of(value) is (not yes) if yes is not None else says_not_learned(key, value)
+        if said:
             raise DataError(
                 f"{origin}: {key} is {str(value).lower()}: a row that is not to be learned must be "
                 "left out"

@@ -251,6 +251,17 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"prompt": "q", "response": "a", "label": 1, "kto_tag": 0}, "kto_tag stands beside label"),
         ({"prompt": "q", "completion": "a", "tools": ["f"]}, "tools[0] must be an object, not 'f'"),
         (
+            {"prompt": "q", "completion": "a", "tools": [{"functionDeclarations": []}]},
+            "tools[0] names no function; write it as {name, description, parameters}",
+        ),
+        *(
+            (
+                {"prompt": "q", "completion": "a", key: value},
+                f"{key} is {str(value).lower()}: a row",
+            )
+            for key, value in (("ignore", True), ("skip", 1), ("is_train", False))
+        ),
+        (
             {"prompt": "q", "completion": "a", "tools": "f"},
             "tools must be a list of tools, not 'f'",
         ),
@@ -394,6 +405,8 @@ def test_tools_are_read_in_every_shape_and_written_again() -> None:
         ("tools", [tool]),
         ("tools", json.dumps([tool])),
         ("tools", [function]),
+        ("tools", [{"type": "function", **function}]),
+        ("tools", [{"name": "f", "input_schema": {"type": "object"}}]),
         ("functions", [function]),
         ("available_tools", [function]),
     ]
