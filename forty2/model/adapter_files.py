@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,15 +66,19 @@ def read_adapter_config(folder: Path) -> JsonObject:
 
 
 def _check_numbers(file: Path, config: JsonObject) -> None:
-    """Refuse a shape of an adapter that is not in numbers."""
+    """Refuse a shape of an adapter that is not in numbers, or names no list of layers."""
     parameters = config["lora_parameters"]
     values = {f"lora_parameters.{key}": parameters.get(key) for key in ("rank", "scale", "dropout")}
     for key, value in {"num_layers": config["num_layers"], **values}.items():
         whole = key == "num_layers" or key.endswith("rank")
-        if type(value) not in ((int,) if whole else (int, float)):
+        is_number = type(value) in ((int,) if whole else (int, float))
+        if not is_number or not math.isfinite(value):
             raise ModelError(
                 f"{file}: {key} must be a {'whole ' * whole}number, not {value!r}; copy the file again"
             )
+    keys = parameters.get("keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(k, str) for k in keys)):
+        raise ModelError(f"{file}: lora_parameters.keys must be a list of names, not {keys!r}")
 
 
 def check_not_peft(folder: Path, config: object = None) -> None:

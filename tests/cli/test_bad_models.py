@@ -382,6 +382,18 @@ adapter(
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")
+adapter(
+    "keys as text",
+    "adapter_config.json",
+    config(lora_parameters={"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": "self_attn.q_proj"}),
+    "lora_parameters.keys must be a list of names, not 'self_attn.q_proj'",
+)
+case(
+    "adapter: of a step",
+    {"adapter/adapters.safetensors": None, "adapter/0000100_adapters.safetensors": b""},
+    ADAPTER,
+    "is missing; 0000100_adapters.safetensors is of a step of the training: give it this name",
+)
 adapter("weights empty", "adapters.safetensors", "", "adapters.safetensors: cut short (0 bytes)")
 adapter("weights cut short", "adapters.safetensors", cut(0.5), "adapters.safetensors: cut short: ")
 adapter(
