@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from forty2.errors import RunError
+from forty2.errors import RunError, on_one_line
 
 JsonObject = dict[str, Any]
 """A parsed JSON object whose keys have not been checked."""
@@ -75,6 +75,8 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
+"""Beginning of a web page, such as a browser saves in place of a file."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of what Git LFS leaves in place of a large file that it did not fetch."""
 
@@ -86,6 +88,16 @@ def is_lfs_pointer(path: Path) -> bool:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError:
         return False
+
+
+def not_readable(path: Path, error: BaseException) -> str:
+    """Say why a JSON file cannot be read, by what it holds instead where that is known."""
+    if is_lfs_pointer(path):
+        return f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull`"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if WEB_PAGE.match(file.read(64)):
+            return f"{path}: is a web page (HTML); download the file itself"
+    return f"{path}: not readable: {on_one_line(error)}"
 
 
 def close_name(path: Path) -> str:

@@ -53,6 +53,7 @@ MODULES = {
     "benchmark/stage_scores": "benchmark/test_compare",
     "benchmark/stats": "benchmark/test_stats",
     "benchmark/verdict": "benchmark/test_verdict benchmark/test_compare",
+    "data/thoughts": "data/test_thoughts text/test_template_families",
     "export/fusing": "export/test_fusing",
     "files": "test_files",
     "inference/logprobs": "inference/test_logprobs training/test_frozen_states "
@@ -70,7 +71,6 @@ MODULES = {
     "text/marks": "text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
     "text/thinking_parts": "text/test_template_families",
-    "text/thoughts": "text/test_thoughts text/test_template_families",
     "text/turn_shapes": "text/test_encoder text/test_template_families",
     "text/turns": "text/test_encoder text/test_template_families",
     "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states "

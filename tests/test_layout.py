@@ -34,6 +34,7 @@ COVERED_BY = {
     "data/records.py": "data/test_formats.py",
     "data/responses.py": "data/test_formats.py",
     "data/sets.py": "data/checks/test_lint.py",
+    "data/unused_keys.py": "data/test_formats.py",
     "export/gguf/architecture.py": "export/gguf/test_exporting.py",
     "export/gguf/bpe.py": "export/gguf/test_vocabulary.py",
     "export/gguf/byte_level.py": "export/gguf/test_vocabulary.py",

@@ -17,6 +17,7 @@ from forty2.data.messages import (
 from forty2.data.other_keys import is_reasoning
 from forty2.data.records import Message
 from forty2.data.row_keys import (
+    ALL,
     ANSWERS,
     CONVERSATION,
     EXCHANGES,
@@ -27,11 +28,19 @@ from forty2.data.row_keys import (
     VERDICT,
     is_blank,
     named_keys,
+    plain,
 )
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
 Row = JsonObject
+_OTHER_WORDS = {
+    **dict.fromkeys(("dialog", "dialogue", "turns", "chat", "message"), "messages"),
+    **dict.fromkeys(("human", "user", "source", "inputtext"), "prompt"),
+    **dict.fromkeys(("assistant", "bot", "gpt", "target", "targets", "outputtext"), "completion"),
+    "content": "text",
+}
+"""What a row's keys would be called here, as `plain` writes them, where none of its own is known."""
 _ANSWERING = ("assistant", "gpt", "tool")
 """Roles of the turns of an answer that is written as a text of JSON."""
 
@@ -58,6 +67,7 @@ def read_conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]
             needed.append("text")
         raise DataError(
             f"{origin}: needs {', '.join(needed[:-1])}, or {needed[-1]}; has {named_keys(row)}"
+            f"{_renaming(row)}"
         )
     question, answer = exchange
     _refuse_second_answer(row, question, answer, origin)
@@ -72,6 +82,40 @@ def read_conversation(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]]
             {**m, "train": False} if g else m for m, g in zip(prompt, given, strict=True)
         )
     return (*prompt, *turns), (*taken, *thoughts, answer)
+
+
+def rows_in_one(row: Row) -> str:
+    """Say that what was read as a row holds rows, and how to write them; empty: it does not."""
+    values = [*row.values()]
+    first = values[0] if values else None
+    columns = False
+    if isinstance(first, dict):
+        columns = "0" in first and all(
+            isinstance(v, dict) and v.keys() == first.keys() for v in values
+        )
+    elif isinstance(first, list) and len(first) > 1 < len(values):
+        nested = any(isinstance(v, dict) for v in first)
+        columns = not nested and all(isinstance(v, list) and len(v) == len(first) for v in values)
+    if columns:
+        return (
+            "holds columns, not a row; save the table by rows: "
+            'table.to_json("rows.jsonl", orient="records", lines=True)'
+        )
+    if values and all(isinstance(v, dict) and not ALL.isdisjoint(v) for v in values):
+        return "holds rows under names; write them as a list, or each as a line of its own"
+    if isinstance(row.get("row"), dict):
+        return "holds a row under row; write that alone"
+    return ""
+
+
+def _renaming(row: Row) -> str:
+    """Say which keys have another name of their own: other capitals, or another word."""
+    known = {plain(key): key for key in (*CONVERSATION, *QUESTIONS, *ANSWERS, "text")}
+    found = ((key, known.get(plain(key)) or _OTHER_WORDS.get(plain(key))) for key in row)
+    if not any(plain(key) in known for key in row) and any(len(key.split()) > 1 for key in row):
+        return "; if the first line of a table is a row, write the names of its columns above it"
+    renamed = [f"{key} to {name}" for key, name in found if name not in (None, key)]
+    return f"; rename {', '.join(renamed)}" if renamed else ""
 
 
 def find_prompt(row: Row, origin: str) -> tuple[Messages, tuple[str, ...]] | None:

@@ -27,9 +27,17 @@ from forty2.data.exchanges import (
     read_conversation,
     read_prompt,
     read_turns,
+    rows_in_one,
     with_system,
 )
-from forty2.data.messages import Messages, is_learned, read_text, short, without_train
+from forty2.data.messages import (
+    Messages,
+    is_learned,
+    read_text,
+    refuse_bad_turns,
+    short,
+    without_train,
+)
 from forty2.data.other_keys import rest_of
 from forty2.data.records import Chat, Pair, Rated, Record, Text
 from forty2.data.responses import (
@@ -68,6 +76,15 @@ def parse(row: Row, origin: str) -> Record:
         DataError: the row has none of the shapes, or holds something that would be ignored although
             it matters; one line that names file, line and field.
     """
+    try:
+        return _parse(row, origin)
+    except DataError as error:
+        if whole := rows_in_one(row):
+            raise DataError(f"{origin}: {whole}") from error
+        raise
+
+
+def _parse(row: Row, origin: str) -> Record:
     row = _in_usual_shape(row, origin)
     if _is_pair(row):
         return parse_pair(row, origin)
@@ -91,6 +108,7 @@ def parse_chat(row: Row, origin: str) -> Chat:
         raise DataError(f"{origin}: {taken[0]}: no assistant turn, so nothing to learn")
     if not any(map(is_learned, messages)):
         raise DataError(f"{origin}: {taken[0]}: no assistant turn is to be learned; drop the row")
+    refuse_bad_turns(messages, f"{origin}: {taken[0]}")
     tools, meta = rest_of(row, "chat", taken, origin)
     return Chat(messages=messages, tools=tools, origin=origin, meta=meta)
 

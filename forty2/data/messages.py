@@ -22,10 +22,13 @@ from forty2.data.readers.json_rows import parsed
 from forty2.data.records import Message
 from forty2.data.row_keys import (
     LEARNED,
+    OTHER_VERDICTS,
     TOOLS,
+    VERDICT,
     is_blank,
     named_keys,
     plain,
+    truth_of,
 )
 from forty2.errors import DataError
 from forty2.files import JsonObject
@@ -43,6 +46,7 @@ _ROLE_OF = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "ai": "assistant",
     "function_call": "assistant",
@@ -70,6 +74,25 @@ _MEDIA = re.compile(
 """Keys that hold, or name, what is not text, as `plain` writes them."""
 _UNSURE = ("mask", "train_detail", "training_detail")
 """Keys that may say what is learned, but not whether the turn is."""
+_NOT_LEARNED = re.compile(
+    r"(no|skip|ignore|exclude|donot|dont)(train|training|trained|loss|learn|learning)?"
+)
+_IS_LEARNED = re.compile(r"(is|should|do|to)?(train|trained|learn|learned|supervised?)(on|onturn)?")
+"""Other keys that say whether a turn is learned, as `plain` writes them: no, if true, and if false."""
+_UNFINISHED = {
+    **dict.fromkeys(("prefix", "partial", "prefill", "continuefinalmessage"), True),
+    "endturn": False,
+}
+"""Keys that say whether a turn is yet to be continued, and the value that says so."""
+_LEAVE_OUT = "write train: false on a turn that is not to be learned"
+_CONTENTS = ("content", "value", "text")
+_OTHER_PARTS = {
+    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "write it as tool_calls"),
+    **dict.fromkeys(("tool_result", "function_result"), "write it as a turn of the role tool"),
+    "reasoning": "write it as a part of type thinking",
+    "refusal": "write it as text",
+}
+"""What to do with parts of a content that are of other types than text."""
 OTHER_REASONING = re.compile(
     r"thoughts?|cot|chainofthought|rationale|(thinking|reasoning|thought)(content|text|details)"
 )
@@ -122,7 +145,11 @@ def read_message(value: object, where: str) -> Message:
             f"{where}.{role_key} must be one of {', '.join(known)}, not {short(written)}"
         )
     role = _ROLE_OF[name]
-    content_key = next((key for key in ("content", "value", "text") if key in value), "content")
+    other = value.get("from")
+    if isinstance(other, str) and _ROLE_OF.get(other.lower(), role) != role:
+        raise DataError(f"{where} holds both role and from; keep one")
+    content_key = next((key for key in _CONTENTS if key in value), "content")
+    _refuse_second(value, content_key, where)
     rest = {
         key: part
         for key, part in value.items()
@@ -131,6 +158,8 @@ def read_message(value: object, where: str) -> Message:
     refuse_media(rest, f"{where}.")
     _refuse_misplaced(rest, where)
     learned = _pop_learned(rest, role, where)
+    if learned and role == "assistant":
+        _refuse_not_learned(rest, where)
     content = value.get(content_key)
     if role == "assistant":
         content = _pop_thought(content, rest, f"{where}.{content_key}")
@@ -172,9 +201,25 @@ def read_tools(value: object, where: str) -> tuple[JsonObject, ...]:
     for i, tool in enumerate(value):
         if not isinstance(tool, dict):
             raise DataError(f"{where}[{i}] must be an object, not {short(tool)}")
-        bare = "name" in tool and not {"function", "type"} & tool.keys()
-        tools.append({"type": "function", "function": tool} if bare else tool)
+        tools.append(_read_tool(tool, f"{where}[{i}]"))
     return tuple(tools)
+
+
+def _read_tool(tool: JsonObject, where: str) -> JsonObject:
+    """Write a tool as OpenAI does: a bare function, one beside its type, and Anthropic's schema, too."""
+    if tool.get("type", "function") != "function":
+        return tool  # of a kind that only its own template knows
+    function = tool.get("function")
+    if function is None and "name" in tool:
+        function = {key: value for key, value in tool.items() if key != "type"}
+        tool = {"type": "function", "function": function}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where} names no function; write it as {{name, description, parameters}}")
+    for key in ("input_schema", "inputSchema"):
+        if key in function and "parameters" not in function:
+            function = {("parameters" if k == key else k): v for k, v in function.items()}
+            tool = {**tool, "function": function}
+    return tool
 
 
 def structure(value: object, where: str) -> object:
@@ -272,9 +317,11 @@ def text_of(content: object, where: str) -> object:
             raise DataError(f"{where}[{i}] must be a text or an object, not {short(part)}")
         kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
+            advice = _OTHER_PARTS.get(
+                str(kind), "drop the row, or the part if the text stands without it"
+            )
             raise DataError(
-                f"{where}[{i}] is of type {short(kind)}, and only text is used; drop the row, or the "
-                "part if the text stands without it"
+                f"{where}[{i}] is of type {short(kind)}, and only text is used; {advice}"
             )
         if not isinstance(part.get("text"), str):
             raise DataError(f"{where}[{i}].text must be text, not {short(part.get('text'))}")
@@ -308,6 +355,13 @@ def _reasoning(message: Mapping[str, object], key: str, where: str) -> str:
     return text.strip()
 
 
+def _refuse_second(message: Mapping[str, object], used: str, where: str) -> None:
+    """Refuse a message that holds another content beside the one that is used."""
+    for key in _CONTENTS:
+        if key in message and not is_blank(message[key]) and message[key] != message[used]:
+            raise DataError(f"{where} holds both {used} and {key}; keep one")
+
+
 def _refuse_misplaced(message: Mapping[str, object], where: str) -> None:
     """Refuse keys of a message that would change what is learned, and that no template reads there."""
     for key, value in message.items():
@@ -322,6 +376,8 @@ def _refuse_misplaced(message: Mapping[str, object], where: str) -> None:
                 f"{where}.{key} {short(value)} is not used; write a thought as `thinking` of the answer "
                 "after it, and a call as `tool_calls`"
             )
+        if key == "refusal":
+            raise DataError(f"{where}.{key} is not used; write it as the content, or remove it")
         if (name := _BY_PLAIN.get(plain(key), key)) != key:
             raise DataError(f"{where}.{key} is not read; rename it to {name}, or remove it")
         if key not in REASONING and OTHER_REASONING.fullmatch(plain(key)):
@@ -329,6 +385,39 @@ def _refuse_misplaced(message: Mapping[str, object], where: str) -> None:
                 f"{where}.{key} is not used; rename it to {REASONING[0]}, or remove it to learn the "
                 "answer alone"
             )
+
+
+def _refuse_not_learned(message: Mapping[str, object], where: str) -> None:
+    """Refuse keys of other names that say of a turn that it is not to be learned, or is unfinished."""
+    for key, value in message.items():
+        said = truth_of(value)
+        if said is not None and _UNFINISHED.get(plain(key)) is said:
+            raise DataError(
+                f"{where}.{key} is {str(value).lower()}, but a turn is learned to its end; write the whole "
+                "turn, or mark it train: false"
+            )
+        if says_not_learned(key, value):
+            raise DataError(f"{where}.{key} is {str(value).lower()}, and is not used; {_LEAVE_OUT}")
+
+
+def says_not_learned(key: str, value: object) -> bool:
+    """Return whether a key of another name says that something is not to be learned."""
+    name, said = plain(key), truth_of(value)
+    return said is not None and bool(
+        _NOT_LEARNED.fullmatch(name) if said else _IS_LEARNED.fullmatch(name)
+    )
+
+
+def refuse_bad_turns(messages: Sequence[Message], where: str) -> None:
+    """Refuse turns to be imitated that a key of theirs calls bad."""
+    for i, message in enumerate(messages):
+        for key, value in message.items() if is_learned(message) else ():
+            name = plain(key)
+            good = True if name in VERDICT else OTHER_VERDICTS.get(name)
+            if good is not None and truth_of(value) is (not good):
+                raise DataError(
+                    f"{where}[{i}].{key} is {str(value).lower()}, and is not used; {_LEAVE_OUT}"
+                )
 
 
 def _pop_learned(message: dict[str, object], role: str, where: str) -> bool:

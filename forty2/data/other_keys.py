@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-from forty2.data.messages import OTHER_REASONING, REASONING, read_tools, refuse_media, short
+from forty2.data.messages import (
+    OTHER_REASONING,
+    REASONING,
+    read_tools,
+    refuse_media,
+    says_not_learned,
+    short,
+)
 from forty2.data.row_keys import (
     ANSWERS,
     HISTORY,
     LEARNED,
     MATERIAL,
     OTHER_VERDICTS,
+    RESPONSES,
     SYSTEM,
     TOOLS,
     VERDICT,
@@ -21,12 +29,11 @@ from forty2.data.row_keys import (
     plain,
     truth_of,
 )
+from forty2.data.unused_keys import joined_texts, unused_kind
 from forty2.errors import DataError
 from forty2.files import JsonObject
 
 _LEARNED = {plain(key): yes for key, yes in LEARNED.items() if key != WEIGHT}
-_CHOICES = ("choices", "options")
-"""Keys of the answers that a question gives to choose from."""
 _SWITCHES = frozenset(
     (
         *("on", "off", "true", "false", "yes", "no", "none", "null", "auto", "default"),
@@ -65,6 +72,12 @@ def rest_of(
     _refuse_unused(row, shape, taken, origin)
     check_weight(row.get(WEIGHT, 1.0), origin)
     others = {k: v for k, v in nested.items() if k != "messages" and k not in TOOLS}
+    if shape != "text":
+        unused = {k: v for k, v in row.items() if k not in taken and k not in TOOLS}
+        asked = [k for k in taken if k not in ANSWERS and k not in RESPONSES]
+        prompt = {"messages": nested["messages"]} if nested else {k: row.get(k) for k in asked}
+        for holder, prefix in ((unused, ""), (others, "input.")):
+            _refuse_by_kind(holder, lambda: joined_texts(prompt), f"{origin}: {prefix}")
     return tools, {**others, **_meta(row, *taken, *TOOLS)}
 
 
@@ -92,7 +105,8 @@ def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) ->
             )
     for key, value in row.items():
         yes = _LEARNED.get(plain(key))
-        if yes is not None and truth_of(value) is (not yes):
+        said = truth_of(value) is (not yes) if yes is not None else says_not_learned(key, value)
+        if said:
             raise DataError(
                 f"{origin}: {key} is {str(value).lower()}: a row that is not to be learned must be "
                 "left out"
@@ -105,12 +119,26 @@ def _refuse_unused(row: Row, shape: Shape, taken: Sequence[str], origin: str) ->
             )
 
 
+def _refuse_by_kind(unused: Row, prompt: Callable[[], str], where: str) -> None:
+    """Refuse keys of a conversation that matter under any of their names.
+
+    Args:
+        prompt: returns all texts of the row's prompt.
+        where: begins each error.
+    """
+    lettered = {"A": "choice_a", "B": "choice_b"}  # columns of a question's choices
+    renamed = lettered if lettered.keys() <= unused.keys() else {}
+    for key, value in unused.items():
+        if kind := unused_kind(renamed.get(key, key), value, prompt):
+            raise DataError(f"{where}{key} is not used; {kind.advice}, or remove it")
+
+
 @cache
 def _that_matter(shape: Shape) -> Mapping[str, str]:
     """Return the keys that must not be missed beside a shape, by how `plain` writes them."""
     keys = [*SYSTEM, *TOOLS, WEIGHT, *VERDICT, *REASONING, "documents", "chat_template_kwargs"]
     if shape != "text":
-        keys += [*MATERIAL, HISTORY, *_CHOICES]
+        keys += [*MATERIAL, HISTORY]
     return {plain(key): key for key in keys}
 
 

@@ -34,7 +34,7 @@ ANSWERS = tuple(dict.fromkeys(answer for _, answer in EXCHANGES))
 MATERIAL = ("input", "context")
 """Keys of a text that an instruction or a question is about."""
 SYSTEM = ("system", "system_prompt", "system_message")
-TOOLS = ("tools", "functions")
+TOOLS = ("tools", "functions", "available_tools")
 HISTORY = "history"
 LEARNED = {
     "train": True,

@@ -12,6 +12,7 @@ can name it.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,8 @@ KINDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".t
 MANIFEST = "manifest.json"
 BUILTIN, HUB = "builtin:", "hub:"
 """Prefixes of sources that are not files: built-in sets by name, and the hub's."""
+_URL = re.compile(r"[a-z][a-z0-9]+:/", re.IGNORECASE)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXT_OVERHEAD = 50
 """Bytes of memory that a text takes in addition to its characters."""
 
@@ -86,8 +89,13 @@ def read_rows(
         return
     kind = kind_of(path)
     reader = _READERS.get(kind)
+    if _URL.match(str(source)):
+        raise DataError(f"{source}: is an address, not a file; download it first")
     if reader is None and not path.exists():
-        raise DataError(f"{path}: there is no such file or folder{close_name(path)}")
+        hub = (
+            f"; a data set of the hub is {HUB}{source}" if _HUB_NAME.fullmatch(str(source)) else ""
+        )
+        raise DataError(f"{path}: there is no such file or folder{close_name(path) or hub}")
     if reader is None:
         raise DataError(
             f"{path}: rows of kind {kind or 'no suffix'} are not read; use {', '.join(KINDS)}"

@@ -314,7 +314,9 @@ def adapter_dir(path: str | Path) -> Path:
             old = (
                 "; adapters.npz is of an early mlx-lm" if (folder / "adapters.npz").exists() else ""
             )
-            raise ModelError(f"{folder}: {WEIGHTS} is missing{old}")
+            saved = max((file.name for file in folder.glob(f"*_{WEIGHTS}")), default="")
+            step = f"; {saved} is of a step of the training: give it this name" if saved else ""
+            raise ModelError(f"{folder}: {WEIGHTS} is missing{old or step}")
         return folder
     phase = last_phase(folder)
     if phase is not None:

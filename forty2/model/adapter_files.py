@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from pydantic import TypeAdapter, ValidationError
 
-from forty2.errors import ModelError, first_names, on_one_line
-from forty2.files import JsonObject
+from forty2.errors import ModelError, first_names
+from forty2.files import JsonObject, not_readable
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import PHASE_ATTENTION, is_of_phases
@@ -40,7 +41,7 @@ def read_adapter_config(folder: Path) -> JsonObject:
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+        raise ModelError(not_readable(file, error)) from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a JSON object, so it does not fit this model")
     check_not_peft(folder, config)
@@ -65,15 +66,19 @@ def read_adapter_config(folder: Path) -> JsonObject:
 
 
 def _check_numbers(file: Path, config: JsonObject) -> None:
-    """Refuse a shape of an adapter that is not in numbers."""
+    """Refuse a shape of an adapter that is not in numbers, or names no list of layers."""
     parameters = config["lora_parameters"]
     values = {f"lora_parameters.{key}": parameters.get(key) for key in ("rank", "scale", "dropout")}
     for key, value in {"num_layers": config["num_layers"], **values}.items():
         whole = key == "num_layers" or key.endswith("rank")
-        if type(value) not in ((int,) if whole else (int, float)):
+        is_number = type(value) in ((int,) if whole else (int, float))
+        if not is_number or not math.isfinite(value):
             raise ModelError(
                 f"{file}: {key} must be a {'whole ' * whole}number, not {value!r}; copy the file again"
             )
+    keys = parameters.get("keys")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(k, str) for k in keys)):
+        raise ModelError(f"{file}: lora_parameters.keys must be a list of names, not {keys!r}")
 
 
 def check_not_peft(folder: Path, config: object = None) -> None:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from mlx_lm import utils as mlx_lm_utils
 
-from forty2.errors import ModelError, on_one_line
-from forty2.files import JsonObject
+from forty2.errors import ModelError
+from forty2.files import JsonObject, not_readable
 from forty2.model.rotary import by_layer_type, rope_type
 
 _MAX_LAYERS = 10_000
@@ -54,7 +54,7 @@ def read_config(path: Path) -> JsonObject:
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+        raise ModelError(not_readable(file, error)) from error
 
 
 def read_generation_config(path: Path) -> JsonObject:
@@ -69,9 +69,7 @@ def read_generation_config(path: Path) -> JsonObject:
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{file}: not readable: {on_one_line(error)}; copy the file from the model"
-        ) from error
+        raise ModelError(f"{not_readable(file, error)}; copy the file from the model") from error
     if not isinstance(found, dict):
         raise ModelError(f"{file}: not a JSON object; copy the file from the model")
     return found

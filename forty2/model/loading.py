@@ -87,7 +87,8 @@ def resolve_model(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if not (path / "config.json").exists():
-            raise ModelError(f"{path}: no config.json, so this is not a model folder")
+            base = _base_of_adapter(path)
+            raise ModelError(f"{path}: no config.json, so this is not a model folder{base}")
         return path
     if path.suffix == ".gguf":
         raise ModelError(f"{path}: convert it first: forty2 model import {path} --out FOLDER")
@@ -106,6 +107,19 @@ def resolve_model(name: str) -> Path:
         raise ModelError(
             f"{name}: no such folder here, and the hub did not provide it: {first_line(error)}"
         ) from error
+
+
+def _base_of_adapter(path: Path) -> str:
+    """Say so if a folder holds an adapter in place of a model, and which model it is for."""
+    if not (path / "adapter_config.json").exists():
+        return ""
+    try:
+        record = json.loads((path / "adapter_config.json").read_bytes())
+        base = record.get("base_model_name_or_path") or record.get("model")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    model = f"its model, {base}," if isinstance(base, str) else "the model that it is for,"
+    return f" but an adapter's; give {model} as the model, and this as the adapter"
 
 
 def load(

@@ -10,7 +10,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from forty2.errors import ModelError, on_one_line
-from forty2.files import JsonObject, is_lfs_pointer
+from forty2.files import JsonObject, is_lfs_pointer, not_readable
 
 _FAST = "tokenizer.json"
 _JSON = (_FAST, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -61,8 +61,10 @@ def load_tokenizer_files(
     if not tokenizer.eos_token_ids:
         raise ModelError(f"{path}: the tokenizer names no end-of-text token (eos_token)")
     if tokenizer.eos_token_id is None:  # config.json alone names it
-        first = _as_list(config.get("eos_token_id"))[0]
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+        ends = map(tokenizer.convert_ids_to_tokens, _as_list(config.get("eos_token_id")))
+        tokenizer.eos_token = next((end for end in ends if end is not None), None)
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{path}: config.json's eos_token_id is no token of the tokenizer")
     _settle_template(tokenizer, path)
     return tokenizer
 
@@ -74,7 +76,7 @@ def _damage(file: Path) -> str | None:
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        return f"{file}: not readable: {on_one_line(error)}; copy the file from the model"
+        return f"{not_readable(file, error)}; copy the file from the model"
     if not isinstance(found, dict):
         return f"{file}: not a JSON object; copy the file from the model"
     if file.name == _FAST and not {"model", "added_tokens"} <= found.keys():
@@ -106,6 +108,11 @@ def _settle_template(tokenizer: TokenizerWrapper, path: Path) -> None:
     template = tokenizer._tokenizer.chat_template
     if template is None:
         template = _template_of_processor(path / "chat_template.json")
+    texts = template.values() if isinstance(template, dict) else [template or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise ModelError(
+            f"{path / 'tokenizer_config.json'}: chat_template is not text; copy the file from the model"
+        )
     if isinstance(template, dict):
         if "default" not in template and len(template) != 1:
             raise ModelError(
@@ -142,7 +149,7 @@ def _template_of_processor(file: Path) -> str | None:
     try:
         template = json.loads(file.read_bytes())["chat_template"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: not readable: {on_one_line(error)}") from error
+        raise ModelError(not_readable(file, error)) from error
     if not isinstance(template, str):
         raise ModelError(f"{file}: chat_template is not text")
     return template

@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from forty2.errors import ModelError, on_one_line
-from forty2.files import JsonObject, is_lfs_pointer
+from forty2.errors import ModelError
+from forty2.files import JsonObject, is_lfs_pointer, not_readable
 
 INDEX = "model.safetensors.index.json"
 _PATTERN = "model*.safetensors"
@@ -102,7 +102,7 @@ def _check_complete(path: Path, names: Mapping[Path, list[str]]) -> None:
         places = json.loads(index.read_bytes())["weight_map"]
         listed = {str(tensor): str(file) for tensor, file in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index}: not readable: {on_one_line(error)}; {_AGAIN}") from error
+        raise ModelError(f"{not_readable(index, error)}; {_AGAIN}") from error
     held = {file.name: set(tensors) for file, tensors in names.items()}
     for tensor, name in listed.items():
         if name not in held:

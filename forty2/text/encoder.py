@@ -21,6 +21,7 @@ from forty2.data.messages import REASONING
 from forty2.data.record_texts import last_answer
 from forty2.data.records import Chat, Message, Pair, Rated, Record, Text
 from forty2.data.row_keys import WEIGHT
+from forty2.data.thoughts import is_thought, tag_at_end
 from forty2.errors import DataError, ModelError, first_line
 from forty2.files import JsonObject
 from forty2.text.rows import AnyRow, Masks, PairRow, RatedRow, Row, fit_rows
@@ -87,12 +88,15 @@ class Encoder:
 
     @property
     def specials(self) -> list[str]:
-        """Spellings of the tokenizer's control tokens."""
-        return list(self._specials.ids)
+        """Spellings of the control tokens that no text of a row should hold.
+
+        The tags around thoughts are not among them: answers may hold them.
+        """
+        return [spelling for spelling in self._specials.ids if not is_thought(spelling)]
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> list[int]:
         """Encode `messages` as generation sees them, up to the beginning of the answer."""
-        shown, described, literals = self._specials.replace(self._shown(messages), tools)
+        shown, described, literals = self._held(messages, tools)
         return self._specials.encode(self._render(shown, True, described), literals)
 
     # --- rows ---
@@ -250,12 +254,37 @@ class Encoder:
         origin: str,
     ) -> list[_Task]:
         """Render what is learned of a conversation."""
-        shown, described, literals = self._specials.replace(self._shown(messages), tools)
+        shown, described, literals = self._held(messages, tools)
         try:
             examples = self._turns.examples(shown, learned, described)
         except DataError as error:
             raise DataError(f"{origin}: {error}") from error
         return [_Task(example, literals) for example in examples]
+
+    def _held(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject]
+    ) -> tuple[list[Message], list[JsonObject], list[str]]:
+        """Return messages and tools for the template, with the control tokens that users spelled held.
+
+        A token that closes the thought that an answer's prompt has opened is one: it is not held.
+        """
+        shown = self._shown(messages)
+        held = self._specials.replace(shown, tools)
+        if self._specials.closings.isdisjoint(held[2]):
+            return held
+        opened = {
+            i: self._opened(held[0][:i], held[1])
+            for i, message in enumerate(shown)
+            if message["role"] == "assistant" and not any(map(message.get, REASONING))
+        }
+        return self._specials.replace(shown, tools, opened)
+
+    def _opened(self, messages: Sequence[Message], tools: Sequence[JsonObject]) -> str:
+        """Return the tag with which a prompt opens a thought; empty: there is none."""
+        try:
+            return tag_at_end(self._render(messages, True, tools))
+        except DataError:
+            return ""
 
     def _shown(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages as the template gets them: without nulls, empty calls and `train`."""

@@ -15,14 +15,15 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from forty2.data.records import Message
+from forty2.data.thoughts import closing_of, is_thought
 from forty2.files import JsonObject
-from forty2.text.thoughts import closing_of, is_thought
 from forty2.text.tokenizer import Tokenizer
 from forty2.text.word_cache import WordCache
 
 _PLACEHOLDER = "\ue0f0{}\ue0f1"
 _PLACEHOLDER_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
 """Placeholder, while the chat template is rendered, for text that spells a control token."""
+_NONE_OPENED: Mapping[int, str] = {}
 _STAND_IN = "\ue0f2{}\ue0f3"
 """Spelling, for the copy of a tokenizer that takes control tokens for text, of the template's own."""
 
@@ -35,7 +36,8 @@ class SpecialTokens:
     Args:
         markers: control tokens that users write into answers on purpose, because the chat template
             looks for them there (`</think>`); they stay tokens in an assistant's content. So do the
-            two around a thought with which it begins.
+            two around a thought with which it begins, and the one that closes a thought that its
+            prompt has opened.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: Collection[str] = ()) -> None:
@@ -44,7 +46,8 @@ class SpecialTokens:
         self.ids = {str(token.content): i for i, token in added.items() if token.special}
         """Id by spelling."""
         for i in tokenizer.eos_token_ids:
-            self.ids.setdefault(str(tokenizer.convert_ids_to_tokens(i)), i)
+            if (spelling := tokenizer.convert_ids_to_tokens(i)) is not None:
+                self.ids.setdefault(spelling, i)
         self.pattern = _any_of(self.ids)
         """Matches the spelling of any of them."""
         ends = {spelling for spelling, i in self.ids.items() if i in tokenizer.eos_token_ids}
@@ -62,10 +65,21 @@ class SpecialTokens:
         self._word_cache = None if self._backend is None else WordCache(self._backend)
         self._literal_backend: Backend | None = None
 
+    @property
+    def closings(self) -> set[str]:
+        """Control tokens that close a thought."""
+        return {closing for _, closing in self._thoughts}
+
     def replace(
-        self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonObject] = (),
+        opened: Mapping[int, str] = _NONE_OPENED,
     ) -> tuple[list[Message], list[JsonObject], list[str]]:
         """Replace text that spells a control token, wherever a user could have written it.
+
+        Args:
+            opened: tags of thoughts that the prompts of some messages have opened, by index.
 
         Returns:
             The messages and tools with placeholders, and the texts that these stand for.
@@ -76,12 +90,12 @@ class SpecialTokens:
             literals.append(match[0])
             return _PLACEHOLDER.format(len(literals) - 1)
 
-        def protected(message: Message) -> Message:
+        def protected(i: int, message: Message) -> Message:
             answer = message["role"] == "assistant"
             pattern = self._replaced_in_answers if answer else self._replaced
 
             def content(text: str) -> str:
-                kept = self._tags_of_thought(text)
+                kept = self._tags_of_thought(text, opened.get(i, ""))
                 return pattern.sub(lambda m: m[0] if m.start() in kept else placeholder(m), text)
 
             changes = {"content": content} if answer else {}
@@ -91,16 +105,22 @@ class SpecialTokens:
                 for key, value in message.items()
             }
 
-        replaced = [protected(message) for message in messages]
+        replaced = [protected(i, message) for i, message in enumerate(messages)]
         described = [map_texts(_replacing(self._replaced, placeholder), tool) for tool in tools]
         return replaced, described, literals
 
-    def _tags_of_thought(self, answer: str) -> Collection[int]:
-        """Return where the tags stand around a thought with which an answer begins, if it does."""
+    def _tags_of_thought(self, answer: str, opened: str) -> Collection[int]:
+        """Return where the tags stand around a thought with which an answer begins, if it does.
+
+        Args:
+            opened: tag of a thought that its prompt has opened; empty: none.
+        """
         start = len(answer) - len(answer.lstrip())
         for opening, closing in self._thoughts:
-            if answer.startswith(opening, start) and closing in answer:
+            if closing in answer and answer.startswith(opening, start):
                 return start, answer.index(closing)
+            if closing in answer and opened == opening:
+                return (answer.index(closing),)
         return ()
 
     def encode(self, text: str, literals: Sequence[str] = ()) -> list[int]:

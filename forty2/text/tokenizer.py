@@ -43,7 +43,8 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> Mapping[str, int]: ...
 
-    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    def convert_ids_to_tokens(self, ids: int) -> str | None:
+        """Return the spelling of a token; None: there is none of this id."""
 
     def encode(
         self,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from forty2.data.messages import REASONING
 from forty2.data.records import Message
+from forty2.data.thoughts import closing_of, is_thought, tag_alone, tag_at_end
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.marks import MARK, MARKS, Conversation, Shape, range_of
-from forty2.text.thoughts import closing_of, is_thought, tag_alone, tag_at_end
 
 _HEADER_SHOWN = re.compile(r"[<\[].{,59}\Z", re.DOTALL)
 """End of a header that an error shows, from the beginning of a tag."""

@@ -20,13 +20,17 @@ from typing import NamedTuple
 
 from forty2.data.messages import REASONING
 from forty2.data.records import Message
+from forty2.data.thoughts import begins_anew, closes_again, closing_of, closings, continued
 from forty2.errors import DataError
 from forty2.files import JsonObject
 from forty2.text.marks import MARK, MARKS, Conversation, find_places
 from forty2.text.template_text import inspected_texts, variable_texts
-from forty2.text.thoughts import begins_anew, closing_of, continued
 from forty2.text.turn_shapes import MOST_SHAPES, Render, Turn, TurnShapes
 
+_CLOSED = (
+    "the reasoning in this answer would follow a thought that is closed already, where generation "
+    "writes none; put it into reasoning_content, remove it, or turn thinking on (template_options)"
+)
 _CLOSING_TAG = re.compile(r"</[^<>\s]+>|\[/[A-Z_]+\]")
 
 
@@ -54,10 +58,8 @@ class Turns:
         self, render: Render, specials: re.Pattern[str], stops: Collection[str], template: str
     ) -> None:
         self._render = render
-        self.inspected = inspected_texts(template)
-        """Texts that the template looks for in what users wrote."""
-        looked_for = sorted(self.inspected | variable_texts(template))
-        self._inspects = re.compile("|".join(map(re.escape, looked_for)) or r"(?!)")
+        self._looked_for = inspected_texts(template) | variable_texts(template)
+        self._inspects = re.compile("|".join(map(re.escape, sorted(self._looked_for))) or r"(?!)")
         self._shapes = TurnShapes(render, specials, stops, template)
         self._chained: dict[str, bool] = {}
 
@@ -179,22 +181,37 @@ class Turns:
         content = content if isinstance(content, str) else ""
         tail = found.shape.parts[-1]
         repeats = found.after < len(found.shape.order)
+        if begins_anew(prompt, content) or closes_again(prompt, content):
+            raise DataError(f"messages[{turn}]: {_CLOSED}")
         if not repeats and text.startswith(prompt) and text.endswith(tail):
             written = text[len(prompt) : len(text) - len(tail) + len(found.ending.text)]
             own = (continued(found.opened, value) for value in conversation.own_values(turn))
             if all(_bare(value) in _bare(written) for value in own):
                 return written
-        cut = [tag[0] for tag in _CLOSING_TAG.finditer(content) if tag[0] in self.inspected]
-        closed = any(prompt.rstrip().endswith(tag) for tag in cut)
-        if cut and not closed and not repeats and set(message) == {"role", "content"}:
+        if not repeats and set(message) == {"role", "content"}:
             before = found.text.rindex(MARK.format(found.shape.order[-1]))
             kept = text[before : len(text) - len(tail)].strip()
-            if text.startswith(found.text[:before]) and text.endswith(tail) and kept in content:
+            known = text.startswith(found.text[:before]) and text.endswith(tail)
+            if known and kept in self._rests(content):
                 return content + found.ending.text
         raise DataError(
             f"messages[{turn}]: the chat template alters the content, so this row cannot be trained "
             "on; use a template that leaves contents as they are (chat_template)"
         )
+
+    def _rests(self, content: str) -> set[str]:
+        """Return what templates keep of a content from which they cut the reasoning.
+
+        Whatever the source says of the tag that ends it: a rendering that keeps nothing but what
+        follows that tag has cut there.
+        """
+        tags = {tag for tag in _CLOSING_TAG.findall(content) if tag in self._looked_for}
+        tags.update(closings(content))
+        return {
+            rest.strip()
+            for tag in tags
+            for rest in (content.partition(tag)[2], content.rpartition(tag)[2])
+        }
 
     def _prompt(self, conversation: Conversation, turn: int) -> str:
         return self._render(conversation.messages[:turn], True, conversation.tools)
@@ -219,15 +236,19 @@ def _generated(found: Turn, prompt: str, answer: str, turn: int) -> str:
 
     Behind a thought that the prompt has opened, an answer without reasoning begins by closing it.
     """
-    if begins_anew(prompt, answer):
-        raise DataError(
-            f"messages[{turn}]: the reasoning in this answer would follow a thought that is closed "
-            "already, where generation writes none; put it into reasoning_content, remove it, or turn "
-            "thinking on (template_options)"
-        )
-    if not found.opened or closing_of(found.opened) in answer:
-        return continued(found.opened, answer)
-    return found.closing + answer.removeprefix(found.lead)
+    written = continued(found.opened, answer)
+    if found.opened:
+        closing = closing_of(found.opened)
+        if closing not in answer:
+            written = found.closing + answer.removeprefix(found.lead)
+        elif answer.startswith(found.lead) and found.lead.strip() and closing not in found.lead:
+            raise DataError(
+                f"messages[{turn}]: the chat template begins this answer with {found.lead!r}, where "
+                "generation goes on with a thought; put the reasoning into reasoning_content"
+            )
+    if begins_anew(prompt, written) or closes_again(prompt, written):
+        raise DataError(f"messages[{turn}]: {_CLOSED}")
+    return written
 
 
 def _joined(examples: Iterable[Example]) -> list[Example]:

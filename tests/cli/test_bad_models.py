@@ -74,9 +74,16 @@ def index(file: str) -> str:
     return json.dumps({"weight_map": {"no.such.weight": file}})
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 case("model: missing", {}, "generate -m ./none -p hi", "./none: no such model; give a model folder")
 case("model: a file", {}, "generate -m recipe.yaml -p hi", "recipe.yaml: no such model")
 case("model: an empty folder", {"m": empty_folder}, "generate -m m -p hi", "m: no config.json")
+case(
+    "model: an adapter's folder",
+    {"m/adapter_config.json": '{"base_model_name_or_path": "owner/base"}'},
+    "generate -m m -p hi",
+    "m: no config.json, so this is not a model folder but an adapter's; give its model, owner/base",
+)
 case("model: of no user", {}, "generate -m ~nobody.here/m -p hi", "~nobody.here/m: no such model")
 case("model: 5,000 characters", {}, f"generate -m {'x' * 5000} -p hi", "no such model")
 case(
@@ -87,6 +94,8 @@ case(
 )
 model("config empty", "config.json", "", "tiny/config.json: not readable")
 model("config cut short", "config.json", cut(0.5), "tiny/config.json: not readable")
+model("config a pointer", "config.json", POINTER, "tiny/config.json: is a pointer of Git LFS")
+model("config a page", "config.json", "<html></html>", "tiny/config.json: is a web page (HTML)")
 model("config a list", "config.json", "[]", "tiny/config.json: names no model_type")
 model("config not UTF-8", "config.json", b"\xff\xfe{}", "tiny/config.json: not readable")
 model("config recursive", "config.json", '{"a":' * 100_000, "tiny/config.json: nested too deeply")
@@ -157,7 +166,7 @@ model("weights noise", "model.safetensors", bytes(range(256)) * 9, "model.safete
 model(
     "weights a pointer",
     "model.safetensors",
-    "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    POINTER,
     "tiny/model.safetensors: is a pointer of Git LFS",
     "git lfs pull",
 )
@@ -226,6 +235,7 @@ model(
     "tiny: holds 2 chat templates (rag, tool_use), and none is named default",
     "chat_template.jinja",
 )
+model("a template in numbers", "tokenizer_config.json", config(chat_template=5), "is not text")
 model("an empty template", "tokenizer_config.json", config(chat_template=" "), "chat template")
 case(
     "model: a tokenizer of SentencePiece alone",
@@ -372,6 +382,18 @@ adapter(
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")
+adapter(
+    "keys as text",
+    "adapter_config.json",
+    config(lora_parameters={"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": "self_attn.q_proj"}),
+    "lora_parameters.keys must be a list of names, not 'self_attn.q_proj'",
+)
+case(
+    "adapter: of a step",
+    {"adapter/adapters.safetensors": None, "adapter/0000100_adapters.safetensors": b""},
+    ADAPTER,
+    "is missing; 0000100_adapters.safetensors is of a step of the training: give it this name",
+)
 adapter("weights empty", "adapters.safetensors", "", "adapters.safetensors: cut short (0 bytes)")
 adapter("weights cut short", "adapters.safetensors", cut(0.5), "adapters.safetensors: cut short: ")
 adapter(

@@ -200,12 +200,67 @@ def test_what_surrounds_the_question_is_kept() -> None:
         ({"messages": [USER, ASSISTANT], "masked": "1"}, "masked is 1: a row that is not"),
         ({"messages": [USER, ASSISTANT], "history": [["b", "c"]]}, "history stands beside mess"),
         ({"messages": [USER, ASSISTANT], "context": "c"}, "context stands beside messages"),
-        ({"question": "q", "answer": "B", "choices": ["a", "b"]}, "choices stands beside quest"),
+        (
+            {"question": "q", "answer": "B", "choices": ["a", "b"]},
+            "choices is not used; write them into",
+        ),
+        *(
+            ({"prompt": "q", "completion": "a", key: value}, f"{key} is not used; {advice}")
+            for key, value, advice in (
+                ("sys", "s", "write it as the row's system, or remove it"),
+                ("instructions", "Be brief.", "write it as the row's system"),
+                ("System-Instruction", "s", "write it as the row's system"),
+                ("tool_list", json.dumps([{"name": "f"}]), "write it as the row's tools"),
+                (
+                    "specs",
+                    [{"function": {"name": "f", "parameters": {}}}],
+                    "write it as the row's tools",
+                ),
+                ("tool_calls", [{"name": "f"}], "write the answer as messages with tool_calls"),
+                ("chat_history", [["b", "c"]], "write these turns into the messages"),
+                ("previous_messages", [USER], "write these turns into the messages"),
+                ("dialogue", [USER], "write these turns into the messages"),
+                ("document", "A long text.", "write it into the prompt"),
+                ("retrievedPassages", ["A long text."], "write it into the prompt"),
+                ("answer_choices", ["a", "b"], "write them into the prompt"),
+                ("option_a", 3, "write them into the prompt"),
+                ("enable_thinking", False, "set it in the recipe"),
+                ("sample_weight", 0.3, "rename it to weight"),
+                ("loss_weight", 0.5, "rename it to weight"),
+            )
+        ),
+        ({"question": "q", "A": "b", "B": "c", "answer": "A"}, "A is not used; write them into"),
+        (
+            {
+                "input": {"messages": [USER], "system": "s"},
+                "preferred_output": [ASSISTANT],
+                "non_preferred_output": [OTHER],
+            },
+            "input.system is not used; write it as the row's system",
+        ),
+        ({"prompt": {"0": "q", "1": "r"}, "completion": {"0": "a", "1": "b"}}, "save the table by"),
+        ({"prompt": ["q", "r"], "completion": ["a", "b"]}, "holds columns, not a row; save the"),
+        ({"7": {"prompt": "q", "completion": "a"}}, "holds rows under names; write them as a list"),
+        ({"row_idx": 0, "row": {"prompt": "q", "completion": "a"}}, "holds a row under row"),
+        ({"What is it?": "Why?", "It is.": "So."}, "write the names of its columns above it"),
+        ({"Question": "q", "Answer": "a"}, "rename Question to question, Answer to answer"),
+        ({"source": "q", "target": "a"}, "rename source to prompt, target to completion"),
         ({"instruction": "p", "question": "q", "answer": "a"}, "question and instruction may both"),
         ({"prompt": "q", "instruction": "p", "chosen": "a", "rejected": "b"}, "may both be the pr"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "label": 0}, "label stands beside chosen"),
         ({"prompt": "q", "response": "a", "label": 1, "kto_tag": 0}, "kto_tag stands beside label"),
         ({"prompt": "q", "completion": "a", "tools": ["f"]}, "tools[0] must be an object, not 'f'"),
+        (
+            {"prompt": "q", "completion": "a", "tools": [{"functionDeclarations": []}]},
+            "tools[0] names no function; write it as {name, description, parameters}",
+        ),
+        *(
+            (
+                {"prompt": "q", "completion": "a", key: value},
+                f"{key} is {str(value).lower()}: a row",
+            )
+            for key, value in (("ignore", True), ("skip", 1), ("is_train", False))
+        ),
         (
             {"prompt": "q", "completion": "a", "tools": "f"},
             "tools must be a list of tools, not 'f'",
@@ -330,6 +385,16 @@ def test_sides_of_several_turns_share_what_is_the_same_with_the_prompt() -> None
     assert read([*shared, end], [USER, ASSISTANT]) == [[USER], [ASSISTANT, user, end], [ASSISTANT]]
 
 
+def test_what_the_prompt_has_already_may_stand_beside_it() -> None:
+    asked = {"prompt": "A long text.\nWhich: 3 or 40?", "completion": "40"}
+    kept = {"document": "A long text.", "choices": [3, "40"], "instructions": "Which: 3 or 40?"}
+    metadata = {"docs": 7, "function": "f", "passage": "book-1.txt", "A": "x", "turns": 2}
+    record = parse({**asked, **kept, **metadata}, "f:1")
+    assert record.meta == {**kept, **metadata}
+    with pytest.raises(DataError, match="choices is not used"):
+        parse({**asked, "choices": ["4"]}, "f:1")
+
+
 def test_tools_are_read_in_every_shape_and_written_again() -> None:
     function = {"name": "f", "parameters": {"type": "object"}}
     tool = {"type": "function", "function": function}
@@ -340,7 +405,10 @@ def test_tools_are_read_in_every_shape_and_written_again() -> None:
         ("tools", [tool]),
         ("tools", json.dumps([tool])),
         ("tools", [function]),
+        ("tools", [{"type": "function", **function}]),
+        ("tools", [{"name": "f", "input_schema": {"type": "object"}}]),
         ("functions", [function]),
+        ("available_tools", [function]),
     ]
     for row in shapes:
         for key, value in offers:

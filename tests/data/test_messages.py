@@ -9,7 +9,7 @@ import pytest
 from forty2.data.formats import parse, to_row
 from forty2.data.messages import read_message, read_messages
 from forty2.data.record_texts import answer_of, texts_of
-from forty2.data.records import Chat
+from forty2.data.records import Chat, Pair
 from forty2.errors import DataError
 
 USER = {"role": "user", "content": "q"}
@@ -159,6 +159,25 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
     assert parse(to_row(record), "f:1") == record
 
 
+def test_what_says_nothing_against_a_turn_may_stand_in_it() -> None:
+    said = {"is_correct": True, "ignore": False, "prefix": False, "end_turn": True, "refusal": None}
+    assert read(role="assistant", content="a", **said).get("train") is None
+    worse = {
+        "prompt": "q",
+        "chosen": "a",
+        "rejected": {**ANSWER, "content": "b", "is_correct": False},
+    }
+    assert isinstance(parse(worse, "f:1"), Pair)
+    for key in ("is_correct", "label"):
+        with pytest.raises(
+            DataError, match=rf"messages\[1\].{key} is false, and is not used; write"
+        ):
+            parse({"messages": [USER, {**ANSWER, key: False}]}, "f:1")
+    given = read(role="assistant", content="a", train=False, prefix=True, ignore=True)
+    assert given["train"] is False
+    assert read(**{"from": "gpt"}, role="CHATBOT", content="a", text="a")["role"] == "assistant"
+
+
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
@@ -217,6 +236,27 @@ def test_a_turn_that_is_not_learned_is_marked_so(flag: dict[str, Any]) -> None:
         ({"role": "assistant", "content": "a", "channel": "analysis"}, "channel 'analysis' is not"),
         ({"role": "assistant", "content": "a", "thoughts": "t"}, "rename it to reasoning_content"),
         ({"role": "assistant", "content": "a", "mask": 1}, "mask is not used; say whether"),
+        *(
+            (
+                {"role": "assistant", "content": "a", key: value},
+                f"{key} is {str(value).lower()}, {says}",
+            )
+            for key, value, says in (
+                ("no_train", True, "and is not used; write train: false on a turn"),
+                ("ignore", 1, "and is not used"),
+                ("should_train", False, "and is not used"),
+                ("prefix", True, "but a turn is learned to its end; write the whole turn"),
+                ("end_turn", False, "but a turn is learned to its end"),
+            )
+        ),
+        ({"role": "assistant", "content": "a", "text": "b"}, "holds both content and text; keep"),
+        ({"from": "gpt", "value": "a", "content": "b"}, "holds both content and value; keep one"),
+        ({"role": "user", "from": "gpt", "content": "a"}, "holds both role and from; keep one"),
+        ({"role": "assistant", "content": None, "refusal": "No."}, "refusal is not used; write it"),
+        (
+            {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]},
+            "content[0] is of type 'tool_use', and only text is used; write it as tool_calls",
+        ),
         ({"role": "assistant", "content": "a", "train_detail": []}, "train_detail is not used"),
     ],
 )

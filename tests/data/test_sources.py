@@ -295,6 +295,10 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
         rows_in("builtin:x")
     with pytest.raises(DataError, match=r"there is no such file or folder; did you mean .*english"):
         rows_in(tmp_path / "englsh")
+    with pytest.raises(DataError, match=r"; a data set of the hub is hub:owner/name"):
+        rows_in("owner/name")
+    with pytest.raises(DataError, match=r"is an address, not a file; download it first"):
+        rows_in("https://example.org/rows.jsonl")
 
 
 @pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"PAR1", b"PK\x03\x04"])
@@ -303,6 +307,16 @@ def test_a_file_that_holds_no_text_is_called_what_it_is(start: bytes, tmp_path: 
         (tmp_path / name).write_bytes(start + bytes(80))
         with pytest.raises(DataError, match=r"is a .*, not text; name it by its kind"):
             rows_in(tmp_path / name)
+
+
+def test_a_web_page_is_called_what_it_is(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csv"):
+        (tmp_path / name).write_text("\n<!DOCTYPE html>\n<html></html>")
+        with pytest.raises(DataError, match=r"is a web page \(HTML\), not rows; download the file"):
+            rows_in(tmp_path / name)
+    page = tmp_path / "rows.txt"  # may be what is to be learned
+    page.write_text("<html></html>")
+    assert rows_in(page) == ["<html></html>"]
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_layers", "2"), ("rank", None), ("scale", True), ("dropout", "0")]
+    ("key", "value"),
+    [
+        *(("num_layers", "2"), ("rank", None), ("scale", True), ("dropout", "0")),
+        *(("scale", float("nan")), ("scale", float("inf"))),
+    ],
 )
 def test_a_shape_that_is_not_in_numbers_is_refused(key: str, value: object, tmp_path: Path) -> None:
     folder = save(tmp_path / "a")

@@ -73,6 +73,12 @@ def test_an_end_token_that_config_json_alone_names_is_the_tokenizers(tmp_path: P
     settings(folder, eos_token=None)
     tokenizer = load_tokenizer(str(folder))
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("</s>", 1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 99_999}))
+    with pytest.raises(
+        ModelError, match=r"config.json's eos_token_id is no token of the tokenizer"
+    ):
+        load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -431,7 +431,7 @@ class Qwen3WithoutThinking(Qwen3):
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
         thinks = learned and split_thought(talk.upto(i + 1), i)[0]
-        return [*found, NOT_THERE, NO_CUT] if thinks else found
+        return [*found, NOT_THERE, CLOSED] if thinks else found
 
 
 class Qwen35(Qwen3):
@@ -534,12 +534,12 @@ class SmolLm3(Chatml):
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
         off = "/no_think" in (talk.system or "")
-        return [*found, CLOSED] if learned and off and begins_with_thought(talk, i) else found
+        return [*found, CLOSED] if learned and off and closes_thought(talk, i) else found
 
 
-def begins_with_thought(talk: Talk, i: int) -> bool:
-    """Return whether a content begins with a thought."""
-    return talk.text(i).lstrip().startswith("<think>")
+def closes_thought(talk: Talk, i: int) -> bool:
+    """Return whether a content holds a thought, with its beginning or without."""
+    return "</think>" in talk.text(i)
 
 
 class NemotronNano(Chatml):
@@ -567,7 +567,7 @@ class NemotronNano(Chatml):
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
         off = learned and self.off(talk.upto(i))
-        return [*found, CLOSED] if off and begins_with_thought(talk, i) else found
+        return [*found, CLOSED] if off and closes_thought(talk, i) else found
 
 
 class ThinksIfAsked(NemotronNano):
@@ -648,7 +648,7 @@ class DeepSeekV32(Bielik):
 
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
-        return [*found, CLOSED] if learned and begins_with_thought(talk, i) else found
+        return [*found, CLOSED] if learned and closes_thought(talk, i) else found
 
 
 class Lfm2(Chatml):
@@ -1673,7 +1673,7 @@ class DeepSeekV31(DeepSeekV3):
 
     def problems_of(self, talk: Talk, i: int, learned: bool) -> list[str]:
         found = super().problems_of(talk, i, learned)
-        return [*found, NO_CUT] if learned and "</think>" in talk.text(i) else found
+        return [*found, CLOSED] if learned and "</think>" in talk.text(i) else found
 
 
 # --- reasoning models with templates of their own ---
@@ -1824,6 +1824,8 @@ class MiniMax(Family):
     def answer(self, talk: Talk, i: int) -> str:
         written = self.body(talk, i)
         thinks = written.startswith("<think>\n")
+        if not thinks and "</think>" in talk.text(i):
+            return talk.text(i) + "[e~["
         return (
             written.removeprefix("<think>\n") if thinks else "\n</think>\n\n" + written
         ) + "[e~["

@@ -238,6 +238,59 @@ def test_a_template_that_rewrites_history_gives_a_row_for_each_turn(starter: Loa
 
 
 @pytest.mark.parametrize(
+    ("before", "cut"),
+    [
+        ("{% set end = '</think>' %}", "m['content'].split(end)[-1]"),
+        ("{% set tag = {'end': '</' ~ 'think>'} %}", "m['content'].split(tag.end)[-1].strip()"),
+        (
+            "{% macro cut(t, end='</think>') %}{{ t.split(end)[-1] }}{% endmacro %}",
+            "cut(m.content)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_a_template_may_cut_thoughts_at_a_tag_wherever_it_has_it_from(
+    starter: LoadedModel, before: str, cut: str, opened: str
+) -> None:
+    template = (
+        f"{before}{{% for m in messages %}}<|im_start|>{{{{ m['role'] }}}}\n{{% if m['role'] == "
+        f"'assistant' %}}{{{{ {cut} }}}}{{% else %}}{{{{ m['content'] }}}}{{% endif %}}<|im_end|>\n"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{opened}{{% endif %}}"
+    )
+    tokenizer = with_template(starter, template)
+    own = "" if opened else "<think>\n"
+    talk = (user("a"), assistant(f"{own}One</think>b"), user("c"), assistant(f"{own}Two</think>d"))
+    rows = Encoder(tokenizer).encode_sft_record(Chat(messages=talk, origin="test:7"))
+    first = f"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n{opened}"
+    assert [marked(tokenizer, row) for row in rows] == [
+        f"{first}[{own}One</think>b<|im_end|>]",
+        f"{first.removesuffix(opened)}b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        f"<|im_start|>assistant\n{opened}[{own}Two</think>d<|im_end|>]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("closed", "answer"),
+    [
+        ("<think></think>", "One</think>b"),
+        ("<think>\n\n</think>\n\n", "</think>b"),
+        ("<think>\n", "<think>One"),
+    ],
+)
+def test_a_thought_behind_one_that_is_closed_is_refused(
+    starter: LoadedModel, closed: str, answer: str
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        f"{{{{ {closed!r} }}}}{{% endif %}}{{# </think> #}}"
+    )
+    encoder = Encoder(with_template(starter, template))
+    with pytest.raises(DataError, match="would follow a thought that is closed already"):
+        encoder.response([user("a")], [assistant(answer)])
+
+
+@pytest.mark.parametrize(
     "tag", ["<AI>", "<bot>", "<reserved_107>", "<assistant>\n", "<im:answer> "]
 )
 @pytest.mark.parametrize("rewrites", [False, True])

@@ -187,6 +187,15 @@ def test_texts_go_to_the_compiled_tokenizer_alone(
     assert specials.encode_batch([TEXT, TEXT]) == [expected, expected]
 
 
+def test_an_end_without_a_token_is_no_word(tokenizer: Any) -> None:
+    """A configuration may name an end that the tokenizer lacks, whose spelling is None."""
+    ends = {*tokenizer.eos_token_ids, 99_999_999}
+    tokenizer.eos_token_ids = ends
+    specials = SpecialTokens(tokenizer)
+    assert specials.pattern.search("None") is None
+    assert specials.encode("None") == tokenizer.encode("None", add_special_tokens=False)
+
+
 def test_of_two_control_tokens_that_begin_alike_the_longer_is_found(tokenizer: Any) -> None:
     spellings = ["<x>", "<x>yz", "<x>y", "<a>longer"]
     tokenizer._tokenizer.add_special_tokens({"additional_special_tokens": spellings})

@@ -12,6 +12,7 @@ from support.family_tokenizers import KINDS, tokenizer_of
 from support.template_families import (
     FAMILIES,
     Alpaca,
+    Cohere2,
     Family,
     Message,
     Ministral,
@@ -19,6 +20,7 @@ from support.template_families import (
     Phi4Reasoning,
     R1Tokens,
     Talk,
+    ThinkTokens,
     Vicuna,
     Zephyr,
 )
@@ -118,6 +120,10 @@ def cases() -> dict[str, tuple[list[Message], bool]]:
         "a thought where the system turn asks for none": [
             *(system("Be brief. /no_think"), user(), bot("<think>\nOne.\n</think>\n\nYes.")),
         ],
+        "a thought without its beginning where a question asks for none": [
+            *(user("Is it? /no_think"), bot("One.\n</think>\n\nYes.")),
+        ],
+        "a closed thought alone": [user(), bot("</think>Yes."), user("Why?"), bot("So.</think>")],
         "two with thinking in the content": [
             *(user(), bot("<think>\nOne.\n</think>\n\nYes.")),
             *(user("Why?"), bot("<think>\nTwo.\n</think>\n\nSo.")),
@@ -427,6 +433,30 @@ def test_tags_around_a_thought_in_a_content_stay_tokens(family: Family, kind: st
         rows = encoder_of(family, kind).encode_sft_record(chat(talk.messages))
         for row, wanted in zip(rows, expected_rows(family, talk, learned), strict=True):
             check(tokenizer_of(family, kind), row.ids, row.mask, wanted, family.ends)
+
+
+@kinds
+def test_a_closing_tag_alone_is_a_token_where_the_prompt_has_opened_it(kind: str) -> None:
+    """Elsewhere it is text: nothing says that it closes anything."""
+    family = ThinkTokens()
+    tokenizer = tokenizer_of(family, kind)
+    for answer in ("One.[/THINK]Yes.", "[/THINK] Yes, [/THINK]."):
+        messages = [user("[/THINK]?"), bot(answer)]
+        (row,) = encoder_of(family, kind).encode_sft_record(chat(messages))
+        assert row.ids.count(tokenizer.convert_tokens_to_ids("[/THINK]")) == 1
+        learned = [i for i, on in zip(row.ids, row.mask, strict=True) if on]
+        spelled = tokenizer.decode(learned).replace(" ", "")
+        assert spelled == f"{answer}<|im_end|>".replace(" ", "")
+    assert "[/THINK]" not in encoder_of(family, kind).specials  # which the lint refuses in texts
+    (row,) = encoder_of(Ministral(), kind).encode_sft_record(chat(messages))
+    assert tokenizer_of(Ministral(), kind).convert_tokens_to_ids("[/THINK]") not in row.ids
+
+
+def test_a_thought_that_a_template_writes_behind_its_text_s_beginning_is_refused() -> None:
+    encoder = encoder_of(Cohere2(), "bytes")
+    talk = [user(), bot("One.<|END_THINKING|>Yes.")]
+    with pytest.raises(DataError, match=r"begins this answer with '<\|START_TEXT\|>', where"):
+        encoder.encode_sft_record(chat(talk))
 
 
 @families

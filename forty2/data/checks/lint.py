@@ -22,6 +22,7 @@ from forty2.data.checks.texts import (
     RenderedCheck,
     RoleCheck,
     TextCheck,
+    ThoughtCheck,
 )
 from forty2.data.formats import parse, to_row
 from forty2.data.ignored import IgnoredKeys
@@ -62,6 +63,7 @@ class Linter:
         self._checks: list[Check] = [
             TextCheck(specials),
             RenderedCheck(),
+            ThoughtCheck(),
             RoleCheck(),
             SidesCheck(),
             TruncationCheck(),

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from forty2.data.checks.contamination import Benchmark, ContaminationFinder
 from forty2.data.checks.findings import INDEX, CheckedRow, Fault, Level, RowFaults
-from forty2.data.record_texts import prompt_turns, texts_of
+from forty2.data.record_texts import messages_of, prompt_turns, texts_of
 from forty2.data.records import Chat, Message, Record
+from forty2.data.thoughts import closes_unopened
 from forty2.errors import DataError
 
 CONTROL = re.compile(
@@ -102,6 +103,25 @@ class RenderedCheck:
                         "write the turns as messages"
                     )
                     self._found.add("rendered", level, message, row.index)
+
+    def faults(self) -> Iterator[Fault]:
+        return self._found.faults()
+
+
+class ThoughtCheck:
+    """Finds answers that close a thought which they do not open."""
+
+    def __init__(self) -> None:
+        self._found = RowFaults()
+
+    def add(self, row: CheckedRow) -> None:
+        answers = (m for m in messages_of(row.record) if m["role"] == "assistant")
+        for closing in filter(None, (closes_unopened(m["content"]) for m in answers)):
+            message = (
+                f"its answer closes a thought with {closing} that it does not open; unless the chat "
+                "template opens it, put the thought into reasoning_content"
+            )
+            self._found.add("thought", "warning", message, row.index)
 
     def faults(self) -> Iterator[Fault]:
         return self._found.faults()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr, BinaryIO
 
 from forty2.errors import DataError
-from forty2.files import LFS_POINTER
+from forty2.files import LFS_POINTER, WEB_PAGE
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -53,6 +53,8 @@ def open_file(path: Path) -> BinaryIO:
             raise pointer(path)
         if kind := next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None):
             raise DataError(f"{path}: is {kind}, not text; name it by its kind, or save it as text")
+        if WEB_PAGE.match(start) and ".txt" not in map(str.lower, path.suffixes):
+            raise DataError(f"{path}: is a web page (HTML), not rows; download the file itself")
         encoding = _encoding_of(start[:16])
     except BaseException:
         file.close()

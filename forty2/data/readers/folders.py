@@ -46,9 +46,12 @@ def files_of(folder: Path, split: str, kinds: Collection[str]) -> list[Path]:
         if split != "train":
             return []
         names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise DataError(
-            f"{folder}: has no split train; name one of its folders: {', '.join(names)}"
+        there = (
+            f"name one of its folders: {', '.join(names)}"
+            if names
+            else "nor any other; save it again"
         )
+        raise DataError(f"{folder}: has no split train; {there}")
     if (folder / _SAVED).is_file():
         return _saved_files(folder) if split == "train" else []
     listed = _listed(folder, kinds)

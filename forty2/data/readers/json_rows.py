@@ -374,6 +374,8 @@ def parsed(text: str, origin: str, *, whole: bool = True, deepest: int = _DEEPES
         return value
     except (ValueError, RecursionError) as error:
         cut = "" if whole else "; the last line is cut off"
+        if getattr(error, "msg", "") == "Extra data":
+            cut = f" behind character {getattr(error, 'pos', 0)}; put each object on a line of its own"
         raise DataError(f"{origin}: not a JSON object: {_why(error)}{cut}") from error
 
 

@@ -152,3 +152,21 @@ def test_a_prompt_that_another_template_has_written_is_found(
     linter.add(parse({"prompt": prompt, "completion": "Hello."}, "f:1"), "train")
     levels = [f.level for f in linter.findings() if f.check == "rendered"]
     assert levels == ([] if level is None else [level])
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("One.\n</think>\n\nYes.", ["warning"]),
+        ("[/THINK]Yes.", ["warning"]),
+        ("<think>One.</think>Yes.", []),
+        ('<reason id="1">One.</reason>', []),
+        ("</b>", []),
+    ],
+)
+def test_an_answer_that_closes_a_thought_which_it_does_not_open_is_found(
+    answer: str, found: list[str]
+) -> None:
+    linter = Linter()
+    linter.add(parse({"prompt": "Is it?", "completion": answer}, "f:1"), "train")
+    assert [f.level for f in linter.findings() if f.check == "thought"] == found

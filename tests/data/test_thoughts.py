@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from forty2.text.thoughts import begins_anew, closing_of, continued, tag_alone, tag_at_end
+from forty2.data.thoughts import (
+    begins_anew,
+    closes_again,
+    closes_unopened,
+    closing_of,
+    closings,
+    continued,
+    tag_alone,
+    tag_at_end,
+)
 
 PAIRS = [
     ("<think>", "</think>"),
@@ -52,3 +61,22 @@ def test_a_thought_begins_anew_behind_one_that_is_closed(opening: str, closing: 
     assert not begins_anew(f"a{opening}\n\n{closing}\n\n", "Yes.")
     assert not begins_anew(f"a{opening}\n\n{closing}\n\n", f"What is {thought}")
     assert not begins_anew("a</b>", "<b>")
+
+
+@pairs
+def test_a_tag_may_close_what_nothing_has_opened(opening: str, closing: str) -> None:
+    assert closings(f"a{opening}b{closing}c</b>{closing}") == [closing, closing]
+    assert closes_unopened(f"a{closing}{opening}") == closing
+    assert closes_unopened(f"a{opening}b{closing}c{closing}") == ""
+    assert closes_unopened("<b>bold</b>") == closes_unopened('<reason id="1">a</reason>') == ""
+
+
+@pairs
+def test_an_answer_may_close_a_thought_that_is_closed_already(opening: str, closing: str) -> None:
+    for prompt in (f"a{opening}\n\n{closing}\n\n", f"a{closing}"):
+        assert closes_again(prompt, f"One.{closing}Yes.")
+        assert not closes_again(prompt, f"{opening}One.{closing}Yes.")
+        assert not closes_again(prompt, "Yes.")
+    assert closes_again(f"a{opening}\n", f"\n{closing}One.{closing}Yes.")
+    assert not closes_again(f"a{opening}\n", f"One.{closing}Yes {closing}")
+    assert not closes_again("a</b>", "One.</b>") and not closes_again("a", f"One.{closing}Yes.")

@@ -9,6 +9,8 @@ _OPENING = r"(?:<\|?|\[)(?!\w*(?i:end))[A-Za-z][\w:.-]*(?:\|?>|\])"
 _FIRST = re.compile(_OPENING)
 _LAST = re.compile(rf"({_OPENING})\s*\Z")
 _ALONE = re.compile(rf"\s*({_OPENING})\s*(\S+)?\s*")
+_TAG = re.compile(r"(?:<[|/]?|\[)/?[A-Za-z][\w:.-]*(?:\|?>|\])")
+_LAST_TAG = re.compile(rf"{_TAG.pattern}\s*\Z")
 _NAME = re.compile(r"think|thought|reason", re.IGNORECASE)
 _BEGINS = {"START": "END", "start": "end", "begin": "end"}
 """Words in tags that begin something, and those in their place in the tags that end it."""
@@ -47,6 +49,37 @@ def tag_alone(text: str) -> TagAlone | None:
     if found is None or found[2] not in (None, closing_of(found[1])):
         return None
     return TagAlone(found[1], found[2] is not None)
+
+
+def closings(text: str) -> list[str]:
+    """Return the tags in a text that close a thought, in order."""
+    tags = (tag[0] for tag in _TAG.finditer(text) if not _FIRST.fullmatch(tag[0]))
+    return [tag for tag in tags if is_thought(tag)]
+
+
+def closes_unopened(text: str) -> str:
+    """Return the first tag with which a text closes a thought that it has not opened; empty: none."""
+    for closing in closings(text):
+        before = text[: text.index(closing)]
+        with_attributes = f"{closing[:-1].replace('/', '')} "  # XML's
+        if with_attributes not in before and closing not in map(closing_of, _openings(before)):
+            return closing
+    return ""
+
+
+def _openings(text: str) -> list[str]:
+    return [tag[0] for tag in _FIRST.finditer(text)]
+
+
+def closes_again(prompt: str, answer: str) -> bool:
+    """Return whether an answer closes a thought that its prompt, or its own beginning, has closed."""
+    if opened := tag_at_end(prompt):
+        thought, closing, answer = answer.partition(closing_of(opened))
+        prompt = thought + closing
+        if thought.strip():
+            return False
+    last = _LAST_TAG.search(prompt)
+    return last is not None and closings(last[0]) == [closes_unopened(answer)]
 
 
 def continued(tag: str, answer: str) -> str:
