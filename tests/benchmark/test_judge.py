@@ -311,6 +311,8 @@ def test_a_real_server_whose_model_babbles_scores_nothing(
         url,
         "--judge-model",
         model,
+        "--temperature",  # sampled, a reply could be the one letter that is a verdict
+        "0",
         "--max-tokens",
         "8",
         "-o",
