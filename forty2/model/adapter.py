@@ -27,7 +27,6 @@ from forty2.model.adapter_files import (
     STOP_TOKENS,
     TAGS,
     check_adapter_tensors,
-    check_not_peft,
     phase_settings,
     read_adapter_config,
     recorded_tags,
@@ -35,6 +34,7 @@ from forty2.model.adapter_files import (
 from forty2.model.adapter_keys import check_keys
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
+from forty2.model.peft_adapter import attach_peft
 from forty2.model.phase_attention import attach_phase_attention, without_phase_attention
 from forty2.model.tag_rows import (
     is_tag_rows,
@@ -44,6 +44,7 @@ from forty2.model.tag_rows import (
     train_tag_rows,
     without_tag_rows,
 )
+from forty2.recipe.peft_adapter import BASE_SHA256, is_peft, read_peft
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import PHASE_ATTENTION, TAG_WEIGHTS, last_phase, named_phase
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
@@ -247,12 +248,22 @@ def save_adapter(
         stop_token_ids: ids that ended the turns of its training rows. Whoever loads the adapter, or
             the model that it is merged into, also stops at these.
     """
-    mx.save_safetensors(str(folder / WEIGHTS), lora_weights(model))
-    if rows := tag_weights(model):
-        mx.save_safetensors(str(folder / TAG_WEIGHTS), rows)
     config = adapter_config(adapter, model)
     if stop_token_ids:
         config[STOP_TOKENS] = sorted(set(stop_token_ids))
+    write_mlx_adapter(folder, lora_weights(model), tag_weights(model), config)
+
+
+def write_mlx_adapter(
+    folder: Path,
+    weights: dict[str, mx.array],
+    tag_rows: dict[str, mx.array],
+    config: JsonObject,
+) -> None:
+    """Write an adapter's files, as mlx-lm reads them, into an existing folder."""
+    mx.save_safetensors(str(folder / WEIGHTS), weights)
+    if tag_rows:
+        mx.save_safetensors(str(folder / TAG_WEIGHTS), tag_rows)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -264,16 +275,24 @@ def restore_adapter(model: nn.Module, folder: Path) -> None:
     model.load_weights(list(arrays.items()), strict=False)
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put a saved adapter on a bare model, to use it without further training.
+def load_adapter(model: nn.Module, folder: Path, base: Path | None = None) -> None:
+    """Put a saved adapter, of mlx-lm's form or PEFT's, on a bare model to use it without further training.
 
     The model has the adapter's tags already, if it has some (`tags.add_recorded_tags`).
+
+    Args:
+        base: the model's folder, which says where its layers are not those of its files; None: they are.
 
     Raises:
         ModelError: its files are missing or damaged, or made for a model of another shape.
     """
+    origin = origin_of(folder)
+    if is_peft(folder):
+        found = read_peft(folder)
+        attach_peft(model, found, load_arrays(found.weights), base, origin)
+        return
     config = read_adapter_config(folder)
-    origin, kind = origin_of(folder), config.get("fine_tune_type", "lora")
+    kind = config.get("fine_tune_type", "lora")
     phases = phase_settings(folder / CONFIG, config)
     try:
         if kind != "full":
@@ -309,8 +328,7 @@ def adapter_dir(path: str | Path) -> Path:
     """
     folder = named_phase(Path(os.path.expanduser(path)))
     if (folder / CONFIG).exists():
-        if not (folder / WEIGHTS).exists():
-            check_not_peft(folder)
+        if not (folder / WEIGHTS).exists() and not is_peft(folder):
             old = (
                 "; adapters.npz is of an early mlx-lm" if (folder / "adapters.npz").exists() else ""
             )
@@ -327,7 +345,7 @@ def adapter_dir(path: str | Path) -> Path:
 
 
 class TrainedOn(NamedTuple):
-    """The model that an adapter was trained on, from its run's record; None: not recorded."""
+    """The model that an adapter was trained on, from its run's record or PEFT's; None: not recorded."""
 
     name: str | None
     """Name in the recipe: a folder, a hub name or `smollm2`."""
@@ -338,14 +356,14 @@ class TrainedOn(NamedTuple):
     from_run: str | None
     """That folder as seen from the run folder."""
     run: Path | None
-    """The run folder."""
+    """The run folder; None: the adapter is in none."""
 
 
 def trained_on(adapter: str | Path) -> TrainedOn:
     """Read which model an adapter was trained on.
 
     Args:
-        adapter: a run folder, or an adapter folder inside one.
+        adapter: a run folder, an adapter folder inside one, or a PEFT folder.
     """
     folder = Path(os.path.expanduser(adapter)).absolute()
     for place in (folder, *folder.parents[:2]):
@@ -358,7 +376,18 @@ def trained_on(adapter: str | Path) -> TrainedOn:
             found = [run.get(key) for key in keys]
             name, path, sha256, from_run = (v if isinstance(v, str) else None for v in found)
             return TrainedOn(name, path, sha256, from_run, place)
-    return TrainedOn(None, None, None, None, None)
+    return _named_by_peft(folder)
+
+
+def _named_by_peft(folder: Path) -> TrainedOn:
+    """Read the base model that a PEFT folder names; our export records its checksum, too."""
+    name = sha256 = None
+    if (folder / CONFIG).exists() and is_peft(folder):
+        found = read_peft(folder)
+        name = found.config.get("base_model_name_or_path")
+        sha256 = found.record.get(BASE_SHA256)
+    name, sha256 = (v if isinstance(v, str) and v else None for v in (name, sha256))
+    return TrainedOn(name, name, sha256, None, None)
 
 
 def trained_system(adapter: str | Path) -> str | None:
@@ -374,7 +403,7 @@ def trained_system(adapter: str | Path) -> str | None:
 def origin_of(adapter: Path) -> str:
     """Say which model an adapter was trained on, as the end of a message; "": it is not recorded.
 
-    Adapters outside a run name their model in their configuration, as mlx-lm and PEFT write it.
+    Adapters of mlx-lm name their model in their configuration.
     """
     name, path, *_ = trained_on(adapter)
     if name is None:
@@ -383,7 +412,7 @@ def origin_of(adapter: Path) -> str:
         except (OSError, ValueError, RecursionError):
             config = None
         if isinstance(config, dict):
-            name = config.get("model") or config.get("base_model_name_or_path")
+            name = config.get("model")
     if not isinstance(name, str):
         return ""
     return f"; it was trained on {name}" + (f" ({path})" if path not in (None, name) else "")

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from forty2.errors import ModelError, first_names
 from forty2.files import JsonObject, not_readable
 from forty2.model.weights import check_finite_arrays, tensor_names
+from forty2.recipe.peft_adapter import is_peft, read_peft
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
 from forty2.recipe.saved_adapter import PHASE_ATTENTION, is_of_phases
 from forty2.recipe.saved_adapter import TAGS as TAGS
@@ -34,17 +35,20 @@ _SHOWN = 3
 def read_adapter_config(folder: Path) -> JsonObject:
     """Read and check an adapter's adapter_config.json, and the header of its weights.
 
+    Of a PEFT folder it is what our export recorded beside PEFT's own configuration.
+
     Raises:
-        ModelError: it is damaged, of another package or too old; or the weights are cut short.
+        ModelError: it is damaged, of another kind or too old; or the weights are cut short.
     """
     file = folder / CONFIG
+    if is_peft(folder):
+        return read_peft(folder).record
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(not_readable(file, error)) from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a JSON object, so it does not fit this model")
-    check_not_peft(folder, config)
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):
         raise ModelError(f"{file}: unknown fine_tune_type {kind!r}; known are lora, dora and full")
@@ -79,32 +83,6 @@ def _check_numbers(file: Path, config: JsonObject) -> None:
     keys = parameters.get("keys")
     if keys is not None and not (isinstance(keys, list) and all(isinstance(k, str) for k in keys)):
         raise ModelError(f"{file}: lora_parameters.keys must be a list of names, not {keys!r}")
-
-
-def check_not_peft(folder: Path, config: object = None) -> None:
-    """Refuse a folder that PEFT wrote.
-
-    Args:
-        config: contents of its adapter_config.json; None: it is read.
-
-    Raises:
-        ModelError: PEFT wrote it.
-    """
-    if config is None:
-        try:
-            config = json.loads((folder / CONFIG).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            config = {}
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind is not None or (
-        not (folder / WEIGHTS).exists() and any(folder.glob("adapter_model.*"))
-    ):
-        raise ModelError(
-            f"{folder}: this is an adapter of PEFT ({kind or 'adapter_model'}), whose tensors have "
-            "other names and another scale (alpha / rank) than mlx-lm's; train on from it with init_from "
-            "in a recipe, or merge it into its base with PEFT (merge_and_unload, save_pretrained) and "
-            "give that folder as `model`"
-        )
 
 
 def count_layers(names: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from forty2.errors import ModelError
 from forty2.model.adapter import CONFIG, TrainedOn, adapter_dir, trained_on
 from forty2.model.loading import model_sha256
 from forty2.model.starter import STARTER
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def find_base_model(adapter: str | Path) -> str | None:
@@ -20,7 +23,7 @@ def find_base_model(adapter: str | Path) -> str | None:
     is in, and here. Only the recorded place is taken without comparing the weights' hash.
 
     Args:
-        adapter: a run folder, or an adapter folder inside one.
+        adapter: a run folder, an adapter folder inside one, or a PEFT folder.
 
     Returns:
         The name; None: it is not recorded.
@@ -29,6 +32,8 @@ def find_base_model(adapter: str | Path) -> str | None:
         ModelError: the folder is in none of these places, or holds other weights.
     """
     base = trained_on(adapter)
+    if base.run is None:
+        return _named_by_peft(adapter, base.name)
     if base.name is None or not _is_folder(base):
         return base.name
     others = []
@@ -75,6 +80,19 @@ def find_model_and_adapter(
             f"{target}: does not record which model it is for; name the model, and this as its adapter"
         )
     return model, target
+
+
+def _named_by_peft(adapter: str | Path, name: str | None) -> str | None:
+    """Return the model that a PEFT folder names: a folder that is there, or a name for the hub.
+
+    Raises:
+        ModelError: it is a folder that is not there.
+    """
+    if name is None or os.path.isdir(name) or _HUB_NAME.fullmatch(name):
+        return name
+    raise ModelError(
+        f"{adapter}: was trained on {name}, which is not here; give its base as `model`"
+    )
 
 
 def _is_folder(base: TrainedOn) -> bool:

@@ -8,13 +8,14 @@ from typing import NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.tuner.lora import LoRAEmbedding
 
 from forty2.errors import ModelError
 from forty2.model.adapter import attach_adapter, load_arrays, lora_weights, origin_of
 from forty2.model.loading import other_base
-from forty2.model.surgery import blocks, trained_outside_blocks
+from forty2.model.surgery import blocks, has_tied_head, trained_outside_blocks
 from forty2.model.tag_rows import tag_weights
-from forty2.recipe.saved_adapter import TAG_WEIGHTS, AdapterFile, is_of_phases, read_adapter_file
+from forty2.recipe.saved_adapter import AdapterFile, is_of_phases, read_adapter_file
 from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import AddedTags
 
@@ -72,6 +73,8 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
     """Replace the values of a new adapter by those of a file, which must be of the same shape."""
     wanted = lora_weights(model)
     origin = origin_of(file.folder)
+    if file.transposed:
+        _check_tied(model, file, origin)
     strange = [name for name in file.tensors if name not in wanted]
     if strange:
         _refuse_strange(model, file, strange[0], origin)
@@ -89,7 +92,9 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
     arrays = load_arrays(file.weights)
     filled = []
     for name, stored in file.tensors.items():
-        value = arrays[stored].swapaxes(-1, -2) if file.transposed else arrays[stored]
+        value = arrays[stored]
+        if file.transposed and value.ndim > 1:  # DoRA's norms have one axis
+            value = value.swapaxes(-1, -2)
         if value.shape != wanted[name].shape:
             raise ModelError(
                 f"{file.weights}: {stored} is {tuple(value.shape)}, but this model's layer needs "
@@ -102,10 +107,23 @@ def _fill(model: nn.Module, file: AdapterFile) -> None:
     model.load_weights(filled, strict=False)
 
 
+def _check_tied(model: nn.Module, file: AdapterFile, origin: str) -> None:
+    """Refuse PEFT's adapter of a table that is the head as well: PEFT changes one of the two uses."""
+    tables = [name for name, m in model.named_modules() if isinstance(m, LoRAEmbedding)]
+    if tables and has_tied_head(model):
+        raise ModelError(
+            f"{file.folder}: changes {tables[0]}, and this model has one table for the embeddings and the "
+            "head, which PEFT adapts apart; merge the adapter into its base with PEFT (an untied model), "
+            f"and name the result as the recipe's model, without init_from{origin}"
+        )
+
+
 def _fill_tags(model: nn.Module, file: AdapterFile, tags: AddedTags | None) -> None:
     """Replace the rows that tags begin with by those of an adapter."""
-    weights, wanted = file.folder / TAG_WEIGHTS, tag_weights(model)
+    weights, wanted = file.tag_file, tag_weights(model)
     arrays = load_arrays(weights)
+    if file.tag_rows:
+        arrays = {name: arrays[stored] for name, stored in file.tag_rows.items()}
     shapes = {name: value.shape for name, value in arrays.items()}
     if file.tags != tags or shapes != {name: value.shape for name, value in wanted.items()}:
         raise ModelError(

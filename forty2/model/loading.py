@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +177,7 @@ def load(
         added = recorded_tags(folder)
         if added is not None:
             config = add_recorded_tags(model, config, tokenizer, added)
-        load_adapter(model, folder)
+        load_adapter(model, folder, path)
         tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *recorded_stop_tokens(folder)}
         message = other_base(path, folder)
         if message is not None:
@@ -275,16 +277,29 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     ids, tokenizer = loaded.stop_token_ids, loaded.tokenizer
     stops = ids if len(ids) > 1 else ids[0]
     config = dict(loaded.config) | {"eos_token_id": stops}
-    dated = tokenizer.chat_template
-    tokenizer.chat_template = undated_template(tokenizer)
-    try:
+    with _with_clock(tokenizer):
         mlx_lm_utils.save(folder, loaded.path, loaded.model, tokenizer, config, donate_model=False)
-    finally:
-        tokenizer.chat_template = dated
     generation = read_generation_config(loaded.path)
     if generation or isinstance(stops, list):
         generation["eos_token_id"] = stops
         (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+
+
+def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
+    """Write the tokenizer alone, with the chat template as `save_model` writes it."""
+    with _with_clock(loaded.tokenizer):
+        loaded.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _with_clock(tokenizer: TokenizerWrapper) -> Iterator[None]:
+    """Give a tokenizer the chat template that reads the clock, until the end of the block."""
+    dated = tokenizer.chat_template
+    tokenizer.chat_template = undated_template(tokenizer)
+    try:
+        yield
+    finally:
+        tokenizer.chat_template = dated
 
 
 def undated_template(tokenizer: TokenizerWrapper) -> object:

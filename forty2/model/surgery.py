@@ -119,6 +119,15 @@ def trained_outside_blocks(model: nn.Module) -> list[str]:
     return [name for name, value in trained if id(value) not in inside]
 
 
+def has_tied_head(model: nn.Module) -> bool:
+    """Return whether a model has no head of its own, but uses its table of embeddings."""
+    rows = model(mx.array([[0]])).shape[-1]  # lazy: nothing is computed
+    inside = {id(module) for block in blocks(model) for module in block.modules()}
+    outside = [m for m in model.modules() if id(m) not in inside]
+    heads = (nn.Linear, nn.QuantizedLinear)
+    return not any(isinstance(m, heads) and m.weight.shape[0] == rows for m in outside)
+
+
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
     """Return the model's blocks, in order."""
     found: Sequence[nn.Module] = model.layers

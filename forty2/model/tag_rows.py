@@ -20,10 +20,8 @@ from mlx.utils import tree_flatten
 
 from forty2.errors import ModelError
 from forty2.model.tags import find_tables
+from forty2.recipe.saved_adapter import TAG_ROWS
 from forty2.recipe.tags import AddedTags
-
-TAG_ROWS = "tag_rows"
-"""Name of the parameter."""
 
 
 class _TagTable(nn.Module):

@@ -12,54 +12,37 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from forty2.errors import ModelError
 from forty2.files import JsonObject, find_damage
 from forty2.recipe.document import Document, Problem
+from forty2.recipe.peft_adapter import CONFIG as CONFIG
+from forty2.recipe.peft_adapter import (
+    RECORD,
+    is_number,
+    is_peft,
+    read_config,
+    read_peft,
+    tensor_shapes,
+)
 from forty2.recipe.tags import BUILT_IN, AddedTags
 from forty2.run_paths import finished_phases
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
 PHASE_ATTENTION = "phase_attention"
 """Key of the configuration with the settings of phase attention, and the module of its tensors."""
 TAG_WEIGHTS = "tags.safetensors"
 """File with the rows of tags. They are none of mlx-lm's tensors of an adapter, so it finds them in none
 of its own files."""
+TAG_ROWS = "tag_rows"
+"""Last part of the names of their tensors."""
 TAGS = "tags"
 """Key of adapter_config.json with the tags that the adapter was trained with; other readers of adapters
 ignore it."""
-PEFT_WEIGHTS = "adapter_model.safetensors"
-_LARGEST_HEADER = 100_000_000
-"""Bytes; safetensors allows no more."""
-_PEFT_PLAIN: Mapping[str, tuple[object, ...]] = {
-    "bias": (None, "none"),
-    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
-}
-"""Values of PEFT's keys under which an adapter is A and B alone, on an unchanged base."""
-_PEFT_UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "lora_bias",
-    "use_qalora",
-    "megatron_config",
-    "alora_invocation_tokens",
-    "arrow_config",
-)
-"""PEFT's keys that ask for more than A and B, unless they are empty."""
-_PEFT_TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?:embedding_)?(?P<factor>[AB])"
-    r"(?:\.default)?(?:\.weight)?"
-)
 _OUR_TENSOR = re.compile(r"(?P<layer>.+)\.(?:lora_(?P<factor>[ab])|(?P<norm>m))")
 """A factor, or the norms of a weight's rows that DoRA trains too."""
 _BLOCK = re.compile(r"(?P<before>.+?)\.(?P<number>\d+)\.(?P<key>.+)")
@@ -87,11 +70,18 @@ class AdapterFile:
     """Settings of its phase attention; None: it has none."""
     tags: AddedTags | None = None
     """Tags that it was trained with; None: it has none."""
+    tag_rows: Mapping[str, str] = field(default_factory=dict)
+    """Names of the tags' rows in their file, where it has others than ours; else empty."""
+
+    @property
+    def tag_file(self) -> Path:
+        """The file of the tags' rows."""
+        return self.weights if self.transposed else self.folder / TAG_WEIGHTS
 
     def sha256(self) -> str:
         """Hash the weights and the configuration."""
         digest = hashlib.sha256()
-        rows = [self.folder / TAG_WEIGHTS] if self.tags is not None else []
+        rows = [self.tag_file] if self.tags is not None else []
         for file in (self.weights, self.folder / CONFIG, *rows):
             with file.open("rb") as data:
                 digest.update(hashlib.file_digest(data, "sha256").digest())
@@ -151,9 +141,9 @@ def read_adapter_file(path: str) -> AdapterFile:
         folder = phase
     if (folder / "SHA256SUMS").exists() and (damage := find_damage(folder)):
         raise ModelError(f"{damage}; copy the adapter again, or train it again")
-    config = _read_config(folder / CONFIG)
-    if "peft_type" in config or "lora_alpha" in config:
-        return _read_peft(folder, config)
+    config = read_config(folder / CONFIG)
+    if is_peft(folder, config):
+        return _read_peft(folder)
     return _read_mlx(folder, config)
 
 
@@ -216,16 +206,6 @@ def _agree(given: object, value: object) -> bool:
     return given == value
 
 
-def _read_config(file: Path) -> JsonObject:
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: holds no adapter's configuration")
-    return config
-
-
 def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
@@ -234,12 +214,12 @@ def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
         )
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    if not _is_number(scale):
+    if not is_number(scale):
         raise ModelError(
             f"{folder / CONFIG}: lora_parameters.scale is missing; add the factor that multiplies "
             "the update (alpha / rank, where a package writes alpha)"
         )
-    found = _described(folder, folder / WEIGHTS, _OUR_TENSOR, float(scale))
+    found = _described(folder, folder / WEIGHTS, float(scale))
     phases = config.get(PHASE_ATTENTION)
     if bool(phases) != any(map(is_of_phases, found.tensors)):
         raise ModelError(
@@ -252,75 +232,95 @@ def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
             f"{folder / CONFIG}: fine_tune_type is {kind}, but the tensors are those of {found.type}; "
             "copy both files again"
         )
-    if config.get(TAGS) is None:
-        return found
+    return replace(found, tags=_recorded_tags(folder / CONFIG, config))
+
+
+def _recorded_tags(file: Path, config: JsonObject) -> AddedTags | None:
     try:
-        return replace(found, tags=AddedTags.from_json(config[TAGS]))
+        return AddedTags.from_json(config[TAGS]) if config.get(TAGS) is not None else None
     except ValueError as error:
-        raise ModelError(
-            f"{folder / CONFIG}: {TAGS} is no record of tags; copy the file again"
-        ) from error
+        raise ModelError(f"{file}: {TAGS} is no record of tags; copy the file again") from error
 
 
-def _read_peft(folder: Path, config: JsonObject) -> AdapterFile:
-    file = folder / CONFIG
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ModelError(f"{file}: peft_type is {config['peft_type']}; only LORA can be trained on")
-    asked = [key for key in _PEFT_UNSUPPORTED if config.get(key)]
-    asked += [key for key, plain in _PEFT_PLAIN.items() if config.get(key) not in plain]
-    if asked:
-        values = ", ".join(f"{key} ({json.dumps(config[key])})" for key in asked)
+def _read_peft(folder: Path) -> AdapterFile:
+    """Describe a PEFT folder that has one rank and one scale, and factors alone."""
+    found = read_peft(folder)
+    tags = _recorded_tags(folder / RECORD, found.record)
+    rows_of_tags = tags is not None and all(
+        rows.ids == tuple(range(tags.first, tags.end)) for rows in found.rows.values()
+    )
+    if found.whole or (found.rows and not rows_of_tags):
+        first = next(iter([*found.whole.values(), *(rows.tensor for rows in found.rows.values())]))
         raise ModelError(
-            f"{file}: asks for {values[:200]}, which forty2 cannot train on; merge the adapter into "
-            "its base with PEFT, and name the merged model as the recipe's model"
+            f"{folder}: holds {first}, which is no factor of a layer and cannot be trained on; make it a model "
+            "with `forty2 fuse`, and name that as the recipe's model, without init_from"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not (_is_number(rank) and _is_number(alpha) and rank >= 1 and alpha > 0):
-        raise ModelError(
-            f"{file}: r or lora_alpha is missing, or no number above 0; copy the file from the adapter"
-        )
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if not (folder / PEFT_WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
-        raise ModelError(
-            f"{folder / 'adapter_model.bin'}: a pickle may run code, so it is not read; save the "
-            "adapter as safetensors with PEFT"
-        )
-    found = _described(folder, folder / PEFT_WEIGHTS, _PEFT_TENSOR, scale)
-    if found.rank != rank:
-        raise ModelError(
-            f"{file}: r is {rank}, but the tensors have rank {found.rank}; copy both files again"
-        )
-    return found
+    # an adapter's rank and scale are one each in a recipe
+    for what, values in (
+        ("ranks", {one.rank for one in found.layers.values()}),
+        ("scales", {one.scale for one in found.layers.values()}),
+    ):
+        if len(values) > 1:
+            raise ModelError(
+                f"{folder}: its {what} are {sorted(values)}; only one can be trained on: make it a model "
+                "with `forty2 fuse`, and name that as the recipe's model, without init_from"
+            )
+    tensors: dict[str, str] = {}
+    norms: dict[str, str] = {}
+    for layer, one in found.layers.items():
+        tensors |= {f"{layer}.lora_a": one.a, f"{layer}.lora_b": one.b}
+        norms |= {f"{layer}.m": one.norm} if one.norm is not None else {}
+    any_layer = next(iter(found.layers.values()))
+    blocks, keys = adapted_places(found.layers)
+    return AdapterFile(
+        type="dora" if norms else "lora",
+        folder=folder,
+        weights=found.weights,
+        tensors=tensors | norms,
+        transposed=True,
+        rank=any_layer.rank,
+        scale=any_layer.scale,
+        layers=len(blocks) or None,
+        keys=tuple(sorted(keys)),
+        tags=tags,
+        tag_rows={f"{layer}.{TAG_ROWS}": rows.tensor for layer, rows in found.rows.items()},
+    )
 
 
-def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: float) -> AdapterFile:
-    """Describe an adapter by the tensors of its file, whose names the pattern takes apart."""
+def adapted_places(layers: Iterable[str]) -> tuple[set[int], set[str]]:
+    """Return the numbers of the blocks that layers are in, and the layers' names there."""
+    blocks, keys = set[int](), set[str]()
+    for layer in layers:
+        block = _BLOCK.fullmatch(layer)
+        keys.add(block["key"] if block else layer)
+        blocks |= {int(block["number"])} if block else set()
+    return blocks, keys
+
+
+def _described(folder: Path, weights: Path, scale: float) -> AdapterFile:
+    """Describe an adapter of mlx-lm by the tensors of its file."""
     tensors: dict[str, str] = {}
     norms: dict[str, str] = {}
     phases: dict[str, str] = {}
-    ranks, blocks, keys = set[int](), set[int](), set[str]()
-    transposed = pattern is _PEFT_TENSOR
-    for name, shape in _shapes(weights).items():
+    ranks, layers = set[int](), set[str]()
+    for name, shape in tensor_shapes(weights).items():
         if is_of_phases(name):
             phases[name] = name
             continue
-        found = pattern.fullmatch(name)
+        found = _OUR_TENSOR.fullmatch(name)
         if found is None:
             raise ModelError(f"{weights}: holds {name}, which is not part of a LoRA adapter")
         layer = found["layer"]
         if found["factor"] is None:
             norms[f"{layer}.m"] = name
             continue
-        factor = found["factor"].lower()
+        factor = found["factor"]
         tensors[f"{layer}.lora_{factor}"] = name
         if len(shape) < 2:
             raise ModelError(f"{weights}: {name} has the shape {shape}, which no factor has")
         # Of a mixture of experts the shapes are (experts, rank, in) and (experts, out, rank).
-        first = transposed or len(shape) == 3
-        ranks.add(shape[(-2 if first else -1) if factor == "a" else (-1 if first else -2)])
-        block = _BLOCK.fullmatch(layer)
-        keys.add(block["key"] if block else layer)
-        blocks |= {int(block["number"])} if block else set()
+        ranks.add(shape[-2 if (len(shape) == 3) == (factor == "a") else -1])
+        layers.add(layer)
     missing = [n for n in tensors if f"{n[:-1]}{'b' if n.endswith('a') else 'a'}" not in tensors]
     if missing or not tensors:
         what = f"{missing[0]} is there without its other factor" if missing else "holds no tensor"
@@ -333,39 +333,15 @@ def _described(folder: Path, weights: Path, pattern: re.Pattern[str], scale: flo
         raise ModelError(
             f"{weights}: some layers have DoRA's norms, others not; copy the file again"
         )
+    blocks, keys = adapted_places(layers)
     return AdapterFile(
         type="dora" if norms else "lora",
         folder=folder,
         weights=weights,
         tensors=tensors | norms | phases,
-        transposed=transposed,
+        transposed=False,
         rank=ranks.pop(),
         scale=scale,
         layers=len(blocks) or None,
         keys=tuple(sorted(keys)),
     )
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Read the shape of every tensor from the beginning of a safetensors file."""
-    try:
-        with file.open("rb") as data:
-            length = int.from_bytes(data.read(8), "little")
-            if not 2 <= length <= _LARGEST_HEADER:
-                raise ValueError
-            header = json.loads(data.read(length))
-            end = data.seek(0, os.SEEK_END)
-        header.pop("__metadata__", None)
-        shapes = {str(name): [int(n) for n in one["shape"]] for name, one in header.items()}
-        ends = [8 + length + int(one["data_offsets"][1]) for one in header.values()]
-        if max(ends, default=end) > end or not all(shapes.values()):
-            raise ValueError
-    except FileNotFoundError as error:
-        raise ModelError(f"{file} is missing; copy it from the adapter") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file}: damaged or not complete; copy it again") from error
-    return shapes
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -421,8 +421,7 @@ adapter(
     "of PEFT",
     "adapter_config.json",
     '{"peft_type": "LORA", "r": 8, "lora_alpha": 16}',
-    "adapter: this is an adapter of PEFT (LORA)",
-    "merge_and_unload",
+    "adapter/adapter_model.safetensors is missing; copy it from the adapter",
 )
 case(
     "adapter: of PEFT, with its weights",
@@ -432,7 +431,7 @@ case(
         "adapter/adapter_config.json": '{"peft_type": "LORA"}',
     },
     ADAPTER,
-    "adapter: this is an adapter of PEFT (LORA)",
+    "adapter/adapter_config.json: r or lora_alpha is missing, or no number above 0",
 )
 adapter(
     "of an early mlx-lm",

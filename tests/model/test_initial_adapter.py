@@ -173,10 +173,9 @@ def test_an_adapter_of_another_model_says_which_one_it_was_trained_on(
     with pytest.raises(ModelError) as error:
         attach_initial_adapter(OTHER_MODELS[other](), recipe(folder), seed=0)
     assert origin in str(error.value) and "None" not in str(error.value)
-    if maker != "PEFT":  # which is read for init_from alone
-        with pytest.raises(ModelError) as error:
-            load_adapter(OTHER_MODELS[other](), folder)
-        assert str(error.value).endswith(f"; it was {origin}")
+    with pytest.raises(ModelError) as error:
+        load_adapter(OTHER_MODELS[other](), folder)
+    assert str(error.value).endswith(f"; it was {origin}")
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,15 @@ def test_phase_attention_is_taken_over_or_new(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"use_dora": True}, "use_dora (true), which forty2 cannot train on; merge"),
-        ({"modules_to_save": ["lm_head"]}, 'modules_to_save (["lm_head"])'),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "use_dora is true, and the tensors do not agree"),
+        ({"modules_to_save": ["lm_head"]}, "lacks lm_head, which modules_to_save names"),
+        ({"trainable_token_indices": [7]}, "lacks the rows of tokens"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is 2, but the tensors of model.layers.1"),
+        ({"rank_pattern": {"(": 2}}, "rank_pattern: ( is no regular expression"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern should give a number above 0"),
+        ({"alpha_pattern": {"q_proj": 2}}, "its scales are [0.5, 1.5]; only one can be trained on"),
+        ({"bias": "all"}, 'asks for bias ("all"), which forty2 does not compute; merge'),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "asks for target_parameters"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights ("pissa")'),
         ({"peft_type": "LOHA"}, "peft_type is LOHA"),
         ({"lora_alpha": None}, "r or lora_alpha is missing"),
@@ -156,7 +160,7 @@ def test_what_peft_offers_beyond_two_factors_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelError) as error:
         read_adapter_file(str(save_peft(tmp_path / "peft", **config)))
-    assert says in str(error.value) and "adapter_config.json" in str(error.value)
+    assert says in str(error.value) and str(tmp_path / "peft") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,8 @@ def test_damaged_and_incomplete_files_are_named(tmp_path: Path) -> None:
     for arrays, says in (
         ({f"{name}.lora_A.weight": a}, "is there without its other factor"),
         ({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b, "lm_head.weight": a}, "lm_head"),
-        ({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b[:, :2]}, "its ranks are [2, 4]"),
+        ({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b, "../../x": a}, "holds ../../x"),
+        ({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b[:, :2]}, "have rank 2 and 4"),
     ):
         save_file(arrays, weights)
         assert says in said(peft)
