@@ -129,6 +129,7 @@ CAPABILITIES = {
     "test_import_rules.py": "who may import whom, in the whole package",
     "test_layout.py": "this file",
     "test_public_api.py": "the names that `import forty2` offers",
+    "export/test_peft_parity.py": "adapters of PEFT beside PEFT's code",
     "training/test_trl_parity.py": "losses of pairs against TRL's code",
     "training/objectives/test_new_objective.py": "an objective added in one file",
     "training/test_tags.py": "rows of tags and weights of tokens in training",

@@ -11,6 +11,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.failures import Group, warn
+from forty2.cli.flags import with_flags
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """Types of matrices, as `forty2.export.gguf.exporting` has them; that module is not for --help."""
+
+_base = click.option(
+    "--model", "-m", help="Base model. Default: the one that the adapter's run or folder names."
+)
 
 
 @click.group("export", cls=Group)
@@ -104,3 +109,66 @@ def gguf_command(
     )
     for note in made.notes:
         click.echo(f"note      {note}")
+
+
+@export_command.command("peft")
+@click.argument("target", metavar="RUN|ADAPTER")
+@_base
+@click.option("--out", "-o", required=True, type=shared_options.PATH, help="Folder to write.")
+@click.option("--replace", is_flag=True, help="Write over an adapter folder.")
+@shared_options.trust_remote_code
+def peft_command(
+    target: str, model: str | None, out: Path, replace: bool, trust_remote_code: bool
+) -> None:
+    """Write an adapter as a folder that PEFT and transformers load.
+
+    RUN is a run folder (its last phase) or RUN/PHASE; ADAPTER is a folder of mlx-lm's form. The folder
+    computes the same logits in PEFT; what PEFT cannot compute is refused.
+    """
+    from forty2.export.peft import export_peft
+
+    with ProgressBars() as bars:
+        made = export_peft(
+            target,
+            out,
+            model=model,
+            replace=replace,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    click.echo(
+        f"peft      {made.path} ({made.layers} layers, rank {made.rank}, alpha {made.alpha:g})"
+    )
+    click.echo(f"base      {made.base}")
+    click.echo(f"load      PeftModel.from_pretrained(base, {str(made.path)!r})")
+    for note in made.notes:
+        click.echo(f"note      {with_flags(note)}")
+
+
+@export_command.command("mlx")
+@click.argument("adapter", metavar="PEFT")
+@_base
+@click.option("--out", "-o", required=True, type=shared_options.PATH, help="Folder to write.")
+@click.option("--replace", is_flag=True, help="Write over an adapter folder.")
+@shared_options.trust_remote_code
+def mlx_command(
+    adapter: str, model: str | None, out: Path, replace: bool, trust_remote_code: bool
+) -> None:
+    """Write a PEFT folder as an adapter that mlx-lm loads.
+
+    Commands of forty2 take a PEFT folder as it is. One that `export peft` wrote comes back byte for byte.
+    """
+    from forty2.export.peft import export_mlx
+
+    with ProgressBars() as bars:
+        made = export_mlx(
+            adapter,
+            out,
+            model=model,
+            replace=replace,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    click.echo(
+        f"mlx       {made.path} ({made.layers} layers, rank {made.rank}, scale {made.scale:g})"
+    )

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.models import tiny_model
+from support.peft_folders import random_array, save_peft
 from support.training import SPEC, adapted, sft
 
 from forty2.errors import ModelError
@@ -101,6 +102,21 @@ def test_a_dora_adapter_computes_what_it_did(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), halved)
     with pytest.raises(ModelError, match="some layers have DoRA's norms, others not"):
         read_adapter_file(str(tmp_path))
+
+
+def test_an_adapter_of_peft_on_a_tied_table_is_refused(tmp_path: Path) -> None:
+    """PEFT changes the embedding alone, and ours the head as well."""
+    arrays = {
+        "model.embed_tokens.lora_embedding_A": random_array(4, 300),
+        "model.embed_tokens.lora_embedding_B": random_array(32, 4),
+    }
+    folder = save_peft(tmp_path / "peft", arrays, target_modules=["embed_tokens"])
+    with pytest.raises(ModelError, match=r"embed_tokens, and .* which PEFT adapts apart"):
+        attach_initial_adapter(tiny_model(), recipe(folder), seed=0)
+    untied, used = (tiny_model(tie_word_embeddings=False) for _ in range(2))
+    attach_initial_adapter(untied, recipe(folder), seed=0)
+    load_adapter(used, folder)
+    assert np.array_equal(untied(IDS), used(IDS))
 
 
 def test_an_adapter_in_16_bits_is_trained_in_32(

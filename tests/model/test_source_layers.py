@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from support.joined_layers import apart, cutting, joined, joining, save_files
 from support.models import tiny_model
@@ -31,6 +32,18 @@ def test_rows_are_found_where_the_model_has_them(tmp_path: Path) -> None:
     found = source_layers(cutting(tiny_model()), base)
     assert found.parts[f"{name}.k_proj"] == (Part(f"{name}.qkv_proj", 32, 48, 64),)
     assert not found.unknown
+
+
+class _Joined(nn.Module):
+    def sanitize(self, given: dict[str, mx.array]) -> dict[str, mx.array]:
+        return {"ab.weight": mx.concatenate([given["a.weight"], given["b.weight"]])}
+
+
+def test_layers_that_lie_beside_each_other_in_the_files_stay_two_parts(tmp_path: Path) -> None:
+    arrays = {"a.weight": mx.zeros((3, 4)), "b.weight": mx.zeros((2, 4))}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
+    found = source_layers(_Joined(), tmp_path)  # type: ignore[no-untyped-call]
+    assert found.parts == {"ab": (Part("a", 0, 3, 3), Part("b", 0, 2, 2))}
 
 
 def test_weights_in_another_order_are_known_to_be_unknown(tmp_path: Path) -> None:
