@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -162,6 +163,18 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
             if folder.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make a folder if it is missing, and wait until no other process or thread holds its lock.
+
+    A process that ends frees it.
+    """
+    make_folder(folder)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ forty2 is imported before mlx, here, so that the tests run on the fast BLAS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ from forty2.model.starter import fetch_starter
 # On a busy machine any example may be slow.
 settings.register_profile("forty2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forty2")
-# pytest-xdist sets it for its workers; the commands would lay out even what a pipe gets.
+# pytest-xdist sets it for its workers, and readline behind Python's back, when it is imported; the
+# commands would lay out even what a pipe gets.
+with contextlib.suppress(ImportError):
+    import readline  # noqa: F401
 os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,8 @@ def scores_of(measured: Result | Stage) -> Scores:
     asked: list[tuple[str, object]] = []
     metrics: dict[str, MetricScores] = {}
     tasks: dict[str, tuple[str, ...]] = {}
+    categories: dict[str, list[int]] = {}
+    category_metric: str | None = None
     for name, part in parts.items():
         if not part.metrics:
             continue
@@ -79,25 +81,16 @@ def scores_of(measured: Result | Stage) -> Scores:
         for metric, scores in part.metrics.items():
             shifted = {len(asked) + place: score for place, score in scores.by_place.items()}
             metrics[shown[metric]] = MetricScores(scores.metric, shifted)
+        if category_metric is None and part.categories:  # the first that has some
+            category_metric = part.category_metric
+            categories = {
+                kind: [len(asked) + place for place in places]
+                for kind, places in part.categories.items()
+            }
         asked += part.asked
     settings["benchmark"] = "stage"
     names = {name: found for part in parts.values() for name, found in part.names.items()}
-    categories, category_metric = _categories_of(parts)
     return Scores(names, first.model, settings, asked, metrics, tasks, categories, category_metric)
-
-
-def _categories_of(parts: Mapping[str, Scores]) -> tuple[dict[str, list[int]], str | None]:
-    """Return the categories of the first result that has any, as places among all items."""
-    start = 0
-    for part in parts.values():
-        if part.category_metric is not None and part.categories:
-            shifted = {
-                name: [start + place for place in places]
-                for name, places in part.categories.items()
-            }
-            return shifted, part.category_metric
-        start += len(part.asked) if part.metrics else 0
-    return {}, None
 
 
 def metric_names(task: str, metrics: Iterable[str], taken: Container[str]) -> dict[str, str]:

@@ -6,8 +6,6 @@ used as an archive only: one file is checked and copied out, and none of its cod
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from forty2.errors import ModelError
+from forty2.files import lock_folder
 from forty2.machine import cache_dir
 
 STARTER = "smollm2"
@@ -45,8 +43,7 @@ def fetch_starter() -> Path:
     if _is_complete(folder):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.parent):
+        with lock_folder(folder.parent):
             if not _is_complete(folder):
                 for left in folder.parent.glob(f"{_UNFINISHED}*"):  # of a killed process
                     shutil.rmtree(left, ignore_errors=True)
@@ -75,14 +72,6 @@ def _make_folder(work: Path, folder: Path) -> None:
         with file.open("rb") as written:
             os.fsync(written.fileno())
     made.replace(folder)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds this folder's lock; a process that ends frees it."""
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(work: Path) -> Path:

@@ -563,9 +563,19 @@ def test_stages_are_compared_by_all_they_hold_and_judged_by_truthfulqa() -> None
         "log p of texts",
     ]
     assert found.judged == ("mc1", "mc2", "mc3") and found.n == 60
+    assert "items of ours are too few to tell; " in found.sentence
     assert found.metrics["prefers"].verdict == "gain" != found.verdict
     assert found.kl == 0.1 and found.changed > 0.2
     assert "KL(after ‖ before) 1.00e-01 a token" in format_comparison(found)
+
+
+def test_categories_are_of_the_same_items_whatever_was_measured_before_them() -> None:
+    alone = random_result(60, seed=1), random_result(60, seed=2)
+    before, after = (
+        {"stage": name, "held_out": own_rows(5, 4, gain), "truthfulqa": result}
+        for name, gain, result in zip(("base", "fused"), (0.0, 1.0), alone, strict=True)
+    )
+    assert compare(before, after).categories == compare(*alone).categories != {}
 
 
 def test_what_changed_is_counted_over_the_items_of_all_parts() -> None:

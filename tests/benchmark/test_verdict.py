@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from forty2.benchmark.compare import Change
-from forty2.benchmark.stats import Values, bootstrap, verdict
-from forty2.benchmark.verdict import TaskChange, costs_of, sentence, word
+from forty2.benchmark.stats import Values, Verdict, bootstrap, verdict
+from forty2.benchmark.verdict import HELD_OUT, TaskChange, benefit_of, costs_of, sentence, word
 from forty2.recipe.schema import Cost
 
 
@@ -119,3 +119,69 @@ def test_a_cost_that_was_not_measured_is_said() -> None:
     assert sentence(
         "truthfulqa", "ours", "inconclusive", {"MC1": shares(8, 4, 1, 2)}, ()
     ).startswith("8 items of ours are too few to tell")
+
+
+def test_a_model_that_is_still_the_base_is_said_to_be() -> None:
+    assert word("no change", ()) == "no change"
+    said = sentence("truthfulqa", "ours", "no change", {}, ())
+    assert said == "As far as was measured, this is still the base model."
+
+
+def test_another_benchmark_s_cost_names_it_and_its_metric() -> None:
+    metrics = {"accuracy": shares(300, 150, 90, 8)}
+    costs = costs_of(metrics, {"mmlu": TaskChange(("accuracy",), "tax")}, "truthfulqa", Cost())
+    assert [(cost.name, cost.answer) for cost in costs] == [("MMLU: accuracy", "worse")]
+
+
+WON, LOST, EQUAL, FEW = (
+    shares(90, 45, 2, 22),
+    shares(60, 40, 25, 1),
+    shares(5000, 2500, 10, 10),
+    shares(8, 4, 1, 2),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "single", "said"),
+    [
+        (
+            {"pairs right": WON, "prompts passed": LOST},
+            (),
+            "Better on your held-out rows: the better answer of 90 held-out pairs 50% → 72% (+22 points, "
+            "95% interval +13 to +32); worse on your held-out rows: passed of 60 eval prompts 67% → 27% "
+            "(-40 points, 95% interval -53 to -27); the cost was not measured.",
+        ),
+        (
+            {"pairs right": EQUAL, "ratings right": FEW},
+            (),
+            "No measurable change on 5,000 held-out pairs; 8 held-out answers are too few to tell; the "
+            "cost was not measured.",
+        ),
+        ({}, ("pairs right",), "1 held-out pair is too few to tell; the cost was not measured."),
+    ],
+)
+def test_each_kind_of_held_out_rows_has_a_clause(
+    changes: dict[str, Change], single: tuple[str, ...], said: str
+) -> None:
+    assert sentence(HELD_OUT, "your held-out rows", "gain", changes, (), single) == said
+
+
+@pytest.mark.parametrize(
+    ("task", "verdicts", "benefit"),
+    [
+        (HELD_OUT, ["gain", "inconclusive"], "gain"),
+        (HELD_OUT, ["gain", "tax"], "tax"),
+        ("truthfulqa", ["gain", "inconclusive"], "inconclusive"),
+        (HELD_OUT, [], "inconclusive"),
+    ],
+)
+def test_a_gain_on_some_held_out_rows_counts_if_none_lost(
+    task: str, verdicts: list[Verdict], benefit: str
+) -> None:
+    assert benefit_of(task, verdicts) == benefit
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "1 item of ours is"), (2, "2 items of ours are")])
+def test_too_few_items_are_counted(n: int, said: str) -> None:
+    few = {"MC1": shares(max(n, 2), 1, 0, 0)} if n > 1 else {}
+    assert sentence("truthfulqa", "ours", "inconclusive", few, ()).startswith(f"{said} too few")

@@ -87,7 +87,8 @@ def runs(place: str, count: int) -> None:
         assert ended == [0] * count
         assert not hidden(Path(place, name))
         cache = Path(place, name, "cache")
-        assert len(list((cache / "base").iterdir())) == 1  # all drift from one base
+        bases = [path for path in (cache / "base").iterdir() if path.name != "lock"]
+        assert len(bases) == 1  # all drift from one base
         files = list((cache / "reference").iterdir())
         assert len(files) == 1, files  # both sets hold the same rows
         return files[0]

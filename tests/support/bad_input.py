@@ -298,13 +298,7 @@ def used_by(command: list[str], folder: Path, said: Path) -> tuple[int, float, i
     measured = [sys.executable, "-c", MEASURE, *command]
     with said.open("w") as file:
         done = subprocess.run(
-            measured,
-            cwd=folder,
-            env={**os.environ},  # without the COLUMNS that readline sets behind Python's back
-            stdout=subprocess.PIPE,
-            stderr=file,
-            timeout=600,
-            check=True,
+            measured, cwd=folder, stdout=subprocess.PIPE, stderr=file, timeout=600, check=True
         )
     code, seconds, memory = json.loads(done.stdout)
     return code, seconds, memory * (1024 if sys.platform == "linux" else 1)

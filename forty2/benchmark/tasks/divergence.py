@@ -35,7 +35,7 @@ from forty2.benchmark.results import Item
 from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts, rows
 from forty2.errors import BenchmarkError
-from forty2.files import JsonObject, find_damage, seal, staged_folder
+from forty2.files import JsonObject, find_damage, lock_folder, seal, staged_folder, write_errors
 from forty2.text.encoder import Encoder
 
 if TYPE_CHECKING:  # a result is read without the model wing
@@ -195,12 +195,18 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
     key = json.dumps([fingerprint, facts, found])
     folder = machine.cache_dir() / "base" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if find_damage(folder) is not None:
-        with staged_folder(folder) as staged:
-            with (staged / _LOGPS).open("wb") as file:
-                for logps in _next_logps(loaded.model, found):
-                    file.write(logps.tobytes())
-            seal(staged)
+        with write_errors(folder.parent), lock_folder(folder.parent):
+            if find_damage(folder) is not None:  # else another process has computed them meanwhile
+                _store_base(loaded, found, folder)
     return Base(found, folder)
+
+
+def _store_base(loaded: LoadedModel, probes: Sequence[Probe], folder: Path) -> None:
+    with staged_folder(folder) as staged:
+        with (staged / _LOGPS).open("wb") as file:
+            for logps in _next_logps(loaded.model, probes):
+                file.write(logps.tobytes())
+        seal(staged)
 
 
 def drift_from(loaded: LoadedModel, base: Base) -> tuple[float, float, float]:
