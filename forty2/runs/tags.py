@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from forty2.errors import TrainingError, first_names
 from forty2.model.loading import LoadedModel, load
+from forty2.model.replaced import replaced_names
 from forty2.model.tags import find_tables
 from forty2.recipe.tags import AddedTags
 from forty2.runs.phase_data import PhaseData
@@ -53,6 +55,13 @@ def unused_tags(tags: AddedTags, data: Iterable[PhaseData]) -> UnusedTags | None
 
 def _parts(row: AnyRow) -> list[list[int]]:
     return [row.ids] if isinstance(row, Row) else [row.prompt, row.responses[0], row.responses[1]]
+
+
+def tables_replaced(model: nn.Module) -> bool:
+    """Return whether a phase has trained the tables whole, so that other rows have changed, too."""
+    tables = {id(table) for table in find_tables(model)}
+    names = {f"{n}.weight" for n, module in model.named_modules() if id(module) in tables}
+    return bool(names & replaced_names(model))
 
 
 def check_other_rows(loaded: LoadedModel, *, trust_remote_code: bool) -> None:

@@ -36,6 +36,8 @@ Metric = Literal["loss", "accuracy", "margin", "passed", "perplexity", ReplyMetr
 that of neutral text."""
 REPLY_METRICS: tuple[str, ...] = get_args(ReplyMetric)
 Direction = Literal["min", "max"]
+Trains = Literal["lora", "dora", "embeddings", "full"]
+"""What a phase trains."""
 REFERENCE_MARGIN = "reference_margin"
 """Measure of difficulty that the reference gives, in place of a row key."""
 SPIKE_THRESHOLD = 1.0
@@ -210,6 +212,10 @@ class Phase:
     """Unit of the shares of `replay`."""
     lint: bool = True
     """Refuse data in which `forty2 data lint` finds errors."""
+    train: Trains | None = None
+    """What the phase trains: lora or dora, an adapter; embeddings, the table of embeddings and the head
+    (of a recipe with tags, the tags' rows alone); full, all weights of the model. What earlier phases
+    trained stays as it is. null: the adapter, of `adapter.type`."""
     steps: Positive | None = None
     """Number of optimizer steps; null: epochs is given instead."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
