@@ -30,7 +30,7 @@ from forty2.runs.drift import drift_meter
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import PhaseData, style_prompts
-from forty2.text.rows import first_prompts
+from forty2.text.rows import first_exchanges
 from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import REPLY_METRICS, Phase
 
@@ -216,5 +216,10 @@ def _fault_check(
             return ReplyCheck(*probe(loaded, prompts))
 
         return ask
-    first = first_prompts((data.valid or data.train).rows, SEVERAL)
-    return lambda: ReplyCheck({}, check_replies(loaded, first))
+    first = first_exchanges((data.valid or data.train).rows, SEVERAL)
+
+    def check() -> ReplyCheck:
+        faults = check_replies(loaded, first)
+        return ReplyCheck({}, list(faults.replies), "", faults.broken_tags, faults.missing_tags)
+
+    return check

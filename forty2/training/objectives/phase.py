@@ -177,8 +177,11 @@ class RedLines:
     validation: Literal["warn", "stop", "back"] = "warn"
     """Action when the validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
-    """Action when different prompts get the same reply, replies hold control tokens, or, in the second
-    half of a phase, under a tenth of the replies to eval_prompts has anything of what is expected."""
+    """Action when different prompts get the same reply, or, in the second half of a phase, under a tenth
+    of the replies to eval_prompts has anything of what is expected."""
+    tags: Literal["warn", "stop", "back"] = "warn"
+    """Action when replies hold broken tags (half a pair, not closed, wrongly nested, a control token that
+    does not belong there), or a tag or end token is in none of several replies that should hold it."""
     drift: Literal["warn", "stop", "back"] = "warn"
     """Action when neutral text shows that the model is far from its base: a KL above 0.5 nats a token,
     or 1.3 times its perplexity."""
