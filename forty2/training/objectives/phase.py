@@ -269,8 +269,8 @@ class Phase:
     save_every_steps: Positive | None = None
     """Steps between checkpoints; one always follows the last step; null: a fifth of all steps."""
     eval_prompts: str | None = None
-    """JSON file of prompts with expected replies, answered and scored at each evaluation; null:
-    none."""
+    """JSON file of prompts with expected replies, answered and scored at each evaluation, or those of a
+    built-in set of MyPT's stages, as builtin:mypt-alpha; null: none."""
     best: Best | None = None
     """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
     until: Goal | None = None
