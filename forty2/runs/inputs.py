@@ -139,7 +139,7 @@ def _messages(checked: CheckedData, data: Mapping[str, PhaseData]) -> Iterator[t
     for warning in checked.warnings:
         yield "warning", warning
     if (unused := checked.unused_tags) is not None:
-        yield "warning" if unused.all else "notice", str(unused)
+        yield "notice", unused
 
 
 def _try_phases(run: RunContext) -> None:

@@ -178,7 +178,7 @@ def plan(
         warnings = [warning for phase in phases for warning in phase.warnings()]
         warnings += checked.warnings
         if checked.unused_tags is not None:
-            warnings.append(str(checked.unused_tags))
+            warnings.append(checked.unused_tags)
         if initial is not None and (message := other_base(loaded.path, initial.folder)):
             warnings.append(message)
         if wasted is not None:
