@@ -119,6 +119,7 @@ CAPABILITIES = {
     "runs/test_end_to_end.py": "recipe to report on the real starter model",
     "runs/test_init_from.py": "runs that go on from an adapter",
     "runs/test_parallel_runs.py": "several processes at work on one folder or cache",
+    "runs/test_phase_parameters.py": "runs whose phases train different parts",
     "runs/test_replay.py": "runs whose phases replay rows of earlier ones",
     "runs/test_run_folder.py": "a run as a user meets it, by its commands",
     "runs/test_signals.py": "signals to every command",
@@ -132,6 +133,7 @@ CAPABILITIES = {
     "export/test_peft_parity.py": "adapters of PEFT beside PEFT's code",
     "training/test_trl_parity.py": "losses of pairs against TRL's code",
     "training/objectives/test_new_objective.py": "an objective added in one file",
+    "training/test_phase_parameters.py": "full fine-tuning and trained embeddings, step by step",
     "training/test_tags.py": "rows of tags and weights of tokens in training",
     "training/test_curricula.py": "rows ordered, left out and divided, from keys to batches",
 }

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Literal, NoReturn, cast, get_args
 
 from forty2.benchmark.question_files import read_question_file
-from forty2.data.sources import unique_keys
+from forty2.data.build.curriculum import STAGES, stage_prompts
+from forty2.data.sources import BUILTIN, unique_keys
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 
@@ -105,7 +106,7 @@ def load_eval_prompts(file: str | Path) -> EvalPrompts:
             pattern is not in RE2's syntax, or a prompt cannot fail; names file and id.
     """
     path = Path(file).expanduser()
-    data, found = _read(path)
+    data, found = _built_in(str(file)) if str(file).startswith(BUILTIN) else _read(path)
     if unknown := [key for key in found if key not in _KEYS]:
         _fail(path, unknown[0], f"unknown key; there are {', '.join(_KEYS)}")
     prompts, expected = (_texts(path, found, key) for key in ("prompts", "expected_outputs"))
@@ -127,6 +128,16 @@ def load_eval_prompts(file: str | Path) -> EvalPrompts:
     )
     gates = _gates(path, found.get("gates", {}), {item.bucket for item in items})
     return EvalPrompts(str(file), items, form, gates, hashlib.sha256(data).hexdigest())
+
+
+def _built_in(source: str) -> tuple[bytes, JsonObject]:
+    name = source.removeprefix(BUILTIN)
+    if name not in STAGES:
+        raise BenchmarkError(
+            f"{source}: there are no such eval prompts; there are {', '.join(STAGES)}"
+        )
+    found = stage_prompts(name)
+    return json.dumps(found).encode(), found
 
 
 def _read(path: Path) -> tuple[bytes, JsonObject]:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from forty2.benchmark.eval_prompt_files import EvalPrompts
 from forty2.benchmark.partial_results import PartialResults
-from forty2.benchmark.replies import Tags, faults_of, garbage
+from forty2.benchmark.replies import Faults, Tags, faults_of, garbage
 from forty2.benchmark.tasks.eval_prompts import MAX_TOKENS, EvalPromptsTask
 from forty2.files import JsonObject
 from forty2.inference.generation import generate_replies
 from forty2.model.loading import LoadedModel
 from forty2.model.surgery import evaluating
+from forty2.text.rows import Exchange
 
 SPOT_TOKENS = 16
 """Longest reply to a prompt of the rows."""
@@ -27,6 +28,10 @@ class Probed(NamedTuple):
     """Faults of the model that the replies show, in words."""
     garbage: str
     """Sentence about replies that have nothing of what is expected; "": they are no garbage."""
+    broken_tags: Sequence[str]
+    """Sentences about replies whose tags are broken."""
+    missing_tags: Sequence[str]
+    """Sentences about tags that are in no reply that should hold them."""
 
 
 def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
@@ -40,22 +45,34 @@ def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TO
     figures = task.figures(task.items(records))
     buckets = {f"passed_{name}": part["passed"] for name, part in figures["buckets"].items()}
     shares = {"passed": figures["passed"], **buckets, "stopped": figures["stop_rate"]}
-    return Probed(shares, figures["faults"], garbage(records))
+    faults = faults_of(records)
+    return Probed(
+        shares, list(faults.replies), garbage(records), faults.broken_tags, faults.missing_tags
+    )
 
 
-def check_replies(loaded: LoadedModel, prompts: Sequence[list[int]]) -> list[str]:
-    """List the faults, in words, that greedy replies to a few prompts (token ids) show."""
-    tags = Tags(loaded.tokenizer)
+def check_replies(loaded: LoadedModel, exchanges: Sequence[Exchange]) -> Faults:
+    """Find the faults of greedy replies to the prompts of a few rows.
+
+    Args:
+        exchanges: the prompts, and the rows' own answers: a right reply has their tags.
+    """
+    tags, prompts = Tags(loaded.tokenizer), [one.prompt for one in exchanges]
     with evaluating(loaded.model, restore_random=True):
         replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
-    records: list[JsonObject] = [
-        {
-            "id": f"prompt {n + 1}",
-            "prompt": loaded.tokenizer.decode(ids),
-            "reply": replies[n].text,
-            "passed": False,
-            "broken": tags.turn(ids, replies[n].ids, stopped=replies[n].stopped).broken,
-        }
-        for n, ids in enumerate(prompts)
-    ]
-    return list(faults_of(records))
+    records: list[JsonObject] = []
+    for n, (prompt, answer) in enumerate(exchanges):
+        ids, stopped = replies[n].ids, replies[n].stopped
+        fits = len(answer) <= SPOT_TOKENS  # a longer one may rightly be cut
+        owed = tags.owed(prompt, answer) if fits else []
+        records.append(
+            {
+                "id": f"prompt {n + 1}",
+                "prompt": loaded.tokenizer.decode(prompt),
+                "reply": replies[n].text,
+                "passed": False,
+                "broken": tags.turn(prompt, ids, stopped=stopped).broken,
+                "tags": tags.emitted(owed, ids, stopped=stopped),
+            }
+        )
+    return faults_of(records)

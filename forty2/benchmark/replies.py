@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forty2.files import JsonObject
@@ -42,16 +42,29 @@ def _trigrams(text: str) -> set[str]:
     return {words[n : n + 3] for n in range(len(words) - 2)}
 
 
-def faults_of(records: Sequence[JsonObject]) -> Iterable[str]:
-    """Yield the faults that replies show, in words."""
+class Faults(NamedTuple):
+    """Defects that replies show, in words."""
+
+    replies: Sequence[str] = ()
+    """One reply to all prompts."""
+    broken_tags: Sequence[str] = ()
+    """Half a tag, one that is not closed, or wrong nesting."""
+    missing_tags: Sequence[str] = ()
+    """A tag that is in no reply that should hold it."""
+
+
+def faults_of(records: Sequence[JsonObject]) -> Faults:
+    """Find the faults that replies show."""
     prompts, replies = ([str(record[key]) for record in records] for key in ("prompt", "reply"))
+    same, halves = list[str](), list[str]()
     # if every prompt expects the same reply, the same reply is right
     if collapsed(prompts, replies) and not all(record["passed"] for record in records):
-        yield f"all {len(records)} prompts get the reply {replies[0].strip()[:60]!r}"
+        same = [f"all {len(records)} prompts get the reply {replies[0].strip()[:60]!r}"]
     broken = [str(record["id"]) for record in records if record["broken"]]
     if broken:
         first = ", ".join(broken[:3]) + (" …" if len(broken) > 3 else "")
-        yield f"broken tags in {len(broken)} of {len(records)} replies ({first})"
+        halves = [f"broken tags in {len(broken)} of {len(records)} replies ({first})"]
+    return Faults(same, halves, never_emitted([record.get("tags", {}) for record in records]))
 
 
 def garbage(records: Sequence[JsonObject]) -> str:
@@ -86,6 +99,7 @@ class Tags:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
         spelled = {str(token.content): i for i, token in added.items()}
         self._control = {i for i, token in added.items() if token.special}
@@ -124,3 +138,50 @@ class Tags:
             elif token in self._halves or token in self._control:
                 return Turn(len(reply), True)
         return Turn(len(reply), stopped and len(closing) > opened_by_prompt)
+
+    def owed(self, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """Return the tags of a right reply: those in an answer, and the one that closes the prompt's turn.
+
+        Args:
+            prompt: token ids.
+            answer: token ids of the text that is expected, with or without closing tag and end token.
+        """
+        closing: list[int] = []
+        for token in prompt:
+            if token in self._pairs:
+                closing.append(self._pairs[token])
+            elif closing and token == closing[-1]:
+                closing.pop()
+        closers = [token for token in closing[-1:] if token in self._control]
+        inside = [token for token in answer if token in self._halves or token in self._control]
+        return list(dict.fromkeys([*inside, *closers]))
+
+    def emitted(
+        self, owed: Sequence[int], reply: Sequence[int], *, stopped: bool
+    ) -> dict[str, bool]:
+        """Return for each tag that a reply should hold whether it does, by its spelling.
+
+        Args:
+            owed: token ids of the tags, end tokens among them.
+            reply: token ids, without the end token.
+            stopped: whether the model ended it.
+        """
+        ends = set(self._tokenizer.eos_token_ids) if stopped else set()
+        return {str(self._tokenizer.decode([tag])): tag in ends or tag in reply for tag in owed}
+
+
+def never_emitted(emitted: Sequence[Mapping[str, bool]]) -> list[str]:
+    """Say which tags are in none of the replies that should hold them, if several should.
+
+    Args:
+        emitted: for each reply, its tags that it should hold, and whether it does.
+    """
+    counts: dict[str, list[bool]] = {}
+    for one in emitted:
+        for tag, there in one.items():
+            counts.setdefault(tag, []).append(there)
+    return [
+        f"{tag} is in none of the {len(found)} replies that should hold it"
+        for tag, found in counts.items()
+        if len(found) >= SEVERAL and not any(found)
+    ]

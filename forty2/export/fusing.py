@@ -35,6 +35,7 @@ from forty2.model.quantization import (
     quantize_and_back,
 )
 from forty2.model.quantization import quantize as quantize_weights
+from forty2.model.replaced import replaced_names
 from forty2.model.surgery import in_fp32
 from forty2.progress import Progress, bars, draws_bars
 
@@ -156,6 +157,7 @@ def fuse(
     adapted = load(model, folder, trust_remote_code=trust_remote_code)
     wanted = _log_probabilities(adapted.model, probes)
     progress("fuse", 1, _STEPS, {})
+    replaces = bool(replaced_names(adapted.model))
     updates: Mapping[str, Update] = merge_adapter(adapted.model)
     if adapted.quantized:
         dense, config = dequantize(adapted.model, adapted.config)
@@ -170,8 +172,8 @@ def fuse(
     progress("fuse", 3, _STEPS, {})
     warnings, quantized = _warnings(parity, exact), None
     if quantize is not None:
-        if not updates:  # the adapter replaces weights, or is of an architecture's own kind
-            before_it = load(model, trust_remote_code=trust_remote_code, lazy=True)
+        if replaces or not updates:  # weights, or the adapter is of an architecture's own kind
+            before_it = load(model, tags=tags, trust_remote_code=trust_remote_code, lazy=True)
             updates = replaced_weights(before_it.model)
         quantized = _quantize(adapted, updates, out, quantize, probes, got)
         few = _QUANTIZED_PROBES

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +24,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from forty2.errors import ModelError, first_names, on_one_line
 from forty2.files import JsonObject
 from forty2.model.adapter_files import (
+    LEAVES,
     STOP_TOKENS,
     TAGS,
     check_adapter_tensors,
@@ -34,23 +35,35 @@ from forty2.model.adapter_files import (
 from forty2.model.adapter_keys import check_keys
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gradient_checkpointing import keyed_dropout
+from forty2.model.merging import merged_weights
 from forty2.model.peft_adapter import attach_peft
 from forty2.model.phase_attention import attach_phase_attention, without_phase_attention
+from forty2.model.replaced import mark_replaced, replaced_names
 from forty2.model.tag_rows import (
     is_tag_rows,
     put_tag_rows,
     tag_weights,
+    tagged_tables,
     tags_of,
     train_tag_rows,
     without_tag_rows,
 )
 from forty2.recipe.peft_adapter import BASE_SHA256, is_peft, read_peft
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
-from forty2.recipe.saved_adapter import PHASE_ATTENTION, TAG_WEIGHTS, last_phase, named_phase
+from forty2.recipe.saved_adapter import (
+    PHASE_ATTENTION,
+    TAG_ROWS,
+    TAG_WEIGHTS,
+    is_of_phases,
+    last_phase,
+    named_phase,
+)
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
 from forty2.recipe.schema import Adapter
 from forty2.recipe.tags import AddedTags
 
+UNMERGED = "unmerged.safetensors"
+"""File of adapter layers, and of the weights below them where earlier phases have changed these."""
 TEMPLATE = "template.json"
 """File in a run folder that records its settings of the chat template."""
 _MOST_WASTED = 0.05
@@ -89,9 +102,7 @@ def attach_adapter(
     if adapter.layers is not None and adapter.layers > blocks:
         raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
     check_keys(model, adapter)
-    model.freeze()
-    if tags is not None:
-        train_tag_rows(model, tags)
+    freeze_base(model, tags)
     mx.random.seed(seed)
     config = adapter_config(adapter, model)
     parameters = config["lora_parameters"]
@@ -115,6 +126,15 @@ def attach_adapter(
         )
 
 
+def freeze_base(model: nn.Module, tags: AddedTags | None) -> None:
+    """Freeze a base model, but for the rows of its tags, if it has some."""
+    model.freeze()
+    if tags is not None and tags_of(model) is None:
+        train_tag_rows(model, tags)
+    for table in tagged_tables(model):
+        table.unfreeze(recurse=False, keys=[TAG_ROWS])
+
+
 def _prepare_layers(model: nn.Module) -> None:
     """Make mlx-lm's new adapter layers exact: dropout with a key, and DoRA's norms in fp32."""
     keyed_dropout(model)
@@ -131,13 +151,29 @@ def _adapted_layers(model: nn.Module) -> str:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """Return the adapter's parameters by name: those that training changes."""
+    """Return the parameters that training changes, by name."""
     return dict(tree_flatten(model.trainable_parameters()))
 
 
 def lora_weights(model: nn.Module) -> dict[str, mx.array]:
-    """Return those of the adapter's parameters that mlx-lm knows: all but the rows of tags."""
+    """Return those of the trained parameters that mlx-lm knows: all but the rows of tags."""
     return {n: value for n, value in adapter_weights(model).items() if not is_tag_rows(n)}
+
+
+def kept_weights(model: nn.Module) -> dict[str, mx.array]:
+    """Return all that makes the model another than its base, but the rows of tags, by name.
+
+    These are the adapter's parameters, trained or frozen, and the weights that replace the base's.
+    """
+    layers = {
+        f"{name}.{leaf}" for name, m in model.named_modules() if "lora_a" in m for leaf in LEAVES
+    }
+    own = layers | replaced_names(model)
+    return {
+        name: value
+        for name, value in tree_flatten(model.parameters())
+        if name in own or is_of_phases(name)
+    }
 
 
 def wasted_rank(model: nn.Module) -> str | None:
@@ -146,6 +182,8 @@ def wasted_rank(model: nn.Module) -> str | None:
     The product of the factors (in, rank) and (rank, out) has at most the rank min(in, out).
     """
     found = {name: _factors(m) for name, m in reversed(model.named_modules()) if "lora_a" in m}
+    if not found:
+        return None
     small = [name for name, one in found.items() if one.rank > one.usable]
     wasted = sum((found[n].rank - found[n].usable) * found[n].sides for n in small)
     share = wasted / sum(one.rank * one.sides for one in found.values())
@@ -206,8 +244,15 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Return whether the model has adapter layers."""
-    return any("lora_a" in module for module in model.modules())
+    """Return whether the model has an adapter that can be left out: layers on an unchanged base."""
+    return layer_kind(model) is not None and not replaced_names(model)
+
+
+def layer_kind(model: nn.Module) -> Literal["lora", "dora"] | None:
+    """Return the kind of the model's adapter layers; None: it has none."""
+    if dora_layers(model):
+        return "dora"
+    return "lora" if any("lora_a" in module for module in model.modules()) else None
 
 
 def dora_layers(model: nn.Module) -> list[nn.Module]:
@@ -219,7 +264,7 @@ def dora_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
-    """Build mlx-lm's `adapter_config.json` for an adapter on this model, and what is not mlx-lm's."""
+    """Build mlx-lm's `adapter_config.json` for what a model carries, and what is not mlx-lm's."""
     parameters: JsonObject = {
         "rank": adapter.rank,
         "scale": adapter.scale,
@@ -228,7 +273,7 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
     if adapter.keys is not None:
         parameters["keys"] = list(adapter.keys)
     config: JsonObject = {
-        "fine_tune_type": adapter.type,
+        "fine_tune_type": "full" if replaced_names(model) else layer_kind(model) or adapter.type,
         "num_layers": len(model.layers) if adapter.layers is None else adapter.layers,
         "lora_parameters": parameters,
     }
@@ -240,18 +285,31 @@ def adapter_config(adapter: Adapter, model: nn.Module) -> JsonObject:
 
 
 def save_adapter(
-    model: nn.Module, adapter: Adapter, folder: Path, *, stop_token_ids: Sequence[int] = ()
+    model: nn.Module,
+    adapter: Adapter,
+    folder: Path,
+    *,
+    stop_token_ids: Sequence[int] = (),
+    trained_only: bool = False,
 ) -> None:
-    """Write the adapter into an existing folder.
+    """Write the adapter, and the weights that replace the base's, into an existing folder.
+
+    mlx-lm loads either adapter layers or weights. If there are both, the layers are merged into the
+    weights, and a second file holds both for `restore_adapter`.
 
     Args:
         stop_token_ids: ids that ended the turns of its training rows. Whoever loads the adapter, or
             the model that it is merged into, also stops at these.
+        trained_only: leave out what is frozen, for `restore_adapter` on a model that has it already.
     """
+    weights = lora_weights(model) if trained_only else kept_weights(model)
+    if not trained_only and replaced_names(model) and layer_kind(model) is not None:
+        mx.save_safetensors(str(folder / UNMERGED), weights)
+        weights = merged_weights(model, weights)
     config = adapter_config(adapter, model)
     if stop_token_ids:
         config[STOP_TOKENS] = sorted(set(stop_token_ids))
-    write_mlx_adapter(folder, lora_weights(model), tag_weights(model), config)
+    write_mlx_adapter(folder, weights, tag_weights(model), config)
 
 
 def write_mlx_adapter(
@@ -268,8 +326,9 @@ def write_mlx_adapter(
 
 
 def restore_adapter(model: nn.Module, folder: Path) -> None:
-    """Load saved weights into adapter layers that are already attached."""
-    arrays = load_arrays(folder / WEIGHTS)
+    """Load saved weights into a model that has the adapter layers already."""
+    unmerged = folder / UNMERGED
+    arrays = load_arrays(unmerged if unmerged.exists() else folder / WEIGHTS)
     if tags_of(model) is not None:
         arrays |= load_arrays(folder / TAG_WEIGHTS)
     model.load_weights(list(arrays.items()), strict=False)
@@ -305,6 +364,9 @@ def load_adapter(model: nn.Module, folder: Path, base: Path | None = None) -> No
             attach_phase_attention(model, phases)
         arrays = load_arrays(folder / WEIGHTS)
         check_adapter_tensors(model, arrays, folder, full=kind == "full", origin=origin)
+        if kind == "full":
+            arrays = _in_own_format(model, arrays)
+            mark_replaced(model, arrays)
         model.load_weights(list(arrays.items()), strict=False)
         if (tags := recorded_tags(folder)) is not None:
             file = folder / TAG_WEIGHTS
@@ -315,6 +377,12 @@ def load_adapter(model: nn.Module, folder: Path, base: Path | None = None) -> No
         raise ModelError(
             f"{folder}: the adapter does not fit this model: {on_one_line(error)}{origin}"
         ) from error
+
+
+def _in_own_format(model: nn.Module, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Convert saved weights to the number format of those that they replace."""
+    own = dict(tree_flatten(model.parameters()))
+    return {name: value.astype(own[name].dtype) for name, value in arrays.items()}
 
 
 def adapter_dir(path: str | Path) -> Path:

@@ -26,7 +26,7 @@ from forty2.recipe.tags import AddedTags
 STOP_TOKENS = "stop_token_ids"
 """Key of adapter_config.json with the ids that ended the turns that the adapter was trained on;
 other readers of adapters ignore it."""
-_LEAVES = {"lora_a", "lora_b", "m"}
+LEAVES = ("lora_a", "lora_b", "m")
 """Last parts of the names of an adapter's tensors, beside those of phase attention."""
 _SHOWN = 3
 """Tensors that a message names."""
@@ -111,11 +111,7 @@ def check_adapter_tensors(
         ModelError: a tensor is missing, superfluous, of another shape, or not finite.
     """
     parameters = dict(tree_flatten(model.parameters()))
-    own = {
-        name
-        for name in parameters
-        if full or name.rpartition(".")[2] in _LEAVES or is_of_phases(name)
-    }
+    own = {name for name in parameters if full or is_layer_tensor(name)}
     file = folder / WEIGHTS
     misfit = f"so the adapter does not fit this model{origin}"
     if surplus := sorted(arrays.keys() - own):
@@ -138,6 +134,11 @@ def check_adapter_tensors(
             f"{misfit}; take another copy"
         )
     check_finite_arrays(file, arrays)
+
+
+def is_layer_tensor(name: str) -> bool:
+    """Return whether a tensor of this name belongs to an adapter layer, or to phase attention."""
+    return name.rpartition(".")[2] in LEAVES or is_of_phases(name)
 
 
 def phase_settings(file: Path, config: JsonObject) -> PhaseAttention | None:

@@ -1,4 +1,4 @@
-"""The adapter that a run's first phase begins with: a new one, or the one of `init_from`."""
+"""What a run's phases begin with: the first with a new adapter, or the one of `init_from`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mlx_lm.tuner.lora import LoRAEmbedding
 from forty2.errors import ModelError
 from forty2.model.adapter import attach_adapter, load_arrays, lora_weights, origin_of
 from forty2.model.loading import other_base
+from forty2.model.phase_parameters import set_trained
 from forty2.model.surgery import blocks, has_tied_head, trained_outside_blocks
-from forty2.model.tag_rows import tag_weights
+from forty2.model.tag_rows import tag_weights, tags_of
 from forty2.recipe.saved_adapter import AdapterFile, is_of_phases, read_adapter_file
 from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import AddedTags
@@ -23,21 +24,25 @@ from forty2.recipe.tags import AddedTags
 def attach_initial_adapter(
     model: nn.Module, recipe: Recipe, *, seed: int, tags: AddedTags | None = None
 ) -> AdapterFile | None:
-    """Add the adapter that the first phase begins with; see `attach_adapter`.
+    """Add what the first phase begins with: an adapter, unless it trains weights of the model itself.
 
     Args:
         tags: the recipe's tags, which the model has already; None: it has none.
 
     Returns:
-        The adapter of `init_from`; None: the adapter is new.
+        The adapter of `init_from`; None: there is none.
 
     Raises:
         ModelError: the model does not have the layers, or the adapter of `init_from` has others, or
             a phase has a term λ·KL and its head would be trained.
     """
     file = read_adapter_file(recipe.init_from) if recipe.init_from is not None else None
+    first = recipe.trained_in(next(iter(recipe.phases)))
     try:
-        attach_adapter(model, recipe.adapter, seed=seed, tags=tags)
+        if file is not None:
+            attach_adapter(model, recipe.adapter, seed=seed, tags=tags)
+        else:
+            set_trained(model, first, recipe.adapter, seed=seed, tags=tags)
     except ModelError as error:
         if file is None:
             raise
@@ -47,19 +52,42 @@ def attach_initial_adapter(
         _fill(model, file)
         if file.tags is not None:
             _fill_tags(model, file, tags)
-    for name, phase in recipe.phases.items():
-        if phase.kl_term is not None and tags is not None:
-            raise ModelError(
-                f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
-                "head, whose rows of tags are trained; remove kl, or tags"
-            )
-        if phase.kl_term is not None and trained_outside_blocks(model):
-            raise ModelError(
-                f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
-                "head, which the adapter would change; name only layers of the blocks in "
-                "adapter.keys, or remove kl"
-            )
+        set_trained(model, first, recipe.adapter, seed=seed, tags=tags)
+    for name in recipe.phases if first in ("lora", "dora") else [next(iter(recipe.phases))]:
+        _check_kl(model, recipe, name)
     return file
+
+
+def begin_phase(
+    model: nn.Module, recipe: Recipe, name: str, *, seed: int, tags: AddedTags | None
+) -> None:
+    """Make what a phase trains trainable, on the model that the phase before left; see `set_trained`.
+
+    Raises:
+        ModelError: the model cannot train it.
+    """
+    try:
+        set_trained(model, recipe.trained_in(name), recipe.adapter, seed=seed, tags=tags)
+    except ModelError as error:
+        raise ModelError(f"phases.{name}: {error}") from error
+    _check_kl(model, recipe, name)
+
+
+def _check_kl(model: nn.Module, recipe: Recipe, name: str) -> None:
+    """Refuse a phase with a term λ·KL that trains the head."""
+    if recipe.phases[name].kl_term is None:
+        return
+    if tags_of(model) is not None:
+        raise ModelError(
+            f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
+            "head, whose rows of tags are trained; remove kl, or tags"
+        )
+    if trained_outside_blocks(model):
+        raise ModelError(
+            f"phases.{name}.kl: the reference's probabilities are computed with the model's own "
+            "head, which the adapter would change; name only layers of the blocks in "
+            "adapter.keys, or remove kl"
+        )
 
 
 def warn_of_other_base(model: Path, file: AdapterFile) -> None:

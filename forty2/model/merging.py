@@ -6,6 +6,7 @@ each row (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
@@ -84,10 +85,38 @@ def replaced_weights(base: nn.Module) -> dict[str, Replaced]:
     return {name: Replaced(m) for name, m in modules if "weight" in m and m.weight.ndim > 1}
 
 
+def merged_weights(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Merge adapter layers into the weights below them, and leave the model as it is.
+
+    Args:
+        weights: parameters of the model, by name: of its adapter layers, and of others.
+
+    Returns:
+        The merged weights and the others, by the names that they have in the model without layers.
+    """
+    layers = {name: m for name, m in model.named_modules() if "lora_a" in m}
+    found = {f"{name}.weight": _product(m)[0] for name, m in layers.items()}
+    for name, value in weights.items():
+        module, _, leaf = name.rpartition(".")
+        if module in layers:  # of the layer itself
+            continue
+        outer, _, inner = module.rpartition(".")
+        plain = f"{outer}.{leaf}" if outer in layers and inner in ("linear", "embedding") else name
+        found.setdefault(plain, value)
+    return found
+
+
 def _merge(module: nn.Module) -> tuple[nn.Module, LowRank]:
     """Make the plain layer that computes what an adapter layer does, and the change of its weight."""
     base = module.embedding if isinstance(module, _EMBEDDING) else module.linear
-    weight, bias = dense_weight(base)
+    weight, update = _product(module)
+    return _plain_layer(module, base, weight, base.get("bias")), update
+
+
+def _product(module: nn.Module) -> tuple[mx.array, LowRank]:
+    """Compute the weight that an adapter layer makes of its base's, and the change."""
+    base = module.embedding if isinstance(module, _EMBEDDING) else module.linear
+    weight, _ = dense_weight(base)
     a, b = module.lora_a.astype(mx.float32), module.lora_b.astype(mx.float32)
     if isinstance(module, _LINEAR):
         update = LowRank((module.scale * b).T, a.T)
@@ -100,7 +129,7 @@ def _merge(module: nn.Module) -> tuple[nn.Module, LowRank]:
         row_scale = module.m.astype(mx.float32) / mx.linalg.norm(whole, axis=-1)
         update = update._replace(row_scale=row_scale)
         whole = row_scale[:, None] * whole
-    return _plain_layer(module, base, whole.astype(weight.dtype), bias), update
+    return whole.astype(weight.dtype), update
 
 
 def _plain_layer(

@@ -208,6 +208,11 @@ def _agree(given: object, value: object) -> bool:
 
 def _read_mlx(folder: Path, config: JsonObject) -> AdapterFile:
     kind = config.get("fine_tune_type", "lora")
+    if kind == "full":
+        raise ModelError(
+            f"{folder}: replaces weights of its base, so it cannot be trained on as an adapter; fuse it "
+            "(forty2 fuse), and name the fused model as the recipe's model, without init_from"
+        )
     if kind not in ("lora", "dora"):
         raise ModelError(
             f"{folder / CONFIG}: fine_tune_type is {kind}; only lora and dora can be trained on"

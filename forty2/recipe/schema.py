@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from forty2.recipe.tags import check_tags
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import STRICT, Phase, Positive
+from forty2.training.objectives.phase import Trains as Trains
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A name that is safe as a file name."""
@@ -42,11 +43,11 @@ class PhaseAttention:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Adapter:
-    """Kind and shape of the adapter, shared by all phases."""
+    """Kind and shape of the adapter, shared by all phases that train one."""
 
     type: Literal["lora", "dora"] = "lora"
-    """Kind of adapter: lora, or dora, which also trains the norm of each row of a weight; a step of
-    dora takes longer and more memory."""
+    """Kind of adapter that phases without `train` train: lora, or dora, which also trains the norm of each
+    row of a weight; a step of dora takes longer and more memory."""
     rank: Positive = 8
     """Rank of the two low-rank factors; a higher rank has more parameters to train."""
     scale: Annotated[float, Field(gt=0)] = 10.0
@@ -270,6 +271,28 @@ class Recipe:
                     f"phases: {name}: tags_lr is there, but no tags; name them in tags, or remove it"
                 )
         return phases
+
+    @field_validator("phases")
+    @classmethod
+    def _can_train(cls, phases: dict[str, Phase], info: ValidationInfo) -> dict[str, Phase]:
+        adapter = info.data.get("adapter", Adapter())
+        for name, phase in phases.items():
+            kind = phase.train
+            if kind in ("embeddings", "full") and phase.kl_term is not None:
+                raise ValueError(
+                    f"phases: {name}: kl reads the reference's probabilities with the model's own head, which "
+                    f"train: {kind} changes; remove one of the two"
+                )
+            if kind not in (None, adapter.type) and adapter.phase_attention is not None:
+                raise ValueError(
+                    f"phases: {name}: train: {kind} is not possible with adapter.phase_attention, which is "
+                    "part of the adapter; remove one of the two"
+                )
+        return phases
+
+    def trained_in(self, phase: str) -> Trains:
+        """Return what a phase trains."""
+        return self.phases[phase].train or self.adapter.type
 
     @field_validator("report_to")
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from forty2.report.eval_replies import TAGS_NOTE, tags_table
 from forty2.report.markdown import Table
-from forty2.report.run_types import Run
+from forty2.report.run_types import ReplayRecord, Run
 
 GATES_NOTE = (
     "Share of the eval prompts that passed at the end of the phase, with its 95% interval (Wilson), "
@@ -24,7 +25,8 @@ def curriculum_tables(run: Run) -> list[tuple[str, Table, str]]:
     tables = [
         ("Gates", gates_table(run), GATES_NOTE),
         ("Eval prompts by bucket", buckets_table(run), BUCKETS_NOTE),
-        ("Replayed rows", coverage_table(run), COVERAGE_NOTE),
+        ("Tags in replies", tags_table(run), TAGS_NOTE),
+        ("Use of the rows", coverage_table(run), COVERAGE_NOTE),
     ]
     return [(title, table, note) for title, table, note in tables if table.rows]
 
@@ -67,11 +69,27 @@ def buckets_table(run: Run) -> Table:
 
 
 def coverage_table(run: Run) -> Table:
-    """Make the table of the use of own and replayed rows; no rows: no phase replays any."""
+    """Make the table of the use of own and replayed rows; no rows: no phase has a gate or replays any."""
     rows = []
+    gated = {gate.phase for gate in run.gates}
     for phase in run.phases:
-        for one in phase.replayed:
+        if not phase.coverage or not (phase.replayed or phase.name in gated):
+            continue
+        left = phase.rows - sum(one.rows for one in phase.replayed)
+        shares = (
+            1 - sum(getattr(one, of) for one in phase.replayed) for of in ("of_rows", "of_tokens")
+        )
+        own = ReplayRecord(next(iter(phase.coverage)), left, *shares)
+        for one in (own, *phase.replayed):
             passes = f"{phase.coverage[one.name]:.2f}" if one.name in phase.coverage else "–"
-            shares = f"{one.of_rows:.1%}", f"{one.of_tokens:.1%}"
-            rows.append((phase.name, one.name, f"{one.rows:,}", *shares, passes))
-    return Table(("Phase", "Replayed", "Rows", "Of the rows", "Of the tokens", "Passes"), rows)
+            rows.append(
+                (
+                    phase.name,
+                    one.name,
+                    f"{one.rows:,}",
+                    f"{one.of_rows:.1%}",
+                    f"{one.of_tokens:.1%}",
+                    passes,
+                )
+            )
+    return Table(("Phase", "From", "Rows", "Of the rows", "Of the tokens", "Passes"), rows)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from forty2.errors import RunError
 from forty2.files import JsonObject
 from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
-from forty2.report.run_answers import fact_answers, flips, own_answers
+from forty2.report.run_answers import eval_replies, fact_answers, flips, own_answers
 from forty2.report.run_types import (
     HELD_OUT,
     TRUTHFULQA,
@@ -87,6 +87,7 @@ def _run(folder: Path) -> Run:
         times=stage_times(folder / TIMES),
         lint_warnings=_optional(folder / "lint.json", _lint_warnings) or [],
         gates=_optional(folder / "gates.json", _gates) or [],
+        eval_replies=eval_replies(folder, stages),
     )
 
 

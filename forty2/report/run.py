@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from forty2.files import refuse_links, write_text
-from forty2.report import curriculum, lint, run_sentences, run_tables, times
+from forty2.report import curriculum, eval_replies, lint, run_sentences, run_tables, times
 from forty2.report.markdown import Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import read_run
@@ -84,6 +84,11 @@ def _markdown(run: Run) -> str:
         lines += ["No phase is finished yet."]
     for title, table, table_note in curriculum.curriculum_tables(run):
         lines += _section(f"### {title}", table, table_note)
+    lines += _section(
+        "### Expected and given at the last stage",
+        eval_replies.confusion_table(run),
+        eval_replies.CONFUSION_NOTE.partition(" Underlined")[0],
+    )
     lines += _section("## Fused model", run_tables.fused(run), run_tables.FUSED_NOTE)
     held_out, stages = run_tables.held_out(run), run_tables.stages(run)
     lines += _section("## Your held-out rows", held_out, run_tables.held_out_note(held_out))
@@ -142,6 +147,8 @@ def _html(run: Run, files: Sequence[str]) -> str:
         phases=run_tables.phases(run),
         phases_note=run_tables.PHASES_NOTE,
         curriculum=curriculum.curriculum_tables(run),
+        confusions=eval_replies.confusions(run),
+        confusion_note=eval_replies.CONFUSION_NOTE,
         fused=run_tables.fused(run),
         fused_note=run_tables.FUSED_NOTE,
         times=times.time_table(run),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from forty2.files import JsonObject
 from forty2.report.json_records import read_object, visible
-from forty2.report.run_types import HELD_OUT, TRUTHFULQA, Answer, Flip, StageRecord
+from forty2.report.run_types import HELD_OUT, TRUTHFULQA, Answer, EvalReply, Flip, StageRecord
 
 
 def fact_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
@@ -52,6 +52,28 @@ def own_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
         for key, before in by_stage[0].items()
         if all(key in replies for replies in by_stage)
     ]
+
+
+def eval_replies(folder: Path, stages: list[StageRecord]) -> dict[str, list[EvalReply]]:
+    """Read every stage's replies to the run's eval prompts; empty: none were measured."""
+    if not all(stage.held_out for stage in stages):
+        return {}
+    found = {
+        stage.name: [
+            EvalReply(
+                prompt=str(item["prompt"]),
+                expected=str(item["expected"]),
+                reply=str(item["reply"]),
+                passed=bool(item["passed"]),
+                broken=bool(item.get("broken")),
+                tags={str(tag): bool(there) for tag, there in item.get("tags", {}).items()},
+            )
+            for item in items
+            if "expected" in item
+        ]
+        for stage, items in zip(stages, _items(folder, stages, HELD_OUT), strict=True)
+    }
+    return found if any(found.values()) else {}
 
 
 def flips(folder: Path, stages: list[StageRecord]) -> list[Flip]:

@@ -58,6 +58,10 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
 )
 """Charts of a phase: title, axis, and the logged metric by the name of its line."""
+_BUCKET = "valid_passed_"
+"""Beginning of the key in the log with the share of a bucket."""
+_MOST_BUCKETS = 6
+"""Most lines of a chart that can be told apart."""
 _EVALUATIONS = (
     "validation",
     "held-out strata",
@@ -171,4 +175,20 @@ def _curves(lines: Sequence[LogLine], adapter_step: int | None) -> list[Chart]:
         )
         for title, axis, metrics in _SERIES
     ]
+    charts.append(_buckets(lines, mark))
     return [chart for chart in charts if chart is not None]
+
+
+def _buckets(lines: Sequence[LogLine], mark: tuple[str, float] | None) -> Chart | None:
+    """Draw the share of eval prompts that passed by bucket; None: there is one, or too many to tell apart."""
+    names = dict.fromkeys(key for line in lines for key in line.values if key.startswith(_BUCKET))
+    if not 2 <= len(names) <= _MOST_BUCKETS:
+        return None
+    series = {
+        name.removeprefix(_BUCKET): [
+            (line.step, line.values[name]) for line in lines if name in line.values
+        ]
+        for name in names
+    }
+    title, axis = "Eval prompts by bucket", percent("share answered as expected")
+    return line_chart(title, series, y=axis, dotted=[*series], mark=mark)

@@ -266,6 +266,20 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class EvalReply:
+    """A stage's reply to an eval prompt."""
+
+    prompt: str
+    expected: str
+    reply: str
+    passed: bool
+    broken: bool
+    """True if its tags are broken; earlier releases did not record it."""
+    tags: dict[str, bool]
+    """Tags that it should hold, and whether it does; earlier releases recorded none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Flip:
     """A question of TruthfulQA that one of base and last stage answered right, by MC1."""
 
@@ -324,6 +338,8 @@ class Run:
     lint_warnings: list[LintWarning]
     gates: list[GateRecord]
     """Gates of the finished phases."""
+    eval_replies: dict[str, list[EvalReply]] = field(default_factory=dict)
+    """Replies to the phases' eval prompts by stage, the base model first; empty: none were measured."""
 
     @property
     def stages(self) -> list[StageRecord]:

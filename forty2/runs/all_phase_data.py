@@ -18,7 +18,7 @@ from forty2.recipe.schema import Recipe
 from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.gates import check_gate
 from forty2.runs.phase_data import PhaseData, course_of, phase_data, style_prompts
-from forty2.runs.tags import UnusedTags, unused_tags
+from forty2.runs.tags import unused_tags
 from forty2.text.encoder import Encoder
 from forty2.text.prepared import is_packed
 from forty2.text.rows import Row, turn_ends
@@ -46,7 +46,7 @@ class CheckedData(NamedTuple):
     """Tokens that end turns in the rows and at which the model alone does not stop, by id."""
     warnings: tuple[str, ...]
     """Warnings about tokens."""
-    unused_tags: UnusedTags | None
+    unused_tags: str | None
 
 
 def read_all_phase_data(

@@ -13,7 +13,11 @@ from mlx.utils import tree_flatten
 from forty2.errors import RunError
 from forty2.export.fusing import quantized_path
 from forty2.files import check_free_space
-from forty2.model.adapter import adapter_weights
+from forty2.model.adapter import adapter_weights, kept_weights, layer_kind
+from forty2.model.adapter_files import is_layer_tensor
+from forty2.model.merging import merged_weights
+from forty2.model.replaced import replaced_names
+from forty2.model.tag_rows import tag_weights
 from forty2.recipe.schema import Fuse
 
 _SCALES = 0.5
@@ -46,17 +50,21 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def adapter_bytes(model: nn.Module) -> int:
-    """Count the bytes of the adapter that a model carries."""
-    return sum(value.nbytes for value in adapter_weights(model).values())
+def kept_bytes(model: nn.Module) -> int:
+    """Count the bytes that a phase leaves: the adapter, and the weights that replace the base's."""
+    kept = kept_weights(model)
+    files = [kept, tag_weights(model)]
+    if replaced_names(model) and layer_kind(model) is not None:
+        files.append(merged_weights(model, kept))  # lazy: nothing is computed
+    return sum(value.nbytes for file in files for value in file.values())
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
     """Count the bytes of a phase's checkpoints at the moment when they are the most.
 
-    Each holds the adapter and an optimizer with two moments; two of them stay while one is written.
+    Each holds what is trained and an optimizer with two moments; two of them stay while one is written.
     """
-    return 3 * 3 * adapter_bytes(model)
+    return 3 * 3 * sum(value.nbytes for value in adapter_weights(model).values())
 
 
 def fused_bytes(model: nn.Module, parameters: int, fuse: Fuse, out: Path) -> dict[Path, int]:
@@ -67,8 +75,7 @@ def fused_bytes(model: nn.Module, parameters: int, fuse: Fuse, out: Path) -> dic
         parameters: its parameters, counted as before quantizing.
         out: folder of the fused model.
     """
-    own = adapter_weights(model)
-    values = [value for name, value in tree_flatten(model.parameters()) if name not in own]
+    values = [v for name, v in tree_flatten(model.parameters()) if not is_layer_tensor(name)]
     each = max((v.dtype.size for v in values if mx.issubdtype(v.dtype, mx.floating)), default=4)
     sizes = {out: parameters * each}
     if fuse.quantize is not None:

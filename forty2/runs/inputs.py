@@ -17,19 +17,20 @@ from forty2.benchmark.replies import SEVERAL
 from forty2.benchmark.tasks.eval_prompts import Asked
 from forty2.benchmark.tasks.reply_style import measure_replies
 from forty2.errors import RunError
-from forty2.files import read_json, write_json
-from forty2.model.initial_adapter import attach_initial_adapter, warn_of_other_base
+from forty2.files import check_free_space, read_json, write_json
+from forty2.model.initial_adapter import attach_initial_adapter, begin_phase, warn_of_other_base
 from forty2.model.loading import LoadedModel, load
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.tags import tag_settings
 from forty2.run_paths import phase_label
 from forty2.runs.all_phase_data import CheckedData, check_all_phase_data, read_all_phase_data
 from forty2.runs.context import RunContext
+from forty2.runs.disk import checkpoint_bytes, kept_bytes
 from forty2.runs.drift import drift_meter
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import PhaseData, style_prompts
-from forty2.text.rows import first_prompts
+from forty2.text.rows import first_exchanges
 from forty2.training.evaluation import Drift, ReplyCheck
 from forty2.training.objectives.phase import REPLY_METRICS, Phase
 
@@ -119,14 +120,8 @@ def read_inputs(
         measurer.write_contamination(data)
         decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
         measurer.take_held_out(held_out_rows(recipe, data, decode))
-        # The base is measured for minutes before the adapter is attached: try the adapter now.
-        trial = load(
-            recipe.model,
-            tags=tag_settings(recipe),
-            trust_remote_code=run.options.trust_remote_code,
-            lazy=True,
-        )
-        attach_initial_adapter(trial.model, recipe, seed=0, tags=trial.tags)
+    if measurer is not None or any(phase.train for phase in recipe.phases.values()):
+        _try_phases(run)
     if recipe.init_from is not None and run.group.first:
         warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)
@@ -144,7 +139,29 @@ def _messages(checked: CheckedData, data: Mapping[str, PhaseData]) -> Iterator[t
     for warning in checked.warnings:
         yield "warning", warning
     if (unused := checked.unused_tags) is not None:
-        yield "warning" if unused.all else "notice", str(unused)
+        yield "notice", unused
+
+
+def _try_phases(run: RunContext) -> None:
+    """Refuse adapters that the model cannot have, and a disk that is too small, before anything is measured.
+
+    The base is measured for minutes before an adapter is attached; a phase may begin hours later.
+    """
+    recipe = run.recipe
+    trial = load(
+        recipe.model,
+        tags=tag_settings(recipe),
+        trust_remote_code=run.options.trust_remote_code,
+        lazy=True,
+    )
+    attach_initial_adapter(trial.model, recipe, seed=0, tags=trial.tags)
+    kept = most = 0
+    for number, name in enumerate(recipe.phases, 1):
+        begin_phase(trial.model, recipe, name, seed=0, tags=trial.tags)
+        if not (run.path / phase_label(number, name) / "phase.json").exists():
+            kept += kept_bytes(trial.model)
+            most = max(most, kept + checkpoint_bytes(trial.model))
+    check_free_space({run.path: most})
 
 
 def _never() -> Drift:
@@ -199,5 +216,10 @@ def _fault_check(
             return ReplyCheck(*probe(loaded, prompts))
 
         return ask
-    first = first_prompts((data.valid or data.train).rows, SEVERAL)
-    return lambda: ReplyCheck({}, check_replies(loaded, first))
+    first = first_exchanges((data.valid or data.train).rows, SEVERAL)
+
+    def check() -> ReplyCheck:
+        faults = check_replies(loaded, first)
+        return ReplyCheck({}, list(faults.replies), "", faults.broken_tags, faults.missing_tags)
+
+    return check

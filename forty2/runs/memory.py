@@ -15,7 +15,8 @@ from forty2.inference.padding import BATCH_TOKENS_GPU
 from forty2.model.adapter import adapter_weights, attach_adapter, dora_layers
 from forty2.model.loading import build_unloaded, parameter_count
 from forty2.model.quantization import dense_weight, is_quantized_layer, quantize
-from forty2.model.surgery import blocks, frozen_depth
+from forty2.model.replaced import replaced_names
+from forty2.model.surgery import blocks, frozen_depth, trained_outside_blocks
 from forty2.recipe.schema import Adapter
 
 USABLE_MEMORY = 0.75
@@ -65,12 +66,27 @@ def peak_memory(
         checkpointed: blocks whose values are recomputed, as `grad_checkpoint`.
         chunk: logits that are in memory at once.
     """
-    adapter = adapter_weights(model).values()
+    own = adapter_weights(model)
     weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    frozen: int = weights - sum(value.nbytes for value in adapter)
-    # Each trained parameter has a weight, the gradients of the step and of a batch, and two moments.
-    trained = 5 * 4 * sum(value.size for value in adapter)
+    frozen: int = weights - sum(value.nbytes for value in own.values())
+    trained = sum(
+        value.nbytes * copies for value, copies in zip(own.values(), _copies(model), strict=True)
+    )
     return frozen + trained + _activation_bytes(model, config, tokens, checkpointed, chunk)
+
+
+def _copies(model: nn.Module) -> list[int]:
+    """Estimate how many copies of each trained parameter are in memory at once, gradients and all.
+
+    An adapter's has a weight, the gradients of the step and of a batch, and two moments. Of a model's
+    own weights, a step also holds what it replaces, which it may have to put back; and of a table all
+    that is computed of it at once, since it is one large array. Both are measured.
+    """
+    replaced, outside = replaced_names(model), {*trained_outside_blocks(model)}
+    return [
+        5 if name not in replaced else 15 if name in outside and value.ndim > 1 else 6
+        for name, value in adapter_weights(model).items()
+    ]
 
 
 def _activation_bytes(

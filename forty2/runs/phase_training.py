@@ -22,19 +22,22 @@ from forty2.files import (
     write_json,
 )
 from forty2.inference.logprobs import Shortcuts, supported_shortcuts
-from forty2.model.adapter import adapter_weights, restore_adapter, save_adapter
+from forty2.model.adapter import kept_weights, restore_adapter, save_adapter
+from forty2.model.initial_adapter import begin_phase
 from forty2.model.loading import LoadedModel, parameter_count
+from forty2.model.replaced import replaced_names
 from forty2.model.surgery import frozen_depth, in_fp32
+from forty2.model.tag_rows import tag_weights
 from forty2.runs.context import RunContext
 from forty2.runs.coverage import coverage_of, coverage_warnings
-from forty2.runs.disk import checkpoint_bytes, fused_bytes
+from forty2.runs.disk import checkpoint_bytes, fused_bytes, kept_bytes
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.fused import fused_path
 from forty2.runs.gates import failed_buckets, in_words, longest
 from forty2.runs.inputs import PhaseInput
 from forty2.runs.phase_data import course_of
 from forty2.runs.records import PhaseRecord
-from forty2.runs.tags import check_other_rows
+from forty2.runs.tags import check_other_rows, tables_replaced
 from forty2.training.batched_loss import (
     BatchedLoss,
     KlPenalty,
@@ -81,6 +84,8 @@ def finish_phase(run: RunContext, phase: PhaseInput, loaded: LoadedModel) -> Pat
     """
     folder = run.path / phase.label
     work = run.path / "work" / phase.label
+    recipe = run.recipe
+    begin_phase(loaded.model, recipe, phase.name, seed=recipe.seed, tags=loaded.tags)
     if (folder / "phase.json").exists():
         with run.group.synchronized():
             refuse_damage(folder, "the phase is trained anew")
@@ -172,7 +177,7 @@ def _train(
         group=run.group,
     )
     trained, plan = _train_to_gate(run, phase, training, times)
-    if loaded.tags is not None:
+    if loaded.tags is not None and not tables_replaced(loaded.model):
         check_other_rows(loaded, trust_remote_code=run.options.trust_remote_code)
     with staged_folder(folder) as staged:
         save_adapter(
@@ -262,8 +267,8 @@ def _computes_alike(
 
 
 def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
-    """Refuse to start a phase that would fill the disk at its end: checkpoints, fused model."""
-    needs = {work: checkpoint_bytes(loaded.model)}
+    """Refuse to start a phase that would fill the disk at its end: checkpoints, adapter, fused model."""
+    needs = {work: checkpoint_bytes(loaded.model) + kept_bytes(loaded.model)}
     fuse = run.recipe.fuse
     if fuse is not None and run.group.first:
         out = fused_path(run.path, fuse)
@@ -387,7 +392,7 @@ class _LossMaker:
         if size is None or not has_room(size, self.work):
             return None
         file = self.work / f"{used.label.replace(' ', '-')}.states"
-        if self.run.options.states is not None:
+        if self.run.options.states is not None and not replaced_names(model):
             key = states_key(self.run.base_key, size, used.rows, used.which)
             file = self.run.options.states / f"{key[:32]}.states"
         return store_states(
@@ -410,7 +415,8 @@ class _LossMaker:
         """Compute the policy's log-probabilities as the phase begins, or read stored ones."""
         model, progress = self.loaded.model, self.run.progress
         rows = [used.rows[i] for i in used.which]
-        key = reference_key(self.run.base_key, adapter_weights(model), rows)
+        changed = kept_weights(model) | tag_weights(model)
+        key = reference_key(self.run.base_key, changed, rows)
         return reference_logps(
             model,
             used.rows,

@@ -17,7 +17,7 @@ from forty2.inference.logprobs import Shortcuts, head_elements
 from forty2.inference.padding import group_by_length, padded_width
 from forty2.model.adapter import adapter_weights, wasted_rank
 from forty2.model.chat_template import settings_of
-from forty2.model.initial_adapter import attach_initial_adapter
+from forty2.model.initial_adapter import attach_initial_adapter, begin_phase
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Recipe
@@ -31,7 +31,7 @@ from forty2.runs.all_phase_data import (
     read_all_phase_data,
 )
 from forty2.runs.curricula import CurriculumForecast, forecast_curriculum
-from forty2.runs.disk import DiskForecast, adapter_bytes, checkpoint_bytes, free_bytes, fused_bytes
+from forty2.runs.disk import DiskForecast, checkpoint_bytes, free_bytes, fused_bytes, kept_bytes
 from forty2.runs.fused import fused_path
 from forty2.runs.memory import USABLE_MEMORY, peak_memory
 from forty2.runs.phase_data import PhaseData
@@ -41,7 +41,6 @@ from forty2.text.replaying import Replayed
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, parts_of
 from forty2.training.frozen_states import states_to_store
-from forty2.training.objectives.phase import Phase
 from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan
 
@@ -83,6 +82,14 @@ class PhaseForecast(NamedTuple):
     """What is wrong with its rows; see `CheckedPhase`."""
     ignored: str
     """Keys of its rows that nothing reads; "": none."""
+    trains: str = "lora"
+    """What it trains."""
+    trained: int = 0
+    """Parameters that it trains."""
+    kept_bytes: int = 0
+    """Bytes of the adapter that it leaves, with the weights that replace the base's."""
+    checkpoint_bytes: int = 0
+    """Bytes of its checkpoints while it runs."""
     hold_out_rows: int = 0
     """Rows that it holds out by their keys."""
     coverage: Mapping[str, float] = {}
@@ -112,6 +119,7 @@ class RunForecast(NamedTuple):
     model: str
     parameters: int
     trainable: int
+    """Parameters that a phase trains; of several phases, the most."""
     init_from: str | None
     """Adapter that the first phase goes on from, and its shape; None: a new one."""
     phases: tuple[PhaseForecast, ...]
@@ -156,12 +164,12 @@ def plan(
     )
     parameters = parameter_count(loaded.model)
     initial = attach_initial_adapter(loaded.model, recipe, seed=0, tags=loaded.tags)
-    trainable = sum(v.size for v in adapter_weights(loaded.model).values())
+    wasted = wasted_rank(loaded.model)
     with tempfile.TemporaryDirectory() as scratch:
         data = read_all_phase_data(recipe, loaded, Path(scratch))
         checked = check_all_phase_data(recipe, data, loaded)
         phases = tuple(
-            _forecast(name, recipe.phases[name], part, checked.phases[name], loaded)
+            _forecast(name, recipe, part, checked.phases[name], loaded)
             for name, part in data.items()
         )
         peak = max(phase.peak_memory_gb for phase in phases)
@@ -170,11 +178,11 @@ def plan(
         warnings = [warning for phase in phases for warning in phase.warnings()]
         warnings += checked.warnings
         if checked.unused_tags is not None:
-            warnings.append(str(checked.unused_tags))
+            warnings.append(checked.unused_tags)
         if initial is not None and (message := other_base(loaded.path, initial.folder)):
             warnings.append(message)
-        if message := wasted_rank(loaded.model):
-            warnings.append(message)
+        if wasted is not None:
+            warnings.append(wasted)
         if peak > USABLE_MEMORY * memory:
             warnings.append("memory: set grad_checkpoint, or lower max_length")
         if (shortage := disk.shortage()) is not None:
@@ -189,7 +197,7 @@ def plan(
         name=recipe.name,
         model=recipe.model,
         parameters=parameters,
-        trainable=trainable,
+        trainable=max(phase.trained for phase in phases),
         init_from=str(initial) if initial is not None else None,
         phases=phases,
         peak_memory_gb=peak,
@@ -207,7 +215,7 @@ def _disk(
     parameters: int,
     phases: Sequence[PhaseForecast],
 ) -> DiskForecast:
-    """Estimate the space on disk: an adapter for each phase, and what the largest phase works with."""
+    """Estimate the space on disk: what each phase leaves, and what the largest phase works with."""
     fused = {}
     if recipe.fuse is not None:
         out = fused_path(path, recipe.fuse)
@@ -215,16 +223,17 @@ def _disk(
     stored = max(int(phase.stored_gb * 1e9) for phase in phases)
     return DiskForecast(
         run=path,
-        kept=len(phases) * adapter_bytes(loaded.model),
-        working=checkpoint_bytes(loaded.model) + stored,
+        kept=sum(phase.kept_bytes for phase in phases),
+        working=max(phase.checkpoint_bytes for phase in phases) + stored,
         fused=fused,
     )
 
 
 def _forecast(
-    name: str, phase: Phase, data: PhaseData, checked: CheckedPhase, loaded: LoadedModel
+    name: str, recipe: Recipe, data: PhaseData, checked: CheckedPhase, loaded: LoadedModel
 ) -> PhaseForecast:
-    rows, phase_plan = data.train.rows, checked.course
+    phase, rows, phase_plan = recipe.phases[name], data.train.rows, checked.course
+    begin_phase(loaded.model, recipe, name, seed=0, tags=loaded.tags)
     if phase.eval_prompts is not None:
         Asked(loaded, load_eval_prompts(phase.eval_prompts))
     lengths = lengths_of(rows)
@@ -253,6 +262,10 @@ def _forecast(
         stored_gb=_stored_gb(phase_plan, rows, loaded),
         data_warnings=checked.warnings,
         ignored=data.ignored,
+        trains=recipe.trained_in(name),
+        trained=sum(v.size for v in adapter_weights(loaded.model).values()),
+        kept_bytes=kept_bytes(loaded.model),
+        checkpoint_bytes=checkpoint_bytes(loaded.model),
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
         coverage=checked.coverage,
         replayed=data.replayed,
@@ -312,6 +325,8 @@ def format_plan(plan: RunForecast) -> str:
         *_disk_lines(plan.disk),
         *_time_lines(plan),
     ]
+    if any(phase.trains not in ("lora", "dora") for phase in plan.phases):
+        lines += map(_trained_line, plan.phases)
     for phase in plan.phases:
         for source in phase.replayed:
             passes = f"its supervised tokens are trained on {phase.coverage[source.name]:.2f} times"
@@ -328,6 +343,15 @@ def format_plan(plan: RunForecast) -> str:
             ]
     lines += [f"{phase.name}: ignored: {phase.ignored}" for phase in plan.phases if phase.ignored]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
+
+
+def _trained_line(phase: PhaseForecast) -> str:
+    """Say what a phase trains, and what that takes."""
+    return (
+        f"{phase.name}: trains {phase.trains}, {phase.trained:,} parameters; memory about "
+        f"{phase.peak_memory_gb:.2f} GB, checkpoints up to {file_size(phase.checkpoint_bytes)}, leaves "
+        f"{file_size(phase.kept_bytes)}"
+    )
 
 
 def _cells(phase: PhaseForecast) -> list[str]:

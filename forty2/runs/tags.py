@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from forty2.errors import TrainingError, first_names
+from forty2.errors import DataError, TrainingError, first_names
 from forty2.model.loading import LoadedModel, load
+from forty2.model.replaced import replaced_names
 from forty2.model.tags import find_tables
 from forty2.recipe.tags import AddedTags
 from forty2.runs.phase_data import PhaseData
@@ -18,27 +19,12 @@ _MOST_NAMES = 4
 """Most tags that a message lists."""
 
 
-class UnusedTags(NamedTuple):
-    """Tags that no training row holds."""
+def unused_tags(tags: AddedTags, data: Iterable[PhaseData]) -> str | None:
+    """Say which tags no training row of any phase holds; None: all are used.
 
-    tags: list[str]
-    all: bool
-    """Whether the rows hold no tag at all."""
-
-    def __str__(self) -> str:
-        if self.all:
-            return (
-                "tags: no training row holds any, so nothing teaches their use: check that chat_template "
-                "or the data writes them, or remove tags"
-            )
-        return (
-            f"tags: no training row holds {first_names(self.tags, _MOST_NAMES)}, so nothing teaches their "
-            "use"
-        )
-
-
-def unused_tags(tags: AddedTags, data: Iterable[PhaseData]) -> UnusedTags | None:
-    """Find the tags that no training row of any phase holds; None: all are used."""
+    Raises:
+        DataError: no row holds any.
+    """
     left = set(range(tags.first, tags.end))
     for part in data:
         for row in part.train.rows:
@@ -48,11 +34,23 @@ def unused_tags(tags: AddedTags, data: Iterable[PhaseData]) -> UnusedTags | None
     if not left:
         return None
     names = [tag for i, tag in enumerate(tags.tokens, tags.first) if i in left]
-    return UnusedTags(names, len(names) == len(tags.tokens))
+    if len(names) == len(tags.tokens):
+        raise DataError(
+            "tags: no training row holds any, so nothing teaches their use: check that chat_template "
+            "or the data writes them, or remove tags"
+        )
+    return f"tags: no training row holds {first_names(names, _MOST_NAMES)}, so nothing teaches their use"
 
 
 def _parts(row: AnyRow) -> list[list[int]]:
     return [row.ids] if isinstance(row, Row) else [row.prompt, row.responses[0], row.responses[1]]
+
+
+def tables_replaced(model: nn.Module) -> bool:
+    """Return whether a phase has trained the tables whole, so that other rows have changed, too."""
+    tables = {id(table) for table in find_tables(model)}
+    names = {f"{n}.weight" for n, module in model.named_modules() if id(module) in tables}
+    return bool(names & replaced_names(model))
 
 
 def check_other_rows(loaded: LoadedModel, *, trust_remote_code: bool) -> None:

@@ -38,7 +38,7 @@ from forty2.inference.padding import batch_tokens, group_by_length
 from forty2.machine import on_gpu
 from forty2.model.chat_template import settings_of
 from forty2.model.gradient_checkpointing import checkpoint_gradients
-from forty2.model.initial_adapter import attach_initial_adapter
+from forty2.model.initial_adapter import attach_initial_adapter, begin_phase
 from forty2.model.loading import LoadedModel, load, model_sha256
 from forty2.progress import Progress, silent
 from forty2.recipe.schema import Benchmark, Recipe
@@ -138,6 +138,7 @@ def time_run(
     phases = {}
     for name, part in data.items():
         progress(f"timing {name}", 0, 1, {})
+        begin_phase(loaded.model, recipe, name, seed=0, tags=loaded.tags)
         with tempfile.TemporaryDirectory() as scratch:
             timer = _PhaseTimer(loaded, plans[name], part, shortcuts, answers, Path(scratch))
             phases[name] = timer.time_phase(TEXTS * each_probe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from itertools import compress, islice
+from itertools import compress, islice, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,17 +216,37 @@ def _same_prompt(one: RatedRow, other: RatedRow) -> bool:
     return one.prompt[-length:] == other.prompt[-length:]
 
 
-def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
-    """Return the ids of the first `count` different prompts.
+class Exchange(NamedTuple):
+    """A prompt and the answer that a row teaches to it, as ids."""
 
-    The prompt of a conversation is everything before its first supervised token.
+    prompt: list[int]
+    answer: list[int]
+
+
+def first_exchanges(rows: Sequence[AnyRow], count: int) -> list[Exchange]:
+    """Return the first `count` different prompts, each with the first answer to it.
+
+    The prompt of a conversation is everything before its first supervised token, and the answer the
+    supervised tokens that follow each other from there on; that of a pair is the chosen response.
     """
-    found: dict[tuple[int, ...], None] = {}
+    found: dict[tuple[int, ...], list[int]] = {}
     for row in islice(rows, 16 * count):
-        prompt = row.ids[: row.mask.index(True)] if isinstance(row, Row) else row.prompt
+        if isinstance(row, Row):
+            start = row.mask.index(True)
+            learned = takewhile(
+                lambda one: one[1], zip(row.ids[start:], row.mask[start:], strict=True)
+            )
+            prompt, answer = row.ids[:start], [i for i, _ in learned]
+        else:
+            prompt, answer = row.prompt, list(row.responses[0])
         if prompt and len(found) < count:
-            found[tuple(prompt)] = None
-    return [list(prompt) for prompt in found]
+            found.setdefault(tuple(prompt), answer)
+    return [Exchange(list(prompt), answer) for prompt, answer in found.items()]
+
+
+def first_prompts(rows: Sequence[AnyRow], count: int) -> list[list[int]]:
+    """Return the ids of the first `count` different prompts."""
+    return [one.prompt for one in first_exchanges(rows, count)]
 
 
 def turn_ends(rows: Sequence[AnyRow]) -> set[int]:

@@ -77,7 +77,7 @@ class Checkpoints:
     def save(self, state: PhaseState, model: nn.Module, optimizer: optim.Optimizer) -> None:
         """Write a checkpoint of this step, and delete those that are no longer needed."""
         with staged_folder(self.work / f"step{state.step}") as folder:
-            save_adapter(model, self._adapter, folder)
+            save_adapter(model, self._adapter, folder, trained_only=True)
             # By name: a restored state is in another order than one that has just begun.
             arrays = dict(sorted(tree_flatten(optimizer.state)))
             mx.save_safetensors(str(folder / OPTIMIZER), arrays)
@@ -135,7 +135,7 @@ class Checkpoints:
         if state.best is None or rank(state.valid) >= rank(state.best.valid):
             state.best = BestEvaluation(state.step, state.valid)
             with staged_folder(self.work / f"best{state.step}") as folder:
-                save_adapter(model, self._adapter, folder)
+                save_adapter(model, self._adapter, folder, trained_only=True)
                 seal(folder)
 
     def restore_best(self, best: BestEvaluation, model: nn.Module) -> None:

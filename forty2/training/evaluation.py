@@ -24,6 +24,10 @@ class ReplyCheck(NamedTuple):
     """Defects that would be wrong in a reply to any prompt, each in a few words."""
     garbage: str = ""
     """Sentence about replies that have nothing of what is expected: a defect late in a phase; "": none."""
+    broken_tags: Sequence[str] = ()
+    """Sentences about replies whose tags are broken."""
+    missing_tags: Sequence[str] = ()
+    """Sentences about tags that no reply holds that should: a defect once something was trained."""
 
 
 class Drift(NamedTuple):

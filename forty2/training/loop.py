@@ -297,11 +297,13 @@ class _Attempt:
         # Early in a phase nothing else is expected.
         if replies.garbage and 2 * state.step > self.plan.steps:
             crossed.append(RedLine("replies", replies.garbage))
-        for fault in replies.faults:
-            if state.step == 0:  # the base model has it
-                self._warn(0, f"{name}, before training: {fault}", "replies")
-            else:
-                crossed.append(RedLine("replies", fault))
+        found = [RedLine("replies", fault) for fault in replies.faults]
+        found += [RedLine("tags", fault) for fault in replies.broken_tags]
+        if state.step:
+            crossed += [*found, *(RedLine("tags", fault) for fault in replies.missing_tags)]
+        else:  # the base model has them, and was never shown new tags
+            for red in found:
+                self._warn(0, f"{name}, before training: {red.reason}", red.line)
         for red in crossed:
             self._act_on(red, state.step)
 

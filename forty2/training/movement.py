@@ -21,7 +21,7 @@ import mlx.nn as nn
 import numpy as np
 
 from forty2.errors import first_names
-from forty2.model.adapter import adapter_weights
+from forty2.model.adapter import adapter_weights, layer_kind
 from forty2.model.surgery import blocks
 from forty2.model.tag_rows import head_table, is_tag_rows
 from forty2.training.red_lines import SMALL_LOSS
@@ -48,6 +48,11 @@ class MovementCheck:
         self._late = _without_gradient_at_first(self._before)
         self._places = _places(model, self._before)
         self._reached: set[str] = set()
+        self._remedy = (
+            "name the layers to train, without that one, in adapter.keys"
+            if layer_kind(model) is not None
+            else "train an adapter instead (train: lora)"
+        )
         self._steps = 0
 
     @property
@@ -77,8 +82,7 @@ class MovementCheck:
         if missed:
             return (
                 f"no gradient reaches {first_names(missed, _MOST_NAMES)}, so training leaves it as it is: what that "
-                "layer computes does not enter the loss; name the layers to train, without that one, "
-                "in adapter.keys"
+                f"layer computes does not enter the loss; {self._remedy}"
             )
         unmoved = [name for name in due if name not in moved]
         lost = [name for name in unmoved if name in pulled]

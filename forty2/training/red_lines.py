@@ -36,7 +36,7 @@ MOST_PERPLEXITY = 1.3
 LOST_PERPLEXITY = 2.0
 """Perplexity of neutral text, as a ratio to the base's, beyond which basic language is lost."""
 
-Line = Literal["not_finite", "spike", "stuck", "validation", "replies", "drift"]
+Line = Literal["not_finite", "spike", "stuck", "validation", "replies", "tags", "drift"]
 
 
 class RedLine(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.tagged_tokenizer import TOKENIZER, ids
 
-from forty2.benchmark.replies import Tags, Turn, collapsed, resembles
+from forty2.benchmark.replies import Tags, Turn, collapsed, never_emitted, resembles
 
 
 def test_collapse() -> None:
@@ -85,3 +85,24 @@ def test_a_reply_that_was_cut_may_leave_tags_open() -> None:
     for reply in ("<tool>Hi.", "Hi.", "<think><tool>x</tool>"):
         assert not tags.turn(ids("<bot>"), ids(reply), stopped=False).broken
     assert tags.turn(ids("<bot>"), ids("<tool>Hi.<s>"), stopped=False).broken
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "owed"),
+    [
+        ("<user>a</user><bot>", "Hi.", "</bot>"),
+        ("<user>a</user><bot>", "<tool>x</tool>Hi.</bot>", "<tool></tool></bot>"),
+        ("Q: Hi?", "Hi. <b>", ""),  # text that looks like a tag
+        ("<think>", "Hi.", ""),  # closed by many, but not one of the control tokens
+    ],
+)
+def test_the_tags_of_a_right_reply(prompt: str, answer: str, owed: str) -> None:
+    assert Tags(TOKENIZER).owed(ids(prompt), ids(answer)) == ids(owed)
+
+
+def test_a_tag_is_missing_only_if_several_replies_should_hold_it_and_none_does() -> None:
+    assert never_emitted([{"<a>": False, "<b>": False}] * 4) == [
+        f"{tag} is in none of the 4 replies that should hold it" for tag in ("<a>", "<b>")
+    ]
+    assert never_emitted([{"<a>": False}] * 3 + [{}] * 9) == []
+    assert never_emitted([{"<a>": False}] * 9 + [{"<a>": True}]) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -20,7 +21,7 @@ from forty2.recipe.schema import Adapter
 ADAPTER = Adapter(rank=2, scale=3.0, layers=2)
 
 
-def save(folder: Path, **keywords: list[int]) -> Path:
+def save(folder: Path, **keywords: Any) -> Path:
     model = tiny_model()
     attach_adapter(model, ADAPTER, seed=1)
     for module in model.modules():

@@ -167,7 +167,7 @@ def test_what_peft_offers_beyond_two_factors_is_refused_by_name(
     ("config", "says"),
     [
         ({"fine_tune_type": "dora"}, "fine_tune_type is dora"),
-        ({"fine_tune_type": "full"}, "fine_tune_type is full"),
+        ({"fine_tune_type": "full"}, "name the fused model as the recipe's model"),
         ({"lora_parameters": {"rank": 4, "alpha": 8}}, "lora_parameters.scale is missing"),
     ],
 )

@@ -137,7 +137,7 @@ def laden(
         if isinstance(value, str):
             return value + (in_a_name if key == "stage" else attack)
         if isinstance(value, dict):
-            varying = key in ("versions", "categories")
+            varying = key in ("versions", "categories", "tags")
             return {k + attack * varying: lace(v, k) for k, v in value.items()}
         return [lace(held, key) for held in value] if isinstance(value, list) else value
 

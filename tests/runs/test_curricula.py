@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.small_run import make_inputs
 
+from forty2.benchmark.replies import Faults
 from forty2.cli import main
 from forty2.errors import Interrupted
 from forty2.files import read_json
@@ -74,7 +75,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{by}.yaml").write_text(RECIPE.replace("BY", by))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: [])
+    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: Faults())
     monkeypatch.setattr(pipeline, "write_report", lambda folder: folder / "report.html")
     return tmp_path
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from support.small_run import make_inputs
 
+from forty2.benchmark.replies import Faults
 from forty2.cli import main
 from forty2.errors import Interrupted, RunError
 from forty2.files import read_json, write_json
@@ -43,7 +44,7 @@ def here(tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: [])
+    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: Faults())
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.small_run import make_inputs
 
+from forty2.benchmark.replies import Faults
 from forty2.cli import main
 from forty2.errors import Interrupted, RecipeError, TrainingError
 from forty2.files import read_json
@@ -46,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: [])
+    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: Faults())
     monkeypatch.setattr(pipeline, "write_report", brief_report)
     monkeypatch.setattr(runs_inputs, "drift_meter", lambda *_: lambda: Drift(0.0, 1.0))
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from mlx_lm.tuner.utils import load_adapters
 from support.small_run import make_inputs
 
+from forty2.benchmark.replies import Faults
 from forty2.cli import main
 from forty2.errors import RunError
 from forty2.files import read_json
@@ -44,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = make_inputs(tmp_path / "inputs")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: [])
+    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: Faults())
     (folder / "first.yaml").write_text(
         RECIPE.format(phase=SFT) + "adapter: {rank: 2, scale: 4.0, layers: 2}\n"
     )

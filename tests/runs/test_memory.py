@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 from click.testing import CliRunner
+from mlx.utils import tree_flatten
+from support.models import TINY, tiny_model
+from support.training import ROWS, SPEC, sft
+from support.training import run as train_tiny
 
 from forty2.cli import main
-from forty2.inference.logprobs import HEAD_CPU
+from forty2.inference.logprobs import HEAD_CPU, supported_shortcuts
 from forty2.inference.padding import BATCH_TOKENS_CPU
 from forty2.model.adapter import attach_adapter
 from forty2.model.loading import build_unloaded
+from forty2.model.phase_parameters import set_trained
 from forty2.progress import silent
 from forty2.recipe.reading import load_recipe
-from forty2.recipe.schema import Adapter
+from forty2.recipe.schema import Adapter, Trains
 from forty2.runs.memory import (
     MACS,
     MODELS,
@@ -27,6 +34,7 @@ from forty2.runs.memory import (
 )
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
+from forty2.training.batched_loss import ConversationLoss
 
 ROOT = Path(__file__).parents[2]
 STARTER = {
@@ -78,6 +86,24 @@ def test_the_estimate_is_near_the_peak_that_was_measured(suite: str) -> None:
     attach_adapter(model, Adapter(layers=16), seed=0)
     found = peak_memory(model, STARTER, BATCH_TOKENS_CPU, False, chunk=HEAD_CPU) / 1e9
     assert found == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.parametrize("trains", ["full", "embeddings"])
+def test_weights_of_the_model_take_hardly_less_than_estimated(
+    trains: Trains, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 8000}
+    model = tiny_model(**sizes)
+    set_trained(model, trains, SPEC, seed=1)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    others = mx.get_active_memory() - sum(v.nbytes for _, v in tree_flatten(model.parameters()))
+    loss = ConversationLoss(ROWS, supported_shortcuts(model))
+    train_tiny(model, loss, sft(lr=1e-4, steps=2), tmp_path)
+    peak = mx.get_peak_memory() - others
+    tokens = sum(len(row.ids) for row in ROWS[-4:])
+    estimate = peak_memory(model, {**TINY, **sizes}, tokens, False, chunk=HEAD_CPU)
+    assert peak < estimate < 1.35 * peak
 
 
 @pytest.mark.slow

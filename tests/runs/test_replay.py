@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 from support.small_run import make_inputs
 
+from forty2.benchmark.replies import Faults
 from forty2.errors import DataError, Interrupted, RunError
 from forty2.files import read_json
 from forty2.recipe.reading import load_recipe
@@ -53,7 +54,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORTY2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: [])
+    monkeypatch.setattr(runs_inputs, "check_replies", lambda *_: Faults())
     monkeypatch.setattr(runs_inputs, "drift_meter", lambda *_: lambda: Drift(0.0, 1.0))
     monkeypatch.setattr(pipeline, "write_report", lambda folder: folder / "report.html")
     Path("inputs").symlink_to(inputs)

@@ -17,7 +17,7 @@ from support.small_run import make_inputs
 from support.tagged_models import ADAPTER, SETTINGS
 
 from forty2.cli import main
-from forty2.errors import ModelError, RecipeError, TrainingError
+from forty2.errors import DataError, ModelError, RecipeError, TrainingError
 from forty2.model.adapter import attach_adapter, load_arrays
 from forty2.model.loading import load
 from forty2.recipe.reading import load_recipe
@@ -96,14 +96,16 @@ def test_a_run_trains_tags_and_fuses_them(inputs: Path) -> None:
         load("fused", done.path)
 
 
-def test_tags_that_no_template_writes_are_warned_of(inputs: Path) -> None:
+def test_tags_that_no_template_writes_are_refused_and_single_ones_warned_of(inputs: Path) -> None:
     write_recipe(inputs)
     (inputs / "tags.jinja").write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     )
     changes = ["tags=[<never>]", "phases.sft.token_weights={}"]
     recipe = load_recipe("tagged.yaml", changes)
-    assert any("training row holds any" in w for w in plan(recipe, quick=True).warnings)
+    for refusing in (lambda: plan(recipe, quick=True), lambda: run(recipe, run_dir="run")):
+        with pytest.raises(DataError, match="tags: no training row holds any, so nothing teaches"):
+            refusing()
     write_recipe(inputs, "<unused>")
     warnings = plan(load_recipe("tagged.yaml"), quick=True).warnings
     assert any("no training row holds <unused>, so" in warning for warning in warnings)

@@ -318,6 +318,37 @@ def test_faulty_replies_are_warned_of_and_only_those_after_training_are_acted_up
     assert warned["warning"] == "p, before training: the same reply"
 
 
+def test_tags_have_a_line_of_their_own_and_missing_ones_none_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    def warned(work: str, check: ReplyCheck) -> list[tuple[int, str]]:
+        log = ListLog()
+        run(
+            adapted(),
+            ConversationLoss(ROWS, Shortcuts(split_head=True)),
+            sft(steps=2, eval_every_steps=1),
+            tmp_path / work,
+            log,
+            check_replies=lambda: check,
+        )
+        return [(r["step"], r["red_line"]) for r in log.records if "red_line" in r]
+
+    broken = ReplyCheck({}, [], broken_tags=["broken tags in 2 of 4 replies"])
+    missing = ReplyCheck({}, [], missing_tags=["<a> is in none of the 4 replies"])
+    assert warned("broken", broken) == [(0, "tags"), (1, "tags"), (2, "tags")]
+    assert warned("missing", missing) == [(1, "tags"), (2, "tags")]
+    assert warned("sound", ReplyCheck({"passed": 0.0}, [])) == []
+    stops = sft(steps=2, eval_every_steps=1, red_lines=red_lines(tags="stop"))
+    with pytest.raises(TrainingError, match="p, step 1: <a> is in none of the 4 replies"):
+        run(
+            adapted(),
+            ConversationLoss(ROWS, Shortcuts(split_head=True)),
+            stops,
+            tmp_path / "stops",
+            check_replies=lambda: missing,
+        )
+
+
 def test_a_phase_ends_when_its_goal_is_reached(tmp_path: Path) -> None:
     objective = ConversationLoss(ROWS, Shortcuts(split_head=True))
     log = ListLog()

@@ -20,6 +20,7 @@ from forty2.text.encoder import Encoder
 
 if TYPE_CHECKING:  # a result is read without the model wing
     from forty2.benchmark.partial_results import PartialResults
+    from forty2.inference.generation import Reply
     from forty2.model.loading import LoadedModel
 
 MAX_TOKENS = 64
@@ -99,6 +100,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
                     "passed": prompt.passes(reply),
                     "stopped": replies[n].stopped,
                     "broken": turn.broken,
+                    "tags": encoded.emitted(n, replies[n]),
                     "bucket": prompt.bucket,
                 }
             )
@@ -122,7 +124,7 @@ class EvalPromptsTask(Task[EvalPrompts]):
             },
             "stop_rate": _share([float(record["stopped"]) for record in records]),
             "distinct": len({record["reply"] for record in records}),
-            "faults": list(faults_of(records)),
+            "faults": [one for part in faults_of(records) for one in part],
         }
 
     @classmethod
@@ -189,6 +191,7 @@ class Asked:
         self.tags = Tags(loaded.tokenizer)
         self.form = prompts.form or _form(prompts, self.tags.spelled)
         self.ids: list[list[int]] = []
+        self._loaded, self._prompts = loaded, prompts.items
         encoder = Encoder(loaded.tokenizer) if self.form == "user" else None
         length = context_length(loaded)
         for prompt in prompts.items:
@@ -209,6 +212,21 @@ class Asked:
                     f"the longest reply, {max_tokens}; allow longer ones, or shorten it"
                 )
             self.ids.append(ids)
+
+    def emitted(self, n: int, reply: Reply) -> dict[str, bool]:
+        """Return for each tag that the reply to prompt `n` should hold whether it does, by its spelling.
+
+        A reply to a prompt that does not expect an exact text may be long, and be cut.
+        """
+        prompt, tokenizer = self._prompts[n], self._loaded.tokenizer
+        if prompt.match != "exact" and not reply.stopped:
+            return {}
+        text = prompt.expected.strip() if prompt.match != "regex" else ""
+        answer = list(tokenizer.encode(text, add_special_tokens=False))
+        if prompt.match == "exact":
+            answer.append(max(tokenizer.eos_token_ids))  # of several, tags were added last
+        owed = self.tags.owed(self.ids[n], answer)
+        return self.tags.emitted(owed, reply.ids, stopped=reply.stopped)
 
 
 def _form(prompts: EvalPrompts, control: Sequence[str]) -> Form:

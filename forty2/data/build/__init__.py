@@ -5,6 +5,9 @@ spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every 
 spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
 dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
 dialectic-sft their chosen answers, as chats           dialectic-sft-full the whole library
+mypt-alpha    840 rows: the form of an answer          mypt-beta          2,100 rows: copying
+mypt-gamma    2,100 rows: copying pseudo-words         mypt-3a2           2,400 rows: facts and sums
+(and mypt-alpha-full … with every row)
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.build import spark
+from forty2.data.build.curriculum import stage
 from forty2.data.build.dialectic import chosen_answers, dialectic
 from forty2.data.sets import write_set
 from forty2.data.splitting import Split
@@ -36,12 +40,24 @@ class DataSet(NamedTuple):
     valid: Rows
 
 
+def _stage(name: str) -> Callable[[int, int | None], Split]:
+    def build_stage(seed: int, size: int | None) -> Split:
+        rows = stage(name, seed)
+        return Split(rows.train[:size], rows.valid)
+
+    return build_stage
+
+
 _BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "spark-sft": (spark.sft, 377),
     "spark-dpo": (spark.dpo, 126),
     "spark-boost": (spark.boost, 95),
     "dialectic": (dialectic, 100),
     "dialectic-sft": (chosen_answers, 100),
+    "mypt-alpha": (_stage("mypt-alpha"), 840),
+    "mypt-beta": (_stage("mypt-beta"), 2_100),
+    "mypt-gamma": (_stage("mypt-gamma"), 2_100),
+    "mypt-3a2": (_stage("mypt-3a2"), 2_400),
 }
 NAMES = [name for base in _BUILDERS for name in (base, f"{base}-full")]
 

@@ -36,6 +36,8 @@ Metric = Literal["loss", "accuracy", "margin", "passed", "perplexity", ReplyMetr
 that of neutral text."""
 REPLY_METRICS: tuple[str, ...] = get_args(ReplyMetric)
 Direction = Literal["min", "max"]
+Trains = Literal["lora", "dora", "embeddings", "full"]
+"""What a phase trains."""
 REFERENCE_MARGIN = "reference_margin"
 """Measure of difficulty that the reference gives, in place of a row key."""
 SPIKE_THRESHOLD = 1.0
@@ -175,8 +177,11 @@ class RedLines:
     validation: Literal["warn", "stop", "back"] = "warn"
     """Action when the validation loss rises twice in a row, or is five times the training loss."""
     replies: Literal["warn", "stop", "back"] = "warn"
-    """Action when different prompts get the same reply, replies hold control tokens, or, in the second
-    half of a phase, under a tenth of the replies to eval_prompts has anything of what is expected."""
+    """Action when different prompts get the same reply, or, in the second half of a phase, under a tenth
+    of the replies to eval_prompts has anything of what is expected."""
+    tags: Literal["warn", "stop", "back"] = "warn"
+    """Action when replies hold broken tags (half a pair, not closed, wrongly nested, a control token that
+    does not belong there), or a tag or end token is in none of several replies that should hold it."""
     drift: Literal["warn", "stop", "back"] = "warn"
     """Action when neutral text shows that the model is far from its base: a KL above 0.5 nats a token,
     or 1.3 times its perplexity."""
@@ -210,6 +215,10 @@ class Phase:
     """Unit of the shares of `replay`."""
     lint: bool = True
     """Refuse data in which `forty2 data lint` finds errors."""
+    train: Trains | None = None
+    """What the phase trains: lora or dora, an adapter; embeddings, the table of embeddings and the head
+    (of a recipe with tags, the tags' rows alone); full, all weights of the model. What earlier phases
+    trained stays as it is. null: the adapter, of `adapter.type`."""
     steps: Positive | None = None
     """Number of optimizer steps; null: epochs is given instead."""
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
@@ -260,8 +269,8 @@ class Phase:
     save_every_steps: Positive | None = None
     """Steps between checkpoints; one always follows the last step; null: a fifth of all steps."""
     eval_prompts: str | None = None
-    """JSON file of prompts with expected replies, answered and scored at each evaluation; null:
-    none."""
+    """JSON file of prompts with expected replies, answered and scored at each evaluation, or those of a
+    built-in set of MyPT's stages, as builtin:mypt-alpha; null: none."""
     best: Best | None = None
     """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
     until: Goal | None = None

@@ -25,7 +25,7 @@ from support.tagged_tokenizer import CONTROL, TOKENIZER, ids
 from transformers import PreTrainedTokenizerFast
 
 from forty2.benchmark.eval_prompt_files import EvalPrompt, EvalPrompts, Match, load_eval_prompts
-from forty2.benchmark.probing import probe
+from forty2.benchmark.probing import check_replies, probe
 from forty2.benchmark.replies import SEVERAL, garbage
 from forty2.benchmark.results import Result
 from forty2.benchmark.tasks.eval_prompts import (
@@ -40,7 +40,7 @@ from forty2.model.adapter import attach_adapter
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.model.loading import LoadedModel
 from forty2.recipe.schema import Adapter
-from forty2.text.rows import Row
+from forty2.text.rows import Exchange, Row
 from forty2.training.batched_loss import ConversationLoss
 from forty2.training.objectives.sft import SftPhase
 from forty2.training.optimizers import make_optimizer
@@ -260,7 +260,8 @@ def test_replies_are_scored_by_prompt_bucket_and_gate(model: LoadedModel, tmp_pa
     assert gates == {"say": True, "sum": False, "all": True}
     assert (measured["stop_rate"], measured["distinct"], measured["faults"]) == (1, 3, [])
     shares = {"passed": 2 / 3, "passed_say": 1.0, "passed_sum": 0.0, "stopped": 1.0}
-    assert probe(model, load_eval_prompts(file), max_tokens=12) == (shares, [], "")
+    assert [*probe(model, load_eval_prompts(file), max_tokens=12)] == [shares, [], "", [], []]
+    assert measured["items"][0]["tags"] == {"</bot>": True, "<end>": True}
 
 
 def answered(*replies: str, match: str = "exact", expected: str = "Say it again.") -> list[Any]:
@@ -370,6 +371,57 @@ def test_one_reply_to_everything_is_told(tmp_path: Path) -> None:
 
     assert faults(a_1="Rome.") == ["all 4 prompts get the reply 'Paris.'"]
     assert faults() == []  # it is what was asked for
+
+
+@pytest.mark.parametrize(
+    ("reply", "missing", "broken"),
+    [
+        ("Yes.</bot>", [], 0),  # as it should be
+        ("Yes.", ["</bot>"], 0),  # ends, but never closes its turn
+        ("Yes.</bot><user>", [], 4),
+        ("<tool>Yes.</bot>", [], 4),
+    ],
+)
+def test_tags_that_are_missing_or_broken_are_told_apart(
+    reply: str, missing: list[str], broken: int, tmp_path: Path
+) -> None:
+    texts = [f"{n}?" for n in range(SEVERAL)]
+    model = taught({templated(text): reply for text in texts})
+    prompts = {f"a_{n}": text for n, text in enumerate(texts)}
+    expected = dict.fromkeys(prompts, "Yes.")
+    file = written(tmp_path, prompts=prompts, expected_outputs=expected)
+    found = probe(model, load_eval_prompts(file), max_tokens=14)
+    assert [line.partition(" ")[0] for line in found.missing_tags] == missing
+    assert [line.split()[3] for line in found.broken_tags] == [str(broken)] * bool(broken)
+
+
+def test_a_reply_that_never_ends_is_told_only_where_its_text_is_known(tmp_path: Path) -> None:
+    texts = [f"{n}?" for n in range(SEVERAL)]
+    model = taught({templated(text): "2 2 2 2 2 2" for text in texts})
+    prompts = {f"a_{n}": text for n, text in enumerate(texts)}
+
+    def missing(match: str) -> list[str]:
+        expected = {f"a_{n}": str(n) for n in range(SEVERAL)}
+        file = written(tmp_path, prompts=prompts, expected_outputs=expected, match=match)
+        return [*probe(model, load_eval_prompts(file), max_tokens=8).missing_tags]
+
+    assert missing("exact") == [
+        f"{tag} is in none of the 4 replies that should hold it" for tag in ("<end>", "</bot>")
+    ]
+    assert missing("contains") == missing("regex") == []
+
+
+def test_rows_say_which_tags_their_replies_should_hold() -> None:
+    texts = [f"{n}?" for n in range(SEVERAL)]
+    model = taught({templated(text): "2." for text in texts})
+
+    def missing(answer: str) -> list[str]:
+        exchanges = [Exchange(ids(templated(text)), ids(answer)) for text in texts]
+        return [line.split()[0] for line in check_replies(model, exchanges).missing_tags]
+
+    assert missing("2.") == ["</bot>"]
+    assert missing("<tool>2</tool>2.") == ["<tool>", "</tool>", "</bot>"]
+    assert missing("2" * 40) == []  # too long for the few tokens that are looked at
 
 
 # --- without a trace ---
