@@ -191,7 +191,7 @@ def wasted_rank(model: nn.Module) -> str | None:
         return None
     name = min(small, key=lambda n: found[n].usable)
     more = len(small) - 1
-    others = f", {more} more layers no more than theirs" if more > 1 else ""
+    others = f", {more} more layers no more than theirs" if more else ""
     if more == 1:
         others = ", and one more layer no more than its own"
     advice = ", or name larger layers in adapter.keys" * (len(small) < len(found))
@@ -351,7 +351,7 @@ def load_adapter(model: nn.Module, folder: Path, base: Path | None = None) -> No
         attach_peft(model, found, load_arrays(found.weights), base, origin)
         return
     config = read_adapter_config(folder)
-    kind = config.get("fine_tune_type", "lora")
+    kind = config.get("fine_tune_type")
     phases = phase_settings(folder / CONFIG, config)
     try:
         if kind != "full":

@@ -68,6 +68,7 @@ def test_a_tag_may_close_what_nothing_has_opened(opening: str, closing: str) -> 
     assert closings(f"a{opening}b{closing}c</b>{closing}") == [closing, closing]
     assert closes_unopened(f"a{closing}{opening}") == closing
     assert closes_unopened(f"a{opening}b{closing}c{closing}") == ""
+    assert closes_unopened(f"a{closing}b{opening}c{closing}") == closing
     assert closes_unopened("<b>bold</b>") == closes_unopened('<reason id="1">a</reason>') == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -205,6 +206,16 @@ def test_a_folder_without_an_adapter_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "adapters.npz").touch()
     with pytest.raises(ModelError, match=r"missing; adapters\.npz is of an early mlx-lm$"):
         adapter_dir(tmp_path)
+
+
+def test_a_folder_with_files_of_steps_alone_names_the_last(tmp_path: Path) -> None:
+    save_trained(tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapters.safetensors"
+    for step in (100, 200):
+        shutil.copy(weights, weights.with_name(f"{step:07d}_adapters.safetensors"))
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"is missing; 0000200_adapters\.safetensors is of a step"):
+        adapter_dir(tmp_path / "adapter")
 
 
 def test_a_whole_model_given_as_an_adapter_is_refused(tmp_path: Path) -> None:
