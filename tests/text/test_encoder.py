@@ -577,6 +577,14 @@ def test_folding_is_not_advised_for_what_it_does_not_fold(
     assert str(error.value).endswith(said) and "fold" not in str(error.value)
 
 
+def test_a_template_that_needs_tools_is_said_to(starter: LoadedModel) -> None:
+    needy = f"{{% if not tools %}}{{{{ raise_exception('No tools!') }}}}{{% endif %}}{BRACKETS}"
+    with pytest.raises(DataError) as error:
+        Encoder(with_template(starter, needy, "<|endoftext|>")).prompt([user("a")])
+    said = "; it needs tools, and there are none: give the row tools, or use another template"
+    assert str(error.value).endswith(said)
+
+
 def test_what_would_not_help_is_not_advised(starter: LoadedModel) -> None:
     """Where a template refuses more than the system turn, or refuses it with nothing beside it."""
     template = (
