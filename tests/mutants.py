@@ -68,7 +68,7 @@ MODULES = {
     "model/tag_rows": "model/test_tag_rows training/test_tags",
     "model/tags": "model/test_tags training/test_tags",
     "text/encoder": "text/test_encoder text/test_template_families",
-    "text/marks": "text/test_encoder text/test_template_families",
+    "text/marks": "text/test_marks text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
     "text/thinking_parts": "text/test_template_families",
     "text/turn_shapes": "text/test_encoder text/test_template_families",

@@ -82,7 +82,6 @@ COVERED_BY = {
     "report/text_table.py": "report/test_ablation.py",
     "runs/reusing.py": "runs/test_extending.py",
     "runs/sweep/": "runs/test_sweep.py",
-    "text/marks.py": "text/test_template_families.py",
     "text/template_text.py": "text/test_template_families.py",
     "text/turn_shapes.py": "text/test_template_families.py",
     "text/turns.py": "text/test_template_families.py",

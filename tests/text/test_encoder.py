@@ -477,6 +477,7 @@ def test_a_template_that_leaves_out_an_argument_of_a_call_is_refused(
         ({"late": True}, {"late": False}),
         ({"guests": [1]}, {"guests": [0]}),
         ({"name": "x"}, {"nights": 0}),
+        ({"name": "x"}, {"name": ""}),
     ],
 )
 def test_what_held_for_one_call_is_not_believed_of_another(
