@@ -305,8 +305,14 @@ def arguments(command: click.Command, folder: Path) -> list[str]:
     return given
 
 
-READ_ONLY = {("init",), ("runs", "list"), ("runs", "page")}
-"""Commands with a model for something else: its tokenizer, or a name to search for."""
+READ_ONLY = {
+    ("init",),
+    ("runs", "list"),
+    ("runs", "page"),
+    ("export", "peft"),
+    ("export", "mlx"),
+}
+"""Commands with a model for something else: its tokenizer, its layers, or a name to search for."""
 RUN_A_MODEL = [
     (words, command)
     for words, command in commands(main)

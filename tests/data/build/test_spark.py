@@ -116,7 +116,7 @@ def test_a_set_is_the_same_every_time_and_its_manifest_is_true(name: str, tmp_pa
     lines = files["train.jsonl"].decode().splitlines()
     assert manifest["written"]["train"] == len(lines) == len(set(lines))
     assert build(name, seed=7).train != build(name).train
-    read = read_chats if "-sft" in name else read_pairs
+    read = read_pairs if "chosen" in json.loads(lines[0]) else read_chats
     assert len(read(tmp_path / "one" / "train.jsonl")) == len(lines)
 
 

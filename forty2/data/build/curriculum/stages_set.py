@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from forty2.data import library
 from forty2.data.build.curriculum.chat_rows import Row, answer, user
 from forty2.data.build.curriculum.echo_set import echo
 from forty2.data.build.curriculum.format_lock_set import format_lock
@@ -51,7 +52,8 @@ STAGES: Mapping[str, _Stage] = {
 
 def stage(name: str, seed: int) -> Split:
     """Build a stage's training and validation rows."""
-    rows = STAGES[name].rows(seed)
+    asked = _held_out_questions()
+    rows = [row for row in STAGES[name].rows(seed) if _words(user(row)) not in asked]
     sides = [_held_out(row) for row in rows]
     return Split(
         [row for row, held in zip(rows, sides, strict=True) if not any(held)],
@@ -85,7 +87,17 @@ def _held_out(row: Row) -> Sequence[bool]:
     return [_digest(part) % _ONE_IN == 0 for part in parts]
 
 
+@functools.cache
+def _held_out_questions() -> frozenset[str]:
+    """Return what the behaviour gates ask, which nothing is trained on."""
+    asked = (*library.rows("heldout/behaviour"), *library.rows("heldout/refusal"))
+    return frozenset(_words(row["prompt"]) for row in asked)
+
+
 def _digest(text: str) -> int:
     """Hash a text; texts that differ in case, punctuation or white space alone have the same hash."""
-    words = " ".join(_WORD.findall(text.casefold()))
-    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(_words(text).encode(), digest_size=8).digest())
+
+
+def _words(text: str) -> str:
+    return " ".join(_WORD.findall(text.casefold()))
