@@ -70,7 +70,7 @@ MODULES = {
     "text/encoder": "text/test_encoder text/test_template_families",
     "text/marks": "text/test_marks text/test_encoder text/test_template_families",
     "text/special_tokens": "text/test_special_tokens text/test_encoder text/test_template_families",
-    "text/thinking_parts": "text/test_template_families",
+    "text/thinking_parts": "text/test_thinking_parts text/test_template_families",
     "text/turn_shapes": "text/test_encoder text/test_template_families",
     "text/turns": "text/test_encoder text/test_template_families",
     "training/batched_loss/__init__": "training/test_batched_loss training/test_frozen_states "

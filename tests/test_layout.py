@@ -71,7 +71,6 @@ COVERED_BY = {
     "text/preparing.py": "text/test_prepared.py",
     "text/row_kinds.py": "text/test_phase_rows.py",
     "text/tokenizer.py": "text/test_encoder.py",
-    "text/thinking_parts.py": "text/test_template_families.py",
     "text/tool_arguments.py": "text/test_template_families.py",
     "data/exchanges.py": "data/test_formats.py",
     "data/other_keys.py": "data/test_formats.py",

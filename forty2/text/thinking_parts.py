@@ -35,8 +35,8 @@ def with_thinking_parts(messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_parts(message: Message) -> Message:
-    thought = next((message[key] for key in REASONING if message.get(key)), "")
-    if not thought:
+    thought = next((message[key] for key in REASONING if message.get(key)), None)
+    if thought is None:
         return message
     parts = [{"type": "thinking", "thinking": thought}]
     if message.get("content"):

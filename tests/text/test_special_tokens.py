@@ -148,6 +148,8 @@ def test_tags_around_a_thought_that_begins_an_answer_stay_tokens(tokenizer: Any)
                 specials.pattern.findall(text)
             )
         assert literals("user", f"{opening}One.{closing}") == [opening, closing]
+        turn = {"role": "assistant", "content": f"One.{closing}Yes.{closing}"}
+        assert specials.replace([turn], opened={0: opening})[2] == [closing]
         both = literals("assistant", "a", reasoning_content=f"{opening}One.{closing}")
         assert both == [opening, closing]
     for unpaired in tags[4:]:
