@@ -129,7 +129,7 @@ class TurnShapes:
             history = self._render(marked[:-1], False, tools)
             lead, surplus = _after_prompt(prompt, history, shape, first, turn)
         opened = self._opened_thought(prompt, surplus, turn)
-        closing = self._closing(opened, marked, tools, len(owners), lead) if opened else ""
+        closing = self._closing(opened, marked, tools, lead) if opened else ""
         header = MARKS.split(prompt)[-1]
         return Turn(
             shape, first, after, ending, lead, appended, prompt, header, opened, closing, text
@@ -199,18 +199,16 @@ class TurnShapes:
         opened: str,
         marked: Sequence[Message],
         tools: Sequence[JsonObject],
-        mark: int,
         lead: str,
     ) -> str:
         """Find what the template writes between a thought and the last turn's first text: tried.
 
         Args:
             opened: the tag that opens the thought.
-            mark: number of a mark that is free.
             lead: what it writes before that text where there is no thought.
         """
         usual = f"\n{closing_of(opened)}\n\n"
-        thought, answer = MARK.format(mark), marked[-1]
+        thought, answer = MARK.format("x"), marked[-1]
         ways: list[Message] = [dict.fromkeys(REASONING, thought)]
         if isinstance(answer["content"], str) and answer["content"]:
             ways.append({"content": f"{opened}\n{thought}{usual}{answer['content']}"})
@@ -264,11 +262,9 @@ def _after_prompt(
     between = shape.parts[first]
     if marks := list(MARKS.finditer(prompt)):
         header = prompt[marks[-1].end() :]
-        same = first > 0 and int(marks[-1][1]) == shape.order[first - 1]
     else:
         header, between = prompt.removeprefix(history), between.removeprefix(history)
-        same = True
-    for length in reversed(range(len(header) + 1)) if same else ():
+    for length in reversed(range(len(header) + 1)):
         surplus = header[length:]
         tag = tag_alone(surplus)
         if not between.startswith(header[:length]) or (surplus and not tag):

@@ -506,6 +506,32 @@ def test_an_argument_that_is_left_out_is_found_in_earlier_turns_too(starter: Loa
             talk = Chat(messages=(user("a"), turn, *more), origin="test:7")
             with pytest.raises(DataError, match=rf"^test:7: messages\[1\]: .*{says}"):
                 Encoder(tokenizer).encode_sft_record(talk)
+        with pytest.raises(DataError, match=rf"messages\[1\]: .*{says}"):
+            Encoder(tokenizer).response([user("a"), turn, user("b")], [assistant("c")])
+
+
+@pytest.mark.parametrize("again", ["", "{% if m.reasoning %}[{{ m.reasoning }}]{% endif %}"])
+def test_the_end_of_a_thought_is_the_template_s_own(starter: LoadedModel, again: str) -> None:
+    """An answer without reasoning, behind a prompt that opens a thought, closes it as the template does.
+
+    The template takes a system turn, then turns of user and assistant by turns.
+    """
+    template = (
+        "{{ messages[0].content if messages[0].role == 'system' }}"
+        "{% for m in messages if m.role != 'system' %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Not by turns!') }}"
+        "{% elif m.role == 'user' %}<user>{{ m.content }}{% else %}"
+        "<bot>{% if m.reasoning %}<think>{{ m.reasoning }}</think>{% endif %}{{ m.content }}<|im_end|>"
+        "AGAIN{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<bot><think>{% endif %}"
+    )
+    tokenizer = with_template(starter, template.replace("AGAIN", again))
+    system: Message = {"role": "system", "content": "s"}
+    for earlier in ((), (user("a"), {**assistant("b"), "reasoning": "t"})):
+        _, response, _ = Encoder(tokenizer).response(
+            [system, *earlier, user("q")], [assistant("Yes.")]
+        )
+        assert tokenizer.decode(response) == "</think>Yes.<|im_end|>"
 
 
 @pytest.mark.parametrize(
