@@ -510,6 +510,60 @@ def test_an_argument_that_is_left_out_is_found_in_earlier_turns_too(starter: Loa
             Encoder(tokenizer).response([user("a"), turn, user("b")], [assistant("c")])
 
 
+def test_an_answer_whose_reasoning_the_template_rewrites_is_learned_as_it_is_written(
+    starter: LoadedModel,
+) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% else %}"
+        "<bot><think>{{ m.reasoning.split() | join(' ') }}</think>{{ m.content }}<|im_end|>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    answer: Message = {**assistant("Yes."), "reasoning": "one\ntwo"}
+    _, response, _ = Encoder(tokenizer).response([user("q")], [answer])
+    assert tokenizer.decode(response) == "<think>one two</think>Yes.<|im_end|>"
+
+
+def test_a_header_that_goes_by_the_answer_is_refused(starter: LoadedModel) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% else %}"
+        "{{ '<a>' if '</think>' in m.content else '<b>' }}{{ m.content.split('</think>')[-1] }}"
+        "<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<b>{% endif %}"
+    )
+    with pytest.raises(DataError, match="the chat template alters the content"):
+        Encoder(with_template(starter, template)).response(
+            [user("q")], [assistant("t</think>Yes.")]
+        )
+
+
+def test_a_template_that_forgets_turns_is_refused_with_what_to_do(starter: LoadedModel) -> None:
+    template = (
+        "{% for m in (messages[-1:] if add_generation_prompt else messages[-2:]) %}"
+        "<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer = with_template(starter, template)
+    talk = Chat(messages=(user("q"), assistant("a")) * 2, origin="test:1")
+    with pytest.raises(DataError) as error:
+        Encoder(tokenizer).encode_sft_record(talk)
+    assert str(error.value) == (
+        "test:1: messages[0]: the chat template leaves out or alters the content of this user turn; "
+        "use one that writes contents as they are (chat_template)"
+    )
+
+
+def test_a_thought_behind_a_closed_one_is_refused_by_its_message(starter: LoadedModel) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% else %}"
+        "<bot>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<bot><think>{% endif %}"
+    )
+    with pytest.raises(DataError, match=r"messages\[1\]: the reasoning in this answer"):
+        Encoder(with_template(starter, template)).response(
+            [user("q")], [assistant("</think>b</think>c")]
+        )
+
+
 @pytest.mark.parametrize("again", ["", "{% if m.reasoning %}[{{ m.reasoning }}]{% endif %}"])
 def test_the_end_of_a_thought_is_the_template_s_own(starter: LoadedModel, again: str) -> None:
     """An answer without reasoning, behind a prompt that opens a thought, closes it as the template does.

@@ -26,7 +26,7 @@ from support.tagged_models import (
 from support.training import dpo, sft
 from support.training import run as train
 
-from forty2.inference import logprobs
+from forty2.inference import logprobs, padding
 from forty2.inference.logprobs import NO_SHORTCUTS, Shortcuts, supported_shortcuts
 from forty2.model.adapter import adapter_weights
 from forty2.model.surgery import frozen_depth
@@ -290,6 +290,15 @@ def test_the_first_token_that_can_be_supervised_is_weighted_too() -> None:
     model, rows = tagged(), [Row([5, CLOSE, 9], [False, True, True], "text.txt:1")]
     wanted = by_hand(model, rows)
     assert evaluate(model, weighted(rows))["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_padded_positions_have_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, where their number is padded, whatever token stands first."""
+    monkeypatch.setattr(padding, "on_gpu", lambda: True)
+    ids = [5, CLOSE, *[9] * 16]
+    loss = weighted([Row(ids, [False] + [True] * 17, "text.txt:1")])
+    batch = loss.batch([0])
+    assert batch.weight == WEIGHTS[CLOSE] + 16 and loss.arrays(batch)[1].size > 17
 
 
 def test_weights_are_summed_in_64_bits() -> None:
