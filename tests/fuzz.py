@@ -300,7 +300,7 @@ def targets() -> dict[str, Callable[[], Target]]:
                 ]
             },
             good_data,
-            nameless=("--set",),
+            nameless=("`overrides`",),
         ),
         "data": lambda: Target(data, kinds),
         "templates": lambda: Target(Templates(), {"rows.jsonl": rows[:5]}),
