@@ -55,15 +55,19 @@ class OtherKind(DataError):
 class UnknownColumns(DataError):
     """No row of a table has a shape that is read; its columns must be named."""
 
-    def __init__(self, file: str, kind: Kind, rows: Sequence[JsonObject]) -> None:
+    def __init__(
+        self, file: str, kind: Kind, rows: Sequence[JsonObject], mapping: Mapping[str, str]
+    ) -> None:
         self.file = file
         self.kind = kind
         self.columns = [*rows[0]]
         self.guess = guess_columns(kind, rows)
         """Our name of each column that was recognised, by theirs."""
+        strange = [name for name in mapping if name not in self.columns]
+        known = f"there is no column {first_names(strange, 3)}; " if strange else ""
         questions = " and ".join(f"which is {MEANING[name]} ({name})" for name in NEEDED[kind])
         super().__init__(
-            f"{file}: the columns are {first_names(self.columns, 12)}; say {questions}: "
+            f"{file}: {known}the columns are {first_names(self.columns, 12)}; say {questions}: "
             f"`mapping` {written_mapping(self.guess, kind)}"
         )
 
@@ -165,7 +169,7 @@ def read_kind(
         else:
             records.append(record)
     if tried and not records and len(tried) == len(errors):
-        unknown = UnknownColumns(str(file), kind, tried)
+        unknown = UnknownColumns(str(file), kind, tried, mapping)
         columns_left = len(unknown.columns) >= len(NEEDED[kind])
         if columns_left or not isinstance(errors[0], OtherKind):
             raise unknown

@@ -27,6 +27,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import RecipeError
+from forty2.files import close_name
 from forty2.recipe import mypt, phasegpt
 from forty2.recipe.document import Document, Problem, listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
@@ -70,8 +71,9 @@ def recipe_text(source: str) -> str:
         if os.path.isdir(source):
             raise RecipeError(f"{source}: no such recipe; the folder holds no {RECIPE}")
         close = difflib.get_close_matches(source, names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"packaged ones: {', '.join(names)}"
-        raise RecipeError(f"{source}: no such recipe, neither file nor packaged; {hint}")
+        beside = close_name(Path(source))
+        hint = f"; did you mean {close[0]}?" if close else f"; packaged ones: {', '.join(names)}"
+        raise RecipeError(f"{source}: no such recipe, neither file nor packaged{beside or hint}")
     return read_text(path, "recipe")
 
 

@@ -113,7 +113,10 @@ def start(folder: Path, files: Files, *, model: str = STARTER, replace: bool = F
                     longest=max(lengths),
                 )
             )
-            notes += [*_about_few(kind, len(out)), *_about_lint(kind, training, out, folder)]
+            notes += [
+                *_about_few(kind, len(out), len(training) + len(out)),
+                *_about_lint(kind, training, out, folder),
+            ]
         if prompts is not None:
             text = json.dumps(prompts, indent=1, ensure_ascii=False) + "\n"
             (staged / EVAL_PROMPTS).write_text(text, "utf-8")
@@ -218,13 +221,13 @@ def _about_systems(records: Mapping[Kind, Sequence[Record]]) -> Iterator[str]:
     )
 
 
-def _about_few(kind: str, held_out: int) -> Iterator[str]:
+def _about_few(kind: str, held_out: int, rows: int) -> Iterator[str]:
     if held_out < FEWEST:
         points = round(100 * smallest_visible_change(held_out))
         yield (
-            f"{kind}: only {held_out} {'row is' if held_out == 1 else 'rows are'} held out, a third of "
-            f"what you have. That can show changes of about {points} points of 100 and more; smaller ones "
-            "look like chance. With 60 rows or more, 20 would be held out."
+            f"{kind}: only {held_out} of {rows} {'is' if held_out == 1 else 'are'} held out. That can show "
+            f"changes of about {points} points of 100 and more; smaller ones look like chance. With 60 "
+            "rows or more, 20 would be held out."
         )
 
 

@@ -122,7 +122,14 @@ def test_a_cost_that_was_not_measured_is_said() -> None:
 
 
 def test_a_model_that_is_still_the_base_is_said_to_be() -> None:
-    assert word("no change", ()) == "no change"
+    costs = costs_of(
+        {"right": shares(8, 4, 0, 0)},
+        {"behaviour": TASKS["behaviour"]._replace(judged=("right",))},
+        "",
+        Cost(),
+    )
+    assert [cost.answer for cost in costs] == ["cannot tell"]
+    assert word("no change", costs) == word("no change", ()) == "no change"
     said = sentence("truthfulqa", "ours", "no change", {}, ())
     assert said == "As far as was measured, this is still the base model."
 

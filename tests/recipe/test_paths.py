@@ -80,6 +80,15 @@ def test_a_folder_stands_for_the_recipe_in_it(shop: Path) -> None:
     assert load_recipe(shop) == load_recipe(shop / "recipe.yaml")
 
 
+def test_a_mistyped_folder_is_named_by_the_one_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"shpo: no such recipe, .*; did you mean shop\?"):
+        load_recipe("shpo")
+
+
 def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such recipe; the folder holds no recipe"):
         load_recipe(tmp_path)

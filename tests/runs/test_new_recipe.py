@@ -51,7 +51,7 @@ def test_every_row_is_in_one_of_the_files_and_held_out_rows_are_apart(here: Path
         assert sorted(rows[0] + rows[1]) == sorted(rows[2])
         assert not [f for f in lint(train, held) if f.check in ("overlap", "near", "row")]
     assert [one.held_out for one in started.materials] == [20, 20, 13]
-    assert any("only 13 rows are held out" in note for note in started.notes)
+    assert any("only 13 of 40 are held out" in note for note in started.notes)
 
 
 def to_text(record: object) -> str:
