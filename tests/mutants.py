@@ -60,7 +60,7 @@ MODULES = {
     "training/objectives/test_kl_term training/test_tags",
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
     "model/adapter": "model/test_adapter model/test_initial_adapter model/test_tag_rows "
-    "export/test_fusing",
+    "model/test_phase_parameters model/test_phase_attention export/test_fusing",
     "model/merging": "model/test_merging export/test_fusing",
     "model/phase_attention": "model/test_phase_attention",
     "model/quantization": "export/test_fusing model/test_adapter model/test_merging",

@@ -344,6 +344,13 @@ def test_a_folder_of_the_same_name_with_other_weights_is_warned_about(
             "adapter takes memory and adds nothing; set adapter.rank to 32 or less",
         ),
         (
+            "llama",
+            Adapter(rank=64, layers=1, keys=["mlp.down_proj", "self_attn.v_proj"]),
+            "adapter.rank is 64, but model.layers.2.self_attn.v_proj can use no more than 16, and one "
+            "more layer no more than its own: 58% of the adapter takes memory and adds nothing; set "
+            "adapter.rank to 16 or less",
+        ),
+        (
             "mixtral",
             Adapter(rank=64),
             "adapter.rank is 64, but model.layers.0.block_sparse_moe.gate can use no more than 8, 23 "
