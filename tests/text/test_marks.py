@@ -41,6 +41,17 @@ def test_a_text_is_found_however_it_is_written(written: str) -> None:
     assert find_places(f"<a>{written}</a>", shape, [TEXT]) == [(3, 3 + len(written))]
 
 
+@pytest.mark.parametrize("stripped", [str.strip, str.lstrip, str.rstrip])
+@pytest.mark.parametrize("what", [None, "\n"])
+def test_a_text_is_found_without_the_white_space_at_its_ends(
+    stripped: Any, what: str | None
+) -> None:
+    text = "\n a \n"
+    written = stripped(text, what)
+    shape = Shape(["<a>", "</a>"], [0], [0], [], tools_dropped=False)
+    assert find_places(f"<a>{written}</a>", shape, [text]) == [(3, 3 + len(written))]
+
+
 def test_each_argument_that_is_not_null_is_written_otherwise() -> None:
     chat = Conversation([call({"none": None, "yes": True, "number": 3, "empty": ""})], ())
     changed: dict[str, list[object]] = {}
