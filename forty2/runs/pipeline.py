@@ -43,7 +43,7 @@ from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
 from forty2.runs.phase_training import finish_phase, tokens_trained
 from forty2.runs.records import ContaminationRecord
-from forty2.runs.reusing import take_over_phases
+from forty2.runs.reusing import check_source, take_over_phases
 from forty2.runs.trackers import check_installed, reporting
 from forty2.training.processes import joined
 
@@ -172,6 +172,8 @@ def run_in_folder(recipe: Recipe, path: Path, options: RunOptions, progress: Pro
     """
     if joined().first:
         check_installed(recipe.report_to)
+        if options.reuse is not None and not options.resume:
+            check_source(recipe, options.reuse)
     agenda = Agenda(_tasks(recipe, path, options.only), progress if joined().first else silent)
     agenda.begin_next()
     with open_run(recipe, path, options, agenda) as context:

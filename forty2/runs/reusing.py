@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,7 @@ from forty2.files import JsonObject, read_json, staged_folder, write_json
 from forty2.recipe.differences import differences
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
+from forty2.run_paths import phase_label
 from forty2.runs.context import RunContext, reread
 from forty2.runs.extending import REPORTING
 from forty2.runs.folder import VERSION, read_metrics, read_times
@@ -21,6 +23,25 @@ from forty2.runs.phase_training import refuse_damage
 _OWN = ("name", "model", "fuse", "benchmark", "phases", *REPORTING)
 """Keys in which two runs may differ. The model is recognized by its weights, phases one by one."""
 _RECOGNIZED_BY_ROWS = ("data", "valid")
+
+
+def check_source(recipe: Recipe, source: Path) -> None:
+    """Refuse to take phases over from a folder that has none to give, before anything is written.
+
+    Raises:
+        RunError: it holds no run, or none that finished this recipe's first phase with these settings.
+    """
+    if not (source / "run.json").exists():
+        raise RunError(f"{source}: there is no run to take phases over from")
+    name = next(iter(recipe.phases))
+    reasons = _recipe_differs(recipe, source)
+    reasons = reasons or _settings_differ(recipe, name, source / phase_label(1, name))
+    if reasons:
+        raise _nothing_taken(source, reasons)
+
+
+def _nothing_taken(source: Path, reasons: Sequence[str]) -> RunError:
+    return RunError(f"{source}: no phase of it can be taken over ({'; '.join(reasons)})")
 
 
 def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Path) -> list[str]:
@@ -35,7 +56,7 @@ def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Pa
         Names of the phases.
 
     Raises:
-        RunError: it is no run, there is no such phase, or a file of one is damaged.
+        RunError: there is no such phase, or a file of one is damaged.
     """
     record = run.path / "run.json"
     if before := read_json(record).get("reused"):  # a run that goes on
@@ -50,7 +71,7 @@ def take_over_phases(run: RunContext, phases: tuple[PhaseInput, ...], source: Pa
         if not (run.path / phase.label / "phase.json").exists():
             _copy(run, phase, source)
     if not taken:
-        raise RunError(f"{source}: no phase of it can be taken over ({'; '.join(reasons)})")
+        raise _nothing_taken(source, reasons)
     write_json(record, {**read_json(record), "reused": {"run": str(source), "phases": taken}})
     return taken
 
@@ -72,8 +93,6 @@ def settings_of_phases(recipe: Recipe, count: int, folder: Path) -> JsonObject:
 
 
 def _whole_run_differs(run: RunContext, source: Path) -> list[str]:
-    if not (source / "run.json").exists():
-        raise RunError(f"{source}: there is no run to take phases over from")
     theirs = read_json(source / "run.json")
     ours = read_json(run.path / "run.json")
     if theirs.get("version") != VERSION:
@@ -87,29 +106,45 @@ def _whole_run_differs(run: RunContext, source: Path) -> list[str]:
         )
         if theirs.get(key) != ours.get(key)
     ]
+    return reasons + _recipe_differs(run.recipe, source)
+
+
+def _recipe_differs(recipe: Recipe, source: Path) -> list[str]:
     before, after = (
-        {key: value for key, value in recipe.items() if key not in _OWN}
-        for recipe in _recipes(run, source)
+        {key: value for key, value in one.items() if key not in _OWN}
+        for one in _recipes(recipe, source)
     )
-    return reasons + list(map(str, differences(before, after)))
+    return list(map(str, differences(before, after)))
 
 
 def _phase_differs(run: RunContext, phase: PhaseInput, source: Path) -> list[str]:
-    if not (source / phase.label / "phase.json").exists():
-        return [f"{source / phase.label} is not there or not finished"]
-    before, after = (
-        {k: v for k, v in recipe["phases"][phase.name].items() if k not in _RECOGNIZED_BY_ROWS}
-        for recipe in _recipes(run, source)
-    )
-    found = [f"phases.{phase.name}.{one}" for one in differences(before, after)]
-    if read_json(source / DATA_HASHES).get(phase.name) != phase.data.hashes():
+    folder = source / phase.label
+    found = _settings_differ(run.recipe, phase.name, folder)
+    if (folder / "phase.json").exists() and read_json(source / DATA_HASHES).get(
+        phase.name
+    ) != phase.data.hashes():
         found.append(f"the rows of {phase.name} differ")
     return found
 
 
-def _recipes(run: RunContext, source: Path) -> tuple[JsonObject, JsonObject]:
+def _settings_differ(recipe: Recipe, name: str, folder: Path) -> list[str]:
+    """List how a phase's settings differ from those in the other run.
+
+    Args:
+        folder: of the phase, in the other run.
+    """
+    if not (folder / "phase.json").exists():
+        return [f"{folder} is not there or not finished"]
+    before, after = (
+        {k: v for k, v in one["phases"][name].items() if k not in _RECOGNIZED_BY_ROWS}
+        for one in _recipes(recipe, folder.parent)
+    )
+    return [f"phases.{name}.{one}" for one in differences(before, after)]
+
+
+def _recipes(recipe: Recipe, source: Path) -> tuple[JsonObject, JsonObject]:
     """Return the other run's recipe and this one's."""
-    texts = (reread(source / "recipe.yaml", run.recipe), to_yaml(run.recipe))
+    texts = (reread(source / "recipe.yaml", recipe), to_yaml(recipe))
     before, after = map(yaml.safe_load, texts)
     return before, after
 

@@ -260,8 +260,15 @@ def test_phases_of_another_kind_of_run_are_not_taken_over() -> None:
         with pytest.raises(RunError, match="first: no phase of it can be taken over") as error:
             go("run", setting, reuse="first")
         assert says in str(error.value)
-    with pytest.raises(RunError, match="nowhere: there is no run"):
-        go("run", reuse="nowhere")
+        # The rows alone are read in the run's own folder.
+        assert Path("run").exists() is setting.startswith("phases.sft.data")
+    shutil.rmtree("run")
+    shutil.copytree("first", "stopped")
+    Path("stopped/phase1_sft/phase.json").unlink()
+    for source, says in {"nowhere": "there is no run", "stopped": "not finished"}.items():
+        with pytest.raises(RunError, match=f"^{source}: .*{says}"):
+            go("run", reuse=source)
+        assert not Path("run").exists()
     adapter = Path("first/phase1_sft/adapters.safetensors")
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
     with pytest.raises(RunError, match=r"adapters\.safetensors"):
