@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from forty2.cli.echo import echo
-from forty2.cli.flags import with_flags
+from forty2.cli.flags import TYPED, with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
 from forty2.text_layout import fit, terminal_width
@@ -31,6 +31,10 @@ class Failure(click.ClickException):
 
 class Group(click.Group):
     """A group of commands whose errors end in one line, which names options that the command has."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta.setdefault(TYPED, tuple(args))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         with plain_failures():
@@ -53,8 +57,7 @@ def plain_failures() -> Iterator[None]:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise Failure(
             with_flags(
-                f"stopped by {number.name}; no file is half-written. To go on, start again with "
-                "`resume=True`"
+                f"stopped by {number.name}; no file is half-written; to go on: `resume=True`"
             ),
             128 + number,
         ) from error

@@ -1,16 +1,20 @@
 """Arguments of the package by the names of their command-line options.
 
 Below the command line, a message names an argument in backticks: `resume=True`. Only here it becomes
-`--resume`, if the command at hand has that option. "Start again with `resume=True`" is said where any
-command may stop, and "in a recipe, else `template`" where a recipe has a key for it, too.
+`--resume`, if the command at hand has that option. "To go on: `resume=True`" is said where any command
+may stop, and becomes the whole command to type. "Start again with `resume=True`" is said where its
+settings may have to change, and "in a recipe, else `template`" where a recipe has a key for it, too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 
 import click
+
+from forty2.errors import redact
 
 ARGUMENTS = (
     "adapter",
@@ -77,6 +81,12 @@ _ELSEWHERE = {
 """Command that has the option, for messages in commands that do not."""
 _IN_WORDS = {"out": "folder", "run_dir": "folder", "model": "RUN|MODEL"}
 """Words for arguments that have no option in a command: it takes them by position, or has none."""
+TYPED = "forty2.typed"
+"""Key of a context's `meta` under which the words typed after `forty2` are kept."""
+_ONLY_TO_BEGIN = ("reuse",)
+"""Arguments that a run takes when it begins, and not when it goes on."""
+_TO_GO_ON = re.compile(r"(to go on[^:`\n]*): `resume=True`((?: `overrides=[^`\n]*`)*)")
+_OVERRIDE = re.compile(r"`overrides=([^`\n]*)`")
 _START_AGAIN = "start again with `resume=True`"
 _GO_ON = "go on with `resume=True`"
 _ELSE = re.compile(rf"in a recipe, else `({'|'.join(ARGUMENTS)})(?:=[^`\n]*)?`")
@@ -105,6 +115,7 @@ def with_flags(message: str) -> str:
     command = command_at_hand()
     if command is not None:
         options = {option for parameter in command.params for option in parameter.opts}
+        message = _TO_GO_ON.sub(lambda found: _with_command(found, options), message)
         if flag("resume") not in options:
             message = message.replace(_START_AGAIN, "start again")
             if command.name == "train":  # it goes on by itself
@@ -115,6 +126,37 @@ def with_flags(message: str) -> str:
         )
         return _ARGUMENT.sub(lambda found: _as_typed(found, options), message)
     return _ARGUMENT.sub(_as_typed, message)
+
+
+def _with_command(found: re.Match[str], options: Collection[str]) -> str:
+    """Write the command to type in place of the arguments with which a stopped one goes on.
+
+    It is left to the arguments where another program started several processes of the command.
+    """
+    from forty2.training.processes import launched  # imports mlx
+
+    context, command = click.get_current_context(silent=True), command_at_hand()
+    typed = context.meta.get(TYPED, ()) if context is not None else ()
+    goes_on = flag("resume") in options or (command is not None and command.name == "train")
+    if not typed or not goes_on or launched():
+        return found[0]
+    added = [word for value in _OVERRIDE.findall(found[2]) for word in (flag("overrides"), value)]
+    if flag("resume") in options and flag("resume") not in typed:
+        added.append(flag("resume"))
+    words = list(_to_repeat(typed))
+    end = words.index("--") if "--" in words else len(words)
+    return f"{found[1]}: {redact(shlex.join(['forty2', *words[:end], *added, *words[end:]]))}"
+
+
+def _to_repeat(typed: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command without options that only begin a run."""
+    words = iter(typed)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option not in map(flag, _ONLY_TO_BEGIN):
+            yield word
+        elif not equals:
+            next(words, None)
 
 
 def _as_typed(found: re.Match[str], options: Collection[str] | None = None) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from forty2.cli.echo import echo
 from forty2.cli.failures import warn
+
+if TYPE_CHECKING:
+    from forty2.recipe.schema import Recipe
 
 Command = Callable[..., None]
 """Function of a command."""
@@ -258,6 +261,8 @@ def recipe(function: Command) -> Command:
             warn(note)
         if model is not None:
             loaded = dataclasses.replace(loaded, model=model)
+        if "run_dir" in others and others.get("resume", "phase" in others) and folders is None:
+            _check_settings(loaded, recipe, others["run_dir"], overrides, (model, lr, kl_weight))
         if folders is not None and "run_dir" in others and others["run_dir"] is None:
             others["run_dir"] = folders.run
         if wants_folders:
@@ -269,6 +274,32 @@ def recipe(function: Command) -> Command:
         model_option(help="Model folder, hub name, or smollm2. Default: the recipe's."),
         training_flags,
     )(with_recipe)
+
+
+def _check_settings(
+    recipe: Recipe,
+    source: str,
+    run_dir: object,
+    overrides: Sequence[str],
+    flags: tuple[str | None, float | None, float | None],
+) -> None:
+    """Refuse to go on with a run without the options that it began with.
+
+    Args:
+        flags: values of --model, --lr and --lambda; None: not given.
+    """
+    from forty2.recipe.reading import recipe_file
+    from forty2.run_paths import run_path
+    from forty2.runs.missing_settings import refuse_missing_settings
+
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    model, lr, kl_weight = flags
+    keys += ["model"] * (model is not None)
+    for name in recipe.phases:
+        keys += [f"phases.{name}.lr"] * (lr is not None)
+        keys += [f"phases.{name}.kl"] * (kl_weight is not None)
+    path = run_path(recipe.name, run_dir if isinstance(run_dir, Path) else None)
+    refuse_missing_settings(path, recipe, recipe_file(source), keys)
 
 
 def model_and_adapter(*, adapter_required: bool = False) -> Decorator:

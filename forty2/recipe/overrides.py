@@ -8,12 +8,13 @@ from typing import NamedTuple, TypeGuard
 
 from forty2.errors import RecipeError
 from forty2.recipe.document import COMMAND_LINE, Document, Problem, parse_value
+from forty2.recipe.schema import Recipe, keys_of
 
 _MOST_KEYS = 10
 """Most keys in the path of an override; no field of a recipe is as deep."""
-_COUNTS_WITHIN_STEPS = ("eval_every_steps", "save_every_steps", "warmup_steps")
+COUNTS_WITHIN_STEPS = ("eval_every_steps", "save_every_steps", "warmup_steps")
 """Keys of a phase that count steps and must not exceed its `steps`."""
-_LENGTHS = ("steps", "epochs")
+LENGTHS = ("steps", "epochs")
 """Keys of a phase that give its length; a phase has one of them."""
 
 
@@ -38,11 +39,20 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Applied:
     problems = []
     for override in overrides:
         try:
+            _check_place(override, names)
             _apply(document, override)
         except RecipeError as error:
             problems.append(Problem(COMMAND_LINE, f"`overrides` {override[:200]}: {error}"))
     problems += _unknown_phases(document, names)
     return Applied(problems, [*_one_length(document), *_shorten(document, steps_before)])
+
+
+def _check_place(override: str, phases: Sequence[str]) -> None:
+    """Refuse a key of a phase without `phases.` before it."""
+    path, _, _ = override.partition("=")
+    first, _, _ = path.strip().partition(".")
+    if first in phases and first not in keys_of(Recipe).values():
+        raise RecipeError(f"unknown key; did you mean phases.{path.strip()}?")
 
 
 def _apply(document: Document, override: str) -> None:
@@ -84,8 +94,8 @@ def _unknown_phases(document: Document, known: Sequence[str]) -> Iterator[Proble
 def _one_length(document: Document) -> Iterator[str]:
     """Drop the file's `epochs` where an override gives `steps`, and the other way round, in place."""
     for name, phase in _phases(document):
-        lines = {key: document.line_of(("phases", name, key)) for key in _LENGTHS}
-        for given, other in (_LENGTHS, _LENGTHS[::-1]):
+        lines = {key: document.line_of(("phases", name, key)) for key in LENGTHS}
+        for given, other in (LENGTHS, LENGTHS[::-1]):
             overridden = lines[given] == COMMAND_LINE and phase.get(given) is not None
             if overridden and lines[other] != COMMAND_LINE and phase.get(other) is not None:
                 yield (
@@ -102,7 +112,7 @@ def _shorten(document: Document, steps_before: Mapping[str, object]) -> Iterator
         overridden = document.line_of((*at, "steps")) == COMMAND_LINE
         if not overridden or not _is_count(steps) or (_is_count(before) and before <= steps):
             continue
-        for key in _COUNTS_WITHIN_STEPS:
+        for key in COUNTS_WITHIN_STEPS:
             count = phase.get(key)
             in_file = document.line_of((*at, key)) != COMMAND_LINE
             if in_file and _is_count(count) and count > steps:

@@ -9,6 +9,7 @@ everything, as may phases be added, and the fused model.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,11 +28,13 @@ JOURNAL = "extension.json"
 """File of an extension under way: a run that is killed at it completes it when it goes on."""
 BEGUN_WITH = "begun_with.json"
 """File in a phase's work folder, with the length under which its checkpoints were written."""
+STEPS_PER_EPOCH = "steps_per_epoch"
+"""Key of run.json with the steps of an epoch of each phase, by the phase's name."""
 _LENGTH = ("steps", "epochs")
 """Keys of a phase that an extension may change."""
 _GATES = ("gate", "on_fail")
 """Keys of a phase that judge what it has come to; they, too, may change."""
-_FREE = ("fuse",)
+FREE = ("fuse",)
 """Sections of a recipe that concern only what comes after all phases."""
 REPORTING = ("report_to", "project")
 """Keys of a recipe that concern nothing that is trained or measured."""
@@ -92,7 +95,7 @@ def find_extension(path: Path, before: str, after: str) -> Extension:
                 if any(old[name].get(key) != new[name].get(key) for key in _GATES)
             ),
             *(f"phases.{name} is left out" for name in old if name not in new),
-            *(["the model is fused as it says now"] if _differ(before, after, _FREE) else []),
+            *(["the model is fused as it says now"] if _differ(before, after, FREE) else []),
         ]
     )
     kept = [name for name in begun if name not in later and name not in longer]
@@ -121,7 +124,7 @@ def _check_what_has_begun(
             f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
             f"{path / 'recipe.yaml'}, or name another `run_dir`"
         )
-    free = [*_FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
+    free = [*FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
     free = [key for key in free if key.removeprefix("phases.") not in begun]
     free += [f"phases.{name}.{key}" for name in begun for key in (*_LENGTH, *_GATES)]
     fixed = [
@@ -203,16 +206,29 @@ def _check_length(path: Path, label: str, name: str, old: JsonObject, new: JsonO
             f"length; start the longer one with another `run_dir`, or go on from this one's "
             f"adapter in a recipe with init_from: {path / label}"
         )
+    remedy = "give more, or start the shorter one with another `run_dir`"
     if key == "steps" and new["steps"] < done:
         raise RunError(
             f"{where}: {new['steps']} is fewer than the {done} that are done, and steps cannot be "
-            "taken back; give more, or start the shorter one with another `run_dir`"
+            f"taken back; {remedy}"
         )
-    if key == "epochs" and (old["epochs"] is None or new["epochs"] < old["epochs"]):
-        raise RunError(
-            f"{where}: {new['epochs']:g} would be fewer than it began with "
-            f"({_in_words(old)}); give more, or start the shorter one with another `run_dir`"
-        )
+    if key == "epochs":
+        per_epoch = read_json(path / "run.json").get(STEPS_PER_EPOCH, {}).get(name)
+        if per_epoch is not None and (steps := math.ceil(new["epochs"] * per_epoch)) < done:
+            raise RunError(
+                f"{where}: {_in_words(new)} would be {steps} of the {done} steps that are done, and "
+                f"steps cannot be taken back; {remedy}"
+            )
+        if per_epoch is None and old["epochs"] is None:
+            raise RunError(
+                f"{where}: this run does not record how many steps an epoch has; give "
+                f"phases.{name}.steps, {done} or more"
+            )
+        if per_epoch is None and new["epochs"] < old["epochs"]:
+            raise RunError(
+                f"{where}: {new['epochs']:g} would be fewer than it began with "
+                f"({_in_words(old)}); {remedy}"
+            )
 
 
 def _redone(path: Path, first: str, later: list[str]) -> str:

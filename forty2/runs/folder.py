@@ -269,7 +269,7 @@ def try_lock(path: Path, *, wait: bool = False) -> IO[str] | None:
 
 def _continues(path: Path, resume: bool) -> bool:
     """Return whether a run with results is there to continue."""
-    existing = (path / "run.json").exists() and _has_results(path)
+    existing = (path / "run.json").exists() and has_results(path)
     if existing and not resume:
         raise RunError(
             f"{path}: holds a run already; go on with `resume=True`, or name another `run_dir`"
@@ -320,7 +320,7 @@ def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
     write_json(path / "run.json", started)
 
 
-def _has_results(path: Path) -> bool:
+def has_results(path: Path) -> bool:
     """Return whether anything was trained or measured; not if the recipe or data was refused."""
     return any(found for kind in _RESULTS for found in path.glob(kind))
 

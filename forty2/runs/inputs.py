@@ -27,6 +27,7 @@ from forty2.runs.all_phase_data import CheckedData, check_all_phase_data, read_a
 from forty2.runs.context import RunContext
 from forty2.runs.disk import checkpoint_bytes, kept_bytes
 from forty2.runs.drift import drift_meter
+from forty2.runs.extending import STEPS_PER_EPOCH
 from forty2.runs.held_out import held_out_rows
 from forty2.runs.measuring import StageMeasurer
 from forty2.runs.phase_data import PhaseData, style_prompts
@@ -98,6 +99,8 @@ def read_inputs(
         write_json(run.path / LINT, warnings)
     # the other processes may not have the files of prompts that gates need
     checked = check_all_phase_data(recipe, data, loaded, gates=run.group.first)
+    if run.group.first and run.whole_epochs:
+        _record_epochs(run, checked)
     for kind, message in _messages(checked, data):
         run.progress("data", 0, 1, {kind: message})
     loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *checked.stop_tokens}
@@ -125,6 +128,17 @@ def read_inputs(
     if recipe.init_from is not None and run.group.first:
         warn_of_other_base(loaded.path, read_adapter_file(recipe.init_from))
     return RunInputs(loaded, phases)
+
+
+def _record_epochs(run: RunContext, checked: CheckedData) -> None:
+    """Record the steps of an epoch of each phase, by which other lengths are compared with it."""
+    steps = {
+        name: part.course.order.batches_per_epoch / run.recipe.phases[name].accumulate
+        for name, part in checked.phases.items()
+    }
+    record = read_json(run.path / "run.json")
+    if record.get(STEPS_PER_EPOCH) != steps:
+        write_json(run.path / "run.json", {**record, STEPS_PER_EPOCH: steps})
 
 
 def _messages(checked: CheckedData, data: Mapping[str, PhaseData]) -> Iterator[tuple[str, str]]:

@@ -171,7 +171,7 @@ class _Attempt:
             raise Interrupted(
                 f"{self.training.name}: stopped by {signal.Signals(stop).name} after step "
                 f"{state.step} of {plan.steps}, which is saved in {self.training.checkpoints.work}; "
-                "go on with `resume=True`",
+                "to go on: `resume=True`",
                 stop,
             )
         if state.best is not None:

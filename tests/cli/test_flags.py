@@ -215,6 +215,50 @@ def test_an_error_of_a_command_in_a_group_is_told_in_its_options() -> None:
         assert (result.exit_code, result.output[-len(said) :]) == (2, said)
 
 
+@pytest.mark.parametrize(
+    ("typed", "message", "said"),
+    [
+        (
+            ["run", "a b.yaml", "--set", "phases.sft.steps=20"],
+            "to go on: `resume=True`",
+            "to go on: forty2 run 'a b.yaml' --set phases.sft.steps=20 --resume",
+        ),
+        (
+            ["run", "shop", "--resume", "--reuse", "other", "--set=a=1"],
+            "to go on: `resume=True`",
+            "to go on: forty2 run shop --resume --set=a=1",
+        ),
+        (
+            ["run", "--reuse=other", "--", "shop"],
+            "to go on as it began: `resume=True` `overrides=a=[1, 2]` `overrides=b=2`; or not",
+            "to go on as it began: forty2 run --set 'a=[1, 2]' --set b=2 --resume -- shop; or not",
+        ),
+        (["train", "shop"], "to go on: `resume=True`", "to go on: forty2 train shop"),
+        (["other", "shop"], "to go on: `resume=True`", "to go on: forty2 run --resume"),
+    ],
+)
+def test_a_stopped_command_names_the_whole_command_that_goes_on(
+    typed: list[str], message: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its options, quoted for a shell, without those that only begin a run."""
+    outer = Group("outer")
+
+    def fail(**_: object) -> NoReturn:
+        raise RunError(message)
+
+    common: list[click.Parameter] = [
+        click.Argument(["recipe"]),
+        click.Option(["--set"], multiple=True),
+        click.Option(["--reuse"]),
+    ]
+    for name in ("run", "train", "other"):
+        resume = [click.Option(["--resume"], is_flag=True)] * (name == "run")
+        outer.add_command(click.Command(name, callback=fail, params=[*common, *resume]))
+    assert CliRunner().invoke(outer, typed).output == f"Error: {said}\n"
+    monkeypatch.setenv("MLX_RANK", "0")  # started by another program, whose words are not known
+    assert "shop" not in CliRunner().invoke(outer, typed).output.replace("; or not", "")
+
+
 def test_errors_warnings_and_notices_are_printed_with_options(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -179,6 +179,16 @@ def test_a_stopped_phase_takes_any_number_of_steps_from_those_done_on(steps: int
 
 
 @pytest.mark.usefixtures("brief")
+def test_steps_go_on_as_epochs_that_are_more_of_them() -> None:
+    epochs = of("dpo", "steps=null", "epochs=3")
+    go("long", *epochs)
+    go("run", "phases.dpo.steps=2")
+    said = go("run", *epochs, resume=True)
+    assert said[0].startswith("run: phases.dpo has 3 epochs now, not 2 steps; kept: sft")
+    assert results("run") == results("long")
+
+
+@pytest.mark.usefixtures("brief")
 def test_a_phase_that_has_not_begun_takes_any_number_of_steps() -> None:
     falling = of("dpo", "schedule=cosine", "save_every_steps=2")
     go("other", *falling, "phases.dpo.steps=2")
@@ -315,8 +325,8 @@ def test_what_is_no_extension_is_refused_and_changes_nothing() -> None:
         "phases.sft.steps=8 adapter.rank=4 seed=7": (
             "run: was started with another recipe (seed: 42 → 7; adapter.rank: 2 → 4); resume with"
         ),
-        "phases.dpo.steps=null phases.dpo.epochs=9": (
-            "run: phases.dpo.epochs: 9 would be fewer than it began with (5 steps)"
+        "phases.dpo.steps=null phases.dpo.epochs=0.1": (
+            "run: phases.dpo.epochs: 0.1 epochs would be 1 of the 5 steps that are done"
         ),
     }
     for settings, says in refused.items():

@@ -76,7 +76,7 @@ def test_a_run_in_training_saves_its_step(number: signal.Signals, place: Path) -
     assert code == 128 + number, said
     line = last_line(said)
     assert line.startswith(f"Error: sft: stopped by {number.name} after step "), said
-    assert line.endswith("go on with --resume")
+    assert line.partition("; to go on: ")[2] == f"forty2 {LONG} --resume"
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert (place / "run/work/phase1_sft" / f"step{steps[-1]}").is_dir()
 
