@@ -5,6 +5,7 @@ Each takes a `Quote`, which makes the texts of the run safe in one kind of repor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -32,7 +33,9 @@ _METRIC_VERDICTS = {
     "no change": "as far as was measured, this is still the base model",
 }
 _NAMED = 10
-"""Largest number of dropped or shortened rows that a warning names."""
+"""Largest number of rows or steps that a warning names."""
+_DETAIL = re.compile(r" on rows .*|'[^']*'|\"[^\"]*\"|\d[\d.,]*(e[+-]?\d+)?%?", re.DOTALL)
+"""What may differ between two warnings of one kind: rows, quotes and figures."""
 
 
 def about(run: Run, quote: Quote = str) -> str:
@@ -95,8 +98,41 @@ def warnings(run: Run, quote: Quote = str) -> list[str]:
                 what = what.format(its="its" if len(origins) == 1 else "their")
                 lines.append(f"{quote(phase.name)}: {count} {what} ({named}{more})")
         lines += [f"{quote(phase.name)}: {quote(warning)}" for warning in phase.warnings]
-    lines += [quote(line.warning) for line in run.log if line.warning is not None]
+    lines += map(quote, _logged(run))
     return [*lines, *map(quote, run.fused.warnings if run.fused is not None else [])]
+
+
+def _logged(run: Run) -> list[str]:
+    """List the warnings of training, each once a phase, with its steps and its last figures."""
+    alike = dict[tuple[str, str], list[tuple[str, str]]]()
+    for line in run.log:
+        if line.warning is not None:
+            start = rf"{re.escape(line.phase)}, (before training|step {line.step}): "
+            found = re.match(start, line.warning)
+            place, reason = (found[1], line.warning[found.end() :]) if found else ("", line.warning)
+            kind = _DETAIL.sub("#", reason) if found else reason
+            alike.setdefault((line.phase, kind), []).append((place, reason))
+    return [_in_one_sentence(phase, places) for (phase, _), places in alike.items()]
+
+
+def _in_one_sentence(phase: str, warnings: Sequence[tuple[str, str]]) -> str:
+    """Join a phase's warnings of one kind, each with its place in the phase, if it names one."""
+    last, reason = warnings[-1]
+    places = list(dict.fromkeys(place for place, _ in warnings if place))
+    if not places:
+        return reason
+    if len(places) == 1:
+        return f"{phase}, {last}: {reason}"
+    steps = [place.removeprefix("step ") for place in places if place.startswith("step ")]
+    if len(steps) > _NAMED:
+        steps = [*steps[:_NAMED], f"{len(steps) - _NAMED:,} more"]
+    named = [place for place in places if not place.startswith("step ")]
+    if len(steps) > 1:
+        named.append(f"steps {', '.join(steps[:-1])} and {steps[-1]}")
+    else:
+        named += [f"step {step}" for step in steps]
+    differs = any(other != reason for _, other in warnings)
+    return f"{phase}, {' and '.join(named)}: {reason}{f' (at {last})' if differs else ''}"
 
 
 def contamination(run: Run, quote: Quote = str) -> list[str]:

@@ -139,6 +139,36 @@ def test_notices_are_the_report_s_warnings(run: Path) -> None:
         assert line in page
 
 
+def warned(run: Path, *warnings: tuple[int, str]) -> list[str]:
+    """Return what is said of these warnings of a phase, each with its step."""
+    with open(run / "metrics.jsonl", "a") as file:
+        for step, text in warnings:
+            line = {"phase": "dpo", "step": step, "red_line": "validation", "warning": text}
+            file.write(json.dumps(line) + "\n")
+    return notices(run)[3:]
+
+
+def test_warnings_of_one_kind_are_said_once_a_phase_with_their_steps(run: Path) -> None:
+    losses = [
+        (n, f"dpo, step {n}: loss rises to {n / 10}, see 'A {n}' on rows a:{n}") for n in (5, 6, 9)
+    ]
+    assert warned(
+        run, (0, "dpo, before training: no tag"), *losses, (9, "dpo, step 9: no tag")
+    ) == [
+        "dpo, before training and step 9: no tag",
+        "dpo, steps 5, 6 and 9: loss rises to 0.9, see 'A 9' on rows a:9 (at step 9)",
+    ]
+
+
+def test_one_warning_stays_as_it_is_and_many_steps_are_counted(run: Path) -> None:
+    many = [(n, f"dpo, step {n}: stuck") for n in range(1, 14)]
+    assert warned(run, (4, "dpo, step 4: a spike"), *many, (7, "7 files are gone")) == [
+        "dpo, step 4: a spike",
+        "dpo, steps 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more: stuck",
+        "7 files are gone",
+    ]
+
+
 def test_a_hedging_answer_is_marked_by_a_word_and_not_by_colour_alone(run: Path) -> None:
     page = documents(run)[1]
     assert "How many strings?" in page
