@@ -9,6 +9,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
+from forty2.cli.flags import with_flags
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -39,4 +40,4 @@ def plan_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    echo(format_plan(forecast))
+    echo(with_flags(format_plan(forecast)))

@@ -48,7 +48,8 @@ def keys_command(section: str | None) -> None:
 
         SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
     phase_attention, tags_init, fuse, benchmark, its tasks and cost, best, until, curriculum, replay,
-    kl or red_lines. Default: all sections.
+    kl or red_lines, or the name of a key, which is shown in each section that has it. Default: all
+    sections.
     """
     from forty2.recipe.keys import as_text
 

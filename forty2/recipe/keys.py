@@ -55,10 +55,13 @@ def sections() -> tuple[Section, ...]:
 
 
 def as_text(section: str | None = None) -> str:
-    """Write the reference, or one section of it, for a terminal.
+    """Write the reference, one section of it, or a key in each section that has it, for a terminal.
+
+    Args:
+        section: name of a section, or of a key.
 
     Raises:
-        RecipeError: there is no such section.
+        RecipeError: there is neither.
     """
     return "\n\n".join(map(_text, _chosen(section)))
 
@@ -71,9 +74,15 @@ def as_markdown() -> str:
 def _chosen(name: str | None) -> list[Section]:
     if name is not None:
         name = name.rpartition(".")[2]  # phases.dpo and benchmark.tasks, as in a recipe
-    if name is not None and name not in SECTIONS:
-        raise RecipeError(f"{name}: no such section; there are {', '.join(SECTIONS)}")
-    return [section for section in sections() if name in (None, section.name)]
+    chosen = [section for section in sections() if name in (None, section.name)]
+    if not chosen:
+        for section in sections():
+            keys = tuple(key for key in section.keys if key.name == name)
+            if keys:
+                chosen.append(section._replace(about="", keys=keys))
+    if not chosen:
+        raise RecipeError(f"{name}: no such section or key; sections are {', '.join(SECTIONS)}")
+    return chosen
 
 
 def _text(section: Section) -> str:

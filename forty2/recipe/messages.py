@@ -183,6 +183,8 @@ def _unknown_key(key: str, section: str) -> str:
         names = ["the recipe" if name == "recipe" else name for name in (*owners, section)]
         joined = " and ".join(", ".join(names[:-1]).rsplit(", ", 1))
         return f"belongs to {joined}, not to {names[-1]}; move it or remove it"
+    if section == "recipe" and key in OBJECTIVES:
+        return f"unknown key; did you mean phases.{key}?"
     close = [known] if owners else difflib.get_close_matches(key, _KEYS[section], 1)
     return f"unknown key{f'; did you mean {close[0]}?' if close else ''}"
 

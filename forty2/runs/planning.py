@@ -52,6 +52,14 @@ _STEPS_SEEN = 200
 """Steps of a phase whose batches are looked at, to find the largest one."""
 
 
+_LONG_RUN = 600.0
+"""Seconds from which on a forecast says what takes the longest."""
+_FEW_QUESTIONS = 50
+"""Questions of each benchmark in a shorter try."""
+_MANY_STEPS = 50
+"""Steps of a phase from which on a fifth of them is still a try."""
+
+
 class PhaseForecast(NamedTuple):
     """The forecast of one phase."""
 
@@ -129,6 +137,8 @@ class RunForecast(NamedTuple):
     disk: DiskForecast
     time: RunTime | None
     """Estimated time; None: it was not measured."""
+    longest: str = ""
+    """What takes the longest, and settings that shorten it; "": the run is short."""
 
     def __str__(self) -> str:
         return format_plan(self)
@@ -205,6 +215,7 @@ def plan(
         warnings=tuple(warnings),
         disk=disk,
         time=time,
+        longest=longest_work(recipe, phases, time) if time is not None else "",
     )
 
 
@@ -345,6 +356,29 @@ def format_plan(plan: RunForecast) -> str:
     return "\n".join([*lines, *(f"warning: {warning}" for warning in plan.warnings)])
 
 
+def longest_work(recipe: Recipe, phases: Sequence[PhaseForecast], time: RunTime) -> str:
+    """Name what takes the longest in a long run, and one or two settings that shorten it the most."""
+    if time.seconds < _LONG_RUN:
+        return ""
+    parts = [(part.seconds, f"training {name}") for name, part in time.phases.items()]
+    seconds = time.stages * time.each_stage
+    parts.append((seconds, f"measuring {time.stages} stages"))
+    shorter: list[tuple[float, str]] = []
+    if recipe.benchmark is not None and (recipe.benchmark.n or _FEW_QUESTIONS + 1) > _FEW_QUESTIONS:
+        shorter.append((seconds, f"`overrides=benchmark.n={_FEW_QUESTIONS}`"))
+    for phase in phases:
+        if phase.steps >= _MANY_STEPS:
+            setting = f"`overrides=phases.{phase.name}.steps={phase.steps // 5}`"
+            shorter.append((time.phases[phase.name].seconds, setting))
+    shorter = [one for one in shorter if one[0] >= time.seconds / 10]
+    shorter.sort(key=lambda one: one[0], reverse=True)
+    seconds, what = max(parts)
+    line = f"longest: {what}, {duration(seconds)}"
+    if shorter:
+        line += f"; for a shorter try: {' '.join(setting for _, setting in shorter[:2])}"
+    return line
+
+
 def _trained_line(phase: PhaseForecast) -> str:
     """Say what a phase trains, and what that takes."""
     return (
@@ -401,4 +435,6 @@ def _time_lines(plan: RunForecast) -> list[str]:
     left_out = ", ".join([*time.left_out, NOT_IN_IT])
     lines.append(f"time: about {duration(time.seconds)}, from a few batches")
     lines.append(f"not in it: {left_out}")
+    if plan.longest:
+        lines.append(plan.longest)
     return lines

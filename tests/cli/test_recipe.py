@@ -74,7 +74,9 @@ def test_a_section_may_be_named_as_it_stands_in_a_recipe() -> None:
 
 
 def test_keys_of_no_section_are_refused() -> None:
-    assert "adaptor: no such section; there are recipe, " in refused("recipe", "keys", "adaptor")
+    assert "adaptor: no such section or key; sections are recipe, " in refused(
+        "recipe", "keys", "adaptor"
+    )
 
 
 def test_what_an_override_changes_along_with_it_is_a_line_of_warning() -> None:

@@ -99,8 +99,19 @@ def test_one_section_is_printed_alone() -> None:
 
 
 def test_another_section_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(RecipeError, match="adaptor: no such section; there are recipe, adapter"):
+    with pytest.raises(
+        RecipeError, match="adaptor: no such section or key; sections are recipe, adapter"
+    ):
         as_text("adaptor")
+
+
+def test_a_key_is_shown_in_each_section_that_has_it() -> None:
+    text = as_text("phases.sft.steps")
+    assert text.count("\n  steps: ") == sum(
+        "steps" in [key.name for key in section.keys] for section in ALL.values()
+    )
+    assert "sft: keys of a phase" in text and "dpo: keys of a phase" in text
+    assert "\n  epochs: " not in text
 
 
 def test_markdown_has_a_row_of_four_cells_for_every_key() -> None:

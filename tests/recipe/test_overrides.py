@@ -29,6 +29,8 @@ def test_overrides_take_yaml_values_and_reach_any_depth(tmp_path: Path) -> None:
         ("phases.dpo.lr", "write it as key.subkey=value"),
         ("phases.dpo.lr=fast", "`overrides`: phases.dpo.lr: should be a number, not 'fast'"),
         ("phases.dpo.bete=0.2", "`overrides`: phases.dpo.bete: unknown key; did you mean beta?"),
+        ("dpo.lr=1e-6", "`overrides` dpo.lr=1e-6: unknown key; did you mean phases.dpo.lr?"),
+        ("dpo={lr: 1}", "unknown key; did you mean phases.dpo?"),
         ("model.x=1", "model is a value"),
         ("seed=[", "not valid YAML"),
     ],

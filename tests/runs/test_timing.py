@@ -18,7 +18,7 @@ from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Benchmark, BenchmarkTask
 from forty2.runs import planning, timing
-from forty2.runs.planning import RunForecast, format_plan, plan
+from forty2.runs.planning import RunForecast, format_plan, longest_work, plan
 from forty2.runs.timing import PhaseTime, RunTime
 
 
@@ -138,3 +138,21 @@ def test_the_table_has_each_phase_the_sum_and_what_is_left_out(inputs: Path) -> 
     (last,) = [line for line in lines if line.startswith("time: about")]
     assert last.startswith("time: about 12 min,")
     assert lines[lines.index(last) + 1].startswith("not in it: humaneval, loading")
+
+
+def test_a_long_run_names_what_takes_longest_and_what_shortens_it(inputs: Path) -> None:
+    recipe = load_recipe(inputs / "recipe.yaml", ["phases.sft.steps=100", "phases.dpo.steps=200"])
+    phases = plan(recipe, quick=True).phases
+
+    def said(sft: float, dpo: float, each_stage: float) -> str:
+        times = {"sft": PhaseTime(0, sft, 0), "dpo": PhaseTime(0, dpo, 0)}
+        return longest_work(recipe, phases, RunTime(times, 3, each_stage))
+
+    assert said(100, 100, 10) == ""
+    assert said(100, 600, 1000) == (
+        "longest: measuring 3 stages, 50 min; for a shorter try: `overrides=benchmark.n=50` "
+        "`overrides=phases.dpo.steps=40`"
+    )
+    assert said(900, 80, 0) == (
+        "longest: training sft, 15 min; for a shorter try: `overrides=phases.sft.steps=20`"
+    )
