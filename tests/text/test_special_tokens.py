@@ -149,7 +149,9 @@ def test_tags_around_a_thought_that_begins_an_answer_stay_tokens(tokenizer: Any)
             )
         assert literals("user", f"{opening}One.{closing}") == [opening, closing]
         turn = {"role": "assistant", "content": f"One.{closing}Yes.{closing}"}
-        assert specials.replace([turn], opened={0: opening})[2] == [closing]
+        (replaced,), _, spelled = specials.replace([turn], opened={0: opening})
+        assert spelled == [closing]
+        assert str(replaced["content"]).startswith(f"One.{closing}Yes.")
         both = literals("assistant", "a", reasoning_content=f"{opening}One.{closing}")
         assert both == [opening, closing]
     for unpaired in tags[4:]:

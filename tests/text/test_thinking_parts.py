@@ -14,11 +14,12 @@ from forty2.text.thinking_parts import reads_parts, with_thinking_parts
 
 PARTS = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' + m.content }}"
-    "{% elif m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% elif m.role != 'assistant' %}{{ no_such_role }}{% elif m.content is string %}{{ m.content }}{% else %}"
+    "{{ m.content[1].text and '' }}{% for p in m.content %}"
     "{% if p.type == 'thinking' %}{{ '[THINK]' + p.thinking + '[/THINK]' }}"
     "{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
-"""Needs a user's text first, and writes thoughts that are parts."""
+"""Takes users and assistants, and writes thoughts that are parts before a text."""
 KEY = PARTS.replace("{% elif m.content", "{% elif m.thinking %}{{ m.thinking }}{% elif m.content")
 QUOTED = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
