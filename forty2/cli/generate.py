@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.columns import cut
 from forty2.cli.echo import echo, echo_pieces
 from forty2.cli.progress_bars import ProgressBars
 from forty2.files import JsonObject, write_errors, write_text
+from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
     from forty2.inference.generation import Sampling
     from forty2.model.chat_template import TemplateSettings
     from forty2.model.loading import LoadedModel
     from forty2.progress import Progress
+
+
+EVALS = ".json"
+"""Ending of a file of eval prompts."""
 
 
 @click.command("generate")
@@ -33,7 +39,11 @@ if TYPE_CHECKING:
 @shared_options.out_option(
     help="New file for the replies to --prompts, as JSON Lines. Default: standard output."
 )
-@click.option("--system", help="A system message before it.")
+@click.option(
+    "--system",
+    help="A system message before it. Default: the one of most rows that the run trained on, if any; "
+    '"" for none.',
+)
 @click.option(
     "--raw",
     is_flag=True,
@@ -80,6 +90,8 @@ def generate_command(
     from forty2.model.loading import load
     from forty2.text.encoder import Encoder
 
+    if not raw and (prompts is None or prompts.suffix != EVALS):
+        system = _chosen_system(system, adapter)
     if prompts is not None:
         questions = _Questions(prompts, system)
         loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code)
@@ -103,11 +115,22 @@ def generate_command(
         if not ids:
             raise click.UsageError("--raw: the prompt is empty.")
     else:
-        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages = [{"role": "system", "content": system}] if system else []
         ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
     echo_pieces(
         stream_reply(loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
     )
+
+
+def _chosen_system(system: str | None, adapter: str | None) -> str | None:
+    """Return the system message; say so if it is that of the adapter's training."""
+    from forty2.model.adapter import choose_system
+
+    chosen = choose_system(system, adapter)
+    if system is None and chosen is not None:
+        said = f'system message, as in training (--system "" for none): {" ".join(chosen.split())}'
+        echo(cut(said, terminal_width(sys.stderr) or 160), err=True)
+    return chosen
 
 
 class _Questions:
@@ -117,7 +140,7 @@ class _Questions:
         from forty2.benchmark.eval_prompt_files import load_eval_prompts
         from forty2.data.prompts import read_prompts
 
-        self._evals = load_eval_prompts(file) if file.suffix == ".json" else None
+        self._evals = load_eval_prompts(file) if file.suffix == EVALS else None
         if self._evals is not None and system is not None:
             raise click.UsageError("--system: eval prompts have system messages of their own.")
         self._prompts = [] if self._evals is not None else read_prompts(file, system)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from forty2.cli.echo import echo
+from forty2.run_paths import run_folder
 
 
 @click.command("report")
-@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def report_command(run_dir: Path) -> None:
+@click.argument("run", metavar="RUN")
+def report_command(run: str) -> None:
     """Write the report of a run again, from the files in its folder."""
     from forty2.report.run import write_report
 
-    echo(write_report(run_dir))
+    echo(write_report(run_folder(run)))

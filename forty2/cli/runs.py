@@ -20,7 +20,7 @@ from forty2.cli.echo import echo
 from forty2.cli.failures import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
-from forty2.run_paths import HOME
+from forty2.run_paths import HOME, run_folder
 from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _shown_metric(sort: str | None) -> str | None:
 @shared_options.as_json
 def show_command(run: str, as_json: bool) -> None:
     """Show what is recorded about a run, and its notes."""
-    from forty2.runs.archive.finding import find_runs, run_folder
+    from forty2.runs.archive.finding import find_runs
 
     folder = run_folder(run)
     (entry,) = find_runs([folder]).entries
@@ -221,7 +221,6 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
     """
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare_runs
-    from forty2.runs.archive.finding import run_folder
 
     comparison = compare_runs([run_folder(run) for run in runs])
     if as_json:
@@ -263,7 +262,6 @@ def note_command(run: str, text: str | None, replace: bool) -> None:
 
     Without TEXT, the notes are printed. They are kept in the run's folder.
     """
-    from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.notes import add_note, read_notes
 
     folder = run_folder(run)
@@ -283,7 +281,6 @@ def tag_command(run: str, tags: tuple[str, ...], removed: tuple[str, ...]) -> No
 
     Without TAGS, they are printed. They are kept in the run's folder.
     """
-    from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.notes import change_tags, read_notes
 
     folder = run_folder(run)
@@ -303,7 +300,6 @@ def remove_command(runs: tuple[str, ...], fused: bool, force: bool, yes: bool) -
 
     Says what that frees. All of them are removed, or none. Fused models stay unless you say --fused.
     """
-    from forty2.runs.archive.finding import run_folder
     from forty2.runs.archive.removal import check_losses, plan_removal, remove
 
     removals = plan_removal([run_folder(run) for run in runs], fused=fused)
@@ -351,8 +347,6 @@ def export_command(
     The file holds recipe, records, report and adapters, but no data files and no checkpoints. Paths
     of this machine are cut down.
     """
-    from forty2.runs.archive.finding import run_folder
-
     if project is not None and tracker != "wandb":
         raise click.UsageError("--project is for --to wandb.")
     if tracker is not None:

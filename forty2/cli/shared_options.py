@@ -15,6 +15,7 @@ import click
 
 from forty2.cli.echo import echo
 from forty2.cli.failures import warn
+from forty2.run_paths import expand_run_name
 
 if TYPE_CHECKING:
     from forty2.recipe.schema import Recipe
@@ -312,6 +313,8 @@ def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
         @runs_model
         @functools.wraps(function)
         def with_model(*, model: str | None, adapter: str | None, **others: object) -> None:
+            if adapter is not None:
+                adapter = str(expand_run_name(adapter))
             function(model=model or _recorded_model(adapter), adapter=adapter, **others)
 
         return combined(
@@ -323,7 +326,7 @@ def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
                 "--adapter",
                 "-a",
                 required=adapter_required,
-                help="Adapter folder, or a run folder (its last phase).",
+                help="Adapter folder, or a run (its last phase) by its folder, its recipe's folder or its name.",
             ),
         )(with_model)
 

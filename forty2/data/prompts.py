@@ -29,7 +29,7 @@ def read_prompts(source: str | Path, system: str | None = None) -> list[Prompt]:
     Answers in the rows are left out.
 
     Args:
-        system: system message of prompts that have none.
+        system: system message of prompts that have none; None or "": no message.
 
     Raises:
         DataError: the file cannot be read or has no prompts, or a line is empty or holds no prompt.
@@ -41,7 +41,7 @@ def read_prompts(source: str | Path, system: str | None = None) -> list[Prompt]:
         found = [Prompt(parse_prompt(row, origin), origin) for origin, row in read_rows(source)]
     if not found:
         raise DataError(f"{source}: is empty")
-    if system is None:
+    if not system:
         return found
     turn = {"role": "system", "content": system}
     return [

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from forty2.errors import ModelError
 from forty2.inference.generation import common_prefix_length
-from forty2.model.adapter import has_adapter, trained_system, without_adapter
+from forty2.model.adapter import choose_system, has_adapter, without_adapter
 from forty2.model.base_model import find_model_and_adapter
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import LoadedModel, load
@@ -259,8 +259,10 @@ def chat(
     """
     name, adapter = find_model_and_adapter(model, adapter)
     loaded = load(name, adapter, template=template, trust_remote_code=trust_remote_code)
-    if system is None and adapter is not None:
-        system = trained_system(adapter)
     return ChatSession(
-        loaded, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed
+        loaded,
+        system=choose_system(system, adapter),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
     )

@@ -21,6 +21,7 @@ import mlx.nn as nn
 import numpy as np
 
 from forty2.errors import BenchmarkError
+from forty2.model.adapter import choose_system
 from forty2.model.base_model import find_model_and_adapter
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.loading import LoadedModel, load
@@ -198,7 +199,8 @@ def generate(
         prompts: the user's message; or a list of prompts, each a message or a list of messages with
             `role` and `content`.
         adapter: adapter on the model.
-        system: system message before prompts that are texts.
+        system: system message before prompts that are texts; None: the one that the run trained most of
+            its rows with; "": none.
         max_tokens: longest reply, in tokens.
         temperature: sampling temperature; 0: greedy, always the likeliest token.
         seed: seed of the first reply's sampling; the next prompt takes the next number.
@@ -211,6 +213,7 @@ def generate(
     """
     name, adapter = find_model_and_adapter(model, adapter)
     loaded = load(name, adapter, template=template, trust_remote_code=trust_remote_code)
+    system = choose_system(system, adapter)
     encoder = Encoder(loaded.tokenizer)
     asked = [prompts] if isinstance(prompts, str) else prompts
     replies = generate_replies(
@@ -229,7 +232,7 @@ def _messages(prompt: Question, system: str | None) -> Sequence[Message]:
     """Write a prompt as messages; a text gets the system message."""
     if not isinstance(prompt, str):
         return prompt
-    before = [{"role": "system", "content": system}] if system is not None else []
+    before = [{"role": "system", "content": system}] if system else []
     return [*before, {"role": "user", "content": prompt}]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +60,7 @@ from forty2.recipe.saved_adapter import (
 from forty2.recipe.saved_adapter import WEIGHTS as WEIGHTS
 from forty2.recipe.schema import Adapter
 from forty2.recipe.tags import AddedTags
+from forty2.run_paths import expand_run_name, suggest_run
 
 UNMERGED = "unmerged.safetensors"
 """File of adapter layers, and of the weights below them where earlier phases have changed these."""
@@ -389,12 +389,13 @@ def adapter_dir(path: str | Path) -> Path:
     """Find the folder of an adapter: the path itself, or a finished phase of a run.
 
     Args:
-        path: an adapter folder; a run folder, for its last phase; or RUN/NAME for the phase NAME.
+        path: an adapter folder; a run, for its last phase; or RUN/NAME for the phase NAME. A run may
+            be given by its folder, its recipe's folder or its name.
 
     Raises:
         ModelError: there is none, or the folder holds a whole model.
     """
-    folder = named_phase(Path(os.path.expanduser(path)))
+    folder = named_phase(path)
     if (folder / CONFIG).exists():
         if not (folder / WEIGHTS).exists() and not is_peft(folder):
             old = (
@@ -409,7 +410,9 @@ def adapter_dir(path: str | Path) -> Path:
         return phase
     if (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: this is a whole model: give it as `model`")
-    raise ModelError(f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase)")
+    raise ModelError(
+        f"{folder}: no adapter here ({CONFIG} is missing, and no finished phase){suggest_run(folder)}"
+    )
 
 
 class TrainedOn(NamedTuple):
@@ -433,7 +436,7 @@ def trained_on(adapter: str | Path) -> TrainedOn:
     Args:
         adapter: a run folder, an adapter folder inside one, or a PEFT folder.
     """
-    folder = Path(os.path.expanduser(adapter)).absolute()
+    folder = expand_run_name(adapter).absolute()
     for place in (folder, *folder.parents[:2]):
         try:
             run = json.loads((place / "run.json").read_bytes())
@@ -468,6 +471,16 @@ def trained_system(adapter: str | Path) -> str | None:
     return system if isinstance(system, str) and system else None
 
 
+def choose_system(system: str | None, adapter: str | Path | None) -> str | None:
+    """Return the system message to answer with: the user's, or else the one that the run trained with.
+
+    Args:
+        system: what the user gave; None: nothing; "": no system message.
+        adapter: the run's adapter; None: the model has none.
+    """
+    return trained_system(adapter) if system is None and adapter is not None else system
+
+
 def origin_of(adapter: Path) -> str:
     """Say which model an adapter was trained on, as the end of a message; "": it is not recorded.
 
@@ -492,7 +505,7 @@ def recorded_template(adapter: str | Path) -> TemplateSettings | None:
     Args:
         adapter: a run folder, or an adapter folder inside one.
     """
-    folder = Path(os.path.expanduser(adapter)).absolute()
+    folder = expand_run_name(adapter).absolute()
     for place in (folder, *folder.parents[:2]):
         try:
             return TemplateSettings.from_json(json.loads((place / TEMPLATE).read_bytes()))

@@ -11,6 +11,7 @@ from forty2.errors import ModelError
 from forty2.model.adapter import CONFIG, TrainedOn, adapter_dir, trained_on
 from forty2.model.loading import model_sha256
 from forty2.model.starter import STARTER
+from forty2.run_paths import expand_run_name
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -58,28 +59,32 @@ def find_model_and_adapter(
     """Tell a run or an adapter from a model; return the names of the model and of its adapter.
 
     Args:
-        target: a model; or a run folder, RUN/PHASE or adapter folder, whose model is recorded.
+        target: a model; or a run, RUN/PHASE or adapter folder, whose model is recorded. A run may be
+            given by its folder, its recipe's folder or its name.
         adapter: adapter on the model.
 
     Raises:
         ModelError: there is no such adapter, its model is not known, or there are two adapters.
+        RunError: several runs have this name.
     """
-    folder = Path(os.path.expanduser(target))
-    run = (folder / "run.json").exists()
-    phase = not folder.exists() and (folder.parent / "run.json").exists()
-    if not (run or phase or (folder / CONFIG).exists()):
+    if target == STARTER:
+        return STARTER, adapter
+    folder = expand_run_name(target)
+    run = os.path.exists(folder / "run.json")
+    phase = not os.path.exists(folder) and os.path.exists(folder.parent / "run.json")
+    if not (run or phase or os.path.exists(folder / CONFIG)):
         return str(target), adapter
     if adapter is not None:
         raise ModelError(
             f"{target}: has an adapter of its own; give the model, or no other adapter"
         )
-    adapter_dir(target)  # says what is wrong where there is no finished phase
-    model = find_base_model(target)
+    adapter_dir(folder)  # says what is wrong where there is no finished phase
+    model = find_base_model(folder)
     if model is None:
         raise ModelError(
             f"{target}: does not record which model it is for; name the model, and this as its adapter"
         )
-    return model, target
+    return model, str(folder)
 
 
 def _named_by_peft(adapter: str | Path, name: str | None) -> str | None:

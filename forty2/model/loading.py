@@ -40,6 +40,7 @@ from forty2.model.unread_settings import check_settings, recorded_settings, unus
 from forty2.model.vocabulary import check_vocabulary
 from forty2.model.weights import check_finite, check_weight_files
 from forty2.recipe.tags import AddedTags, TagSettings
+from forty2.run_paths import expand_run_name, suggest_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def resolve_model(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if not (path / "config.json").exists():
-            base = _base_of_adapter(path)
+            _refuse_run(name)
+            base = _base_of_adapter(path) or suggest_run(path)
             raise ModelError(f"{path}: no config.json, so this is not a model folder{base}")
         return path
     if path.suffix == ".gguf":
@@ -100,15 +102,25 @@ def resolve_model(name: str) -> Path:
         or name.startswith((".", "~"))
         or name.count("/") != 1
     ):
+        _refuse_run(name)
         raise ModelError(
             f"{name}: no such model; give a model folder, a hub name (owner/name) or {STARTER!r}"
+            f"{suggest_run(name)}"
         )
     try:
         return Path(mlx_lm_utils._download(name))
     except Exception as error:  # the hub client's errors have no common base
         raise ModelError(
             f"{name}: no such folder here, and the hub did not provide it: {first_line(error)}"
+            f"{suggest_run(name)}"
         ) from error
+
+
+def _refuse_run(name: str) -> None:
+    """Refuse the name of a run where a model is taken."""
+    run = expand_run_name(name)
+    if os.path.exists(run / "run.json"):
+        raise ModelError(f"{name}: is the run {run}, not a model: give it as `adapter`")
 
 
 def _base_of_adapter(path: Path) -> str:

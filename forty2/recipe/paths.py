@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from forty2.errors import RunError
 from forty2.files import JsonObject
 from forty2.recipe.document import COMMAND_LINE, Document, Location, Problem
 from forty2.recipe.templates import packaged_templates
+from forty2.run_paths import expand_run_name
 
 RECIPE = "recipe.yaml"
 """Name of the recipe in a folder that stands for it."""
@@ -71,6 +73,9 @@ def resolve_paths(document: Document, folder: str) -> Iterator[Problem]:
         A problem for each file that is there only relative to the working directory.
     """
     for at, written in list(path_values(document.tree)):
+        if at == ("init_from",) and (run := _run_named(written, document, folder)) is not None:
+            _set(document.tree, at, run)
+            continue
         if document.line_of(at) == COMMAND_LINE or not _is_relative(written):
             continue
         resolved = moved(written, folder, os.curdir)
@@ -118,6 +123,24 @@ def _is_relative(path: str) -> bool:
 def _is_hub_name(model: str, path: str) -> bool:
     """Return whether a model that may be a folder is a name on the hub."""
     return _HUB_NAME.fullmatch(model) is not None and not _exists(path)
+
+
+def _run_named(written: str, document: Document, folder: str) -> str | None:
+    """Return the run that `init_from` names by its recipe's folder or its name; None: it is a path."""
+    given_here = document.line_of(("init_from",)) == COMMAND_LINE or not _is_relative(written)
+    beside = written if given_here else moved(written, folder, os.curdir)
+    # Beside the recipe, a bare name would be that of a phase of its own run.
+    own_phase = not os.path.dirname(written) and not _exists(beside)
+    for name in (written,) if own_phase else (beside, written):
+        try:
+            run = expand_run_name(name)
+        except RunError:  # several have the name: reported where the adapter is read
+            return None
+        if run != Path(os.path.expanduser(name)):
+            return str(run)
+        if os.path.exists(run):
+            return None
+    return None
 
 
 def _exists(path: str) -> bool:

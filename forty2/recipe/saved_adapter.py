@@ -10,14 +10,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from forty2.errors import ModelError
+from forty2.errors import ModelError, RunError
 from forty2.files import JsonObject, find_damage
 from forty2.recipe.document import Document, Problem
 from forty2.recipe.peft_adapter import CONFIG as CONFIG
@@ -30,7 +29,7 @@ from forty2.recipe.peft_adapter import (
     tensor_shapes,
 )
 from forty2.recipe.tags import BUILT_IN, AddedTags
-from forty2.run_paths import finished_phases
+from forty2.run_paths import expand_run_name, finished_phases, suggest_run
 
 WEIGHTS = "adapters.safetensors"
 PHASE_ATTENTION = "phase_attention"
@@ -102,12 +101,14 @@ def last_phase(run: Path) -> Path | None:
     return next(reversed(finished_phases(run, CONFIG)), None)
 
 
-def named_phase(folder: Path) -> Path:
-    """Return the folder of the phase that RUN/NAME names, or the folder itself.
+def named_phase(path: str | Path) -> Path:
+    """Return the folder of the phase that RUN/NAME names, or the folder that a user's name stands for.
 
     Raises:
         ModelError: the run has no finished phase of this name.
+        RunError: several runs have this name.
     """
+    folder = expand_run_name(path)
     if folder.exists() or not (folder.parent / "run.json").exists():
         return folder
     names = {name: phase for phase, name in finished_phases(folder.parent, CONFIG).items()}
@@ -122,14 +123,14 @@ def read_adapter_file(path: str) -> AdapterFile:
 
     Args:
         path: a run (its last finished phase), RUN/NAME for its phase NAME, or an adapter folder of
-            mlx-lm or PEFT.
+            mlx-lm or PEFT; a run by its folder, its recipe's folder or its name.
 
     Raises:
         ModelError: there is none, it is damaged, or it is of a kind that cannot be trained on.
     """
-    folder = named_phase(Path(os.path.expanduser(path)))
+    folder = named_phase(path)
     if not folder.exists():
-        raise ModelError(f"{path}: no such folder")
+        raise ModelError(f"{path}: no such folder{suggest_run(path)}")
     if folder.is_file():
         raise ModelError(f"{path}: is a file; name the folder that it lies in")
     if not (folder / CONFIG).exists():
@@ -137,6 +138,7 @@ def read_adapter_file(path: str) -> AdapterFile:
         if phase is None:
             raise ModelError(
                 f"{path}: no adapter here ({CONFIG} is missing, and no finished phase)"
+                f"{suggest_run(path)}"
             )
         folder = phase
     if (folder / "SHA256SUMS").exists() and (damage := find_damage(folder)):
@@ -158,7 +160,7 @@ def take_shape(document: Document) -> list[Problem]:
         return []  # reported as a value of another type
     try:
         adapter = read_adapter_file(path)
-    except (ModelError, OSError) as error:
+    except (ModelError, RunError, OSError) as error:
         return [document.problem(("init_from",), str(error))]
     shape: JsonObject = {
         "type": adapter.type,

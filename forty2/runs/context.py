@@ -23,7 +23,7 @@ from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import with_tags
-from forty2.runs.archive.finding import close_runs
+from forty2.run_paths import close_runs
 from forty2.runs.extending import BEGUN_WITH
 from forty2.runs.folder import RunFolder
 from forty2.runs.records import Provenance

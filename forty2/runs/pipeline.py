@@ -33,7 +33,7 @@ from forty2.progress import Progress, bars, draws_bars, silent
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
-from forty2.run_paths import phase_label, run_path
+from forty2.run_paths import phase_label, run_folder, run_path
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, RunOptions, open_run
 from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
@@ -143,8 +143,8 @@ def run(
         resume: continue a run that stopped; phases that have begun may get more steps, later ones
             may change in everything.
         only: stop after the phase of this name; earlier ones that are not done run first.
-        reuse: folder of another run, whose finished phases are taken over, from the first up to one
-            that this run would train otherwise.
+        reuse: another run, by its folder, its recipe's folder or its name; its finished phases are taken
+            over, from the first up to one that this run would train otherwise.
         progress: called as work goes on; default: bars on a terminal or in a notebook.
 
     Raises:
@@ -158,7 +158,7 @@ def run(
     options = RunOptions(
         resume=resume,
         only=only,
-        reuse=Path(reuse) if reuse is not None else None,
+        reuse=run_folder(reuse) if reuse is not None else None,
         trust_remote_code=trust_remote_code,
     )
     return run_in_folder(recipe, path, options, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -152,3 +153,23 @@ def test_a_chat_with_a_run_takes_over_the_system_prompt_of_its_rows(tmp_path: Pa
     assert chat(model, adapter=adapter).system == "Be brief."
     assert chat(model, adapter=adapter, system="").system == ""
     assert chat(model, adapter=adapter, system="Sing.").system == "Sing."
+
+
+def test_a_run_is_talked_to_by_its_recipe_s_folder_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("adapters", "mine", "phase1_sft")
+    folder.mkdir(parents=True)
+    one = load(str(inputs / "model"))
+    attach_adapter(one.model, Adapter(rank=2, layers=1), seed=0)
+    save_adapter(one.model, Adapter(rank=2, layers=1), folder)
+    (folder / "phase.json").write_text('{"system": "Be brief."}')
+    (folder.parent / "run.json").write_text(json.dumps({"model": str(inputs / "model")}))
+    Path("shop").mkdir()
+    Path("shop", "recipe.yaml").write_text("name: mine")
+    for name in ("shop", "shop/sft", "mine", "mine/sft"):
+        session = chat(name)
+        assert session.has_adapter and session.system == "Be brief."
+        assert chat(inputs / "model", adapter=name).system == "Be brief."

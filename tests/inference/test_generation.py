@@ -28,7 +28,9 @@ from forty2.inference.generation import (
     stream_reply,
     supports_batches,
 )
-from forty2.model.loading import LoadedModel
+from forty2.model.adapter import attach_adapter, save_adapter
+from forty2.model.loading import LoadedModel, load
+from forty2.recipe.schema import Adapter
 
 
 def said(one: LoadedModel, prompts: Sequence[list[int]], **options: Any) -> list[Reply]:
@@ -232,3 +234,20 @@ def test_a_prompt_and_a_list_are_answered_alike_and_in_order(tmp_path: Path) -> 
     assert found[0] == one and len(found) == 3
     assert generate(model, ["Two?"], seed=5, **short) == found[2:]
     assert generate(model, []) == []
+
+
+def test_texts_get_the_system_message_that_the_run_trained_with(tmp_path: Path) -> None:
+    model, folder = make_inputs(tmp_path / "in") / "model", tmp_path / "phase1_sft"
+    folder.mkdir()
+    one = load(str(model))
+    attach_adapter(one.model, Adapter(rank=2, layers=1), seed=0)
+    save_adapter(one.model, Adapter(rank=2, layers=1), folder)
+    options: Any = {"adapter": folder, "max_tokens": 6}
+    plain = generate(model, "One?", **options)
+    briefly = generate(model, "One?", system="Be brief.", **options)
+    assert plain != briefly == generate(model, ["One?"], system="Be brief.", **options)[0]
+    (folder / "phase.json").write_text('{"system": "Be brief."}')
+    assert generate(model, "One?", **options) == briefly
+    assert generate(model, "One?", system="", **options) == plain
+    conversation = [{"role": "user", "content": "One?"}]
+    assert generate(model, [conversation], **options) == [plain]

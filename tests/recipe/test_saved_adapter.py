@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,32 @@ def test_each_key_that_contradicts_it_is_named_with_its_line(tmp_path: Path) -> 
     ]
     assert problems(tmp_path, GOOD + "init_from: nowhere\n") == [
         "recipe.yaml:12: init_from: nowhere: no such folder"
+    ]
+
+
+def test_a_run_is_named_by_its_recipe_s_folder_or_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("adapters", "mine")
+    run.mkdir(parents=True)
+    save_peft(run / "phase1_sft")
+    (run / "run.json").touch()
+    Path("shop").mkdir()
+    Path("next").mkdir()
+    Path("shop", "recipe.yaml").write_text("name: mine\n")
+    for name in ("mine", "shop", "../shop", "shop/sft", "mine/sft", "../adapters/mine"):
+        file = write(Path("next"), GOOD + f"init_from: {name}\n")
+        found = str(run / "sft" if name.endswith("sft") else run)
+        assert load_recipe(file).init_from == found
+    for name in ("mine", "shop", "shop/sft"):
+        recipe = load_recipe(write(Path("next"), GOOD), [f"init_from={name}"])
+        assert read_adapter_file(recipe.init_from or "").folder == run / "phase1_sft"
+        assert f"init_from: {os.path.relpath(recipe.init_from or '', 'next')}" in to_yaml(
+            recipe, Path("next")
+        )
+    assert problems(Path("next"), GOOD + "init_from: mime\n") == [
+        "recipe.yaml:12: init_from: mime: no such folder; did you mean adapters/mine?"
     ]
 
 

@@ -22,10 +22,11 @@ from support.archive import OLD, finish_run, make_run
 from forty2.errors import RunError
 from forty2.files import find_damage, read_json, read_sealed, write_json
 from forty2.recipe.differences import ABSENT
+from forty2.run_paths import run_folder
 from forty2.runs.archive.comparison import compare_runs
 from forty2.runs.archive.entry import Entry, read_entry
 from forty2.runs.archive.export import Adapters, export_run
-from forty2.runs.archive.finding import Selection, find_runs, run_folder, sort_runs
+from forty2.runs.archive.finding import Selection, find_runs, sort_runs
 from forty2.runs.archive.index import index_path, known_paths, stored_entries
 from forty2.runs.archive.notes import NOTES, add_note, change_tags, read_notes
 from forty2.runs.archive.removal import plan_removal, remove

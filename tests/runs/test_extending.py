@@ -275,10 +275,13 @@ def test_phases_of_another_kind_of_run_are_not_taken_over() -> None:
     shutil.rmtree("run")
     shutil.copytree("first", "stopped")
     Path("stopped/phase1_sft/phase.json").unlink()
-    for source, says in {"nowhere": "there is no run", "stopped": "not finished"}.items():
+    for source, says in {"nowhere": "no run here", "stopped": "not finished"}.items():
         with pytest.raises(RunError, match=f"^{source}: .*{says}"):
             go("run", reuse=source)
         assert not Path("run").exists()
+    shutil.copytree("first", "adapters/named")
+    with pytest.raises(RunError, match="adapters/named: no phase of it can be taken over"):
+        go("run", "adapter.rank=4", reuse="named")
     adapter = Path("first/phase1_sft/adapters.safetensors")
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
     with pytest.raises(RunError, match=r"adapters\.safetensors"):

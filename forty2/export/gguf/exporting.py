@@ -26,7 +26,7 @@ from forty2.export.gguf.architecture import Described, describe_model
 from forty2.export.gguf.modelfile import Modelfile, modelfile_of
 from forty2.export.gguf.vocabulary import Vocabulary, export_vocabulary, model_name
 from forty2.files import atomic_write, check_free_space, write_text
-from forty2.model.adapter import trained_system
+from forty2.model.adapter import choose_system
 from forty2.model.base_model import find_model_and_adapter
 from forty2.model.chat_template import TemplateSettings
 from forty2.model.gguf.file import Value
@@ -129,8 +129,7 @@ def export_gguf(
         notes.append(f"{coarse} tensors are F16: their rows are no multiple of 32")
     modelfile = None
     if modelfile_path is not None:
-        if system is None and adapter is not None:
-            system = trained_system(adapter)
+        system = choose_system(system, adapter)
         adds_bos = bool(values["tokenizer.ggml.add_bos_token"])
         modelfile = modelfile_of(
             tokenizer, vocabulary.stops, adds_bos=adds_bos, gguf=out.name, system=system

@@ -1,4 +1,4 @@
-"""Finding the runs in folders, by what they are, and by a name that a user gives."""
+"""Finding the runs in folders, by what they are."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import difflib
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from forty2.errors import RunError, first_names
+from forty2.errors import RunError
 from forty2.notebook import html_table
-from forty2.run_paths import HOME
+from forty2.run_paths import HOME, run_folders
 from forty2.runs.archive.entry import Entry, is_running, read_entry
 from forty2.runs.archive.index import store_entries, stored_entries
 
 LOWER_IS_BETTER = ("leak_rate", "perplexity", "kl", "loss")
 """Endings of the names of metrics whose best value is the lowest."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +122,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
     """
     unreadable: list[str] = []
     scans = {
-        str(path): _scan(path)
-        for folder in folders
-        for path in _run_folders(folder, unreadable, set())
+        str(path): _scan(path) for folder in folders for path in run_folders(folder, unreadable)
     }
     stored = stored_entries({path: scan.key for path, scan in scans.items()})
     read = [
@@ -186,49 +183,6 @@ def metric_key(name: str) -> str:
     return {"pair_accuracy": "valid_accuracy", "age": "started"}.get(key, key)
 
 
-def run_folder(name: str | Path) -> Path:
-    """Return the folder of a run that the user named by its path, or by its name in adapters/.
-
-    Raises:
-        RunError: there is no such run, or several of this name.
-    """
-    path = Path(os.path.expanduser(name))
-    if (path / "run.json").exists():
-        return path
-    runs = list(_run_folders(HOME, [], set())) if HOME.is_dir() else []
-    named = [run for run in runs if str(name).rstrip("/") in (run.name, _from_home(run))]
-    if len(named) == 1:
-        return HOME / _from_home(named[0])
-    if named:
-        places = first_names([str(HOME / _from_home(run)) for run in named], _SHOWN)
-        raise RunError(f"{name}: several runs have this name; give one's path: {places}")
-    raise RunError(f"{name}: no run here (run.json is missing); {close_runs(path)}")
-
-
-def close_runs(path: Path) -> str:
-    """Name the runs whose names are close to a path that holds no run, as advice for a message."""
-    runs: dict[str, Path] = {}
-    for folder in (HOME, path.parent):
-        if folder.is_dir():
-            runs |= {run.name: _shown(run) for run in _run_folders(folder, [], set(), depth=3)}
-    close = difflib.get_close_matches(path.name, runs, 3)
-    if close:
-        return f"did you mean {' or '.join(str(runs[name]) for name in close)}?"
-    if runs:
-        return f"runs near it: {first_names([str(run) for run in runs.values()], _SHOWN)}."
-    return f"there are no runs in {HOME} or {path.parent}."
-
-
-def _shown(run: Path) -> Path:
-    """Return a path relative to the current folder, if it is below it."""
-    here = Path.cwd()
-    return run.relative_to(here) if run.is_relative_to(here) else run
-
-
-def _from_home(run: Path) -> str:
-    return str(run.relative_to(HOME.resolve()))
-
-
 def _began_after(entry: Entry, since: datetime) -> bool:
     return bool(entry.started) and datetime.fromisoformat(entry.started) >= since
 
@@ -241,35 +195,6 @@ class _Scan:
     key: str
     """Changes whenever a file of the run does."""
     size: int
-
-
-def _run_folders(
-    folder: Path, unreadable: list[str], seen: set[tuple[int, int]], depth: int = 64
-) -> Iterator[Path]:
-    """Yield the absolute paths of the runs in a folder, each once, though links lead to it again."""
-    folder = folder.resolve()
-    try:
-        about = folder.stat()
-        if (about.st_dev, about.st_ino) in seen:
-            return
-        seen.add((about.st_dev, about.st_ino))
-        if (folder / "run.json").exists():
-            yield folder
-            return
-        with os.scandir(folder) as listed:
-            below = sorted(
-                entry.path for entry in listed if not entry.name.startswith(".") and entry.is_dir()
-            )
-    except FileNotFoundError as error:
-        raise RunError(f"{folder}: no such folder; name one that holds runs") from error
-    except NotADirectoryError as error:
-        raise RunError(f"{folder}: is a file; name a folder that holds runs") from error
-    except OSError as error:
-        unreadable.append(f"{folder}: cannot be looked into: {error.strerror}")
-        return
-    if depth:
-        for path in below:
-            yield from _run_folders(Path(path), unreadable, seen, depth - 1)
 
 
 def _scan(run: Path) -> _Scan:
