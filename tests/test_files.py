@@ -23,6 +23,7 @@ from forty2.files import (
     find_damage,
     is_lfs_pointer,
     make_folder,
+    not_readable,
     owner_only,
     read_json,
     read_sealed,
@@ -237,6 +238,33 @@ def test_a_folder_moved_away_for_one_that_never_came_returns(tmp_path: Path) -> 
     assert names(tmp_path) == ["model", "other"]
     assert (tmp_path / "model" / "which").read_text() == f".model.{ENDED}.old"
     assert (tmp_path / "other" / "which").read_text() == "other"
+
+
+def test_a_leftover_that_cannot_be_removed_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may be removing it at the same moment."""
+
+    def gone(*_: object, **more: object) -> None:
+        raise FileNotFoundError
+
+    (tmp_path / ".set.4194305").mkdir()
+    monkeypatch.setattr(os, "rmdir", gone)
+    remove_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (LFS_POINTER, "is a pointer of Git LFS, not the file; run `git lfs pull`"),
+        (b" \n<!DOCTYPE html>", "is a web page (HTML); download the file itself"),
+        (b"{", "not readable: two lines"),
+    ],
+)
+def test_what_a_file_holds_instead_is_said(content: bytes, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    assert not_readable(file, ValueError("two\nlines")) == f"{file}: {says}"
 
 
 def test_links_among_leftovers_are_removed_and_not_followed(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_a_peft_folder_names_its_base(base: Path, tmp_path: Path) -> None:
     ours = train(base, tmp_path / "ours")
     export_peft(ours, tmp_path / "peft", model=str(base))
     assert find_base_model(tmp_path / "peft") == str(base)
-    assert find_model_and_adapter(tmp_path / "peft") == (str(base), tmp_path / "peft")
+    assert find_model_and_adapter(tmp_path / "peft") == (str(base), str(tmp_path / "peft"))
     hub = save_peft(tmp_path / "hub", factors({"model.layers.0.self_attn.q_proj": (32, 32)}))
     assert find_base_model(hub) == "maker/base"
     gone = tmp_path / "gone"

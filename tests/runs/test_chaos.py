@@ -71,7 +71,8 @@ def interrupted(place: str) -> None:
             assert ended.message.startswith(f"dpo: stopped by {number.name} after step 3 of 5"), (
                 ended
             )
-            assert ended.message.endswith("go on with `resume=True`") and "\n" not in ended.message
+            assert ended.message.endswith("to go on: `resume=True`"), ended
+            assert "\n" not in ended.message, ended
         else:
             assert (ended.code, newest) == (1, "step2"), ended
             assert ended.message.strip().endswith("KeyboardInterrupt"), ended
