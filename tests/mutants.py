@@ -61,7 +61,7 @@ MODULES = {
     "inference/padding": "inference/test_padding inference/test_logprobs training/test_batches",
     "model/adapter": "model/test_adapter model/test_initial_adapter model/test_tag_rows "
     "model/test_phase_parameters model/test_phase_attention export/test_fusing",
-    "model/merging": "model/test_merging export/test_fusing",
+    "model/merging": "model/test_merging model/test_phase_parameters export/test_fusing",
     "model/phase_attention": "model/test_phase_attention",
     "model/quantization": "export/test_fusing model/test_adapter model/test_merging",
     "model/surgery": "model/test_surgery inference/test_logprobs",

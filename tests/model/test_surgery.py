@@ -16,6 +16,7 @@ from forty2.model.surgery import (
     compute_block_input,
     evaluating,
     frozen_depth,
+    has_tied_head,
     head,
     scores_agree,
     trained_outside_blocks,
@@ -84,6 +85,16 @@ def test_scores_agree_within_the_rounding_of_their_precision() -> None:
     for size in (0.1, 10.0):
         assert scores_agree(model, size * (scores + 0.05 * off), size * scores)
         assert not scores_agree(model, size * (scores + 0.2 * off), size * scores)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "nested"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_told_from_one_of_its_own(architecture: str, tied: bool) -> None:
+    assert has_tied_head(tiny_model(architecture, tie_word_embeddings=tied)) == tied
+
+
+def test_a_block_as_wide_as_the_vocabulary_is_no_head() -> None:
+    assert has_tied_head(tiny_model(tie_word_embeddings=True, intermediate_size=300))
 
 
 def test_blocks_without_trainable_parameters_are_frozen() -> None:
