@@ -33,7 +33,7 @@ from forty2.model.surgery import frozen_depth
 from forty2.model.tag_rows import tag_weights
 from forty2.model.tags import find_tables
 from forty2.text.rows import Row
-from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss
+from forty2.training.batched_loss import BatchedLoss, ConversationLoss, PairLoss, batched_loss
 from forty2.training.evaluation import evaluate
 from forty2.training.frozen_states import states_to_store
 from forty2.training.optimizers import make_optimizer
@@ -284,6 +284,8 @@ def test_the_loss_is_the_weighted_mean_over_all_tokens() -> None:
     wanted = by_hand(model, ROWS)
     assert evaluate(model, weighted(ROWS))["loss"] == pytest.approx(wanted, abs=1e-5)
     assert wanted != pytest.approx(evaluate(model, ConversationLoss(ROWS))["loss"], abs=0.01)
+    of_phase = batched_loss(sft(), ROWS, None, token_weights=WEIGHTS)
+    assert evaluate(model, of_phase)["loss"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_the_first_token_that_can_be_supervised_is_weighted_too() -> None:
