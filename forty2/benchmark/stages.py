@@ -48,7 +48,7 @@ class Measurement:
 
     @property
     def facts_alone(self) -> bool:
-        """Whether plain facts are asked alone: the other behaviour gates go with TruthfulQA."""
+        """Whether to ask only the plain facts. The other behaviour gates are asked where TruthfulQA is measured."""
         return "truthfulqa" not in self.tasks
 
     def benchmarks(self) -> list[Searched]:

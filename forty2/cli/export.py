@@ -156,7 +156,8 @@ def mlx_command(
 ) -> None:
     """Write a PEFT folder as an adapter that mlx-lm loads.
 
-    Commands of forty2 take a PEFT folder as it is. One that `export peft` wrote comes back byte for byte.
+    forty2 itself needs no conversion: its commands read PEFT folders. A folder that `export peft` wrote is
+    converted back to the same bytes.
     """
     from forty2.export.peft import export_mlx
 

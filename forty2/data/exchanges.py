@@ -40,7 +40,7 @@ _OTHER_WORDS = {
     **dict.fromkeys(("assistant", "bot", "gpt", "target", "targets", "outputtext"), "completion"),
     "content": "text",
 }
-"""What a row's keys would be called here, as `plain` writes them, where none of its own is known."""
+"""Our names for keys of other programs, which are written as `plain` returns them; for advice in messages."""
 _ANSWERING = ("assistant", "gpt", "tool")
 """Roles of the turns of an answer that is written as a text of JSON."""
 

@@ -92,7 +92,7 @@ _OTHER_PARTS = {
     "reasoning": "write it as a part of type thinking",
     "refusal": "write it as text",
 }
-"""What to do with parts of a content that are of other types than text."""
+"""Advice for parts of a content that are not text, by their type."""
 OTHER_REASONING = re.compile(
     r"thoughts?|cot|chainofthought|rationale|(thinking|reasoning|thought)(content|text|details)"
 )

@@ -20,7 +20,7 @@ class Kind(NamedTuple):
     """Function that tells a value that matters from another use of the name."""
     advice: str
     may_stand_in_prompt: bool = False
-    """Whether a value that the conversation has in full already may stand beside it."""
+    """Whether the key is accepted if the conversation already contains its whole value."""
 
 
 def unused_kind(key: str, value: object, prompt: Callable[[], str]) -> Kind | None:

@@ -65,7 +65,7 @@ class ExportedPeft(NamedTuple):
     rank: int
     alpha: float
     notes: tuple[str, ...]
-    """What a user should know of the result."""
+    """Warnings for the user about the exported folder."""
 
 
 @draws_bars
@@ -435,8 +435,8 @@ def export_mlx(
         except ModelError as error:
             reason = on_one_line(error).replace(str(unfinished), str(out))
             raise ModelError(
-                f"{folder}: mlx-lm's form names layers of the last blocks alone, all alike, so it cannot "
-                f"hold this adapter ({reason}); use the folder as it is, or `forty2 fuse`"
+                f"{folder}: mlx-lm's form can only name the same layers in each of the last blocks, and this "
+                f"adapter has others ({reason}); use the PEFT folder, or `forty2 fuse`"
             ) from error
     progress("export", 2, _STEPS, {})
     return ExportedMlx(out, len({tensor.rpartition(".")[0] for tensor in arrays}), rank, scale)

@@ -1,4 +1,4 @@
-"""What a run's phases begin with: the first with a new adapter, or the one of `init_from`."""
+"""The adapter with which a run's first phase begins: a new one, or the one that `init_from` names."""
 
 from __future__ import annotations
 

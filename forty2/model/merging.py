@@ -86,7 +86,7 @@ def replaced_weights(base: nn.Module) -> dict[str, Replaced]:
 
 
 def merged_weights(model: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Merge adapter layers into the weights below them, and leave the model as it is.
+    """Compute the weights of a model with its adapter merged in; the model itself does not change.
 
     Args:
         weights: parameters of the model, by name: of its adapter layers, and of others.

@@ -43,7 +43,7 @@ class PeftLayer(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """What an adapter layer changes of one layer of the files."""
+    """The part of an adapter layer that belongs to one layer of the model's files."""
 
     part: Part
     layer: PeftLayer

@@ -122,10 +122,16 @@ def trained_outside_blocks(model: nn.Module) -> list[str]:
 def has_tied_head(model: nn.Module) -> bool:
     """Return whether a model has no head of its own, but uses its table of embeddings."""
     rows = model(mx.array([[0]])).shape[-1]  # lazy: nothing is computed
+    heads = [
+        m for m in modules_outside_blocks(model) if isinstance(m, nn.Linear | nn.QuantizedLinear)
+    ]
+    return not any(head.weight.shape[0] == rows for head in heads)
+
+
+def modules_outside_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that are in no block: tables, final norm and head, and what holds them."""
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    outside = [m for m in model.modules() if id(m) not in inside]
-    heads = (nn.Linear, nn.QuantizedLinear)
-    return not any(isinstance(m, heads) and m.weight.shape[0] == rows for m in outside)
+    return [module for module in model.modules() if id(module) not in inside]
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

@@ -21,7 +21,7 @@ from tokenizers import AddedToken
 from forty2.errors import ModelError, first_names
 from forty2.files import JsonObject
 from forty2.model.quantization import is_quantized
-from forty2.model.surgery import blocks
+from forty2.model.surgery import modules_outside_blocks
 from forty2.recipe.tags import AddedTags, Start, TagSettings
 
 _MOST_NAMES = 5
@@ -35,8 +35,7 @@ def find_tables(model: nn.Module) -> list[nn.Module]:
         ModelError: there is not exactly one table of embeddings, or there are several heads.
     """
     rows = model(mx.array([[0]])).shape[-1]  # lazy: nothing is computed
-    inside = {id(module) for block in blocks(model) for module in block.modules()}
-    own = [m for m in model.modules() if id(m) not in inside and "weight" in m]
+    own = [module for module in modules_outside_blocks(model) if "weight" in module]
     embeddings = [m for m in own if isinstance(m, nn.Embedding) and m.weight.shape[0] == rows]
     heads = [m for m in own if isinstance(m, nn.Linear) and m.weight.shape[0] == rows]
     if len(embeddings) != 1 or len(heads) > 1:

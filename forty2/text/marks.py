@@ -100,9 +100,8 @@ class Conversation:
     def call_shape(self, turn: int) -> str:
         """Return what tells calls apart that a template may write in another way."""
         calls = [message.get("tool_calls") for message in self._marked[self._first : turn + 1]]
-        return MARKS.sub(
-            MARK, json.dumps(_likeness(calls), ensure_ascii=False)
-        )  # as a text, not empty
+        # A mark stays one: a template may leave out an empty argument, and not one with a text.
+        return MARKS.sub(MARK, json.dumps(_likeness(calls), ensure_ascii=False))
 
     def _mark(self, i: int, message: Message) -> Message:
         marked = dict(message)

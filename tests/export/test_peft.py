@@ -386,7 +386,7 @@ def test_what_peft_has_no_form_for_is_one_line(base: Path, tmp_path: Path) -> No
     first = save_peft(tmp_path / "first", factors(layer), target_modules=[*layer])
     assert "is an adapter of PEFT already" in refused("peft", first, "-m", base, "-o", out)
     message = refused("mlx", first, "-m", base, "-o", out)
-    assert "names layers of the last blocks alone" in message
+    assert "can only name the same layers in each of the last blocks" in message
     unknown = save_peft(tmp_path / "ia3", factors(layer), peft_type="IA3")
     assert "peft_type is IA3" in refused("mlx", unknown, "-m", base, "-o", out)
 

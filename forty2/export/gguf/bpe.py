@@ -1,4 +1,4 @@
-"""What the two kinds of BPE tokenizers have in common: a tokenizer, and what a GGUF file says of it."""
+"""Types that the exports of byte-level and of SentencePiece-like BPE tokenizers share."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from forty2.data.splitting import Split
 from forty2.files import JsonObject
 
 _ONE_IN = 6
-"""One wording, payload or question in so many is held out."""
+"""A sixth of the wordings, payloads and questions is held out."""
 _WORD = re.compile(r"\w+")
 PROMPTS = 50
 """Most eval prompts of a bucket."""
