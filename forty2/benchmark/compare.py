@@ -31,7 +31,7 @@ from forty2.benchmark.stats import (
     verdict,
 )
 from forty2.benchmark.task import Metric
-from forty2.benchmark.verdict import HELD_OUT, CostChange, TaskChange, judge
+from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, TaskChange, judge
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.notebook import html_paragraph, html_table
@@ -85,7 +85,7 @@ class Comparison(NamedTuple):
     """Share of the items that score otherwise than before in any metric that is 0 or 1."""
     tasks: dict[str, TaskChange]
     """Each benchmark's own verdict, by the task's name; of a stage, there are several."""
-    verdict: Verdict
+    verdict: ModelVerdict
     """The verdict on benefit and cost: the weaker one's."""
     costs: tuple[CostChange, ...] = ()
     """Changes in what the base could do; empty: not measured."""

@@ -29,6 +29,8 @@ HELD_OUT = "held_out"
 """Name of the task that measures the run's own held-out rows."""
 STYLE = "reply_style"
 """Name of the task that measures the style of replies."""
+ModelVerdict = Verdict | Literal["gain, cost unclear"]
+"""A verdict on benefit and cost; the last: a gain whose cost was not measured, or on too few items."""
 Answer = Literal["none", "worse", "cannot tell"]
 _ANSWERS: Mapping[Verdict, Answer] = {
     "gain": "none",
@@ -98,7 +100,7 @@ class Judgement(NamedTuple):
     tasks: dict[str, TaskChange]
     """Each benchmark's own verdict."""
     costs: tuple[CostChange, ...]
-    verdict: Verdict
+    verdict: ModelVerdict
     sentence: str
 
 
@@ -185,11 +187,14 @@ def costs_of(
     return tuple(costs)
 
 
-def word(benefit: Verdict, costs: Sequence[CostChange]) -> Verdict:
+def word(benefit: Verdict, costs: Sequence[CostChange]) -> ModelVerdict:
     """Return the verdict on both halves: the weaker one's, so that no gain hides a cost."""
     if benefit == "no change":
         return benefit
-    return overall([benefit, *(_WORDS[cost.answer] for cost in costs)])
+    cost = overall([_WORDS[cost.answer] for cost in costs]) if costs else "inconclusive"
+    if benefit == "gain" and cost == "inconclusive":
+        return "gain, cost unclear"
+    return overall([benefit, cost]) if costs else benefit
 
 
 def benefit_of(task: str, verdicts: Sequence[Verdict]) -> Verdict:

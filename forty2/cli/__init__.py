@@ -46,7 +46,9 @@ def main() -> None:
     """Align a language model on your own laptop, and believe the result.
 
     \b
-    forty2 demo                            everything, on the starter model
-    forty2 run forty2-spark --model M      the published recipe on a model of yours
-    forty2 benchmark truthfulqa --model M  TruthfulQA, item by item
+    forty2 demo                    all of it, on a small model
+    forty2 init shop --chats FILE  a recipe from your files
+    forty2 run shop                train and measure
+    forty2 chat shop               talk to the model
+    forty2 runs                    find your runs again
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forty2.benchmark.results import Stage
 
-_LONGEST = 210
+_LONGEST = 200
 """Characters of a prompt or a reply that are shown: three lines of eighty columns."""
 
 
@@ -35,8 +35,10 @@ def before_and_after(stages: Sequence[Stage], most: int) -> str:
     lines = ["The first of your held-out prompts, before and after:"]
     for before, after in list(zip(*replies, strict=True))[:most]:
         lines += ["", _shortened(before["prompt"])]
-        for title, record in (("before", before), ("after", after)):
-            lines.append(f"  {title:<8}{_shortened(record['reply'])}")
+        for title, text in (("before", before["reply"]), ("after", after["reply"])):
+            lines.append(f"  {title:<10}{_shortened(text)}")
+        if before.get("expected"):  # earlier releases recorded none
+            lines.append(f"  {'expected':<10}{_shortened(before['expected'])}")
     return "\n".join(lines)
 
 

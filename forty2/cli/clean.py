@@ -15,7 +15,7 @@ _KINDS = ("models", "base", "reference", "bench", "group", "states", "index")
 
 
 @click.command("clean")
-@click.argument("kinds", nargs=-1, type=click.Choice(_KINDS))
+@click.argument("kinds", nargs=-1, type=click.Choice(_KINDS), metavar="[KIND]...")
 @click.option(
     "--runs",
     "folders",

@@ -36,8 +36,7 @@ class _ManyFiles(MultiValueCommand):
     "mapping",
     multiple=True,
     metavar="COLUMN=NAME,...",
-    help="What the columns of your tables hold: prompt, completion, chosen, rejected, label or system, "
-    "e.g. question=prompt,answer=completion.",
+    help="What the columns of your tables hold: prompt, completion, chosen, rejected, label or system.",
 )
 @click.option("--system", help="System prompt for the rows that have none.")
 @click.option("--yes", is_flag=True, help="Take the columns that are guessed, without asking.")
@@ -57,6 +56,10 @@ def init_command(
 
     Looks at the files and writes DIR/recipe.yaml with the reason for each choice, training rows and
     held-out rows in DIR/data/, and eval prompts. Nothing is trained.
+
+    \b
+    forty2 init shop --chats chats.json --pairs pairs.jsonl
+    forty2 init shop --chats faq.csv --map question=prompt
     """
     if not chats + pairs + thumbs:
         raise click.UsageError("Give at least one file: --chats, --pairs or --thumbs.")

@@ -111,7 +111,8 @@ def result(entry: Entry, metric: str | None = None) -> str:
     for name, label in names:
         if name in own:
             before = f"{figure(base[name])} → " if name in base else ""
-            return f"{label} {before}{figure(own[name])}"
+            unfinished = name.startswith("valid_") and entry.state != "finished"
+            return f"{label} {before}{figure(own[name])}{' so far' if unfinished else ''}"
     return ""
 
 

@@ -22,7 +22,8 @@ from forty2.speed.environments import PEERS
     "suites",
     multiple=True,
     type=click.Choice(SUITE_NAMES),
-    help="Suite to measure. Repeatable. Default: all.",
+    metavar="SUITE",
+    help=f"Suite to measure: {', '.join(SUITE_NAMES)}. Repeatable. Default: all.",
 )
 @click.option(
     "--peer",

@@ -37,6 +37,8 @@ class Pair(NamedTuple):
     after: Reply
     between: tuple[tuple[str, str], ...]
     """The stages between the two, each with its reply."""
+    expected: str
+    """The answer of the held-out row; "": none is known."""
 
 
 def marked(answers: Sequence[Answer]) -> list[Pair]:
@@ -45,7 +47,7 @@ def marked(answers: Sequence[Answer]) -> list[Pair]:
     for answer in sorted(answers, key=lambda answer: answer.before == answer.after):
         before, after = differing(answer.before, answer.after)
         replies = Reply(before, answer.before_leaks), Reply(after, answer.after_leaks)
-        pairs.append(Pair(answer.prompt, *replies, answer.between))
+        pairs.append(Pair(answer.prompt, *replies, answer.between, answer.expected))
     return pairs
 
 

@@ -15,7 +15,7 @@ from forty2.report.markdown import Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import read_run
 from forty2.report.replies import marked
-from forty2.report.run_charts import change_chart, curves_by_phase, truthfulqa_charts
+from forty2.report.run_charts import change_charts, curves_by_phase, truthfulqa_charts
 from forty2.report.run_types import Run
 from forty2.report.settings import recipe_tables
 
@@ -118,7 +118,6 @@ def _section(title: str, table: Table, note: str) -> list[str]:
 
 def _html(run: Run, files: Sequence[str]) -> str:
     summary = run.summary
-    change = change_chart(run)
     warnings = run_sentences.warnings(run)
     replies, own_replies = marked(run.answers), marked(run.own_answers)
     held_out, stages = run_tables.held_out(run), run_tables.stages(run)
@@ -129,7 +128,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
         verdict=summary.verdict if summary is not None else "",
         meaning=run_sentences.meaning(summary) if summary is not None else "",
         warnings=(warnings[:_OPEN], warnings[_OPEN:]),
-        change=[change] if change is not None else [],
+        change=change_charts(run),
         replies=(replies[:_OPEN], replies[_OPEN:]),
         own_replies=(own_replies[:_OPEN], own_replies[_OPEN:]),
         held_out=held_out,

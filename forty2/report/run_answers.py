@@ -36,18 +36,19 @@ def own_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
     if len(stages) < 2 or not all(stage.held_out for stage in stages):
         return []
     by_stage = [
-        {(item["kind"], item["prompt"]): str(item["reply"]) for item in items if "reply" in item}
+        {(item["kind"], item["prompt"]): item for item in items if "reply" in item}
         for items in _items(folder, stages, HELD_OUT)
     ]
     return [
         Answer(
             prompt=str(key[1]),
-            before=before,
-            after=by_stage[-1][key],
+            before=str(before["reply"]),
+            after=str(by_stage[-1][key]["reply"]),
             between=tuple(
-                (stage.name, replies[key])
+                (stage.name, str(replies[key]["reply"]))
                 for stage, replies in zip(stages[1:-1], by_stage[1:-1], strict=True)
             ),
+            expected=str(before.get("expected", "")),
         )
         for key, before in by_stage[0].items()
         if all(key in replies for replies in by_stage)
@@ -69,7 +70,7 @@ def eval_replies(folder: Path, stages: list[StageRecord]) -> dict[str, list[Eval
                 tags={str(tag): bool(there) for tag, there in item.get("tags", {}).items()},
             )
             for item in items
-            if "expected" in item
+            if item["kind"] == "prompt"
         ]
         for stage, items in zip(stages, _items(folder, stages, HELD_OUT), strict=True)
     }

@@ -73,19 +73,26 @@ _EVALUATIONS = (
 """Lines of evaluations, which have a dot at each."""
 
 
-def change_chart(run: Run) -> Chart | None:
-    """Draw every paired change of the last stage from the base model, with its interval."""
+def change_charts(run: Run) -> list[Chart]:
+    """Draw every paired change of the last stage from the base model, with its interval.
+
+    The loss on held-out chats, in nats, has a chart of its own beside that of the shares.
+    """
     if not run.comparisons:
-        return None
+        return []
     last = run.comparisons[-1]
-    points = [
-        Point(metric_name(name), change.difference, change.low, change.high)
-        for name, change in last.changes.items()
-        if name != "chat loss"  # nats, among shares
-    ]
+    loss, shares = list[Point](), list[Point]()
+    for name, change in last.changes.items():
+        point = Point(metric_name(name), change.difference, change.low, change.high)
+        (loss if name == "chat loss" else shares).append(point)
     title = f"Change from the base model to {last.stage}"
-    axis = Axis("right of the line: higher than before; 95% interval")
-    return interval_chart(title, points, axis=axis, change=True)
+    higher = Axis("right of the line: higher than before; 95% interval")
+    lower = Axis("nats a token, left of the line: better than before; 95% interval")
+    charts = [
+        interval_chart(title, shares, axis=higher, change=True),
+        interval_chart("Change in the loss on held-out chats", loss, axis=lower, change=True),
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
 def curves_by_phase(run: Run) -> dict[str, list[Chart]]:

@@ -19,6 +19,8 @@ _VERDICTS = {
     "no tax": "No score fell by the margin ({margin}) or more.",
     "tax": "At least one score fell, and the loss may reach the margin ({margin}).",
     "inconclusive": "Too few questions to tell whether a score fell by the margin ({margin}).",
+    "gain, cost unclear": "At least one score rose by more than chance explains; what it cost was not "
+    "measured, or on too few questions.",
     "no change": "As far as was measured, this is still the base model.",
 }
 _CHANGES_NOTE = (

@@ -52,8 +52,12 @@ def held_out_note(table: Table) -> str:
 def own_answers(run: Run) -> Table:
     """Make the table of the answers to held-out prompts, those that changed first."""
     answers = sorted(run.own_answers, key=lambda answer: answer.before == answer.after)
-    rows = [(answer.prompt, answer.before, answer.after) for answer in answers]
-    return Table(("Prompt", "Base model", "Last stage"), rows)
+    head: tuple[str, ...] = ("Prompt", "Base model", "Last stage")
+    rows: list[tuple[str, ...]] = [(one.prompt, one.before, one.after) for one in answers]
+    if any(answer.expected for answer in answers):
+        head = (*head, "Expected")
+        rows = [(*row, one.expected) for row, one in zip(rows, answers, strict=True)]
+    return Table(head, rows)
 
 
 def stages(run: Run) -> Table:

@@ -263,6 +263,8 @@ class Answer:
     after_leaks: bool = False
     between: tuple[tuple[str, str], ...] = ()
     """The stages between the two, each with its answer."""
+    expected: str = ""
+    """The answer of the held-out row, or of the eval prompt; "": it has none, or it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from forty2.data.sources import read_rows
 from forty2.errors import DataError
 from forty2.recipe.schema import Recipe
 from forty2.runs.phase_data import PhaseData, names_held_out_rows
-from forty2.text.rows import AnyRow, PairRow, Row, first_prompts
+from forty2.text.rows import AnyRow, PairRow, RatedRow, Row, first_exchanges
 from forty2.training.objectives.phase import Phase
 
 ROWS = 200
@@ -124,7 +124,7 @@ def _unpacked(row: Row) -> Iterator[tuple[list[int], list[bool]]]:
 def _prompts(
     name: str, phase: Phase, data: PhaseData, decode: Callable[[Sequence[int]], str]
 ) -> dict[tuple[int, ...], HeldOutPrompt]:
-    """Return different prompts of a phase's validation rows, with the text of the user's last turn."""
+    """Return different prompts of a phase's validation rows, with the user's last turn and the answer."""
     assert data.valid is not None
     rows = [row for row in data.valid.rows if not (isinstance(row, Row) and row.is_text)]
     turns: dict[str, list[str]] = {}
@@ -136,11 +136,13 @@ def _prompts(
                 continue  # the row was not taken, so nobody asks for its text
     found: dict[tuple[int, ...], HeldOutPrompt] = {}
     for row in spread(rows, 4 * PROMPTS):
-        for ids in first_prompts([row], 1):
-            whole = decode(ids)
+        is_good = row.desirable if isinstance(row, RatedRow) else True
+        for ids, answer in first_exchanges([row], 1):
+            whole, expected = decode(ids), decode(answer) if is_good else ""
             places = [(whole.rfind(text), text) for text in turns.get(row.origin, ()) if text]
             at, text = max(places, default=(-1, ""))
-            found.setdefault(tuple(ids), HeldOutPrompt(name, text if at >= 0 else whole, ids))
+            shown = text if at >= 0 else whole
+            found.setdefault(tuple(ids), HeldOutPrompt(name, shown, ids, expected.strip()))
     return found
 
 

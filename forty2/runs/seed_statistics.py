@@ -31,7 +31,7 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.task import SHARE, Metric
 from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
-from forty2.benchmark.verdict import HELD_OUT, CostChange, judge
+from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, judge
 from forty2.files import JsonObject
 from forty2.recipe.schema import Cost
 
@@ -69,7 +69,7 @@ class Step(NamedTuple):
     """The change from one variant to another, in all that both measured."""
 
     metrics: dict[str, Change]
-    verdict: Verdict
+    verdict: ModelVerdict
     """The verdict on benefit and cost: the weaker one's."""
     sentence: str
     """Benefit and cost in a sentence."""

@@ -40,8 +40,17 @@ def test_the_first_prompts_are_shown_with_the_replies_of_the_first_and_the_last_
         ["before", "old", "0"],
         ["before", "old", "1"],
     ]
-    assert sum(line.startswith("  after   new") for line in shown) == 5
-    assert "middle" not in " ".join(shown)
+    assert sum(line.startswith("  after     new") for line in shown) == 5
+    assert "middle" not in " ".join(shown) and "expected" not in " ".join(shown)
+
+
+def test_the_answer_that_a_held_out_row_has_stands_below_the_replies() -> None:
+    stages = [stage("base", "old"), stage("phase1_sft", "new")]
+    for one in stages:
+        for item in one["held_out"].items[1:]:
+            item.record["expected"] = f"right {item.record['prompt'][-2]}"
+    shown = before_and_after(stages, 1).splitlines()
+    assert shown[-3:] == ["  before    old 0", "  after     new 0", "  expected  right 0"]
 
 
 def test_a_long_reply_of_several_paragraphs_takes_three_lines_of_eighty_columns() -> None:
@@ -50,7 +59,7 @@ def test_a_long_reply_of_several_paragraphs_takes_three_lines_of_eighty_columns(
     start = next(n for n, line in enumerate(shown) if line.startswith("  before"))
     reply = shown[start : start + 3]
     assert reply[-1].endswith(" …") and max(map(len, reply)) <= 80
-    assert shown[start + 3] == "  after   (nothing)"
+    assert shown[start + 3] == "  after     (nothing)"
 
 
 def test_a_run_without_held_out_prompts_shows_none() -> None:

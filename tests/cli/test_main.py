@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.cli import forty2, refused
 
-from forty2.cli import COMMANDS
+from forty2.cli import COMMANDS, main
 
 
 def test_help_imports_no_mlx_and_answers_at_once() -> None:
@@ -39,6 +40,17 @@ def test_every_command_has_help(command: str) -> None:
     result = forty2(command, "--help")
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 4
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_in_sixty_columns_breaks_no_example_and_no_argument(command: str) -> None:
+    help_in = {
+        width: CliRunner().invoke(main, [*command.split(), "--help"], terminal_width=width).output
+        for width in (60, 200)
+    }
+    examples = [line for line in help_in[200].splitlines() if line.startswith("  forty2 ")]
+    assert all(line in help_in[60].splitlines() and len(line) <= 60 for line in examples)
+    assert help_in[60].split("\n\n")[0].split() == help_in[200].split("\n\n")[0].split()
 
 
 def test_mistakes_end_with_one_line_and_code_2(tmp_path: Path) -> None:

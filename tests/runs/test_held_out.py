@@ -226,6 +226,14 @@ def test_the_report_shows_replies_and_figures_of_the_own_rows(done: Any) -> None
     assert page.index("Answers to your held-out prompts") < page.index("<h2>Training</h2>")
     assert page.index("<h2>Your held-out rows</h2>") < page.index("<h2>Measurements</h2>")
     assert "Count to 3, please." in page and "stages between" in page
+    assert "Change in the loss on held-out chats" in page
+    replies = [
+        item.record for item in done.stages[0]["held_out"].items if item.record["kind"] == "reply"
+    ]
+    for reply in replies:  # counts as the row that asked for it does
+        count = int(reply["prompt"].removeprefix("Count to ").removesuffix(", please."))
+        assert reply["expected"] == " ".join(map(str, range(count + 1)))
+        assert f"expected: {reply['expected']}" in page
 
 
 def test_a_stage_of_an_earlier_release_gets_its_held_out_rows_on_resume(

@@ -82,6 +82,8 @@ class HeldOutPrompt(NamedTuple):
     text: str
     """The user's last turn, for a reader."""
     ids: list[int]
+    expected: str = ""
+    """The answer that the row has, the chosen one of a pair; "": the row has no good answer."""
 
 
 class HeldOutRows(NamedTuple):
@@ -196,6 +198,7 @@ class HeldOut(Task[HeldOutRows]):
                 "kind": "reply",
                 "phase": prompt.phase,
                 "prompt": prompt.text,
+                "expected": prompt.expected,
                 "reply": replies[n].text,
                 "tokens": replies[n].tokens,
                 "stopped": replies[n].stopped,
