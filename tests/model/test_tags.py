@@ -181,6 +181,13 @@ def test_a_quantized_base_is_refused_with_what_to_do() -> None:
         add_tags(model, config, loaded.tokenizer, SETTINGS)
 
 
+def test_a_model_with_two_heads_is_refused() -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    model.other = nn.Linear(4, 300)
+    with pytest.raises(ModelError, match="1 tables of embeddings and 2 heads"):
+        find_tables(model)
+
+
 def test_a_model_with_two_tables_is_refused() -> None:
     model = tiny_model()
     model.other = nn.Embedding(300, 4)

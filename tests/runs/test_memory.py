@@ -117,7 +117,8 @@ def test_the_plan_is_within_a_tenth_of_the_peak_of_track_c(
         "phasegpt-track-c",
         [
             f"model={starter_path}",
-            "benchmark.held_out=false",
+            "benchmark={tasks: [], held_out: false}",
+            "phases.dpo.best=null",
             *(f"phases.{name}.{change}" for name in ("sft", "dpo") for change in changes),
         ],
     )
