@@ -263,7 +263,8 @@ def try_fault(inputs: Path, folder: Path, recipe: str, at: int, wanted: dict[str
     if killed.code != -signal.SIGKILL:
         return Outcome(at, False, [], [], [], f"not killed: {killed.code} {killed.message}")
     torn = torn_files(folder)
-    again = run_child(inputs, folder, Killer(None), resume=True, recipe=recipe)
+    began = any((folder / "run").glob("*"))  # else there is nothing to resume, and the run begins
+    again = run_child(inputs, folder, Killer(None), resume=began, recipe=recipe)
     if again.code != 0:
         return Outcome(at, False, [], torn, [], again.message)
     got = results(folder)
