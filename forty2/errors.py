@@ -54,13 +54,21 @@ def first_names(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def printable(text: str) -> str:
+    """Spell out characters that cannot be seen or act on a terminal, other than line breaks."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class Forty2Error(Exception):
-    """Something that the user can put right. Credentials in its message are redacted."""
+    """Something that the user can put right.
+
+    Credentials in its message are redacted, and what it quotes from files is made visible.
+    """
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(printable(redact(message)))
 
 
 class RecipeError(Forty2Error, ValueError):

@@ -52,6 +52,11 @@ def test_secrets_of_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch
     assert str(DataError("the correct horse, battery staple")) == "the ***, battery staple"
 
 
+def test_what_a_message_quotes_from_a_file_can_be_seen() -> None:
+    error = DataError("a.tsv:2: rename complet\ufeffion; '\t' expected\x1b[2J\nb")
+    assert str(error) == "a.tsv:2: rename complet\\ufeffion; '\\t' expected\\x1b[2J\nb"
+
+
 def test_an_interrupted_command_exits_as_the_shell_expects() -> None:
     assert Interrupted("stopped").exit_code == 130
     assert Interrupted("stopped", 15).exit_code == 143

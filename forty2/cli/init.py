@@ -116,4 +116,4 @@ def _echo(started: Started) -> None:
     echo(f"\nWritten: {started.folder / 'recipe.yaml'}, with the reason for each choice. Next:")
     echo(f"  forty2 plan {folder}")
     echo(f"  forty2 run {folder}")
-    echo(f"  forty2 chat adapters/{started.name}")
+    echo(f"  forty2 chat {folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from forty2.data.formats import parse
 from forty2.data.records import Chat, Pair, Rated, Record, Text
@@ -46,6 +46,8 @@ _RECORDS: Mapping[Kind, tuple[type, ...]] = {
 }
 _TRIED_ROWS = 20
 """Rows of a file that are tried before its columns count as unknown."""
+_MOST_FAULTY = 0.1
+"""Share of a file's rows that may be left out for a fault; with more, the file is not what it should be."""
 
 
 class OtherKind(DataError):
@@ -135,10 +137,16 @@ def guess_columns(kind: Kind, rows: Sequence[JsonObject]) -> dict[str, str]:
     return guess
 
 
-def read_kind(
-    file: str | Path, kind: Kind, mapping: Mapping[str, str], used: set[str]
-) -> list[Record]:
-    """Read a file as conversations, pairs or rated responses.
+class KindRows(NamedTuple):
+    """The rows of a file that are of the kind asked for."""
+
+    records: list[Record]
+    faults: list[DataError]
+    """Why each of the others was left out."""
+
+
+def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: set[str]) -> KindRows:
+    """Read a file as conversations, pairs or rated responses; a few bad rows may be left out.
 
     Args:
         mapping: our name of each column that has another, by theirs.
@@ -146,7 +154,7 @@ def read_kind(
 
     Raises:
         UnknownColumns: no row has a shape that is read, with the columns of the table.
-        DataError: a row is bad, or of another kind.
+        DataError: more than a tenth of the rows are bad, or of another kind.
     """
     records: list[Record] = []
     tried: list[JsonObject] = []
@@ -161,10 +169,9 @@ def read_kind(
         except DataError as error:
             errors.append(error)
             known = isinstance(error, OtherKind) and kind == "chats"
-            if known or set(NEEDED[kind]) <= renamed.keys() or not _is_flat(row):
-                break
-            tried.append(row)
-            if records or len(tried) == _TRIED_ROWS:
+            if not (known or set(NEEDED[kind]) <= renamed.keys() or not _is_flat(row)):
+                tried.append(row)
+            if not records and len(errors) == _TRIED_ROWS:
                 break
         else:
             records.append(record)
@@ -173,11 +180,13 @@ def read_kind(
         columns_left = len(unknown.columns) >= len(NEEDED[kind])
         if columns_left or not isinstance(errors[0], OtherKind):
             raise unknown
-    if errors:
-        raise errors[0]
+    if len(errors) > _MOST_FAULTY * (len(records) + len(errors)):
+        if len(errors) == 1:
+            raise errors[0]
+        raise DataError(f"{errors[0]} (the first of {len(errors):,} bad rows)")
     if not records:
         raise no_rows(file)
-    return records
+    return KindRows(records, errors)
 
 
 def _renamed(row: JsonObject, mapping: Mapping[str, str], origin: str) -> JsonObject:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from forty2.errors import RecipeError
+from forty2.errors import RecipeError, printable
 from forty2.files import JsonObject
 
 Location = tuple[str | int, ...]
@@ -60,9 +60,7 @@ def dotted(at: Location) -> str:
 def listed(problems: Iterable[Problem]) -> str:
     """List problems in the order of their lines, one a line, with control characters escaped."""
     texts = (problem.text for problem in sorted(problems, key=lambda problem: problem.line))
-    return "\n".join(
-        "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) for text in texts
-    )
+    return "\n".join(printable(text.replace("\n", "\\n")) for text in texts)
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -161,8 +159,7 @@ class _Reading:
     def value(self, node: yaml.Node, at: Location) -> object:
         self.lines.setdefault(at, _line(node))
         if isinstance(node, yaml.ScalarNode):
-            scalar: object = self.loader.construct_object(node)
-            return scalar
+            return self._scalar(node)
         if id(node) in self.visited:
             self.report(node, "aliases (*name) are not allowed; write the value out")
             return None
@@ -172,6 +169,16 @@ class _Reading:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*at, i)) for i, item in enumerate(node.value)]
         return self.loader.construct_object(node)
+
+    def _scalar(self, node: yaml.ScalarNode) -> object:
+        """Construct a value; PyYAML fails at some with errors of Python's own, e.g. at `!!int _`."""
+        try:
+            value: object = self.loader.construct_object(node)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{node.value!r} is not of the type {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+        return value
 
     def mapping(self, node: yaml.MappingNode, at: Location) -> JsonObject:
         self.visited.add(id(node))
@@ -184,7 +191,7 @@ class _Reading:
             if key_node.tag == _MERGE:
                 self.report(key_node, "merging (<<) is not allowed; write the keys out")
                 continue
-            key = self.loader.construct_object(key_node)
+            key = self._scalar(key_node)
             if not isinstance(key, str):
                 self.report(key_node, f"key {key!r} must be text")
                 continue

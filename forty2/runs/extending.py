@@ -134,9 +134,10 @@ def _check_what_has_begun(
     ]
     if fixed:
         raise RunError(
-            f"{path}: was started with another recipe ({'; '.join(map(str, fixed))}); resume with "
-            f"{path / 'recipe.yaml'}, or start another run, which can take over finished phases that "
-            f"it has in common with this one (`run_dir`, `reuse={path}`)"
+            f"{path}: was started with another recipe ({'; '.join(map(str, fixed))}). A run that goes on "
+            "may change its fusing, phases that have not begun, and the steps, epochs and gate of the "
+            f"others; resume with {path / 'recipe.yaml'}, or start another run, which can take over "
+            f"finished phases that it has in common with this one (`run_dir`, `reuse={path}`)"
         )
 
 

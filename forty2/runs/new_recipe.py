@@ -21,7 +21,7 @@ from forty2.data.holding_out import FEWEST, hold_out, smallest_visible_change
 from forty2.data.messages import plain_turn
 from forty2.data.record_texts import texts_of
 from forty2.data.records import Chat, Record, Text
-from forty2.errors import DataError
+from forty2.errors import DataError, first_line
 from forty2.files import staged_folder
 from forty2.recipe.paths import RECIPE, STARTER, moved
 from forty2.recipe.proposal import BY_INIT, Material, Situation, propose
@@ -31,6 +31,8 @@ EVAL_PROMPTS = "eval_prompts.json"
 _OURS = {RECIPE, "data", EVAL_PROMPTS}
 _CHARACTERS_PER_TOKEN = 3
 """Fewer than most tokenizers need for English, so that lengths are not underestimated."""
+_NAMED = 5
+"""Most rows with a fault that are named."""
 _TOO_MUCH_MEMORY = 0.75
 """Share of the machine's memory from which blocks are computed again to save some."""
 
@@ -160,14 +162,16 @@ def _check_free(folder: Path, replace: bool) -> None:
 
 
 def _read(files: Files, notes: list[str]) -> dict[Kind, list[Record]]:
-    """Read all files, leave out repeated rows, and give rows without a system prompt the one given."""
+    """Read all files, leave out bad and repeated rows, and give rows without a system prompt the one given."""
     used: set[str] = set()
     records: dict[Kind, list[Record]] = {}
     for kind, given in files.by_kind():
-        rows = [record for file in given for record in read_kind(file, kind, files.mapping, used)]
+        read = [read_kind(file, kind, files.mapping, used) for file in given]
+        rows = [record for file in read for record in file.records]
+        notes += _about_faults(kind, [fault for file in read for fault in file.faults])
         seen: dict[str, Record] = {}
-        for record in rows:
-            seen.setdefault(_line(record), record)
+        for record in rows:  # other columns, a number of each row, say, make no other row
+            seen.setdefault(_line(dataclasses.replace(record, meta={})), record)
         if len(seen) < len(rows):
             count = len(rows) - len(seen)
             notes.append(
@@ -219,6 +223,15 @@ def _about_systems(records: Mapping[Kind, Sequence[Record]]) -> Iterator[str]:
         f"The rows have different system prompts ({'; '.join(parts)}). What is learned under one shows "
         f"less under another. {advice}"
     )
+
+
+def _about_faults(kind: str, faults: Sequence[DataError]) -> Iterator[str]:
+    """Say which rows were left out, and why."""
+    if faults:
+        named = "; ".join(map(first_line, faults[:_NAMED]))
+        more = f"; and {len(faults) - _NAMED:,} more" if len(faults) > _NAMED else ""
+        rows = "1 row was" if len(faults) == 1 else f"{len(faults):,} rows were"
+        yield f"{kind}: {rows} left out: {named}{more}."
 
 
 def _about_few(kind: str, held_out: int, rows: int) -> Iterator[str]:

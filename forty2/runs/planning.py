@@ -364,6 +364,9 @@ def longest_work(recipe: Recipe, phases: Sequence[PhaseForecast], time: RunTime)
     seconds = time.stages * time.each_stage
     parts.append((seconds, f"measuring {time.stages} stages"))
     shorter: list[tuple[float, str]] = []
+    if recipe.benchmark is not None and recipe.benchmark.each_phase and time.stages > 3:
+        between = (time.stages - 2) * time.each_stage
+        shorter.append((between, "`overrides=benchmark.each_phase=false`"))
     if recipe.benchmark is not None and (recipe.benchmark.n or _FEW_QUESTIONS + 1) > _FEW_QUESTIONS:
         shorter.append((seconds, f"`overrides=benchmark.n={_FEW_QUESTIONS}`"))
     for phase in phases:

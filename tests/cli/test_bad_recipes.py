@@ -69,6 +69,13 @@ recipe("two documents", RECIPE + "---\n" + RECIPE, "recipe.yaml:14: not valid YA
 recipe("not YAML", "version: 1\nname: [a\n", "recipe.yaml:3: not valid YAML")
 recipe("JSON cut short", '{"version": 1, "name": ', "recipe.yaml:1: not valid YAML")
 recipe("binary", bytes(range(256)), "recipe.yaml: not UTF-8", "save it as UTF-8")
+recipe(
+    "a number without digits",
+    RECIPE + "seed: !!int _\n",
+    "not valid YAML: '_' is not of the type int",
+)
+recipe("a truth value that is none", RECIPE + "lint: !!bool 2\n", "'2' is not of the type bool")
+recipe("a text as a date", RECIPE + "name: !!timestamp x\n", "'x' is not of the type timestamp")
 recipe("NUL bytes", RECIPE.encode() + b"\0\0", "recipe.yaml: not valid YAML")
 recipe("UTF-16", RECIPE.encode("utf-16"), "recipe.yaml: not UTF-8")
 recipe("control characters", RECIPE.replace("mine", "mi\x07ne"), "recipe.yaml: not valid YAML")
@@ -102,8 +109,8 @@ spoilt("runs a command", "tiny", "!!python/object/apply:os.system [id]", "recipe
 spoilt("makes an object", "tiny", "!!python/object:os.stat {}", "recipe.yaml:3: model")
 spoilt("names a function", "tiny", "!!python/name:os.system", "recipe.yaml:3: not valid YAML")
 spoilt("a tag unknown", "tiny", "!mine tiny", "recipe.yaml:3: not valid YAML")
-spoilt("a tag unfit", "max_length: 64", "max_length: !!int many", "recipe.yaml: not valid YAML")
-spoilt("a date that is none", "tiny", "2026-99-99", "recipe.yaml: not valid YAML")
+spoilt("a tag unfit", "max_length: 64", "max_length: !!int many", "recipe.yaml:4: not valid YAML")
+spoilt("a date that is none", "tiny", "2026-99-99", "recipe.yaml:3: not valid YAML")
 spoilt("a key twice", "name: mine", "name: mine\nname: yours", "recipe.yaml:3: name is given twice")
 spoilt("a phase twice", "  dpo:", "  sft:", "recipe.yaml:7: phases.sft is given twice")
 spoilt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,30 @@ def test_it_ends_with_the_next_three_commands() -> None:
     assert result.output.splitlines()[-3:] == [
         "  forty2 plan 'my shop'",
         "  forty2 run 'my shop'",
-        "  forty2 chat adapters/my-shop",
+        "  forty2 chat 'my shop'",
     ]
 
 
 def test_several_files_follow_one_option() -> None:
     result = forty2("init", "shop", "--chats", CHATS, CHATS, "-m", MODEL)
     assert "60 of 120 rows repeat another" in result.output
+
+
+def test_bad_rows_and_rows_that_differ_in_their_number_alone_are_left_out_and_said(
+    here: Path,
+) -> None:
+    rows = [{"ticket": n, "prompt": f"Question {n}?", "completion": f"Say {n}."} for n in range(40)]
+    rows.append({**rows[3], "ticket": 99})
+    rows.append({**rows[4], "ticket": 100, "completion": " "})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (here / "desk.jsonl").write_text(lines)
+    result = forty2("init", "shop", "--chats", "desk.jsonl", "-m", MODEL)
+    said = " ".join(result.output.split())
+    assert "chats: 1 row was left out: desk.jsonl:42: completion is empty" in said
+    assert "chats: 1 of 41 rows repeat another and were left out" in said
+    written = [*(here / "shop" / "data").glob("*.jsonl")]
+    assert sum(len(file.read_text().splitlines()) for file in written) == 40
+    assert "duplicate" not in forty2("data", "lint", *written).output
 
 
 def test_unknown_columns_are_refused_with_the_option_to_give() -> None:

@@ -44,10 +44,10 @@ def test_the_guess_is_right_and_gives_the_same_rows(
     read = read_kind(table, kind, read_mapping([mapping]), used)
     assert used == set(error.value.guess)
     plain = read_kind(rows, kind, {}, set())
-    assert len(read) == len(plain)
+    assert len(read.records) == len(plain.records) and not read.faults
     if kind == "thumbs":
-        verdicts = [r.desirable for r in read if isinstance(r, Rated)]
-        assert verdicts == [r.desirable for r in plain if isinstance(r, Rated)]
+        verdicts = [r.desirable for r in read.records if isinstance(r, Rated)]
+        assert verdicts == [r.desirable for r in plain.records if isinstance(r, Rated)]
 
 
 def test_columns_without_telling_names_are_guessed_by_their_order() -> None:
@@ -108,6 +108,23 @@ def test_a_bad_row_of_a_known_shape_is_named_by_its_line(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"x\.jsonl:2: ") as error:
         read_kind(file, "chats", {}, set())
     assert not isinstance(error.value, UnknownColumns)
+
+
+def test_a_tenth_of_the_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -> None:
+    good = [json.dumps({"prompt": f"q{n}", "completion": "a"}) for n in range(18)]
+    bad = [
+        '{"prompt": "q", "completion": ""}',
+        '{"promt": "q", "completion": "a"}',
+        '{"prompt": "q", "chosen": "a", "rejected": "b"}',
+    ]
+    read = read_kind(write(tmp_path / "x.jsonl", *good, *bad[:2]), "chats", {}, set())
+    assert len(read.records) == 18
+    assert [str(fault).partition(": ")[0].rpartition("/")[2] for fault in read.faults] == [
+        "x.jsonl:19",
+        "x.jsonl:20",
+    ]
+    with pytest.raises(DataError, match=r"x\.jsonl:1: .*\(the first of 3 bad rows\)"):
+        read_kind(write(tmp_path / "x.jsonl", *bad, *good), "chats", {}, set())
 
 
 def test_a_verdict_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def as_arrow(path: Path, new: Callable[..., Any] = pa.ipc.new_file) -> None:
         writer.write_table(table)
 
 
-def wrapped(indent: int | None, **beside: Any) -> Callable[[Path], Any]:
-    return lambda p: p.write_text(json.dumps({**beside, "data": PAIRS}, indent=indent), "utf-8")
+def wrapped(indent: int | None, key: str = "data", **beside: Any) -> Callable[[Path], Any]:
+    return lambda p: p.write_text(json.dumps({**beside, key: PAIRS}, indent=indent), "utf-8")
 
 
 def encoded(encoding: str) -> Callable[[Path], Any]:
@@ -77,6 +77,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "wrapped.jsonl": wrapped(None, version=1),
     "wrapped.json.gz": lambda p: p.write_bytes(gzip.compress(json.dumps({"d": PAIRS}).encode())),
     "indented.json": wrapped(1, version="1.0", about={"a": [1]}),
+    "export.json": wrapped(2, "tickets", exported="2026-11-01", of={"shop": "x"}),
+    "export in a line.json": wrapped(None, "tickets", exported="2026-11-01", count=3),
     "utf16.jsonl": encoded("utf-16"),
     "utf16le.jsonl": encoded("utf-16-le"),
     "utf16be.json": encoded("utf-16-be"),

@@ -323,10 +323,10 @@ def test_what_is_no_extension_is_refused_and_changes_nothing() -> None:
     refused = {
         "phases.dpo.steps=4": "run: phases.dpo.steps: 4 is fewer than the 5 that are done",
         "phases.dpo.steps=8 phases.dpo.lr=0.02": (
-            "run: was started with another recipe (phases.dpo.lr: 0.01 → 0.02); resume with"
+            "run: was started with another recipe (phases.dpo.lr: 0.01 → 0.02). A run"
         ),
         "phases.sft.steps=8 adapter.rank=4 seed=7": (
-            "run: was started with another recipe (seed: 42 → 7; adapter.rank: 2 → 4); resume with"
+            "run: was started with another recipe (seed: 42 → 7; adapter.rank: 2 → 4). A run"
         ),
         "phases.dpo.steps=null phases.dpo.epochs=0.1": (
             "run: phases.dpo.epochs: 0.1 epochs would be 1 of the 5 steps that are done"

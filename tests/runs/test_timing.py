@@ -153,6 +153,10 @@ def test_a_long_run_names_what_takes_longest_and_what_shortens_it(inputs: Path) 
         "longest: measuring 3 stages, 50 min; for a shorter try: `overrides=benchmark.n=50` "
         "`overrides=phases.dpo.steps=40`"
     )
+    times = {"sft": PhaseTime(0, 100, 0), "dpo": PhaseTime(0, 600, 0)}
+    assert longest_work(recipe, phases, RunTime(times, 5, 1000)).endswith(
+        "for a shorter try: `overrides=benchmark.n=50` `overrides=benchmark.each_phase=false`"
+    )
     assert said(900, 80, 0) == (
         "longest: training sft, 15 min; for a shorter try: `overrides=phases.sft.steps=20`"
     )

@@ -126,10 +126,12 @@ def _begins_with_object(file: BinaryIO, path: Path) -> bool:
 def _form_of_objects(file: BinaryIO, path: Path) -> JsonForm:
     """Find out how a file that begins with an object holds its rows."""
     file.seek(0)
-    line = next((line for _, line in numbered_lines(file.readline, path) if line.strip()), b"")
+    lines = (line for _, line in numbered_lines(file.readline, path) if line.strip())
+    line = next(lines, b"")
     with contextlib.suppress(DataError):
         value = parsed(decoded(line, str(path)), str(path))
-        key = _wrapping_key(value) if isinstance(value, dict) else None
+        alone = next(lines, None) is None
+        key = _wrapping_key(value, alone=alone) if isinstance(value, dict) else None
         return JsonForm("lines") if key is None else JsonForm("wrapped", key)
     with contextlib.suppress(DataError):
         if (key := _find_wrapped(_window(file, path))) is not None:
@@ -199,10 +201,16 @@ def _values(
         raise DataError(f"{window.origin}: the array ends before this; put all rows into one")
 
 
-def _wrapping_key(value: JsonObject) -> str | None:
-    """Return the key under which an object wraps rows; None: it is a row."""
+def _wrapping_key(value: JsonObject, *, alone: bool) -> str | None:
+    """Return the key under which an object wraps rows; None: it is a row.
+
+    Args:
+        alone: whether the file holds nothing else. A list of objects under any key is then taken for
+            rows, beside facts about the file, unless the object has keys of a row.
+    """
+    unknown = (alone or len(value) == 1) and not value.keys() & row_keys.ALL
     for key, rows in value.items():
-        wraps = key in _WRAPPERS or (len(value) == 1 and key not in row_keys.ALL)
+        wraps = key in _WRAPPERS or unknown
         if wraps and isinstance(rows, list) and rows and _is_row(rows[0]):
             return key
     return None
@@ -215,8 +223,10 @@ def _is_row(value: object) -> bool:
 
 def _find_wrapped(window: _Window) -> str | None:
     """Return the key under which the object at `window` wraps rows; None: it does not."""
-    for number, key in enumerate(_keys(window)):
-        wraps = key in _WRAPPERS or (number == 0 and key not in row_keys.ALL)
+    unknown = True
+    for key in _keys(window):
+        unknown = unknown and key not in row_keys.ALL
+        wraps = key in _WRAPPERS or unknown
         if wraps and window.peek() == "[":
             window.at += 1
             return key if window.peek() == "{" and _is_row(window.value()[0]) else None
