@@ -74,35 +74,30 @@ def serve_command(
     from forty2.serve.origins import is_loopback
     from forty2.serve.sources import find_sources
 
-    server = ModelServer(
-        find_sources(target, adapter, template),
-        host=host,
-        port=port,
-        trust_remote_code=trust_remote_code,
-        most_tokens=max_tokens,
-        most_requests=max_requests,
-    )
-    ended = False
+    sources = find_sources(target, adapter, template)
+    for note in sources.notes:
+        warn(note)
+    if not is_loopback(host):
+        warn(
+            "whoever reaches this machine over the network can use the models: there is no password"
+        )
     try:
-        if not is_loopback(host):
-            warn(
-                f"whoever reaches port {server.server_port} of this machine can use the models; there "
-                "is no password"
-            )
-        sources = server.models.sources
-        for note in sources.notes:
-            warn(note)
-        server.wait_until_loaded()
+        server = ModelServer(
+            sources,
+            host=host,
+            port=port,
+            trust_remote_code=trust_remote_code,
+            most_tokens=max_tokens,
+            most_requests=max_requests,
+        )
         echo(f"models    {', '.join(sources.ids)}")
         echo(f"page      {server.url}")
         echo(f"programs  {server.url}v1")
         echo("Ctrl-C ends the server.")
         sys.stdout.flush()
         server.serve_forever(0.1)
-    except KeyboardInterrupt:  # SIGTERM, too
-        pass
-    finally:
-        ended = server.end()
-    if not ended:  # mlx is within one long computation, and there is nothing to save
+    except KeyboardInterrupt:  # or SIGTERM
+        # There is nothing to save. An ordinary exit would wait for the reply that is being written, and
+        # what mlx cleans up when its thread ends can abort an interpreter that ends at the same time.
         sys.stdout.flush()
         os._exit(0)

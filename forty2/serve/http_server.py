@@ -51,7 +51,6 @@ _WRITE_SECONDS = 30.0
 _DRAINED_BYTES = 16 * 2**20
 _DRAIN_SECONDS = 1.0
 """How much of a refused body is read and thrown away, so that its sender can read the refusal."""
-_END_SECONDS = 1.5
 _RETRY = {"Retry-After": "1"}
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
 _PAGES = {
@@ -77,7 +76,7 @@ _OVERLOADED = Refused(
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Listens at an address, loads the models, and answers until it is interrupted."""
+    """Listens at an address, with the models loaded, and answers until it is interrupted."""
 
     request_queue_size = 128
     daemon_threads = True
@@ -92,7 +91,7 @@ class ModelServer(ThreadingHTTPServer):
         most_tokens: int = MOST_TOKENS,
         most_requests: int = MOST_REQUESTS,
     ) -> None:
-        """Take the address; clients that connect wait until the models are loaded.
+        """Take the address, and load the models; clients that connect meanwhile wait.
 
         Args:
             port: 0 for any that is free.
@@ -101,6 +100,7 @@ class ModelServer(ThreadingHTTPServer):
 
         Raises:
             ServeError: the address cannot be listened at.
+            ModelError: a model is missing or damaged.
         """
         self.host = host
         self.most_tokens = most_tokens
@@ -112,9 +112,13 @@ class ModelServer(ThreadingHTTPServer):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family, _, _, _, address = found[0]
             super().__init__(cast(tuple[str, int], address), _Handler)
-        self.models = ServedModels(
-            sources, trust_remote_code=trust_remote_code, most_tokens=most_tokens
-        )
+        try:
+            self.models = ServedModels(
+                sources, trust_remote_code=trust_remote_code, most_tokens=most_tokens
+            )
+        except BaseException:
+            self.server_close()
+            raise
         self.replies = Replies(self.models)
 
     @property
@@ -130,23 +134,15 @@ class ModelServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.host, self.server_address[1]
 
-    def wait_until_loaded(self) -> None:
-        """Wait for the models.
-
-        Raises:
-            Forty2Error: one cannot be loaded.
-        """
-        self.models.ready.result()
-
     def service_actions(self) -> None:
         """End the server if the thread that answers has ended, which is a fault."""
         if not self.replies.is_healthy:
             raise ServeError("the thread that writes replies ended with an error; start again")
 
-    def end(self) -> bool:
-        """Close the address and stop all replies; return whether nothing goes on."""
+    def end(self) -> None:
+        """Close the address and stop all replies."""
         self.server_close()
-        return self.replies.end(_END_SECONDS)
+        self.replies.end()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, if there are not too many."""
@@ -345,7 +341,6 @@ class _Handler(APIHandler):  # type: ignore[misc]  # mlx-lm has no types
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse what is no HTTP; the base class would write a page."""
-        self.request_version = "HTTP/1.0"  # what has no version is answered without headers
         self._send_refusal(Refused(int(code), message or "this is no request of HTTP"))
 
     def _model(self, name: str) -> JsonObject:
@@ -371,6 +366,7 @@ class _Handler(APIHandler):  # type: ignore[misc]  # mlx-lm has no types
     def _send_refusal(self, refused: Refused) -> None:
         """Send an error, and end the connection; in a stream, as its last event."""
         self.close_connection = True
+        self.request_version = "HTTP/1.0"  # what names none would be answered without headers
         data = json.dumps(refused.to_json()).encode()
         with contextlib.suppress(OSError):
             if self._begun:

@@ -7,7 +7,6 @@ them changes no weight. mlx-lm's server asks for a model by its id, and keys its
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from mlx_lm.server import ModelProvider
@@ -44,41 +43,34 @@ class ServedModel:
 class ServedModels(ModelProvider):  # type: ignore[misc]  # mlx-lm has no types
     """The models by their ids, in the form in which mlx-lm's server asks for them.
 
-    All but a fused model, whose weights are its own, are loaded at once, in the thread that answers.
+    A fused model, whose weights are its own, is loaded when it is first asked for; the others here.
     """
 
     def __init__(
         self, sources: Sources, *, trust_remote_code: bool = False, most_tokens: int
     ) -> None:
-        """Load nothing yet.
+        """Load the models.
 
         Args:
             most_tokens: largest number of tokens of a reply.
+
+        Raises:
+            ModelError: one is missing or damaged, or an adapter does not fit the base.
         """
         super().__init__(_arguments(trust_remote_code, min(DEFAULT_TOKENS, most_tokens)))
         self.sources = sources
-        self.ready: Future[None] = Future()
-        """Done when the models are loaded; holds the error if one cannot be."""
         self._trust_remote_code = trust_remote_code
         self._served: dict[str, ServedModel] = {}
         self._current: ServedModel | None = None
+        for source in sources.models:
+            if source.shares_base:
+                self._fetch(source.id)
 
     @property
     def current(self) -> ServedModel:
         """The model that was asked for last."""
         assert self._current is not None
         return self._current
-
-    def load_default(self) -> None:
-        """Load the models; mlx-lm's server calls this first, in its thread."""
-        try:
-            for source in self.sources.models:
-                if source.shares_base:
-                    self._fetch(source.id)
-        except BaseException as error:
-            self.ready.set_exception(error)
-        else:
-            self.ready.set_result(None)
 
     def load(
         self, model_path: str, adapter_path: None = None, draft_model_path: object = None

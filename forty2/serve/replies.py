@@ -6,7 +6,6 @@ the same reply again, the one of `forty2 generate`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator
 from queue import Queue
 from typing import Any
@@ -35,7 +34,7 @@ class Stopped(Exception):
 
 
 class Replies(ResponseGenerator):  # type: ignore[misc]  # mlx-lm has no types
-    """Writes replies of the served models in a thread of its own, which begins by loading them."""
+    """Writes replies of the served models in a thread of its own."""
 
     model_provider: ServedModels
 
@@ -72,20 +71,16 @@ class Replies(ResponseGenerator):  # type: ignore[misc]  # mlx-lm has no types
         finally:
             del self._running[id(context)]
 
-    def end(self, patience: float) -> bool:
-        """Stop all replies, and the thread; return whether it has ended.
+    def end(self) -> None:
+        """Stop all replies, and wait for the thread to end.
 
-        Args:
-            patience: seconds to wait for it. It cannot stop while it reads a model's weights, or
-                within 2,048 tokens of a prompt.
+        It cannot stop while it reads a fused model's weights, or within 2,048 tokens of a prompt.
         """
         self._stop = True
-        deadline = time.monotonic() + patience
-        while self._generation_thread.is_alive() and time.monotonic() < deadline:
+        while self._generation_thread.is_alive():
             for context in list(self._running.values()):
                 context.stop()
             self._generation_thread.join(0.05)
-        return not self._generation_thread.is_alive()
 
     def _tokenize(
         self, tokenizer: TokenizerWrapper, request: CompletionRequest, args: GenerationArguments
