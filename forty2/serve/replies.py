@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from queue import Queue
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prompt_cache
 from mlx_lm.server import (
     CompletionRequest,
@@ -81,6 +82,12 @@ class Replies(ResponseGenerator):  # type: ignore[misc]  # mlx-lm has no types
             for context in list(self._running.values()):
                 context.stop()
             self._generation_thread.join(0.05)
+
+    def _generate(self) -> None:
+        """Answer until the end, then give back the thread's streams, as mlx asks of threads that end."""
+        super()._generate()
+        mx.synchronize()
+        mx.clear_streams()
 
     def _tokenize(
         self, tokenizer: TokenizerWrapper, request: CompletionRequest, args: GenerationArguments

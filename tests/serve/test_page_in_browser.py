@@ -22,12 +22,17 @@ PROMPT = "Count to 3, please."
 MARKUP = "<img src=x onerror=\"document.title='acted'\"><script>document.title='acted'</script>"
 
 STOP_WHEN_WRITING = """new Promise((done) => {
-  const timer = setInterval(() => {
-    if (document.querySelector(".state").textContent !== "writing") return;
-    clearInterval(timer);
+  const watch = new MutationObserver(() => {
+    const states = [...document.querySelectorAll(".state")].map((one) => one.textContent);
+    if (!states.includes("writing")) return;
+    watch.disconnect();
     find("stop").click();
     done();
-  }, 1);
+  });
+  watch.observe(find("replies"), { childList: true, subtree: true });
+  find("prompt").value = "One";
+  find("tokens").value = 400;
+  find("ask").click();
 })"""
 
 
@@ -87,7 +92,6 @@ def test_replies_stand_side_by_side_and_are_those_of_the_api(
 
 def test_a_reply_can_be_stopped(tab: Page, server: ModelServer) -> None:
     visit(tab, server)
-    tab.run("find('prompt').value = 'One'; find('tokens').value = 400; find('ask').click()")
     tab.run(STOP_WHEN_WRITING)
     tab.wait_for("asking === null")
     assert set(shown(tab, ".state")) == {"stopped"}
