@@ -124,6 +124,10 @@ class RunError(Forty2Error, RuntimeError):
     """A run folder or another file of ours is in use, unreadable, unwritable or damaged."""
 
 
+class ServeError(Forty2Error, OSError):
+    """The server cannot listen at an address, or cannot go on."""
+
+
 _OUT_OF_MEMORY = ("malloc]", "insufficient memory", "out of memory")
 """Parts of mlx's messages, which are plain RuntimeErrors: "[malloc] Unable to allocate",
 "[metal::malloc] Attempting to allocate", "Insufficient Memory" from a Metal command buffer, and

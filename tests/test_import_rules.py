@@ -43,15 +43,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"recipe"},
     "runs": _BELOW_RUNS | {"export"},
     "speed": _BELOW_RUNS,
-    "cli": _BELOW_RUNS | {"export", "runs", "speed"},
+    "serve": {"recipe", "text", "model", "inference", "export"},
+    "cli": _BELOW_RUNS | {"export", "runs", "speed", "serve"},
 }
 """The other wings that each may import; the ground floor is open to all."""
 WHEN_CALLED = {("training.objectives", "training")}
 """Allowed inside functions alone: an objective imports its equation when a loss is computed."""
-MLX = {"blas", "machine", "model", "inference", "training", "benchmark", "export", "runs", "speed"}
+MLX = {
+    "blas",
+    "machine",
+    "model",
+    "inference",
+    "training",
+    "benchmark",
+    "export",
+    "runs",
+    "speed",
+    "serve",
+}
 """Where mlx may be imported. The others read, write and check without it."""
-MLX_LM = {"model", "inference"}
-"""Where mlx_lm may be imported, beside the workers of `speed`, which time it."""
+MLX_LM = {"model", "inference", "serve"}
+"""Where mlx_lm may be imported, beside the workers of `speed`, which time it. `serve` wraps its server."""
 
 
 class Import(NamedTuple):
@@ -122,7 +134,7 @@ def breaks_mlx(one: Import) -> bool:
 
 
 def breaks_mlx_lm(one: Import) -> bool:
-    """Whether it imports mlx_lm other than through `model` and `inference`."""
+    """Whether it imports mlx_lm where nothing may."""
     worker = one.place.startswith("speed/workers/")
     return one.name.startswith("mlx_lm") and one.wing not in MLX_LM and not worker
 

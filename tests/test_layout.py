@@ -113,6 +113,8 @@ CAPABILITIES = {
     "docs/test_pages.py": "the pages of the manual against the code",
     "model/test_strangers.py": "security of the whole package: code in data, secrets, links",
     "report/test_report_in_browser.py": "reports in a real browser",
+    "serve/test_page_in_browser.py": "the page in a real browser",
+    "serve/test_serve_command.py": "the command that serves, in a process of its own",
     "runs/test_chaos.py": "runs killed at any point",
     "runs/test_end_to_end.py": "recipe to report on the real starter model",
     "runs/test_init_from.py": "runs that go on from an adapter",

@@ -25,6 +25,7 @@ COMMANDS = {
     "fuse": "fuse",
     "export": "export",
     "chat": "chat",
+    "serve": "serve",
     "generate": "generate",
     "model": "model",
     "logprobs": "logprobs",

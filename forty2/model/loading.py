@@ -144,6 +144,7 @@ def load(
     tags: TagSettings | None = None,
     trust_remote_code: bool = False,
     lazy: bool = False,
+    share: LoadedModel | None = None,
 ) -> LoadedModel:
     """Load a model, and an adapter on top of it when one is given.
 
@@ -159,6 +160,8 @@ def load(
         tags: special tokens to add; an adapter brings its own along.
         trust_remote_code: run the architecture code that a model brings along.
         lazy: leave the weights on disk until something computes with them.
+        share: the same model without an adapter, loaded before. Its weights are used and are in memory
+            once, but for those that the adapter replaces or enlarges.
 
     Raises:
         ModelError: the model or the adapter is missing or damaged, or they do not fit together.
@@ -181,6 +184,8 @@ def load(
     check_vocabulary(tokenizer, config, path)
     if mx.default_device() == mx.Device(mx.cpu) and not is_quantized(config):
         model.update(tree_map(_to_fp32, model.parameters()))
+    if share is not None:
+        model.update(share.model.parameters())
     added = None
     if tags is not None and adapter is None:
         added, config = add_tags(model, config, tokenizer, tags)

@@ -9,7 +9,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from report.test_report_in_browser import CHROMIUM, browse
+from report.test_report_in_browser import browse
+from support.browser import CHROMIUM
 
 from forty2.errors import RunError
 from forty2.report.archive import Cell, Row, write_archive_page

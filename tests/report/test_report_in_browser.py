@@ -21,25 +21,13 @@ from typing import Any
 import pytest
 from chaos import make_inputs
 from markdown_it import MarkdownIt
+from support.browser import CHROMIUM
 from support.runs import short_checks
 
 import forty2
 from forty2.files import read_json
 from forty2.report.run import FILES, write_report
 
-CHROMIUM = next(
-    filter(
-        shutil.which,
-        (
-            "chromium",
-            "chromium-browser",
-            "google-chrome",
-            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-            "/Applications/Chromium.app/Contents/MacOS/Chromium",
-        ),
-    ),
-    None,
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome here")
 
 MARK = "pwned"
