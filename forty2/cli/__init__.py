@@ -30,6 +30,7 @@ COMMANDS = {
     "logprobs": "logprobs",
     "benchmark": "benchmark",
     "compare": "benchmark",
+    "failures": "failures",
     "speed": "speed",
 }
 """The module of each command, in the order of --help."""

@@ -129,7 +129,9 @@ def _step(rng: Random) -> _Step:
                 lambda xs: sorted(xs, reverse=True),
             ),
             _Step("reverses their order", "numbers[::-1]", lambda xs: xs[::-1]),
-            _Step(f"drops the first {k}", f"numbers[{k}:]", lambda xs: xs[k:]),
+            _Step(
+                f"drops the first {k + 1} numbers", f"numbers[{k + 1} :]", lambda xs: xs[k + 1 :]
+            ),
             _Step(
                 f"keeps only every {_ordinal(k + 1)} number, beginning with the first",
                 f"numbers[::{k + 1}]",

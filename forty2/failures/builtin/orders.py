@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from forty2.failures.builtin.made import PEOPLE, Made, number_question, text_question
@@ -23,7 +24,7 @@ def orders(rng: Random) -> Made:
 def _facts(rng: Random, people: list[str], more: str, less: str) -> str:
     """Say how neighbours in an order compare, in any sequence; the first person has the most."""
     facts = []
-    for one, other in zip(people, people[1:], strict=False):
+    for one, other in pairwise(people):
         swapped = rng.random() < 0.5
         facts.append(
             f"{other} is {less} than {one}." if swapped else f"{one} is {more} than {other}."
