@@ -13,14 +13,14 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.benchmark.stats import wilson
-from forty2.errors import BenchmarkError, DataError, RunError
+from forty2.errors import BenchmarkError, DataError, Forty2Error, RunError
 from forty2.failures.folder import (
     FOUND,
     HALVES,
@@ -110,7 +110,7 @@ def find_failures(
     }
     _check_permission(verifiers.values(), settings)
     name, adapter_found = find_model_and_adapter(model, adapter)
-    searched = _check_untrained(folder, items, adapter_found)
+    searched = refuse_trained(folder, items, adapter_found)
     loaded = load(name, adapter_found, template=template, trust_remote_code=trust_remote_code)
     header = {
         "model": model,
@@ -142,18 +142,15 @@ def find_failures(
         made = _tokens(partial, items) - before
         verdicts = _verify(items, verifiers, replies, partial, progress)
         asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
+        by_id = {item.id: item for item in items}
         for key, answers in asked.items():
-            verdicts[key] = judged(_by_id(items)[key], answers, settings.scoring.at_least)
+            verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
         record = {**header, **_figures(items, replies, verdicts)}
         if judge is not None:
             record["judged"] = judge_figures(asked, settings.scoring)
         _write(folder, items, replies, verdicts)
         partial.finish(record, write_json)
     return Found(record, made, seconds)
-
-
-def _by_id(items: Sequence[Item]) -> dict[str, Item]:
-    return {item.id: item for item in items}
 
 
 def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
@@ -173,8 +170,8 @@ def _same(out: Path, header: JsonObject) -> JsonObject:
     return dict(before)
 
 
-def _check_permission(verifiers: object, settings: FindSettings) -> None:
-    programs = sum(isinstance(one, UnitTest) for one in verifiers)  # type: ignore[attr-defined]
+def _check_permission(verifiers: Iterable[Verifier], settings: FindSettings) -> None:
+    programs = sum(isinstance(one, UnitTest) for one in verifiers)
     if programs and not settings.run_untrusted_code:
         raise BenchmarkError(
             f"{programs:,} questions have unit tests, which run programs that the model writes; allow it "
@@ -186,7 +183,7 @@ def _check_permission(verifiers: object, settings: FindSettings) -> None:
 # --- not trained on -------------------------------------------------------------------------------
 
 
-def _check_untrained(
+def refuse_trained(
     folder: Path, items: Sequence[Item], adapter: str | Path | None
 ) -> JsonObject | None:
     """Search the training data of the adapter's run for the questions of both halves.
@@ -224,7 +221,7 @@ def _check_untrained(
                 )
     except _Trained:
         raise
-    except DataError as error:
+    except Forty2Error as error:  # the data was moved, or this release cannot read its recipe
         warnings.warn(
             f"{run}: its training data cannot be searched for the questions ({error}), so that some may "
             "have been trained on",
@@ -253,9 +250,10 @@ def _verify(
     waiting: list[tuple[Item, StoredReply]] = []
     for item in items:
         reply = replies[item.id]
-        by = "judge" if item.verifier is None else "verifier"
         if isinstance(reply, str):
-            found[item.id] = StoredVerdict(item.id, "unscored", by, None, reply)
+            found[item.id] = StoredVerdict(
+                item.id, "unscored", "judge" if item.verifier is None else "verifier", None, reply
+            )
         elif item.verifier is not None and f"verdict/{item.id}" in partial:
             found[item.id] = StoredVerdict(**partial[f"verdict/{item.id}"])
         elif item.verifier is not None:

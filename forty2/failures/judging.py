@@ -35,7 +35,8 @@ How good is the reply? 10 is right and complete, 7 is right with small faults, 4
 wrong or no answer. Give your reason in one sentence, then end with a line that reads "Score: N"."""
 _REFERENCE = "[A right reply]\n{}\n[End of the right reply]\n\n"
 _SCORE = re.compile(
-    r"\bscore\W{0,6}(?:(?:is|of|:)\W{0,4})?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.)\]]*$", re.I | re.M
+    r"\bscore[^\w−-]{0,6}(?:(?:is|of)[^\w−-]{0,4})?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.)\]]*$",
+    re.I | re.M,
 )
 _BARE = re.compile(r"[\s*_(\[]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.)\]]*")
 
@@ -99,8 +100,8 @@ def judged(item: Item, asked: Sequence[JsonObject], at_least: float) -> StoredVe
         reason = f"the judge did not answer: {failed}" if failed else "the judge gave no score"
         return StoredVerdict(item.id, "unscored", "judge", None, reason)
     mean = sum(scores) / len(scores)
-    verdict = "pass" if mean >= at_least else "fail"
-    return StoredVerdict(item.id, verdict, "judge", mean, f"mean of {len(scores)} scores")
+    reason = f"mean of {len(scores)} scores"
+    return StoredVerdict(item.id, "pass" if mean >= at_least else "fail", "judge", mean, reason)
 
 
 def judge_figures(asked: Mapping[str, Sequence[JsonObject]], how: Scoring) -> JsonObject:

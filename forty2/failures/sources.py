@@ -167,6 +167,10 @@ def _candidate(row: JsonObject, origin: str) -> Candidate:
         raise DataError(f"{origin}: stratum must be a name")
     if not isinstance(reference, str | None):
         raise DataError(f"{origin}: reference must be a text")
+    if row.get("tools"):
+        raise DataError(
+            f"{origin}: tools are not offered to the model; describe them in a system turn"
+        )
     if verifier is not None:
         parse_verifier(verifier, origin)
     asked = {key: value for key, value in row.items() if key not in _KEYS}

@@ -292,9 +292,9 @@ def _about(
     checked = Counter(
         item.stratum if item.verifier is not None else f"{item.stratum}, judged" for item in items
     )
-    strata = {}
+    strata: dict[str, JsonObject] = {}
     for name, asked in quotas.items():
-        halves = {half: by_stratum[name, half] for half in HALVES}
+        halves: dict[str, int] = {half: by_stratum[name, half] for half in HALVES}
         made = sum(halves.values())
         strata[name] = {"asked": asked, "items": made, **halves, "with_verifier": checked[name]}
     groups = Counter(item.group for item in items)

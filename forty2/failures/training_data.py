@@ -73,9 +73,11 @@ def _of_run(run: Path, deepest: int) -> Iterator[TrainingFile]:
                     "cannot be compared with texts; name the file that they were made from"
                 )
             yield TrainingFile(f"{run}: {phase_name}: {source}", source, recipe.seed)
-    before = find_run(recipe.init_from) if recipe.init_from is not None and deepest else None
-    if before is not None:
-        yield from _of_run(before, deepest - 1)
+    if recipe.init_from is not None and deepest:
+        adapter = Path(recipe.init_from).expanduser()
+        places = map(find_run, (adapter, *adapter.parents[:2]))  # of the run, or inside it
+        if (before := next(filter(None, places), None)) is not None:
+            yield from _of_run(before, deepest - 1)
 
 
 def about_file(file: TrainingFile) -> JsonObject:

@@ -91,8 +91,11 @@ def _weather(rng: Random) -> tuple[str, JsonObject]:
     if rng.random() < 0.4:
         asks = ("What is the weather in {} like?", "Is it raining in {}?", "How warm is {} today?")
         return rng.choice(asks).format(city), {"city": city}
-    asks = ("What will the weather in {} be for {} days?", "{}: I need the forecast for {} days.")
-    return rng.choice(asks).format(city, days), {"city": city, "days": days}
+    forecast = (
+        "What will the weather in {} be for {} days?",
+        "{}: I need the forecast for {} days.",
+    )
+    return rng.choice(forecast).format(city, days), {"city": city, "days": days}
 
 
 def _message(rng: Random) -> tuple[str, JsonObject]:
