@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
 
 MAX_TOKENS, BATCH_SIZE = 256, 16
+_QUOTED = 60
+"""Characters of a setting in a message."""
 _SAFE_AT_ONCE = 4
 """Programs run at once; each has its own time, which a crowded machine would take from it."""
 
@@ -164,10 +166,16 @@ def _same(out: Path, header: JsonObject) -> JsonObject:
     for key, value in header.items():
         if before.get(key) != value:
             raise RunError(
-                f"{out}: was found with another {key} ({before.get(key)!r}, now {value!r}); copy the "
-                "test set to another folder, or remove this file and start again"
+                f"{out}: was found with another {key} ({_quoted(before.get(key))}, now {_quoted(value)}); "
+                "copy the test set to another folder, or remove this file and start again"
             )
     return dict(before)
+
+
+def _quoted(value: object) -> str:
+    """Write a setting for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
 def _check_permission(verifiers: Iterable[Verifier], settings: FindSettings) -> None:
@@ -217,7 +225,7 @@ def refuse_trained(
             if hits := search.search(file).hits:
                 raise _Trained(
                     f"{len(hits):,} of {len(every):,} questions are in the training data of {run} "
-                    f"({file.source}); make a test set with --disjoint-from {run}"
+                    f"({file.source}); make a test set with `disjoint_from={run}`"
                 )
     except _Trained:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.cli import forty2, refused
 from support.small_run import make_inputs
 
@@ -27,3 +28,15 @@ def test_what_is_missing_is_one_message(tmp_path: Path) -> None:
     forty2("failures", "testset", "--out", folder, "--strata", "code=4")
     said = refused("failures", "find", folder, "--model", model)
     assert "--run-untrusted-code" in said
+
+
+def test_after_a_signal_the_same_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forty2.failures.find.find_failures", interrupted)
+    result = forty2("failures", "find", tmp_path, "--model", "smollm2")
+    assert result.exit_code == 130
+    assert f"to go on: forty2 failures find {tmp_path} --model smollm2" in result.output
