@@ -39,12 +39,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"model", "text"},
     "training": {"training.objectives", "recipe", "data", "text", "model", "inference"},
     "benchmark": _BELOW_BENCHMARK,
+    "failures": _BELOW_BENCHMARK | {"benchmark"},
     "export": {"recipe", "data", "model", "inference"},
     "report": {"recipe"},
     "runs": _BELOW_RUNS | {"export"},
     "speed": _BELOW_RUNS,
     "serve": {"recipe", "text", "model", "inference", "export"},
-    "cli": _BELOW_RUNS | {"export", "runs", "speed", "serve"},
+    "cli": _BELOW_RUNS | {"export", "failures", "runs", "speed", "serve"},
 }
 """The other wings that each may import; the ground floor is open to all."""
 WHEN_CALLED = {("training.objectives", "training")}

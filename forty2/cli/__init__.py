@@ -31,6 +31,7 @@ COMMANDS = {
     "logprobs": "logprobs",
     "benchmark": "benchmark",
     "compare": "benchmark",
+    "failures": "failures",
     "speed": "speed",
 }
 """The module of each command, in the order of --help."""

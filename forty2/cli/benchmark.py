@@ -12,7 +12,7 @@ import click
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
-from forty2.cli.failures import Group, warn
+from forty2.cli.errors import Group, warn
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError

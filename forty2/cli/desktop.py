@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from forty2.cli.failures import warn
+from forty2.cli.errors import warn
 from forty2.cli.shared_options import Command, combined
 from forty2.errors import first_line
 

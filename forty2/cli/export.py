@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
-from forty2.cli.failures import Group, warn
+from forty2.cli.errors import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.cli.progress_bars import ProgressBars
 

@@ -20,6 +20,7 @@ ARGUMENTS = (
     "adapter",
     "api_key_env",
     "chats",
+    "disjoint_from",
     "early_stop",
     "force",
     "grid",
@@ -61,6 +62,7 @@ _ARGUMENT = re.compile(rf"`({'|'.join(ARGUMENTS)})(?:=([^`\n]*))?`")
 _ELSEWHERE = {
     "api_key_env": "benchmark judge",
     "chats": "init",
+    "disjoint_from": "failures testset",
     "early_stop": "sweep",
     "force": "runs remove",
     "grid": "sweep",
@@ -89,6 +91,8 @@ TYPED = "forty2.typed"
 """Key of a context's `meta` under which the words typed after `forty2` are kept."""
 _ONLY_TO_BEGIN = ("reuse",)
 """Arguments that a run takes when it begins, and not when it goes on."""
+_GO_ON_BY_THEMSELVES = ("find", "train")
+"""Commands that go on after a stop without an option."""
 _TO_GO_ON = re.compile(r"(to go on[^:`\n]*): `resume=True`((?: `overrides=[^`\n]*`)*)")
 _OVERRIDE = re.compile(r"`overrides=([^`\n]*)`")
 _START_AGAIN = "start again with `resume=True`"
@@ -122,7 +126,7 @@ def with_flags(message: str) -> str:
         message = _TO_GO_ON.sub(lambda found: _with_command(found, options), message)
         if flag("resume") not in options:
             message = message.replace(_START_AGAIN, "start again")
-            if command.name == "train":  # it goes on by itself
+            if command.name in _GO_ON_BY_THEMSELVES:
                 message = message.replace(_GO_ON, "go on with the same command")
                 message = message.replace("`resume=True`", "the same command")
         message = _ELSE.sub(
@@ -141,7 +145,9 @@ def _with_command(found: re.Match[str], options: Collection[str]) -> str:
 
     context, command = click.get_current_context(silent=True), command_at_hand()
     typed = context.meta.get(TYPED, ()) if context is not None else ()
-    goes_on = flag("resume") in options or (command is not None and command.name == "train")
+    goes_on = flag("resume") in options or (
+        command is not None and command.name in _GO_ON_BY_THEMSELVES
+    )
     if not typed or not goes_on or launched():
         return found[0]
     added = [word for value in _OVERRIDE.findall(found[2]) for word in (flag("overrides"), value)]

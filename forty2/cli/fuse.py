@@ -8,7 +8,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
-from forty2.cli.failures import warn
+from forty2.cli.errors import warn
 from forty2.cli.progress_bars import ProgressBars
 
 

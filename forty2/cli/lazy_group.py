@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import click
 
-from forty2.cli.failures import Group, plain_failures, plain_warnings
+from forty2.cli.errors import Group, plain_errors, plain_warnings
 from forty2.cli.signals import terminable
 
 
@@ -53,7 +53,7 @@ class LazyGroup(Group):
             )
 
     def invoke(self, ctx: click.Context) -> object:
-        with plain_failures(), terminable(), plain_warnings():
+        with plain_errors(), terminable(), plain_warnings():
             return super().invoke(ctx)
 
 

@@ -8,7 +8,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
-from forty2.cli.failures import Group
+from forty2.cli.errors import Group
 
 
 @click.group("model", cls=Group)

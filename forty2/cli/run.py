@@ -11,7 +11,7 @@ from forty2.cli import shared_options
 from forty2.cli.before_and_after import before_and_after
 from forty2.cli.desktop import attended
 from forty2.cli.echo import echo
-from forty2.cli.failures import warn
+from forty2.cli.errors import warn
 from forty2.cli.progress_bars import ProgressBars
 from forty2.run_paths import HOME
 

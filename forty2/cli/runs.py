@@ -17,7 +17,7 @@ import click
 from forty2.cli import run_tables, shared_options
 from forty2.cli.columns import side_by_side
 from forty2.cli.echo import echo
-from forty2.cli.failures import Group, warn
+from forty2.cli.errors import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.report.units import file_size
 from forty2.run_paths import HOME, run_folder

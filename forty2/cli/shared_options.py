@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from forty2.cli.echo import echo
-from forty2.cli.failures import warn
+from forty2.cli.errors import warn
 from forty2.run_paths import expand_run_name
 
 if TYPE_CHECKING:

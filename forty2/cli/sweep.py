@@ -9,7 +9,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
-from forty2.cli.failures import Group
+from forty2.cli.errors import Group
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from support.small_run import make_inputs
 
 from forty2.benchmark.stage_tables import table
 from forty2.cli.echo import echo
-from forty2.cli.failures import plain_warnings, warn
+from forty2.cli.errors import plain_warnings, warn
 from forty2.report.outcome import outcome_table
 from forty2.runs.pipeline import RunResult
 from forty2.text_layout import width_of

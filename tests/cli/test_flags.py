@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import forty2
 from forty2.cli import main
-from forty2.cli.failures import Failure, Group, plain_failures, plain_warnings
+from forty2.cli.errors import CommandError, Group, plain_errors, plain_warnings
 from forty2.cli.flags import ARGUMENTS, flag, with_flags
 from forty2.cli.progress_bars import ProgressBars
 from forty2.errors import RunError
@@ -265,7 +265,7 @@ def test_errors_warnings_and_notices_are_printed_with_options(
     def fail() -> NoReturn:
         raise RunError("run: holds a run already; go on with `resume=True`")
 
-    with pytest.raises(Failure, match=r"go on with --resume$"), plain_failures():
+    with pytest.raises(CommandError, match=r"go on with --resume$"), plain_errors():
         fail()
     with plain_warnings():
         line = warnings.formatwarning(UserWarning("name another `out`"), UserWarning, "", 0)

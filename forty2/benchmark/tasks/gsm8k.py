@@ -114,7 +114,7 @@ class Gsm8k(Task[Problems]):
         return Source(str(self.data), questions.sha256, len(questions.items))
 
     def question_texts(self, questions: Problems) -> list[tuple[str, str, str]]:
-        return [(p.question, p.answer, _CALCULATION.sub("", p.answer)) for p in questions.items]
+        return [(p.question, p.answer, without_calculations(p.answer)) for p in questions.items]
 
     def settings(self, questions: Problems, loaded: LoadedModel) -> JsonObject:
         return {
@@ -206,6 +206,11 @@ def last_number(text: str) -> str:
     """Return the last number with its sign, `$` and punctuation; a lone `.,` counts as one, too."""
     found = _FLEXIBLE.findall(text)
     return next(part for part in found[-1] if part).strip() if found else INVALID
+
+
+def without_calculations(solution: str) -> str:
+    """Return a solution without the annotations of its sums."""
+    return _CALCULATION.sub("", solution)
 
 
 def bare(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from forty2.cli.data import building, changing, looking
-from forty2.cli.failures import Group
+from forty2.cli.errors import Group
 
 
 @click.group("data", cls=Group)

@@ -54,7 +54,7 @@ def benchmark_of(source: str | Path) -> Benchmark:
     """
     items: list[list[str]] = []
     for _, row in read_rows(source):
-        found = list(_strings(row))
+        found = list(texts_by_key(row))
         questions = [text for key, text in found if _is_question(key, text)]
         first, *others = questions or [""]
         items.append([first, *(text for _, text in found)])
@@ -215,7 +215,7 @@ def _is_question(key: str, text: str) -> bool:
     return key.lower() in ("question", "prompt", "instruction") and bool(words_of(text))
 
 
-def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+def texts_by_key(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text in a row with its key; keys that are sentences count as texts."""
     if isinstance(value, str):
         yield key, value
@@ -223,7 +223,7 @@ def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
         for name, part in value.items():
             if " " in name:
                 yield "", name
-            yield from _strings(part, name)
+            yield from texts_by_key(part, name)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings(part, key)
+            yield from texts_by_key(part, key)

@@ -18,7 +18,7 @@ from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_
 from forty2.text_layout import fit, terminal_width
 
 
-class Failure(click.ClickException):
+class CommandError(click.ClickException):
     """An error that ends a command: click prints its message and exits with its code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -37,13 +37,13 @@ class Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        with plain_failures():
+        with plain_errors():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def plain_failures() -> Iterator[None]:
-    """Turn errors that a user can act on, and signals, into a `Failure`. Bugs keep their traceback.
+def plain_errors() -> Iterator[None]:
+    """Turn errors that a user can act on, and signals, into a `CommandError`. Bugs keep their traceback.
 
     Exit codes: 2 for an error of ours and when memory runs out, 130 for SIGINT, 143 for SIGTERM.
     """
@@ -52,10 +52,10 @@ def plain_failures() -> Iterator[None]:
     except OtherProcessEnded as ended:
         raise click.exceptions.Exit(ended.exit_code) from ended
     except Forty2Error as error:
-        raise Failure(with_flags(str(error)), error.exit_code) from error
+        raise CommandError(with_flags(str(error)), error.exit_code) from error
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        raise Failure(
+        raise CommandError(
             with_flags(
                 f"stopped by {number.name}; no file is half-written; to go on: `resume=True`"
             ),
@@ -64,7 +64,7 @@ def plain_failures() -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise Failure(
+        raise CommandError(
             f"memory ran out ({first_line(error)}); close other programs, or use a smaller or quantized model",
             Forty2Error.exit_code,
         ) from error

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from forty2.cli.failures import Failure, plain_failures, plain_warnings
+from forty2.cli.errors import CommandError, plain_errors, plain_warnings
 from forty2.cli.signals import Terminated, terminable
 from forty2.errors import DataError, Interrupted
 
@@ -30,14 +30,14 @@ from forty2.errors import DataError, Interrupted
 def test_what_a_user_can_act_on_ends_with_a_message_and_a_code(
     error: BaseException, code: int, says: str
 ) -> None:
-    with pytest.raises(Failure) as failure, plain_failures():
+    with pytest.raises(CommandError) as failure, plain_errors():
         raise error
     assert failure.value.exit_code == code
     assert failure.value.message.startswith(says)
 
 
 def test_a_bug_passes_through() -> None:
-    with pytest.raises(ZeroDivisionError), plain_failures():
+    with pytest.raises(ZeroDivisionError), plain_errors():
         raise ZeroDivisionError
 
 

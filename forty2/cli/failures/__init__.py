@@ -1,0 +1,17 @@
+"""`forty2 failures`: find what a model gets wrong."""
+
+from __future__ import annotations
+
+import click
+
+from forty2.cli.errors import Group
+from forty2.cli.failures import find, testset
+
+
+@click.group("failures", cls=Group)
+def failures_command() -> None:
+    """Find what a model gets wrong, on questions that it was not trained on."""
+
+
+for _command in (testset.testset_command, find.find_command):
+    failures_command.add_command(_command)

@@ -1,0 +1,422 @@
+"""What a model gets wrong: its replies to the half `find` of a test set, and a verdict on each.
+
+A question's verifier decides first; the judge is asked only where there is none. A check or a judge
+that cannot say is no failure: the reply is unscored, left out of the pass rate, and counted.
+
+All of it is in one journal until it is done, a line for each reply, verdict and request. The same
+command goes on after a stop, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from forty2.benchmark.stats import wilson
+from forty2.errors import BenchmarkError, DataError, Forty2Error, RunError
+from forty2.failures.folder import (
+    FOUND,
+    HALVES,
+    REPLIES,
+    VERDICTS,
+    Item,
+    StoredReply,
+    StoredVerdict,
+    about_testset,
+    json_line,
+    read_half,
+)
+from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judged
+from forty2.failures.replies import answer_items
+from forty2.failures.training_data import TrainingSearch, about_file, training_files
+from forty2.failures.verifiers import CheckFailed, UnitTest, Verifier, check, parse_verifier
+from forty2.files import JsonObject, atomic_write, read_json, write_json
+from forty2.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from forty2.benchmark.partial_results import PartialResults
+    from forty2.inference.chat_endpoint import ChatEndpoint
+    from forty2.model.chat_template import TemplateSettings
+
+MAX_TOKENS, BATCH_SIZE = 256, 16
+_QUOTED = 60
+"""Characters of a setting in a message."""
+_SAFE_AT_ONCE = 4
+"""Programs run at once; each has its own time, which a crowded machine would take from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindSettings:
+    """How replies are made and judged."""
+
+    max_tokens: int = MAX_TOKENS
+    """Longest reply."""
+    batch_size: int = BATCH_SIZE
+    """Replies generated at a time."""
+    run_untrusted_code: bool = False
+    """Permission to run the programs that the model writes, in the sandbox."""
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+class Found(NamedTuple):
+    """What was found, and how long the replies of this call took."""
+
+    record: JsonObject
+    """As in `find.json`."""
+    tokens: int
+    """Tokens generated now, without those stored before."""
+    seconds: float
+
+
+def find_failures(
+    folder: str | Path,
+    model: str,
+    adapter: str | None = None,
+    *,
+    judge: ChatEndpoint | None = None,
+    settings: FindSettings | None = None,
+    template: TemplateSettings | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Found:
+    """Answer the half to find in, decide on each reply, and write replies, verdicts and `find.json`.
+
+    Args:
+        folder: a test set that `make_testset` wrote.
+        model: folder, hub name or `smollm2`, or a run, RUN/PHASE or adapter folder.
+        adapter: adapter on the model.
+        judge: endpoint of the judge; None: replies without a verifier are unscored.
+
+    Raises:
+        RunError: there is no test set, it has changed, or the folder holds what another model said.
+        DataError: questions are in the training data of the model's run.
+        BenchmarkError: the judge cannot be reached, or programs may not be run.
+    """
+    from forty2.benchmark.partial_results import PartialResults, weights
+    from forty2.model.base_model import find_model_and_adapter
+    from forty2.model.loading import load
+
+    folder, settings = Path(folder), settings or FindSettings()
+    items = read_half(folder, "find")
+    verifiers = {
+        item.id: parse_verifier(item.verifier, f"item {item.id}")
+        for item in items
+        if item.verifier is not None
+    }
+    _check_permission(verifiers.values(), settings)
+    name, adapter_found = find_model_and_adapter(model, adapter)
+    searched = refuse_trained(folder, items, adapter_found)
+    loaded = load(name, adapter_found, template=template, trust_remote_code=trust_remote_code)
+    header = {
+        "model": model,
+        "adapter": None if adapter is None else str(adapter),
+        "max_tokens": settings.max_tokens,
+        "batch_size": settings.batch_size,
+        "scoring": asdict(settings.scoring) if judge is not None else None,
+        "judge": None if judge is None else {"endpoint": judge.url, "model": judge.model},
+        "testset_sha256": about_testset(folder)["sha256"],
+        "weights": weights(loaded, adapter_found),
+        "template_date": getattr(loaded.tokenizer, "template_date", None),
+        "trained_on": searched,
+    }
+    out = folder / FOUND
+    if out.exists():
+        return Found(_same(out, header), 0, 0.0)
+    with PartialResults.open(out, header, resume=True) as partial:
+        started = time.monotonic()
+        before = _tokens(partial, items)
+        replies = answer_items(
+            loaded,
+            items,
+            partial,
+            max_tokens=settings.max_tokens,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        seconds = time.monotonic() - started
+        made = _tokens(partial, items) - before
+        verdicts = _verify(items, verifiers, replies, partial, progress)
+        asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
+        by_id = {item.id: item for item in items}
+        for key, answers in asked.items():
+            verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
+        record = {**header, **_figures(items, replies, verdicts)}
+        if judge is not None:
+            record["judged"] = judge_figures(asked, settings.scoring)
+        _write(folder, items, replies, verdicts)
+        partial.finish(record, write_json)
+    return Found(record, made, seconds)
+
+
+def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
+    keys = [f"reply/{item.id}" for item in items]
+    return sum(partial[key]["tokens"] for key in keys if key in partial)
+
+
+def _same(out: Path, header: JsonObject) -> JsonObject:
+    """Return what was found before, if it was found in the same way."""
+    before = read_json(out)
+    for key, value in header.items():
+        if before.get(key) != value:
+            raise RunError(
+                f"{out}: was found with another {key} ({_quoted(before.get(key))}, now {_quoted(value)}); "
+                "copy the test set to another folder, or remove this file and start again"
+            )
+    return dict(before)
+
+
+def _quoted(value: object) -> str:
+    """Write a setting for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+
+
+def _check_permission(verifiers: Iterable[Verifier], settings: FindSettings) -> None:
+    programs = sum(isinstance(one, UnitTest) for one in verifiers)
+    if programs and not settings.run_untrusted_code:
+        raise BenchmarkError(
+            f"{programs:,} questions have unit tests, which run programs that the model writes; allow it "
+            "(`run_untrusted_code=True`); they run in a sandbox, which limits what they can do to this "
+            "machine"
+        )
+
+
+# --- not trained on -------------------------------------------------------------------------------
+
+
+def refuse_trained(
+    folder: Path, items: Sequence[Item], adapter: str | Path | None
+) -> JsonObject | None:
+    """Search the training data of the adapter's run for the questions of both halves.
+
+    Data that the test set was made disjoint from is not searched again. Of the untouched half only
+    the number of questions found is said.
+
+    Returns:
+        The run and its files, or what could not be searched; None: the adapter is of no run.
+
+    Raises:
+        DataError: a question is in the training data.
+    """
+    from forty2.model.adapter import trained_on
+
+    run = None if adapter is None else trained_on(adapter).run
+    if run is None:
+        return None
+    dropped = about_testset(folder)["dropped"]["in_training_data"]
+    known = {(file["source"], file.get("sha256")) for file in dropped}
+    searched: list[JsonObject] = []
+    every = [*items, *read_half(folder, HALVES[1])]
+    search = None
+    try:
+        for file in training_files(str(run)):
+            about = about_file(file)
+            searched.append(about)
+            if "sha256" in about and (about["source"], about["sha256"]) in known:
+                continue
+            search = search or TrainingSearch([item.messages for item in every])
+            if hits := search.search(file).hits:
+                raise _Trained(
+                    f"{len(hits):,} of {len(every):,} questions are in the training data of {run} "
+                    f"({file.source}); make a test set with `disjoint_from={run}`"
+                )
+    except _Trained:
+        raise
+    except Forty2Error as error:  # the data was moved, or this release cannot read its recipe
+        warnings.warn(
+            f"{run}: its training data cannot be searched for the questions ({error}), so that some may "
+            "have been trained on",
+            stacklevel=3,
+        )
+        return {"run": run.name, "searched": False}
+    return {"run": run.name, "searched": True, "files": searched}
+
+
+class _Trained(DataError):
+    """Questions were trained on."""
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def _verify(
+    items: Sequence[Item],
+    verifiers: Mapping[str, Verifier],
+    replies: Mapping[str, StoredReply | str],
+    partial: PartialResults,
+    progress: Progress,
+) -> dict[str, StoredVerdict]:
+    """Check every reply that has a verifier; those without a reply are unscored."""
+    found: dict[str, StoredVerdict] = {}
+    waiting: list[tuple[Item, StoredReply]] = []
+    for item in items:
+        reply = replies[item.id]
+        if isinstance(reply, str):
+            found[item.id] = StoredVerdict(
+                item.id, "unscored", "judge" if item.verifier is None else "verifier", None, reply
+            )
+        elif item.verifier is not None and f"verdict/{item.id}" in partial:
+            found[item.id] = StoredVerdict(**partial[f"verdict/{item.id}"])
+        elif item.verifier is not None:
+            waiting.append((item, reply))
+
+    def one(asked: tuple[Item, StoredReply]) -> StoredVerdict:
+        return _verified(verifiers[asked[0].id], asked[1])
+
+    with ThreadPoolExecutor(min(_SAFE_AT_ONCE, os.cpu_count() or 1)) as pool:
+        for done, verdict in enumerate(pool.map(one, waiting), 1):
+            partial.add(f"verdict/{verdict.id}", verdict._asdict())
+            found[verdict.id] = verdict
+            progress("verdicts", done, len(waiting), {})
+    return found
+
+
+def _verified(verifier: Verifier, reply: StoredReply) -> StoredVerdict:
+    try:
+        passed, reason = check(verifier, reply.reply)
+    except CheckFailed as error:
+        return StoredVerdict(reply.id, "unscored", "verifier", None, str(error))
+    if not passed and not reply.stopped:
+        reason = f"{reason}; cut after {reply.tokens} tokens"
+    return StoredVerdict(reply.id, "pass" if passed else "fail", "verifier", None, reason)
+
+
+def _ask_judge(
+    items: Sequence[Item],
+    replies: Mapping[str, StoredReply | str],
+    verdicts: dict[str, StoredVerdict],
+    judge: ChatEndpoint | None,
+    how: Scoring,
+    partial: PartialResults,
+    progress: Progress,
+) -> dict[str, list[JsonObject]]:
+    """Ask about every reply without a verdict; each answer is stored when it is there."""
+    left = [item for item in items if item.id not in verdicts]
+    if judge is None:
+        for item in left:
+            reason = "no verifier, and no judge was named"
+            verdicts[item.id] = StoredVerdict(item.id, "unscored", "judge", None, reason)
+        return {}
+    asked: dict[str, list[JsonObject]] = {}
+    for done, item in enumerate(left, 1):
+        reply = replies[item.id]
+        assert isinstance(reply, StoredReply)  # the others have a verdict already
+        for seed in range(how.repeats):
+            key = f"judge/{item.id}/{seed}"
+            if key not in partial:
+                partial.add(key, ask_for_score(judge, how, item, reply.reply, seed))
+            asked.setdefault(item.id, []).append(partial[key])
+        progress("judge", done, len(left), {})
+    return asked
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def _figures(
+    items: Sequence[Item],
+    replies: Mapping[str, StoredReply | str],
+    verdicts: Mapping[str, StoredVerdict],
+) -> JsonObject:
+    """Count verdicts by stratum, and say how replies ended."""
+    by_stratum: dict[str, Counter[str]] = {}
+    for item in items:
+        by_stratum.setdefault(item.stratum, Counter())[verdicts[item.id].verdict] += 1
+    made = [reply for reply in replies.values() if isinstance(reply, StoredReply)]
+    cut = {reply.id for reply in made if not reply.stopped}
+    failed = {key for key, verdict in verdicts.items() if verdict.verdict == "fail"}
+    unscored = [verdict for verdict in verdicts.values() if verdict.verdict == "unscored"]
+    return {
+        "strata": {name: _rate(by_stratum[name]) for name in sorted(by_stratum)},
+        "all": _rate(sum(by_stratum.values(), Counter())),
+        "replies": {
+            "n": len(made),
+            "stopped": len(made) - len(cut),
+            "stop_rate": (len(made) - len(cut)) / len(made) if made else None,
+            "failed_and_cut": len(failed & cut),
+            "tokens": sum(reply.tokens for reply in made),
+        },
+        "by": dict(sorted(Counter(verdict.by for verdict in verdicts.values()).items())),
+        "unscored": dict(Counter(verdict.reason for verdict in unscored).most_common(20)),
+    }
+
+
+def _rate(counts: Mapping[str, int]) -> JsonObject:
+    passed, failed = counts.get("pass", 0), counts.get("fail", 0)
+    scored = passed + failed
+    return {
+        "n": scored + counts.get("unscored", 0),
+        "pass": passed,
+        "fail": failed,
+        "unscored": counts.get("unscored", 0),
+        "pass_rate": passed / scored if scored else None,
+        "interval": wilson(passed, scored)._asdict() if scored else None,
+    }
+
+
+def _write(
+    folder: Path,
+    items: Sequence[Item],
+    replies: Mapping[str, StoredReply | str],
+    verdicts: Mapping[str, StoredVerdict],
+) -> None:
+    """Write replies and verdicts in the order of the test set."""
+    with atomic_write(folder / REPLIES) as file:
+        for item in items:
+            reply = replies[item.id]
+            if isinstance(reply, str):
+                reply = StoredReply(item.id, "", False, 0)
+            file.write(json_line(reply._asdict()))
+    with atomic_write(folder / VERDICTS) as file:
+        for item in items:
+            file.write(json_line(verdicts[item.id]._asdict()))
+
+
+def format_found(record: JsonObject) -> str:
+    """Format what was found, for the terminal."""
+    lines = [
+        f"{'stratum':<18}{'n':>7}{'pass':>7}{'fail':>7}{'unscored':>10}  pass rate, 95% interval"
+    ]
+    for name, part in {**record["strata"], "all": record["all"]}.items():
+        rate = "—"
+        if part["pass_rate"] is not None:
+            low, high = part["interval"]["low"], part["interval"]["high"]
+            rate = f"{part['pass_rate']:.1%}, {low:.1%} to {high:.1%}"
+        counts = f"{part['n']:>7}{part['pass']:>7}{part['fail']:>7}{part['unscored']:>10}"
+        lines.append(f"{name:<18}{counts}  {rate}")
+    replies = record["replies"]
+    if replies["n"]:
+        lines.append(
+            f"{replies['stop_rate']:.1%} of {replies['n']:,} replies ended by themselves; the others were "
+            f"cut at {record['max_tokens']} tokens, {replies['failed_and_cut']} of them failed"
+        )
+    lines += [f"unscored: {count}: {reason}" for reason, count in record["unscored"].items()]
+    return "\n".join([*lines, *_judge_lines(record)])
+
+
+def _judge_lines(record: JsonObject) -> list[str]:
+    part = record.get("judged")
+    if part is None or not part["replies"]:
+        return ["no verdict depends on a judge"] if part is None else []
+    agreed, requests = part["agreement"], part["requests"]
+    lines = [
+        f"judge: {part['replies']} replies, {requests['sent']} requests, failed {requests['failed']}, "
+        f"unreadable {requests['unreadable']}"
+    ]
+    if agreed["raw"] is not None:
+        kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
+        lines.append(
+            f"repeats agree on {agreed['raw']:.1%} of {agreed['items']} replies, kappa {kappa}; on "
+            f"{part['repeats_differ']} they differ"
+        )
+    others = [t for t in (5, 6, 7, 8, 9) if t != part["at_least"]]
+    changes = ", ".join(f"{part['changed_at'][str(t)]} at {t}" for t in others)
+    lines.append(f"a score of {part['at_least']:g} passes; verdicts that would change: {changes}")
+    return lines
