@@ -10,7 +10,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
-from forty2.cli.failures import warn
+from forty2.cli.errors import warn
 
 if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
