@@ -18,7 +18,7 @@ test-all: lint
 
 parity: $(STAMP)
 	$(BIN)/python -m pip install -q --group parity
-	$(BIN)/python -m pytest tests/benchmark/test_parity.py tests/training/test_trl_parity.py tests/export/test_peft_parity.py
+	$(BIN)/python -m pytest tests/benchmark/test_parity.py tests/training/test_trl_parity.py tests/export/test_peft_parity.py tests/inference/test_embedding_parity.py
 
 trackers: $(STAMP)
 	$(BIN)/python -m pip install -q --group trackers

