@@ -42,6 +42,7 @@ COVERED_BY = {
     "export/gguf/byte_level.py": "export/gguf/test_vocabulary.py",
     "export/gguf/sentence_piece.py": "export/gguf/test_vocabulary.py",
     "export/record.py": "export/test_fusing.py",
+    "failures/stored_embeddings.py": "failures/test_clustering.py",
     "model/gguf/": "model/test_gguf.py",
     "model/gradient_checkpointing.py": "training/test_loop.py",
     "model/loading.py": "cli/test_bad_models.py",
