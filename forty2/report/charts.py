@@ -8,6 +8,7 @@ any text that XML can hold, and are drawn literally.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from forty2.report.canvas import FONT_SIZE, GREY, new_canvas, room_for, rows_can
 
 COLOURS = ("#2f7fc1", "#d2622f", "#4b9a57", "#9468bd", "#a88000", "#6f7b8a")
 """Colours of series, readable on white and on black."""
+MAP_COLOURS = (*COLOURS, "#c2528b", "#2a9d9d", "#8c6d46", "#5d6bd6")
+"""Colours of a map's groups."""
 _ABOVE = 1.08
 """Height of parallel coordinates with the room for the names of their upper ends."""
 _FEW = 30
@@ -269,3 +272,56 @@ def parallel_chart(
         svg = canvas.svg(title)
     legend = [LegendEntry("best mean", COLOURS[1]), LegendEntry("others", COLOURS[0])]
     return Chart(title, "", legend if best is not None else [], svg)
+
+
+class MapPoint(NamedTuple):
+    """A point of a map."""
+
+    x: float
+    y: float
+    group: int
+    """Place of its group's name."""
+    marked: bool
+    text: str
+    """Its tooltip."""
+
+
+def map_chart(title: str, groups: Sequence[str], points: Sequence[MapPoint]) -> Chart | None:
+    """Draw a map: a colour for each group, a dot for each point, a cross for each marked one.
+
+    Args:
+        groups: names; points of groups beyond the colours repeat them, and the tooltip tells them.
+        points: those that are not finite are left out.
+
+    Returns:
+        None if there is no point to draw.
+    """
+    points = [point for point in points if is_drawable(point.x, point.y)]
+    if not points:
+        return None
+    (left, right), (low, high) = (_with_room([point[n] for point in points]) for n in range(2))
+    arm, rise = (right - left) / 110, (high - low) / 95
+    with new_canvas(300, 8, right=8, bottom=8) as canvas:
+        canvas.set_ticks("x", [], [])
+        canvas.set_ticks("y", [], [])
+        canvas.axes.set_xlim(left, right)
+        canvas.axes.set_ylim(low, high)
+        for point in sorted(points, key=lambda point: point.marked):
+            x, y, colour = point.x, point.y, MAP_COLOURS[point.group % len(MAP_COLOURS)]
+            if point.marked:
+                cross = [(x - arm, y - rise), (x + arm, y + rise), (math.nan, math.nan)]
+                cross += [(x - arm, y + rise), (x + arm, y - rise)]
+                drawn = canvas.line(cross, colour, 1.8)
+            else:
+                drawn = canvas.dot((x, y), colour, 4)
+                drawn.set_alpha(0.45)
+            canvas.explain(drawn, point.text)
+        svg = canvas.svg(title)
+    legend = [LegendEntry(name, MAP_COLOURS[n % len(MAP_COLOURS)]) for n, name in enumerate(groups)]
+    return Chart(title, "", legend, svg)
+
+
+def _with_room(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis that holds these values off its edges."""
+    room = (max(values) - min(values)) * 0.04 or 1.0
+    return min(values) - room, max(values) + room

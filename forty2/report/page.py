@@ -19,6 +19,7 @@ _TEMPLATES = (
     "ablation.html.jinja",
     "sweep.html.jinja",
     "archive.html.jinja",
+    "failures.html.jinja",
 )
 
 
