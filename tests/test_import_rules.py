@@ -42,7 +42,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failures": _BELOW_BENCHMARK | {"benchmark"},
     "export": {"recipe", "data", "model", "inference"},
     "report": {"recipe"},
-    "failures": {"data", "text", "recipe", "model", "inference", "benchmark"},
     "runs": _BELOW_RUNS | {"export"},
     "speed": _BELOW_RUNS,
     "serve": {"recipe", "text", "model", "inference", "export"},

@@ -134,6 +134,7 @@ CAPABILITIES = {
     "test_import_rules.py": "who may import whom, in the whole package",
     "test_layout.py": "this file",
     "test_public_api.py": "the names that `import forty2` offers",
+    "failures/test_commands.py": "clusters, labels and their page, by their commands",
     "inference/test_embedding_parity.py": "embeddings beside transformers' code",
     "export/test_peft_parity.py": "adapters of PEFT beside PEFT's code",
     "training/test_trl_parity.py": "losses of pairs against TRL's code",

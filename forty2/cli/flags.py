@@ -26,6 +26,7 @@ ARGUMENTS = (
     "grid",
     "host",
     "judge_model",
+    "k",
     "kl_weight",
     "lr",
     "mapping",

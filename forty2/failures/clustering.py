@@ -104,7 +104,8 @@ def cluster_items(
     silhouettes = None
     chosen = k
     if chosen == "auto":
-        chosen, silhouettes = kmeans.choose_k(vectors, seed, progress)
+        chosen, tried = kmeans.choose_k(vectors, seed, progress)
+        silhouettes = {str(number): score for number, score in tried.items()}
     fit = kmeans.fit(vectors, chosen, seed)
     stability = kmeans.measure_stability(vectors, fit, seed, progress)
     fit, stability = _in_order(half.items, fit, stability)

@@ -1,7 +1,6 @@
 """Labels of clusters, from the contrast with the nearest items outside, each of them checked.
 
-A label is made from three quarters of the items. Then every fourth item is sorted by the labels
-alone: of members that the label was not made from, and as many of the nearest outside, how many are
+A label is made from three quarters of the items. Then the others are sorted by the labels alone: of members that the label was not made from, and as many of the nearest outside, how many are
 put on the right side? A label that does not beat chance is marked weak.
 
 Labels come from `label_by_terms`, or from any other function that turns a `Contrast` into a text,
@@ -119,8 +118,11 @@ def label_by_terms(contrast: Contrast) -> str:
 
 
 def is_held_out(item: ScoredItem) -> bool:
-    """Return whether an item is kept from labellers; every fourth is, by the hash of its id."""
-    return hashlib.sha256(item.id.encode()).digest()[0] % 4 == 0
+    """Return whether an item is kept from labellers: a quarter is, by the hash of its group.
+
+    So no labeller sees an item that nearly repeats a held-out one.
+    """
+    return hashlib.sha256(str(item.group).encode()).digest()[0] % 4 == 0
 
 
 def _groups(folder: Path, record: JsonObject) -> list[_Groups]:

@@ -1,22 +1,16 @@
-"""The scored items of a failure loop's half `find`: what was asked, and whether the reply passed.
-
-The other half, `untouched`, is passed over line by line: nothing here keeps it.
-"""
+"""The scored items of a failure loop's half `find`: what was asked, and whether the reply passed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from forty2.data.record_texts import turn_text
 from forty2.data.records import Message
 from forty2.errors import DataError
-from forty2.files import JsonObject
-
-TESTSET, VERDICTS = "testset.jsonl", "verdicts.jsonl"
-_AGAIN = "run forty2 failures find again"
+from forty2.failures.folder import TESTSET, VERDICTS, read_half, read_verdicts
 
 
 class ScoredItem(NamedTuple):
@@ -24,6 +18,8 @@ class ScoredItem(NamedTuple):
 
     id: str
     stratum: str
+    group: int
+    """Items of one group nearly repeat each other."""
     text: str
     """The last user message."""
     failed: bool
@@ -54,82 +50,56 @@ class ScoredHalf(NamedTuple):
 
 
 def read_scored(folder: Path) -> ScoredHalf:
-    """Read the half `find` and its verdicts.
+    """Read the half `find` and its verdicts; the other half is compared with its hash, and left.
 
     Raises:
-        DataError: a file is missing or damaged, an id stands twice, or the verdicts are of another
-            test set; the message names file and line.
+        RunError: a file is missing, damaged or changed.
+        DataError: the verdicts are of another test set, or a prompt has no user message.
     """
-    asked: dict[str, tuple[str, str]] = {}
-    others: set[str] = set()
-    for where, row in _rows(folder / TESTSET, "forty2 failures testset"):
-        name, half = str(row.get("id")), row.get("half")
-        if name in asked or name in others:
-            raise DataError(f"{where}: the id {name} stands twice; make the test set again")
-        if half == "untouched":
-            others.add(name)
-        elif half == "find":
-            asked[name] = (str(row.get("stratum")), last_user_text(row.get("messages"), where))
-        else:
-            raise DataError(f"{where}: half must be find or untouched; make the test set again")
-    verdicts: dict[str, str] = {}
-    for where, row in _rows(folder / VERDICTS, f"forty2 failures find {folder}"):
-        name, verdict = str(row.get("id")), row.get("verdict")
-        if name not in asked and name not in others:
+    asked = {item.id: item for item in read_half(folder, "find")}
+    verdicts = {name: found.verdict for name, found in read_verdicts(folder).items()}
+    for name, verdict in verdicts.items():
+        if name not in asked:
             raise DataError(
-                f"{where}: {TESTSET} has no item {name}, so these are the verdicts of another test "
-                f"set; {_AGAIN}"
+                f"{folder / VERDICTS}: the half `find` of {TESTSET} has no item {name}, so these "
+                "are the verdicts of another test set; run forty2 failures find again"
             )
         if verdict not in ("pass", "fail", "unscored"):
-            raise DataError(f"{where}: verdict must be pass, fail or unscored; {_AGAIN}")
-        if name in verdicts:
-            raise DataError(f"{where}: the item {name} has two verdicts; {_AGAIN}")
-        verdicts[name] = str(verdict)
-    return _scored(asked, verdicts)
-
-
-def _scored(asked: dict[str, tuple[str, str]], verdicts: dict[str, str]) -> ScoredHalf:
+            raise DataError(
+                f"{folder / VERDICTS}: the verdict of {name} is {verdict!r}, not pass, fail or "
+                "unscored; run forty2 failures find again"
+            )
     items = [
-        ScoredItem(name, *asked[name], verdicts[name] == "fail")
+        ScoredItem(
+            name,
+            asked[name].stratum,
+            asked[name].group,
+            last_user_text(asked[name].messages, f"{folder / TESTSET}: {name}"),
+            verdicts[name] == "fail",
+        )
         for name in sorted(asked)
         if verdicts.get(name) in ("pass", "fail")
     ]
-    strata = []
-    for stratum in sorted({stratum for stratum, _ in asked.values()}):
-        inside = [item.failed for item in items if item.stratum == stratum]
-        total = sum(other == stratum for other, _ in asked.values())
-        failed = sum(inside)
-        strata.append(Stratum(stratum, len(inside) - failed, failed, total - len(inside)))
-    return ScoredHalf(items, strata)
+    return ScoredHalf(items, _strata(Counter(item.stratum for item in asked.values()), items))
 
 
-def last_user_text(messages: object, where: str) -> str:
+def _strata(asked: Counter[str], items: Sequence[ScoredItem]) -> list[Stratum]:
+    """Count verdicts by stratum, of which `asked` says how many items each has."""
+    scored = Counter(item.stratum for item in items)
+    failed = Counter(item.stratum for item in items if item.failed)
+    return [
+        Stratum(name, scored[name] - failed[name], failed[name], asked[name] - scored[name])
+        for name in sorted(asked)
+    ]
+
+
+def last_user_text(messages: Sequence[Message], where: str) -> str:
     """Return what the last user message says.
 
     Raises:
         DataError: there is none.
     """
-    turns: Sequence[Message] = messages if isinstance(messages, list) else []
-    for turn in reversed(turns):
-        if isinstance(turn, dict) and turn.get("role") == "user":
+    for turn in reversed(messages):
+        if turn["role"] == "user":
             return turn_text(turn)
-    raise DataError(f"{where}: messages holds no user message; make the test set again")
-
-
-def _rows(path: Path, maker: str) -> Iterator[tuple[str, JsonObject]]:
-    """Yield each row of a file with its place."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("no JSON object")
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{where}: not readable: {error}; make it again") from error
-                yield where, row
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; make it with {maker}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    raise DataError(f"{where}: has no user message; make the test set again")

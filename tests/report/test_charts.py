@@ -13,10 +13,12 @@ import pytest
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import (
     Chart,
+    MapPoint,
     Point,
     change_bars,
     interval_chart,
     line_chart,
+    map_chart,
     parallel_chart,
     pareto_front,
     trade_off_chart,
@@ -46,6 +48,9 @@ CHARTS: dict[str, Callable[[], Chart | None]] = {
     ),
     "parallel": lambda: parallel_chart(
         HOSTILE, [HOSTILE, "MC2"], [(HOSTILE, (0, 1))], [("0.1", HOSTILE), ("0", "1")], best=HOSTILE
+    ),
+    "map": lambda: map_chart(
+        HOSTILE, [HOSTILE], [MapPoint(n, n, 0, n > 0, HOSTILE) for n in (0.0, 1.0, math.nan)]
     ),
     "diagonal": lambda: line_chart(
         "Calibration", {HOSTILE: [(0.2, 0.3)]}, x=percent("x"), y=percent("y"), diagonal="ideal"
@@ -133,6 +138,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
 def test_nothing_to_draw_is_no_chart() -> None:
     assert line_chart("Loss", {}) is line_chart("Loss", {"training": []}) is None
     assert interval_chart("MC1", []) is change_bars("MC2", []) is None
+    assert map_chart("Map", [], []) is None
 
 
 def test_one_line_needs_no_legend_and_several_differ_in_colour() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from forty2.failures.folder import Half, Item, halves_sha256, json_line, write_testset
 
 TOWNS = ("Bern", "Oslo", "Lima", "Kyoto", "Accra", "Quito", "Riga", "Hanoi", "Porto", "Tunis")
 DISHES = ("lentil soup", "apple pie", "fried rice", "pancakes", "goulash", "tomato salad")
@@ -21,7 +22,7 @@ class Planted(NamedTuple):
     stratum: str
     text: str
     verdict: str = "pass"
-    half: str = "find"
+    half: Half = "find"
 
 
 def topic_text(topic: str, rng: random.Random) -> str:
@@ -57,21 +58,34 @@ def write_folder(
 ) -> Path:
     """Write the files that `failures testset` and `failures find` leave."""
     folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, int] = {}
     items = [
-        {
-            "id": row.id,
-            "stratum": row.stratum,
-            "messages": [
+        Item(
+            id=row.id,
+            stratum=row.stratum,
+            messages=(
                 {"role": "system", "content": "Answer briefly."},
                 {"role": "user", "content": row.text},
-            ],
-            "half": row.half,
-        }
+            ),
+            verifier=None,
+            reference=None,
+            half=row.half,
+            group=groups.setdefault(row.text, len(groups)),
+            source="planted",
+        )
         for row in rows
     ]
-    verdicts = {row.id: row.verdict for row in rows if row.verdict} | dict(more_verdicts or {})
-    lines = [{"id": name, "verdict": verdict} for name, verdict in verdicts.items()]
-    for name, values in (("testset.jsonl", items), ("verdicts.jsonl", lines)):
-        text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        (folder / name).write_text(text, "utf-8")
+    write_testset(folder, items, {"sha256": halves_sha256(items)})
+    verdicts = {row.id: row.verdict for row in rows if row.verdict and row.half == "find"}
+    verdicts |= dict(more_verdicts or {})
+    write_verdicts(folder, verdicts)
     return folder
+
+
+def write_verdicts(folder: Path, verdicts: Mapping[str, str]) -> None:
+    """Write one verdict an item."""
+    lines = [
+        json_line({"id": name, "verdict": verdict, "by": "judge", "score": None, "reason": ""})
+        for name, verdict in verdicts.items()
+    ]
+    (folder / "verdicts.jsonl").write_bytes(b"".join(lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from forty2.cli.errors import Group
-from forty2.cli.failures import find, testset
+from forty2.cli.failures import cluster, find, testset
 
 
 @click.group("failures", cls=Group)
@@ -13,5 +13,11 @@ def failures_command() -> None:
     """Find what a model gets wrong, on questions that it was not trained on."""
 
 
-for _command in (testset.testset_command, find.find_command):
+for _command in (
+    testset.testset_command,
+    find.find_command,
+    cluster.cluster_command,
+    cluster.label_command,
+    cluster.report_command,
+):
     failures_command.add_command(_command)
