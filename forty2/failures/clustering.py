@@ -170,9 +170,8 @@ def _in_order(items: Sequence[ScoredItem], fit: Fit, stability: Stability) -> tu
     sizes = np.bincount(fit.labels, minlength=len(fit.centres))
     failures = np.bincount(fit.labels, weights=failed, minlength=len(fit.centres))
     firsts = [int((fit.labels == n).argmax()) for n in range(len(sizes))]
-    order = sorted(
-        range(len(sizes)), key=lambda n: (-failures[n] / max(sizes[n], 1), -sizes[n], firsts[n])
-    )
+    rates = failures / np.maximum(sizes, 1)
+    order = sorted(range(len(sizes)), key=lambda n: (-float(rates[n]), -int(sizes[n]), firsts[n]))
     ranks = np.argsort(order)
     return (
         Fit(fit.centres[order], ranks[fit.labels].astype(np.int64)),
@@ -204,7 +203,7 @@ def _clusters(
         outside = order[fit.labels[order] != n]
         stable = stability.rand >= LEAST_RAND and stability.jaccard[n] >= LEAST_JACCARD
         most = min(size, CONTRASTED)
-        texts = [[items[place].text for place in side[:most]] for side in (inside, outside)]
+        near, far = ([items[place].text for place in side[:most]] for side in (inside, outside))
         found.append(
             Cluster(
                 cluster=n + 1,
@@ -219,7 +218,7 @@ def _clusters(
                 jaccard=stability.jaccard[n],
                 stable=stable,
                 nearest=[items[place].id for place in inside[:NEAREST]],
-                terms=[term._asdict() for term in distinctive(*texts, most=_TERMS)],
+                terms=[term._asdict() for term in distinctive(near, far, _TERMS)],
             )
         )
     return found

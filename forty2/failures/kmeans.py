@@ -141,7 +141,8 @@ def measure_stability(
 def nearest(vectors: Vectors, centres: Vectors) -> Labels:
     """Return the nearest of the centres (k, D) to each vector (N, D)."""
     scores = vectors @ centres.T - np.square(centres).sum(axis=1) / 2
-    return scores.argmax(axis=1).astype(np.int64)
+    labels: Labels = scores.argmax(axis=1).astype(np.int64)
+    return labels
 
 
 def coordinates(vectors: Vectors) -> npt.NDArray[np.float64]:
@@ -150,7 +151,8 @@ def coordinates(vectors: Vectors) -> npt.NDArray[np.float64]:
     _, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     axes = axes[:, [-1, -2]]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # else either sign would be right
-    return centred.astype(np.float64) @ (axes * signs)
+    places: npt.NDArray[np.float64] = centred.astype(np.float64) @ (axes * signs)
+    return places
 
 
 def _jaccard(labels: Labels, others: Labels, k: int) -> npt.NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Labels of clusters, from the contrast with the nearest items outside, each of them checked.
 
-A label is made from three quarters of the items. Then the others are sorted by the labels alone: of members that the label was not made from, and as many of the nearest outside, how many are
-put on the right side? A label that does not beat chance is marked weak.
+A label is made from three quarters of the items. Then the others are sorted by the labels alone: of
+members that the label was not made from, and as many of the nearest outside, how many are put on
+the right side? A label that does not beat chance is marked weak.
 
 Labels come from `label_by_terms`, or from any other function that turns a `Contrast` into a text,
 such as a teacher model; who sorts is a function, too.

@@ -77,10 +77,10 @@ def distinctive(inside: Sequence[str], outside: Sequence[str], most: int) -> lis
             found.append(Term(term, z, count / n, other / m if m else 0.0))
     found.sort(key=lambda term: (-round(term.z, 9), term.term))
     chosen: list[Term] = []
-    for term in found:
-        words = set(term.term.split())
+    for one in found:
+        words = set(one.term.split())
         if not any(words <= set(c.term.split()) or set(c.term.split()) <= words for c in chosen):
-            chosen.append(term)
+            chosen.append(one)
         if len(chosen) == most:
             break
     return chosen

@@ -299,7 +299,8 @@ def map_chart(title: str, groups: Sequence[str], points: Sequence[MapPoint]) -> 
     points = [point for point in points if is_drawable(point.x, point.y)]
     if not points:
         return None
-    (left, right), (low, high) = (_with_room([point[n] for point in points]) for n in range(2))
+    left, right = _with_room([point.x for point in points])
+    low, high = _with_room([point.y for point in points])
     arm, rise = (right - left) / 110, (high - low) / 95
     with new_canvas(300, 8, right=8, bottom=8) as canvas:
         canvas.set_ticks("x", [], [])

@@ -51,7 +51,7 @@ def embed_in_float64(folder: Path, texts: list[str], longest: int) -> Floats:
 
 def _embed(w: dict[str, Floats], config: dict[str, Any], ids: list[int]) -> Floats:
     def linear(name: str, x: Floats) -> Floats:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+        return np.add(x @ w[f"{name}.weight"].T, w[f"{name}.bias"])
 
     def norm(name: str, x: Floats) -> Floats:
         middle, spread = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -83,8 +83,7 @@ def _embed(w: dict[str, Floats], config: dict[str, Any], ids: list[int]) -> Floa
         inner = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
         x = norm(f"{layer}.output.LayerNorm", x + linear(f"{layer}.output.dense", inner))
     mean: Floats = x.mean(0)
-    length: np.float64 = np.linalg.norm(mean)
-    return np.divide(mean, length)
+    return np.divide(mean, np.linalg.norm(mean))
 
 
 def save_tiny_encoder(folder: Path) -> Path:
