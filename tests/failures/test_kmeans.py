@@ -25,8 +25,8 @@ def planted(count: int = 240, groups: int = 4, spread: float = 0.03) -> tuple[Ve
 
 def noise(count: int = 300) -> Vectors:
     vectors = np.random.default_rng(8).standard_normal((count, 24))
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32)
 
 
 def same_groups(a: Labels, b: Labels) -> bool:

@@ -55,9 +55,8 @@ def _embed(w: dict[str, Floats], config: dict[str, Any], ids: list[int]) -> Floa
 
     def norm(name: str, x: Floats) -> Floats:
         middle, spread = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - middle) / np.sqrt(spread + config["layer_norm_eps"]) * w[f"{name}.weight"] + w[
-            f"{name}.bias"
-        ]
+        scaled: Floats = (x - middle) / np.sqrt(spread + config["layer_norm_eps"])
+        return np.add(scaled * w[f"{name}.weight"], w[f"{name}.bias"])
 
     heads, size = (
         config["num_attention_heads"],
