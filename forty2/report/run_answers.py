@@ -70,7 +70,7 @@ def eval_replies(folder: Path, stages: list[StageRecord]) -> dict[str, list[Eval
                 tags={str(tag): bool(there) for tag, there in item.get("tags", {}).items()},
             )
             for item in items
-            if item["kind"] == "prompt"
+            if "passed" in item
         ]
         for stage, items in zip(stages, _items(folder, stages, HELD_OUT), strict=True)
     }
