@@ -390,7 +390,9 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
 def compare_command(before: Path, after: Path, margin: float | None) -> None:
     """Compare two results of the same questions: statistics and verdict.
 
-    Of two stages of a run, the margins are those of its recipe.
+    BEFORE and AFTER are JSON files of `forty2 benchmark` or of RUN/benchmarks, or folders that
+    lm-evaluation-harness wrote with --log_samples. Of two stages of a run, the margins are those of its
+    recipe.
     """
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare
