@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": "benchmark",
     "compare": "benchmark",
     "speed": "speed",
+    "completion": "completion",
 }
 """The module of each command, in the order of --help."""
 

@@ -403,7 +403,7 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
 )
 @shared_options.as_json
 def compare_command(before: Path, after: Path, margin: float | None, as_json: bool) -> None:
-    """Compare two results of the same questions: statistics and verdict.
+    """Compare two results of the same questions, with a verdict.
 
     BEFORE and AFTER are JSON files of `forty2 benchmark` or of RUN/benchmarks, or folders that
     lm-evaluation-harness wrote with --log_samples. Of two stages of a run, the margins are those of its

@@ -38,6 +38,8 @@ class _ListIsDefault(Group):
     """A group that lists the runs where no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell completes the name of a command
+            return super().parse_args(ctx, args)
         first = args[0] if args else ""
         known = first in self.commands or first in ctx.help_option_names
         is_list = first.startswith("-") or Path(first).exists()

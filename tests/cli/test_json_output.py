@@ -42,7 +42,7 @@ PRINTS_NO_RESULT = {
     *("runs.page", "model.fetch", "model.import", "model.memory", "export.gguf", "export.peft"),
     *("export.mlx", "export.results", "data.build", "data.format-lock", "data.echo", "data.mix"),
     *("data.operators", "data.show", "data.decontaminate", "data.split", "data.stratify"),
-    *("data.convert", "data.prepare"),
+    *("data.convert", "data.prepare", "completion"),
 }
 """Commands that write files, talk, or print a text to read; `speed` writes its figures with --out."""
 
