@@ -16,6 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 
 from forty2.cli import main
+from forty2.cli.json_output import as_markdown as json_schemas
 from forty2.recipe.keys import as_markdown
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +97,7 @@ def _speed() -> Mapping[str, Any]:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "json-schemas": json_schemas,
     "recipe-keys": as_markdown,
     "speed-ratios": speed_ratios,
     "speed-floor": speed_floor,

@@ -1,8 +1,9 @@
 """Comparison of two results item by item: changes, their intervals, and a verdict. NumPy only.
 
-It takes two results of `forty2 benchmark`, or two stages of a run (`RUN/benchmarks/`), which hold
-several results. Every item carries its scores; its task states the metrics, their ranges, and what
-must be the same in both results. The statistics are those of `stats`.
+It takes two results of `forty2 benchmark`; or two stages of a run (`RUN/benchmarks/`), which hold
+several results; or what lm-evaluation-harness logged, beside its like or beside a result of ours.
+Every item carries its scores; its task states the metrics, their ranges, and what must be the same
+in both results. The statistics are those of `stats`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forty2.benchmark.harness_form import as_samples
+from forty2.benchmark.harness_pairs import paired_scores
+from forty2.benchmark.harness_samples import HarnessSamples
 from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.stage_scores import Scores, check_same, scores_of
@@ -36,6 +40,9 @@ from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.notebook import html_paragraph, html_table
 from forty2.recipe.schema import Cost
+
+Measured = Result | Stage | HarnessSamples
+"""What one side of a comparison may be."""
 
 
 class Change(NamedTuple):
@@ -125,15 +132,15 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    before: Result | Stage,
-    after: Result | Stage,
+    before: Measured,
+    after: Measured,
     *,
     margin: float = 0.01,
     cost: Cost | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare two results of the same benchmark, or two stages of a run.
+    """Compare two results of the same benchmark, two stages of a run, or the harness's samples.
 
     Args:
         margin: largest loss that still counts as no tax.
@@ -146,8 +153,7 @@ def compare(
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
-    before, after = _comparable(before, after)
-    old, new = scores_of(before), scores_of(after)
+    old, new = _scores(before, after)
     check_same(old, new)
     pairs = {
         name: (scores.values(), new.metrics[name].values())
@@ -229,6 +235,17 @@ def _shown_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
+def _scores(before: Measured, after: Measured) -> tuple[Scores, Scores]:
+    """Return the scores of both; those of the harness are paired item by item first."""
+    if not isinstance(before, HarnessSamples) and not isinstance(after, HarnessSamples):
+        before, after = _comparable(before, after)
+        return scores_of(before), scores_of(after)
+    sides = [
+        side if isinstance(side, HarnessSamples) else as_samples(side) for side in (before, after)
+    ]
+    return paired_scores(sides[0], sides[1])
+
+
 def _comparable(
     before: Result | Stage, after: Result | Stage
 ) -> tuple[Result | Stage, Result | Stage]:
@@ -306,9 +323,9 @@ def _changed(old: Scores, new: Scores) -> float:
     return len(changed) / max(1, len(judged))
 
 
-def _kl(before: Result | Stage, after: Result | Stage) -> float | None:
+def _kl(before: Measured, after: Measured) -> float | None:
     """Return the KL of a stage from the base, in nats per token; None: before is not the base."""
-    if isinstance(before, Result) or isinstance(after, Result) or before.name != "base":
+    if not isinstance(before, Stage) or not isinstance(after, Stage) or before.name != "base":
         return None
     return float(after["divergence"].figures["kl"]) if "divergence" in after.results else None
 

@@ -19,6 +19,7 @@ from forty2.files import JsonObject, read_json
 from forty2.notebook import html_table
 
 if TYPE_CHECKING:
+    from forty2.benchmark.harness_samples import HarnessSamples
     from forty2.benchmark.task import Source
 
 TOLERANCE = 1e-6
@@ -246,10 +247,11 @@ def read_measured(found: object, what: str) -> Result | Stage:
 
 
 Measurable = Result | Stage | Mapping[str, object] | str | Path
-"""A result or a run's stage, parsed JSON of one, or the JSON file that holds it."""
+"""A result or a run's stage, parsed JSON of one, or the JSON file that holds it; or a folder or file of
+samples that lm-evaluation-harness wrote."""
 
 
-def as_measured(given: Measurable, what: str) -> Result | Stage:
+def as_measured(given: Measurable, what: str) -> Result | Stage | HarnessSamples:
     """Return a result or stage that is given itself, parsed, or by its file.
 
     Args:
@@ -257,15 +259,23 @@ def as_measured(given: Measurable, what: str) -> Result | Stage:
 
     Raises:
         BenchmarkError: it is neither, or damaged.
-        RunError: the file cannot be read.
+        RunError, DataError: the file cannot be read.
     """
     if isinstance(given, Result | Stage):
         return given
+    if isinstance(given, str | Path):
+        from forty2.benchmark.harness_samples import is_harness, read_samples
+
+        if is_harness(Path(given)):
+            return read_samples(Path(given))
     found = read_json(Path(given)) if isinstance(given, str | Path) else given
     return read_measured(found, what)
 
 
-_REMEDY = "give a JSON file that forty2 benchmark wrote, or one of RUN/benchmarks"
+_REMEDY = (
+    "give a JSON file that forty2 benchmark wrote, one of RUN/benchmarks, or a folder of "
+    "lm-evaluation-harness's samples"
+)
 
 
 def _benchmark_of(found: JsonObject) -> str | None:

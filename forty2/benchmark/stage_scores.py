@@ -115,8 +115,8 @@ def _scores_of_result(result: Result) -> Scores:
     judged = tuple(name for name in task.judged if name in metrics)
     model = result.model + (f" + {result.adapter}" if result.adapter else "")
     return Scores(
-        names={result.benchmark: _printable(result.questions)},
-        model=_printable(model),
+        names={result.benchmark: printable(result.questions)},
+        model=printable(model),
         settings={
             "benchmark": result.benchmark,
             f"{task.data_key}_sha256": result.data_sha256,
@@ -130,7 +130,7 @@ def _scores_of_result(result: Result) -> Scores:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text from a file with unprintable characters spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

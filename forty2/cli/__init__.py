@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": "benchmark",
     "failures": "failures",
     "speed": "speed",
+    "completion": "completion",
 }
 """The module of each command, in the order of --help."""
 

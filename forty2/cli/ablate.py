@@ -9,6 +9,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
 @shared_options.seeds_option(default="1,2,3")
 @shared_options.out_option(help="Folder to write. Default: adapters/NAME-ablation.")
 @click.option("--resume", is_flag=True, help="Go on with an ablation that stopped, or add seeds.")
+@shared_options.as_json
 @shared_options.trust_remote_code
 def ablate_command(
-    recipe: Recipe, seeds: list[int], out: Path | None, resume: bool, trust_remote_code: bool
+    recipe: Recipe,
+    seeds: list[int],
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Measure what each phase of a recipe gains and costs.
 
@@ -41,6 +48,9 @@ def ablate_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
+    if as_json:
+        echo_json("ablate", ablation.record)
+        return
     for note in ablation.record["notes"]:
         echo(note)
     echo(f"\n{ablation.table}\n")

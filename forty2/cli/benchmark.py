@@ -13,6 +13,7 @@ from forty2.benchmark.tasks import task_class, task_names
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import Group, warn
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 from forty2.cli.shared_options import Decorator, combined
 from forty2.errors import DataError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MODEL = combined(
     shared_options.model_and_adapter(),
     shared_options.json_out(help="JSON file to write, with every item."),
+    shared_options.as_json,
     shared_options.template,
     shared_options.trust_remote_code,
 )
@@ -226,6 +228,7 @@ def _measure(
     out: Path | None,
     template: TemplateSettings | None,
     trust_remote_code: bool,
+    as_json: bool,
     resume: bool = False,
     **settings: Any,
 ) -> JsonObject:
@@ -247,7 +250,12 @@ def _measure(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    echo(kind.text(result))
+    if as_json:
+        named = ("benchmark", "model", "adapter", "seed", "data", "data_sha256", "settings")
+        content = {key: getattr(result, key) for key in (*named, "figures", "versions")}
+        echo_json("benchmark", {**content, "out": out})
+    else:
+        echo(kind.text(result))
     return result.figures
 
 
@@ -306,6 +314,7 @@ def behaviour_command(**arguments: Any) -> None:
 )
 @shared_options.json_out(required=True, help="JSON file to write, with every reply.")
 @click.option("--resume", is_flag=True, help="Go on with a measurement that stopped.")
+@shared_options.as_json
 def judge_command(
     before: Path | None,
     after: Path,
@@ -315,6 +324,7 @@ def judge_command(
     timeout: float,
     out: Path,
     resume: bool,
+    as_json: bool,
     **judging: Any,
 ) -> None:
     """Ask a judge model about the replies in a result, in both orders, several times."""
@@ -334,7 +344,11 @@ def judge_command(
             resume=resume,
             progress=bars,
         )
-    echo(format_judged(result))
+    if as_json:
+        figures = {key: value for key, value in result.items() if key != "items"}
+        echo_json("benchmark.judge", {"result": figures, "out": out})
+    else:
+        echo(format_judged(result))
 
 
 @benchmark_command.command("eval-prompts")
@@ -387,12 +401,19 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
     help="Largest drop of a score that still counts as unchanged. Default: what the run's recipe "
     "states, else 0.01.",
 )
-def compare_command(before: Path, after: Path, margin: float | None) -> None:
-    """Compare two results of the same questions: statistics and verdict.
+@shared_options.as_json
+def compare_command(before: Path, after: Path, margin: float | None, as_json: bool) -> None:
+    """Compare two results of the same questions, with a verdict.
 
-    Of two stages of a run, the margins are those of its recipe.
+    BEFORE and AFTER are JSON files of `forty2 benchmark` or of RUN/benchmarks, or folders that
+    lm-evaluation-harness wrote with --log_samples. Of two stages of a run, the margins are those of its
+    recipe.
     """
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare
 
-    echo(format_comparison(compare(before, after, margin=margin)))
+    comparison = compare(before, after, margin=margin)
+    if as_json:
+        echo_json("compare", comparison.record())
+    else:
+        echo(format_comparison(comparison))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forty2.cli import shared_options
+from forty2.cli.echo import echo
 from forty2.cli.errors import Group, warn
 from forty2.cli.flags import with_flags
 from forty2.cli.progress_bars import ProgressBars
@@ -173,3 +174,20 @@ def mlx_command(
     click.echo(
         f"mlx       {made.path} ({made.layers} layers, rank {made.rank}, scale {made.scale:g})"
     )
+
+
+@export_command.command("results")
+@click.argument("source", metavar="RUN|FILE.json", type=shared_options.PATH)
+@click.option("--out", "-o", required=True, type=shared_options.PATH, help="Folder to write.")
+def results_command(source: Path, out: Path) -> None:
+    """Write results as lm-evaluation-harness logs its samples.
+
+    RUN is a run folder, each of whose measured stages becomes a folder in OUT; FILE.json is a result of
+    `forty2 benchmark`. `forty2 compare` reads what this writes, and what the harness wrote.
+    """
+    from forty2.run_paths import expand_run_name
+    from forty2.runs.archive.harness_export import export_results
+
+    written = export_results(expand_run_name(source), out)
+    for folder, tasks in written.items():
+        echo(f"{folder}: {', '.join(tasks)}")

@@ -12,12 +12,13 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.columns import cut
 from forty2.cli.echo import echo, echo_pieces
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 from forty2.files import JsonObject, write_errors, write_text
 from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
-    from forty2.inference.generation import Sampling
+    from forty2.inference.generation import Reply, Sampling
     from forty2.model.chat_template import TemplateSettings
     from forty2.model.loading import LoadedModel
     from forty2.progress import Progress
@@ -58,6 +59,7 @@ EVALS = ".json"
 )
 @shared_options.temperature
 @shared_options.seed_option(type=click.IntRange(0), help="Seed of the sampling.")
+@shared_options.as_json
 @shared_options.template
 @shared_options.trust_remote_code
 def generate_command(
@@ -71,6 +73,7 @@ def generate_command(
     max_tokens: int,
     temperature: float,
     seed: int,
+    as_json: bool,
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
@@ -80,13 +83,13 @@ def generate_command(
     """
     if (prompt is None) == (prompts is None):
         raise click.UsageError("Give either --prompt or --prompts.")
-    if prompts is None and out is not None:
-        raise click.UsageError("--out is for --prompts.")
+    if out is not None and (prompts is None or as_json):
+        raise click.UsageError("--out is for --prompts, without --json.")
     if raw and (prompts is not None or system is not None):
         raise click.UsageError("--raw is for --prompt alone, which holds all that the model reads.")
     if out is not None and out.exists():
         raise click.UsageError(f"{out}: exists already; name another --out, or remove it.")
-    from forty2.inference.generation import Sampling, stream_reply
+    from forty2.inference.generation import Sampling, generate_replies, stream_reply
     from forty2.model.loading import load
     from forty2.text.encoder import Encoder
 
@@ -100,6 +103,9 @@ def generate_command(
             rows = questions.answer(
                 loaded, max_tokens=max_tokens, sampling=sampling, seed=seed, progress=bars
             )
+        if as_json:
+            echo_json("generate", {"replies": rows})
+            return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if out is None:
             click.echo(text, nl=False)
@@ -117,6 +123,14 @@ def generate_command(
     else:
         messages = [{"role": "system", "content": system}] if system else []
         ids = Encoder(loaded.tokenizer).prompt([*messages, {"role": "user", "content": text}])
+    if as_json:
+        sampling = Sampling(temperature) if temperature else None
+        replies = generate_replies(
+            loaded, [ids], max_tokens=max_tokens, sampling=sampling, seeds=[seed]
+        )
+        ((_, reply),) = replies
+        echo_json("generate", {"replies": [{"prompt": text, **reply_facts(reply)}]})
+        return
     echo_pieces(
         stream_reply(loaded, ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
     )
@@ -131,6 +145,11 @@ def _chosen_system(system: str | None, adapter: str | None) -> str | None:
         said = f'system message, as in training (--system "" for none): {" ".join(chosen.split())}'
         echo(cut(said, terminal_width(sys.stderr) or 160), err=True)
     return chosen
+
+
+def reply_facts(reply: Reply) -> JsonObject:
+    """Return what is written of a reply."""
+    return {"reply": reply.text, "tokens": reply.tokens, "stopped": reply.stopped}
 
 
 class _Questions:
@@ -173,5 +192,5 @@ class _Questions:
             loaded, ids, max_tokens=max_tokens, sampling=sampling, seeds=seeds, progress=progress
         )
         for number, reply in replies:
-            rows[number] |= {"reply": reply.text, "tokens": reply.tokens, "stopped": reply.stopped}
+            rows[number] |= reply_facts(reply)
         return rows

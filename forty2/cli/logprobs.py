@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     help="Longest prompt and response in tokens; a longer pair is refused. Default: the model's "
     "context.",
 )
+@shared_options.as_json
 @shared_options.template
 @shared_options.trust_remote_code
 def logprobs_command(
@@ -35,6 +38,7 @@ def logprobs_command(
     data: Path,
     out: Path,
     max_length: int | None,
+    as_json: bool,
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
@@ -60,5 +64,12 @@ def logprobs_command(
     for row in rows:
         limit.refuse(len(row.prompt) + max(map(len, row.responses)), row.origin)
     with ProgressBars() as bars:
-        write_json(out, {"rows": pair_logprobs(loaded.model, rows, progress=bars)})
-    echo(out)
+        scored = pair_logprobs(loaded.model, rows, progress=bars)
+    write_json(out, {"rows": scored})
+    if not as_json:
+        echo(out)
+        return
+    chosen, rejected = ([row[side]["logprob"] for row in scored] for side in ("chosen", "rejected"))
+    right = [(a > b) + (a == b) / 2 for a, b in zip(chosen, rejected, strict=True)]
+    means = {"chosen": fmean(chosen), "rejected": fmean(rejected), "right": fmean(right)}
+    echo_json("logprobs", {"out": out, "rows": len(scored), **means})

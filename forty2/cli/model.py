@@ -9,6 +9,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import Group
+from forty2.cli.json_output import echo_json
 
 
 @click.group("model", cls=Group)
@@ -53,8 +54,9 @@ def memory_command() -> None:
 
 @model_command.command("info")
 @click.argument("model", default="smollm2")
+@shared_options.as_json
 @shared_options.trust_remote_code
-def info_command(model: str, trust_remote_code: bool) -> None:
+def info_command(model: str, as_json: bool, trust_remote_code: bool) -> None:
     """Describe a model, and the device and BLAS that it would run on."""
     from forty2 import machine
     from forty2.model.loading import load, model_facts
@@ -62,5 +64,8 @@ def info_command(model: str, trust_remote_code: bool) -> None:
     facts = (
         model_facts(load(model, trust_remote_code=trust_remote_code, lazy=True)) | machine.facts()
     )
+    if as_json:
+        echo_json("model.info", {"facts": facts})
+        return
     for key, value in facts.items():
         echo(f"{key:<14} {value}")

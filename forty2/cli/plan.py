@@ -10,6 +10,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.flags import with_flags
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 @shared_options.recipe
 @shared_options.run_dir
 @click.option("--quick", is_flag=True, help="Do not measure the time.")
+@shared_options.as_json
 @shared_options.trust_remote_code
 def plan_command(
-    recipe: Recipe, run_dir: Path | None, quick: bool, trust_remote_code: bool
+    recipe: Recipe, run_dir: Path | None, quick: bool, as_json: bool, trust_remote_code: bool
 ) -> None:
     """Work out steps, memory, disk and time without training.
 
@@ -40,4 +42,9 @@ def plan_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    echo(with_flags(format_plan(forecast)))
+    if as_json:
+        content = forecast._asdict()
+        timed = content.pop("time")
+        echo_json("plan", {**content, "seconds": None if timed is None else timed.seconds})
+    else:
+        echo(with_flags(format_plan(forecast)))

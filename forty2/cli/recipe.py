@@ -10,6 +10,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import Group
+from forty2.cli.json_output import echo_json
 from forty2.errors import RecipeError
 from forty2.recipe.reading import (
     load_recipe,
@@ -25,12 +26,16 @@ def recipe_command() -> None:
 
 
 @recipe_command.command("list")
-def list_command() -> None:
+@shared_options.as_json
+def list_command(as_json: bool) -> None:
     """List the packaged recipes, each with its summary."""
+    names = packaged_recipes()
+    summaries = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in names}
+    if as_json:
+        echo_json("recipe.list", {"recipes": summaries})
+        return
     formatter = click.HelpFormatter()
-    formatter.write_dl(
-        [(name, recipe_text(name).splitlines()[0].lstrip("# ")) for name in packaged_recipes()]
-    )
+    formatter.write_dl([*summaries.items()])
     click.echo(formatter.getvalue(), nl=False)
 
 

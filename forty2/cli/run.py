@@ -12,7 +12,9 @@ from forty2.cli.before_and_after import before_and_after
 from forty2.cli.desktop import attended
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
+from forty2.files import JsonObject
 from forty2.run_paths import HOME
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Stop when this phase is trained and measured; --resume then goes on with the rest.",
 )
+@shared_options.as_json
 @shared_options.trust_remote_code
 @attended
 def run_command(
@@ -47,6 +50,7 @@ def run_command(
     resume: bool,
     reuse: Path | None,
     until_phase: str | None,
+    as_json: bool,
     trust_remote_code: bool,
     folders: Folders | None,
 ) -> None:
@@ -69,10 +73,11 @@ def run_command(
             trust_remote_code=trust_remote_code,
             progress=bars if folders is None else LoggedProgress(bars, folders.log),
         )
-    _echo(result)
+    _echo(result, as_json)
     if folders is not None:
         write_results(result.path, folders.results)
-        echo(f"log       {folders.log}\nresults   {folders.results}")
+        if not as_json:
+            echo(f"log       {folders.log}\nresults   {folders.results}")
 
 
 @click.command("train")
@@ -80,10 +85,11 @@ def run_command(
 @shared_options.recipe
 @click.option("--phase", required=True, help="Last phase to run.")
 @shared_options.run_dir
+@shared_options.as_json
 @shared_options.trust_remote_code
 @attended
 def train_command(
-    recipe: Recipe, phase: str, run_dir: Path | None, trust_remote_code: bool
+    recipe: Recipe, phase: str, run_dir: Path | None, as_json: bool, trust_remote_code: bool
 ) -> None:
     """Run a recipe up to one phase.
 
@@ -95,15 +101,16 @@ def train_command(
         result = train_phase(
             recipe, phase, run_dir=run_dir, trust_remote_code=trust_remote_code, progress=bars
         )
-    _echo(result)
+    _echo(result, as_json)
 
 
 @click.command("demo")
 @shared_options.runs_model
 @shared_options.run_dir
 @click.option("--resume", is_flag=True, help="Go on with a demo that stopped.")
+@shared_options.as_json
 @attended
-def demo_command(run_dir: Path | None, resume: bool) -> None:
+def demo_command(run_dir: Path | None, resume: bool, as_json: bool) -> None:
     """Try everything on the starter model, from data to report.
 
     Builds the data, trains three phases, fuses, measures and reports, in minutes.
@@ -114,8 +121,9 @@ def demo_command(run_dir: Path | None, resume: bool) -> None:
     path = run_dir or (_latest_demo() if resume else _unused(HOME / "demo"))
     with ProgressBars() as bars:
         result = run(load_recipe("demo"), run_dir=path, resume=resume, progress=bars)
-    _echo(result, replies=5)
-    echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
+    _echo(result, as_json, replies=5)
+    if not as_json:
+        echo(f"\nTalk to it: forty2 chat {path}. Your own data: forty2 init --help.")
 
 
 def _unused(path: Path) -> Path:
@@ -135,9 +143,22 @@ def _latest_demo() -> Path:
     return runs[-1]
 
 
-def _echo(result: RunResult, replies: int = 3) -> None:
+def _echo(result: RunResult, as_json: bool, replies: int = 3) -> None:
+    if as_json:
+        echo_json("run", _content(result))
+        return
     if shown := before_and_after(result.stages, replies):
         echo(f"\n{shown}")
     echo(str(result))
     for warning in result.warnings:
         warn(warning)
+
+
+def _content(result: RunResult) -> JsonObject:
+    same = ("adapter", "fused", "report", "verdict", "sentence", "verdicts", "contamination")
+    stages = {
+        stage.name: {task: measured.figures for task, measured in stage.results.items()}
+        for stage in result.stages
+    }
+    content = {key: getattr(result, key) for key in (*same, "warnings")}
+    return {**content, "run": result.path, "stages": stages}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from forty2.cli.columns import side_by_side
 from forty2.cli.echo import echo
 from forty2.cli.errors import Group, warn
 from forty2.cli.flags import with_flags
+from forty2.cli.json_output import echo_json
 from forty2.report.units import file_size
 from forty2.run_paths import HOME, run_folder
 from forty2.text_layout import terminal_width
@@ -38,6 +38,8 @@ class _ListIsDefault(Group):
     """A group that lists the runs where no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell completes the name of a command
+            return super().parse_args(ctx, args)
         first = args[0] if args else ""
         known = first in self.commands or first in ctx.help_option_names
         is_list = first.startswith("-") or Path(first).exists()
@@ -136,7 +138,7 @@ def list_command(
     The result is that of the last stage, after that of the base model.
     """
     if as_json:
-        click.echo(json.dumps([entry.to_json() for entry in entries], indent=1, ensure_ascii=False))
+        echo_json("runs.list", {"runs": [entry.to_json() for entry in entries]})
         return
     where = ", ".join(map(str, folders)) or "adapters/"
     if not entries:
@@ -169,7 +171,7 @@ def show_command(run: str, as_json: bool) -> None:
     folder = run_folder(run)
     (entry,) = find_runs([folder]).entries
     if as_json:
-        click.echo(json.dumps(entry.to_json(), indent=1, ensure_ascii=False))
+        echo_json("runs.show", entry.to_json())
         return
     phases = " → ".join(f"{name} ({kind})" for name, kind in entry.phases.items())
     report = folder / "report.html"
@@ -224,7 +226,7 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
 
     comparison = compare_runs([run_folder(run) for run in runs])
     if as_json:
-        click.echo(json.dumps(comparison.to_json(), indent=1, ensure_ascii=False))
+        echo_json("runs.compare", comparison.to_json())
         return
     echo("Settings that differ:" if comparison.differences else "No setting differs.")
     for difference in comparison.differences:

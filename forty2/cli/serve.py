@@ -59,7 +59,7 @@ def serve_command(
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
-    """Serve a run's models to other programs, and on a page that compares them.
+    """Serve a run's models to programs, and on a page.
 
     RUN is a run (its base, each finished phase, and the fused model), or RUN/PHASE for the base and one
     phase. MODEL is a folder, a hub name or smollm2. Programs use it as they use OpenAI's API. Ctrl-C

@@ -82,7 +82,9 @@ max_length = click.option(
     type=click.IntRange(2),
     help="Longest row in tokens.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one line of JSON; its form is in the manual."
+)
 yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 set_option = click.option(
     "--set",

@@ -10,6 +10,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import Group
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def sweep_command() -> None:
     is_flag=True,
     help="Give no more seeds to a configuration below the median of the finished ones.",
 )
+@shared_options.as_json
 @shared_options.trust_remote_code
 def run_command(
     recipe: str,
@@ -81,6 +83,7 @@ def run_command(
     out: Path | None,
     resume: bool,
     early_stop: bool,
+    as_json: bool,
     trust_remote_code: bool,
 ) -> None:
     """Train every configuration with every seed; measure and compare."""
@@ -100,7 +103,7 @@ def run_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    _echo(result)
+    _echo(result, as_json)
 
 
 @sweep_command.command("show")
@@ -108,23 +111,19 @@ def run_command(
 @shared_options.as_json
 def show_command(sweep: Path, as_json: bool) -> None:
     """Show the results of a sweep so far."""
-    import json
-
     from forty2.runs.sweep.results import show_sweep
 
     result = show_sweep(sweep)
-    if as_json:
-        click.echo(json.dumps(result.record, ensure_ascii=False))
-        return
-    _echo(result)
+    _echo(result, as_json)
 
 
 @sweep_command.command("confirm")
 @shared_options.runs_model
 @click.argument("sweep", type=shared_options.FOLDER)
 @shared_options.seeds_option(required=True)
+@shared_options.as_json
 @shared_options.trust_remote_code
-def confirm_command(sweep: Path, seeds: list[int], trust_remote_code: bool) -> None:
+def confirm_command(sweep: Path, seeds: list[int], as_json: bool, trust_remote_code: bool) -> None:
     """Train the best configuration again, and the unchanged recipe, both with new seeds.
 
     A confirmation that was stopped is continued.
@@ -133,10 +132,13 @@ def confirm_command(sweep: Path, seeds: list[int], trust_remote_code: bool) -> N
 
     with ProgressBars() as bars:
         result = confirm(sweep, seeds, trust_remote_code=trust_remote_code, progress=bars)
-    _echo(result)
+    _echo(result, as_json)
 
 
-def _echo(result: SweepResult) -> None:
+def _echo(result: SweepResult, as_json: bool) -> None:
+    if as_json:
+        echo_json("sweep", result.record)
+        return
     from forty2.report.sweep import confirmation_lines
 
     echo(f"\n{result.table}\n")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.benchmarks import figures_of
+from support.benchmarks import random_result, result, summarized
 
 import forty2
 from forty2.benchmark import metrics, stats
@@ -33,41 +33,6 @@ def compare(before: Any, after: Any, **options: Any) -> Comparison:
     """Read two parsed files, and compare them."""
     old, new = read_measured(before, "the result before"), read_measured(after, "the result after")
     return compare_measured(old, new, **options)
-
-
-def summarized(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures and items of a benchmark, from the items' records."""
-    task = task_class(name)
-    return {**figures_of(task, records), "items": task.items_to_json(task.items(records))}
-
-
-def result(items: list[tuple[list[float], list[float]]], **fields: Any) -> dict[str, Any]:
-    """A result of questions with these scores; of mc1 the first, of mc2 the first two are true."""
-    rows = [
-        {
-            "question": f"Question {number}?",
-            "category": "odd" if number % 2 else "even",
-            "mc1": {"loglik": single, "labels": [1] + [0] * (len(single) - 1)},
-            "mc2": {"loglik": multiple, "labels": [1, 1] + [0] * (len(multiple) - 2)},
-        }
-        for number, (single, multiple) in enumerate(items)
-    ]
-    values = [metrics.item_metrics(row) for row in rows]
-    means = {name: float(np.mean([v[name] for v in values])) for name in metrics.METRICS}
-    base = {"benchmark": "truthfulqa", "questions": "ours", "questions_sha256": "0", "model": "m"}
-    return {**base, "adapter": None, **means, "items": rows, **fields}
-
-
-def random_result(n: int, *, seed: int, lift: float = 0.0) -> dict[str, Any]:
-    """Scores drawn at random; `lift` favours the true options."""
-    rng = np.random.default_rng(seed)
-    items = []
-    for _ in range(n):
-        single, multiple = rng.normal(size=4), rng.normal(size=5)
-        single[0] += lift
-        multiple[:2] += lift
-        items.append((single.tolist(), multiple.tolist()))
-    return result(items)
 
 
 def test_results_are_compared_parsed_or_by_their_files(tmp_path: Path) -> None:
@@ -471,8 +436,8 @@ def test_other_questions_are_refused_in_one_line(kind: str, tmp_path: Path) -> N
     else:
         key = {"mmlu": "number", "gsm8k": "question", "humaneval": "task_id", "behaviour": "id"}
         items[3][key[kind]] = "another"
-    for name, result in (("before", before), ("after", after)):
-        (tmp_path / name).write_text(json.dumps(result))
+    for name, found in (("before", before), ("after", after)):
+        (tmp_path / name).write_text(json.dumps(found))
     refused = CliRunner().invoke(main, ["compare", *map(str, tmp_path.glob("*"))])
     assert refused.exit_code == 2
     assert "not comparable: item" in refused.output and "another" in refused.output

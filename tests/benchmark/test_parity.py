@@ -16,8 +16,12 @@ import yaml
 from mlx.utils import tree_flatten
 from support.benchmarks import figures_of, records_of
 
+from forty2.benchmark.compare import compare
+from forty2.benchmark.harness_form import forms_of, lines_of
+from forty2.benchmark.harness_samples import read_samples
 from forty2.benchmark.mmlu_subjects import GROUPS
 from forty2.benchmark.prompts import Prompts
+from forty2.benchmark.results import Result
 from forty2.benchmark.sandbox import Outcome
 from forty2.benchmark.tasks.gsm8k import METRICS, STOP, Gsm8k, Problem
 from forty2.benchmark.tasks.gsm8k import judged as judge_gsm8k
@@ -457,3 +461,72 @@ def _humaneval_settings(folder: Path, name: str) -> dict[str, Any]:
         base = _humaneval_settings(folder, settings["include"].removesuffix(".yaml"))
         settings = {**base, **settings}
     return settings
+
+
+# --- what the harness writes, and what we write in its form ---
+
+
+def test_samples_that_the_harness_writes_are_read_with_its_means(tmp_path: Path) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="make parity installs lm-evaluation-harness")
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.dummy import DummyLM
+    from lm_eval.result_schema import SampleResult
+    from lm_eval.tasks import TaskManager
+
+    class Counting(DummyLM):  # type: ignore[misc]
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            return [f"#### {place % 4 + 1}" for place, _ in enumerate(requests)]
+
+    docs = [
+        {"question": f"{n} plus 1?", "answer": f"So it is {n + 1}.\n#### {n + 1}"}
+        for n in range(12)
+    ]
+    data = str(json_lines(tmp_path / "sums.jsonl", docs))
+    define(
+        tmp_path / "sums.yaml",
+        {
+            "include": str(task_files() / "gsm8k" / "gsm8k.yaml"),
+            "task": "gsm8k",
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {"test": data, "train": data}},
+            "num_fewshot": 2,
+        },
+    )
+    tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="dummy",
+        model_args="pretrained=tiny",
+        system_instruction=None,
+        chat_template=None,
+        fewshot_as_multiturn=False,
+    )
+    found = lm_eval.simple_evaluate(
+        Counting(),
+        tasks=["gsm8k"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    logged = found.pop("samples")
+    tracker.save_results_aggregated(results=found, samples=logged)
+    tracker.save_results_samples(task_name="gsm8k", samples=logged["gsm8k"])
+    task = read_samples(tmp_path / "out").tasks["gsm8k"]
+    assert len(task.items) == 12 and task.settings["n-shot"] == 2
+    for name in ("exact_match,strict-match", "exact_match,flexible-extract"):
+        mean = np.mean([item.scores[name] for item in task.items])
+        assert 0 < mean == pytest.approx(found["results"]["gsm8k"][name])
+
+    records = [
+        judge_gsm8k(Problem(doc["question"], doc["answer"], n), Reply("It is 3.", 4, True))
+        for n, doc in enumerate(docs, 1)
+    ]
+    items = Gsm8k.items(records)
+    ours = Result(
+        benchmark="gsm8k", model="m", adapter=None, seed=1, data="sums", data_sha256=None, versions={},
+        settings={"shots": 2}, figures=Gsm8k.figures(items), items=items,
+    )  # fmt: skip
+    line = next(iter(lines_of(forms_of(ours)["gsm8k"])))
+    assert {*line} == SampleResult.__required_keys__ | {"exact_match"}
+    change = compare(read_samples(tmp_path / "out"), ours).metrics["exact_match,strict-match"]
+    assert change.n == 12

@@ -120,7 +120,7 @@ def item(change: Callable[[dict[str, Any]], object]) -> Content:
 
 
 result("missing", None, "after.json: no such file")
-result("a folder", empty_folder, "after.json: not readable")
+result("a folder", empty_folder, "after.json: holds no samples_TASK_DATE.jsonl")
 result("empty", "", "after.json: not readable as JSON")
 result("cut short", cut(0.5), "after.json: not readable as JSON")
 result("not UTF-8", b"\xff", "after.json: not readable as JSON")

@@ -96,10 +96,11 @@ def test_the_metric_sorted_by_is_shown(here: Path) -> None:
 
 
 def test_json_has_everything(here: Path) -> None:
-    found = json.loads(done("runs", "--json", "--sort", "mc1"))
+    found = json.loads(done("runs", "--json", "--sort", "mc1"))["runs"]
     assert [Path(one["path"]).name for one in found] == ["good", "deep", "half"]
     assert found[0]["metrics"]["mc1"] == 0.5 and found[0]["state"] == "finished"
-    assert json.loads(done("runs", "show", "good", "--json")) == found[0]
+    shown = json.loads(done("runs", "show", "good", "--json"))
+    assert shown == {"schema": "forty2.runs.show/1", **found[0]}
 
 
 def test_show_prints_the_records_and_notes(here: Path) -> None:

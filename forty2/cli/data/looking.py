@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from forty2.cli import shared_options
 from forty2.cli.data import options
 from forty2.cli.data.output import check_file, echo_written, typed_command
 from forty2.cli.echo import echo
+from forty2.cli.json_output import echo_json
 from forty2.errors import DataError
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def stats_command(
 
     found = stats(file, Encoder(load_tokenizer(model, template, tags)))
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        echo_json("data.stats", found)
         return
     for key in ("rows", "tokens", "supervised", "unreadable", "near_duplicates"):
         value = found[key]
@@ -204,12 +203,13 @@ def lint_command(
     if valid is not None:
         linter.read(valid, "valid")
     findings = linter.findings()
+    ignored = str(linter.ignored) if linter.ignored.rows else ""
     if as_json:
-        click.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+        echo_json("data.lint", {"findings": findings, "ignored": ignored})
     else:
         _echo_findings(findings)
-        if linter.ignored.rows:
-            echo(f"ignored: {linter.ignored}")
+        if ignored:
+            echo(f"ignored: {ignored}")
     if fix is not None:
         _write_fixed(file, fix)
     if any(f.level == "error" for f in findings):

@@ -10,7 +10,7 @@ from forty2.cli.failures import cluster, find, testset
 
 @click.group("failures", cls=Group)
 def failures_command() -> None:
-    """Find what a model gets wrong, on questions that it was not trained on."""
+    """Find what a model gets wrong on new questions."""
 
 
 for _command in (

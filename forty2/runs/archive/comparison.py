@@ -120,7 +120,7 @@ def compare(before: Measurable, after: Measurable, *, margin: float | None = Non
 
     Args:
         before: a result of a benchmark or a stage of a run; or the JSON file that holds it, as in
-            RUN/benchmarks/.
+            RUN/benchmarks/; or a folder, or samples_TASK_DATE.jsonl, of lm-evaluation-harness.
         after: the same, of the model to judge.
         margin: largest loss that still counts as no tax; None: what the recipe of the file's run
             states, else 0.01.
@@ -131,7 +131,7 @@ def compare(before: Measurable, after: Measurable, *, margin: float | None = Non
     """
     stated = Benchmark()
     if isinstance(before, str | Path):
-        stated = stated_margins(Path(before).resolve().parents[1])
+        stated = stated_margins(Path(before).resolve().parent.parent)
     return compare_results(
         as_measured(before, "the result before"),
         as_measured(after, "the result after"),

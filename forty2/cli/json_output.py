@@ -1,0 +1,290 @@
+"""What `--json` prints: one object, whose `schema` names the form and its version.
+
+A version changes when a key goes away or changes its meaning; new keys do not change it. Every key is
+described here, the manual's page is made from it, and a key that is missing here is a bug that stops
+the command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+
+class Schema(NamedTuple):
+    """The form of what a command prints with `--json`."""
+
+    commands: str
+    version: int
+    keys: Mapping[str, str]
+    """Meaning of each key at the top."""
+
+
+_ENTRY = {
+    "path": "the run folder",
+    "name": "the recipe's name",
+    "state": "finished, stopped, running, failed or damaged",
+    "started": "UTC, ISO 8601; empty if the record is damaged",
+    "model": "the base model as the recipe names it",
+    "model_path": "its folder",
+    "init_from": "adapter that the run went on from, or null",
+    "phases": "objective of each phase by name, in order",
+    "finished_phases": "how many of them are finished",
+    "metrics": "figures of the last measured stage, `valid_…` of the last phase, and `minutes` at work",
+    "base_metrics": "figures of the base model",
+    "verdict": "verdict on the last stage, or empty",
+    "size": "bytes of the folder",
+    "fused": "folders of the fused model and its quantized copy",
+    "notes": "notes, each with `time` and `text`",
+    "tags": "tags",
+    "problem": "the error that ended the run, or null",
+}
+_SWEEP = {
+    "name": "the folder's name",
+    "method": "how configurations were chosen",
+    "grid": "the keys tried, as written",
+    "recipe": "the recipe, as YAML",
+    "parameters": "names of the keys tried",
+    "metric": "the metric that is optimised, with its `goal`",
+    "seeds": "seeds of each configuration",
+    "early_stop": "whether bad configurations get no more seeds",
+    "questions": "the questions measured",
+    "statistics": "level, resamples and seed of the intervals",
+    "base": "scores of the base model",
+    "configurations": "each with `name`, `settings`, `seeds`, `state`, `scores` and `seconds`",
+    "shared_seconds": "seconds of work that several configurations share",
+    "best": "name of the configuration with the best mean, or null",
+    "winner": "name of the one that is better beyond doubt, or null",
+    "against": "change of the best against each other",
+    "sentence": "the finding in a sentence",
+    "confirmed": "what `sweep confirm` found, or null",
+    "run": "model and versions",
+    "items": "scores of every item, by configuration and metric",
+}
+SCHEMAS: Mapping[str, Schema] = {
+    "ablate": Schema(
+        "ablate",
+        1,
+        {
+            "name": "the recipe's name",
+            "seeds": "the seeds",
+            "margin": "largest loss that counts as no tax",
+            "statistics": "level, resamples and seed of the intervals",
+            "notes": "what could not be measured",
+            "variants": "by variant and metric: the score over seeds",
+            "changes": "each `variant` `against` another, with changes, verdict and sentence",
+            "insight": "whether DPO mends what SFT costs, or null",
+            "recipe": "the recipe, as YAML",
+            "items": "scores of every item, by variant and metric",
+            "questions": "the questions measured",
+            "run": "model and versions",
+        },
+    ),
+    "benchmark": Schema(
+        "benchmark NAME",
+        1,
+        {
+            "benchmark": "name of the benchmark",
+            "model": "the model as named",
+            "adapter": "adapter folder, or null",
+            "seed": "seed of the sample and of sampled answers, or null",
+            "data": "name or path of the questions",
+            "data_sha256": "sha256 of the questions",
+            "settings": "settings of the measurement",
+            "figures": "means by metric, `stderr` by metric, `n`, and the benchmark's other figures",
+            "versions": "device and versions",
+            "out": "file with every item, or null",
+        },
+    ),
+    "benchmark.judge": Schema(
+        "benchmark judge",
+        1,
+        {
+            "result": "all of the file but its `items`: mode, counts, `score`, `interval`, `agreement`, …",
+            "out": "file with every reply",
+        },
+    ),
+    "compare": Schema(
+        "compare",
+        1,
+        {
+            "questions": "name of the questions that the benefit is over",
+            "n": "their number",
+            "before": "the model before",
+            "after": "the model after",
+            "margin": "largest loss that counts as no tax",
+            "metrics": "by metric: `before`, `after`, `difference`, `low` and `high` (95% interval), `stderr`, "
+            "`detectable`, `n`, `better`, `worse`, `p`, `p_holm`, `verdict`",
+            "judged": "metrics that the verdict is over",
+            "categories": "mean change by category",
+            "kl": "KL(after ‖ before) in nats a token, or null",
+            "changed": "share of items judged otherwise",
+            "tasks": "by benchmark: metrics `judged` and `verdict`",
+            "verdict": "no change, gain, no tax, tax, inconclusive, or gain, cost unclear",
+            "costs": "changes in what the base could do, each with `name`, `before`, `after`, `n`, `margin`, "
+            "`answer`, `better`",
+            "sentence": "benefit and cost in a sentence",
+        },
+    ),
+    "data.lint": Schema(
+        "data lint",
+        1,
+        {
+            "findings": "each with `check`, `level` (error, warning or info), `message`, `count` of rows, and "
+            "`origins` of the first few",
+            "ignored": "keys that nothing reads, in a sentence, or empty",
+        },
+    ),
+    "data.stats": Schema(
+        "data stats",
+        1,
+        {
+            "rows": "readable rows",
+            "tokens": "tokens of all rows",
+            "supervised": "share of supervised tokens",
+            "unreadable": "rows that cannot be read",
+            "unreadable_because": "each `reason` with its `rows` and the `first` few",
+            "ignored": "keys that nothing reads, in a sentence, or empty",
+            "near_duplicates": "share of rows that nearly repeat an earlier one",
+            "histogram": "pairs of a range of tokens a row, and the rows in it",
+            "strata": "by key: rows of each value",
+        },
+    ),
+    "generate": Schema(
+        "generate",
+        1,
+        {
+            "replies": "each with `prompt`, or `origin` and `messages`, or `id` and `prompt`; and with `reply`, "
+            "`tokens`, and `stopped` (false: cut at --max-tokens)",
+        },
+    ),
+    "logprobs": Schema(
+        "logprobs",
+        1,
+        {
+            "out": "the file written",
+            "rows": "pairs in it",
+            "chosen": "mean summed log-probability of the chosen responses, in nats",
+            "rejected": "the same of the rejected ones",
+            "right": "share of pairs whose chosen response is the likelier one; a tie counts half",
+        },
+    ),
+    "model.info": Schema(
+        "model info",
+        1,
+        {"facts": "label and value of each line, numbers as numbers"},
+    ),
+    "plan": Schema(
+        "plan",
+        1,
+        {
+            "name": "the recipe's name",
+            "model": "the base model",
+            "parameters": "its parameters",
+            "trainable": "parameters that a phase trains; of several, the most",
+            "init_from": "adapter to go on from, or null",
+            "phases": "each with `rows`, `valid_rows`, `dropped`, `shortened`, tokens, `steps`, `exposures`, "
+            "`peak_memory_gb`, `stored_gb`, `kept_bytes`, `checkpoint_bytes`, …",
+            "peak_memory_gb": "estimated peak",
+            "machine_memory_gb": "memory of this machine",
+            "warnings": "what deserves a look",
+            "disk": "`run`, bytes `kept` and `working`, and `fused` by folder",
+            "seconds": "estimated time, or null if it was not measured",
+            "longest": "what takes the longest, or empty",
+        },
+    ),
+    "recipe.list": Schema(
+        "recipe list", 1, {"recipes": "summary of each packaged recipe, by name"}
+    ),
+    "run": Schema(
+        "run, train, demo",
+        1,
+        {
+            "run": "the run folder",
+            "adapter": "folder of the last phase",
+            "fused": "folder of the fused model, or null",
+            "report": "the HTML report",
+            "stages": "by stage and benchmark: its figures",
+            "verdict": "verdict on the last stage, or empty",
+            "sentence": "benefit and cost in a sentence",
+            "verdicts": "verdict of each benchmark",
+            "contamination": "sentences about benchmark questions among the training rows",
+            "warnings": "warnings about data, training and fusing",
+        },
+    ),
+    "runs.compare": Schema(
+        "runs compare",
+        1,
+        {
+            "runs": "the runs as named",
+            "differences": "settings that differ: value in each run, by key",
+            "measured": "each run against the first: `before`, `after`, `comparison` (as of compare) or "
+            "`reason`",
+            "replies": "prompts that all answered: `task`, `prompt`, `replies`",
+        },
+    ),
+    "runs.list": Schema("runs list", 1, {"runs": "the runs, each with the keys of runs show"}),
+    "runs.show": Schema("runs show", 1, _ENTRY),
+    "sweep": Schema("sweep run, show, confirm", 1, _SWEEP),
+}
+
+
+def schema_id(name: str) -> str:
+    """Return the value of `schema`, e.g. `forty2.compare/1`."""
+    return f"forty2.{name}/{SCHEMAS[name].version}"
+
+
+def echo_json(name: str, content: Mapping[str, object]) -> None:
+    """Print what a command found, as one line of strict JSON.
+
+    Args:
+        name: key in `SCHEMAS`.
+        content: a value for each key that the schema describes.
+
+    Raises:
+        TypeError: the keys are not those of the schema: a bug.
+    """
+    described = SCHEMAS[name].keys
+    if content.keys() != described.keys():
+        raise TypeError(
+            f"{name}: keys {sorted(content.keys() ^ described.keys())} are not described"
+        )
+    found = {"schema": schema_id(name), **{key: plain(content[key]) for key in described}}
+    click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: object) -> object:
+    """Return a value as JSON has it: records as objects, paths as text, infinite and NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def as_markdown() -> str:
+    """Describe every schema, for the manual."""
+    parts = []
+    for name, schema in SCHEMAS.items():
+        commands = ", ".join(
+            f"`forty2 {command.strip()}`" for command in schema.commands.split(",")
+        )
+        head = f"## {schema_id(name)}\n\nPrinted by {commands}.\n\n| key | holds |\n|---|---|\n"
+        parts.append(head + "\n".join(f"| `{key}` | {text} |" for key, text in schema.keys.items()))
+    return "\n\n".join(parts)
