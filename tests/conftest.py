@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ settings.load_profile("forty2")
 # commands would lay out even what a pipe gets.
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401
+# A shell's background job ignores SIGINT, and so would the runs that tests stop with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("COLUMNS", None)
 os.unsetenv("COLUMNS")
 

@@ -62,12 +62,13 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
                     f"{damage}; delete {folder}, then go on with `resume=True`: the model is fused anew"
                 )
         return models
+    check_fused_path(run)  # again: another run may have fused to it meanwhile
     fused = fuse(
         run.recipe.model,
         adapter,
         out,
         quantize=bits,
-        replace=True,  # a model of this run: `check_fused_path` has looked
+        replace=True,  # what is there is of this run
         trust_remote_code=run.options.trust_remote_code,
         progress=run.progress,
     )

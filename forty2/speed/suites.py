@@ -189,11 +189,12 @@ def random_tokens(model: Path) -> list[int]:
 def write_large_vocabulary_model(folder: Path) -> Path:
     """Write a model of `LARGE_VOCABULARY` with random weights.
 
-    Its tokenizer has a single word: rows for the model are drawn as ids.
+    Its tokenizer names the rows by their numbers: rows for the model are drawn as ids.
     """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LARGE_VOCABULARY))
-    words = Tokenizer(models.WordLevel({"<0>": 0}, unk_token="<0>"))
+    names = {f"<{row}>": row for row in range(VOCABULARY)}
+    words = Tokenizer(models.WordLevel(names, unk_token="<0>"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<0>").save_pretrained(folder)
     mx.random.seed(0)
     weights = {

@@ -77,13 +77,17 @@ def runs(place: str, count: int) -> None:
     from forty2.recipe.reading import load_recipe
     from forty2.runs.pipeline import run
 
-    recipe = load_recipe(make_inputs_in_child(Path(place, "inputs")) / "recipe.yaml")
+    file = make_inputs_in_child(Path(place, "inputs")) / "recipe.yaml"
+
+    def run_here() -> None:
+        """Run in the working directory, the fused model too: the recipe's folder is shared."""
+        run(load_recipe(file, ["fuse.out=fused"]), run_dir="run")
 
     def runs_in(name: str, count: int) -> Path:
         """Where so many runs sharing a cache left it."""
         os.environ["FORTY2_CACHE"] = str(Path(place, name, "cache"))
         with short_checks():
-            ended = at_once(count, Path(place, name), lambda: run(recipe, run_dir="run"))
+            ended = at_once(count, Path(place, name), run_here)
         assert ended == [0] * count
         assert not hidden(Path(place, name))
         cache = Path(place, name, "cache")
