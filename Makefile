@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel parity trackers export-matrix speed bench chaos soak fuzz mutants lint clean
+.PHONY: demo test test-all docs wheel lowest parity trackers export-matrix speed bench chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -36,6 +36,9 @@ docs: $(STAMP)
 
 wheel: $(STAMP)
 	.ci/check_wheel $(BIN)/python
+
+lowest:
+	.ci/check_lowest $(PYTHON)
 
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py

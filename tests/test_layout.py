@@ -133,6 +133,7 @@ CAPABILITIES = {
     "text/test_template_families.py": "the encoder on the chat templates of real model families",
     "test_import_rules.py": "who may import whom, in the whole package",
     "test_layout.py": "this file",
+    "test_packaging.py": "extras, bounds, formula and release workflow",
     "test_public_api.py": "the names that `import forty2` offers",
     "failures/test_commands.py": "clusters, labels and their page, by their commands",
     "inference/test_embedding_parity.py": "embeddings beside transformers' code",

@@ -30,7 +30,7 @@ def translate_tracker(translator: Translator) -> None:
     if not translator.take(path, bool, False):
         return
     if importlib.util.find_spec("wandb") is None:
-        why = "W&B is not installed (pip install 'forty2[wandb]'); metrics.jsonl has every metric"
+        why = "W&B is not installed (pip install 'forty2[track]'); metrics.jsonl has every metric"
         translator.result.left_out[path] = why
         translator.result.adapted.append(f"{path}: {why}")
         return
