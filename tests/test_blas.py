@@ -295,13 +295,15 @@ def arguments(command: click.Command, folder: Path) -> list[str]:
     for parameter in command.params:
         if parameter.name == "model":
             given += ["--model", str(folder / "nothing")]
-        elif isinstance(parameter, click.Argument):
-            given += [str(file)]
         elif parameter.required:
             number = isinstance(parameter.type, click.IntRange | click.FloatRange)
             folders = isinstance(parameter.type, click.Path) and not parameter.type.file_okay
             value = "1" if number else str(folder if folders else file)
-            given += [parameter.opts[0], value]
+            given += (
+                [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
+            )
+        elif isinstance(parameter, click.Argument):
+            given += [str(file)]
     return given
 
 
