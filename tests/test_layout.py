@@ -39,6 +39,7 @@ COVERED_BY = {
     "export/gguf/bpe.py": "export/gguf/test_vocabulary.py",
     "export/gguf/byte_level.py": "export/gguf/test_vocabulary.py",
     "export/gguf/sentence_piece.py": "export/gguf/test_vocabulary.py",
+    "export/hub.py": "export/test_push.py",
     "export/record.py": "export/test_fusing.py",
     "model/gguf/": "model/test_gguf.py",
     "model/gradient_checkpointing.py": "training/test_loop.py",
