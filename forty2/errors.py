@@ -120,6 +120,10 @@ class MemoryRanOut(Forty2Error, MemoryError):
     """There was too little memory; the message says for what."""
 
 
+class HubError(Forty2Error, ConnectionError):
+    """The model hub refuses, fails or cannot be reached."""
+
+
 class RunError(Forty2Error, RuntimeError):
     """A run folder or another file of ours is in use, unreadable, unwritable or damaged."""
 

@@ -21,6 +21,9 @@ JsonObject = dict[str, Any]
 """A parsed JSON object whose keys have not been checked."""
 CHECKSUMS = "SHA256SUMS"
 """Name of the file in a sealed folder that holds the checksums of the others."""
+CARD = "README.md"
+"""Name of the file that describes a model to people. It is written anew when more is known about the
+model, and its owner may edit it: no checksum is kept of it."""
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(?P<replaced>\.old)?")
 """Name of a file or folder while a process writes it: `.NAME.PROCESS`. The folder that it replaces
 is `.NAME.PROCESS.old` for the moment between the two renames."""
@@ -334,7 +337,7 @@ def find_damage(folder: Path) -> str | None:
         if any(not name or Path(name).name != name for name in checksums):
             raise ValueError
         present = _files_to_seal(folder)
-        for name in sorted(present | checksums.keys()):
+        for name in sorted((present | checksums.keys()) - {CARD}):  # earlier releases sealed it
             if name not in present:
                 return f"{folder / name} is missing"
             if name not in checksums:
@@ -349,8 +352,9 @@ def find_damage(folder: Path) -> str | None:
 
 
 def _files_to_seal(folder: Path) -> set[str]:
-    """Return the names of a folder's files. Hidden ones are left out: file browsers add them."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {CHECKSUMS}
+    """Return the names of a folder's files that have checksums. File browsers add hidden ones."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return names - {CHECKSUMS, CARD}
 
 
 def write_sealed(path: Path, value: Mapping[str, object]) -> None:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"training.objectives", "recipe", "data", "text", "model", "inference"},
     "benchmark": _BELOW_BENCHMARK,
     "failures": _BELOW_BENCHMARK | {"benchmark"},
-    "export": {"recipe", "data", "model", "inference"},
+    "export": {"recipe", "data", "model", "inference", "report"},
     "report": {"recipe"},
     "runs": _BELOW_RUNS | {"export"},
     "speed": _BELOW_RUNS,

@@ -41,6 +41,7 @@ COVERED_BY = {
     "export/gguf/bpe.py": "export/gguf/test_vocabulary.py",
     "export/gguf/byte_level.py": "export/gguf/test_vocabulary.py",
     "export/gguf/sentence_piece.py": "export/gguf/test_vocabulary.py",
+    "export/hub.py": "export/test_push.py",
     "export/record.py": "export/test_fusing.py",
     "failures/stored_embeddings.py": "failures/test_clustering.py",
     "model/gguf/": "model/test_gguf.py",

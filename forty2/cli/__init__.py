@@ -24,6 +24,8 @@ COMMANDS = {
     "data": "data",
     "fuse": "fuse",
     "export": "export",
+    "push": "hub",
+    "pull": "hub",
     "chat": "chat",
     "serve": "serve",
     "generate": "generate",

@@ -95,8 +95,12 @@ set_option = click.option(
 )
 
 
-def confirmed(question: str) -> bool:
+def confirmed(question: str, done: str = "deleted", do: str = "delete") -> bool:
     """Ask the user, and say so if the answer is no.
+
+    Args:
+        done: what is then not done, after "nothing".
+        do: what --yes does without asking.
 
     Raises:
         UsageError: there is nobody to answer.
@@ -105,8 +109,8 @@ def confirmed(question: str) -> bool:
         if click.confirm(question):
             return True
     except click.Abort as error:
-        raise click.UsageError("Nothing deleted: no answer. Give --yes to delete.") from error
-    echo("nothing deleted")
+        raise click.UsageError(f"Nothing {done}: no answer. Give --yes to {do}.") from error
+    echo(f"nothing {done}")
     return False
 
 

@@ -21,8 +21,10 @@ import mlx.nn as nn
 
 from forty2.data.library import neutral_texts
 from forty2.errors import ModelError
+from forty2.export.card import is_owners, write_card
+from forty2.export.origin import origin_of_record
 from forty2.export.record import RECORD, adapter_of
-from forty2.files import JsonObject, staged_folder, write_json
+from forty2.files import CARD, JsonObject, staged_folder, write_bytes, write_json
 from forty2.inference.logprobs import logsumexp
 from forty2.model.adapter import CONFIG, adapter_dir
 from forty2.model.adapter_files import phase_settings, read_adapter_config, recorded_tags
@@ -330,10 +332,19 @@ def _survival(
 
 
 def _write(loaded: LoadedModel, folder: Path, record: JsonObject) -> None:
-    """Write a model with a record of how it was made; the folder appears complete or not at all."""
+    """Write a model with its card and a record of how it was made.
+
+    The folder appears complete or not at all. A card that its owner wrote stays.
+    """
+    own = (folder / CARD).read_bytes() if is_owners(folder) else None
     with staged_folder(folder) as unfinished:
         save_model(loaded, unfinished)
         write_json(unfinished / RECORD, record)
+        if own is None:
+            origin = origin_of_record(record, Path(str(record["adapter"])))
+            write_card(unfinished, origin, name=folder.name)
+        else:
+            write_bytes(unfinished / CARD, own)
 
 
 def _probes(loaded: LoadedModel) -> list[mx.array]:

@@ -18,12 +18,15 @@ import mlx.core as mx
 import numpy as np
 
 from forty2.errors import ModelError, on_one_line
+from forty2.export.card import MARK
+from forty2.export.origin import RUN, STAGE
 from forty2.files import JsonObject, check_free_space, staged_folder, write_json, write_text
 from forty2.model.adapter import (
     TEMPLATE,
     adapter_dir,
     load_arrays,
     recorded_template,
+    trained_on,
     trained_system,
     write_mlx_adapter,
 )
@@ -118,6 +121,9 @@ def export_peft(
         _MLX_CONFIG: before,
     }
     record |= {key: before[key] for key in (STOP_TOKENS, TAGS) if key in before}
+    run = trained_on(folder).run
+    if run is not None:  # stays on this machine: `push` makes the card from it, and leaves it out
+        record |= {RUN: str(run), STAGE: folder.name}
     template = recorded_template(folder)
     notes = _notes(base, loaded, layers, bool(rows))
     progress("export", 1, _STEPS, {})
@@ -362,6 +368,8 @@ def _card(
         'model = PeftModel.from_pretrained(base, "this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
         "```",
+        "",
+        MARK,
         "",
     ]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ def find_base_model(adapter: str | Path) -> str | None:
     base = trained_on(adapter)
     if base.run is None:
         return _named_by_peft(adapter, base.name)
-    if base.name is None or not _is_folder(base):
+    if base.name is None or not is_folder(base):
         return base.name
     others = []
     for place in _places(base):
@@ -100,7 +100,7 @@ def _named_by_peft(adapter: str | Path, name: str | None) -> str | None:
     )
 
 
-def _is_folder(base: TrainedOn) -> bool:
+def is_folder(base: TrainedOn) -> bool:
     """Return whether the recorded name is that of a folder, not of a hub's model or the starter."""
     name = os.path.expanduser(base.name or "")
     if name == STARTER:

@@ -306,6 +306,8 @@ def read_change(record: JsonObject) -> ChangeRecord:
         high=float(record["high"]),
         p=_number(record.get("p_holm")),
         verdict=str(record["verdict"]),
+        before=_number(record.get("before")),
+        after=_number(record.get("after")),
     )
 
 

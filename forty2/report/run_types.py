@@ -151,6 +151,9 @@ class ChangeRecord:
     p: float | None
     """p value, corrected for all metrics of the comparison."""
     verdict: str
+    before: float | None = None
+    after: float | None = None
+    """The metric itself, of the base and of the stage; earlier releases recorded none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.errors import RunError
+from forty2.export.card import write_card
 from forty2.export.fusing import fuse, quantized_path
+from forty2.export.origin import origin_of_model
 from forty2.export.record import adapter_of
 from forty2.files import find_damage, seal, write_json
 from forty2.recipe.schema import Fuse
@@ -77,3 +79,10 @@ def fuse_run(run: RunContext, settings: Fuse, adapter: Path) -> FusedModels:
     run.folder.check_there()
     write_json(record, fused.to_json())
     return models
+
+
+def write_cards(run: Path, models: FusedModels) -> None:
+    """Write the cards of a run's fused models, with the results that the run has now."""
+    for folder in models:
+        if folder is not None:
+            write_card(folder, origin_of_model(folder, run=run))

@@ -36,7 +36,7 @@ from forty2.report.run import contamination_lines, notices, write_report
 from forty2.run_paths import phase_label, run_folder, run_path
 from forty2.runs.agenda import Agenda, AgendaItem
 from forty2.runs.context import NEEDED_BY_ALL, RunContext, RunOptions, open_run
-from forty2.runs.fused import FusedModels, check_fused_path, fuse_run
+from forty2.runs.fused import FusedModels, check_fused_path, fuse_run, write_cards
 from forty2.runs.gates import judge_gates
 from forty2.runs.held_out import is_measured, measures_phase
 from forty2.runs.inputs import read_inputs
@@ -348,6 +348,8 @@ def _finish(
         if len(verdicts) > 1 or "held_out" in verdicts:
             changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
+    if fused is not None:
+        write_cards(run.path, fused)
     return RunResult(
         path=run.path,
         adapter=adapter,

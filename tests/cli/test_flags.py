@@ -22,7 +22,9 @@ from forty2.cli.progress_bars import ProgressBars
 from forty2.errors import RunError
 
 PACKAGE = Path(forty2.__file__).parent
-COMMAND = re.compile(r"(pip install|mlx\.launch|llama-gguf-split|tensorboard|forty2 \w+ \w+) .*")
+COMMAND = re.compile(
+    r"(pip install|mlx\.launch|mlx_lm\.generate|llama-gguf-split|tensorboard|forty2 \w+ [\w{}]+) .*"
+)
 """A whole command to type in a shell: there, options are right."""
 OPTION = re.compile(r"--[a-z]")
 NAMED = re.compile(rf"`({'|'.join(ARGUMENTS)})\b")
