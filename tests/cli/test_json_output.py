@@ -43,7 +43,7 @@ PRINTS_NO_RESULT = {
     *("export.mlx", "export.results", "data.build", "data.format-lock", "data.echo", "data.mix"),
     *("data.operators", "data.show", "data.decontaminate", "data.split", "data.stratify"),
     *("data.convert", "data.prepare", "completion", "serve", "failures.testset", "failures.find"),
-    *("failures.cluster", "failures.label", "failures.report"),
+    *("failures.cluster", "failures.label", "failures.report", "push", "pull"),
 }
 """Commands that write files, talk, or print a text to read; `speed` writes its figures with --out."""
 
