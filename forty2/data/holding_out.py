@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from forty2.data.checks.near_duplicates import NearDuplicates
+from forty2.data.joining import Joining
 from forty2.data.record_texts import answer_of, prompt_key, prompt_turns, rejected_of, words_of
 from forty2.data.records import Record
 from forty2.data.splitting import seeded_order
@@ -66,14 +67,7 @@ def hold_out(kinds: Mapping[str, Sequence[Record]], seed: int = 42) -> dict[str,
 
 def _groups(records: Sequence[Record]) -> list[list[int]]:
     """Join rows that must stay together; return the indices of each group, ascending."""
-    first = list(range(len(records)))
-
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = first[row]
-        return row
-
+    joining = Joining(len(records))
     same: dict[str, int] = {}
     prompts, wholes = NearDuplicates(), NearDuplicates()
     for row, record in enumerate(records):
@@ -86,12 +80,9 @@ def _groups(records: Sequence[Record]) -> list[list[int]]:
         entity = record.meta.get("entity")
         keys += [f"entity\n{entity.casefold()}"] if isinstance(entity, str) else []
         for key in keys:
-            first[root(row)] = root(same.setdefault(key, row))
+            joining.join(row, same.setdefault(key, row))
     for near in (prompts, wholes):
         for group in near.groups():
             for row in group[1:]:
-                first[root(int(row))] = root(int(group[0]))
-    joined: dict[int, list[int]] = {}
-    for row in range(len(records)):
-        joined.setdefault(root(row), []).append(row)
-    return list(joined.values())
+                joining.join(int(row), int(group[0]))
+    return joining.groups()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from forty2.data.checks.near_duplicates import LOOSE_BANDS, NearDuplicates
+from forty2.data.joining import Joining
 from forty2.data.record_texts import turn_text
 from forty2.data.splitting import seeded_order
 from forty2.data.strata import largest_remainder, round_robin
@@ -241,23 +242,14 @@ def _split(rows: Sequence[Candidate], seed: int) -> list[Item]:
 
 def _groups(rows: Sequence[Candidate]) -> list[int]:
     """Number the groups of questions that resemble each other, directly or through others."""
-    first = list(range(len(rows)))
-
-    def root(place: int) -> int:
-        while first[place] != place:
-            first[place] = first[first[place]]
-            place = first[place]
-        return place
-
-    near = NearDuplicates(TWINS, LOOSE_BANDS)
+    joining, near = Joining(len(rows)), NearDuplicates(TWINS, LOOSE_BANDS)
     for row in rows:
         near.add(question_text(row.messages))
-    for group in near.groups():
-        for place in group[1:].tolist():
-            one, other = sorted((root(int(group[0])), root(place)))
-            first[other] = one
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(place), len(numbers)) for place in range(len(rows))]
+    for alike in near.groups():
+        for place in alike[1:].tolist():
+            joining.join(int(alike[0]), place)
+    numbers = {place: n for n, group in enumerate(joining.groups()) for place in group}
+    return [numbers[place] for place in range(len(rows))]
 
 
 def _halves(rows: Sequence[Candidate], groups: Sequence[int], seed: int) -> dict[int, Half]:
