@@ -1,4 +1,4 @@
-"""What `--json` prints: one object, whose `schema` names the form and its version.
+"""The output of `--json`: one object, whose `schema` names the form and its version.
 
 A version changes when a key goes away or changes its meaning; new keys do not change it. Every key is
 described here, the manual's page is made from it, and a key that is missing here is a bug that stops
@@ -154,6 +154,74 @@ SCHEMAS: Mapping[str, Schema] = {
             "near_duplicates": "share of rows that nearly repeat an earlier one",
             "histogram": "pairs of a range of tokens a row, and the rows in it",
             "strata": "by key: rows of each value",
+        },
+    ),
+    "failures.cluster": Schema(
+        "failures cluster",
+        1,
+        {
+            "sentence": "the finding in a sentence",
+            "text": "what of an item was embedded",
+            "model": "the embedding model as named",
+            "model_sha256": "sha256 of its files",
+            "items": "number of scored items",
+            "failures": "how many of them failed",
+            "strata": "each with `name`, `passed`, `failed`, `unscored` and the pass rate's `interval`",
+            "stability": "`rand`, `jaccard` by cluster, `resamples`, `drawn` and `least_rand`",
+            "least_jaccard": "smallest Jaccard index of a stable cluster",
+            "stable": "whether the clusters as a whole are stable",
+            "clusters": "each with number, size, failures, rates, `interval`, `p`, `p_holm`, `worse`, `terms`, …",
+            "k_asked": "number of clusters asked for, or auto",
+            "k": "number of clusters",
+            "silhouettes": "silhouette by k, or null if k was given",
+            "seed": "seed of the clusters and resamples",
+        },
+    ),
+    "failures.find": Schema(
+        "failures find",
+        1,
+        {
+            "model": "the model as named",
+            "adapter": "adapter as named, or null",
+            "max_tokens": "longest reply in tokens",
+            "batch_size": "replies generated at a time",
+            "scoring": "settings of the judge's scores, or null",
+            "judge": "`endpoint` and `model` of the judge, or null",
+            "testset_sha256": "sha256 of each half of the test set",
+            "weights": "hashes of the weights",
+            "template_date": "day that the chat template got, or null",
+            "trained_on": "the run and the files that were searched for the questions, or null",
+            "strata": "by stratum: counts, `pass_rate` and its `interval`",
+            "all": "the same over all strata",
+            "replies": "their number, how many stopped, how many failed and were cut, and their tokens",
+            "by": "number of verdicts by verifier and by judge",
+            "unscored": "number of unscored replies by reason",
+            "judged": "requests, agreement, and verdicts that another threshold would change, or null",
+        },
+    ),
+    "failures.label": Schema(
+        "failures label",
+        1,
+        {
+            "sentence": "the finding in a sentence",
+            "source": "what made the labels",
+            "clusters_sha256": "sha256 of the clusters that they are of",
+            "labels": "each with `cluster`, `label`, `sorted`, `right`, `p`, `p_holm`, `weak`",
+        },
+    ),
+    "failures.testset": Schema(
+        "failures testset",
+        1,
+        {
+            "items": "number of items",
+            "seed": "seed of all random choices",
+            "strata": "by stratum: items `asked`, `items`, in each half, and `with_verifier`",
+            "sources": "each source with its rows",
+            "sha256": "sha256 of each half",
+            "dropped": "duplicates and near duplicates by stratum, and what each file of training data held",
+            "disjoint_from": "training data as named",
+            "groups": "`number` of groups of similar questions, and the `largest`",
+            "versions": "versions of packages",
         },
     ),
     "generate": Schema(

@@ -16,6 +16,7 @@ from support.cli import forty2
 
 from forty2.cli import main
 from forty2.cli.json_output import SCHEMAS, as_markdown, echo_json, plain, schema_id
+from forty2.failures import clustering, labels
 from forty2.runs import ablation
 from forty2.runs.sweep import results
 
@@ -24,6 +25,8 @@ COMMANDS = {
     "compare": "compare before.json after.json",
     "data.lint": "data lint chats.jsonl",
     "data.stats": "data stats chats.jsonl -m tiny",
+    "failures.find": "failures find {out} -m tiny --max-tokens 2",
+    "failures.testset": "failures testset --out {out} --strata mathematics=4",
     "generate": "generate -m tiny -p Hi. --max-tokens 3",
     "logprobs": "logprobs -m tiny -d pairs.jsonl -o {out}",
     "model.info": "model info tiny",
@@ -34,16 +37,21 @@ COMMANDS = {
     "runs.list": "runs list .",
     "runs.show": "runs show done",
 }
-ELSEWHERE = {"ablate": ablation, "benchmark.judge": None, "sweep": results}
-"""Schemas whose commands train or ask for long; the keys of two are looked up in the source."""
+ELSEWHERE = {
+    "ablate": ablation,
+    "benchmark.judge": None,
+    "failures.cluster": clustering,
+    "failures.label": labels,
+    "sweep": results,
+}
+"""Schemas whose commands take long or download a model; the keys are looked up in the module's source."""
 PRINTS_NO_RESULT = {
     *("chat", "clean", "fuse", "init", "report", "speed", "runs.note", "runs.tag", "runs.remove"),
     *("recipe.show", "recipe.keys", "recipe.copy", "recipe.convert", "recipe.check", "runs.export"),
     *("runs.page", "model.fetch", "model.import", "model.memory", "export.gguf", "export.peft"),
     *("export.mlx", "export.results", "data.build", "data.format-lock", "data.echo", "data.mix"),
     *("data.operators", "data.show", "data.decontaminate", "data.split", "data.stratify"),
-    *("data.convert", "data.prepare", "completion", "serve", "failures.testset", "failures.find"),
-    *("failures.cluster", "failures.label", "failures.report", "push", "pull"),
+    *("data.convert", "data.prepare", "completion", "serve", "failures.report", "push", "pull"),
 }
 """Commands that write files, talk, or print a text to read; `speed` writes its figures with --out."""
 
@@ -77,6 +85,9 @@ def test_a_command_prints_one_line_in_its_schema(
     out = tmp_path / "out"
     if name == "runs.compare":
         assert forty2("run", "recipe.yaml", "--run-dir", str(out)).exit_code == 0
+    if name == "failures.find":
+        made = COMMANDS["failures.testset"].format(out=out).split()
+        assert forty2(*made).exit_code == 0
     result = forty2(*COMMANDS[name].format(out=out).split(), "--json")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("\n") == 1

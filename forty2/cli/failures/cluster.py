@@ -9,6 +9,7 @@ import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 
@@ -37,12 +38,18 @@ def _k(_: click.Context, __: click.Parameter, text: str) -> int | Literal["auto"
     show_default=True,
     help="Embedding model: its name, a folder of sentence-transformers, or a hub name.",
 )
-def cluster_command(folder: Path, k: int | Literal["auto"], seed: int, model: str) -> None:
+@shared_options.as_json
+def cluster_command(
+    folder: Path, k: int | Literal["auto"], seed: int, model: str, as_json: bool
+) -> None:
     """Cluster all scored items, and test which clusters fail more often than the rest."""
     from forty2.failures.clustering import CLUSTERS, cluster_items
 
     with ProgressBars() as bars:
         record = cluster_items(folder, k=k, seed=seed, model=model, progress=bars)
+    if as_json:
+        echo_json("failures.cluster", record)
+        return
     echo(record["sentence"])
     for cluster in record["clusters"] if record["stable"] else ():
         words = ", ".join(term["term"] for term in cluster["terms"][:4])
@@ -56,11 +63,15 @@ def cluster_command(folder: Path, k: int | Literal["auto"], seed: int, model: st
 
 @click.command("label")
 @click.argument("folder", type=shared_options.FOLDER)
-def label_command(folder: Path) -> None:
+@shared_options.as_json
+def label_command(folder: Path, as_json: bool) -> None:
     """Name the stable clusters by distinctive terms, and check each name on held-out items."""
     from forty2.failures.labels import LABELS, label_clusters
 
     made = label_clusters(folder)
+    if as_json:
+        echo_json("failures.label", made)
+        return
     echo(made["sentence"])
     for label in made["labels"]:
         weak = "  weak" if label["weak"] else ""

@@ -10,6 +10,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Allow running the programs that the model writes, in a sandbox. Required for unit tests.",
 )
+@shared_options.as_json
 @shared_options.template
 @shared_options.trust_remote_code
 def find_command(
@@ -69,6 +71,7 @@ def find_command(
     max_tokens: int,
     batch_size: int,
     run_untrusted_code: bool,
+    as_json: bool,
     template: TemplateSettings | None,
     trust_remote_code: bool,
 ) -> None:
@@ -103,6 +106,9 @@ def find_command(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
+    if as_json:
+        echo_json("failures.find", {**found.record, "judged": found.record.get("judged")})
+        return
     echo(format_found(found.record))
     if found.seconds:
         echo(

@@ -9,6 +9,7 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 from forty2.files import JsonObject
 
@@ -43,6 +44,7 @@ from forty2.files import JsonObject
     help="Training data, or a run for all of its own: its questions are left out. Repeatable.",
 )
 @shared_options.seed_option(help="Seed of all random choices.")
+@shared_options.as_json
 def testset_command(
     out: Path,
     sources: tuple[str, ...],
@@ -50,6 +52,7 @@ def testset_command(
     strata: tuple[str, ...],
     disjoint_from: tuple[str, ...],
     seed: int,
+    as_json: bool,
 ) -> None:
     """Make a test set of several strata, in two halves, disjoint from training data."""
     from forty2.failures.testset import STRATA, TestsetSettings, make_testset
@@ -63,7 +66,10 @@ def testset_command(
     )
     with ProgressBars() as bars:
         about = make_testset(out, settings, bars)
-    echo(_summary(about))
+    if as_json:
+        echo_json("failures.testset", about)
+    else:
+        echo(_summary(about))
     for name, part in about["strata"].items():
         if part["items"] < part["asked"]:
             warn(
@@ -72,7 +78,8 @@ def testset_command(
             )
     if not disjoint_from:
         warn("compared with no training data; name it, or the model's run, with --disjoint-from")
-    echo(out)
+    if not as_json:
+        echo(out)
 
 
 def _strata(given: tuple[str, ...]) -> dict[str, int]:
