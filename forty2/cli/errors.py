@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from forty2.cli.echo import echo
-from forty2.cli.flags import TYPED, with_flags
+from forty2.cli.flags import TYPED, goes_on, with_flags
 from forty2.cli.signals import Terminated
 from forty2.errors import Forty2Error, OtherProcessEnded, first_line, is_out_of_memory
 from forty2.text_layout import fit, terminal_width
@@ -55,12 +55,9 @@ def plain_errors() -> Iterator[None]:
         raise CommandError(with_flags(str(error)), error.exit_code) from error
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        raise CommandError(
-            with_flags(
-                f"stopped by {number.name}; no file is half-written; to go on: `resume=True`"
-            ),
-            128 + number,
-        ) from error
+        after = "to go on: `resume=True`" if goes_on() else "to try again, give the same command"
+        stopped = f"stopped by {number.name}; no file is half-written; {after}"
+        raise CommandError(with_flags(stopped), 128 + number) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -116,6 +116,14 @@ def command_at_hand() -> click.Command | None:
     return context.command
 
 
+def goes_on() -> bool:
+    """Return whether the command at hand can go on after a stop; also if no command is at hand."""
+    command = command_at_hand()
+    if command is None or command.name in _GO_ON_BY_THEMSELVES:
+        return True
+    return any(flag("resume") in parameter.opts for parameter in command.params)
+
+
 def with_flags(message: str) -> str:
     """Replace the arguments that a message names in backticks by options of the command at hand.
 
@@ -144,12 +152,9 @@ def _with_command(found: re.Match[str], options: Collection[str]) -> str:
     """
     from forty2.training.processes import launched  # imports mlx
 
-    context, command = click.get_current_context(silent=True), command_at_hand()
+    context = click.get_current_context(silent=True)
     typed = context.meta.get(TYPED, ()) if context is not None else ()
-    goes_on = flag("resume") in options or (
-        command is not None and command.name in _GO_ON_BY_THEMSELVES
-    )
-    if not typed or not goes_on or launched():
+    if not typed or not goes_on() or launched():
         return found[0]
     added = [word for value in _OVERRIDE.findall(found[2]) for word in (flag("overrides"), value)]
     if flag("resume") in options and flag("resume") not in typed:
