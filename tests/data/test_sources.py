@@ -79,6 +79,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "indented.json": wrapped(1, version="1.0", about={"a": [1]}),
     "export.json": wrapped(2, "tickets", exported="2026-11-01", of={"shop": "x"}),
     "export in a line.json": wrapped(None, "tickets", exported="2026-11-01", count=3),
+    "lists.json": wrapped(2, "tickets", columns=["a", 1], years=[], nested=[[1]]),
+    "lists in a line.json": wrapped(None, "tickets", columns=["a", 1], years=[], nested=[[1]]),
     "utf16.jsonl": encoded("utf-16"),
     "utf16le.jsonl": encoded("utf-16-le"),
     "utf16be.json": encoded("utf-16-be"),

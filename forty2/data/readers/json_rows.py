@@ -229,8 +229,14 @@ def _find_wrapped(window: _Window) -> str | None:
         wraps = key in _WRAPPERS or unknown
         if wraps and window.peek() == "[":
             window.at += 1
-            return key if window.peek() == "{" and _is_row(window.value()[0]) else None
-        window.value()
+            if window.peek() == "{":
+                return key if _is_row(window.value()[0]) else None
+            while window.peek() != "]":  # a list of something else beside the rows
+                window.value()
+                window.at += window.peek() == ","
+            window.at += 1
+        else:
+            window.value()
     return None
 
 
