@@ -55,8 +55,8 @@ def first_names(names: Sequence[str], most: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Spell out characters that cannot be seen or act on a terminal, other than line breaks."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    """Spell out line breaks and other characters that cannot be seen, or that act on a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Forty2Error(Exception):
@@ -68,7 +68,7 @@ class Forty2Error(Exception):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(redact(message)))
+        super().__init__("\n".join(map(printable, redact(message).split("\n"))))
 
 
 class RecipeError(Forty2Error, ValueError):

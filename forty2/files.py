@@ -321,7 +321,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def seal(folder: Path) -> None:
     """Write the checksums of a folder's files into it, as `sha256sum --check` reads them."""
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(_files_to_seal(folder))]
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_files_to_seal(folder))]
     write_text(folder / CHECKSUMS, "".join(lines))
 
 
@@ -342,7 +342,7 @@ def find_damage(folder: Path) -> str | None:
                 return f"{folder / name} is missing"
             if name not in checksums:
                 return f"{folder / name} does not belong there"
-            if _sha256(folder / name) != checksums[name]:
+            if file_sha256(folder / name) != checksums[name]:
                 return f"{folder / name} is damaged"
     except FileNotFoundError:
         return f"{folder / CHECKSUMS} is missing"
@@ -380,6 +380,7 @@ def _json_sha256(value: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hash the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

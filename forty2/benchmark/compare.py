@@ -42,7 +42,7 @@ from forty2.notebook import html_paragraph, html_table
 from forty2.recipe.schema import Cost
 
 Measured = Result | Stage | HarnessSamples
-"""What one side of a comparison may be."""
+"""One side of a comparison."""
 
 
 class Change(NamedTuple):

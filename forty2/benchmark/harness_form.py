@@ -37,7 +37,7 @@ class Row:
     doc: JsonObject
     target: str
     replies: list[object]
-    """Of each request, the reply, or log-probability and whether it is the likeliest: as text."""
+    """One entry a request: the reply, or its log-probability and whether it is the likeliest, as text."""
     scores: dict[str, float]
     filter: str = NO_FILTER
 
@@ -85,12 +85,7 @@ def as_samples(measured: Result | Stage) -> HarnessSamples:
             settings={key: value for key, value in settings.items() if value is not None},
             higher=form.higher,
         )
-    return HarnessSamples(model=model_name(first), tasks=tasks, is_ours=True)
-
-
-def model_name(result: Result) -> str:
-    """Return the name of a result's model, with its adapter's."""
-    return result.model + (f" + {result.adapter}" if result.adapter else "")
+    return HarnessSamples(model=first.model_name, tasks=tasks, is_ours=True)
 
 
 def lines_of(form: Form) -> Iterable[JsonObject]:
@@ -134,7 +129,7 @@ def results_of(measured: Result | Stage, forms: Mapping[str, Form], name: str) -
         "n-shot": {task: form.shots for task, form in forms.items()},
         "higher_is_better": {task: form.higher for task, form in forms.items()},
         "n-samples": {task: {"original": n, "effective": n} for task, n in counts.items()},
-        "config": {"model": "forty2", "model_args": model_name(first), "versions": first.versions},
+        "config": {"model": "forty2", "model_args": first.model_name, "versions": first.versions},
         "model_source": "forty2",
         "model_name": name,
         "model_name_sanitized": name,

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 
 from forty2.benchmark.harness_samples import HarnessSamples, Sample, SampledTask
-from forty2.benchmark.stage_scores import MetricScores, Scores, metric_names, printable
-from forty2.errors import BenchmarkError, first_names
+from forty2.benchmark.stage_scores import MetricScores, Scores, metric_names
+from forty2.errors import BenchmarkError, first_names, printable
 
 GROUP = "lm-eval"
 """Name under which all tasks of the harness have one verdict together."""

@@ -69,7 +69,7 @@ class SampledTask:
     settings: dict[str, object]
     """Version, number of examples and use of a chat template; what was not recorded is absent."""
     higher: dict[str, bool | None]
-    """Whether more is better, by metric without its filter; None: neither."""
+    """True if a larger score is better, by the metric's name without its filter; None: neither is."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class HarnessSamples:
     model: str
     tasks: dict[str, SampledTask]
     is_ours: bool = False
-    """Whether forty2 measured them, and so knows an item's question but not the harness's hash of it."""
+    """True if forty2 measured them. Their items are matched by the question: the harness's hash is not known."""
 
 
 def is_harness(path: Path) -> bool:

@@ -72,6 +72,11 @@ class Result:
         return task_class(self.benchmark).title or self.data
 
     @property
+    def model_name(self) -> str:
+        """Name of the model, with its adapter's."""
+        return self.model + (f" + {self.adapter}" if self.adapter else "")
+
+    @property
     def label(self) -> str:
         """Name of the benchmark, for a reader."""
         return task_class(self.benchmark).label()
@@ -87,8 +92,7 @@ class Result:
         for name, mean in means.items():
             error = errors.get(name) if isinstance(errors, Mapping) else None
             rows.append([name, f"{mean:.4f}", "" if error is None else f"± {error:.4f}"])
-        model = self.model + (f" + {self.adapter}" if self.adapter else "")
-        title = f"{self.label}, {len(self.items):,} items of {self.data}: {model}"
+        title = f"{self.label}, {len(self.items):,} items of {self.data}: {self.model_name}"
         return html_table(title, ["metric", "mean", "standard error"], rows)
 
     def to_json(self) -> JsonObject:

@@ -11,7 +11,7 @@ from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.stats import Values
 from forty2.benchmark.task import Metric
 from forty2.benchmark.tasks import task_class
-from forty2.errors import BenchmarkError
+from forty2.errors import BenchmarkError, printable
 
 ALWAYS = ("behaviour", "perplexity", "divergence")
 """Tasks that are measured at every stage, after those of the recipe: the price, never the benefit."""
@@ -113,10 +113,9 @@ def _scores_of_result(result: Result) -> Scores:
         if task.metric(name).better != "neither"
     }
     judged = tuple(name for name in task.judged if name in metrics)
-    model = result.model + (f" + {result.adapter}" if result.adapter else "")
     return Scores(
         names={result.benchmark: printable(result.questions)},
-        model=printable(model),
+        model=printable(result.model_name),
         settings={
             "benchmark": result.benchmark,
             f"{task.data_key}_sha256": result.data_sha256,
@@ -128,11 +127,6 @@ def _scores_of_result(result: Result) -> Scores:
         categories=categories,
         category_metric=task.category_metric,
     )
-
-
-def printable(text: str) -> str:
-    """Return a text from a file with unprintable characters spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def check_same(old: Scores, new: Scores) -> None:

@@ -45,7 +45,7 @@ def push_command(
     for left in push.left_out:
         echo(f"stays                {left}")
     if push.own_card:
-        echo("note      README.md is your own text and is sent as it is")
+        echo("note      README.md is your own text; it is sent unchanged")
     if push.origin.base.hub is None:
         warn("the card names no base on the hub; give it with `model=OWNER/BASE`")
     if dry_run:

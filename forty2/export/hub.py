@@ -121,7 +121,7 @@ def _bars_on_a_terminal_alone() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _origin(error: Exception) -> Exception:
+def _hub_answer(error: Exception) -> Exception:
     """Return the answer of the hub that an error was raised from, or else the first error."""
     while not isinstance(error, HfHubHTTPError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -130,7 +130,7 @@ def _origin(error: Exception) -> Exception:
 
 def _reason(name: str, error: Exception, writing: bool) -> str:
     """Say why a request failed, and what to do."""
-    error = _origin(error)
+    error = _hub_answer(error)
     response = error.response if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, GatedRepoError):
         return f"is only for those who accept its terms, on its page on the hub; then {_LOGIN}"

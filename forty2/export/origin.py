@@ -1,4 +1,4 @@
-"""Where a model or adapter folder comes from: its kind, its base, its run and the stage of that run."""
+"""The origin of a model or adapter folder: its kind, its base, its run and the stage of that run."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Base:
     licence: str | None = None
     """Identifier of its licence, as its own card gives it; None: not known."""
     given: bool = False
-    """Whether the user named it, and not a record."""
+    """True if the user named it; False if a record does."""
     quantized_start: bool = False
-    """Whether training began with weights that had been dequantized: the starter's."""
+    """True if training began with dequantized weights, as with the starter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a folder holds and where it comes from."""
+    """The content of a folder and its origin."""
 
     kind: Kind
     base: Base
@@ -60,7 +60,7 @@ class Origin:
     bits: int | None = None
     """Bits per weight of a quantized copy."""
     peft: bool = False
-    """Whether an adapter has PEFT's form."""
+    """True if an adapter has PEFT's form."""
 
     @property
     def relation(self) -> str:

@@ -12,7 +12,7 @@ _ANY_PATH = re.compile(rf"(?<![\w:/<.~])(?:(?:~|\.\.)/(?:{_PART}+/)*|/(?:{_PART}
 """An absolute path of at least two parts, or one that leads out of this folder; not part of an
 address or a tag of HTML."""
 _END = r"(?![\w-])"
-"""What follows a path: not more of the name of its last part."""
+"""End of a path: the name of its last part does not go on."""
 
 
 def machine_paths(*records: object) -> list[str]:

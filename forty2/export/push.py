@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,18 +286,11 @@ def look_up(push: Push, *, private: bool) -> Repository:
     return Repository(api, name, info.sha, removed)
 
 
-def send(
-    push: Push,
-    repository: Repository,
-    *,
-    private: bool,
-    say: Callable[[str], None] = lambda _: None,
-) -> Pushed:
+def send(push: Push, repository: Repository, *, private: bool) -> Pushed:
     """Send the files in one commit, which the hub takes whole or not at all.
 
     Args:
         private: only its owner sees it, if the hub has nothing under this name yet.
-        say: called with what is done now.
 
     Raises:
         HubError: a request failed. Nothing is published then, unless the message says that this is not
@@ -315,12 +308,10 @@ def send(
         with hub_errors(name, _NOTHING):
             api.create_repo(name, private=private, exist_ok=True)
     with hub_errors(name, f"{_NOTHING}, and what was uploaded is not sent again"):
-        say("uploading")
         api.preupload_lfs_files(name, additions, free_memory=False)
     with hub_errors(
         name, "the hub has taken all files or none; the same command sends only what it lacks"
     ):
-        say("committing")
         commit = api.create_commit(
             name,
             [*additions, *deletions],

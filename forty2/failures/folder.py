@@ -124,7 +124,7 @@ def read_half(folder: str | Path, half: Half) -> list[Item]:
         RunError: there is no test set, or a half is not the one that was made.
     """
     folder = Path(folder)
-    about = _about(folder)
+    about = about_testset(folder)
     digests = {name: hashlib.sha256() for name in HALVES}
     found: list[Item] = []
     for number, line in _lines(folder / TESTSET):
@@ -169,11 +169,7 @@ def about_testset(folder: str | Path) -> JsonObject:
     Raises:
         RunError: there is no complete test set in the folder.
     """
-    return _about(Path(folder))
-
-
-def _about(folder: Path) -> JsonObject:
-    path = folder / ABOUT
+    path = Path(folder) / ABOUT
     if not path.exists():
         raise RunError(
             f"{path}: no such file; make a test set with forty2 failures testset --out {folder}"

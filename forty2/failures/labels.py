@@ -33,7 +33,7 @@ from forty2.failures.kmeans import need_scikit_learn
 from forty2.failures.scored import ScoredItem, read_scored
 from forty2.failures.stored_embeddings import read_vectors
 from forty2.failures.terms import distinctive
-from forty2.files import JsonObject, write_json
+from forty2.files import JsonObject, file_sha256, write_json
 from forty2.inference.embedding import load_embedder
 
 LABELS = "labels.json"
@@ -105,7 +105,7 @@ def label_clusters(
     made = {
         "sentence": sentence,
         "source": source,
-        "clusters_sha256": _sha256(folder / CLUSTERS),
+        "clusters_sha256": file_sha256(folder / CLUSTERS),
         "labels": labels,
     }
     write_json(folder / LABELS, made)
@@ -198,7 +198,3 @@ def _embedding_sorter(folder: Path, model: str) -> Sorter:
 
 def _one_line(label: str) -> str:
     return " ".join(label.split())[:LONGEST]
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -111,12 +111,6 @@ def open_source(name: str, wanted: Mapping[str, int], seed: int) -> OpenedSource
     return OpenedSource(name, about, sample.drawn(), seed)
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _Sample:
     """A seeded sample of the rows of each stratum, in memory that their number does not change.
 

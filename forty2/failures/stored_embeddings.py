@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from forty2.errors import RunError
 from forty2.failures.scored import ScoredItem
-from forty2.files import atomic_write, read_json, write_json
+from forty2.files import atomic_write, file_sha256, read_json, write_json
 from forty2.inference.embedding import MINILM, load_embedder
 from forty2.progress import Progress, silent
 
@@ -55,7 +55,7 @@ def embed_items(
         stored = embedder.embed([item.text for item in items], progress)
         with atomic_write(folder / ARRAY) as file:
             np.save(file, stored, allow_pickle=False)
-        write_json(folder / ABOUT, {**about, "array_sha256": _file_sha256(folder / ARRAY)})
+        write_json(folder / ABOUT, {**about, "array_sha256": file_sha256(folder / ARRAY)})
     return Embeddings(stored, model, embedder.sha256)
 
 
@@ -78,7 +78,7 @@ def _read(folder: Path, wanted: dict[str, object]) -> npt.NDArray[np.float32] | 
         about = json.loads((folder / ABOUT).read_bytes())
         if not wanted or any(about.get(key) != value for key, value in wanted.items()):
             return None
-        if about["array_sha256"] != _file_sha256(folder / ARRAY):
+        if about["array_sha256"] != file_sha256(folder / ARRAY):
             return None
         vectors: npt.NDArray[np.float32] = np.load(folder / ARRAY, allow_pickle=False)
         return vectors if len(vectors) == len(about["ids"]) else None
@@ -91,8 +91,3 @@ def _sha256(items: Sequence[ScoredItem]) -> str:
     for item in items:
         digest.update(json.dumps([item.id, item.text]).encode())
     return digest.hexdigest()
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -6,7 +6,6 @@ run that goes on from another one's adapter, the earlier run's data counts, too.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from forty2.data.record_texts import turn_text
 from forty2.data.records import Message, Record, Text
 from forty2.data.sources import BUILTIN, read_rows
 from forty2.errors import DataError
-from forty2.failures.sources import file_sha256
-from forty2.files import JsonObject
+from forty2.files import JsonObject, file_sha256
 from forty2.recipe.reading import load_recipe
 from forty2.run_paths import find_run
 
@@ -45,8 +43,6 @@ class Overlap(NamedTuple):
     """How the training data holds a question, by its place."""
     rows: int
     """Rows that were searched."""
-    how: Counter[str]
-    """Number of questions by how they were found."""
 
 
 def training_files(name: str) -> list[TrainingFile]:
@@ -110,7 +106,7 @@ class TrainingSearch:
             rows += 1
             for hit in self._finder.find(record):
                 found.setdefault(hit.item, _how(hit))
-        return Overlap(found, rows, Counter(found.values()))
+        return Overlap(found, rows)
 
 
 def _question_first(messages: Sequence[Message]) -> Iterator[str]:

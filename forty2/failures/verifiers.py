@@ -15,7 +15,7 @@ check itself cannot work (`CheckFailed`), nothing is said of the reply.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -47,7 +47,6 @@ _CALL_KEYS = (("name", "arguments"), ("name", "parameters"), ("tool", "arguments
 _SHOWN = 60
 """Characters of an answer that a reason quotes."""
 
-Run = Callable[[str], sandbox.Outcome]
 _UNIT_WORDS = """
 mm cm m km ft yd mi mg g kg ml cl l s sec min h % ° °C °F km/h m/s millimetres centimetres metres
 kilometres millimeters centimeters meters kilometers inches feet yards miles milligrams grams kilograms
@@ -79,7 +78,7 @@ class Exact:
     """Other texts that are right, too."""
     ignore_case: bool = False
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         found = candidates(reply)
         right = {self._form(text) for text in (self.answer, *self.accept)}
         if right & {self._form(text) for text in found}:
@@ -106,7 +105,7 @@ class Regex:
         except regex.error as error:
             raise ValueError(f"is no pattern ({error})") from error
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         flags = regex.IGNORECASE if self.ignore_case else 0
         find = regex.fullmatch if self.whole else regex.search
         try:
@@ -134,7 +133,7 @@ class Number:
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             raise ValueError(f"{self.answer!r} is no number") from error
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         found = final_number(reply)
         if found is None:
             return Checked(False, "says no number")
@@ -164,7 +163,7 @@ class Choice:
         if self.answer not in self.choices:
             raise ValueError(f"answer {self.answer!r} is none of the choices")
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         found = chosen(reply, self.choices)
         if found is None:
             return Checked(False, "makes no choice, or several")
@@ -184,8 +183,8 @@ class UnitTest:
     head: str = ""
     """Beginning of the program that the reply goes on with or writes again, such as its imports."""
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
-        outcome = run(self.program(reply))
+    def check(self, reply: str) -> Checked:
+        outcome = sandbox.run(self.program(reply))
         return Checked(outcome.passed, outcome.why)
 
     def program(self, reply: str) -> str:
@@ -208,7 +207,7 @@ class JsonSchema:
         except SchemaError as error:
             raise ValueError(f"is no JSON schema ({error.message})") from error
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         values = json_values(reply)
         if len(values) != 1:
             return Checked(False, f"gives {len(values)} JSON values, not one")
@@ -235,7 +234,7 @@ class ToolCall:
     optional: tuple[str, ...] = ()
     """Arguments that may be left out."""
 
-    def check(self, reply: str, run: Run = sandbox.run) -> Checked:
+    def check(self, reply: str) -> Checked:
         calls = [call for value in json_values(reply) for call in _calls(value)]
         if len(calls) != 1:
             return Checked(False, f"makes {len(calls)} calls, not one")
@@ -279,17 +278,14 @@ def parse_verifier(value: object, where: str) -> Verifier:
         raise DataError(f"{where}: {at}: {message}") from error
 
 
-def check(verifier: Verifier, reply: str, run: Run = sandbox.run) -> Checked:
+def check(verifier: Verifier, reply: str) -> Checked:
     """Check a reply; whatever a model writes, the answer is pass or fail.
-
-    Args:
-        run: function that runs a program and returns its outcome.
 
     Raises:
         CheckFailed: the check could not be made.
     """
     try:
-        return verifier.check(reply, run)
+        return verifier.check(reply)
     except RecursionError as error:
         return Checked(False, f"is nested too deeply to read ({on_one_line(error)})")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -352,7 +353,7 @@ class Embedder:
         mixed = mixed.swapaxes(1, 2).reshape(count, longest, width)
         mixed = self._linear(f"{name}.attention.output.dense", mixed)
         x = self._norm(f"{name}.attention.output.LayerNorm", x + mixed)
-        inner = cpu_kernels.gelu(self._linear(f"{name}.intermediate.dense", x))
+        inner = nn.gelu(self._linear(f"{name}.intermediate.dense", x))
         inner = self._linear(f"{name}.output.dense", inner)
         return self._norm(f"{name}.output.LayerNorm", x + inner)
 

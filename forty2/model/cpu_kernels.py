@@ -5,7 +5,7 @@ an element, the time of 1,200 operations of a matrix product; `power` calls powf
 mlx's attention also scores the keys that a causal mask hides, and needs a copy for each row of keys
 that many rows share. So on Linux on x86-64, `install` gives mlx-lm's models the attention and the
 gated activation of this module, which call mlx's for other precisions and on a GPU. The numbers are
-the same to rounding, gradients included. `gelu` is for encoders of ours.
+the same to rounding, gradients included.
 
 Loading a model installs them. The environment variable FORTY2_CPU_KERNELS=0 keeps mlx's.
 
@@ -36,10 +36,6 @@ SWITCH = "FORTY2_CPU_KERNELS"
 """Environment variable; 0 keeps mlx's functions."""
 
 _E = mx.array(math.e)
-_BLOCK = 32768
-"""Elements of a block of `gelu`."""
-_ERF = tuple(c / 2 for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
-"""Half the coefficients of formula 7.1.26, from the highest power on: half the tail of erf is Φ's."""
 _mlx_attention = mx.fast.scaled_dot_product_attention
 _mlx_swiglu = activations.swiglu
 _installed = False
@@ -106,42 +102,6 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
         return plain
     sigmoid: mx.array = _sigmoid(gate)  # type: ignore[assignment]
     return gate * sigmoid * x
-
-
-def gelu(x: mx.array) -> mx.array:
-    """Compute x · Φ(x), the exact GELU, to 3e-7 · |x|. No gradient passes.
-
-    mlx's `erf` takes 27 ns an element on an x86 CPU; this takes 4. Φ is computed by the formula
-    7.1.26 of Abramowitz & Stegun 1964, in blocks that stay in the processor's cache.
-    """
-    if not _is_slow(x):
-        return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
-    values = np.array(x, copy=False)
-    out = np.empty(values.size, np.float32)
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        out[start : start + _BLOCK] = _gelu(flat[start : start + _BLOCK])
-    return mx.array(out.reshape(values.shape))
-
-
-def _gelu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Compute max(x, 0) - |x| · Φ(-|x|), which is x · Φ(x)."""
-    size: npt.NDArray[np.float32] = np.abs(x)
-    t = size * np.float32(0.3275911 * math.sqrt(0.5))
-    t += 1
-    np.reciprocal(t, out=t)
-    tail = t * np.float32(_ERF[0])
-    for factor in _ERF[1:]:
-        tail += np.float32(factor)
-        tail *= t
-    power = size * size
-    power *= np.float32(-0.5)
-    np.exp(power, out=power)
-    tail *= power
-    tail *= size
-    positive: npt.NDArray[np.float32] = np.maximum(x, 0)
-    positive -= tail
-    return positive
 
 
 def attention(

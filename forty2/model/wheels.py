@@ -6,7 +6,6 @@ files are copied out, and none of its code runs.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from forty2.errors import ModelError
-from forty2.files import lock_folder
+from forty2.files import file_sha256, lock_folder
 
 
 def make_once(folder: Path, name: str, space: str, make: Callable[[Path], Path]) -> Path:
@@ -99,8 +98,7 @@ def check_sha256(file: Path, sha256: str, name: str) -> None:
     Raises:
         ModelError: it has another.
     """
-    with file.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
+    found = file_sha256(file)
     if found != sha256:
         raise ModelError(
             f"{file.name}: sha256 is {found}, not {sha256}, so this is not {name}; "

@@ -60,7 +60,7 @@ def dotted(at: Location) -> str:
 def listed(problems: Iterable[Problem]) -> str:
     """List problems in the order of their lines, one a line, with control characters escaped."""
     texts = (problem.text for problem in sorted(problems, key=lambda problem: problem.line))
-    return "\n".join(printable(text.replace("\n", "\\n")) for text in texts)
+    return "\n".join(printable(text) for text in texts)
 
 
 _MERGE = "tag:yaml.org,2002:merge"

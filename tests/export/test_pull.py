@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from support.hub_server import TOKEN, Hub
+from support.hub_server import Hub, error_of, hub_command
 
 from forty2.cli import main
 from forty2.model.loading import load
@@ -23,19 +23,8 @@ CARD = b"---\nbase_model: owner/base\n---\n"
 
 
 def pull(*words: str) -> Result:
-    """Run `forty2 pull`; its output holds no token and no traceback."""
-    result = CliRunner().invoke(main, ["pull", *words])
-    assert TOKEN not in result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def error_of(result: Result) -> str:
-    """The one line of a refused pull."""
-    assert result.exit_code == 2
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1 and result.stderr.rstrip().endswith(lines[0])
-    return lines[0]
+    """Run `forty2 pull`."""
+    return hub_command("pull", *words)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from click.testing import CliRunner, Result
-from support.hub_server import TOKEN, USER, Hub, front_matter
+from support.hub_server import TOKEN, USER, Hub, error_of, front_matter, hub_command
 
 from forty2.cli import main
 from forty2.export.hub import check_name
@@ -37,19 +37,8 @@ UPLOAD, COMMIT = "PUT /upload", "POST /api/models/me/it/commit"
 
 
 def push(*words: str, yes: bool = True) -> Result:
-    """Run `forty2 push`; its output holds no token and no traceback."""
-    result = CliRunner().invoke(main, ["push", *words, *(["--yes"] if yes else [])])
-    assert TOKEN not in result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def error_of(result: Result) -> str:
-    """The one line of a refused push."""
-    assert result.exit_code == 2
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1 and result.stderr.rstrip().endswith(lines[0])
-    return lines[0]
+    """Run `forty2 push`."""
+    return hub_command("push", *words, *(["--yes"] if yes else []))
 
 
 def stored(folder: Path) -> dict[str, bytes]:

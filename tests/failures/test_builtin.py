@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 
-from forty2.benchmark.sandbox import Outcome
 from forty2.failures.builtin import KINDS, made_items
 from forty2.failures.verifiers import check, parse_verifier
 
@@ -14,15 +13,7 @@ SAMPLE = 150
 KIND_NAMES = [(stratum, name) for stratum, kinds in KINDS.items() for name in kinds]
 
 
-def run_here(program: str) -> Outcome:
-    """Run a program of our own in this process, which takes a thousandth of the sandbox's time."""
-    try:
-        exec(program, {})
-    except Exception as error:
-        return Outcome(False, repr(error))
-    return Outcome(True, "passed")
-
-
+@pytest.mark.usefixtures("programs_run_here")
 @pytest.mark.parametrize("stratum", KINDS)
 def test_every_reference_passes_and_no_other_items_does(stratum: str) -> None:
     made = [one for _, one in itertools.islice(made_items(stratum, 3), SAMPLE)]
@@ -30,12 +21,10 @@ def test_every_reference_passes_and_no_other_items_does(stratum: str) -> None:
     wrong = 0
     for one, other in zip(made, others, strict=False):
         verifier = parse_verifier(one.verifier, "built in")
-        assert check(verifier, one.reference, run_here).passed, one
-        wrong += not check(verifier, other.reference, run_here).passed
-        assert not check(verifier, "", run_here).passed
-        assert (
-            not check(verifier, one.prompt, run_here).passed or one.verifier["kind"] != "unit_test"
-        )
+        assert check(verifier, one.reference).passed, one
+        wrong += not check(verifier, other.reference).passed
+        assert not check(verifier, "").passed
+        assert not check(verifier, one.prompt).passed or one.verifier["kind"] != "unit_test"
     assert wrong > 0.9 * SAMPLE
 
 

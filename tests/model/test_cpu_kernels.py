@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -222,21 +221,3 @@ def test_a_models_logits_and_gradients_are_the_same_without_them() -> None:
         results.append([np.asarray(array) for array in (model(ids), value, gradient)])
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
-
-
-@here
-def test_gelu_is_the_exact_one_at_any_size() -> None:
-    x = np.linspace(-12, 12, 100_001, dtype=np.float32)  # more than one block
-    wanted = np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.tolist()])
-    found = np.array(cpu_kernels.gelu(mx.array(x)))
-    assert (np.abs(found - wanted) <= 4e-7 * np.abs(x) + 1e-12).all()
-    mlx = mx.array(x).astype(mx.bfloat16)
-    assert cpu_kernels.gelu(mlx).dtype == mx.bfloat16
-
-
-@here
-def test_gelu_keeps_the_shape() -> None:
-    x = normal(3, 7, 5)
-    assert np.array_equal(
-        np.array(cpu_kernels.gelu(x)).ravel(), np.array(cpu_kernels.gelu(x.reshape(-1)))
-    )

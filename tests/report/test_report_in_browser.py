@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from chaos import make_inputs
 from markdown_it import MarkdownIt
-from support.browser import CHROMIUM
+from support.browser import CHROMIUM, HEADLESS
 from support.runs import short_checks
 
 import forty2
@@ -159,12 +159,7 @@ def browse(page: Path, *more: str) -> str:
     assert CHROMIUM is not None
     command = [
         CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
+        *HEADLESS,
         "--virtual-time-budget=2000",
         f"--user-data-dir={page.parent / 'profile'}",
         *(more or ["--dump-dom"]),

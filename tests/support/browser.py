@@ -26,6 +26,15 @@ CHROMIUM = next(
     None,
 )
 """The browser; None: there is none."""
+HEADLESS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+)
+"""Options of a browser without a window, which calls nobody."""
 
 
 class Page:
@@ -87,12 +96,7 @@ def browser(profile: Path) -> Iterator[Page]:
     answers, writes = os.pipe()
     command = [
         CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
+        *HEADLESS,
         "--window-size=1000,800",
         "--remote-debugging-pipe",
         f"--user-data-dir={profile}",

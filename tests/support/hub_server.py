@@ -20,7 +20,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard, ModelCardData
+
+from forty2.cli import main
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 """The only token that may write."""
@@ -354,3 +357,19 @@ _ROUTES: list[tuple[str, Any]] = [
     (rf"POST /api/models/{_NAME}/commit/main", _Handler.commit),
     (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
+
+
+def hub_command(*words: str) -> Result:
+    """Run `forty2 push` or `pull`; its output holds no token and no traceback."""
+    result = CliRunner().invoke(main, words)
+    assert TOKEN not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def error_of(result: Result) -> str:
+    """The one line of a refused command."""
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1 and result.stderr.rstrip().endswith(lines[0])
+    return lines[0]
