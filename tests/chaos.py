@@ -47,7 +47,7 @@ from forty2.report.charts import line_chart
 VARYING = ("tokens_per_s", "peak_memory_gb")
 """Keys in metrics.jsonl that depend on the machine and differ from run to run."""
 _SPEED = re.compile(rb'[\d,]+( \| |</td><td class="number">)[\d.]+ GB')
-"""Tokens per second and memory of a phase in a report."""
+"""Tokens per second and memory of a phase in a report or a card."""
 _TIME = re.compile(
     rb'[\d.]+ (s|min|h)( \d+ min)?( \| |</td><td class="number">)(\xe2\x80\x93|[\d.]+ GB)'
 )
@@ -202,7 +202,7 @@ def results(folder: Path) -> dict[str, Any]:
         if path.is_dir() or path.name in ("run.lock", "times.jsonl"):
             continue
         found[name] = path.read_bytes().replace(started.encode(), b"").replace(minute.encode(), b"")
-        if path.name.startswith("report."):
+        if path.name.startswith(("report.", "README.")):
             found[name] = _TIME.sub(b"", _SPEED.sub(b"", found[name]))
         if path.name == "run.json":
             found[name] = {k: v for k, v in json.loads(found[name]).items() if k != "started"}

@@ -313,8 +313,9 @@ READ_ONLY = {
     ("runs", "page"),
     ("export", "peft"),
     ("export", "mlx"),
+    ("push",),
 }
-"""Commands with a model for something else: its tokenizer, its layers, or a name to search for."""
+"""Commands with a model for something else: its tokenizer, its layers, or a name."""
 RUN_A_MODEL = [
     (words, command)
     for words, command in commands(main)
