@@ -160,6 +160,9 @@ def _texts(path: Path, found: JsonObject, key: str) -> dict[str, str]:
     if not isinstance(texts, dict) or not texts:
         _fail(path, key, "must be an object of ids and texts, one at least")
     for name, text in texts.items():
+        if isinstance(text, int | float):
+            quoted = json.dumps(json.dumps(text))
+            _fail(path, f"{key}.{name}", f"must be a text: write {quoted}, with the quotes")
         if not isinstance(text, str) or not text.strip():
             _fail(path, f"{key}.{name}", "must be a text, and not an empty one")
     return texts

@@ -194,7 +194,7 @@ class Conversation:
             (name,) = shlex.split(rest)
         except ValueError as error:
             raise DataError("/save: name one file, such as /save chats.jsonl") from error
-        echo(f"({name}: added {save_chat(self.session.messages, Path(name))})")
+        echo(f"({name}: {save_chat(self.session.messages, Path(name))})")
 
     def _system(self, rest: str) -> None:
         if rest:

@@ -180,6 +180,9 @@ def show_command(run: str, as_json: bool) -> None:
         "recipe": entry.name,
         "state": f"{entry.state}, {entry.finished_phases} of {len(entry.phases)} phases finished",
         "problem": with_flags(entry.problem or ""),
+        "to go on": "the command that began it, with --resume"
+        if entry.state in ("stopped", "failed")
+        else "",
         "started": f"{entry.started} ({run_tables.age(entry.started)} ago)"
         if entry.started
         else "",

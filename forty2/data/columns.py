@@ -165,7 +165,7 @@ def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: se
         try:
             record = parse(renamed, origin)
             if not isinstance(record, _RECORDS[kind]):
-                raise OtherKind(f"{origin}: {_other_kind(record)}, so give the file as such")
+                raise OtherKind(f"{origin}: {_other_kind(record)}, not `{kind}`")
         except DataError as error:
             errors.append(error)
             known = isinstance(error, OtherKind) and kind == "chats"
@@ -217,8 +217,8 @@ def _fits(ours: str, rows: Sequence[JsonObject], column: str) -> bool:
 def _other_kind(record: Record) -> str:
     match record:
         case Pair():
-            return "is a pair (`pairs`)"
+            return "is a pair: give the file as `pairs`"
         case Rated():
-            return "is a rated answer (`thumbs`)"
+            return "is a rated answer: give the file as `thumbs`"
         case _:
-            return "is a conversation (`chats`)"
+            return "is a conversation: give the file as `chats`"

@@ -26,13 +26,13 @@ class Prompt(NamedTuple):
 def read_prompts(source: str | Path, system: str | None = None) -> list[Prompt]:
     """Read the prompts of a `.txt` file, one a line, or of rows in any shape that training takes.
 
-    Answers in the rows are left out.
+    Empty lines, and answers in the rows, are left out.
 
     Args:
         system: system message of prompts that have none; None or "": no message.
 
     Raises:
-        DataError: the file cannot be read or has no prompts, or a line is empty or holds no prompt.
+        DataError: the file cannot be read or has no prompts, or a row holds no prompt.
     """
     path = Path(os.path.expanduser(source))
     if path.suffix == ".txt":
@@ -63,14 +63,10 @@ def _lines(path: Path) -> list[Prompt]:
         raise DataError(f"{path}: holds rows in JSON; give it a name that ends in .json")
     if lines and all(map(_is_object, lines)):
         raise DataError(f"{path}: holds JSON Lines; give it a name that ends in .jsonl")
-    empty = [str(n) for n, line in enumerate(lines, 1) if not line.strip()]
-    if empty:
-        raise DataError(
-            f"{path}:{empty[0]}: is empty; remove empty lines ({', '.join(empty[:10])})"
-        )
     return [
         Prompt(({"role": "user", "content": line},), f"{path}:{n}")
         for n, line in enumerate(lines, 1)
+        if line.strip()
     ]
 
 

@@ -21,7 +21,7 @@ def save_chat(messages: Sequence[Message], file: Path) -> str:
             and the reply expected to it.
 
     Returns:
-        What was added, in words.
+        What was done, in words; what is there already is not added again.
 
     Raises:
         DataError: the file is of another kind, the conversation does not fit one eval prompt, or a
@@ -35,14 +35,16 @@ def save_chat(messages: Sequence[Message], file: Path) -> str:
     with write_errors(file):
         make_folder(file.parent)
         if file.suffix == ".jsonl":
-            _append_row(messages, file)
-            return "a row of training data"
+            new = _append_row(messages, file)
+            return "added a row of training data" if new else "this row is there already"
         if file.suffix == ".json":
-            return f"eval prompt {_add_eval_prompt(messages, file)}"
+            name, new = _add_eval_prompt(messages, file)
+            return f"added eval prompt {name}" if new else f"it is there already, as {name}"
     raise DataError(f"{file}: end the name in .jsonl (training data) or .json (eval prompts)")
 
 
-def _append_row(messages: Sequence[Message], file: Path) -> None:
+def _append_row(messages: Sequence[Message], file: Path) -> bool:
+    """Append a row; return False if the file has it already."""
     before = _text(file)
     lines = before.splitlines()
     try:
@@ -52,13 +54,16 @@ def _append_row(messages: Sequence[Message], file: Path) -> None:
     if not fits:
         raise DataError(f"{file}:{len(lines)}: is not a row of JSON Lines; save to another file")
     row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
+    if row in lines:
+        return False
     gap = "\n" if before and not before.endswith("\n") else ""
     with open(file, "a", encoding="utf-8", opener=owner_only) as rows:
         rows.write(f"{gap}{row}\n")
+    return True
 
 
-def _add_eval_prompt(messages: Sequence[Message], file: Path) -> str:
-    """Add a message and its reply to a file of eval prompts; return its id."""
+def _add_eval_prompt(messages: Sequence[Message], file: Path) -> tuple[str, bool]:
+    """Add a message and its reply to a file of eval prompts; return its id, and whether it is new."""
     *before, question, answer = messages
     if any(message["role"] != "system" for message in before):
         raise DataError(
@@ -67,19 +72,23 @@ def _add_eval_prompt(messages: Sequence[Message], file: Path) -> str:
         )
     tree = _eval_prompts(file)
     prompts, outputs = tree["prompts"], tree["expected_outputs"]
-    number = 1
-    while (name := f"chat_{number}") in prompts:
-        number += 1
     systems = tree.get("system_prompt") or {}
     if isinstance(systems, str):
         systems = dict.fromkeys(prompts, systems)
+    added = (question["content"], answer["content"], before[0]["content"] if before else "")
+    for name, text in prompts.items():
+        if (text, outputs.get(name), systems.get(name, "")) == added:
+            return name, False
+    number = 1
+    while (name := f"chat_{number}") in prompts:
+        number += 1
     if before:
         systems = {**systems, name: before[0]["content"]}
     prompts[name], outputs[name] = question["content"], answer["content"]
     if systems:
         tree["system_prompt"] = systems
     write_json(file, tree)
-    return name
+    return name, True
 
 
 def _eval_prompts(file: Path) -> JsonObject:
@@ -91,7 +100,8 @@ def _eval_prompts(file: Path) -> JsonObject:
     except ValueError as error:
         raise DataError(f"{file}: is not JSON; save to another file") from error
     keys = ("prompts", "expected_outputs")
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(key), dict) for key in keys):
+    known = isinstance(tree, dict) and isinstance(tree.get("system_prompt", ""), str | dict)
+    if not known or not all(isinstance(tree.get(key), dict) for key in keys):
         raise DataError(f"{file}: is no file of eval prompts; save to another file")
     if tree.get("form") == "full":
         raise DataError(f"{file}: holds whole strings (form: full); save to another file")

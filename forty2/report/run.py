@@ -70,6 +70,8 @@ def contamination_lines(folder: Path) -> list[str]:
 
 def _markdown(run: Run) -> str:
     lines = [f"# {escape(run.name)}", "", run_sentences.about(run, escape)]
+    if unfinished := run_sentences.unfinished(run, escape):
+        lines += ["", unfinished]
     summary = run.summary
     if summary is not None and summary.verdict:
         meaning = run_sentences.meaning(summary, escape)
@@ -125,6 +127,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
         "run.html.jinja",
         name=run.name,
         about=run_sentences.about(run),
+        unfinished=run_sentences.unfinished(run),
         verdict=summary.verdict if summary is not None else "",
         meaning=run_sentences.meaning(summary) if summary is not None else "",
         warnings=(warnings[:_OPEN], warnings[_OPEN:]),

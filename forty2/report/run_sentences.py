@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
+import yaml
+
 from forty2.report.markdown import Quote
 from forty2.report.metrics import interval, metric_name, signed
 from forty2.report.run_types import HELD_OUT, Run, SummaryRecord, TaskRecord
@@ -47,6 +49,21 @@ def about(run: Run, quote: Quote = str) -> str:
     except ValueError:
         started = run.started
     return f"Model {quote(run.provenance.model)}, started {quote(started)}."
+
+
+def unfinished(run: Run, quote: Quote = str) -> str:
+    """Say which phases of the recipe are still to be trained, and how to go on; "" if none is."""
+    try:
+        phases = list(yaml.safe_load(run.recipe)["phases"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+        return ""
+    missing = [quote(str(name)) for name in phases[len(run.phases) :]]
+    if not missing:
+        return ""
+    return (
+        f"This run is not finished. Still to be trained: {', '.join(missing)}. The command that began it "
+        "goes on with --resume."
+    )
 
 
 def meaning(summary: SummaryRecord, quote: Quote = str) -> str:

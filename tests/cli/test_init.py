@@ -91,7 +91,7 @@ def test_on_a_terminal_it_asks_and_offers_the_guess(monkeypatch: pytest.MonkeyPa
         (["shop"], "Give at least one file"),
         (["shop", "--chats", "none.json"], "none.json"),
         (["shop", "--chats", CHATS, "--map", "prompt"], "write COLUMN=NAME"),
-        (["shop", "--chats", PAIRS], "is a pair (--pairs)"),
+        (["shop", "--chats", PAIRS], "is a pair: give the file as --pairs, not --chats"),
         (["shop", "--chats", CHATS, "--system", " "], "--system is empty"),
         ([".", "--chats", CHATS], ".: the working directory is in it"),
         (["..", "--chats", CHATS], "..: the working directory is in it"),

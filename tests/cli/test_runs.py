@@ -110,6 +110,7 @@ def test_show_prints_the_records_and_notes(here: Path) -> None:
     for words in ("finished, 2 of 2 phases", "sft (sft) → dpo (dpo)", "the rate was too high",
                   "keep, shop", "sums", "fused"):  # fmt: skip
         assert words in text
+    assert "--resume" not in text and "with --resume" in done("runs", "show", "half")
     assert done("runs", "tag", "good", "--remove", "keep") == "shop\n"
     assert "the rate was too high" in done("runs", "note", "good")
     assert "--replace needs the TEXT" in refused("runs", "note", "good", "--replace")

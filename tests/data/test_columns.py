@@ -83,10 +83,10 @@ def test_two_columns_for_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "kind", "says"),
     [
-        (PAIRS, "chats", "is a pair (`pairs`)"),
-        (CHATS, "pairs", "is a conversation (`chats`)"),
-        (CHATS, "thumbs", "is a conversation (`chats`)"),
-        (THUMBS, "chats", "is a rated answer (`thumbs`)"),
+        (PAIRS, "chats", "is a pair: give the file as `pairs`"),
+        (CHATS, "pairs", "is a conversation: give the file as `chats`"),
+        (CHATS, "thumbs", "is a conversation: give the file as `chats`"),
+        (THUMBS, "chats", "is a rated answer: give the file as `thumbs`"),
     ],
 )
 def test_a_file_of_another_kind_is_named(file: str, kind: Kind, says: str) -> None:

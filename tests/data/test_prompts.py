@@ -17,10 +17,11 @@ SAY = {"role": "assistant", "content": "Hello."}
 
 def test_lines_are_prompts(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
-    file.write_text("Hi.\nAnd you?\n", "utf-8")
+    file.write_text("Hi.\n\nAnd you?\n \n", "utf-8")
     first, second = read_prompts(file, "Be brief.")
     assert first == ((SYSTEM, ASK), f"{file}:1")
     assert second.messages[1]["content"] == "And you?"
+    assert second.origin == f"{file}:3"  # empty lines count, and are no prompts
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_rows_of_any_shape_are_prompts_without_their_answers(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.txt", "Hi.\n\nHo.\n \n", r"x\.txt:2: is empty; remove empty lines \(2, 4\)"),
         ("x.txt", "", r"x\.txt: is empty"),
+        ("x.txt", "\n \n", r"x\.txt: is empty"),
         ("x.txt", '{"prompt": "Hi."}\n', r"x\.txt: holds JSON Lines"),
         ("x.txt", '[\n{"prompt": "Hi."}\n]\n', r"x\.txt: holds rows in JSON; give it a name that"),
         ("x.txt", '{\n"prompt": "Hi."\n}\n', r"x\.txt: holds rows in JSON; give it a name that"),

@@ -31,13 +31,28 @@ def test_eval_prompts_are_added_and_the_others_stay(tmp_path: Path) -> None:
     old = {"prompts": {"chat_1": "A?"}, "expected_outputs": {"chat_1": "B."}}
     file.write_text(json.dumps(old | {"system_prompt": "Old.", "match": {"chat_1": "contains"}}))
     save_chat([SYSTEM, *TURNS], file)
-    assert save_chat(TURNS, file) == "eval prompt chat_3"
+    assert save_chat(TURNS, file) == "added eval prompt chat_3"
     found = [(p.id, p.text, p.expected, p.match, p.system) for p in load_eval_prompts(file).items]
     assert found == [
         ("chat_1", "A?", "B.", "contains", "Old."),
         ("chat_2", "Hi.", "Hëllo.", "exact", "Be brief."),
         ("chat_3", "Hi.", "Hëllo.", "exact", ""),
     ]
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "prompts.json"])
+@pytest.mark.parametrize("turns", [TURNS, [SYSTEM, *TURNS]])
+def test_what_is_there_already_is_not_added_again(
+    name: str, turns: list[dict[str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    other = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Bye."}]
+    for saved in (turns, other):
+        assert save_chat(saved, file).startswith("added ")
+    before = file.read_bytes()
+    for saved in (turns, other):
+        assert "there already" in save_chat(saved, file)
+    assert file.read_bytes() == before
 
 
 def test_a_new_file_of_eval_prompts_is_read(tmp_path: Path) -> None:
@@ -53,6 +68,12 @@ def test_a_new_file_of_eval_prompts_is_read(tmp_path: Path) -> None:
         ("x.jsonl", '{"a": 1}\n[1]', TURNS, "x.jsonl:2: is not a row"),
         ("x.json", "{", TURNS, "is not JSON"),
         ("x.json", '{"a": 1}', TURNS, "no file of eval prompts"),
+        (
+            "x.json",
+            '{"system_prompt": [], "prompts": {}, "expected_outputs": {}}',
+            TURNS,
+            "no file of eval prompts",
+        ),
         (
             "x.json",
             '{"form": "full", "prompts": {}, "expected_outputs": {}}',

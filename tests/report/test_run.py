@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from forty2.files import write_json
 from forty2.report.run import contamination_lines, notices, write_report
@@ -364,6 +365,15 @@ def test_two_reports_of_one_run_are_the_same_bytes(run: Path) -> None:
     assert documents(run) == documents(run)
 
 
+def test_a_run_without_some_of_its_phases_says_so_and_how_to_go_on(run: Path) -> None:
+    sentence = "This run is not finished. Still to be trained: dpo."
+    assert all(sentence in text and "--resume" in text for text in documents(run))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recipe["phases"]["dpo"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert not any("not finished" in text for text in documents(run))
+
+
 def test_each_phase_that_logged_has_curves_with_words_for_names(run: Path) -> None:
     page = documents(run)[1]
     assert page.index("<h3>Phase sft</h3>") < page.index("<h3>Phase dpo</h3>")
@@ -375,5 +385,6 @@ def test_an_unfinished_run_without_measurements_is_reported(tmp_path: Path) -> N
     shutil.rmtree(folder / "phase1_sft")
     for text in documents(folder):
         assert "No phase is finished yet." in text and "Verdict" not in text
+        assert "Still to be trained: sft, dpo." in text
         assert "Measurements" not in text
     assert notices(folder) == []

@@ -158,6 +158,10 @@ def test_match_and_system_prompt_may_be_each_prompts_own(tmp_path: Path) -> None
         ({"prompts": None}, "prompts: must be an object of ids and texts"),
         ({"prompts": {}}, "prompts: must be an object"),
         ({"prompts": ["Say hello."]}, "prompts: must be an object"),
+        (
+            {"expected_outputs": {"say_1": 12}},
+            'expected_outputs.say_1: must be a text: write "12", with the quotes',
+        ),
         ({"prompts": {"say_1": " "}}, "prompts.say_1: must be a text, and not an empty one"),
         ({"expected_outputs": {"say_1": 2}}, "expected_outputs.say_1: must be a text"),
         ({"expected_outputs": {"say_1": "hello."}}, "prompts.say_2: has no expected output"),
