@@ -18,6 +18,8 @@ import forty2
 from forty2.benchmark import metrics, stats
 from forty2.benchmark.compare import Change, Comparison, format_comparison
 from forty2.benchmark.compare import compare as compare_measured
+from forty2.benchmark.harness_form import as_samples
+from forty2.benchmark.harness_samples import HarnessSamples
 from forty2.benchmark.results import Result, Stage, read_measured
 from forty2.benchmark.stage_scores import ALWAYS
 from forty2.benchmark.task import Metric
@@ -648,6 +650,29 @@ def test_a_stage_without_kl_is_compared_and_a_result_beside_a_stage_has_none() -
     alone = {"stage": "base", "truthfulqa": base["truthfulqa"]}
     with pytest.raises(BenchmarkError, match=r"benchmark is 'truthfulqa' .* and 'stage'"):
         compare(base["truthfulqa"], alone)
+
+
+def test_a_stage_beside_a_harness_s_samples_has_no_kl() -> None:
+    base = read_measured(stage("base", 0.0), "base")
+    assert not isinstance(base, HarnessSamples)
+    later = read_measured(stage("phase1_sft", 0.1, seed=2), "later")
+    assert compare_measured(base, later).kl == 0.1
+    assert compare_measured(base, as_samples(base)).kl is None
+
+
+def test_other_held_out_rows_are_left_out_unless_nothing_else_was_measured() -> None:
+    def own(name: str, rows: str) -> dict[str, Any]:
+        return {"stage": name, "held_out": {**own_rows(3, 3, 0.0), "data_sha256": rows}}
+
+    def with_questions(name: str, rows: str) -> dict[str, Any]:
+        return {**own(name, rows), "truthfulqa": random_result(60, seed=1)}
+
+    assert "pairs right" in compare(own("base", "a"), own("phase1_sft", "a")).metrics
+    found = compare(with_questions("base", "a"), with_questions("phase1_sft", "b"))
+    assert "pairs right" not in found.metrics and "mc1" in found.metrics
+    for before in (own("base", "a"), with_questions("base", "a")):
+        with pytest.raises(BenchmarkError, match="nothing else was measured"):
+            compare(before, own("phase1_sft", "b"))
 
 
 def test_settings_of_a_stage_s_parts_must_agree_and_are_named_by_their_part() -> None:
