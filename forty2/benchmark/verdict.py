@@ -75,8 +75,10 @@ class TaskChange(NamedTuple):
 class CostChange(NamedTuple):
     """A change in one thing that the base could do."""
 
+    where: str
+    """Name of the texts or questions, for a reader."""
     name: str
-    """Name of it for a reader."""
+    """The same, with the metric."""
     before: str
     after: str
     n: int
@@ -173,17 +175,18 @@ def costs_of(
             change = metrics[name]
             if task == "perplexity":
                 before, after = (f"{math.exp(-x):.1f}" for x in (change.before, change.after))
-                where, margin = "neutral text: perplexity", math.log(cost.perplexity)
+                where, metric, margin = "neutral text", " perplexity", math.log(cost.perplexity)
             elif task == "behaviour":
                 before, after = f"{change.before:.0%}", f"{change.after:.0%}"
-                where, margin = "plain facts:", cost.facts
+                where, metric, margin = "plain facts", "", cost.facts
             else:
                 before, after = f"{change.before:.3f}", f"{change.after:.3f}"
-                where = f"{task_class(task).label()}: {shown_metric(name)}"
+                where, metric = task_class(task).label(), f" {shown_metric(name)}"
                 margin = cost.tasks.get(task, cost.other)
             judgement = verdict(Interval(change.low, change.high), margin, change.n)
             answer, better = _ANSWERS[judgement], judgement == "gain"
-            costs.append(CostChange(where, before, after, change.n, margin, answer, better))
+            named = f"{where}:{metric}"
+            costs.append(CostChange(where, named, before, after, change.n, margin, answer, better))
     return tuple(costs)
 
 
@@ -301,13 +304,11 @@ def _cost(costs: Sequence[CostChange]) -> str:
         return "the cost was not measured"
     worse = [f"{c.name} {c.before} → {c.after}" for c in costs if c.answer == "worse"]
     better = [f"{c.name} {c.before} → {c.after}" for c in costs if c.better]
-    unclear = [f"{c.name.partition(':')[0]} ({c.n:,})" for c in costs if c.answer == "cannot tell"]
+    unclear = [f"{c.where} ({c.n:,})" for c in costs if c.answer == "cannot tell"]
     parts = [f"worse on {_and(worse)}"] if worse else []
     if unclear:
         parts.append(f"too few items to judge the cost on {_and(dict.fromkeys(unclear))}")
-    same = dict.fromkeys(
-        c.name.partition(":")[0] for c in costs if c.answer == "none" and not c.better
-    )
+    same = dict.fromkeys(c.where for c in costs if c.answer == "none" and not c.better)
     if not parts and same:
         parts.append(f"no measurable cost on {_and(same)}")
     if better:

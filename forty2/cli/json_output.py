@@ -127,8 +127,8 @@ SCHEMAS: Mapping[str, Schema] = {
             "changed": "share of items judged otherwise",
             "tasks": "by benchmark: metrics `judged` and `verdict`",
             "verdict": "no change, gain, no tax, tax, inconclusive, or gain, cost unclear",
-            "costs": "changes in what the base could do, each with `name`, `before`, `after`, `n`, `margin`, "
-            "`answer`, `better`",
+            "costs": "changes in what the base could do, each with `where`, `name`, `before`, `after`, `n`, "
+            "`margin`, `answer`, `better`",
             "sentence": "benefit and cost in a sentence",
         },
     ),

@@ -89,6 +89,16 @@ def test_a_gain_without_cost_is_a_gain() -> None:
     assert text.endswith("; no measurable cost on plain facts and neutral text.")
 
 
+def test_everything_that_cost_nothing_is_listed_once() -> None:
+    named = ("behaviour", ("right",)), ("perplexity", ("log p of texts",)), ("mmlu", ("a", "b"))
+    tasks = {task: TaskChange(metrics, "no tax") for task, metrics in named}
+    same = {name: shares(5000, 2500, 10, 10) for name in ("right", "a", "b")}
+    costs = costs_of({**same, "log p of texts": texts(42.8, 42.9)}, tasks, "", Cost())
+    assert sentence("", "", "no tax", {}, costs).endswith(
+        "; no measurable cost on plain facts, neutral text and MMLU."
+    )
+
+
 def test_a_cost_of_which_too_few_items_speak_is_not_passed() -> None:
     found, text = judged(shares(8, 4, 0, 0), texts(42.8, 42.8))
     assert found == "gain, cost unclear"

@@ -109,7 +109,7 @@ def test_every_variant_is_judged_by_benefit_and_cost(found: Ablation) -> None:
     text = " ".join((found.path / "ablation.md").read_text().split())
     for one, line in zip(record["changes"], [*found.verdicts, *[None] * 2], strict=True):
         assert one["verdict"] in ("gain", "no tax", "tax", "inconclusive")
-        costs = {cost["name"].partition(":")[0] for cost in one["costs"]}
+        costs = {cost["where"] for cost in one["costs"]}
         assert costs == {"TruthfulQA", "plain facts", "neutral text"}
         assert "6 held-out pairs" in one["sentence"] and one["sentence"] in text
         assert line in (None, f"{one['variant']}: {one['verdict']}. {one['sentence']}")
