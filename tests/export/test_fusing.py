@@ -347,6 +347,16 @@ def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(base: Path, tmp_pa
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_owner_s_own_readme_stays_when_a_model_is_fused_anew(
+    base: Path, tmp_path: Path
+) -> None:
+    adapter, out = save_trained(str(base), tmp_path / "adapter", 0.3), tmp_path / "fused"
+    fuse(str(base), adapter, out)
+    (out / "README.md").write_text("My own words.\n")
+    fuse(str(base), adapter, out)
+    assert (out / "README.md").read_text() == "My own words.\n"
+
+
 @pytest.mark.parametrize("name", ["fused", "fused-4bit"])
 def test_a_folder_that_fusing_did_not_write_is_never_replaced(
     name: str, base: Path, tmp_path: Path
