@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from forty2.benchmark.partial_results import PartialResults
     from forty2.inference.chat_endpoint import ChatEndpoint
     from forty2.model.chat_template import TemplateSettings
+    from forty2.model.loading import LoadedModel
 
 MAX_TOKENS, BATCH_SIZE = 256, 16
 _QUOTED = 60
@@ -63,6 +64,20 @@ class FindSettings:
     run_untrusted_code: bool = False
     """Permission to run the programs that the model writes, in the sandbox."""
     scoring: Scoring = field(default_factory=Scoring)
+
+
+class Answered(NamedTuple):
+    """Replies of a model to items, and a verdict on each."""
+
+    figures: JsonObject
+    """Pass rates by stratum, how replies ended, unscored ones by reason, the judge's agreement."""
+    replies: dict[str, StoredReply | str]
+    """By the items' ids; a text: the reason why there is none."""
+    verdicts: dict[str, StoredVerdict]
+    tokens: int
+    """Tokens generated now, without those stored before."""
+    seconds: float
+    """Time that these took."""
 
 
 class Found(NamedTuple):
@@ -105,12 +120,7 @@ def find_failures(
 
     folder, settings = Path(folder), settings or FindSettings()
     items = read_half(folder, "find")
-    verifiers = {
-        item.id: parse_verifier(item.verifier, f"item {item.id}")
-        for item in items
-        if item.verifier is not None
-    }
-    _check_permission(verifiers.values(), settings)
+    check_permission(items, settings)
     name, adapter_found = find_model_and_adapter(model, adapter)
     searched = refuse_trained(folder, items, adapter_found)
     loaded = load(name, adapter_found, template=template, trust_remote_code=trust_remote_code)
@@ -130,29 +140,52 @@ def find_failures(
     if out.exists():
         return Found(_same(out, header), 0, 0.0)
     with PartialResults.open(out, header, resume=True) as partial:
-        started = time.monotonic()
-        before = _tokens(partial, items)
-        replies = answer_items(
-            loaded,
-            items,
-            partial,
-            max_tokens=settings.max_tokens,
-            batch_size=settings.batch_size,
-            progress=progress,
+        answered = answer_and_judge(
+            loaded, items, partial, settings=settings, judge=judge, progress=progress
         )
-        seconds = time.monotonic() - started
-        made = _tokens(partial, items) - before
-        verdicts = _verify(items, verifiers, replies, partial, progress)
-        asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
-        by_id = {item.id: item for item in items}
-        for key, answers in asked.items():
-            verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
-        record = {**header, **_figures(items, replies, verdicts)}
-        if judge is not None:
-            record["judged"] = judge_figures(asked, settings.scoring)
-        _write(folder, items, replies, verdicts)
+        record = {**header, **answered.figures}
+        _write(folder, items, answered.replies, answered.verdicts)
         partial.finish(record, write_json)
-    return Found(record, made, seconds)
+    return Found(record, answered.tokens, answered.seconds)
+
+
+def answer_and_judge(
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    partial: PartialResults,
+    *,
+    settings: FindSettings,
+    judge: ChatEndpoint | None,
+    progress: Progress,
+) -> Answered:
+    """Answer items and decide on each reply; what `partial` holds already is not done again.
+
+    Raises:
+        DataError: an item's verifier is unusable.
+        BenchmarkError: the judge cannot be reached, or programs may not be run.
+    """
+    verifiers = check_permission(items, settings)
+    started = time.monotonic()
+    before = _tokens(partial, items)
+    replies = answer_items(
+        loaded,
+        items,
+        partial,
+        max_tokens=settings.max_tokens,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+    seconds = time.monotonic() - started
+    made = _tokens(partial, items) - before
+    verdicts = _verify(items, verifiers, replies, partial, progress)
+    asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
+    by_id = {item.id: item for item in items}
+    for key, answers in asked.items():
+        verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
+    figures = _figures(items, replies, verdicts)
+    if judge is not None:
+        figures["judged"] = judge_figures(asked, settings.scoring)
+    return Answered(figures, replies, verdicts, made, seconds)
 
 
 def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
@@ -178,14 +211,29 @@ def _quoted(value: object) -> str:
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
-def _check_permission(verifiers: Iterable[Verifier], settings: FindSettings) -> None:
-    programs = sum(isinstance(one, UnitTest) for one in verifiers)
+def check_permission(items: Iterable[Item], settings: FindSettings) -> dict[str, Verifier]:
+    """Read the verifiers of items, and refuse those that run programs without a permission.
+
+    Returns:
+        The verifiers, by id, of the items that have one.
+
+    Raises:
+        DataError: a verifier is unusable.
+        BenchmarkError: programs may not be run.
+    """
+    verifiers = {
+        item.id: parse_verifier(item.verifier, f"item {item.id}")
+        for item in items
+        if item.verifier is not None
+    }
+    programs = sum(isinstance(one, UnitTest) for one in verifiers.values())
     if programs and not settings.run_untrusted_code:
         raise BenchmarkError(
             f"{programs:,} questions have unit tests, which run programs that the model writes; allow it "
             "(`run_untrusted_code=True`); they run in a sandbox, which limits what they can do to this "
             "machine"
         )
+    return verifiers
 
 
 # --- not trained on -------------------------------------------------------------------------------
