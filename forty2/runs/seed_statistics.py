@@ -31,9 +31,9 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.task import SHARE, Metric
 from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
-from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, judge
+from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, costs_of, judge
 from forty2.files import JsonObject
-from forty2.recipe.schema import Cost
+from forty2.recipe.schema import Benchmark, Cost
 
 KL = "KL"
 Says = Literal["holds", "does not hold", "cannot be told"]
@@ -248,6 +248,24 @@ def changes_of(
             "no change" if same else verdict(gain, margin, n),
         )
     return changes
+
+
+def costs_over_seeds(
+    before: Sequence[Stage], after: Sequence[Stage], benchmark: Benchmark
+) -> tuple[CostChange, ...]:
+    """Judge what was lost in general from one stage to another, over seeds.
+
+    Every benchmark counts but the run's own held-out rows.
+
+    Args:
+        before, after: stages of the same seeds.
+        benchmark: the margins.
+    """
+    alike = with_common_rows([*before, *after])
+    old, new = alike[: len(before)], alike[len(before) :]
+    changes = changes_of(scores_of(old), scores_of(new), benchmark.margin, same=False)
+    tasks = judge(scores_by_metric(old[0]), changes, benchmark.cost, same=False).tasks
+    return costs_of(changes, tasks, HELD_OUT, benchmark.cost)
 
 
 def insight(base: Values, sft: Values, dpo: Values) -> Insight:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from forty2.cli.errors import Group
-from forty2.cli.failures import cluster, find, testset
+from forty2.cli.failures import cluster, find, recover, testset
 
 
 @click.group("failures", cls=Group)
@@ -18,6 +18,7 @@ for _command in (
     find.find_command,
     cluster.cluster_command,
     cluster.label_command,
+    recover.recover_command,
     cluster.report_command,
 ):
     failures_command.add_command(_command)
