@@ -214,5 +214,3 @@ def test_groups_of_one_item_change_nothing_and_copies_add_no_certainty() -> None
     copied = np.repeat(values, 5, axis=1)
     places = np.repeat(np.arange(60), 5).tolist()
     assert interval(copied, -1.0, 1.0, places) == pytest.approx(plain)
-    alone = interval(copied, -1.0, 1.0)
-    assert alone.high - alone.low < plain.high - plain.low
