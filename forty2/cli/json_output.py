@@ -102,6 +102,22 @@ SCHEMAS: Mapping[str, Schema] = {
             "out": "file with every item, or null",
         },
     ),
+    "benchmark.base": Schema(
+        "benchmark base",
+        1,
+        {
+            "model": "the model as named",
+            "adapter": "its adapter, or null",
+            "gates": "each with `benchmark`, `metric`, `score`, `low` and `high` (95% interval), `n`, `least`, "
+            "`answer` (passed, failed or cannot be told), `data`, `data_sha256`",
+            "failed": "number of gates that failed",
+            "sentence": "which failed, and which cannot be told",
+            "n": "questions asked for of each benchmark, or null for all",
+            "seed": "seed of the samples",
+            "versions": "device and versions",
+            "out": "folder of the results, or null",
+        },
+    ),
     "benchmark.judge": Schema(
         "benchmark judge",
         1,
