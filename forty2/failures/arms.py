@@ -13,13 +13,14 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from forty2.data.formats import parse, parse_imitated, to_row
-from forty2.data.records import Chat, Message, Text
+from forty2.data.formats import parse, to_row
+from forty2.data.records import Chat, Text
 from forty2.data.sources import read_rows
 from forty2.data.splitting import seeded_order
 from forty2.errors import DataError, RunError
+from forty2.failures.examples import ACCEPTED, ARMS, Arm, chat_of
 from forty2.failures.folder import Item, json_line
 from forty2.failures.training_data import TrainingFile, TrainingSearch, about_file, rows_of
 from forty2.files import JsonObject, atomic_write, file_sha256
@@ -27,11 +28,8 @@ from forty2.files import JsonObject, atomic_write, file_sha256
 if TYPE_CHECKING:
     from forty2.text.encoder import Encoder
 
-ACCEPTED = "accepted.jsonl"
-Arm = Literal["targeted", "random"]
-ARMS: tuple[Arm, Arm] = ("targeted", "random")
-"""Arms that are trained. `none` is the model as it was."""
 NONE = "none"
+"""The arm that is not trained: the model as it was."""
 ORIGINAL_SHARE = 0.1
 """Share of original rows, by tokens."""
 _SHARED = ("prompt", "near copy")
@@ -172,8 +170,7 @@ def _usable(
     left_out: Counter[str],
 ) -> Iterator[Sized]:
     for row in accepted:
-        answer: Message = {"role": "assistant", "content": row["reply"]}
-        record = parse_imitated({"messages": [*row["messages"], answer]}, row["origin"])
+        record = chat_of(row["messages"], row["reply"], row["origin"])
         sized = _sized(record, search, lengths, left_out)
         if sized is not None:
             yield sized
@@ -183,7 +180,7 @@ def _sized(
     record: Chat | Text, search: TrainingSearch, lengths: _Lengths, left_out: Counter[str]
 ) -> Sized | None:
     """Measure a row that may be trained on; None: it is counted as left out."""
-    if search.ways(record) & {*_SHARED}:
+    if {*search.find(record).values()} & {*_SHARED}:
         left_out["asks what the untouched half asks"] += 1
         return None
     length = lengths.of(record)

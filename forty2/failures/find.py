@@ -9,18 +9,17 @@ command goes on after a stop, and ends with the same bytes.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.benchmark.stats import wilson
-from forty2.errors import BenchmarkError, DataError, Forty2Error, RunError
+from forty2.errors import DataError, Forty2Error
+from forty2.failures.checking import check_permission, verify
 from forty2.failures.folder import (
     FOUND,
     HALVES,
@@ -32,12 +31,13 @@ from forty2.failures.folder import (
     about_testset,
     json_line,
     read_half,
+    read_if_same,
 )
-from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judged
+from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judge_lines, judged
 from forty2.failures.replies import answer_items
 from forty2.failures.training_data import TrainingSearch, about_file, training_files
-from forty2.failures.verifiers import CheckFailed, UnitTest, Verifier, check, parse_verifier
-from forty2.files import JsonObject, atomic_write, read_json, write_json
+from forty2.failures.verifiers import Verifier, parse_verifier
+from forty2.files import JsonObject, atomic_write, write_json
 from forty2.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ if TYPE_CHECKING:
     from forty2.model.loading import LoadedModel
 
 MAX_TOKENS, BATCH_SIZE = 256, 16
-_QUOTED = 60
-"""Characters of a setting in a message."""
-_SAFE_AT_ONCE = 4
-"""Programs run at once; each has its own time, which a crowded machine would take from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,7 @@ def find_failures(
 
     folder, settings = Path(folder), settings or FindSettings()
     items = read_half(folder, "find")
-    check_permission(items, settings)
+    verifiers_of(items, settings)
     name, adapter_found = find_model_and_adapter(model, adapter)
     searched = refuse_trained(folder, items, adapter_found)
     loaded = load(name, adapter_found, template=template, trust_remote_code=trust_remote_code)
@@ -138,7 +134,7 @@ def find_failures(
     }
     out = folder / FOUND
     if out.exists():
-        return Found(_same(out, header), 0, 0.0)
+        return Found(read_if_same(out, header, "found"), 0, 0.0)
     with PartialResults.open(out, header, resume=True) as partial:
         answered = answer_and_judge(
             loaded, items, partial, settings=settings, judge=judge, progress=progress
@@ -164,7 +160,7 @@ def answer_and_judge(
         DataError: an item's verifier is unusable.
         BenchmarkError: the judge cannot be reached, or programs may not be run.
     """
-    verifiers = check_permission(items, settings)
+    verifiers = verifiers_of(items, settings)
     started = time.monotonic()
     before = _tokens(partial, items)
     replies = answer_items(
@@ -179,9 +175,8 @@ def answer_and_judge(
     made = _tokens(partial, items) - before
     verdicts = _verify(items, verifiers, replies, partial, progress)
     asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
-    by_id = {item.id: item for item in items}
     for key, answers in asked.items():
-        verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
+        verdicts[key] = judged(key, answers, settings.scoring.at_least)
     figures = _figures(items, replies, verdicts)
     if judge is not None:
         figures["judged"] = judge_figures(asked, settings.scoring)
@@ -193,29 +188,8 @@ def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
     return sum(partial[key]["tokens"] for key in keys if key in partial)
 
 
-def _same(out: Path, header: JsonObject) -> JsonObject:
-    """Return what was found before, if it was found in the same way."""
-    before = read_json(out)
-    for key, value in header.items():
-        if before.get(key) != value:
-            raise RunError(
-                f"{out}: was found with another {key} ({_quoted(before.get(key))}, now {_quoted(value)}); "
-                "copy the test set to another folder, or remove this file and start again"
-            )
-    return dict(before)
-
-
-def _quoted(value: object) -> str:
-    """Write a setting for a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
-
-
-def check_permission(items: Iterable[Item], settings: FindSettings) -> dict[str, Verifier]:
-    """Read the verifiers of items, and refuse those that run programs without a permission.
-
-    Returns:
-        The verifiers, by id, of the items that have one.
+def verifiers_of(items: Iterable[Item], settings: FindSettings) -> dict[str, Verifier]:
+    """Read the verifiers of items, by id, and refuse those that run programs without a permission.
 
     Raises:
         DataError: a verifier is unusable.
@@ -226,13 +200,7 @@ def check_permission(items: Iterable[Item], settings: FindSettings) -> dict[str,
         for item in items
         if item.verifier is not None
     }
-    programs = sum(isinstance(one, UnitTest) for one in verifiers.values())
-    if programs and not settings.run_untrusted_code:
-        raise BenchmarkError(
-            f"{programs:,} questions have unit tests, which run programs that the model writes; allow it "
-            "(`run_untrusted_code=True`); they run in a sandbox, which limits what they can do to this "
-            "machine"
-        )
+    check_permission(verifiers.values(), settings.run_untrusted_code)
     return verifiers
 
 
@@ -269,7 +237,9 @@ def refuse_trained(
             searched.append(about)
             if "sha256" in about and (about["source"], about["sha256"]) in known:
                 continue
-            search = search or TrainingSearch([item.messages for item in every])
+            search = search or TrainingSearch(
+                [item.messages for item in every], [item.group for item in every]
+            )
             if hits := search.search(file).hits:
                 raise _Trained(
                     f"{len(hits):,} of {len(every):,} questions are in the training data of {run} "
@@ -303,37 +273,16 @@ def _verify(
 ) -> dict[str, StoredVerdict]:
     """Check every reply that has a verifier; those without a reply are unscored."""
     found: dict[str, StoredVerdict] = {}
-    waiting: list[tuple[Item, StoredReply]] = []
+    waiting: list[tuple[Verifier, StoredReply]] = []
     for item in items:
         reply = replies[item.id]
         if isinstance(reply, str):
             found[item.id] = StoredVerdict(
                 item.id, "unscored", "judge" if item.verifier is None else "verifier", None, reply
             )
-        elif item.verifier is not None and f"verdict/{item.id}" in partial:
-            found[item.id] = StoredVerdict(**partial[f"verdict/{item.id}"])
         elif item.verifier is not None:
-            waiting.append((item, reply))
-
-    def one(asked: tuple[Item, StoredReply]) -> StoredVerdict:
-        return _verified(verifiers[asked[0].id], asked[1])
-
-    with ThreadPoolExecutor(min(_SAFE_AT_ONCE, os.cpu_count() or 1)) as pool:
-        for done, verdict in enumerate(pool.map(one, waiting), 1):
-            partial.add(f"verdict/{verdict.id}", verdict._asdict())
-            found[verdict.id] = verdict
-            progress("verdicts", done, len(waiting), {})
-    return found
-
-
-def _verified(verifier: Verifier, reply: StoredReply) -> StoredVerdict:
-    try:
-        passed, reason = check(verifier, reply.reply)
-    except CheckFailed as error:
-        return StoredVerdict(reply.id, "unscored", "verifier", None, str(error))
-    if not passed and not reply.stopped:
-        reason = f"{reason}; cut after {reply.tokens} tokens"
-    return StoredVerdict(reply.id, "pass" if passed else "fail", "verifier", None, reason)
+            waiting.append((verifiers[item.id], reply))
+    return {**found, **verify(waiting, partial, progress)}
 
 
 def _ask_judge(
@@ -446,25 +395,6 @@ def format_found(record: JsonObject) -> str:
             f"cut at {record['max_tokens']} tokens, {replies['failed_and_cut']} of them failed"
         )
     lines += [f"unscored: {count}: {reason}" for reason, count in record["unscored"].items()]
-    return "\n".join([*lines, *_judge_lines(record)])
-
-
-def _judge_lines(record: JsonObject) -> list[str]:
-    part = record.get("judged")
-    if part is None or not part["replies"]:
-        return ["no verdict depends on a judge"] if part is None else []
-    agreed, requests = part["agreement"], part["requests"]
-    lines = [
-        f"judge: {part['replies']} replies, {requests['sent']} requests, failed {requests['failed']}, "
-        f"unreadable {requests['unreadable']}"
-    ]
-    if agreed["raw"] is not None:
-        kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
-        lines.append(
-            f"repeats agree on {agreed['raw']:.1%} of {agreed['items']} replies, kappa {kappa}; on "
-            f"{part['repeats_differ']} they differ"
-        )
-    others = [t for t in (5, 6, 7, 8, 9) if t != part["at_least"]]
-    changes = ", ".join(f"{part['changed_at'][str(t)]} at {t}" for t in others)
-    lines.append(f"a score of {part['at_least']:g} passes; verdicts that would change: {changes}")
-    return lines
+    if record.get("judged") is None:
+        return "\n".join([*lines, "no verdict depends on a judge"])
+    return "\n".join([*lines, *judge_lines(record["judged"])])

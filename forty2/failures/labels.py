@@ -29,6 +29,7 @@ from forty2.failures.clustering import (
     read_cluster_items,
     read_clusters,
 )
+from forty2.failures.folder import Item
 from forty2.failures.kmeans import need_scikit_learn
 from forty2.failures.scored import ScoredItem, read_scored
 from forty2.failures.stored_embeddings import read_vectors
@@ -118,7 +119,7 @@ def label_by_terms(contrast: Contrast) -> str:
     return ", ".join(term.term for term in terms)
 
 
-def is_held_out(item: ScoredItem) -> bool:
+def is_held_out(item: ScoredItem | Item) -> bool:
     """Return whether an item is kept from labellers: a quarter is, by the hash of its group.
 
     So no labeller sees an item that nearly repeats a held-out one.

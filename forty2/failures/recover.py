@@ -30,17 +30,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 
 from forty2.errors import RecipeError, RunError
-from forty2.failures.arms import (
+from forty2.failures.arms import NONE, ORIGINAL_SHARE, ArmRows, read_accepted, write_arms
+from forty2.failures.examples import (
+    ABOUT_ACCEPTED,
+    ABOUT_GENERATED,
     ACCEPTED,
     ARMS,
-    NONE,
-    ORIGINAL_SHARE,
+    GENERATED,
     Arm,
-    ArmRows,
-    read_accepted,
-    write_arms,
 )
-from forty2.failures.find import FindSettings, answer_and_judge, check_permission
+from forty2.failures.find import FindSettings, answer_and_judge, verifiers_of
 from forty2.failures.folder import FOUND, Item, StoredReply, about_testset, read_half
 from forty2.failures.judging import Scoring
 from forty2.failures.training_data import TrainingFile, about_file, training_files
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 
 RECOVERED, SETTINGS = "recover.json", "settings.json"
 SEEDS = (42, 43, 44)
-GENERATED, ABOUT_GENERATED, ABOUT_ACCEPTED = "generated.jsonl", "generated.json", "accepted.json"
 _UNEQUAL = 0.1
 """Difference of the arms' numbers of steps, as a share, that is worth a warning."""
 _SHORT = 0.5
@@ -129,7 +127,7 @@ def recover_failures(
     found = _found(folder)
     untouched = read_half(folder, "untouched")  # here alone is it looked at
     retest = _retest_settings(found, settings)
-    check_permission(untouched, retest)
+    verifiers_of(untouched, retest)  # a missing permission is said before anything is trained
     _check_chain(folder)
     read_accepted(folder)  # missing rows are found before a model is loaded
     model = _model_of(found)

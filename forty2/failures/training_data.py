@@ -88,11 +88,15 @@ class TrainingSearch:
 
     Args:
         questions: messages of each question.
+        groups: group of each question, those that nearly repeat it; None: not known. Then words that
+            eleven questions share are a wording, not a question; with groups, those that two share.
     """
 
-    def __init__(self, questions: Sequence[Sequence[Message]]) -> None:
+    def __init__(
+        self, questions: Sequence[Sequence[Message]], groups: Sequence[int] | None = None
+    ) -> None:
         items = [[*_question_first(messages)] for messages in questions]
-        self._finder = ContaminationFinder([Benchmark("", items)])
+        self._finder = ContaminationFinder([Benchmark("", items)], groups=groups)
 
     def search(self, file: TrainingFile) -> Overlap:
         """Read training data once, row by row.
@@ -104,13 +108,13 @@ class TrainingSearch:
         rows = 0
         for record in records_of(file):
             rows += 1
-            for hit in self._finder.find(record):
-                found.setdefault(hit.item, _how(hit))
+            for place, how in self.find(record).items():
+                found.setdefault(place, how)
         return Overlap(found, rows)
 
-    def ways(self, record: Record) -> set[str]:
-        """Return how a record holds any of the questions: `prompt`, `near copy`, `13 words`."""
-        return {_how(hit) for hit in self._finder.find(record)}
+    def find(self, record: Record) -> dict[int, str]:
+        """Return how a row holds questions, by their places."""
+        return {hit.item: _how(hit) for hit in self._finder.find(record)}
 
 
 def _question_first(messages: Sequence[Message]) -> Iterator[str]:

@@ -83,9 +83,18 @@ class ContaminationFinder:
     Args:
         near_copies: find near copies, too: reason enough to score a model without a question as
             well, as a run does, but not to refuse the row.
+        groups: for each item of all benchmarks, the group of items that nearly repeat each other.
+            Words in a row that two groups share are then a wording, and identify no item; without
+            groups it takes more than ten items.
     """
 
-    def __init__(self, benchmarks: Sequence[Benchmark], *, near_copies: bool = True) -> None:
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark],
+        *,
+        near_copies: bool = True,
+        groups: Sequence[int] | None = None,
+    ) -> None:
         self._places = [(b.name, n) for b in benchmarks for n in range(len(b.items))]
         """Benchmark and index of each item; all that follows counts items of all benchmarks."""
         items = [[words_of(text) for text in texts] for b in benchmarks for texts in b.items]
@@ -104,7 +113,11 @@ class ContaminationFinder:
         self._beginnings = _Index(beginnings)
         """Items by the first words of a long question."""
         every = [(number, words) for number, texts in enumerate(items) for words in texts]
-        self._grams = _Index([(n, _grams(w, GRAM)) for n, w in every], most=_COMMON)
+        grams = [(n, _grams(w, GRAM)) for n, w in every]
+        if groups is None:
+            self._grams = _Index(grams, most=_COMMON)
+        else:
+            self._grams = _Index(grams, most=1, groups=np.array(groups, np.intp))
         long = [(n, w) for n, w in every if near_copies and len(w) >= _LONG]
         self._near_copies = _NearCopies(long)
 
@@ -143,9 +156,15 @@ class _Index:
     Args:
         entries: numbers, each with its hashes.
         most: a hash that more numbers have is left out; None: none is.
+        groups: group of each number; then groups are counted.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, _Hashes]], most: int | None = None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[tuple[int, _Hashes]],
+        most: int | None = None,
+        groups: _Numbers | None = None,
+    ) -> None:
         keys = np.concatenate([np.empty(0, np.int64), *(hashes for _, hashes in entries)])
         sizes = [len(hashes) for _, hashes in entries]
         numbers: _Numbers = np.repeat(np.array([n for n, _ in entries], np.intp), sizes)
@@ -155,8 +174,10 @@ class _Index:
         first[1:] = (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])
         keys, numbers = keys[first], numbers[first]
         if most is not None:
-            _, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
-            rare = counts[places] <= most
+            _, places = np.unique(keys, return_inverse=True)
+            owners = numbers if groups is None else groups[numbers]
+            pairs = np.unique(np.stack([places, owners]), axis=1)
+            rare = np.bincount(pairs[0])[places] <= most if len(keys) else np.empty(0, bool)
             keys, numbers = keys[rare], numbers[rare]
         self._keys, self._numbers = keys, numbers
 
