@@ -103,7 +103,11 @@ TYPED = "forty2.typed"
 _ONLY_TO_BEGIN = ("reuse",)
 """Arguments that a run takes when it begins, and not when it goes on."""
 _GO_ON_BY_THEMSELVES = (
-    *("train", "failures find", "failures label", "failures generate", "failures score"),
+    "train",
+    "failures find",
+    "failures label",
+    "failures generate",
+    "failures score",
 )
 """Commands that go on after a stop without an option."""
 _TO_GO_ON = re.compile(r"(to go on[^:`\n]*): `resume=True`((?: `overrides=[^`\n]*`)*)")
@@ -141,9 +145,12 @@ def _goes_on_by_itself() -> bool:
     context = click.get_current_context(silent=True)
     if context is None:
         return False
-    below = isinstance(context.command, click.Group) and context.invoked_subcommand
-    path = f"{context.command_path} {below}" if below else context.command_path
-    return any(path.endswith(f" {name}") for name in _GO_ON_BY_THEMSELVES)
+    names = [context.invoked_subcommand] if isinstance(context.command, click.Group) else []
+    while context is not None:
+        names.append(context.info_name or context.command.name)
+        context = context.parent
+    path = " ".join(filter(None, reversed(names)))
+    return any(f" {path}".endswith(f" {name}") for name in _GO_ON_BY_THEMSELVES)
 
 
 def with_flags(message: str) -> str:

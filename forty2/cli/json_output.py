@@ -230,8 +230,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "labels_sha256": "sha256 of the labels, or null",
             "sentence": "the result in a sentence",
             "complete": "false if the budget ended",
-            "arms": "for `targeted` and `random`: rows `wanted`, `asked`, `made`, `refused` by reason, `kept`, "
-            "and by stratum",
+            "arms": "for `targeted` and `random`: `wanted`, `asked`, `made`, `refused` by reason, `kept`, `strata`",
             "targets": "the same for each worse cluster, and for the random arm",
             "notes": "what could not be done",
             "tokens": "of prompts and replies, and how many answers are `estimated`",
@@ -245,7 +244,9 @@ SCHEMAS: Mapping[str, Schema] = {
         1,
         {
             "sentence": "the finding in a sentence",
-            "source": "what made the labels",
+            "source": "what made the labels: terms, or the teacher as named",
+            "teacher_model": "model on the server, or null",
+            "requests": "number `sent`, `failed` and `unreadable`, or null",
             "clusters_sha256": "sha256 of the clusters that they are of",
             "labels": "each with `cluster`, `label`, `sorted`, `right`, `p`, `p_holm`, `weak`",
         },

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from forty2.errors import ServeError
-from forty2.inference.chat_endpoint import ChatEndpoint
+from forty2.inference.chat_endpoint import ChatEndpoint, Role
 
 LOCAL = "local:"
 _SERVER = "forty2.serve.until_closed"
@@ -34,8 +34,7 @@ class ChatModel:
     """Seconds without a byte after which a try counts as failed."""
     tries: int = 8
     """Tries of each request; with the waits between them, two minutes of refusals are survived."""
-    setting: str = "teacher_model"
-    """Argument by which the user named the model, for errors."""
+    role: Role = "teacher"
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
@@ -72,7 +71,7 @@ class ChatModel:
             api_key_env=self.api_key_env,
             timeout=self.timeout,
             tries=self.tries,
-            setting=self.setting,
+            role=self.role,
             sleep=self.sleep,
         )
 

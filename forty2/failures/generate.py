@@ -28,7 +28,7 @@ from forty2.benchmark.partial_results import PartialResults
 from forty2.data.checks.near_duplicates import NearDuplicates
 from forty2.data.records import Message
 from forty2.data.strata import largest_remainder
-from forty2.errors import DataError
+from forty2.errors import DataError, printable
 from forty2.failures.asking import Asker, Limits, Request, Tokens, estimate
 from forty2.failures.builtin import harder, is_made
 from forty2.failures.chat_models import ChatModel
@@ -187,7 +187,8 @@ class _Generators:
         seed: seed of the questions.
     """
 
-    rounds, trial = _MADE_ROUNDS, None
+    rounds: int = _MADE_ROUNDS
+    trial: int | None = None
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -209,7 +210,8 @@ class _Generators:
 class _ChatTeacher:
     """A chat model."""
 
-    rounds, trial = _ROUNDS, _TRIAL
+    rounds: int = _ROUNDS
+    trial: int | None = _TRIAL
 
     def __init__(self, asker: Asker, source: str) -> None:
         self._asker, self._source = asker, source
@@ -617,7 +619,7 @@ def format_generated(record: JsonObject) -> str:
     for one in record["targets"]:
         name = "random" if one["cluster"] is None else f"cluster {one['cluster']}"
         counts = "".join(f"{one[key]:>8,}" for key in ("wanted", "asked", "kept"))
-        lines.append(f"{name:<14}{counts}  {one['label']}".rstrip())
+        lines.append(f"{name:<14}{counts}  {printable(one['label'])}".rstrip())
     for arm, part in record["arms"].items():
         lines += [
             f"refused, {arm}: {count:,}: {reason}" for reason, count in part["refused"].items()

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from forty2.benchmark.partial_results import PartialResults
+from forty2.errors import printable
 from forty2.failures.asking import Asker, Limits, Request
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.checking import check_permission, verify
@@ -71,7 +72,7 @@ def score(
     folder, limits = Path(folder), limits or Limits()
     how = Scoring(at_least=at_least, repeats=repeats)
     if judge is not None and not isinstance(judge, ChatModel):
-        judge = ChatModel(name=judge, setting="judge_model")
+        judge = ChatModel(name=judge, role="judge")
     rows = read_examples(folder)
     verifiers = {
         row.id: parse_verifier(row.verifier, f"{folder / GENERATED}: {row.id}")
@@ -204,7 +205,9 @@ def format_accepted(record: JsonObject) -> str:
         lines.append(f"{arm:<12}{part['rows']:>8,}{part['accepted']:>10,}")
     for kind in ("refused", "unscored"):
         for arm, part in record["arms"].items():
-            lines += [f"{kind}, {arm}: {count:,}: {why}" for why, count in part[kind].items()]
+            lines += [
+                f"{kind}, {arm}: {count:,}: {printable(why)}" for why, count in part[kind].items()
+            ]
     lines += judge_lines(record["judged"])
     if not record["complete"]:
         lines.append("The budget allows no more; with a larger one, go on.")

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from forty2.errors import BenchmarkError
@@ -20,6 +20,11 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries, even if the endpoint asks for more."""
 
 
+Role = Literal["judge", "teacher"]
+_SETTINGS: dict[Role, str] = {
+    "judge": "`judge_model` and `api_key_env`",
+    "teacher": "`teacher_model` and `api_key_env`",
+}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -55,7 +60,7 @@ class ChatEndpoint:
         api_key_env: str | None = None,
         timeout: float = 120.0,
         tries: int = 5,
-        setting: str = "judge_model",
+        role: Role = "judge",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Check the address; nothing is sent yet.
@@ -66,7 +71,7 @@ class ChatEndpoint:
             api_key_env: name of the environment variable that holds the key.
             timeout: seconds without a byte after which a try counts as failed.
             tries: most tries of each request, after waits of 1, 2, 4, … seconds or as the server asks.
-            setting: argument by which the user named the model, for errors.
+            role: what the model is for; errors name its settings.
             sleep: function that waits for a number of seconds.
 
         Raises:
@@ -78,7 +83,7 @@ class ChatEndpoint:
         self.model = model
         self._key = _key(api_key_env)
         self._timeout, self._tries, self._sleep = timeout, tries, sleep
-        self._setting = setting
+        self._role = role
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
         if urlsplit(url).hostname in _LOOPBACK:
             handlers.append(urllib.request.ProxyHandler({}))  # a proxy would ask itself
@@ -140,7 +145,7 @@ class ChatEndpoint:
         if error.code in (401, 403, 404):
             raise BenchmarkError(
                 f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
-                f"`{self._setting}` and `api_key_env`"
+                + _SETTINGS[self._role]
             ) from None
         if error.code != 429 and error.code < 500:
             raise RequestFailed(wrong) from None
