@@ -198,8 +198,16 @@ def _task(name: str, settings: GateSettings) -> Task[Any]:
 def _read_back(file: Path, task: Task[Any], model: str, adapter: str | None) -> Result:
     """Read a finished result, if it is of the same model and questions."""
     result = Result.from_json(read_json(file), str(file))
-    now = (task.name, model, adapter, task.source(task.load()).sha256, task.seed)
-    before = (result.benchmark, result.model, result.adapter, result.data_sha256, result.seed)
+    asked = task.source(task.load())
+    now = (task.name, model, adapter, asked.sha256, asked.n, task.seed)
+    before = (
+        result.benchmark,
+        result.model,
+        result.adapter,
+        result.data_sha256,
+        len(result.items),
+        result.seed,
+    )
     if before != now:
         raise BenchmarkError(
             f"{file}: is a result of another model or of other questions; name another `out`"

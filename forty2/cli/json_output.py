@@ -281,6 +281,17 @@ SCHEMAS: Mapping[str, Schema] = {
             "versions": "device and versions",
         },
     ),
+    "failures.run": Schema(
+        "failures run",
+        1,
+        {
+            "folder": "folder of the loop",
+            "steps": "by step: done, kept (from before) or left out",
+            "sentence": "what came out",
+            "recovered": "what `failures recover` prints, or null if nothing was trained",
+            "report": "the page",
+        },
+    ),
     "failures.score": Schema(
         "failures score",
         1,

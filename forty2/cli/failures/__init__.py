@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from forty2.cli.errors import Group
-from forty2.cli.failures import cluster, find, generate, recover, testset
+from forty2.cli.failures import cluster, find, generate, loop, recover, testset
 
 
 @click.group("failures", cls=Group)
@@ -22,5 +22,6 @@ for _command in (
     generate.score_command,
     recover.recover_command,
     cluster.report_command,
+    loop.run_command,
 ):
     failures_command.add_command(_command)
