@@ -1,4 +1,4 @@
-"""The page of a failure loop: pass rates, the map of the items, clusters with label and examples."""
+"""The page of a failure loop: pass rates, the map of the items, clusters with examples, and the arms."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ class _Examples(NamedTuple):
     about: str
     rows: list[tuple[str, str]]
     """Verdict and text."""
+
+
+class _Recovery(NamedTuple):
+    sentence: str
+    warnings: list[str]
+    arms: Table
+    changes: list[Chart]
+    costs: Table
+    note: str
 
 
 def write_failures(folder: Path) -> Path:
@@ -87,11 +96,74 @@ def _page(folder: Path) -> str:
         "that lie apart here differ, and items that lie together may differ in other directions.",
         clusters=_clusters(record["clusters"], names),
         clusters_note=_clusters_note(record),
+        recovery=_recovery(folder),
         examples=[
             _examples(cluster, name, items, labels)
             for cluster, name in zip(record["clusters"], names, strict=True)
         ],
     )
+
+
+def _recovery(folder: Path) -> _Recovery | None:
+    """Show the arms side by side; None: no arm was trained."""
+    path = folder / "recover.json"
+    if not path.exists():
+        return None
+    record = read_object(path)
+    warnings = list(record["warnings"])
+    if record["testset_sha256"] != read_object(folder / "testset.json").get("sha256"):
+        warnings.append("The arms were tested on another test set than the one that is here now.")
+    points = [
+        Point(f"{one['arm']} against {one['than']}", one["difference"], one["low"], one["high"])
+        for one in record["differences"]
+    ]
+    chart = interval_chart("Change of the pass rate", points, axis=percent("points"), change=True)
+    seeds = ", ".join(map(str, record["seeds"]))
+    return _Recovery(
+        record["sentence"],
+        warnings,
+        _arms(record),
+        [chart] if chart else [],
+        _costs(record),
+        f"{record['items']:,} untouched items in {record['groups']:,} groups of similar questions have a "
+        f"verdict in every arm; {record['unscored']:,} have not, and are left out. Seeds {seeds}. Intervals "
+        "are at 95%, over seeds and groups of items. Both trained arms have the same recipe, original rows "
+        "and number of new tokens; none is the model as it was.",
+    )
+
+
+def _arms(record: JsonObject) -> Table:
+    strata = list(next(iter(record["arms"].values()))["strata"])
+    rows = []
+    for arm, figures in record["arms"].items():
+        parts = [figures["all"], *(figures["strata"][name] for name in strata)]
+        rates = [_rate(part["pass_rate"]) for part in parts]
+        own = record["rows"]["arms"].get(arm)
+        trained = ["–"] * 4
+        if own is not None:
+            left_out = ", ".join(f"{count:,} {why}" for why, count in own["left_out"].items())
+            trained = [
+                f"{own['rows']:,}",
+                f"{own['tokens']:,}",
+                f"{own['original_share']:.1%}",
+                left_out or "none",
+            ]
+        rows.append([arm, *rates, *trained])
+    head = ["arm", "pass rate", *strata, "new rows", "new tokens", "original", "left out"]
+    return Table(head, rows)
+
+
+def _rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate:.1%}"
+
+
+def _costs(record: JsonObject) -> Table:
+    rows = [
+        [arm, cost["name"].removesuffix(":"), cost["before"], cost["after"], cost["answer"]]
+        for arm, costs in record["costs"].items()
+        for cost in costs
+    ]
+    return Table(["arm", "elsewhere", "before", "after", "loss beyond the margin"], rows)
 
 
 def _items(folder: Path) -> dict[str, _Item]:

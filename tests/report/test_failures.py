@@ -183,3 +183,54 @@ def test_a_folder_without_clusters_or_with_damage_is_one_line(folder: Path) -> N
     (folder / "clusters.json").unlink()
     with pytest.raises(RunError, match="make it with forty2 failures cluster"):
         write_failures(folder)
+
+
+def recovered(**more: Any) -> dict[str, Any]:
+    part = {"pass": [3], "fail": [1], "unscored": [0], "pass_rate": 0.75}
+    own = {
+        "rows": 6,
+        "tokens": 700,
+        "original_share": 0.1,
+        "left_out": {"too long": 2},
+        "accepted": 8,
+    }
+    difference = {"difference": 0.061, "low": 0.02, "high": 0.104}
+    cost = {"name": "plain facts:", "before": "80%", "after": "60%", "answer": "worse"}
+    return {
+        "sentence": f"Helps more than random: +6.1 points {HOSTILE}.",
+        "warnings": [f"no original data {HOSTILE}"],
+        "testset_sha256": {"find": "1"},
+        "seeds": [1, 2],
+        "items": 400,
+        "groups": 390,
+        "unscored": 3,
+        "differences": [{"arm": "targeted", "than": "random", **difference}],
+        "arms": {
+            name: {"all": part, "strata": {HOSTILE: part}}
+            for name in ("targeted", "random", "none")
+        },
+        "rows": {"arms": {"targeted": own, "random": own}},
+        "costs": {"targeted": [cost], "random": []},
+        **more,
+    }
+
+
+def test_the_arms_are_side_by_side_under_their_verdict(folder: Path) -> None:
+    (folder / "recover.json").write_text(json.dumps(recovered()), "utf-8")
+    (folder / "testset.json").write_text('{"sha256": {"find": "1"}}', "utf-8")
+    page = write_failures(folder).read_text("utf-8")
+    verdict = page.partition('<p class="verdict">')[2].partition("</p>")[0]
+    assert verdict.startswith("Helps more than random: +6.1 points")
+    for shown in ("400 untouched items in 390 groups", "75.0%", "2 too long", "plain facts", "80%"):
+        assert shown in page
+    assert "<script>alert(1)" not in page and "no original data" in page
+    assert "targeted against random" in page and "another test set" not in page
+
+
+def test_arms_of_another_test_set_are_said_to_be(folder: Path) -> None:
+    (folder / "recover.json").write_text(json.dumps(recovered()), "utf-8")
+    (folder / "testset.json").write_text('{"sha256": {"find": "2"}}', "utf-8")
+    assert "tested on another test set" in write_failures(folder).read_text("utf-8")
+    (folder / "recover.json").write_text("{}", "utf-8")
+    with pytest.raises(RunError, match="missing or damaged"):
+        write_failures(folder)
