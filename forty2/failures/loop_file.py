@@ -202,16 +202,6 @@ class LoopFile:
             )
         return judge
 
-    @field_validator("label")
-    @classmethod
-    def _has_a_teacher(cls, label: LabelPart, info: Any) -> LabelPart:
-        teacher = info.data.get("teacher")
-        if label.by == "teacher" and teacher is not None and teacher.name == BUILTIN:
-            raise ValueError(
-                "label: the built-in generators name nothing; give a teacher, or by: terms"
-            )
-        return label
-
 
 _LOOP = TypeAdapter(LoopFile)
 _SECTIONS: Mapping[str, type] = {
@@ -281,6 +271,9 @@ def read_loop(source: str | Path, overrides: Sequence[str] = ()) -> ReadLoop:
     except ValidationError as error:
         problems += [_explained(item, document) for item in error.errors()]
     problems += secrets(document)
+    if loop is not None and loop.label.by == "teacher" and loop.teacher.name == BUILTIN:
+        message = "the built-in generators name nothing; give a teacher, or by: terms"
+        problems.append(document.problem(("label", "by"), message))
     if problems or loop is None:
         raise RecipeError(listed(dict.fromkeys(problems)))
     return ReadLoop(loop, document)
