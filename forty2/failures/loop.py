@@ -177,12 +177,15 @@ def _steps(loop: _Loop) -> list[Step]:
     judge = None if file.judge is None else dataclasses.asdict(file.judge)
     teacher = dataclasses.asdict(file.teacher)
     by_teacher = file.label.by == "teacher"
+    original = [] if file.recover.original is None else [file.recover.original]
     return [
         Step(
             "testset",
             {
                 "seed": file.seed,
                 **dataclasses.asdict(file.testset),
+                "sources": _names(file.testset.sources),
+                "disjoint_from": _names(file.testset.disjoint_from),
                 "files": _hashes([*file.testset.sources, *file.testset.disjoint_from]),
             },
             (),
@@ -229,8 +232,8 @@ def _steps(loop: _Loop) -> list[Step]:
             {
                 "recipe": _recipe(file),
                 "seeds": file.recover.seeds,
-                "original": file.recover.original,
-                "files": _hashes([file.recover.original] if file.recover.original else []),
+                "original": _names(original),
+                "files": _hashes(original),
                 "judge": judge,
             },
             (TESTSET, FOUND, ACCEPTED),
@@ -252,6 +255,11 @@ def _model(loop: _Loop) -> JsonObject:
         "sha256": model_sha256(resolve_model(name)),
         "adapter_sha256": None if adapter is None else read_adapter_file(str(adapter)).sha256(),
     }
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Return names that do not depend on the working directory: of what is there, that alone."""
+    return [os.path.basename(one.rstrip("/")) if os.path.exists(one) else one for one in sources]
 
 
 def _hashes(sources: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from forty2.errors import Forty2Error, RecipeError, RunError
 from forty2.failures import loop as loop_module
 from forty2.failures.loop import STEPS, run_loop
 from forty2.files import JsonObject, file_sha256
+from forty2.progress import silent
 
 LOOP = """\
 version: 1
@@ -35,6 +37,9 @@ recover:
     adapter: {{rank: 2, layers: 2}}
     phases: {{sft: {{objective: sft, epochs: 1, lr: 1.0e-3}}}}
 """
+
+
+RECOVER = loop_module._recover
 
 
 class Made(NamedTuple):
@@ -57,9 +62,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_inputs(tmp_path_factory.mktemp("loop") / "inputs") / "model")
 
 
-@pytest.fixture
-def made(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """A loop whose model fails one topic; a teacher and the training that say what they would do."""
+def write_loop(folder: Path, model: str) -> Path:
+    """Write a loop's file, and rows of which the model fails one topic."""
     rng, rows = random.Random(1), []
     for topic in ("trains", "cooking", "code"):
         pattern = "what no random model says" if topic == "trains" else ""
@@ -67,9 +71,41 @@ def made(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Made:
             verifier = {"kind": "regex", "pattern": pattern}
             text = f"{topic_text(topic, rng)} Case {n * n} of {topic}."
             rows.append({"prompt": text, "stratum": topic, "verifier": verifier})
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = tmp_path / "loop.yaml"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "loop.yaml"
     path.write_text(LOOP.format(model=model), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a loop whose steps are all done. Tests must not change it."""
+    path = write_loop(tmp_path_factory.mktemp("done"), model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        made = replaced(Path(path.name), patch)
+        ended = made.run()
+    assert made.ran == list(STEPS[:-1]) and ended.sentence == "Helps."
+    assert {*ended.steps.values()} == {"done"} and ended.report == made.folder / "failures.html"
+    return path.with_name("F")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A loop that has not begun."""
+    monkeypatch.chdir(tmp_path)
+    return replaced(Path(write_loop(tmp_path, model).name), monkeypatch)
+
+
+@pytest.fixture
+def made(fresh: Made, done: Path) -> Made:
+    """A loop that is done, to change."""
+    shutil.copytree(done, fresh.folder)
+    return fresh
+
+
+def replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Put a teacher and a training in place that only write what they would."""
     ran: list[str] = []
 
     def generated(loop: Any) -> JsonObject:
@@ -118,35 +154,27 @@ def counted(step: str, ran: list[str]) -> Callable[..., JsonObject]:
     return run
 
 
-def test_all_steps_run_once_and_are_kept_after(made: Made) -> None:
-    first = made.run()
-    assert made.ran == list(STEPS[:-1]) and first.sentence == "Helps."
-    assert {*first.steps.values()} == {"done"} and first.report == made.folder / "failures.html"
+def test_steps_that_are_done_are_not_done_again(made: Made) -> None:
     before = {path.name: file_sha256(path) for path in made.folder.iterdir() if path.is_file()}
     again = made.run(resume=True)
     assert made.ran == [] and again.steps["recover"] == "kept"
     assert before == {p.name: file_sha256(p) for p in made.folder.iterdir() if p.is_file()}
 
 
-@pytest.mark.parametrize("step", STEPS[:-1])
-def test_a_loop_stopped_before_any_step_is_recorded_goes_on_to_the_same_bytes(
-    made: Made, step: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["testset", "find", "label", "recover"])
+def test_a_step_killed_before_it_was_recorded_is_done_again_with_the_same_bytes(
+    made: Made, step: str
 ) -> None:
-    """As after a kill between a step's last write and the record of it."""
-    record = loop_module._record_done
-
-    def stop(folder: Path, done: loop_module.Step) -> None:
-        if done.name == step:
-            raise KeyboardInterrupt
-        record(folder, done)
-
-    monkeypatch.setattr(loop_module, "_record_done", stop)
-    with pytest.raises(KeyboardInterrupt):
-        made.run()
-    written = {p.name: p.read_bytes() for p in made.folder.glob("*.json*") if p.name != "loop.json"}
-    monkeypatch.setattr(loop_module, "_record_done", record)
+    written = {p.name: p.read_bytes() for p in made.folder.glob("*.json*")}
+    entries = json.loads(written["loop.json"])["steps"]
+    later = STEPS[STEPS.index(step) : -1]
+    for name in later:
+        for file in () if name == step else entries[name]["wrote"]:
+            (made.folder / file).unlink()
+        del entries[name]
+    (made.folder / "loop.json").write_text(json.dumps({"steps": entries}))
     made.run(resume=True)
-    assert made.ran[0] == step
+    assert made.ran == list(later)
     for name, content in written.items():
         assert (made.folder / name).read_bytes() == content, name
 
@@ -165,14 +193,12 @@ def test_a_loop_stopped_before_any_step_is_recorded_goes_on_to_the_same_bytes(
 def test_a_changed_setting_is_refused_by_its_step(
     made: Made, old: str, new: str, said: str
 ) -> None:
-    made.run()
     made.path.write_text(made.path.read_text("utf-8").replace(old, new), "utf-8")
     with pytest.raises(RunError, match=said):
         made.run()
 
 
 def test_a_changed_source_or_result_is_refused(made: Made) -> None:
-    made.run()
     rows = made.path.with_name("rows.jsonl")
     content = rows.read_bytes()
     rows.write_bytes(content + b"\n")
@@ -185,7 +211,6 @@ def test_a_changed_source_or_result_is_refused(made: Made) -> None:
 
 
 def test_a_lost_result_is_made_again(made: Made) -> None:
-    made.run()
     (made.folder / "recover.json").unlink()
     made.run()
     assert made.ran == ["recover"]
@@ -203,19 +228,22 @@ def test_nothing_to_teach_ends_with_a_report(made: Made, monkeypatch: pytest.Mon
         return about
 
     monkeypatch.setattr(loop_module, "_generate", nothing)
+    entries = json.loads((made.folder / "loop.json").read_text("utf-8"))["steps"]
+    kept = {name: entries[name] for name in STEPS[:4]}
+    (made.folder / "loop.json").write_text(json.dumps({"steps": kept}))
     ended = made.run()
     assert "recover" not in made.ran and ended.steps["recover"] == "left out"
     assert ended.sentence == "Nothing was trained. There is nothing to teach."
     assert ended.report is not None and ended.report.exists()
 
 
-def test_other_folders_are_left_alone(made: Made) -> None:
+def test_other_folders_are_left_alone(fresh: Made) -> None:
     with pytest.raises(RunError, match="no loop has begun"):
-        made.run(resume=True)
-    made.folder.mkdir()
-    (made.folder / "mine.txt").write_text("mine")
+        fresh.run(resume=True)
+    fresh.folder.mkdir()
+    (fresh.folder / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="not an empty folder"):
-        made.run()
+        fresh.run()
 
 
 def test_a_budget_that_ended_stops_the_loop() -> None:
@@ -225,19 +253,18 @@ def test_a_budget_that_ended_stops_the_loop() -> None:
         loop_module._complete({"complete": False}, "score")
 
 
-def test_a_wrong_recipe_is_said_with_its_line(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    text = made.path.read_text("utf-8").replace("lr: 1.0e-3", "lr: 1.0e-3, lrr: 2")
-    made.path.write_text(text, "utf-8")
+def test_a_wrong_recipe_is_said_with_its_line(fresh: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = fresh.path.read_text("utf-8").replace("lr: 1.0e-3", "lr: 1.0e-3, lrr: 2")
+    fresh.path.write_text(text, "utf-8")
 
     def fails(*_: Any, **__: Any) -> Mapping[str, object]:
         raise RecipeError("the mapping: phases.sft.lrr: unknown key")
 
     monkeypatch.setattr(loop_module, "recover_failures", fails)
     monkeypatch.setattr(loop_module, "recorded_judge", lambda *_: None)
-    read = loop_module.read_loop(made.path)
+    read = loop_module.read_loop(fresh.path)
     with pytest.raises(RecipeError, match=r"loop\.yaml:14: recover\.recipe\.phases\.sft\.lrr"):
-        loop_module._recover(loop_module._Loop(read, made.folder, False, print), made.folder)
+        RECOVER(loop_module._Loop(read, fresh.folder, False, silent), fresh.folder)
 
 
 # --- at the command line --------------------------------------------------------------------------
@@ -248,7 +275,7 @@ def test_the_command_says_what_was_kept(made: Made) -> None:
     first = forty2(*command, "--json")
     assert first.exit_code == 0, first.output
     record = json.loads(first.output.splitlines()[-1])
-    assert record["schema"] == "forty2.failures.run/1" and record["steps"]["find"] == "done"
+    assert record["schema"] == "forty2.failures.run/1" and record["steps"]["find"] == "kept"
     assert record["recovered"]["sentence"] == "Helps." and "no original data" in first.output
     assert "no such loop" in refused("failures", "run", "nothing")
 
