@@ -362,6 +362,7 @@ BAD = {
     "verifier not readable": [
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "magic"}}',
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "number", "answer": "x"}}',
+        '{"question": "Why?", "answer": "x", "verifier": {"kind": "number", "answer": "1e99999"}}',
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "regex", "pattern": ""}}',
     ],
     "reply fails its own verifier": [
