@@ -69,7 +69,7 @@ def test_a_teacher_and_a_judge_are_asked_and_their_figures_printed(
 ) -> None:
     folder = planted_folder(tmp_path / "F", planted(8))
     url, seen = teacher
-    command = ["failures", "generate", folder, "--teacher", url, "--size", "3"]
+    command: list[str | Path] = ["failures", "generate", folder, "--teacher", url, "--size", "3"]
     command += ["--price-in", "1000", "--price-out", "1000"]
     done = forty2(*command, "--dry-run")
     assert done.exit_code == 0 and "would send 6 requests" in done.output and not seen
