@@ -226,6 +226,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "temperature": "sampling temperature of a chat model, or null",
             "max_tokens": "longest reply of a chat model, or null",
             "testset_sha256": "sha256 of each half of the test set",
+            "verdicts_sha256": "sha256 of the verdicts",
             "clusters_sha256": "sha256 of the clusters",
             "labels_sha256": "sha256 of the labels, or null",
             "sentence": "the result in a sentence",

@@ -18,46 +18,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from forty2.benchmark.partial_results import PartialResults
-from forty2.data.checks.near_duplicates import NearDuplicates
 from forty2.data.records import Message
-from forty2.data.strata import largest_remainder
-from forty2.errors import DataError, printable
+from forty2.errors import printable
 from forty2.failures.asking import Asker, Limits, Request, Tokens, estimate
-from forty2.failures.builtin import harder, is_made
+from forty2.failures.builtin import harder
 from forty2.failures.chat_models import ChatModel
-from forty2.failures.clustering import CLUSTERS, read_cluster_items, read_clusters
-from forty2.failures.examples import (
-    ABOUT_GENERATED,
-    ARMS,
-    GENERATED,
-    Arm,
-    Example,
-    chat_of,
-    write_examples,
-)
-from forty2.failures.folder import (
-    HALVES,
-    Half,
-    Item,
-    about_testset,
-    item_id,
-    read_half,
-    read_if_same,
-)
-from forty2.failures.labels import LABELS, is_held_out
-from forty2.failures.scored import read_scored
-from forty2.failures.teaching import SHOWN, parse_proposal, proposal_prompt
-from forty2.failures.testset import question_text, text_key, twin_groups
-from forty2.failures.training_data import TrainingSearch
-from forty2.failures.verifiers import CheckFailed, UnitTest, check, parse_verifier
-from forty2.files import JsonObject, file_sha256, read_json, write_json
+from forty2.failures.clustering import CLUSTERS
+from forty2.failures.examples import ABOUT_GENERATED, ARMS, GENERATED, Example, write_examples
+from forty2.failures.folder import VERDICTS, about_testset, read_if_same
+from forty2.failures.labels import LABELS
+from forty2.failures.proposals import Pool, Proposal
+from forty2.failures.targets import Draw, Target, find_targets
+from forty2.failures.teaching import parse_proposal, proposal_prompt
+from forty2.files import JsonObject, file_sha256, write_json
 from forty2.progress import Progress, silent
 
 BUILTIN = "builtin"
@@ -76,96 +56,6 @@ class TeacherSettings:
     temperature: float = 0.8
     max_tokens: int = 1024
     """Longest reply, with question and answer."""
-
-
-class Proposal(NamedTuple):
-    """A question that a teacher made."""
-
-    messages: tuple[Message, ...]
-    reply: str
-    verifier: JsonObject | None
-    reference: str | None
-    source: str
-
-
-@dataclass
-class Target:
-    """What rows are made for: a cluster, or the random arm.
-
-    Each of its rows has items that it is made after, and is asked for again until one can be kept. So
-    what is refused more often is not rarer among the rows.
-    """
-
-    arm: Arm
-    cluster: int | None
-    label: str
-    """What its questions are about; "": not known."""
-    wanted: int
-    pool: Sequence[Item]
-    """Items that its questions are made after."""
-    tries: Counter[int] = field(default_factory=Counter)
-    """Times that each row was asked for."""
-    filled: set[int] = field(default_factory=set)
-    """Numbers of the rows that are kept."""
-    refused: Counter[str] = field(default_factory=Counter)
-    _by_stratum: dict[str, list[Item]] = field(default_factory=lambda: defaultdict(list))
-
-    def __post_init__(self) -> None:
-        for item in self.pool:
-            self._by_stratum[item.stratum].append(item)
-
-    @property
-    def name(self) -> str:
-        """Its name in the journal."""
-        return self.arm if self.cluster is None else f"{self.arm}/{self.cluster}"
-
-    def missing(self, trial: int | None) -> list[int]:
-        """Return the numbers of the rows to ask for next.
-
-        Args:
-            trial: number of requests after which one must have been kept.
-        """
-        left = [number for number in range(self.wanted) if number not in self.filled]
-        if trial is None or self.filled:
-            return left
-        return left[: max(0, trial - self.tries.total())]
-
-    def draw(self, seed: int, number: int) -> Draw:
-        """Draw the items that a row is made after; they are the same each time that it is asked for."""
-        rng = random.Random(f"{seed} {self.name} {number}")
-        first = rng.choice(self.pool)
-        alike = self._by_stratum[first.stratum] if self.cluster is None else self.pool
-        others = rng.sample(alike, min(len(alike), SHOWN))
-        items = [first, *(item for item in others if item is not first)][:SHOWN]
-        return Draw(self, number, self.tries[number], items)
-
-    def figures(self) -> JsonObject:
-        """Return what is recorded of it."""
-        return {
-            "arm": self.arm,
-            "cluster": self.cluster,
-            "label": self.label,
-            "wanted": self.wanted,
-            "asked": self.tries.total(),
-            "refused": dict(sorted(self.refused.items())),
-            "kept": len(self.filled),
-        }
-
-
-class Draw(NamedTuple):
-    """One question to be made."""
-
-    target: Target
-    number: int
-    """Number of the row."""
-    attempt: int
-    items: Sequence[Item]
-    """Items to make it after; the first gives its stratum and system message."""
-
-    @property
-    def key(self) -> str:
-        """Name of its request in the journal."""
-        return f"{self.target.name}/{self.number}/{self.attempt}"
 
 
 class _Teacher(Protocol):
@@ -269,7 +159,7 @@ def generate(
     model = None
     if teacher != BUILTIN:
         model = teacher if isinstance(teacher, ChatModel) else ChatModel(name=teacher)
-    targets, notes, sentence = _targets(folder, size, model is None)
+    targets, notes, sentence = find_targets(folder, size, builtin=model is None)
     header: JsonObject = {
         "teacher": BUILTIN if model is None else model.name,
         "teacher_model": None if model is None else model.model,
@@ -319,74 +209,10 @@ def _inputs(folder: Path) -> JsonObject:
     labels = folder / LABELS
     return {
         "testset_sha256": about_testset(folder)["sha256"],
+        "verdicts_sha256": file_sha256(folder / VERDICTS),
         "clusters_sha256": file_sha256(folder / CLUSTERS),
         "labels_sha256": file_sha256(labels) if labels.exists() else None,
     }
-
-
-def _targets(folder: Path, size: int, builtin: bool) -> tuple[list[Target], list[str], str]:
-    """Return what questions are made for, what to say of it, and the finding in a sentence."""
-    record = read_clusters(folder)
-    worse = [cluster for cluster in record["clusters"] if cluster["worse"]]
-    if not worse:
-        return [], [], f"{record['sentence']} There is nothing to teach."
-    labels = _labels(folder, needed=not builtin)
-    failed, clusters = _failed(folder)
-    half = [item for item in read_half(folder, "find") if not is_held_out(item)]
-    pools: dict[int, list[Item]] = {}
-    notes = []
-    for number in (cluster["cluster"] for cluster in worse):
-        own = [item for item in half if item.id in failed and clusters[item.id] == number]
-        pools[number] = [item for item in own if not builtin or is_made(item.source)]
-        if builtin and len(pools[number]) < len(own):
-            others = len(own) - len(pools[number])
-            notes.append(
-                f"cluster {number}: {others:,} of {len(own):,} failures were not made by the built-in "
-                "generators, which cannot make others like them; a chat model as `teacher` can"
-            )
-        elif not own:
-            notes.append(f"cluster {number}: every failure of it is held out to check its label")
-    sizes = {number: len(pool) for number, pool in pools.items() if pool}
-    if not sizes:
-        raise DataError(f"{folder}: nothing to make questions after; {'; '.join(notes)}")
-    shares = largest_remainder(sizes, size)
-    targets = [
-        Target("targeted", number, labels.get(number, ""), shares[number], pools[number])
-        for number in sizes
-        if shares[number]
-    ]
-    everything = [item for item in half if not builtin or is_made(item.source)]
-    if len(everything) < len(half):
-        notes.append(
-            f"random: {len(half) - len(everything):,} of {len(half):,} items were not made by the "
-            "built-in generators, so none is made after them"
-        )
-    targets.append(Target("random", None, "", size, everything))
-    return targets, notes, ""
-
-
-def _failed(folder: Path) -> tuple[set[str], Mapping[str, int]]:
-    """Return the items that failed, and the cluster of every scored item."""
-    items, clusters = read_scored(folder).items, read_cluster_items(folder)
-    if {item.id for item in items} != clusters.keys():
-        raise DataError(
-            f"{folder / CLUSTERS}: is of other items than those with a verdict now; "
-            f"run forty2 failures cluster {folder} again"
-        )
-    return {item.id for item in items if item.failed}, clusters
-
-
-def _labels(folder: Path, *, needed: bool) -> dict[int, str]:
-    """Return the labels that sort held-out items above chance, by cluster."""
-    path = folder / LABELS
-    if not path.exists() and not needed:
-        return {}
-    if not path.exists():
-        raise DataError(f"{path}: no such file; make it with forty2 failures label {folder}")
-    record = read_json(path)
-    if record.get("clusters_sha256") != file_sha256(folder / CLUSTERS):
-        raise DataError(f"{path}: is of earlier clusters; run forty2 failures label {folder} again")
-    return {one["cluster"]: one["label"] for one in record["labels"] if not one["weak"]}
 
 
 def _expected(
@@ -414,7 +240,7 @@ def _collect(
     folder: Path, targets: Sequence[Target], teacher: _Teacher, seed: int, progress: Progress
 ) -> list[Example]:
     """Ask for questions until every target has its own, the teacher has no others, or the budget ends."""
-    pool = _Pool(folder) if targets else None
+    pool = Pool(folder) if targets else None
     for _ in range(teacher.rounds):
         draws = list(_draws(targets, seed, teacher.trial))
         if not draws or pool is None:
@@ -442,113 +268,6 @@ def _draws(targets: Sequence[Target], seed: int, trial: int | None) -> Iterator[
         places += [((i + 0.5) / len(numbers), n, number) for i, number in enumerate(numbers)]
     for _, n, number in sorted(places):
         yield targets[n].draw(seed, number)
-
-
-class _Pool:
-    """Questions made so far, and what they must not repeat."""
-
-    def __init__(self, folder: Path) -> None:
-        self._copies = _Copies(folder)
-        self._seen: set[bytes] = set()
-        self._near = NearDuplicates()
-        self._taken: list[tuple[Draw, Proposal]] = []
-        self._is_left: list[bool] = []
-
-    def take(self, draw: Draw, made: Proposal) -> str | None:
-        """Take a question in; return why it is refused, or None."""
-        if (wrong := _own_check(made)) is not None:
-            return wrong
-        text = question_text(made.messages)
-        key = text_key(text)
-        if key in self._seen:
-            return "copy of another row"
-        try:
-            copied = self._copies.half(made)
-        except DataError:
-            return "no chat that can be trained on"
-        if copied is not None:
-            return f"copy of the half {copied}"
-        self._seen.add(key)
-        self._near.add(text)
-        self._taken.append((draw, made))
-        self._is_left.append(True)
-        return None
-
-    def drop_near_copies(self) -> None:
-        """Drop what nearly repeats an earlier question."""
-        for group in self._near.groups():
-            for place in group[1:].tolist():
-                if self._is_left[place]:
-                    self._is_left[place] = False
-                    self._taken[place][0].target.refused["near copy of another row"] += 1
-
-    def fill(self, targets: Sequence[Target]) -> None:
-        """Tell each target which of its rows are kept."""
-        for target in targets:
-            target.filled = {draw.number for draw, _ in self._left() if draw.target is target}
-
-    def rows(self) -> list[Example]:
-        """Return the questions that are kept, by target and number."""
-        left = sorted(
-            self._left(),
-            key=lambda one: (
-                ARMS.index(one[0].target.arm),
-                one[0].target.cluster or 0,
-                one[0].number,
-            ),
-        )
-        groups = twin_groups([question_text(made.messages) for _, made in left])
-        return [
-            Example(
-                id=item_id(made.messages, made.verifier, made.reply),
-                arm=draw.target.arm,
-                cluster=draw.target.cluster,
-                stratum=draw.items[0].stratum,
-                messages=made.messages,
-                reply=made.reply,
-                verifier=made.verifier,
-                reference=made.reference,
-                source=made.source,
-                group=group,
-            )
-            for (draw, made), group in zip(left, groups, strict=True)
-        ]
-
-    def _left(self) -> list[tuple[Draw, Proposal]]:
-        return [one for one, is_left in zip(self._taken, self._is_left, strict=True) if is_left]
-
-
-def _own_check(made: Proposal) -> str | None:
-    """Check a reply by its own verifier; unit tests run when the rows are scored, in the sandbox."""
-    if made.verifier is None:
-        return None
-    verifier = parse_verifier(made.verifier, made.source)
-    if isinstance(verifier, UnitTest):
-        return None
-    try:
-        return None if check(verifier, made.reply).passed else "reply fails its own verifier"
-    except CheckFailed:
-        return "verifier cannot be checked"
-
-
-class _Copies:
-    """Says whether a row copies a question of the test set: as a prompt, nearly, or 13 words of it.
-
-    This is the one place of this step that reads the untouched half, and yes or no is all that it says.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        halves = [read_half(folder, half) for half in HALVES]
-        self._find = len(halves[0])
-        every = [item for half in halves for item in half]
-        self._search = TrainingSearch(
-            [item.messages for item in every], [item.group for item in every]
-        )
-
-    def half(self, made: Proposal) -> Half | None:
-        """Return the half of which a row holds a question; None: of neither."""
-        hits = self._search.find(chat_of(made.messages, made.reply, made.source))
-        return (HALVES[min(hits) >= self._find]) if hits else None
 
 
 # --- the record -----------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def _validator(properties: dict[str, object], required: list[str]) -> Draft20201
     )
 
 
-_TEXT = {"type": "string", "pattern": r"\S"}
+_TEXT = {"type": "string", "pattern": r"\S", "maxLength": 20_000}
 _QUESTION_FORM = _validator(
     {
         "question": _TEXT,

@@ -17,19 +17,22 @@ from forty2.serve.sources import find_sources
 
 def main(target: str) -> None:
     """Serve a run or a model on the loopback, at any free port."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what else is printed must not fill a pipe that nobody reads
     try:
         sources = find_sources(target)
         server = ModelServer(sources, port=0)
     except Forty2Error as error:
-        _say({"error": str(error)})
+        _say(answer, {"error": str(error)})
         return
     threading.Thread(target=_end_with_input, daemon=True).start()
-    _say({"url": f"{server.url}v1", "model": sources.ids[-1]})
+    _say(answer, {"url": f"{server.url}v1", "model": sources.ids[-1]})
     server.serve_forever(0.1)
 
 
-def _say(value: dict[str, str]) -> None:
-    print(json.dumps(value), flush=True)
+def _say(file: int, value: dict[str, str]) -> None:
+    with open(file, "w", encoding="utf-8") as stream:
+        print(json.dumps(value), file=stream)
 
 
 def _end_with_input() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from support.chat_server import Reply, said, server
-from support.failure_folder import Planted, planted, topic_text
+from support.failure_folder import Planted, planted, topic_text, write_verdicts
 from support.worse_folder import LABEL, builtin_folder, planted_folder, write_clusters, write_labels
 
 from forty2.errors import BenchmarkError, DataError, RunError
@@ -129,7 +129,7 @@ def test_random_rows_follow_the_test_set_and_look_at_no_verdict(
 def test_every_reply_is_right_and_no_row_repeats_the_test_set_or_another(folder: Path) -> None:
     generate(folder, size=80)
     rows = read_examples(folder)
-    items = [item for half in ("find", "untouched") for item in read_half(folder, half)]  # type: ignore[arg-type]
+    items = [item for half in ("find", "untouched") for item in read_half(folder, half)]
     search = TrainingSearch([i.messages for i in items], [i.group for i in items])
     for row in rows:
         assert row.verifier is not None and not search.find(row.chat())
@@ -155,6 +155,9 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(folder: P
     assert generate(folder, size=20) == record and contents(folder) == before
     with pytest.raises(RunError, match=r"made with another size \(20, now 30\)"):
         generate(folder, size=30)
+    write_verdicts(folder, {item.id: "fail" for item in read_half(folder, "find")})
+    with pytest.raises(RunError, match="made with another verdicts_sha256"):
+        generate(folder, size=20)
 
 
 def test_no_worse_cluster_leaves_nothing_to_teach(folder: Path, tmp_path: Path) -> None:
@@ -362,6 +365,7 @@ BAD = {
     "verifier not readable": [
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "magic"}}',
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "number", "answer": "x"}}',
+        '{"question": "Why?", "answer": "x", "verifier": {"kind": "number", "answer": "1e99999"}}',
         '{"question": "Why?", "answer": "x", "verifier": {"kind": "regex", "pattern": ""}}',
     ],
     "reply fails its own verifier": [

@@ -113,7 +113,11 @@ def replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         for name in ("generated", "accepted"):
             (loop.folder / f"{name}.jsonl").write_text("{}")
         counts = {"kept": 3, "accepted": 3}
-        about = {"arms": {"targeted": counts, "random": counts}, "sentence": "Made."}
+        about = {
+            "arms": {"targeted": counts, "random": counts},
+            "sentence": "Made.",
+            "clusters_sha256": "",
+        }
         for name in ("generated", "accepted"):
             (loop.folder / f"{name}.json").write_text(json.dumps(about))
         return about
@@ -221,6 +225,7 @@ def test_nothing_to_teach_ends_with_a_report(made: Made, monkeypatch: pytest.Mon
         about = {
             "arms": {arm: {"kept": 0, "accepted": 0} for arm in ("targeted", "random")},
             "sentence": "There is nothing to teach.",
+            "clusters_sha256": "",
         }
         for name in ("generated", "accepted"):
             (loop.folder / f"{name}.json").write_text(json.dumps(about))

@@ -21,9 +21,10 @@ def builtin_folder(
     *,
     strata: dict[str, int],
     worse: Sequence[int] = (1,),
+    sources: Sequence[str] = ("builtin",),
 ) -> Path:
-    """Write a test set of built-in questions, with verdicts and clusters."""
-    make_testset(folder, TestsetSettings(strata=strata))
+    """Write a test set of built-in and other questions, with verdicts and clusters."""
+    make_testset(folder, TestsetSettings(strata=strata, sources=sources))
     half = read_half(folder, "find")
     write_verdicts(folder, {item.id: "fail" if fails(item) else "pass" for item in half})
     write_clusters(folder, {item.id: cluster(item) for item in half}, worse)
