@@ -39,10 +39,13 @@ COMMANDS = {
 }
 ELSEWHERE = {
     "ablate": ablation,
+    "benchmark.base": None,
     "benchmark.judge": None,
     "failures.cluster": clustering,
     "failures.generate": None,
     "failures.label": labels,
+    "failures.recover": None,
+    "failures.run": None,
     "failures.score": None,
     "sweep": results,
 }

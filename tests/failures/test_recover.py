@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.cli import forty2, refused
 from support.recovery import (
     RECIPE,
     Loop,
@@ -202,6 +203,22 @@ def test_a_finished_recovery_is_read_back_and_another_one_is_refused(done: Loop)
 def test_nothing_is_resumed_that_has_not_begun(loop: Loop) -> None:
     with pytest.raises(RunError, match="no recovery has begun"):
         recover_failures(loop.folder, loop.recipe, settings=TWO, resume=True)
+
+
+def test_the_command_prints_the_arms_and_the_verdict(
+    done: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done.folder.parent)
+    original = str(done.folder.with_name("original.jsonl"))
+    command = ["failures", "recover", "F", "--recipe", str(done.recipe), "--original", original]
+    result = forty2(*command, "--seeds", "1,2")
+    assert result.exit_code == 0, result.output
+    assert "Verdict: " in result.output and "targeted" in result.output
+    printed = forty2(*command, "--seeds", "1,2", "--json")
+    record = json.loads(printed.output.splitlines()[-1])
+    assert record["schema"] == "forty2.failures.recover/1"
+    assert record["sentence"] == record_of(done.folder)["sentence"]
+    assert "other seeds" in refused(*command, "--seeds", "1,3")
 
 
 # --- rows -----------------------------------------------------------------------------------------
