@@ -18,6 +18,7 @@ from support.small_run import make_inputs
 from forty2.errors import Forty2Error, RecipeError, RunError
 from forty2.failures import loop as loop_module
 from forty2.failures.loop import STEPS, run_loop
+from forty2.failures.loop_file import read_loop
 from forty2.files import JsonObject, file_sha256
 from forty2.progress import silent
 
@@ -267,7 +268,7 @@ def test_a_wrong_recipe_is_said_with_its_line(fresh: Made, monkeypatch: pytest.M
 
     monkeypatch.setattr(loop_module, "recover_failures", fails)
     monkeypatch.setattr(loop_module, "recorded_judge", lambda *_: None)
-    read = loop_module.read_loop(fresh.path)
+    read = read_loop(fresh.path)
     with pytest.raises(RecipeError, match=r"loop\.yaml:14: recover\.recipe\.phases\.sft\.lrr"):
         RECOVER(loop_module._Loop(read, fresh.folder, False, silent), fresh.folder)
 

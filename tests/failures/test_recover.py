@@ -22,9 +22,11 @@ from support.recovery import (
 )
 
 from forty2.errors import DataError, Forty2Error, RecipeError, RunError
+from forty2.failures import find as find_module
 from forty2.failures import recover as recover_module
 from forty2.failures.recover import RecoverSettings, format_recovery, recover_failures
 from forty2.files import JsonObject
+from forty2.recipe.reading import load_recipe
 
 TWO = RecoverSettings(seeds=(1, 2))
 
@@ -161,8 +163,8 @@ def test_after_a_stop_the_same_command_ends_with_the_same_bytes(
         else:
             path.unlink()
     again(done, folder)
-    for name, content in kept.items():
-        assert (folder / name).read_bytes() == content, name
+    for file, content in kept.items():
+        assert (folder / file).read_bytes() == content, file
 
 
 def test_a_stop_within_the_re_test_changes_no_byte(
@@ -172,7 +174,7 @@ def test_a_stop_within_the_re_test_changes_no_byte(
     whole = (folder / "recover" / "none.json").read_bytes()
     for name in ("recover.json", "recover/none.json"):
         (folder / name).unlink()
-    verify = recover_module.answer_and_judge
+    verify = find_module.answer_and_judge
 
     def stops(*args: Any, **settings: Any) -> Any:
         verify(*args, **settings)
@@ -309,7 +311,7 @@ def test_rows_that_do_not_fit_are_left_out(loop: Loop, untrained: list[list[str]
         ([], "holds no accepted rows"),
         ([accepted_row("random", 1)], "no row of the arm targeted can be used"),
         ([accepted_row("both", 1)], "accepted.jsonl:1: arm must be targeted or random"),
-        ([accepted_row("random", 1, reply=None)], "needs messages and a reply"),
+        ([{**accepted_row("random", 1), "reply": None}], "needs messages and a reply"),
     ],
 )
 def test_unusable_accepted_rows_are_an_error(
@@ -353,9 +355,7 @@ def test_what_the_arms_do_not_read_of_a_recipe_is_said(
 ) -> None:
     notes = recover_module._recipe_notes(
         {**yaml.safe_load(RECIPE), "fuse": {}, "phases": {"sft": {"data": "mine.jsonl"}}},
-        recover_module.load_recipe(
-            loop.recipe, ["model=smollm2", "phases.sft.data=builtin:spark-sft"]
-        ),
+        load_recipe(loop.recipe, ["model=smollm2", "phases.sft.data=builtin:spark-sft"]),
     )
     assert [note.partition(":")[0] for note in notes] == ["phases.sft.data", "fuse"]
 
