@@ -35,6 +35,7 @@ COVERED_BY = {
     "data/responses.py": "data/test_formats.py",
     "data/sets.py": "data/checks/test_lint.py",
     "data/unused_keys.py": "data/test_formats.py",
+    "failures/arms.py": "failures/test_recover.py",
     "failures/builtin/": "failures/test_builtin.py",
     "failures/replies.py": "failures/test_find.py",
     "export/gguf/architecture.py": "export/gguf/test_exporting.py",
