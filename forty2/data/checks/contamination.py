@@ -195,9 +195,9 @@ class _Index:
 class _NearCopies:
     """Finds the items that a text is nearly a copy of.
 
-    A near copy shares most trigrams with a text, so it has one of the text's rarest: only these are
-    indexed (Bayardo et al. 2007, "Scaling up all pairs similarity search"), or words such as "which
-    of the following" would lead to thousands of texts.
+    A near copy shares most trigrams with a text, so one of the rarest of each is the same: only these
+    are indexed and looked up (Bayardo et al. 2007, "Scaling up all pairs similarity search"), or words
+    such as "which of the following" would lead to thousands of texts.
 
     Args:
         texts: words of each text, with the number of its item.
@@ -207,19 +207,24 @@ class _NearCopies:
         self._owners = [number for number, _ in texts]
         self._trigrams = [np.unique(_grams(words, 3)) for _, words in texts]
         everything = np.concatenate([np.empty(0, np.int64), *self._trigrams])
-        known, counts = np.unique(everything, return_counts=True)
-        entries = []
-        for place, trigrams in enumerate(self._trigrams):
-            rarest_first = trigrams[np.argsort(counts[np.searchsorted(known, trigrams)])]
-            needed = len(trigrams) - math.ceil(_NEAR_COPY * len(trigrams)) + 1
-            entries.append((place, rarest_first[:needed]))
+        self._known, self._counts = np.unique(everything, return_counts=True)
+        entries = [(place, self._rarest(own)) for place, own in enumerate(self._trigrams)]
         self._index = _Index(entries)
+
+    def _rarest(self, trigrams: _Hashes) -> _Hashes:
+        """Return as many of the rarest trigrams as a near copy cannot lack; equally rare by hash."""
+        if not len(self._known):
+            return trigrams
+        places = np.searchsorted(self._known, trigrams).clip(max=len(self._known) - 1)
+        counts = np.where(self._known[places] == trigrams, self._counts[places], 0)
+        needed = len(trigrams) - math.ceil(_NEAR_COPY * len(trigrams)) + 1
+        return trigrams[np.argsort(counts, kind="stable")[:needed]]
 
     def find(self, words: Sequence[str]) -> set[int]:
         """Return the numbers of the items with a text that is nearly this one."""
         trigrams = np.unique(_grams(words, 3))
         found = set[int]()
-        for place in self._index.find(trigrams):
+        for place in self._index.find(self._rarest(trigrams)):
             other = self._trigrams[place]
             shared = len(np.intersect1d(trigrams, other, assume_unique=True))
             if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):
