@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"model", "text"},
     "training": {"training.objectives", "recipe", "data", "text", "model", "inference"},
     "benchmark": _BELOW_BENCHMARK,
-    "failures": _BELOW_BENCHMARK | {"benchmark"},
+    "failures": _BELOW_RUNS | {"runs"},
     "export": {"recipe", "data", "model", "inference", "report"},
     "report": {"recipe"},
     "runs": _BELOW_RUNS | {"export"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from forty2.errors import BenchmarkError
 
 _MAX_BYTES = 10_000_000
 """Largest question file; TruthfulQA's is a tenth of it."""
+DATA = "FORTY2_BENCH_DATA"
+"""Environment variable with the folder in which each benchmark's questions are a folder of its name."""
 
 
 def read_question_file(path: Path) -> bytes:
@@ -29,3 +32,10 @@ def read_question_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BenchmarkError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def named_questions(name: str) -> Path | None:
+    """Return the folder of a benchmark's questions in `FORTY2_BENCH_DATA`; None: there is none."""
+    folder = os.environ.get(DATA)
+    place = Path(os.path.expanduser(folder)) / name if folder else None
+    return place if place is not None and place.exists() else None

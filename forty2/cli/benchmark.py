@@ -392,6 +392,101 @@ def perplexity_command(files: tuple[Path, ...], **arguments: Any) -> None:
     _measure("perplexity", texts=texts, **arguments)
 
 
+@benchmark_command.command("base")
+@shared_options.model_and_adapter()
+@click.option(
+    "--gate",
+    "-g",
+    "gates",
+    required=True,
+    multiple=True,
+    metavar="NAME[:METRIC]=SHARE",
+    help="Least score in a benchmark, e.g. mmlu=0.60. Repeatable.",
+)
+@click.option(
+    "--data",
+    "-d",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="File or folder of a benchmark's questions. Default: its folder in FORTY2_BENCH_DATA.",
+)
+@click.option(
+    "--n", type=click.IntRange(1), help="Number of questions of each benchmark. Default: all."
+)
+@shared_options.seed_option(help="Seed of the samples of questions.")
+@click.option(
+    "--run-untrusted-code",
+    is_flag=True,
+    help="Allow running the programs that the model writes, in a sandbox. Required for humaneval.",
+)
+@shared_options.out_option(help="Folder for the results, with every item.")
+@click.option("--resume", is_flag=True, help="Go on with what stopped in the folder --out.")
+@shared_options.as_json
+@shared_options.template
+@shared_options.trust_remote_code
+def base_command(
+    model: str,
+    adapter: str | None,
+    gates: tuple[str, ...],
+    data: tuple[str, ...],
+    n: int | None,
+    seed: int,
+    run_untrusted_code: bool,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+    template: TemplateSettings | None,
+    trust_remote_code: bool,
+) -> None:
+    """Measure a model in several benchmarks, each against the least score that it must reach.
+
+    A gate is passed or failed if the whole 95% interval of the score is on one side of it. The exit code is
+    1 if one failed.
+    """
+    from forty2.benchmark import sandbox
+    from forty2.benchmark.base_gates import (
+        GateSettings,
+        measure_gates,
+        parse_gate,
+        summary,
+        to_json,
+    )
+
+    if resume and out is None:
+        raise click.UsageError("--resume needs the --out of the measurement that stopped")
+    if run_untrusted_code and (gaps := sandbox.gaps()):
+        warn(f"the sandbox cannot ensure here that {'; '.join(gaps)}")
+    named = dict(map(_named_data, data))
+    settings = GateSettings(data=named, n=n, seed=seed, run_untrusted_code=run_untrusted_code)
+    with ProgressBars() as bars:
+        results = measure_gates(
+            [*map(parse_gate, gates)],
+            model,
+            adapter,
+            settings=settings,
+            out=out,
+            resume=resume,
+            template=template,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    if as_json:
+        echo_json("benchmark.base", {**to_json(results, model, adapter, settings), "out": out})
+    else:
+        for one in results:
+            echo(str(one))
+        echo(summary(results))
+    if any(one.answer == "failed" for one in results):
+        raise SystemExit(1)
+
+
+def _named_data(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise click.UsageError(f"--data {text}: write NAME=PATH.")
+    return name, path
+
+
 @click.command("compare")
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))

@@ -31,11 +31,14 @@ ARGUMENTS = (
     "lr",
     "mapping",
     "model",
+    "original",
     "out",
     "overrides",
     "pack",
     "pairs",
     "port",
+    "price_in",
+    "price_out",
     "repeat",
     "replace",
     "resume",
@@ -47,6 +50,8 @@ ARGUMENTS = (
     "sort",
     "system",
     "system_turn",
+    "teacher",
+    "teacher_model",
     "template",
     "thumbs",
     "train_on",
@@ -72,9 +77,12 @@ _ELSEWHERE = {
     "kl_weight": "run",
     "lr": "run",
     "mapping": "init",
+    "original": "failures recover",
     "pack": "data prepare",
     "pairs": "init",
     "port": "serve",
+    "price_in": "failures generate",
+    "price_out": "failures generate",
     "repeat": "data mix",
     "resume": "run",
     "reuse": "run",
@@ -82,6 +90,8 @@ _ELSEWHERE = {
     "seeds": "sweep",
     "size": "data mix",
     "sort": "runs list",
+    "teacher": "failures generate",
+    "teacher_model": "failures generate",
     "thumbs": "init",
     "train_on": "data prepare",
 }
@@ -92,7 +102,13 @@ TYPED = "forty2.typed"
 """Key of a context's `meta` under which the words typed after `forty2` are kept."""
 _ONLY_TO_BEGIN = ("reuse",)
 """Arguments that a run takes when it begins, and not when it goes on."""
-_GO_ON_BY_THEMSELVES = ("find", "train")
+_GO_ON_BY_THEMSELVES = (
+    "train",
+    "failures find",
+    "failures label",
+    "failures generate",
+    "failures score",
+)
 """Commands that go on after a stop without an option."""
 _TO_GO_ON = re.compile(r"(to go on[^:`\n]*): `resume=True`((?: `overrides=[^`\n]*`)*)")
 _OVERRIDE = re.compile(r"`overrides=([^`\n]*)`")
@@ -119,9 +135,22 @@ def command_at_hand() -> click.Command | None:
 def goes_on() -> bool:
     """Return whether the command at hand can go on after a stop; also if no command is at hand."""
     command = command_at_hand()
-    if command is None or command.name in _GO_ON_BY_THEMSELVES:
+    if command is None or _goes_on_by_itself():
         return True
     return any(flag("resume") in parameter.opts for parameter in command.params)
+
+
+def _goes_on_by_itself() -> bool:
+    """Return whether the command at hand goes on after a stop without an option."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return False
+    names = [context.invoked_subcommand] if isinstance(context.command, click.Group) else []
+    while context is not None:
+        names.append(context.info_name or context.command.name)
+        context = context.parent
+    path = " ".join(filter(None, reversed(names)))
+    return any(f" {path}".endswith(f" {name}") for name in _GO_ON_BY_THEMSELVES)
 
 
 def with_flags(message: str) -> str:
@@ -135,7 +164,7 @@ def with_flags(message: str) -> str:
         message = _TO_GO_ON.sub(lambda found: _with_command(found, options), message)
         if flag("resume") not in options:
             message = message.replace(_START_AGAIN, "start again")
-            if command.name in _GO_ON_BY_THEMSELVES:
+            if _goes_on_by_itself():
                 message = message.replace(_GO_ON, "go on with the same command")
                 message = message.replace("`resume=True`", "the same command")
         message = _ELSE.sub(

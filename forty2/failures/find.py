@@ -9,18 +9,17 @@ command goes on after a stop, and ends with the same bytes.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.benchmark.stats import wilson
-from forty2.errors import BenchmarkError, DataError, Forty2Error, RunError
+from forty2.errors import DataError, Forty2Error
+from forty2.failures.checking import check_permission, verify
 from forty2.failures.folder import (
     FOUND,
     HALVES,
@@ -32,24 +31,22 @@ from forty2.failures.folder import (
     about_testset,
     json_line,
     read_half,
+    read_if_same,
 )
-from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judged
+from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judge_lines, judged
 from forty2.failures.replies import answer_items
 from forty2.failures.training_data import TrainingSearch, about_file, training_files
-from forty2.failures.verifiers import CheckFailed, UnitTest, Verifier, check, parse_verifier
-from forty2.files import JsonObject, atomic_write, read_json, write_json
+from forty2.failures.verifiers import Verifier, parse_verifier
+from forty2.files import JsonObject, atomic_write, write_json
 from forty2.progress import Progress, silent
 
 if TYPE_CHECKING:
     from forty2.benchmark.partial_results import PartialResults
     from forty2.inference.chat_endpoint import ChatEndpoint
     from forty2.model.chat_template import TemplateSettings
+    from forty2.model.loading import LoadedModel
 
 MAX_TOKENS, BATCH_SIZE = 256, 16
-_QUOTED = 60
-"""Characters of a setting in a message."""
-_SAFE_AT_ONCE = 4
-"""Programs run at once; each has its own time, which a crowded machine would take from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +60,20 @@ class FindSettings:
     run_untrusted_code: bool = False
     """Permission to run the programs that the model writes, in the sandbox."""
     scoring: Scoring = field(default_factory=Scoring)
+
+
+class Answered(NamedTuple):
+    """Replies of a model to items, and a verdict on each."""
+
+    figures: JsonObject
+    """Pass rates by stratum, how replies ended, unscored ones by reason, the judge's agreement."""
+    replies: dict[str, StoredReply | str]
+    """By the items' ids; a text: the reason why there is none."""
+    verdicts: dict[str, StoredVerdict]
+    tokens: int
+    """Tokens generated now, without those stored before."""
+    seconds: float
+    """Time that these took."""
 
 
 class Found(NamedTuple):
@@ -105,12 +116,7 @@ def find_failures(
 
     folder, settings = Path(folder), settings or FindSettings()
     items = read_half(folder, "find")
-    verifiers = {
-        item.id: parse_verifier(item.verifier, f"item {item.id}")
-        for item in items
-        if item.verifier is not None
-    }
-    _check_permission(verifiers.values(), settings)
+    verifiers_of(items, settings)
     name, adapter_found = find_model_and_adapter(model, adapter)
     searched = refuse_trained(folder, items, adapter_found)
     loaded = load(name, adapter_found, template=template, trust_remote_code=trust_remote_code)
@@ -128,31 +134,53 @@ def find_failures(
     }
     out = folder / FOUND
     if out.exists():
-        return Found(_same(out, header), 0, 0.0)
+        return Found(read_if_same(out, header, "found"), 0, 0.0)
     with PartialResults.open(out, header, resume=True) as partial:
-        started = time.monotonic()
-        before = _tokens(partial, items)
-        replies = answer_items(
-            loaded,
-            items,
-            partial,
-            max_tokens=settings.max_tokens,
-            batch_size=settings.batch_size,
-            progress=progress,
+        answered = answer_and_judge(
+            loaded, items, partial, settings=settings, judge=judge, progress=progress
         )
-        seconds = time.monotonic() - started
-        made = _tokens(partial, items) - before
-        verdicts = _verify(items, verifiers, replies, partial, progress)
-        asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
-        by_id = {item.id: item for item in items}
-        for key, answers in asked.items():
-            verdicts[key] = judged(by_id[key], answers, settings.scoring.at_least)
-        record = {**header, **_figures(items, replies, verdicts)}
-        if judge is not None:
-            record["judged"] = judge_figures(asked, settings.scoring)
-        _write(folder, items, replies, verdicts)
+        record = {**header, **answered.figures}
+        _write(folder, items, answered.replies, answered.verdicts)
         partial.finish(record, write_json)
-    return Found(record, made, seconds)
+    return Found(record, answered.tokens, answered.seconds)
+
+
+def answer_and_judge(
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    partial: PartialResults,
+    *,
+    settings: FindSettings,
+    judge: ChatEndpoint | None,
+    progress: Progress,
+) -> Answered:
+    """Answer items and decide on each reply; what `partial` holds already is not done again.
+
+    Raises:
+        DataError: an item's verifier is unusable.
+        BenchmarkError: the judge cannot be reached, or programs may not be run.
+    """
+    verifiers = verifiers_of(items, settings)
+    started = time.monotonic()
+    before = _tokens(partial, items)
+    replies = answer_items(
+        loaded,
+        items,
+        partial,
+        max_tokens=settings.max_tokens,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+    seconds = time.monotonic() - started
+    made = _tokens(partial, items) - before
+    verdicts = _verify(items, verifiers, replies, partial, progress)
+    asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
+    for key, answers in asked.items():
+        verdicts[key] = judged(key, answers, settings.scoring.at_least)
+    figures = _figures(items, replies, verdicts)
+    if judge is not None:
+        figures["judged"] = judge_figures(asked, settings.scoring)
+    return Answered(figures, replies, verdicts, made, seconds)
 
 
 def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
@@ -160,32 +188,20 @@ def _tokens(partial: PartialResults, items: Sequence[Item]) -> int:
     return sum(partial[key]["tokens"] for key in keys if key in partial)
 
 
-def _same(out: Path, header: JsonObject) -> JsonObject:
-    """Return what was found before, if it was found in the same way."""
-    before = read_json(out)
-    for key, value in header.items():
-        if before.get(key) != value:
-            raise RunError(
-                f"{out}: was found with another {key} ({_quoted(before.get(key))}, now {_quoted(value)}); "
-                "copy the test set to another folder, or remove this file and start again"
-            )
-    return dict(before)
+def verifiers_of(items: Iterable[Item], settings: FindSettings) -> dict[str, Verifier]:
+    """Read the verifiers of items, by id, and refuse those that run programs without a permission.
 
-
-def _quoted(value: object) -> str:
-    """Write a setting for a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
-
-
-def _check_permission(verifiers: Iterable[Verifier], settings: FindSettings) -> None:
-    programs = sum(isinstance(one, UnitTest) for one in verifiers)
-    if programs and not settings.run_untrusted_code:
-        raise BenchmarkError(
-            f"{programs:,} questions have unit tests, which run programs that the model writes; allow it "
-            "(`run_untrusted_code=True`); they run in a sandbox, which limits what they can do to this "
-            "machine"
-        )
+    Raises:
+        DataError: a verifier is unusable.
+        BenchmarkError: programs may not be run.
+    """
+    verifiers = {
+        item.id: parse_verifier(item.verifier, f"item {item.id}")
+        for item in items
+        if item.verifier is not None
+    }
+    check_permission(verifiers.values(), settings.run_untrusted_code)
+    return verifiers
 
 
 # --- not trained on -------------------------------------------------------------------------------
@@ -221,7 +237,9 @@ def refuse_trained(
             searched.append(about)
             if "sha256" in about and (about["source"], about["sha256"]) in known:
                 continue
-            search = search or TrainingSearch([item.messages for item in every])
+            search = search or TrainingSearch(
+                [item.messages for item in every], [item.group for item in every]
+            )
             if hits := search.search(file).hits:
                 raise _Trained(
                     f"{len(hits):,} of {len(every):,} questions are in the training data of {run} "
@@ -255,37 +273,16 @@ def _verify(
 ) -> dict[str, StoredVerdict]:
     """Check every reply that has a verifier; those without a reply are unscored."""
     found: dict[str, StoredVerdict] = {}
-    waiting: list[tuple[Item, StoredReply]] = []
+    waiting: list[tuple[Verifier, StoredReply]] = []
     for item in items:
         reply = replies[item.id]
         if isinstance(reply, str):
             found[item.id] = StoredVerdict(
                 item.id, "unscored", "judge" if item.verifier is None else "verifier", None, reply
             )
-        elif item.verifier is not None and f"verdict/{item.id}" in partial:
-            found[item.id] = StoredVerdict(**partial[f"verdict/{item.id}"])
         elif item.verifier is not None:
-            waiting.append((item, reply))
-
-    def one(asked: tuple[Item, StoredReply]) -> StoredVerdict:
-        return _verified(verifiers[asked[0].id], asked[1])
-
-    with ThreadPoolExecutor(min(_SAFE_AT_ONCE, os.cpu_count() or 1)) as pool:
-        for done, verdict in enumerate(pool.map(one, waiting), 1):
-            partial.add(f"verdict/{verdict.id}", verdict._asdict())
-            found[verdict.id] = verdict
-            progress("verdicts", done, len(waiting), {})
-    return found
-
-
-def _verified(verifier: Verifier, reply: StoredReply) -> StoredVerdict:
-    try:
-        passed, reason = check(verifier, reply.reply)
-    except CheckFailed as error:
-        return StoredVerdict(reply.id, "unscored", "verifier", None, str(error))
-    if not passed and not reply.stopped:
-        reason = f"{reason}; cut after {reply.tokens} tokens"
-    return StoredVerdict(reply.id, "pass" if passed else "fail", "verifier", None, reason)
+            waiting.append((verifiers[item.id], reply))
+    return {**found, **verify(waiting, partial, progress)}
 
 
 def _ask_judge(
@@ -398,25 +395,6 @@ def format_found(record: JsonObject) -> str:
             f"cut at {record['max_tokens']} tokens, {replies['failed_and_cut']} of them failed"
         )
     lines += [f"unscored: {count}: {reason}" for reason, count in record["unscored"].items()]
-    return "\n".join([*lines, *_judge_lines(record)])
-
-
-def _judge_lines(record: JsonObject) -> list[str]:
-    part = record.get("judged")
-    if part is None or not part["replies"]:
-        return ["no verdict depends on a judge"] if part is None else []
-    agreed, requests = part["agreement"], part["requests"]
-    lines = [
-        f"judge: {part['replies']} replies, {requests['sent']} requests, failed {requests['failed']}, "
-        f"unreadable {requests['unreadable']}"
-    ]
-    if agreed["raw"] is not None:
-        kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
-        lines.append(
-            f"repeats agree on {agreed['raw']:.1%} of {agreed['items']} replies, kappa {kappa}; on "
-            f"{part['repeats_differ']} they differ"
-        )
-    others = [t for t in (5, 6, 7, 8, 9) if t != part["at_least"]]
-    changes = ", ".join(f"{part['changed_at'][str(t)]} at {t}" for t in others)
-    lines.append(f"a score of {part['at_least']:g} passes; verdicts that would change: {changes}")
-    return lines
+    if record.get("judged") is None:
+        return "\n".join([*lines, "no verdict depends on a judge"])
+    return "\n".join([*lines, *judge_lines(record["judged"])])

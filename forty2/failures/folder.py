@@ -26,6 +26,9 @@ from forty2.files import JsonObject, atomic_write, read_json
 TESTSET, ABOUT = "testset.jsonl", "testset.json"
 REPLIES, VERDICTS, FOUND = "replies.jsonl", "verdicts.jsonl", "find.json"
 
+_QUOTED = 60
+"""Characters of a setting in a message."""
+
 Half = Literal["find", "untouched"]
 HALVES: tuple[Half, Half] = ("find", "untouched")
 
@@ -161,6 +164,32 @@ def read_verdicts(folder: str | Path) -> dict[str, StoredVerdict]:
         RunError: there are none, or a line is damaged.
     """
     return {row.id: row for row in _records(Path(folder) / VERDICTS, StoredVerdict)}
+
+
+def read_if_same(path: Path, settings: JsonObject, done: str) -> JsonObject:
+    """Read the result of a step, if it was made with these settings.
+
+    Args:
+        done: what the step did, as in "was found with another model".
+
+    Raises:
+        RunError: it was made with others, or is damaged.
+    """
+    before = dict(read_json(path))
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise RunError(
+                f"{path}: was {done} with another {key} ({_quoted(before.get(key))}, now "
+                f"{_quoted(value)}); copy the test set to another folder, or remove this file and "
+                "start again"
+            )
+    return before
+
+
+def _quoted(value: object) -> str:
+    """Write a setting for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
 def about_testset(folder: str | Path) -> JsonObject:

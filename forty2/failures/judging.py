@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from forty2.benchmark.judge import agreement
 from forty2.data.record_texts import text_of
+from forty2.data.records import Message
 from forty2.failures.folder import Item, StoredVerdict
 from forty2.files import JsonObject
 from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
@@ -67,6 +68,13 @@ def parse_score(said: str) -> float | None:
     return score if LEAST <= score <= MOST else None
 
 
+def judge_prompt(messages: Sequence[Message], reference: str | None, reply: str) -> str:
+    """Return what a judge is asked about a reply."""
+    right = "" if reference is None else _REFERENCE.format(reference)
+    # in one call: a reply may hold braces or the word {prompt}
+    return TEMPLATE.format(prompt=text_of(messages), reference=right, reply=reply)
+
+
 def ask_for_score(
     endpoint: ChatEndpoint, how: Scoring, item: Item, reply: str, seed: int
 ) -> JsonObject:
@@ -75,9 +83,7 @@ def ask_for_score(
     Raises:
         BenchmarkError: the endpoint does not work at all.
     """
-    reference = "" if item.reference is None else _REFERENCE.format(item.reference)
-    # in one call: a reply may hold braces or the word {prompt}
-    text = TEMPLATE.format(prompt=text_of(item.messages), reference=reference, reply=reply)
+    text = judge_prompt(item.messages, item.reference, reply)
     try:
         answer = endpoint.ask(
             text, temperature=how.temperature, max_tokens=how.max_tokens, seed=seed
@@ -92,16 +98,16 @@ def scores_of(asked: Sequence[JsonObject]) -> list[float | None]:
     return [None if one["said"] is None else parse_score(one["said"]) for one in asked]
 
 
-def judged(item: Item, asked: Sequence[JsonObject], at_least: float) -> StoredVerdict:
+def judged(key: str, asked: Sequence[JsonObject], at_least: float) -> StoredVerdict:
     """Return the verdict of a reply's scores."""
     scores = [score for score in scores_of(asked) if score is not None]
     if not scores:
         failed = next((one["error"] for one in asked if one["error"]), None)
         reason = f"the judge did not answer: {failed}" if failed else "the judge gave no score"
-        return StoredVerdict(item.id, "unscored", "judge", None, reason)
+        return StoredVerdict(key, "unscored", "judge", None, reason)
     mean = sum(scores) / len(scores)
     reason = f"mean of {len(scores)} scores"
-    return StoredVerdict(item.id, "pass" if mean >= at_least else "fail", "judge", mean, reason)
+    return StoredVerdict(key, "pass" if mean >= at_least else "fail", "judge", mean, reason)
 
 
 def judge_figures(asked: Mapping[str, Sequence[JsonObject]], how: Scoring) -> JsonObject:
@@ -140,3 +146,26 @@ def judge_figures(asked: Mapping[str, Sequence[JsonObject]], how: Scoring) -> Js
         "answered_by": sorted({one["model"] for one in answers if one["model"] is not None}),
         "prompt_sha256": hashlib.sha256(TEMPLATE.encode()).hexdigest(),
     }
+
+
+def judge_lines(figures: JsonObject | None) -> list[str]:
+    """Format the figures of a judge, for the terminal; nothing if it was asked nothing."""
+    if figures is None or not figures["replies"]:
+        return []
+    agreed, requests = figures["agreement"], figures["requests"]
+    lines = [
+        f"judge: {figures['replies']} replies, {requests['sent']} requests, failed "
+        f"{requests['failed']}, unreadable {requests['unreadable']}"
+    ]
+    if agreed["raw"] is not None:
+        kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
+        lines.append(
+            f"repeats agree on {agreed['raw']:.1%} of {agreed['items']} replies, kappa {kappa}; on "
+            f"{figures['repeats_differ']} they differ"
+        )
+    others = [t for t in (5, 6, 7, 8, 9) if t != figures["at_least"]]
+    changes = ", ".join(f"{figures['changed_at'][str(t)]} at {t}" for t in others)
+    lines.append(
+        f"a score of {figures['at_least']:g} passes; verdicts that would change: {changes}"
+    )
+    return lines

@@ -4,23 +4,28 @@ A label is made from three quarters of the items. Then the others are sorted by 
 members that the label was not made from, and as many of the nearest outside, how many are put on
 the right side? A label that does not beat chance is marked weak.
 
-Labels come from `label_by_terms`, or from any other function that turns a `Contrast` into a text,
-such as a teacher model; who sorts is a function, too.
+Labels come from `label_by_terms`, or from a teacher, which is shown the same contrast.
 
     labels.json   each stable cluster's label, who made it, and how well it sorted
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.stats import holm
 from forty2.errors import DataError
+from forty2.failures.asking import Asker, Limits, Request
+from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import (
     CLUSTERS,
     CONTRASTED,
@@ -29,19 +34,28 @@ from forty2.failures.clustering import (
     read_cluster_items,
     read_clusters,
 )
+from forty2.failures.folder import Item
 from forty2.failures.kmeans import need_scikit_learn
 from forty2.failures.scored import ScoredItem, read_scored
 from forty2.failures.stored_embeddings import read_vectors
+from forty2.failures.teaching import label_prompt, parse_label
 from forty2.failures.terms import distinctive
-from forty2.files import JsonObject, file_sha256, write_json
+from forty2.files import JsonObject, file_sha256, read_json, write_json
 from forty2.inference.embedding import load_embedder
+from forty2.progress import Progress, silent
 
 LABELS = "labels.json"
 SORTED = 100
 """Most held-out members that a label sorts, and as many items outside."""
 LONGEST = 200
 """Characters of a label; a longer one is cut."""
+BY_TERMS = "terms"
+"""Source of labels that no teacher made."""
 _TERMS = 4
+_SHOWN = 20
+"""Most texts on each side that a teacher is shown."""
+_TRIES, _TEMPERATURE, _MAX_TOKENS, _SEED = 3, 0.3, 256, 42
+"""How a teacher is asked for a label."""
 
 
 class Contrast(NamedTuple):
@@ -54,8 +68,6 @@ class Contrast(NamedTuple):
     """Texts of the nearest items outside, as many; none is held out."""
 
 
-Labeller = Callable[[Contrast], str]
-"""Makes a cluster's label; "" if it finds none."""
 Sorter = Callable[[Sequence[str], Sequence[ScoredItem]], Sequence[int]]
 """Returns for each item the place of the label that it belongs to, told by the labels alone."""
 
@@ -69,17 +81,17 @@ class _Groups(NamedTuple):
 
 def label_clusters(
     folder: Path,
+    teacher: str | ChatModel | None = None,
     *,
-    labeller: Labeller | None = None,
-    source: str = "terms",
-    sorter: Sorter | None = None,
+    limits: Limits | None = None,
+    progress: Progress = silent,
 ) -> JsonObject:
     """Label the stable clusters of a folder, check the labels, and write labels.json.
 
     Args:
-        labeller: makes a label; None: `label_by_terms`.
-        source: who that is, for the record.
-        sorter: sorts held-out items by the labels; None: by the embeddings of label and item.
+        teacher: address of an OpenAI-compatible server, `local:MODEL`, or either of them with its
+            settings; None: `label_by_terms`. A teacher that labelled these clusters before is not
+            asked again.
 
     Returns:
         What labels.json holds; without labels if the clusters are not stable.
@@ -87,29 +99,102 @@ def label_clusters(
     Raises:
         DataError: there are no clusters, or they are of other items.
         ModelError: the embedding model cannot be loaded.
+        BenchmarkError: the teacher does not work; what it answered is stored.
+        ServeError: a local teacher cannot be loaded.
     """
     need_scikit_learn()
+    if teacher is not None and not isinstance(teacher, ChatModel):
+        teacher = ChatModel(name=teacher)
     record = read_clusters(folder)
-    labels: list[JsonObject] = []
-    sentence = "No stable clusters, so there are no names."
-    if record["stable"]:
-        groups = _groups(folder, record)
-        make = labeller or label_by_terms
-        texts = [_one_line(make(_contrast(n, group))) for n, group in enumerate(groups, 1)]
-        checks = _check(texts, groups, sorter or _embedding_sorter(folder, record["model"]))
-        for cluster, text, check in zip(record["clusters"], texts, checks, strict=True):
-            if cluster["stable"]:
-                labels.append({"cluster": cluster["cluster"], "label": text, **check})
-        weak = sum(label["weak"] for label in labels)
-        sentence = f"{len(labels) - weak} of {len(labels)} labels sort held-out items above chance."
-    made = {
-        "sentence": sentence,
-        "source": source,
+    header = {
+        "source": BY_TERMS if teacher is None else teacher.name,
+        "teacher_model": None if teacher is None else teacher.model,
         "clusters_sha256": file_sha256(folder / CLUSTERS),
+    }
+    out = folder / LABELS
+    if teacher is not None and (before := _made_before(out, header)) is not None:
+        return before
+    groups = _groups(folder, record) if record["stable"] else []
+    contrasts = [_contrast(n, group) for n, group in enumerate(groups, 1)]
+    if teacher is None:
+        made = _labelled(folder, record, groups, [label_by_terms(one) for one in contrasts])
+        made = {**header, "requests": None, **made}
+        write_json(out, made)
+        return made
+    with PartialResults.open(out, header, resume=True) as partial:
+        texts, requests = _ask(teacher, contrasts, partial, limits or Limits(), progress)
+        made = {**header, "requests": requests, **_labelled(folder, record, groups, texts)}
+        partial.finish(made)
+    return made
+
+
+def _made_before(out: Path, header: JsonObject) -> JsonObject | None:
+    """Return the labels that are there, if they were made in this way."""
+    if not out.exists():
+        return None
+    before = read_json(out)
+    same = isinstance(before, dict) and all(before.get(key) == header[key] for key in header)
+    return before if same else None
+
+
+def _labelled(
+    folder: Path, record: JsonObject, groups: Sequence[_Groups], texts: Sequence[str]
+) -> JsonObject:
+    """Check the labels of all clusters, and return those of the stable ones."""
+    if not record["stable"]:
+        return {"sentence": "No stable clusters, so there are no names.", "labels": []}
+    texts = [_one_line(text) for text in texts]
+    checks = _check(texts, groups, _embedding_sorter(folder, record["model"]))
+    labels = [
+        {"cluster": cluster["cluster"], "label": text, **check}
+        for cluster, text, check in zip(record["clusters"], texts, checks, strict=True)
+        if cluster["stable"]
+    ]
+    strong = sum(not label["weak"] for label in labels)
+    return {
+        "sentence": f"{strong} of {len(labels)} labels sort held-out items above chance.",
         "labels": labels,
     }
-    write_json(folder / LABELS, made)
-    return made
+
+
+def _ask(
+    teacher: ChatModel,
+    contrasts: Sequence[Contrast],
+    partial: PartialResults,
+    limits: Limits,
+    progress: Progress,
+) -> tuple[list[str], JsonObject]:
+    """Ask a teacher for the label of each contrast, again if none can be read; "" where none can."""
+    found: dict[int, str] = {}
+    counts: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
+        asker = Asker(
+            functools.cache(functools.partial(stack.enter_context, teacher.open())),
+            partial,
+            stage="labels",
+            seed=_SEED,
+            temperature=_TEMPERATURE,
+            max_tokens=_MAX_TOKENS,
+            limits=limits,
+            progress=progress,
+        )
+        for turn in range(_TRIES):
+            left = [one for one in contrasts if one.cluster not in found]
+            requests = [
+                Request(
+                    f"label/{one.cluster}/{turn}",
+                    label_prompt(one.inside[:_SHOWN], one.outside[:_SHOWN]),
+                )
+                for one in left
+            ]
+            for one, answer in zip(left, asker.ask(requests), strict=False):
+                said = answer["said"]
+                label = "" if said is None else parse_label(said)
+                counts["failed" if said is None else "read" if label else "unreadable"] += 1
+                if label:
+                    found[one.cluster] = label
+    sent = {"sent": counts.total(), "failed": counts["failed"], "unreadable": counts["unreadable"]}
+    return [found.get(one.cluster, "") for one in contrasts], sent
 
 
 def label_by_terms(contrast: Contrast) -> str:
@@ -118,7 +203,7 @@ def label_by_terms(contrast: Contrast) -> str:
     return ", ".join(term.term for term in terms)
 
 
-def is_held_out(item: ScoredItem) -> bool:
+def is_held_out(item: ScoredItem | Item) -> bool:
     """Return whether an item is kept from labellers: a quarter is, by the hash of its group.
 
     So no labeller sees an item that nearly repeats a held-out one.

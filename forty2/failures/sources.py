@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from forty2.benchmark.question_files import DATA
 from forty2.data.formats import parse, parse_prompt
 from forty2.data.record_texts import answer_of
 from forty2.data.records import Message
@@ -34,7 +35,6 @@ BUILTIN = "builtin"
 BENCHMARKS = ("mmlu", "gsm8k", "humaneval")
 OTHER = "other"
 """Stratum of a row that names none."""
-DATA = "FORTY2_BENCH_DATA"
 _SPARE = 2
 """Rows of a stratum that are held for each one wanted; duplicates and training rows drop out."""
 _MATHEMATICS = ("algebra", "mathematics", "statistics")

@@ -121,6 +121,11 @@ def question_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(turn_text(m) for m in messages if m["role"] != "system")
 
 
+def text_key(text: str) -> bytes:
+    """Hash a question without its case and spacing."""
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=12).digest()
+
+
 class _Pool:
     """Questions drawn so far, and which of them were dropped."""
 
@@ -170,9 +175,7 @@ class _Pool:
             if row is None:
                 return
             text = question_text(row.messages)
-            key = hashlib.blake2b(
-                " ".join(text.casefold().split()).encode(), digest_size=12
-            ).digest()
+            key = text_key(text)
             if key in self._seen:
                 self.duplicates[stratum] += 1
                 if self.duplicates[stratum] > 10 * self._quotas[stratum] + 1000:
@@ -222,7 +225,7 @@ class _Pool:
 
 def _split(rows: Sequence[Candidate], seed: int) -> list[Item]:
     """Give each question its group and half, and put all into a seeded order."""
-    groups = _groups(rows)
+    groups = twin_groups([question_text(row.messages) for row in rows])
     halves = _halves(rows, groups, seed)
     items = [
         Item(
@@ -240,16 +243,16 @@ def _split(rows: Sequence[Candidate], seed: int) -> list[Item]:
     return seeded_order(items, f"{seed} order")
 
 
-def _groups(rows: Sequence[Candidate]) -> list[int]:
+def twin_groups(texts: Sequence[str]) -> list[int]:
     """Number the groups of questions that resemble each other, directly or through others."""
-    joining, near = Joining(len(rows)), NearDuplicates(TWINS, LOOSE_BANDS)
-    for row in rows:
-        near.add(question_text(row.messages))
+    joining, near = Joining(len(texts)), NearDuplicates(TWINS, LOOSE_BANDS)
+    for text in texts:
+        near.add(text)
     for alike in near.groups():
         for place in alike[1:].tolist():
             joining.join(int(alike[0]), place)
     numbers = {place: n for n, group in enumerate(joining.groups()) for place in group}
-    return [numbers[place] for place in range(len(rows))]
+    return [numbers[place] for place in range(len(texts))]
 
 
 def _halves(rows: Sequence[Candidate], groups: Sequence[int], seed: int) -> dict[int, Half]:

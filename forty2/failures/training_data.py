@@ -6,7 +6,7 @@ run that goes on from another one's adapter, the earlier run's data counts, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,11 +88,15 @@ class TrainingSearch:
 
     Args:
         questions: messages of each question.
+        groups: group of each question, those that nearly repeat it; None: not known. Then words that
+            eleven questions share are a wording, not a question; with groups, those that two share.
     """
 
-    def __init__(self, questions: Sequence[Sequence[Message]]) -> None:
+    def __init__(
+        self, questions: Sequence[Sequence[Message]], groups: Sequence[int] | None = None
+    ) -> None:
         items = [[*_question_first(messages)] for messages in questions]
-        self._finder = ContaminationFinder([Benchmark("", items)])
+        self._finder = ContaminationFinder([Benchmark("", items)], groups=groups)
 
     def search(self, file: TrainingFile) -> Overlap:
         """Read training data once, row by row.
@@ -102,11 +106,15 @@ class TrainingSearch:
         """
         found: dict[int, str] = {}
         rows = 0
-        for record in _records(file):
+        for record in records_of(file):
             rows += 1
-            for hit in self._finder.find(record):
-                found.setdefault(hit.item, _how(hit))
+            for place, how in self.find(record).items():
+                found.setdefault(place, how)
         return Overlap(found, rows)
+
+    def find(self, record: Record) -> dict[int, str]:
+        """Return how a row holds questions, by their places."""
+        return {hit.item: _how(hit) for hit in self._finder.find(record)}
 
 
 def _question_first(messages: Sequence[Message]) -> Iterator[str]:
@@ -120,17 +128,28 @@ def _how(hit: Hit) -> str:
     return {"the question": "prompt", "a text almost alike": "near copy"}.get(hit.how, "13 words")
 
 
-def _records(file: TrainingFile) -> Iterator[Record]:
-    if file.source.startswith(BUILTIN):
-        built = build(file.source.removeprefix(BUILTIN), seed=file.seed)
-        rows: Iterable[tuple[str, JsonObject]] = (
-            (file.name, dict(row)) for row in (*built.train, *built.valid)
-        )
-    else:
-        rows = read_rows(file.source)
-    for origin, row in rows:
+def records_of(file: TrainingFile) -> Iterator[Record]:
+    """Yield the rows of training data; of a row in no shape of training, each text.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    for origin, row in rows_of(file):
         try:
             yield parse(row, origin)
         except DataError:  # a benchmark's row, such as question and choices: every text counts
             texts = [text for _, text in texts_by_key(row)]
             yield from (Text(text=text, origin=origin) for text in texts)
+
+
+def rows_of(file: TrainingFile) -> Iterator[tuple[str, JsonObject]]:
+    """Yield origin and raw row of training data, of a built-in set too.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not file.source.startswith(BUILTIN):
+        yield from read_rows(file.source)
+        return
+    built = build(file.source.removeprefix(BUILTIN), seed=file.seed)
+    yield from ((file.name, dict(row)) for row in (*built.train, *built.valid))

@@ -15,6 +15,7 @@ check itself cannot work (`CheckFailed`), nothing is said of the reply.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
@@ -44,6 +45,7 @@ _SECONDS = 2.0
 """Longest search for a pattern; one that backtracks without end says nothing about the reply."""
 _CALL_KEYS = (("name", "arguments"), ("name", "parameters"), ("tool", "arguments"))
 """Names of the two keys of a tool call in common formats."""
+_HUGE = re.compile(r"e[-+]?\d{4}", re.IGNORECASE)
 _SHOWN = 60
 """Characters of an answer that a reason quotes."""
 
@@ -147,7 +149,10 @@ class Number:
         return Checked(True, "the number is right")
 
     def _value(self) -> Fraction:
-        return Fraction(str(self.answer).replace(",", ""))
+        text = str(self.answer).replace(",", "")
+        if _HUGE.search(text):  # it would take all memory to write out
+            raise ValueError("the exponent has more than three digits")
+        return Fraction(text)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

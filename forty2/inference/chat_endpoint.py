@@ -8,8 +8,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from forty2.errors import BenchmarkError
@@ -20,12 +20,22 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries, even if the endpoint asks for more."""
 
 
+Role = Literal["judge", "teacher"]
+_SETTINGS: dict[Role, str] = {
+    "judge": "`judge_model` and `api_key_env`",
+    "teacher": "`teacher_model` and `api_key_env`",
+}
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 class ChatReply(NamedTuple):
     """A reply of a chat model."""
 
     text: str
     model: str | None
     """Model that answered according to the server, which may not be the one requested."""
+    tokens: tuple[int, int] | None = None
+    """Tokens of the prompt and of the reply; None: the server does not say."""
 
 
 class RequestFailed(Exception):
@@ -50,6 +60,7 @@ class ChatEndpoint:
         api_key_env: str | None = None,
         timeout: float = 120.0,
         tries: int = 5,
+        role: Role = "judge",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Check the address; nothing is sent yet.
@@ -60,6 +71,7 @@ class ChatEndpoint:
             api_key_env: name of the environment variable that holds the key.
             timeout: seconds without a byte after which a try counts as failed.
             tries: most tries of each request, after waits of 1, 2, 4, … seconds or as the server asks.
+            role: what the model is for; errors name its settings.
             sleep: function that waits for a number of seconds.
 
         Raises:
@@ -71,7 +83,11 @@ class ChatEndpoint:
         self.model = model
         self._key = _key(api_key_env)
         self._timeout, self._tries, self._sleep = timeout, tries, sleep
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._role = role
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        if urlsplit(url).hostname in _LOOPBACK:
+            handlers.append(urllib.request.ProxyHandler({}))  # a proxy would ask itself
+        self._opener = urllib.request.build_opener(*handlers)
         self._worked = False
 
     def ask(self, text: str, *, temperature: float, max_tokens: int, seed: int) -> ChatReply:
@@ -90,7 +106,7 @@ class ChatEndpoint:
             "seed": seed,
         }
         try:
-            reply = _reply(self._post(json.dumps(body).encode()))
+            reply = self._without_key(_reply(self._post(json.dumps(body).encode())))
         except RequestFailed as error:
             if not self._worked:
                 raise BenchmarkError(
@@ -129,7 +145,7 @@ class ChatEndpoint:
         if error.code in (401, 403, 404):
             raise BenchmarkError(
                 f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
-                "`judge_model` and `api_key_env`"
+                + _SETTINGS[self._role]
             ) from None
         if error.code != 429 and error.code < 500:
             raise RequestFailed(wrong) from None
@@ -151,9 +167,18 @@ class ChatEndpoint:
             text = " ".join(error.read(MAX_BODY).decode("utf-8", "replace").split())
         except (OSError, http.client.HTTPException):
             text = ""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = self._hide_key(text)
         return f"HTTP {error.code}" + (f": {text[:200]}" if text else "")
+
+    def _without_key(self, reply: ChatReply) -> ChatReply:
+        """Remove the key from what will be stored, should the server send it back."""
+        return reply._replace(
+            text=self._hide_key(reply.text),
+            model=None if reply.model is None else self._hide_key(reply.model),
+        )
+
+    def _hide_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
 
 def _check_address(url: str) -> None:
@@ -199,5 +224,17 @@ def _reply(response: object) -> ChatReply:
         raise RequestFailed("the response holds no chat message") from None
     if not isinstance(content, str):
         raise RequestFailed("the response's message holds no text")
-    model = response.get("model") if isinstance(response, dict) else None
-    return ChatReply(content, model if isinstance(model, str) else None)
+    about = response if isinstance(response, dict) else {}
+    model = about.get("model")
+    return ChatReply(content, model if isinstance(model, str) else None, _tokens(about))
+
+
+def _tokens(response: Mapping[str, object]) -> tuple[int, int] | None:
+    """Return the tokens that a response was charged with: prompt and reply."""
+    usage = response.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, reply = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(prompt) is not int or type(reply) is not int or min(prompt, reply) < 0:
+        return None
+    return prompt, reply

@@ -1,4 +1,4 @@
-"""The page of a failure loop: pass rates, the map of the items, clusters with label and examples."""
+"""The page of a failure loop: pass rates, a map, clusters with examples, rows to teach, and the arms."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ class _Examples(NamedTuple):
     about: str
     rows: list[tuple[str, str]]
     """Verdict and text."""
+
+
+class _Recovery(NamedTuple):
+    sentence: str
+    warnings: list[str]
+    arms: Table
+    changes: list[Chart]
+    costs: Table
+    note: str
+
+
+class _Generated(NamedTuple):
+    rows: Table
+    about: str
 
 
 def write_failures(folder: Path) -> Path:
@@ -71,6 +85,8 @@ def _page(folder: Path) -> str:
     labels, stale = _labels(folder)
     warnings += [stale] if stale else []
     names = [_name(cluster, labels) for cluster in record["clusters"]]
+    generated, stale = _generated(folder)
+    warnings += [stale] if stale else []
     drawn = _some(places)
     shown = f"{len(drawn):,} of {len(places):,} items" if len(drawn) < len(places) else "All items"
     return render(
@@ -87,11 +103,75 @@ def _page(folder: Path) -> str:
         "that lie apart here differ, and items that lie together may differ in other directions.",
         clusters=_clusters(record["clusters"], names),
         clusters_note=_clusters_note(record),
+        recovery=_recovery(folder),
         examples=[
             _examples(cluster, name, items, labels)
             for cluster, name in zip(record["clusters"], names, strict=True)
         ],
+        generated=generated,
     )
+
+
+def _recovery(folder: Path) -> _Recovery | None:
+    """Show the arms side by side; None: no arm was trained."""
+    path = folder / "recover.json"
+    if not path.exists():
+        return None
+    record = read_object(path)
+    warnings = list(record["warnings"])
+    if record["testset_sha256"] != read_object(folder / "testset.json").get("sha256"):
+        warnings.append("The arms were tested on another test set than the one that is here now.")
+    points = [
+        Point(f"{one['arm']} against {one['than']}", one["difference"], one["low"], one["high"])
+        for one in record["differences"]
+    ]
+    chart = interval_chart("Change of the pass rate", points, axis=percent("points"), change=True)
+    seeds = ", ".join(map(str, record["seeds"]))
+    return _Recovery(
+        record["sentence"],
+        warnings,
+        _arms(record),
+        [chart] if chart else [],
+        _costs(record),
+        f"{record['items']:,} untouched items in {record['groups']:,} groups of similar questions have a "
+        f"verdict in every arm; {record['unscored']:,} have not, and are left out. Seeds {seeds}. Intervals "
+        "are at 95%, over seeds and groups of items. Both trained arms have the same recipe, original rows "
+        "and number of new tokens; none is the model as it was.",
+    )
+
+
+def _arms(record: JsonObject) -> Table:
+    strata = list(next(iter(record["arms"].values()))["strata"])
+    rows = []
+    for arm, figures in record["arms"].items():
+        parts = [figures["all"], *(figures["strata"][name] for name in strata)]
+        rates = [_rate(part["pass_rate"]) for part in parts]
+        own = record["rows"]["arms"].get(arm)
+        trained = ["–"] * 4
+        if own is not None:
+            left_out = ", ".join(f"{count:,} {why}" for why, count in own["left_out"].items())
+            trained = [
+                f"{own['rows']:,}",
+                f"{own['tokens']:,}",
+                f"{own['original_share']:.1%}",
+                left_out or "none",
+            ]
+        rows.append([arm, *rates, *trained])
+    head = ["arm", "pass rate", *strata, "new rows", "new tokens", "original", "left out"]
+    return Table(head, rows)
+
+
+def _rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate:.1%}"
+
+
+def _costs(record: JsonObject) -> Table:
+    rows = [
+        [arm, cost["name"].removesuffix(":"), cost["before"], cost["after"], cost["answer"]]
+        for arm, costs in record["costs"].items()
+        for cost in costs
+    ]
+    return Table(["arm", "elsewhere", "before", "after", "loss beyond the margin"], rows)
 
 
 def _items(folder: Path) -> dict[str, _Item]:
@@ -111,8 +191,7 @@ def _labels(folder: Path) -> tuple[dict[int, JsonObject], str | None]:
     if not path.exists():
         return {}, None
     record = read_object(path)
-    made_of = hashlib.sha256((folder / "clusters.json").read_bytes()).hexdigest()
-    if record["clusters_sha256"] != made_of:
+    if record["clusters_sha256"] != _sha256(folder / "clusters.json"):
         return {}, f"The labels are of earlier clusters: run forty2 failures label {folder} again."
     return {label["cluster"]: label for label in record["labels"]}, None
 
@@ -237,6 +316,62 @@ def _examples(
         if item is not None:
             rows.append(("failed" if item.failed else "passed", _cut(item.text, _EXAMPLE)))
     return _Examples(f"Cluster {name}", about, rows)
+
+
+def _generated(folder: Path) -> tuple[_Generated | None, str | None]:
+    """Return the rows made and accepted, by cluster, and a warning if they are of earlier clusters."""
+    path = folder / "generated.json"
+    if not path.exists():
+        return None, None
+    record = read_object(path)
+    if record["clusters_sha256"] != _sha256(folder / "clusters.json"):
+        again = f"make them in a copy of {folder.name}, or remove generated.json and start again"
+        return None, f"The generated rows are of earlier clusters: {again}."
+    accepted = _accepted(folder, record)
+    rows = []
+    for one in record["targets"]:
+        cluster = one["cluster"]
+        name = "at random" if cluster is None else f"{cluster} {one['label']}".strip()
+        counts = [f"{one[key]:,}" for key in ("wanted", "asked", "kept")]
+        passed = "–" if accepted is None else f"{accepted.get(cluster, 0):,}"
+        refused = "; ".join(f"{count:,} {why}" for why, count in one["refused"].items())
+        rows.append([name, *counts, passed, refused])
+    head = ["cluster", "wanted", "asked for", "kept", "accepted", "refused"]
+    return _Generated(Table(head, rows), _about_generated(record)), None
+
+
+def _accepted(folder: Path, generated: JsonObject) -> dict[int | None, int] | None:
+    """Return the number of accepted rows by cluster, None for the random arm; or None: not scored."""
+    path = folder / "accepted.json"
+    if not path.exists():
+        return None
+    record = read_object(path)
+    if record["generated_sha256"] != generated["generated_sha256"]:
+        return None
+    found: dict[int | None, int] = {one["cluster"]: one["accepted"] for one in record["clusters"]}
+    found[None] = record["arms"]["random"]["accepted"]
+    return found
+
+
+def _about_generated(record: JsonObject) -> str:
+    model = record["teacher_model"]
+    teacher = record["teacher"] if model in (None, "default") else f"{model} at {record['teacher']}"
+    cost = "" if record["cost"] is None else f", {record['cost']:,.2f} in money"
+    tokens = record["tokens"]
+    spent = (
+        f" It read {tokens['prompt']:,} tokens and wrote {tokens['reply']:,}{cost}."
+        if tokens["prompt"]
+        else ""
+    )
+    return (
+        f"{record['sentence']} The teacher was {teacher}.{spent} Rows at random are made in the same "
+        "way after items drawn without a look at cluster or verdict: what the others gain beyond "
+        "these is what aiming at failures gains."
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cut(text: Any, most: int) -> str:

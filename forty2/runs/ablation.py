@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forty2.benchmark.recipe_tasks import Loaded, load_tasks
 from forty2.benchmark.results import Stage
 from forty2.benchmark.stats import (
     LEVEL,
@@ -41,8 +40,8 @@ from forty2.runs.held_out import is_measured
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
 from forty2.runs.replicates import (
-    DRAWN_ONCE,
     begin_with_base,
+    check_draws,
     check_seeds,
     prefixed,
     with_same_questions,
@@ -135,32 +134,11 @@ def _check(recipe: Recipe, seeds: Sequence[int], out: Path, resume: bool) -> Non
             f"{recipe.name}: measures nothing; name benchmarks in benchmark.tasks, or give its phases "
             "validation rows"
         )
-    _check_draws(recipe, seeds)
+    check_draws(recipe, seeds)
     if out.exists() and not (out.is_dir() and (resume or not any(out.iterdir()))):
         raise RunError(
             f"{out}: is not an empty folder; go on with `resume=True`, or name another `out`"
         )
-
-
-def _check_draws(recipe: Recipe, seeds: Sequence[int]) -> None:
-    """Refuse benchmarks that would ask each seed other questions, which cannot be paired."""
-    if recipe.benchmark is None:
-        return
-    drawn = [_texts(load_tasks(recipe.benchmark, seed)) for seed in seeds]
-    for name, texts in drawn[0].items():
-        if any(one[name] != texts for one in drawn[1:]):
-            raise RecipeError(
-                f"{recipe.name}: benchmark.tasks: {name}: each seed draws other questions; leave out n, "
-                "or name data with as many questions as are to be asked"
-            )
-
-
-def _texts(tasks: Mapping[str, Loaded]) -> dict[str, object]:
-    return {
-        name: task.question_texts(questions)
-        for name, (task, questions) in tasks.items()
-        if name != DRAWN_ONCE
-    }
 
 
 def _record(

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from forty2.benchmark.recipe_tasks import load_task
+from forty2.benchmark.recipe_tasks import Loaded, load_task, load_tasks
 from forty2.benchmark.truthfulqa_questions import Question
-from forty2.errors import RunError
+from forty2.errors import RecipeError, RunError
 from forty2.files import (
     JsonObject,
     read_json,
@@ -43,6 +43,31 @@ def check_seeds(seeds: Sequence[int]) -> None:
             f"seeds {', '.join(map(str, seeds))}: give two or more that differ, from 0 on; one says "
             "nothing about how much another would change"
         )
+
+
+def check_draws(recipe: Recipe, seeds: Sequence[int]) -> None:
+    """Refuse benchmarks that would ask each seed other questions, which cannot be paired.
+
+    Raises:
+        RecipeError: a benchmark draws a part of its questions with the seed.
+    """
+    if recipe.benchmark is None:
+        return
+    drawn = [_texts(load_tasks(recipe.benchmark, seed)) for seed in seeds]
+    for name, texts in drawn[0].items():
+        if any(one[name] != texts for one in drawn[1:]):
+            raise RecipeError(
+                f"{recipe.name}: benchmark.tasks: {name}: each seed draws other questions; leave out n, "
+                "or name data with as many questions as are to be asked"
+            )
+
+
+def _texts(tasks: Mapping[str, Loaded]) -> dict[str, object]:
+    return {
+        name: task.question_texts(questions)
+        for name, (task, questions) in tasks.items()
+        if name != DRAWN_ONCE
+    }
 
 
 def with_same_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject | None]:

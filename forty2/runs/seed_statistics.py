@@ -31,9 +31,9 @@ from forty2.benchmark.stats import (
 from forty2.benchmark.task import SHARE, Metric
 from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
 from forty2.benchmark.tasks.perplexity import TEXTS
-from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, judge
+from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, costs_of, judge
 from forty2.files import JsonObject
-from forty2.recipe.schema import Cost
+from forty2.recipe.schema import Benchmark, Cost
 
 KL = "KL"
 Says = Literal["holds", "does not hold", "cannot be told"]
@@ -140,7 +140,12 @@ def _scores_of_stage(stage: Stage) -> dict[str, Values]:
     return {name: values for name, values in scores.items() if len(values) > 1}
 
 
-def interval(values: Values, least: float = -math.inf, most: float = math.inf) -> Interval:
+def interval(
+    values: Values,
+    least: float = -math.inf,
+    most: float = math.inf,
+    groups: Sequence[int] | None = None,
+) -> Interval:
     """Compute the 95% interval of the mean of scores (S, n).
 
     Seeds and items are both samples: others would have given another mean. The items' part is a
@@ -155,22 +160,28 @@ def interval(values: Values, least: float = -math.inf, most: float = math.inf) -
 
     Args:
         least, most: bounds of the mean, and so of the interval.
+        groups: group of each item (n,); items of one group nearly repeat each other, so that they are
+            drawn together. None: each is a group of its own.
     """
     seeds, items = values.shape
     by_seed, by_item = values.mean(axis=1), values.mean(axis=0)
     rest = values - by_seed[:, None] - by_item + values.mean()
-    explained = float((rest**2).sum()) / ((seeds - 1) * (items - 1)) / items
+    places = np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(places.max()) + 1
+    sizes = np.bincount(places, minlength=count)
+    sums = np.bincount(places, by_item, count)
+    rests = np.stack([np.bincount(places, row, count) for row in rest])
+    explained = float((rests**2).sum()) / ((seeds - 1) * (count - 1)) * count / items**2
     between = max(0.0, float(by_seed.var(ddof=1)) - explained) / seeds
     rng = np.random.default_rng(SEED)
-    draws = np.concatenate(
-        [
-            by_item[rng.integers(items, size=(min(_CHUNK, RESAMPLES - done), items))].mean(axis=1)
-            for done in range(0, RESAMPLES, _CHUNK)
-        ]
-    )
+    means = []
+    for done in range(0, RESAMPLES, _CHUNK):
+        drawn = rng.integers(count, size=(min(_CHUNK, RESAMPLES - done), count))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    draws = np.concatenate(means)
     draws += math.sqrt(between) * rng.standard_t(seeds - 1, size=RESAMPLES)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = widened(Interval(float(low), float(high)), float(values.mean()), items, least, most)
+    found = widened(Interval(float(low), float(high)), float(values.mean()), count, least, most)
     return Interval(max(least, found.low), min(most, found.high))
 
 
@@ -237,6 +248,24 @@ def changes_of(
             "no change" if same else verdict(gain, margin, n),
         )
     return changes
+
+
+def costs_over_seeds(
+    before: Sequence[Stage], after: Sequence[Stage], benchmark: Benchmark
+) -> tuple[CostChange, ...]:
+    """Judge what was lost in general from one stage to another, over seeds.
+
+    Every benchmark counts but the run's own held-out rows.
+
+    Args:
+        before, after: stages of the same seeds.
+        benchmark: the margins.
+    """
+    alike = with_common_rows([*before, *after])
+    old, new = alike[: len(before)], alike[len(before) :]
+    changes = changes_of(scores_of(old), scores_of(new), benchmark.margin, same=False)
+    tasks = judge(scores_by_metric(old[0]), changes, benchmark.cost, same=False).tasks
+    return costs_of(changes, tasks, HELD_OUT, benchmark.cost)
 
 
 def insight(base: Values, sft: Values, dpo: Values) -> Insight:

@@ -39,12 +39,18 @@ COMMANDS = {
 }
 ELSEWHERE = {
     "ablate": ablation,
+    "benchmark.base": None,
     "benchmark.judge": None,
     "failures.cluster": clustering,
+    "failures.generate": None,
     "failures.label": labels,
+    "failures.recover": None,
+    "failures.run": None,
+    "failures.score": None,
     "sweep": results,
 }
-"""Schemas whose commands take long or download a model; the keys are looked up in the module's source."""
+"""Schemas whose commands take long, download a model or need others before them; the keys are looked up in
+the module's source, or tested with the command (None)."""
 PRINTS_NO_RESULT = {
     *("chat", "clean", "fuse", "init", "report", "speed", "runs.note", "runs.tag", "runs.remove"),
     *("recipe.show", "recipe.keys", "recipe.copy", "recipe.convert", "recipe.check", "runs.export"),

@@ -392,3 +392,23 @@ def test_a_column_of_every_type_is_read(name: str, kind: str, tmp_path: Path) ->
     plain = [str(v) if isinstance(v, date) else v for v in table["x"].to_pylist()]
     wanted = [{} if value is None else {"x": value} for value in plain]
     assert [row for _, row in read_rows(path)] == wanted
+
+
+@pytest.mark.parametrize("rows", [3000, 40])
+def test_chats_whose_dictionaries_grew_too_large_are_read_whole(tmp_path: Path, rows: int) -> None:
+    """Such a column has dictionary pages first and others after them, which Arrow cannot mix."""
+    chats = [
+        {"messages": [{"role": "user", "content": f"Question {n}?" + "!" * 50}]}
+        for n in range(rows)
+    ]
+    path = tmp_path / "chats.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(chats),
+        path,
+        dictionary_pagesize_limit=1000,
+        write_batch_size=16,
+        data_page_size=1000,
+        row_group_size=2000,
+    )
+    assert [row for _, row in read_rows(path)] == chats
+    assert [origin for origin, _ in read_rows(path)][-1] == f"{path}:row {rows}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
+import re
 
 import pytest
 
-from forty2.failures.builtin import KINDS, made_items
+from forty2.failures.builtin import KINDS, harder, made_items
 from forty2.failures.verifiers import check, parse_verifier
 
 SAMPLE = 150
@@ -40,9 +42,36 @@ def test_the_same_seed_makes_the_same_and_another_does_not(stratum: str) -> None
 @pytest.mark.parametrize(("stratum", "name"), KIND_NAMES)
 def test_each_kind_is_there_with_its_levels_and_hardly_repeats(stratum: str, name: str) -> None:
     made = itertools.islice(made_items(stratum, 5), 2 * SAMPLE)
-    own = [(source, one) for source, one in made if source.startswith(f"builtin:{name}-")]
+    kind = re.compile(rf"builtin:{name}(/[a-z_]+)?-\d")
+    own = [(source, one) for source, one in made if kind.fullmatch(source)]
     assert len({source for source, _ in own}) >= 2, "questions of several levels"
     assert len({one.prompt for _, one in own}) > 0.95 * len(own)
+
+
+@pytest.mark.parametrize("stratum", KINDS)
+def test_a_harder_question_asks_for_the_same_and_is_one_level_up_if_there_is_one(
+    stratum: str,
+) -> None:
+    made = list(itertools.islice(made_items(stratum, 3), SAMPLE))
+    levels: dict[str, set[int]] = {}
+    for source, one in itertools.islice(made_items(stratum, 4), 4000):
+        levels.setdefault(source.rpartition("-")[0], set()).add(one.level)
+    for n, (source, one) in enumerate(made):
+        found = harder(source, random.Random(n))
+        assert found == harder(source, random.Random(n)) and found is not None
+        form = source.rpartition("-")[0]
+        above = [level for level in levels[form] if level > one.level]
+        assert found[1].level == min(above, default=one.level)
+        assert found[0] == f"{form}-{found[1].level}"
+
+
+def test_nothing_is_harder_than_a_question_that_was_not_made_here() -> None:
+    for source in ("rows.jsonl:3", "builtin:law-1", "builtin:dates-x", "builtin:", "mmlu:law:3"):
+        assert harder(source, random.Random(1)) is None
+    before = harder("builtin:dates-1", random.Random(1))  # a test set from before there were forms
+    assert before is not None and before[1].level == 2
+    beyond = harder("builtin:strings/words-0", random.Random(1))
+    assert beyond is not None and beyond[1].level == 2
 
 
 def test_a_stratum_of_ones_own_has_none() -> None:

@@ -6,19 +6,7 @@ from typing import Any
 
 import pytest
 
-from forty2.failures.folder import Item
 from forty2.failures.judging import Scoring, judge_figures, judged, parse_score
-
-ITEM = Item(
-    id="a",
-    stratum="other",
-    messages=({"role": "user", "content": "Why?"},),
-    verifier=None,
-    reference=None,
-    half="find",
-    group=0,
-    source="x",
-)
 
 
 def said(*texts: str | None) -> list[dict[str, Any]]:
@@ -55,16 +43,16 @@ def test_a_score_is_read_or_it_is_none(text: str, score: float | None) -> None:
 
 
 def test_the_mean_of_the_readable_scores_decides() -> None:
-    assert judged(ITEM, said("Score: 6", "Score: 8"), 7)[:4] == ("a", "pass", "judge", 7.0)
-    assert judged(ITEM, said("Score: 6", "Score: 7"), 7).verdict == "fail"
-    assert judged(ITEM, said("Score: 9", "no idea"), 7)[1:4] == ("pass", "judge", 9.0)
+    assert judged("a", said("Score: 6", "Score: 8"), 7)[:4] == ("a", "pass", "judge", 7.0)
+    assert judged("a", said("Score: 6", "Score: 7"), 7).verdict == "fail"
+    assert judged("a", said("Score: 9", "no idea"), 7)[1:4] == ("pass", "judge", 9.0)
 
 
 def test_without_a_score_a_reply_is_unscored() -> None:
     for asked in (said("no idea", ""), said(None, None), said(None, "no idea"), []):
-        verdict = judged(ITEM, asked, 7)
+        verdict = judged("a", asked, 7)
         assert (verdict.verdict, verdict.score) == ("unscored", None)
-    assert "HTTP 500" in judged(ITEM, said(None), 7).reason
+    assert "HTTP 500" in judged("a", said(None), 7).reason
 
 
 def test_the_figures_say_what_another_threshold_would_change_and_how_far_repeats_agree() -> None:

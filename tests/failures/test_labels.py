@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from support.chat_server import Reply, said, server
 from support.failure_folder import planted, write_folder
 
-from forty2.errors import DataError
+from forty2.errors import BenchmarkError, DataError
+from forty2.failures import labels
+from forty2.failures.asking import Limits
+from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import cluster_items
-from forty2.failures.labels import Contrast, is_held_out, label_by_terms, label_clusters
-from forty2.failures.scored import ScoredItem, read_scored
+from forty2.failures.labels import Sorter, is_held_out, label_clusters
+from forty2.failures.scored import read_scored
+from forty2.files import JsonObject
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -39,64 +49,156 @@ def test_terms_name_each_topic_and_sort_its_held_out_items(folder: Path) -> None
     assert made["sentence"] == "4 of 4 labels sort held-out items above chance."
 
 
-def test_a_labeller_sees_no_held_out_item(folder: Path) -> None:
+# --- a teacher ------------------------------------------------------------------------------------
+
+
+def teacher_at(url: str) -> ChatModel:
+    return ChatModel(name=url, model="m", tries=2, sleep=lambda _: None)
+
+
+def named(label: object) -> Reply:
+    return said(json.dumps({"label": label}))
+
+
+def nearest(body: JsonObject) -> str:
+    """The first text that a request wants a name for."""
+    prompt: str = body["messages"][0]["content"]
+    return prompt.partition("[Texts to be named]\n")[2].partition("\n")[0]
+
+
+TOPICS = {
+    "train": "journeys by train",
+    "ingredients": "what to cook",
+    "Python": "Python functions",
+    "museums": "museums in a city",
+}
+
+
+def knows(_: int, body: JsonObject) -> Reply:
+    text = nearest(body)
+    return named(next(label for word, label in TOPICS.items() if word in text))
+
+
+def test_a_teachers_names_are_checked_as_all_others(folder: Path) -> None:
+    with server(knows) as (url, seen):
+        made = label_clusters(folder, teacher_at(url))
+        assert len(seen) == 4
+        assert made["labels"][0]["label"] == "journeys by train"
+        assert {label["label"] for label in made["labels"]} == {*TOPICS.values()}
+        assert not any(label["weak"] for label in made["labels"])
+        assert (made["source"], made["teacher_model"]) == (url, "m")
+        assert made["requests"] == {"sent": 4, "failed": 0, "unreadable": 0}
+        assert json.loads((folder / "labels.json").read_bytes()) == made
+        assert not (folder / "labels.json.part").exists()
+        assert label_clusters(folder, teacher_at(url)) == made and len(seen) == 4
+    assert label_clusters(folder)["source"] == "terms", "the teacher's are replaced"
+
+
+def test_a_teacher_sees_no_held_out_item(folder: Path) -> None:
     held_out = {item.text for item in read_scored(folder).items if is_held_out(item)}
-    seen: list[Contrast] = []
-
-    def teacher(contrast: Contrast) -> str:
-        seen.append(contrast)
-        return label_by_terms(contrast)
-
-    made = label_clusters(folder, labeller=teacher, source="teacher")
-    assert held_out and len(seen) == 4 and made["source"] == "teacher"
-    for contrast in seen:
-        assert not held_out & {*contrast.inside, *contrast.outside}
-        assert 0 < len(contrast.outside) <= len(contrast.inside)
+    with server(knows) as (url, seen):
+        label_clusters(folder, teacher_at(url))
+    assert held_out
+    for body in seen:
+        prompt = body["messages"][0]["content"]
+        assert not any(json.dumps(text)[1:-1] in prompt for text in held_out)
+        _, inside, outside = re.split(r"\[Texts to be named\]|\[Other texts\]", prompt)
+        assert outside.count("?") + outside.count(".") > 0 and inside.strip()
 
 
-@pytest.mark.parametrize("text", ["", "Questions.", "A <b>label</b>"])
+def test_a_stopped_teacher_is_asked_for_the_rest_alone(folder: Path) -> None:
+    def dies(number: int, body: JsonObject) -> Reply:
+        return (401, {"error": "who?"}, {}) if number > 2 else knows(number, body)
+
+    limits = Limits(at_once=1)
+    with server(dies) as (url, seen), pytest.raises(BenchmarkError, match="`teacher_model`"):
+        label_clusters(folder, teacher_at(url), limits=limits)
+    journal = folder / "labels.json.part"
+    assert journal.read_bytes().count(b"\n") == 3
+    with server(knows) as (after, again):
+        journal.write_bytes(journal.read_bytes().replace(url.encode(), after.encode()))
+        made = label_clusters(folder, teacher_at(after), limits=limits)
+    assert len(again) == 2 and made["requests"]["sent"] == 4
+    assert [nearest(body) for body in seen[2:]] == [nearest(again[0])]
+
+
+def test_nonsense_names_nothing_and_is_asked_for_again(folder: Path) -> None:
+    odd = [
+        said("Trains, I think."),
+        said('{"label": ""}'),
+        said('{"label": "x", "why": "y"}'),
+        (200, b"<html>", {}),
+        (400, {"error": "too long"}, {}),
+        named(7),
+    ]
+
+    def nonsense(number: int, body: JsonObject) -> Reply:
+        return knows(number, body) if number == 1 else odd[number % len(odd)]
+
+    with server(nonsense) as (url, seen):
+        made = label_clusters(folder, teacher_at(url), limits=Limits(at_once=1))
+    assert [bool(label["label"]) for label in made["labels"]] == [True, False, False, False]
+    assert all(label["weak"] for label in made["labels"][1:])
+    requests = made["requests"]
+    assert requests["sent"] == 1 + 3 * 3
+    assert requests["failed"] + requests["unreadable"] == 9 and requests["failed"] > 0
+    assert len(seen) >= 10
+
+
+@pytest.mark.parametrize("text", ["Questions.", "A <b>label</b>", "\x1b[31m red"])
 def test_labels_that_say_the_same_of_all_are_weak(folder: Path, text: str) -> None:
-    made = label_clusters(folder, labeller=lambda _: text)
+    with server(lambda *_: named(text)) as (url, _):
+        made = label_clusters(folder, teacher_at(url))
     assert len(made["labels"]) == 4 and all(label["weak"] for label in made["labels"])
     assert made["sentence"].startswith("0 of 4")
 
 
 def test_labels_of_other_clusters_are_weak(folder: Path) -> None:
     """A label must fit its own cluster: the same labels, each moved on by one, sort wrongly."""
-    right: dict[int, str] = {}
+    moved = dict(zip(TOPICS, [*list(TOPICS.values())[1:], "journeys by train"], strict=True))
 
-    def record(contrast: Contrast) -> str:
-        right[contrast.cluster] = label_by_terms(contrast)
-        return right[contrast.cluster]
+    def wrong(_: int, body: JsonObject) -> Reply:
+        return named(next(label for word, label in moved.items() if word in nearest(body)))
 
-    label_clusters(folder, labeller=record)
-    made = label_clusters(folder, labeller=lambda contrast: right[contrast.cluster % 4 + 1])
+    with server(wrong) as (url, _):
+        made = label_clusters(folder, teacher_at(url))
     assert all(label["weak"] for label in made["labels"])
 
 
-def test_a_label_that_draws_everything_is_right_in_half_of_the_cases(folder: Path) -> None:
-    def greedy(labels: Sequence[str], items: Sequence[ScoredItem]) -> list[int]:
-        return [0] * len(items)
+def test_long_labels_are_one_line_of_at_most_200_characters(folder: Path) -> None:
+    with server(lambda *_: named("a\nb\t" * 400)) as (url, _):
+        made = label_clusters(folder, teacher_at(url))
+    assert {len(label["label"]) for label in made["labels"]} == {200}
+    assert made["labels"][0]["label"].startswith("a b a b")
 
-    first = label_clusters(folder, sorter=greedy)["labels"][0]
+
+# --- the check ------------------------------------------------------------------------------------
+
+
+def sorted_by(monkeypatch: pytest.MonkeyPatch, sort: Sorter) -> None:
+    monkeypatch.setattr(labels, "_embedding_sorter", lambda *_: sort)
+
+
+def test_a_label_that_draws_everything_is_right_in_half_of_the_cases(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_by(monkeypatch, lambda _, items: [0] * len(items))
+    first = label_clusters(folder)["labels"][0]
     assert first["right"] * 2 == first["sorted"] and first["weak"]
 
 
-def test_a_sorter_that_knows_makes_a_label_strong_by_the_binomial(folder: Path) -> None:
+def test_a_sorter_that_knows_makes_a_label_strong_by_the_binomial(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clusters = {
         row["id"]: row["cluster"]
         for row in map(json.loads, (folder / "cluster_items.jsonl").read_text().splitlines())
     }
-    made = label_clusters(folder, sorter=lambda _, items: [clusters[item.id] - 1 for item in items])
+    sorted_by(monkeypatch, lambda _, items: [clusters[item.id] - 1 for item in items])
+    made = label_clusters(folder)
     for label in made["labels"]:
         assert label["right"] == label["sorted"]
         assert label["p"] == pytest.approx(0.5 ** label["sorted"])
-
-
-def test_long_labels_are_one_line_of_at_most_200_characters(folder: Path) -> None:
-    made = label_clusters(folder, labeller=lambda _: "a\nb\t" * 400)
-    assert {len(label["label"]) for label in made["labels"]} == {200}
-    assert made["labels"][0]["label"].startswith("a b a b")
 
 
 def test_unstable_clusters_get_no_names(folder: Path) -> None:

@@ -179,6 +179,7 @@ def test_a_tool_is_called_once_with_the_right_arguments(reply: str, right: bool)
         ({"kind": "guess"}, "verifier"),
         ({"kind": "number"}, "number.*answer|answer"),
         ({"kind": "number", "answer": "many"}, "is no number"),
+        ({"kind": "number", "answer": "1e99999999"}, "is no number"),
         ({"kind": "exact", "answer": "a", "case": 1}, "case"),
         ({"kind": "regex", "pattern": "("}, "is no pattern"),
         ({"kind": "choice", "answer": "E", "choices": {"A": "x"}}, "none of the choices"),

@@ -183,3 +183,105 @@ def test_a_folder_without_clusters_or_with_damage_is_one_line(folder: Path) -> N
     (folder / "clusters.json").unlink()
     with pytest.raises(RunError, match="make it with forty2 failures cluster"):
         write_failures(folder)
+
+
+def recovered(**more: Any) -> dict[str, Any]:
+    part = {"pass": [3], "fail": [1], "unscored": [0], "pass_rate": 0.75}
+    own = {
+        "rows": 6,
+        "tokens": 700,
+        "original_share": 0.1,
+        "left_out": {"too long": 2},
+        "accepted": 8,
+    }
+    difference = {"difference": 0.061, "low": 0.02, "high": 0.104}
+    cost = {"name": "plain facts:", "before": "80%", "after": "60%", "answer": "worse"}
+    return {
+        "sentence": f"Helps more than random: +6.1 points {HOSTILE}.",
+        "warnings": [f"no original data {HOSTILE}"],
+        "testset_sha256": {"find": "1"},
+        "seeds": [1, 2],
+        "items": 400,
+        "groups": 390,
+        "unscored": 3,
+        "differences": [{"arm": "targeted", "than": "random", **difference}],
+        "arms": {
+            name: {"all": part, "strata": {HOSTILE: part}}
+            for name in ("targeted", "random", "none")
+        },
+        "rows": {"arms": {"targeted": own, "random": own}},
+        "costs": {"targeted": [cost], "random": []},
+        **more,
+    }
+
+
+def test_the_arms_are_side_by_side_under_their_verdict(folder: Path) -> None:
+    (folder / "recover.json").write_text(json.dumps(recovered()), "utf-8")
+    (folder / "testset.json").write_text('{"sha256": {"find": "1"}}', "utf-8")
+    page = write_failures(folder).read_text("utf-8")
+    verdict = page.partition('<p class="verdict">')[2].partition("</p>")[0]
+    assert verdict.startswith("Helps more than random: +6.1 points")
+    for shown in ("400 untouched items in 390 groups", "75.0%", "2 too long", "plain facts", "80%"):
+        assert shown in page
+    assert "<script>alert(1)" not in page and "no original data" in page
+    assert "targeted against random" in page and "another test set" not in page
+
+
+def test_arms_of_another_test_set_are_said_to_be(folder: Path) -> None:
+    (folder / "recover.json").write_text(json.dumps(recovered()), "utf-8")
+    (folder / "testset.json").write_text('{"sha256": {"find": "2"}}', "utf-8")
+    assert "tested on another test set" in write_failures(folder).read_text("utf-8")
+    (folder / "recover.json").write_text("{}", "utf-8")
+    with pytest.raises(RunError, match="missing or damaged"):
+        write_failures(folder)
+
+
+def write_generated(folder: Path, **changed: object) -> None:
+    clusters = hashlib.sha256((folder / "clusters.json").read_bytes()).hexdigest()
+    row = {"wanted": 1200, "asked": 1300, "kept": 1190, "refused": {"copy of the half find": 110}}
+    record = {
+        "teacher": "http://127.0.0.1:1/v1",
+        "teacher_model": HOSTILE,
+        "sentence": "1,190 of 1,200 rows.",
+        "clusters_sha256": clusters,
+        "generated_sha256": "a",
+        "tokens": {"prompt": 4000, "reply": 500, "estimated": 0},
+        "cost": 0.5,
+        "targets": [
+            {**row, "arm": "targeted", "cluster": 1, "label": HOSTILE},
+            {**row, "arm": "random", "cluster": None, "label": "", "kept": 1185},
+        ],
+        **changed,
+    }
+    (folder / "generated.json").write_text(json.dumps(record), "utf-8")
+
+
+def write_accepted(folder: Path, generated: str) -> None:
+    record = {
+        "generated_sha256": generated,
+        "clusters": [{"cluster": 1, "rows": 1190, "accepted": 977}],
+        "arms": {"random": {"accepted": 966}},
+    }
+    (folder / "accepted.json").write_text(json.dumps(record), "utf-8")
+
+
+def test_the_page_counts_the_rows_to_teach_from(folder: Path) -> None:
+    assert "Rows to teach from" not in write_failures(folder).read_text("utf-8")
+    write_generated(folder)
+    page = write_failures(folder).read_text("utf-8")
+    for text in ("Rows to teach from", "1,190", "1,185", "110 copy of the half find", "at random"):
+        assert text in page, text
+    assert "It read 4,000 tokens and wrote 500, 0.50 in money." in page
+    assert "977" not in page and "<script" not in page
+    write_accepted(folder, "a")
+    page = write_failures(folder).read_text("utf-8")
+    assert "977" in page and "966" in page
+    write_accepted(folder, "those of other rows")
+    assert "977" not in write_failures(folder).read_text("utf-8")
+
+
+def test_rows_of_earlier_clusters_are_not_shown(folder: Path) -> None:
+    write_generated(folder, clusters_sha256="other")
+    page = write_failures(folder).read_text("utf-8")
+    assert "Rows to teach from" not in page
+    assert "The generated rows are of earlier clusters" in page

@@ -204,3 +204,13 @@ def test_the_insight_is_judged_by_both_intervals(shares: tuple[float, ...], says
     if shares[1] != shares[0]:
         assert f"SFT changes that by {100 * (shares[1] - shares[0]):+.1f} points" in found.sentence
     assert found.sentence.endswith("(3 seeds, 40 prompts).")
+
+
+def test_groups_of_one_item_change_nothing_and_copies_add_no_certainty() -> None:
+    rng = np.random.default_rng(4)
+    values = (rng.random((3, 60)) < 0.5).astype(float)
+    plain = interval(values, -1.0, 1.0)
+    assert interval(values, -1.0, 1.0, list(range(60))) == pytest.approx(plain)
+    copied = np.repeat(values, 5, axis=1)
+    places = np.repeat(np.arange(60), 5).tolist()
+    assert interval(copied, -1.0, 1.0, places) == pytest.approx(plain)

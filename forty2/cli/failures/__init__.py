@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from forty2.cli.errors import Group
-from forty2.cli.failures import cluster, find, testset
+from forty2.cli.failures import cluster, find, generate, loop, recover, testset
 
 
 @click.group("failures", cls=Group)
 def failures_command() -> None:
-    """Find what a model gets wrong on new questions."""
+    """Find what a model gets wrong on new questions, and make rows that teach it."""
 
 
 for _command in (
@@ -18,6 +18,10 @@ for _command in (
     find.find_command,
     cluster.cluster_command,
     cluster.label_command,
+    generate.generate_command,
+    generate.score_command,
+    recover.recover_command,
     cluster.report_command,
+    loop.run_command,
 ):
     failures_command.add_command(_command)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
+from forty2.cli.failures.chat_options import chat_model
 from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
+from forty2.errors import printable
+
+if TYPE_CHECKING:
+    from forty2.failures.asking import Limits
+    from forty2.failures.chat_models import ChatModel
 
 
 def _k(_: click.Context, __: click.Parameter, text: str) -> int | Literal["auto"]:
@@ -63,12 +69,14 @@ def cluster_command(
 
 @click.command("label")
 @click.argument("folder", type=shared_options.FOLDER)
+@chat_model("teacher", budget=False)
 @shared_options.as_json
-def label_command(folder: Path, as_json: bool) -> None:
-    """Name the stable clusters by distinctive terms, and check each name on held-out items."""
+def label_command(folder: Path, teacher: ChatModel | None, limits: Limits, as_json: bool) -> None:
+    """Name the stable clusters by distinctive terms or a teacher, and check names on held-out items."""
     from forty2.failures.labels import LABELS, label_clusters
 
-    made = label_clusters(folder)
+    with ProgressBars() as bars:
+        made = label_clusters(folder, teacher, limits=limits, progress=bars)
     if as_json:
         echo_json("failures.label", made)
         return
@@ -77,8 +85,11 @@ def label_command(folder: Path, as_json: bool) -> None:
         weak = "  weak" if label["weak"] else ""
         echo(
             f"{label['cluster']:>3}  {label['right']:>3} of {label['sorted']:>3} sorted rightly  "
-            f"{label['label'] or 'no distinctive term'}{weak}"
+            f"{printable(label['label']) or 'no label'}{weak}"
         )
+    if made["requests"] is not None:
+        counts = ", ".join(f"{name} {count}" for name, count in made["requests"].items())
+        echo(f"requests  {counts}")
     echo(f"written   {folder / LABELS}")
 
 

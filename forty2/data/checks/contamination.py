@@ -83,9 +83,18 @@ class ContaminationFinder:
     Args:
         near_copies: find near copies, too: reason enough to score a model without a question as
             well, as a run does, but not to refuse the row.
+        groups: for each item of all benchmarks, the group of items that nearly repeat each other.
+            Words in a row that two groups share are then a wording, and identify no item; without
+            groups it takes more than ten items.
     """
 
-    def __init__(self, benchmarks: Sequence[Benchmark], *, near_copies: bool = True) -> None:
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark],
+        *,
+        near_copies: bool = True,
+        groups: Sequence[int] | None = None,
+    ) -> None:
         self._places = [(b.name, n) for b in benchmarks for n in range(len(b.items))]
         """Benchmark and index of each item; all that follows counts items of all benchmarks."""
         items = [[words_of(text) for text in texts] for b in benchmarks for texts in b.items]
@@ -104,7 +113,11 @@ class ContaminationFinder:
         self._beginnings = _Index(beginnings)
         """Items by the first words of a long question."""
         every = [(number, words) for number, texts in enumerate(items) for words in texts]
-        self._grams = _Index([(n, _grams(w, GRAM)) for n, w in every], most=_COMMON)
+        grams = [(n, _grams(w, GRAM)) for n, w in every]
+        if groups is None:
+            self._grams = _Index(grams, most=_COMMON)
+        else:
+            self._grams = _Index(grams, most=1, groups=np.array(groups, np.intp))
         long = [(n, w) for n, w in every if near_copies and len(w) >= _LONG]
         self._near_copies = _NearCopies(long)
 
@@ -143,9 +156,15 @@ class _Index:
     Args:
         entries: numbers, each with its hashes.
         most: a hash that more numbers have is left out; None: none is.
+        groups: group of each number; then groups are counted.
     """
 
-    def __init__(self, entries: Sequence[tuple[int, _Hashes]], most: int | None = None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[tuple[int, _Hashes]],
+        most: int | None = None,
+        groups: _Numbers | None = None,
+    ) -> None:
         keys = np.concatenate([np.empty(0, np.int64), *(hashes for _, hashes in entries)])
         sizes = [len(hashes) for _, hashes in entries]
         numbers: _Numbers = np.repeat(np.array([n for n, _ in entries], np.intp), sizes)
@@ -155,8 +174,10 @@ class _Index:
         first[1:] = (keys[1:] != keys[:-1]) | (numbers[1:] != numbers[:-1])
         keys, numbers = keys[first], numbers[first]
         if most is not None:
-            _, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
-            rare = counts[places] <= most
+            _, places = np.unique(keys, return_inverse=True)
+            owners = numbers if groups is None else groups[numbers]
+            pairs = np.unique(np.stack([places, owners]), axis=1)
+            rare = np.bincount(pairs[0])[places] <= most if len(keys) else np.empty(0, bool)
             keys, numbers = keys[rare], numbers[rare]
         self._keys, self._numbers = keys, numbers
 
@@ -174,9 +195,9 @@ class _Index:
 class _NearCopies:
     """Finds the items that a text is nearly a copy of.
 
-    A near copy shares most trigrams with a text, so it has one of the text's rarest: only these are
-    indexed (Bayardo et al. 2007, "Scaling up all pairs similarity search"), or words such as "which
-    of the following" would lead to thousands of texts.
+    A near copy shares most trigrams with a text, so one of the rarest of each is the same: only these
+    are indexed and looked up (Bayardo et al. 2007, "Scaling up all pairs similarity search"), or words
+    such as "which of the following" would lead to thousands of texts.
 
     Args:
         texts: words of each text, with the number of its item.
@@ -186,19 +207,24 @@ class _NearCopies:
         self._owners = [number for number, _ in texts]
         self._trigrams = [np.unique(_grams(words, 3)) for _, words in texts]
         everything = np.concatenate([np.empty(0, np.int64), *self._trigrams])
-        known, counts = np.unique(everything, return_counts=True)
-        entries = []
-        for place, trigrams in enumerate(self._trigrams):
-            rarest_first = trigrams[np.argsort(counts[np.searchsorted(known, trigrams)])]
-            needed = len(trigrams) - math.ceil(_NEAR_COPY * len(trigrams)) + 1
-            entries.append((place, rarest_first[:needed]))
+        self._known, self._counts = np.unique(everything, return_counts=True)
+        entries = [(place, self._rarest(own)) for place, own in enumerate(self._trigrams)]
         self._index = _Index(entries)
+
+    def _rarest(self, trigrams: _Hashes) -> _Hashes:
+        """Return as many of the rarest trigrams as a near copy cannot lack; equally rare by hash."""
+        if not len(self._known):
+            return trigrams
+        places = np.searchsorted(self._known, trigrams).clip(max=len(self._known) - 1)
+        counts = np.where(self._known[places] == trigrams, self._counts[places], 0)
+        needed = len(trigrams) - math.ceil(_NEAR_COPY * len(trigrams)) + 1
+        return trigrams[np.argsort(counts, kind="stable")[:needed]]
 
     def find(self, words: Sequence[str]) -> set[int]:
         """Return the numbers of the items with a text that is nearly this one."""
         trigrams = np.unique(_grams(words, 3))
         found = set[int]()
-        for place in self._index.find(trigrams):
+        for place in self._index.find(self._rarest(trigrams)):
             other = self._trigrams[place]
             shared = len(np.intersect1d(trigrams, other, assume_unique=True))
             if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
 from itertools import chain
 from pathlib import Path
@@ -40,6 +40,8 @@ _PYTHON = re.compile(r"\[\{'(?:role|content|from|value)':")
 """The beginning of messages as Python prints them, which is what pandas writes into a cell."""
 _ESCAPED = re.compile("[\udc80-\udcff]")
 """A byte that is not UTF-8, as `surrogateescape` decodes it."""
+_MANY, _FEW = 1024, 64
+"""Rows of a batch: of small columns, and of those that may be large."""
 _UNNAMED = "Unnamed: "
 """Beginning of the name of a column without one, as pandas calls it."""
 
@@ -191,20 +193,48 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
         written = about.schema.to_arrow_schema()
         small = [n for n, chunks in enumerate(sizes) if max(chunks, default=0) <= LONGEST]
         as_dictionaries = [about.schema.column(n).path for n in small]
-        with pq.ParquetFile(path, read_dictionary=as_dictionaries) as file:
-            for batch in file.iter_batches(1024 if len(small) == len(sizes) else 64):
-                for part in _parts(batch, f"{path}:row {number + 1}"):
-                    unpacked += _size(part)
-                    check_unpacked(unpacked, path)
-                    for row in _unpacked(part, written):
-                        number += 1
-                        yield f"{path}:row {number}", without_empty(row, f"{path}:row {number}")
+        size = _MANY if len(small) == len(sizes) else _FEW
+        for batch in _batches(path, as_dictionaries, size):
+            for part in _parts(batch, f"{path}:row {number + 1}"):
+                unpacked += _size(part)
+                check_unpacked(unpacked, path)
+                for row in _unpacked(part, written):
+                    number += 1
+                    yield f"{path}:row {number}", without_empty(row, f"{path}:row {number}")
     except DataError:
         raise
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file: {reason_of(error)}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:  # a value that Python lacks
         raise DataError(f"{path}:row {number + 1}: cannot be read: {reason_of(error)}") from error
+
+
+def _batches(path: Path, as_dictionaries: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a Parquet file, with these columns as dictionaries where Arrow can read them so.
+
+    It cannot where a nested column has dictionary pages and others in one row group, as writers leave it
+    when a dictionary grows too large. From there on nested columns are read plainly, a few rows at a time.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    done = 0
+    try:
+        with pq.ParquetFile(path, read_dictionary=as_dictionaries) as file:
+            for batch in file.iter_batches(size):
+                yield batch
+                done += len(batch)
+        return
+    except pa.ArrowNotImplementedError:
+        plain = [name for name in as_dictionaries if "." not in name]
+        if len(plain) == len(as_dictionaries):
+            raise
+    passed = 0
+    with pq.ParquetFile(path, read_dictionary=plain) as file:
+        for batch in file.iter_batches(_FEW):
+            passed += len(batch)
+            if passed > done:
+                yield batch.slice(max(0, len(batch) - (passed - done)))
 
 
 def arrow_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:

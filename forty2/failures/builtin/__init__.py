@@ -6,7 +6,10 @@ the smaller one's questions.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from forty2.failures.builtin.arithmetic import arithmetic
@@ -19,7 +22,7 @@ from forty2.failures.builtin.tools import json_objects, tool_calls
 from forty2.failures.builtin.units import units
 from forty2.failures.builtin.word_problems import word_problems
 
-__all__ = ["KINDS", "Made", "made_items"]
+__all__ = ["KINDS", "Made", "harder", "is_made", "made_items"]
 
 KINDS: Mapping[str, Mapping[str, Callable[[random.Random], Made]]] = {
     "code": {"functions": functions},
@@ -29,6 +32,13 @@ KINDS: Mapping[str, Mapping[str, Callable[[random.Random], Made]]] = {
     "other": {"strings": strings, "units": units},
 }
 """Makers of questions by name, for each stratum that they are made for."""
+_MAKERS = {name: make for makers in KINDS.values() for name, make in makers.items()}
+_BUILTIN = "builtin:"
+_SOURCE = re.compile(
+    rf"{_BUILTIN}(?P<name>{'|'.join(_MAKERS)})(?:/(?P<form>\w+))?-(?P<level>[0-9]{{1,2}})"
+)
+_LOOKED_AT = 1000
+"""Questions of a kind from which its forms and levels are known."""
 
 
 def made_items(stratum: str, seed: int) -> Iterator[tuple[str, Made]]:
@@ -37,5 +47,46 @@ def made_items(stratum: str, seed: int) -> Iterator[tuple[str, Made]]:
     while makers := KINDS.get(stratum):
         for name, make in makers.items():
             made = make(random.Random(f"{seed} {name} {number}"))
-            yield f"builtin:{name}-{made.level}", made
+            yield _source(name, made), made
         number += 1
+
+
+def harder(source: str, rng: random.Random) -> tuple[str, Made] | None:
+    """Make a question as another one is, one level harder, or as hard as such questions get.
+
+    Args:
+        source: source of the other question.
+
+    Returns:
+        Source and question; None: the other was not made here.
+    """
+    if (found := _SOURCE.fullmatch(source)) is None:
+        return None
+    name, form, level = found["name"], found["form"] or "", found["level"]
+    forms = _levels(name)
+    levels = forms.get(form) or sorted({*itertools.chain(*forms.values())})
+    wanted = next((one for one in levels if one > int(level)), levels[-1])
+    while True:
+        made = _MAKERS[name](rng)
+        if made.level == wanted and (made.form == form or form not in forms):
+            return _source(name, made), made
+
+
+def is_made(source: str) -> bool:
+    """Return whether a question with this source was made here."""
+    return _SOURCE.fullmatch(source) is not None
+
+
+def _source(name: str, made: Made) -> str:
+    form = f"/{made.form}" if made.form else ""
+    return f"{_BUILTIN}{name}{form}-{made.level}"
+
+
+@functools.cache
+def _levels(name: str) -> dict[str, list[int]]:
+    """Return the levels of each form of a kind, ascending; the rarest is one in 24 questions."""
+    rng, found = random.Random(name), dict[str, set[int]]()
+    for _ in range(_LOOKED_AT):
+        made = _MAKERS[name](rng)
+        found.setdefault(made.form, set()).add(made.level)
+    return {form: sorted(levels) for form, levels in found.items()}

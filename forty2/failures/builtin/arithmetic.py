@@ -30,7 +30,8 @@ def _two_numbers(rng: Random, level: int) -> Made:
     a, b = rng.randint(2, top), rng.randint(2, top)
     answer = {"+": a + b, "-": a - b, "*": a * b}[sign]
     written = f"{a} {_SIGNS[sign]} {b}" if rng.random() < 0.5 else f"{a} {sign} {b}"
-    return number_question(_ask(rng, written), answer, f"{a} {sign} {b} = {answer}", level)
+    made = number_question(_ask(rng, written), answer, f"{a} {sign} {b} = {answer}", level)
+    return made._replace(form=_SIGNS[sign])
 
 
 def _several(rng: Random, level: int) -> Made:
@@ -48,7 +49,7 @@ def _several(rng: Random, level: int) -> Made:
             (f"({a} - {b}) * ({c} - {d})", (a - b) * (c - d), f"{a - b} * {c - d}"),
         ]
     )
-    return number_question(_ask(rng, written), answer, working, level)
+    return number_question(_ask(rng, written), answer, working, level)._replace(form="several")
 
 
 def _shares(rng: Random, level: int) -> Made:
@@ -56,12 +57,14 @@ def _shares(rng: Random, level: int) -> Made:
         percent, whole = 5 * rng.randint(1, 39), 20 * rng.randint(2, 500)
         answer = percent * whole // 100
         working = f"{whole} / 100 * {percent} = {answer}"
-        return number_question(_ask(rng, f"{percent}% of {whole}"), answer, working, level)
+        made = number_question(_ask(rng, f"{percent}% of {whole}"), answer, working, level)
+        return made._replace(form="percent")
     one, other = (Fraction(rng.randint(1, 29), rng.randint(2, 30)) for _ in range(2))
     sign = rng.choice("+-")
     total = one + other if sign == "+" else one - other
     prompt = _ask(rng, f"{one} {sign} {other}") + " Give a fraction or a whole number."
-    return number_question(prompt, str(total), f"{one} {sign} {other} = {total}", level)
+    made = number_question(prompt, str(total), f"{one} {sign} {other} = {total}", level)
+    return made._replace(form="fractions")
 
 
 def _ask(rng: Random, written: str) -> str:

@@ -15,7 +15,10 @@ _FIRST, _LAST = date(1950, 1, 1).toordinal(), date(2060, 12, 31).toordinal()
 
 def dates(rng: Random) -> Made:
     """Make a question about dates or times."""
-    return rng.choice((_after, _between, _weekday, _clock))(rng)
+    form, make = rng.choice(
+        (("after", _after), ("between", _between), ("weekday", _weekday), ("clock", _clock))
+    )
+    return make(rng)._replace(form=form)
 
 
 def _day(rng: Random) -> date:

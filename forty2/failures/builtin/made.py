@@ -38,6 +38,8 @@ class Made(NamedTuple):
     """How hard it is, from 1."""
     system: str = ""
     """System message; "": none."""
+    form: str = ""
+    """What is asked for, of a kind that asks for several things."""
 
 
 def number_question(

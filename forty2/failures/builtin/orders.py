@@ -18,7 +18,8 @@ _LABELS = "ABCD"
 
 def orders(rng: Random) -> Made:
     """Make a puzzle."""
-    return rng.choice((_order, _sequence, _statement))(rng)
+    form, make = rng.choice((("order", _order), ("sequence", _sequence), ("statement", _statement)))
+    return make(rng)._replace(form=form)
 
 
 def _facts(rng: Random, people: list[str], more: str, less: str) -> str:

@@ -25,7 +25,7 @@ def strings(rng: Random) -> Made:
     prompt = (
         f"Take the words {', '.join(words)}: {steps}. Write the words separated by spaces. {_ONLY}"
     )
-    return text_question(prompt, " ".join(result), level)
+    return text_question(prompt, " ".join(result), level)._replace(form="words")
 
 
 def _letters(rng: Random) -> Made:
@@ -34,17 +34,19 @@ def _letters(rng: Random) -> Made:
     n = rng.randint(1, len(word))
     kind = rng.randrange(4)
     if kind == 0:
-        return text_question(f"Write “{word}” backwards. {_ONLY}", word[::-1], 1)
+        made = text_question(f"Write “{word}” backwards. {_ONLY}", word[::-1], 1)
+        return made._replace(form="backwards")
     if kind == 1:
         count = word.count(letter)
         prompt = f"How many times does the letter {letter} occur in “{word}”?"
-        return number_question(prompt, count, f"In {'-'.join(word)} it is there {count} times.", 1)
+        working = f"In {'-'.join(word)} it is there {count} times."
+        return number_question(prompt, count, working, 1)._replace(form="count")
     if kind == 2:
         prompt = f"Which letter of “{word}” is number {n} from the left? {_ONLY}"
-        return text_question(prompt, word[n - 1], 1)
+        return text_question(prompt, word[n - 1], 1)._replace(form="letter")
     new = rng.choice("xyzqw")
     prompt = f"Replace every {letter} in “{word}” by {new}. {_ONLY}"
-    return text_question(prompt, word.replace(letter, new), 1)
+    return text_question(prompt, word.replace(letter, new), 1)._replace(form="replace")
 
 
 def _operations(rng: Random) -> list[Operation]:

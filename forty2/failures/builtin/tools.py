@@ -76,7 +76,8 @@ def tool_calls(rng: Random) -> Made:
     described = "\n".join(json.dumps({"name": tool, **_TOOLS[tool][0]}) for tool in tools)
     call = {"name": name, "arguments": arguments}
     verifier = {"kind": "tool_call", **call}
-    return Made(prompt, verifier, json.dumps(call), len(tools), _CALL.format(described))
+    system = _CALL.format(described)
+    return Made(prompt, verifier, json.dumps(call), len(tools), system, form=name)
 
 
 def _tool(about: str, **types: str) -> JsonObject:

@@ -110,6 +110,21 @@ def test_what_most_items_share_identifies_none_of_them() -> None:
     assert hits([chat("Which of these is true?", "A", "a:3")], items) == []
 
 
+def test_with_groups_what_two_groups_share_is_a_wording_and_what_one_shares_is_not() -> None:
+    wording = "Take the words that follow and write them in capitals one by one with commas: "
+    passage = "On a grey day in March a boy with two left shoes walked over the old bridge. "
+    rng = random.Random(3)
+    own = [" ".join("".join(rng.sample("abcdefgh", 5)) for _ in range(12)) for _ in range(4)]
+    items = [[wording + own[0]], [wording + own[1]], [passage + own[2]], [passage + own[3]]]
+    grouped = ContaminationFinder([Benchmark("b", items)], groups=[0, 1, 2, 2])
+    other = "and now for something that is not among them at all, in a few words of my own"
+    for text, places in ((wording, []), (passage, [2, 3]), (own[0], [])):
+        assert [hit.item for hit in grouped.find(chat(text + other, "A", "a:1"))] == places
+    assert [hit.item for hit in grouped.find(chat(items[1][0], "A", "a:2"))] == [1]
+    assert [hit.item for hit in hits([chat(wording + other, "A", "a:3")], items)] == [0, 1]
+    assert ContaminationFinder([], groups=[]).find(chat("is it old", "Yes.", "a:1")) == []
+
+
 def test_hits_name_their_benchmark_and_its_item() -> None:
     finder = ContaminationFinder(
         [Benchmark("one", [["Where is Rome?"], ["Is it old?"]]), Benchmark("two", [["Is it old?"]])]
