@@ -226,7 +226,11 @@ class _NearCopies:
         found = set[int]()
         for place in self._index.find(self._rarest(trigrams)):
             other = self._trigrams[place]
-            shared = len(np.intersect1d(trigrams, other, assume_unique=True))
+            fewer, more = sorted((len(trigrams), len(other)))
+            if fewer < _NEAR_COPY * more:
+                continue
+            places = np.searchsorted(trigrams, other).clip(max=len(trigrams) - 1)
+            shared = int((trigrams[places] == other).sum())
             if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):
                 found.add(self._owners[place])
         return found
