@@ -229,8 +229,7 @@ class _NearCopies:
             fewer, more = sorted((len(trigrams), len(other)))
             if fewer < _NEAR_COPY * more:
                 continue
-            places = np.searchsorted(trigrams, other).clip(max=len(trigrams) - 1)
-            shared = int((trigrams[places] == other).sum())
+            shared = len(np.intersect1d(trigrams, other, assume_unique=True))
             if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):
                 found.add(self._owners[place])
         return found
