@@ -226,6 +226,9 @@ class _NearCopies:
         found = set[int]()
         for place in self._index.find(self._rarest(trigrams)):
             other = self._trigrams[place]
+            fewer, more = sorted((len(trigrams), len(other)))
+            if fewer < _NEAR_COPY * more:
+                continue
             shared = len(np.intersect1d(trigrams, other, assume_unique=True))
             if shared >= _NEAR_COPY * (len(trigrams) + len(other) - shared):
                 found.add(self._owners[place])
