@@ -100,8 +100,11 @@ def _eval_prompts(file: Path) -> JsonObject:
     except ValueError as error:
         raise DataError(f"{file}: is not JSON; save to another file") from error
     keys = ("prompts", "expected_outputs")
-    known = isinstance(tree, dict) and isinstance(tree.get("system_prompt", ""), str | dict)
-    if not known or not all(isinstance(tree.get(key), dict) for key in keys):
+    if not (
+        isinstance(tree, dict)
+        and isinstance(tree.get("system_prompt", ""), str | dict)
+        and all(isinstance(tree.get(key), dict) for key in keys)
+    ):
         raise DataError(f"{file}: is no file of eval prompts; save to another file")
     if tree.get("form") == "full":
         raise DataError(f"{file}: holds whole strings (form: full); save to another file")

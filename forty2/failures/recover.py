@@ -20,17 +20,14 @@ Everything goes on after a stop, and ends with the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import yaml
-
-from forty2.errors import RecipeError, RunError
+from forty2.errors import RunError
 from forty2.failures.arms import NONE, ORIGINAL_SHARE, ArmRows, read_accepted, write_arms
+from forty2.failures.arms_recipe import FailingModel, from_here, recipe_notes, recipe_of_arms
 from forty2.failures.examples import (
     ABOUT_ACCEPTED,
     ABOUT_GENERATED,
@@ -42,16 +39,14 @@ from forty2.failures.examples import (
 from forty2.failures.find import FindSettings, answer_and_judge, verifiers_of
 from forty2.failures.folder import FOUND, Item, StoredReply, about_testset, read_half
 from forty2.failures.judging import Scoring
+from forty2.failures.recovery_record import TrainedArm, build_record, steps_of
 from forty2.failures.training_data import TrainingFile, about_file, training_files
 from forty2.files import CHECKSUMS, JsonObject, file_sha256, make_folder, read_json, write_json
 from forty2.progress import Progress, silent
-from forty2.recipe.reading import load_recipe, recipe_text, to_yaml
-from forty2.recipe.schema import Benchmark, Recipe
-from forty2.training.objectives.sft import SftPhase
+from forty2.recipe.reading import to_yaml
+from forty2.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from forty2.benchmark.results import Stage
-    from forty2.benchmark.verdict import CostChange
     from forty2.inference.chat_endpoint import ChatEndpoint
     from forty2.model.chat_template import TemplateSettings
 
@@ -61,8 +56,6 @@ _UNEQUAL = 0.1
 """Difference of the arms' numbers of steps, as a share, that is worth a warning."""
 _SHORT = 0.5
 """Part of the wanted original tokens below which their lack is worth a warning."""
-_INHERITED = ("model", "init_from")
-"""Keys that a recipe may leave out: they are of the model whose failures were found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +70,6 @@ class RecoverSettings:
     run_untrusted_code: bool = False
     """Permission to run the programs that the models write, in the sandbox."""
     trust_remote_code: bool = False
-
-
-class _Model(NamedTuple):
-    """The model that the failures are of."""
-
-    name: str
-    adapter: str | None
-
-
-class _Trained(NamedTuple):
-    """One run of an arm."""
-
-    path: Path
-    base: Stage
-    last: Stage
 
 
 def recover_failures(
@@ -131,8 +109,8 @@ def recover_failures(
     _check_chain(folder)
     read_accepted(folder)  # missing rows are found before a model is loaded
     model = _model_of(found)
-    one = _recipe_of_arms(recipe, overrides, model, folder)
-    warnings = list(_recipe_notes(recipe, one))
+    one = recipe_of_arms(recipe, overrides, model, folder)
+    warnings = list(recipe_notes(recipe, one))
     original = _original_files(model, settings.original)
     work = folder / "recover"
     make_folder(work)
@@ -149,7 +127,9 @@ def recover_failures(
         label: _retest(folder, label, run, one, model, untouched, retest, judge, trained, progress)
         for label, run in _labels(trained)
     }
-    record = _record(folder, one, model, settings, rows, trained, retested, untouched, warnings)
+    record = build_record(
+        folder, one, model, settings.seeds, rows, trained, retested, untouched, warnings
+    )
     write_json(folder / RECOVERED, record)
     return record
 
@@ -214,112 +194,14 @@ def _check_chain(folder: Path) -> None:
             raise RunError(f"{about}: was made for another test set; {made}")
 
 
-def _model_of(found: JsonObject) -> _Model:
+def _model_of(found: JsonObject) -> FailingModel:
     from forty2.model.base_model import find_model_and_adapter
 
     name, adapter = find_model_and_adapter(found["model"], found["adapter"])
-    return _Model(name, None if adapter is None else str(adapter))
+    return FailingModel(name, None if adapter is None else str(adapter))
 
 
-def _recipe_of_arms(
-    source: str | Path | Mapping[str, object],
-    overrides: Sequence[str],
-    model: _Model,
-    folder: Path,
-) -> Recipe:
-    """Read the recipe, with what it leaves to the arms filled in.
-
-    Raises:
-        RecipeError: it has another phase than one of SFT, replays data, has no number of epochs, or
-            trains another model than that whose failures were found.
-    """
-    tree = _tree(source)
-    phases = tree.get("phases")
-    if not isinstance(phases, Mapping) or len(phases) != 1:
-        raise RecipeError(
-            f"{_name(source)}: phases: should have one phase, of SFT, to train each arm"
-        )
-    (name,) = phases
-    filled = [f"phases.{name}.data={json.dumps(_from_here(folder / ACCEPTED))}"]
-    given = {"model": model.name, "init_from": model.adapter}
-    filled += [
-        f"{key}={json.dumps(value)}"
-        for key, value in given.items()
-        if value is not None and tree.get(key) is None
-    ]
-    recipe = load_recipe(source, [*filled, *overrides])
-    (phase,) = recipe.phases.values()
-    if not isinstance(phase, SftPhase):
-        raise RecipeError(f"{_name(source)}: phases.{name}: should have objective: sft")
-    if phase.epochs is None:
-        raise RecipeError(
-            f"{_name(source)}: phases.{name}: give epochs in place of steps, so that both arms learn "
-            "from as many tokens"
-        )
-    if phase.replay:
-        raise RecipeError(
-            f"{_name(source)}: phases.{name}.replay: remove it; a tenth of the tokens of each arm is "
-            "original data already (`original`)"
-        )
-    _check_model(_name(source), recipe, model)
-    benchmark = dataclasses.replace(recipe.benchmark or Benchmark(), held_out=True)
-    return dataclasses.replace(recipe, fuse=None, benchmark=benchmark)
-
-
-def _from_here(path: Path) -> str:
-    """Return a path relative to the working directory, if it is below it: the folder can then be moved."""
-    inside = os.path.relpath(path)
-    return str(path) if inside.startswith(os.pardir) else inside
-
-
-def _tree(source: str | Path | Mapping[str, object]) -> Mapping[str, object]:
-    if isinstance(source, Mapping):
-        return source
-    tree = yaml.safe_load(recipe_text(str(source)))
-    return tree if isinstance(tree, Mapping) else {}
-
-
-def _name(source: str | Path | Mapping[str, object]) -> str:
-    return "the recipe" if isinstance(source, Mapping) else str(source)
-
-
-def _check_model(source: str, recipe: Recipe, model: _Model) -> None:
-    """Refuse a recipe for another model than the one that fails."""
-    from forty2.model.adapter import adapter_dir
-    from forty2.model.loading import model_sha256, resolve_model
-
-    ours, theirs = resolve_model(recipe.model), resolve_model(model.name)
-    if ours.resolve() != theirs.resolve() and model_sha256(ours) != model_sha256(theirs):
-        raise RecipeError(
-            f"{source}: model: {recipe.model}, but the failures are those of {model.name}; leave model "
-            "out"
-        )
-    begins, has = (
-        None if adapter is None else adapter_dir(adapter).resolve()
-        for adapter in (recipe.init_from, model.adapter)
-    )
-    if begins != has:
-        raise RecipeError(
-            f"{source}: init_from: {recipe.init_from}, but the failures are those of "
-            f"{model.adapter or 'the model without an adapter'}; leave init_from out"
-        )
-
-
-def _recipe_notes(source: str | Path | Mapping[str, object], recipe: Recipe) -> Iterator[str]:
-    """Say what of a recipe the arms do without."""
-    tree = _tree(source)
-    (name,) = recipe.phases
-    phases = tree["phases"]
-    assert isinstance(phases, Mapping)
-    if isinstance(phases[name], Mapping) and phases[name].get("data") is not None:
-        yield (
-            f"phases.{name}.data: {phases[name]['data']}: not read; each arm is trained on its own rows"
-        )
-    if tree.get("fuse") is not None:
-        yield "fuse: nothing is fused"
-
-
-def _original_files(model: _Model, named: str | None) -> list[TrainingFile]:
+def _original_files(model: FailingModel, named: str | None) -> list[TrainingFile]:
     """Return what the model was trained on before; nothing if that is not known."""
     from forty2.model.adapter import trained_on
 
@@ -413,18 +295,18 @@ def _train(
     files: Mapping[Arm, Path],
     settings: RecoverSettings,
     progress: Progress,
-) -> dict[Arm, dict[int, _Trained]]:
+) -> dict[Arm, dict[int, TrainedArm]]:
     """Train each arm with each seed, or read back what was trained before."""
     from forty2.runs.pipeline import run
     from forty2.runs.replicates import begin_with_base, prefixed
 
     (name,) = recipe.phases
-    found: dict[Arm, dict[int, _Trained]] = {arm: {} for arm in ARMS}
+    found: dict[Arm, dict[int, TrainedArm]] = {arm: {} for arm in ARMS}
     first = folder / "arms" / f"{ARMS[0]}-{settings.seeds[0]}"
     for seed in settings.seeds:
         for arm in ARMS:
             path = folder / "arms" / f"{arm}-{seed}"
-            phase = dataclasses.replace(recipe.phases[name], data=_from_here(files[arm]))
+            phase = dataclasses.replace(recipe.phases[name], data=from_here(files[arm]))
             one = dataclasses.replace(recipe, seed=seed, phases={name: phase})
             if path != first:
                 begin_with_base(path, one, first)
@@ -435,18 +317,13 @@ def _train(
                 trust_remote_code=settings.trust_remote_code,
                 progress=prefixed(progress, f"{arm}, seed {seed}"),
             )
-            found[arm][seed] = _Trained(path, done.stages[0], done.stages[-1])
+            found[arm][seed] = TrainedArm(path, done.stages[0], done.stages[-1])
     return found
 
 
-def _steps(run: _Trained) -> int:
-    (phase,) = run.path.glob("phase1_*/phase.json")
-    return int(read_json(phase)["steps"])
-
-
-def _step_notes(trained: Mapping[Arm, Mapping[int, _Trained]]) -> Iterator[str]:
+def _step_notes(trained: Mapping[Arm, Mapping[int, TrainedArm]]) -> Iterator[str]:
     """Say so if one arm takes many more steps than the other."""
-    steps = {arm: _steps(next(iter(runs.values()))) for arm, runs in trained.items()}
+    steps = {arm: steps_of(next(iter(runs.values()))) for arm, runs in trained.items()}
     least, most = min(steps.values()), max(steps.values())
     if most - least > _UNEQUAL * most:
         counts = ", ".join(f"{arm} {count}" for arm, count in steps.items())
@@ -460,8 +337,8 @@ def _step_notes(trained: Mapping[Arm, Mapping[int, _Trained]]) -> Iterator[str]:
 
 
 def _labels(
-    trained: Mapping[Arm, Mapping[int, _Trained]],
-) -> Iterator[tuple[str, _Trained | None]]:
+    trained: Mapping[Arm, Mapping[int, TrainedArm]],
+) -> Iterator[tuple[str, TrainedArm | None]]:
     """Yield what is tested, the model as it was first."""
     yield NONE, None
     for arm, runs in trained.items():
@@ -471,13 +348,13 @@ def _labels(
 def _retest(
     folder: Path,
     label: str,
-    run: _Trained | None,
+    run: TrainedArm | None,
     recipe: Recipe,
-    model: _Model,
+    model: FailingModel,
     items: Sequence[Item],
     settings: FindSettings,
     judge: ChatEndpoint | None,
-    trained: Mapping[Arm, Mapping[int, _Trained]],
+    trained: Mapping[Arm, Mapping[int, TrainedArm]],
     progress: Progress,
 ) -> JsonObject:
     """Answer the untouched half with a model, or read back what it answered before."""
@@ -529,130 +406,9 @@ def _retest(
     return record
 
 
-def _template(trained: Mapping[Arm, Mapping[int, _Trained]]) -> TemplateSettings | None:
+def _template(trained: Mapping[Arm, Mapping[int, TrainedArm]]) -> TemplateSettings | None:
     """Return the chat template's settings of the arms, with their day, for the model as it was, too."""
     from forty2.model.adapter import recorded_template
 
     first = next(iter(trained[ARMS[0]].values()))
     return recorded_template(first.path)
-
-
-# --- the record -----------------------------------------------------------------------------------
-
-
-def _record(
-    folder: Path,
-    recipe: Recipe,
-    model: _Model,
-    settings: RecoverSettings,
-    rows: ArmRows,
-    trained: Mapping[Arm, Mapping[int, _Trained]],
-    retested: Mapping[str, JsonObject],
-    untouched: Sequence[Item],
-    warnings: Sequence[str],
-) -> JsonObject:
-    from forty2.benchmark.stats import LEVEL, RESAMPLES, SEED
-    from forty2.failures.recovery_verdict import judge_recovery
-
-    by_arm: dict[str, list[JsonObject]] = {
-        arm: [retested[f"{arm}-{seed}"] for seed in settings.seeds] for arm in ARMS
-    }
-    by_arm[NONE] = [retested[NONE]]
-    costs = {arm: _costs(list(runs.values()), recipe) for arm, runs in trained.items()}
-    passed = {arm: [_passed(one) for one in found] for arm, found in by_arm.items()}
-    judged = judge_recovery(untouched, passed, costs["targeted"])
-    run = read_json(next(iter(trained["targeted"].values())).path / "run.json")
-    return {
-        "verdict": judged.verdict,
-        "sentence": judged.sentence,
-        "warnings": list(warnings),
-        "model": model.name,
-        "adapter": model.adapter,
-        "model_sha256": run["model_sha256"],
-        "seeds": list(settings.seeds),
-        "items": judged.items,
-        "groups": judged.groups,
-        "unscored": judged.unscored,
-        "rates": judged.rates,
-        "differences": [one._asdict() for one in judged.differences],
-        "costs": {arm: [cost._asdict() for cost in found] for arm, found in costs.items()},
-        "arms": {arm: _arm_figures(found) for arm, found in by_arm.items()},
-        "rows": rows.record,
-        "steps": {
-            arm: {str(seed): _steps(run) for seed, run in runs.items()}
-            for arm, runs in trained.items()
-        },
-        "runs": {
-            arm: [str(run.path.relative_to(folder)) for run in runs.values()]
-            for arm, runs in trained.items()
-        },
-        "statistics": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-        "testset_sha256": about_testset(folder)["sha256"],
-        "accepted_sha256": file_sha256(folder / ACCEPTED),
-        "recipe": to_yaml(recipe, folder / "recover"),
-        "versions": run["versions"],
-    }
-
-
-def _passed(record: JsonObject) -> dict[str, bool]:
-    """Return whether each scored item passed."""
-    return {
-        item["id"]: item["verdict"] == "pass"
-        for item in record["items"]
-        if item["verdict"] != "unscored"
-    }
-
-
-def _arm_figures(seeds: Sequence[JsonObject]) -> JsonObject:
-    """Sum up an arm's verdicts over seeds, in all and by stratum."""
-    strata: dict[str, JsonObject] = {}
-    for name in seeds[0]["strata"]:
-        strata[name] = _summed([one["strata"][name] for one in seeds])
-    return {
-        "all": _summed([one["all"] for one in seeds]),
-        "strata": strata,
-        "stop_rate": [one["replies"]["stop_rate"] for one in seeds],
-    }
-
-
-def _summed(parts: Sequence[JsonObject]) -> JsonObject:
-    counts: JsonObject = {
-        key: [part[key] for part in parts] for key in ("pass", "fail", "unscored")
-    }
-    scored = sum(counts["pass"]) + sum(counts["fail"])
-    return {**counts, "pass_rate": sum(counts["pass"]) / scored if scored else None}
-
-
-def _costs(runs: Sequence[_Trained], recipe: Recipe) -> tuple[CostChange, ...]:
-    """Judge the loss in general of an arm over its seeds, by the recipe's margins.
-
-    All that the recipe's benchmarks measure counts: what the arms are taught for is measured apart.
-    """
-    from forty2.runs.seed_statistics import costs_over_seeds
-
-    assert recipe.benchmark is not None
-    return costs_over_seeds(
-        [run.base for run in runs], [run.last for run in runs], recipe.benchmark
-    )
-
-
-def format_recovery(record: JsonObject) -> str:
-    """Format the arms and the verdict for the terminal."""
-    lines = [f"{'arm':<10}{'pass rate':>10}{'rows':>8}{'tokens':>10}{'original':>10}{'steps':>8}"]
-    for arm, figures in record["arms"].items():
-        rate = figures["all"]["pass_rate"]
-        shown = "—" if rate is None else f"{rate:.1%}"
-        line = f"{arm:<10}{shown:>10}"
-        if (own := record["rows"]["arms"].get(arm)) is not None:
-            steps = next(iter(record["steps"][arm].values()))
-            line += (
-                f"{own['rows']:>8,}{own['tokens']:>10,}{own['original_share']:>10.1%}{steps:>8,}"
-            )
-        lines.append(line)
-    for arm, own in record["rows"]["arms"].items():
-        if own["left_out"]:
-            what = ", ".join(f"{count:,} {why}" for why, count in own["left_out"].items())
-            lines.append(f"{arm}: of {own['accepted']:,} accepted rows left out: {what}")
-    if record["unscored"]:
-        lines.append(f"{record['unscored']:,} items without a verdict in some arm are not compared")
-    return "\n".join([*lines, "", f"Verdict: {record['sentence']}"])

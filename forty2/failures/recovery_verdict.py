@@ -155,5 +155,5 @@ def _elsewhere(costs: Sequence[CostChange] | None) -> str:
     unclear = [cost.name for cost in costs if cost.answer == "cannot tell"]
     if unclear:
         return f"too few items to exclude a loss beyond the margin of {', '.join(unclear)}"
-    names = list(dict.fromkeys(cost.name.partition(":")[0] for cost in costs))
+    names = list(dict.fromkeys(cost.where for cost in costs))
     return f"no loss beyond the margin of {', '.join(names)}"

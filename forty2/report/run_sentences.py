@@ -61,8 +61,8 @@ def unfinished(run: Run, quote: Quote = str) -> str:
     if not missing:
         return ""
     return (
-        f"This run is not finished. Still to be trained: {', '.join(missing)}. The command that began it "
-        "goes on with --resume."
+        f"This run is not finished. Still to be trained: {', '.join(missing)}. Resume it with the command "
+        "that began it."
     )
 
 

@@ -24,7 +24,9 @@ from support.recovery import (
 from forty2.errors import DataError, Forty2Error, RecipeError, RunError
 from forty2.failures import find as find_module
 from forty2.failures import recover as recover_module
-from forty2.failures.recover import RecoverSettings, format_recovery, recover_failures
+from forty2.failures.arms_recipe import recipe_notes
+from forty2.failures.recover import RecoverSettings, recover_failures
+from forty2.failures.recovery_record import format_recovery
 from forty2.files import JsonObject
 from forty2.recipe.reading import load_recipe
 
@@ -353,7 +355,7 @@ def test_recipes_that_do_not_fit_are_refused(
 def test_what_the_arms_do_not_read_of_a_recipe_is_said(
     loop: Loop, untrained: list[list[str]]
 ) -> None:
-    notes = recover_module._recipe_notes(
+    notes = recipe_notes(
         {**yaml.safe_load(RECIPE), "fuse": {}, "phases": {"sft": {"data": "mine.jsonl"}}},
         load_recipe(loop.recipe, ["model=smollm2", "phases.sft.data=builtin:spark-sft"]),
     )

@@ -52,7 +52,7 @@ def arms(targeted: float, random: float, none: float) -> dict[str, list[dict[str
 
 
 def cost(answer: Answer) -> CostChange:
-    return CostChange("neutral text: perplexity", "20.0", "30.0", 50, 0.05, answer)
+    return CostChange("neutral text", "neutral text: perplexity", "20.0", "30.0", 50, 0.05, answer)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def run_command(
     again, and the same command goes on after a stop.
     """
     from forty2.failures.loop import run_loop
-    from forty2.failures.recover import RECOVERED, format_recovery
+    from forty2.failures.recover import RECOVERED
+    from forty2.failures.recovery_record import format_recovery
     from forty2.files import read_json
 
     with ProgressBars() as bars:

@@ -59,10 +59,10 @@ def recover_command(
     from forty2.failures.recover import (
         RECOVERED,
         RecoverSettings,
-        format_recovery,
         recorded_judge,
         recover_failures,
     )
+    from forty2.failures.recovery_record import format_recovery
 
     settings = RecoverSettings(
         seeds=seeds,
