@@ -9,7 +9,15 @@ import pytest
 
 from forty2.benchmark.compare import Change
 from forty2.benchmark.stats import Values, Verdict, bootstrap, verdict
-from forty2.benchmark.verdict import HELD_OUT, TaskChange, benefit_of, costs_of, sentence, word
+from forty2.benchmark.verdict import (
+    HELD_OUT,
+    CostChange,
+    TaskChange,
+    benefit_of,
+    costs_of,
+    sentence,
+    word,
+)
 from forty2.recipe.schema import Cost
 
 
@@ -202,3 +210,71 @@ def test_a_gain_on_some_held_out_rows_counts_if_none_lost(
 def test_too_few_items_are_counted(n: int, said: str) -> None:
     few = {"MC1": shares(max(n, 2), 1, 0, 0)} if n > 1 else {}
     assert sentence("truthfulqa", "ours", "inconclusive", few, ()).startswith(f"{said} too few")
+
+
+@pytest.mark.parametrize(
+    ("benefit", "changes", "said"),
+    [
+        (
+            "gain",
+            {"MC1": WON, "MC2": WON, "MC3": EQUAL},
+            "Better on ours: MC1 0.500 → 0.722 (+0.222, 95% interval +0.133 to +0.322), MC2 0.500 → 0.722 "
+            "(+0.222, 95% interval +0.133 to +0.322); the cost was not measured.",
+        ),
+        (
+            "tax",
+            {"MC1": LOST, "MC2": EQUAL},
+            "Worse on ours: MC1 0.667 → 0.267 (-0.400, 95% interval -0.533 to -0.267); the cost was not "
+            "measured.",
+        ),
+        (
+            "no tax",
+            {"MC1": EQUAL},
+            "No measurable change on ours; the cost was not measured.",
+        ),
+        (
+            "inconclusive",
+            {"MC1": FEW, "MC2": EQUAL},
+            "5,000 items of ours are too few to tell; the cost was not measured.",
+        ),
+    ],
+)
+def test_a_benchmark_s_metrics_are_named_with_their_intervals(
+    benefit: Verdict, changes: dict[str, Change], said: str
+) -> None:
+    assert sentence("truthfulqa", "ours", benefit, changes, ()) == said
+
+
+FACTS = CostChange("plain facts", "plain facts:", "42%", "18%", 50, 0.05, "worse")
+TEXT = CostChange("neutral text", "neutral text: perplexity", "20.0", "30.0", 8, 0.03, "worse")
+MMLU = CostChange("MMLU", "MMLU: accuracy", "0.500", "0.510", 1200, 0.01, "none")
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        (
+            (FACTS, TEXT, MMLU),
+            "worse on plain facts: 42% → 18% and neutral text: perplexity 20.0 → 30.0",
+        ),
+        (
+            (FACTS, TEXT._replace(answer="cannot tell"), MMLU._replace(answer="cannot tell")),
+            "worse on plain facts: 42% → 18%; too few items to judge the cost on neutral text (8) and "
+            "MMLU (1,200)",
+        ),
+        ((MMLU, MMLU._replace(name="MMLU: humanities")), "no measurable cost on MMLU"),
+        (
+            (MMLU._replace(better=True), TEXT._replace(answer="none")),
+            "no measurable cost on neutral text; better on MMLU: accuracy 0.500 → 0.510, too",
+        ),
+        ((MMLU._replace(better=True),), "better on MMLU: accuracy 0.500 → 0.510, too"),
+        (
+            (FACTS, MMLU._replace(better=True)),
+            "worse on plain facts: 42% → 18%; better on MMLU: accuracy 0.500 → 0.510, too",
+        ),
+    ],
+)
+def test_what_it_cost_is_named_worst_first(costs: tuple[CostChange, ...], said: str) -> None:
+    assert sentence("truthfulqa", "ours", "no tax", {}, costs) == (
+        f"No measurable change on ours; {said}."
+    )
