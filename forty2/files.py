@@ -8,12 +8,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from forty2.errors import RunError, on_one_line
 
@@ -126,6 +127,16 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: not readable as JSON: {error}") from error
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of a parsed file is a number that a float can hold, and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of 310 digits
+        return False
 
 
 @contextlib.contextmanager

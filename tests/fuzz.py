@@ -321,7 +321,7 @@ def targets() -> dict[str, Callable[[], Target]]:
         "compare": lambda: Target(
             lambda p: compare(
                 read_measured(json.loads(result()), "before"),
-                read_measured(read_json(p), "after"),
+                read_measured(read_json(p), str(p)),
                 resamples=10,
             ),
             {"after.json": [result()]},

@@ -22,6 +22,7 @@ from forty2.files import (
     close_name,
     find_damage,
     is_lfs_pointer,
+    is_number,
     make_folder,
     not_readable,
     owner_only,
@@ -424,3 +425,22 @@ def test_a_sealed_file_shows_every_change(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(RunError, match="damaged"):
         read_sealed(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (0, True),
+        (-1.5, True),
+        (10**308, True),
+        (10**309, False),
+        (-(10**400), False),
+        (float("nan"), False),
+        (float("inf"), False),
+        (True, False),
+        ("1", False),
+        (None, False),
+    ],
+)
+def test_a_number_is_one_that_a_float_holds(value: object, is_one: bool) -> None:
+    assert is_number(value) is is_one

@@ -18,7 +18,7 @@ from pathlib import Path
 from forty2.benchmark.task import SHARE, Metric
 from forty2.data.sources import read_rows
 from forty2.errors import BenchmarkError, first_names
-from forty2.files import JsonObject, close_name, read_json
+from forty2.files import JsonObject, close_name, is_number, read_json
 
 NO_FILTER = "none"
 """Name that the harness gives to a task's only filter."""
@@ -241,8 +241,10 @@ def _scores(row: JsonObject, origin: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name in names if isinstance(names, Iterable) else ():
         value = row.get(name)
-        number = float(value) if isinstance(value, int | float) else None
-        if number is not None and not math.isfinite(number):
-            raise BenchmarkError(f"{origin}: {name} is {number}, not finite; evaluate again")
-        found[f"{name}{suffix}"] = number
+        if not isinstance(value, int | float):
+            found[f"{name}{suffix}"] = None
+        elif isinstance(value, bool) or is_number(value):
+            found[f"{name}{suffix}"] = float(value)
+        else:
+            raise BenchmarkError(f"{origin}: {name} is not finite; evaluate again")
     return found

@@ -141,7 +141,10 @@ class Result:
     @classmethod
     def _parse(cls, found: JsonObject, name: str) -> Result:
         task = task_class(name)
-        items = task.items([record for record, _ in task.items_from_json(found["items"])])
+        records = [record for record, _ in task.items_from_json(found["items"])]
+        for record in records:
+            task.identify(record)  # what a comparison reads of it is there
+        items = task.items(records)
         settings = (*task.must_agree, *task.may_differ)
         used = {"benchmark", "model", "adapter", "seed", "versions", "items"}
         used |= {task.data_key, f"{task.data_key}_sha256"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mlx.utils import tree_flatten
 from pydantic import TypeAdapter, ValidationError
 
 from forty2.errors import ModelError, first_names
-from forty2.files import JsonObject, not_readable
+from forty2.files import JsonObject, is_number, not_readable
 from forty2.model.weights import check_finite_arrays, tensor_names
 from forty2.recipe.peft_adapter import is_peft, read_peft
 from forty2.recipe.saved_adapter import CONFIG as CONFIG
@@ -75,10 +74,10 @@ def _check_numbers(file: Path, config: JsonObject) -> None:
     values = {f"lora_parameters.{key}": parameters.get(key) for key in ("rank", "scale", "dropout")}
     for key, value in {"num_layers": config["num_layers"], **values}.items():
         whole = key == "num_layers" or key.endswith("rank")
-        is_number = type(value) in ((int,) if whole else (int, float))
-        if not is_number or not math.isfinite(value):
+        if not is_number(value) or (whole and type(value) is not int):
             raise ModelError(
-                f"{file}: {key} must be a {'whole ' * whole}number, not {value!r}; copy the file again"
+                f"{file}: {key} must be a {'whole ' * whole}number, not {value!r:.40}; copy the file "
+                "again"
             )
     keys = parameters.get("keys")
     if keys is not None and not (isinstance(keys, list) and all(isinstance(k, str) for k in keys)):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from forty2.errors import RecipeError
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_number
 from forty2.recipe.document import Document, Location, Problem, dotted, listed, parse_document
 from forty2.recipe.reading import (
     GRID,
@@ -347,7 +347,7 @@ class _Reading:
         if weights and (
             not isinstance(weights, list)
             or len(weights) != len(values)
-            or not all(_is_number(weight) and weight >= 0 for weight in weights)
+            or not all(is_number(weight) and weight >= 0 for weight in weights)
             or not math.isclose(sum(weights), 1.0, abs_tol=1e-6)
         ):
             self.report((*at, "probabilities"), "should be a number for each value, in all 1")
@@ -359,7 +359,7 @@ class _Reading:
     ) -> Parameter | None:
         low, high, step = given["min"], given["max"], given.get("q")
         for name in ("min", "max", "q"):
-            if name in given and not _is_number(given[name]):
+            if name in given and not is_number(given[name]):
                 self.report((*at, name), f"should be a number, not {given[name]!r}")
                 return None
         if kind == "log_uniform":  # W&B: the ends are exponents of e
@@ -418,10 +418,6 @@ def _default_distribution(given: JsonObject) -> str:
 
 def _same(value: object, other: object) -> bool:
     return type(value) is type(other) and value == other
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: float) -> bool:

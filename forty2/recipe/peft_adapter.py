@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from forty2.errors import ModelError, first_names
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_number
 
 CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -455,8 +455,3 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: damaged or not complete; copy it again") from error
     return shapes
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value of a configuration is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

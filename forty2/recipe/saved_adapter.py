@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from forty2.errors import ModelError, RunError
-from forty2.files import JsonObject, find_damage
+from forty2.files import JsonObject, find_damage, is_number
 from forty2.recipe.document import Document, Problem
 from forty2.recipe.peft_adapter import CONFIG as CONFIG
 from forty2.recipe.peft_adapter import (
     RECORD,
-    is_number,
     is_peft,
     read_config,
     read_peft,

@@ -232,6 +232,9 @@ def test_damaged_results_are_refused() -> None:
         broken["items"][1]["mc2"]["loglik"][3] = bad
         with pytest.raises(BenchmarkError, match=r"item 2 \('Question 1\?'\).*not finite|damaged"):
             compare(one, broken)
+        del broken["items"][1]["question"]
+        with pytest.raises(BenchmarkError, match="the result after is damaged"):
+            compare(one, broken)
     with pytest.raises(BenchmarkError, match="the result before is not a result of a benchmark"):
         compare({}, one)
     with pytest.raises(BenchmarkError, match="the result before is not a result of a benchmark"):

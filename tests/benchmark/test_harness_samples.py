@@ -92,6 +92,8 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
     refused(rf"samples_arc_{DATE}.jsonl:2: doc_id 0 is there twice")
     write(tmp_path, "arc", [line(0, acc=math.nan)])
     refused("not finite|NaN", of=(BenchmarkError, DataError))  # type: ignore[arg-type]
+    write(tmp_path, "arc", [line(0, acc=10**400)])
+    refused("acc is not finite")
     write(tmp_path, "arc", [{"messages": []}])
     refused(r"jsonl:1: has no doc_id")
     write(tmp_path, "arc", [line(0, bleu=["a", "b"])])

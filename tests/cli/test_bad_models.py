@@ -381,6 +381,15 @@ adapter(
 )
 adapter("rank below 0", "adapter_config.json", rank(-2), "does not fit this model")
 adapter("rank huge", "adapter_config.json", rank(10**12), "does not fit this model")
+adapter(
+    "rank of 400 digits", "adapter_config.json", rank(10**400), "must be a whole number, not 10"
+)
+adapter(
+    "scale of 400 digits",
+    "adapter_config.json",
+    config(lora_parameters={"rank": 2, "scale": 10**400, "dropout": 0.0}),
+    "lora_parameters.scale must be a number, not 10",
+)
 adapter("weights missing", "adapters.safetensors", None, "adapters.safetensors is missing")
 adapter(
     "keys as text",
