@@ -72,7 +72,7 @@ def test_a_sound_run_is_called_so() -> None:
 @pytest.mark.parametrize(
     ("grown", "row"),
     [
-        (samples(resident=4000), "resident memory"),
+        (samples(resident=8000), "resident memory"),
         (samples(mlx=8), "mlx memory"),
         (samples(files=2), "open files"),
         (samples(slower=0.5), "last tenth beside second"),

@@ -10,7 +10,7 @@ from forty2.cli.failures import cluster, find, generate, loop, recover, testset
 
 @click.group("failures", cls=Group)
 def failures_command() -> None:
-    """Find what a model gets wrong on new questions, and make rows that teach it."""
+    """Find what a model gets wrong, and teach it."""
 
 
 for _command in (
