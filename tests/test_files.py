@@ -254,6 +254,15 @@ def test_a_leftover_that_cannot_be_removed_stops_nothing(
     remove_leftovers(tmp_path)
 
 
+def test_a_leftover_that_another_process_removed_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = tmp_path / f".out.{ENDED}"
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([leftover]))
+    remove_leftovers(tmp_path)
+    assert not leftover.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -296,8 +305,15 @@ def test_a_link_out_of_a_run_is_refused_and_one_inside_is_not(tmp_path: Path) ->
 def test_a_disk_too_full_is_found_before_the_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
+    asked = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=5_000_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     check_free_space({tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_000_000_000})
+    assert asked == [tmp_path, tmp_path]  # what is there already tells the disk
     with pytest.raises(RunError, match=r"fused: about 5.10 GB .* 5.00 GB are free; make room"):
         check_free_space(
             {tmp_path / "run" / "work": 3_000_000_000, tmp_path / "fused": 2_100_000_000}
