@@ -48,7 +48,7 @@ class Sized(NamedTuple):
 
 
 class ArmRows(NamedTuple):
-    """What the arms are trained on."""
+    """The training rows of the arms, and their record."""
 
     files: dict[Arm, Path]
     record: JsonObject

@@ -129,7 +129,7 @@ class Asker:
         self.estimated = 0
         """Answers whose tokens the server did not say."""
         self.ended = False
-        """Whether the budget does not allow another request."""
+        """Whether the budget is used up."""
 
     def ask(self, requests: Sequence[Request]) -> list[JsonObject]:
         """Ask, and return the answers in the order of the requests; fewer if the budget ended.

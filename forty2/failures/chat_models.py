@@ -43,7 +43,7 @@ class ChatModel:
 
     @property
     def source(self) -> str:
-        """What is recorded of rows that it makes."""
+        """Name that is recorded as the source of its rows."""
         return self.name if self.name.startswith(LOCAL) else self.model
 
     def about(self) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Example:
     """Cluster that it is meant for; None: of the random arm."""
     stratum: str
     messages: tuple[Message, ...]
-    """What is asked; the last turn is the user's."""
+    """The question; the last turn is the user's."""
     reply: str
     verifier: JsonObject | None
     reference: str | None

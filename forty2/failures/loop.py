@@ -39,6 +39,7 @@ from forty2.failures.recover import (
 from forty2.failures.sources import BUILTIN
 from forty2.failures.testset import TestsetSettings, make_testset
 from forty2.files import JsonObject, file_sha256, make_folder, read_json, write_json
+from forty2.inference.chat_endpoint import Role
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import recipe_file
 
@@ -284,12 +285,12 @@ def _limits(file: LoopFile) -> Limits:
     return Limits(**dataclasses.asdict(file.limits))
 
 
-def _chat_model(server: Server, role: str) -> ChatModel:
+def _chat_model(server: Server, role: Role) -> ChatModel:
     return ChatModel(
         name=server.name,
         model=server.model,
         api_key_env=server.api_key_env,
-        role="judge" if role == "judge" else "teacher",
+        role=role,
     )
 
 

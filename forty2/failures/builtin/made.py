@@ -39,7 +39,7 @@ class Made(NamedTuple):
     system: str = ""
     """System message; "": none."""
     form: str = ""
-    """What is asked for, of a kind that asks for several things."""
+    """Name of the sub-kind, such as `weekday` of dates; "": the kind has one form."""
 
 
 def number_question(
