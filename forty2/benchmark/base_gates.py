@@ -18,7 +18,7 @@ from forty2.benchmark.results import Result
 from forty2.benchmark.stats import Interval, bootstrap, wilson
 from forty2.benchmark.tasks import task_class, task_names
 from forty2.errors import BenchmarkError
-from forty2.files import JsonObject, read_json
+from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress, bars, draws_bars
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
 
 Answer = Literal["passed", "failed", "cannot be told"]
+_MEASURED = "model.json"
+"""File beside the results: what they are of."""
 
 
 class Gate(NamedTuple):
@@ -125,12 +127,12 @@ def measure_gates(
     """Measure a model in the benchmarks of gates, each once, and judge every gate.
 
     Args:
-        out: folder for the results, `NAME.json` each.
+        out: folder for the results, `NAME.json` each, and `model.json`, which says by hash what they are of.
         resume: go on with what stopped; finished results in the folder are read back.
 
     Raises:
         BenchmarkError: there are no gates, a benchmark's questions are missing or unusable, programs may
-            not be run, or a result in the folder is of something else.
+            not be run, or the folder holds results of something else.
     """
     from forty2.benchmark.runner import run
 
@@ -142,11 +144,13 @@ def measure_gates(
         raise BenchmarkError(f"data of {', '.join(unused)}: no gate is over it; remove it")
     folder = None if out is None else Path(out)
     tasks = {name: _task(name, settings) for name in dict.fromkeys(g.benchmark for g in gates)}
+    if folder is not None:
+        _claim(folder, model, adapter, template)
     results: dict[str, Result] = {}
     for name, task in tasks.items():
         file = None if folder is None else folder / f"{name}.json"
         if resume and file is not None and file.exists():
-            results[name] = _read_back(file, task, model, adapter)
+            results[name] = _read_back(file, task)
             continue
         results[name] = run(
             task,
@@ -195,23 +199,40 @@ def _task(name: str, settings: GateSettings) -> Task[Any]:
     return task if settings.n is None or settings.n >= n else kind(**values | {"n": settings.n})
 
 
-def _read_back(file: Path, task: Task[Any], model: str, adapter: str | None) -> Result:
-    """Read a finished result, if it is of the same model and questions."""
+def _claim(
+    folder: Path, model: str, adapter: str | None, template: TemplateSettings | None
+) -> None:
+    """Record what a folder's results are of, or find that they are of the same.
+
+    Raises:
+        BenchmarkError: the folder holds results of another model, adapter or template.
+    """
+    from forty2.model.loading import model_sha256, resolve_model
+    from forty2.recipe.saved_adapter import read_adapter_file
+
+    now: JsonObject = {
+        "model": model_sha256(resolve_model(model)),
+        "adapter": None if adapter is None else read_adapter_file(adapter).sha256(),
+        "chat template": None if template is None else template.to_json(),
+    }
+    path = folder / _MEASURED
+    if not (path.exists() or any((folder / f"{name}.json").exists() for name in task_names())):
+        write_json(path, now)
+        return
+    before = read_json(path) if path.exists() else {}
+    if others := [key for key, value in now.items() if before.get(key) != value]:
+        raise BenchmarkError(
+            f"{folder}: holds results of another {' and another '.join(others)}; name another `out`"
+        )
+
+
+def _read_back(file: Path, task: Task[Any]) -> Result:
+    """Read a finished result, if it is of the same questions."""
     result = Result.from_json(read_json(file), str(file))
     asked = task.source(task.load())
-    now = (task.name, model, adapter, asked.sha256, asked.n, task.seed)
-    before = (
-        result.benchmark,
-        result.model,
-        result.adapter,
-        result.data_sha256,
-        len(result.items),
-        result.seed,
-    )
-    if before != now:
-        raise BenchmarkError(
-            f"{file}: is a result of another model or of other questions; name another `out`"
-        )
+    now = (task.name, asked.sha256, asked.n, task.seed)
+    if now != (result.benchmark, result.data_sha256, len(result.items), result.seed):
+        raise BenchmarkError(f"{file}: is a result of other questions; name another `out`")
     return result
 
 

@@ -38,9 +38,11 @@ STAGE_COLUMNS: Mapping[str, Column] = {
         ".1%",
         "share of held-out prompts whose good answer is likelier than the bad one",
     ),
-    "margin": Column("Margin", "+.3f", "by how much, in nats per token"),
+    "margin": Column("Margin", "+.3f", "by how much, in nats per token; 0.69 is twice as likely"),
     "perplexity": Column("Perplexity", ".2f", "on neutral texts, lower is better"),
-    "kl": Column("KL", ".2g", "distance from the base model, in nats per token"),
+    "kl": Column(
+        "KL", ".2g", "distance from the base model, in nats per token; above 0.5 is far from it"
+    ),
 }
 """Measurements of a stage, by its field."""
 HELD_OUT_COLUMNS: Mapping[str, Column] = {
@@ -50,14 +52,16 @@ HELD_OUT_COLUMNS: Mapping[str, Column] = {
         "share whose chosen answer gained more probability, against the base, than the rejected one; "
         "the base has 50%",
     ),
-    "pair margin": Column("Margin", "+.2f", "how much more, in nats"),
+    "pair margin": Column("Margin", "+.2f", "how much more, in nats; 0.69 is twice as likely"),
     "ratings right": Column(
         "Ratings",
         ".1%",
         "share of good answers that gained probability and of bad ones that lost it; the base has "
         "50%",
     ),
-    "chat loss": Column("Chat loss", ".3f", "nats a token, lower is better"),
+    "chat loss": Column(
+        "Chat loss", ".3f", "mean -ln(probability) of a token, in nats; lower is better"
+    ),
     "prompts passed": Column("Passed", ".1%", "share of the eval prompts answered as expected"),
     "replies stopped": Column("Stopped", ".1%", "share of replies that ended by themselves"),
     "reply tokens": Column("Tokens", ".1f", "their mean length"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,30 @@ def test_each_benchmark_is_measured_once_and_read_back(
     again = measure_gates(gates, model, settings=settings, out=tmp_path, resume=True)
     assert first == again and measured == ["mmlu"]
     assert len(json.loads((tmp_path / "mmlu.json").read_text("utf-8"))["items"]) == 20
-    with pytest.raises(BenchmarkError, match="of another model or of other questions"):
+    with pytest.raises(BenchmarkError, match=r"mmlu\.json: is a result of other questions"):
         measure_gates(
             gates, model, settings=GateSettings(data={"mmlu": mmlu}), out=tmp_path, resume=True
+        )
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_results_of_other_weights_under_the_same_name_are_not_taken(
+    model: str, mmlu: str, tmp_path: Path, resume: bool
+) -> None:
+    named, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, named)
+    settings = GateSettings(data={"mmlu": mmlu}, n=4)
+    measure_gates([parse_gate("mmlu=0.1")], str(named), settings=settings, out=out)
+    (weights,) = named.glob("model*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(BenchmarkError, match="out: holds results of another model; name another"):
+        measure_gates(
+            [parse_gate("mmlu=0.1")], str(named), settings=settings, out=out, resume=resume
+        )
+    (out / "model.json").unlink()
+    with pytest.raises(BenchmarkError, match="out: holds results of another model"):
+        measure_gates(
+            [parse_gate("mmlu=0.1")], str(named), settings=settings, out=out, resume=resume
         )
 
 
