@@ -202,7 +202,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "max_tokens": "longest reply in tokens",
             "batch_size": "replies generated at a time",
             "scoring": "settings of the judge's scores, or null",
-            "judge": "`endpoint` and `model` of the judge, or null",
+            "judge": "`name` and `model` of the judge, or null",
             "testset_sha256": "sha256 of each half of the test set",
             "weights": "hashes of the weights",
             "template_date": "day that the chat template got, or null",

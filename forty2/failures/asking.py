@@ -8,17 +8,20 @@ does not depend on which reply came first.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.errors import DataError
+from forty2.failures.chat_models import ChatModel
 from forty2.files import JsonObject
 from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
 from forty2.progress import Progress
@@ -81,6 +84,13 @@ class Limits:
         cost = self.price(tokens)
         within = self.tokens is None or sum(tokens) <= self.tokens
         return within and (self.cost is None or cost is None or cost <= self.cost)
+
+    def less(self, spent: Tokens) -> Limits:
+        """Return the limits with what is left of the budget."""
+        tokens = None if self.tokens is None else max(0, self.tokens - sum(spent))
+        paid = self.price(spent)
+        cost = None if self.cost is None or paid is None else max(0.0, self.cost - paid)
+        return replace(self, tokens=tokens, cost=cost)
 
     def budget(self) -> str:
         """Say what the budget is."""
@@ -223,6 +233,18 @@ class Asker:
         answer = self._partial[request.key]
         self.spent = self.spent.plus(Tokens(*answer["tokens"]))
         self.estimated += answer["estimated"]
+
+
+@contextlib.contextmanager
+def open_asker(model: ChatModel, partial: PartialResults, **settings: Any) -> Iterator[Asker]:
+    """Make an asker of a model, which is reached, or loaded, when there is something to ask.
+
+    Args:
+        settings: as `Asker` takes them.
+    """
+    with contextlib.ExitStack() as stack:
+        endpoint = functools.cache(functools.partial(stack.enter_context, model.open()))
+        yield Asker(endpoint, partial, **settings)
 
 
 def _answer(

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.benchmark.stats import wilson
-from forty2.errors import DataError, Forty2Error
+from forty2.errors import DataError, Forty2Error, RunError
+from forty2.failures.asking import Limits, open_asker
 from forty2.failures.checking import check_permission, verify
 from forty2.failures.folder import (
     FOUND,
@@ -33,7 +34,14 @@ from forty2.failures.folder import (
     read_half,
     read_if_same,
 )
-from forty2.failures.judging import Scoring, ask_for_score, judge_figures, judge_lines, judged
+from forty2.failures.judging import (
+    Scoring,
+    ToScore,
+    ask_for_scores,
+    judge_figures,
+    judge_lines,
+    judged,
+)
 from forty2.failures.replies import answer_items
 from forty2.failures.training_data import TrainingSearch, about_file, training_files
 from forty2.failures.verifiers import Verifier, parse_verifier
@@ -42,11 +50,13 @@ from forty2.progress import Progress, silent
 
 if TYPE_CHECKING:
     from forty2.benchmark.partial_results import PartialResults
-    from forty2.inference.chat_endpoint import ChatEndpoint
+    from forty2.failures.chat_models import ChatModel
     from forty2.model.chat_template import TemplateSettings
     from forty2.model.loading import LoadedModel
 
 MAX_TOKENS, BATCH_SIZE = 256, 16
+_JUDGE_SEED = 42
+"""Seed of the requests to a judge; each has its own, from this and its item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,8 @@ class FindSettings:
     run_untrusted_code: bool = False
     """Permission to run the programs that the model writes, in the sandbox."""
     scoring: Scoring = field(default_factory=Scoring)
+    limits: Limits = field(default_factory=Limits)
+    """How fast the judge is asked, and what it may cost."""
 
 
 class Answered(NamedTuple):
@@ -91,7 +103,7 @@ def find_failures(
     model: str,
     adapter: str | None = None,
     *,
-    judge: ChatEndpoint | None = None,
+    judge: ChatModel | None = None,
     settings: FindSettings | None = None,
     template: TemplateSettings | None = None,
     trust_remote_code: bool = False,
@@ -103,12 +115,14 @@ def find_failures(
         folder: a test set that `make_testset` wrote.
         model: folder, hub name or `smollm2`, or a run, RUN/PHASE or adapter folder.
         adapter: adapter on the model.
-        judge: endpoint of the judge; None: replies without a verifier are unscored.
+        judge: the judge; None: replies without a verifier are unscored.
 
     Raises:
-        RunError: there is no test set, it has changed, or the folder holds what another model said.
+        RunError: there is no test set, it has changed, or the folder holds what another model said; or the
+            budget of the judge has ended, and what it answered is stored.
         DataError: questions are in the training data of the model's run.
         BenchmarkError: the judge cannot be reached, or programs may not be run.
+        ServeError: a local judge cannot be loaded.
     """
     from forty2.benchmark.partial_results import PartialResults, weights
     from forty2.model.base_model import find_model_and_adapter
@@ -126,7 +140,7 @@ def find_failures(
         "max_tokens": settings.max_tokens,
         "batch_size": settings.batch_size,
         "scoring": asdict(settings.scoring) if judge is not None else None,
-        "judge": None if judge is None else {"endpoint": judge.url, "model": judge.model},
+        "judge": None if judge is None else judge.about(),
         "testset_sha256": about_testset(folder)["sha256"],
         "weights": weights(loaded, adapter_found),
         "template_date": getattr(loaded.tokenizer, "template_date", None),
@@ -151,12 +165,13 @@ def answer_and_judge(
     partial: PartialResults,
     *,
     settings: FindSettings,
-    judge: ChatEndpoint | None,
+    judge: ChatModel | None,
     progress: Progress,
 ) -> Answered:
     """Answer items and decide on each reply; what `partial` holds already is not done again.
 
     Raises:
+        RunError: the budget of the judge has ended.
         DataError: an item's verifier is unusable.
         BenchmarkError: the judge cannot be reached, or programs may not be run.
     """
@@ -174,12 +189,37 @@ def answer_and_judge(
     seconds = time.monotonic() - started
     made = _tokens(partial, items) - before
     verdicts = _verify(items, verifiers, replies, partial, progress)
-    asked = _ask_judge(items, replies, verdicts, judge, settings.scoring, partial, progress)
+    left = _to_score(items, replies, verdicts)
+    how = settings.scoring
+    if judge is None:
+        for one in left:
+            reason = "no verifier, and no judge was named"
+            verdicts[one.id] = StoredVerdict(one.id, "unscored", "judge", None, reason)
+        return Answered(_figures(items, replies, verdicts), replies, verdicts, made, seconds)
+    with open_asker(
+        judge,
+        partial,
+        stage="judge",
+        seed=_JUDGE_SEED,
+        temperature=how.temperature,
+        max_tokens=how.max_tokens,
+        limits=settings.limits,
+        progress=progress,
+    ) as asker:
+        asked = ask_for_scores(asker, left, how.repeats)
+    if asker.ended:
+        raise RunError(
+            f"the budget for the judge has ended, after {len(asked):,} of {len(left):,} replies; raise it, "
+            "and give the same command again: no answer is lost"
+        )
     for key, answers in asked.items():
-        verdicts[key] = judged(key, answers, settings.scoring.at_least)
+        verdicts[key] = judged(key, answers, how.at_least)
     figures = _figures(items, replies, verdicts)
-    if judge is not None:
-        figures["judged"] = judge_figures(asked, settings.scoring)
+    figures["judged"] = {
+        **judge_figures(asked, how),
+        "tokens": {**asker.spent._asdict(), "estimated": asker.estimated},
+        "cost": settings.limits.price(asker.spent),
+    }
     return Answered(figures, replies, verdicts, made, seconds)
 
 
@@ -285,33 +325,19 @@ def _verify(
     return {**found, **verify(waiting, partial, progress)}
 
 
-def _ask_judge(
+def _to_score(
     items: Sequence[Item],
     replies: Mapping[str, StoredReply | str],
-    verdicts: dict[str, StoredVerdict],
-    judge: ChatEndpoint | None,
-    how: Scoring,
-    partial: PartialResults,
-    progress: Progress,
-) -> dict[str, list[JsonObject]]:
-    """Ask about every reply without a verdict; each answer is stored when it is there."""
-    left = [item for item in items if item.id not in verdicts]
-    if judge is None:
-        for item in left:
-            reason = "no verifier, and no judge was named"
-            verdicts[item.id] = StoredVerdict(item.id, "unscored", "judge", None, reason)
-        return {}
-    asked: dict[str, list[JsonObject]] = {}
-    for done, item in enumerate(left, 1):
-        reply = replies[item.id]
-        assert isinstance(reply, StoredReply)  # the others have a verdict already
-        for seed in range(how.repeats):
-            key = f"judge/{item.id}/{seed}"
-            if key not in partial:
-                partial.add(key, ask_for_score(judge, how, item, reply.reply, seed))
-            asked.setdefault(item.id, []).append(partial[key])
-        progress("judge", done, len(left), {})
-    return asked
+    verdicts: Mapping[str, StoredVerdict],
+) -> list[ToScore]:
+    """List the replies without a verdict."""
+    found = []
+    for item in items:
+        if item.id not in verdicts:
+            reply = replies[item.id]
+            assert isinstance(reply, StoredReply)  # the others have a verdict already
+            found.append(ToScore(item.id, item.messages, item.reference, reply.reply))
+    return found
 
 
 # --- figures --------------------------------------------------------------------------------------

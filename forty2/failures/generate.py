@@ -16,7 +16,6 @@ on after a stop, and ends with the same bytes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Protocol
 from forty2.benchmark.partial_results import PartialResults
 from forty2.data.records import Message
 from forty2.errors import printable
-from forty2.failures.asking import Asker, Limits, Request, Tokens, estimate
+from forty2.failures.asking import Asker, Limits, Request, Tokens, estimate, open_asker
 from forty2.failures.builtin import harder
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import CLUSTERS
@@ -179,15 +178,17 @@ def generate(
         asker = None
         maker: _Teacher = _Generators(seed)
         if model is not None:
-            asker = Asker(
-                functools.cache(functools.partial(stack.enter_context, model.open())),
-                partial,
-                stage="requests",
-                seed=seed,
-                temperature=settings.temperature,
-                max_tokens=settings.max_tokens,
-                limits=limits,
-                progress=progress,
+            asker = stack.enter_context(
+                open_asker(
+                    model,
+                    partial,
+                    stage="requests",
+                    seed=seed,
+                    temperature=settings.temperature,
+                    max_tokens=settings.max_tokens,
+                    limits=limits,
+                    progress=progress,
+                )
             )
             maker = _ChatTeacher(asker, model.source)
         kept = _collect(folder, targets, maker, seed, progress)

@@ -12,13 +12,14 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from forty2.benchmark.judge import agreement
 from forty2.data.record_texts import text_of
 from forty2.data.records import Message
-from forty2.failures.folder import Item, StoredVerdict
+from forty2.failures.asking import Asker, Request
+from forty2.failures.folder import StoredVerdict
 from forty2.files import JsonObject
-from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
 
 LEAST, MOST = 1, 10
 """Smallest and largest score."""
@@ -54,6 +55,16 @@ class Scoring:
     max_tokens: int = 256
 
 
+class ToScore(NamedTuple):
+    """A reply that a judge is to score."""
+
+    id: str
+    messages: Sequence[Message]
+    reference: str | None
+    """A right reply; None: none is known."""
+    reply: str
+
+
 def parse_score(said: str) -> float | None:
     """Read the score at the end of a judge's reply; None: there is none from 1 to 10.
 
@@ -75,22 +86,22 @@ def judge_prompt(messages: Sequence[Message], reference: str | None, reply: str)
     return TEMPLATE.format(prompt=text_of(messages), reference=right, reply=reply)
 
 
-def ask_for_score(
-    endpoint: ChatEndpoint, how: Scoring, item: Item, reply: str, seed: int
-) -> JsonObject:
-    """Make one request; return the judge's reply, or the error.
+def ask_for_scores(
+    asker: Asker, replies: Sequence[ToScore], repeats: int
+) -> dict[str, list[JsonObject]]:
+    """Return the judge's answers to each reply, by id; none of a reply that the budget left out in part.
 
     Raises:
-        BenchmarkError: the endpoint does not work at all.
+        BenchmarkError: the judge does not work at all.
     """
-    text = judge_prompt(item.messages, item.reference, reply)
-    try:
-        answer = endpoint.ask(
-            text, temperature=how.temperature, max_tokens=how.max_tokens, seed=seed
-        )
-    except RequestFailed as error:
-        return {"said": None, "model": None, "error": str(error)}
-    return {"said": answer.text, "model": answer.model, "error": None}
+    requests = [
+        Request(f"judge/{one.id}/{n}", judge_prompt(one.messages, one.reference, one.reply))
+        for one in replies
+        for n in range(repeats)
+    ]
+    answers = asker.ask(requests)
+    whole = [answers[n * repeats : (n + 1) * repeats] for n in range(len(answers) // repeats)]
+    return {one.id: own for one, own in zip(replies, whole, strict=False)}
 
 
 def scores_of(asked: Sequence[JsonObject]) -> list[float | None]:

@@ -11,8 +11,6 @@ Labels come from `label_by_terms`, or from a teacher, which is shown the same co
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +22,7 @@ import numpy as np
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.stats import holm
 from forty2.errors import DataError
-from forty2.failures.asking import Asker, Limits, Request
+from forty2.failures.asking import Limits, Request, open_asker
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import (
     CLUSTERS,
@@ -167,17 +165,16 @@ def _ask(
     """Ask a teacher for the label of each contrast, again if none can be read; "" where none can."""
     found: dict[int, str] = {}
     counts: Counter[str] = Counter()
-    with contextlib.ExitStack() as stack:
-        asker = Asker(
-            functools.cache(functools.partial(stack.enter_context, teacher.open())),
-            partial,
-            stage="labels",
-            seed=_SEED,
-            temperature=_TEMPERATURE,
-            max_tokens=_MAX_TOKENS,
-            limits=limits,
-            progress=progress,
-        )
+    with open_asker(
+        teacher,
+        partial,
+        stage="labels",
+        seed=_SEED,
+        temperature=_TEMPERATURE,
+        max_tokens=_MAX_TOKENS,
+        limits=limits,
+        progress=progress,
+    ) as asker:
         for turn in range(_TRIES):
             left = [one for one in contrasts if one.cluster not in found]
             requests = [

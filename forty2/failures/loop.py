@@ -33,7 +33,6 @@ from forty2.failures.loop_file import LoopFile, ReadLoop, Server, read_loop
 from forty2.failures.recover import (
     RECOVERED,
     RecoverSettings,
-    recorded_judge,
     recover_failures,
 )
 from forty2.failures.sources import BUILTIN
@@ -294,6 +293,10 @@ def _chat_model(server: Server, role: Role) -> ChatModel:
     )
 
 
+def _judge(file: LoopFile) -> ChatModel | None:
+    return None if file.judge is None else _chat_model(file.judge, "judge")
+
+
 def _testset(loop: _Loop) -> JsonObject:
     part = loop.file.testset
     (loop.folder / ABOUT).unlink(missing_ok=True)  # made by us, and stopped before it was recorded
@@ -308,24 +311,19 @@ def _testset(loop: _Loop) -> JsonObject:
 
 
 def _find(loop: _Loop) -> JsonObject:
-    from forty2.inference.chat_endpoint import ChatEndpoint
-
-    file, judge = loop.file, None
-    if file.judge is not None:
-        judge = ChatEndpoint(
-            file.judge.name, file.judge.model, api_key_env=file.judge.api_key_env, tries=8
-        )
+    file = loop.file
     settings = FindSettings(
         max_tokens=file.find.max_tokens,
         batch_size=file.find.batch_size,
         run_untrusted_code=file.run_untrusted_code,
         scoring=Scoring(at_least=file.find.at_least, repeats=file.find.repeats),
+        limits=_limits(file),
     )
     return find_failures(
         loop.folder,
         _whole_path(file.model),
         None if file.adapter is None else _whole_path(file.adapter),
-        judge=judge,
+        judge=_judge(file),
         settings=settings,
         trust_remote_code=loop.trust_remote_code,
         progress=loop.progress,
@@ -375,7 +373,7 @@ def _score(loop: _Loop) -> JsonObject:
     file, part = loop.file, loop.file.score
     record = score(
         loop.folder,
-        None if file.judge is None else _chat_model(file.judge, "judge"),
+        _judge(file),
         at_least=part.at_least,
         repeats=part.repeats,
         run_untrusted_code=file.run_untrusted_code,
@@ -403,14 +401,14 @@ def _recover(loop: _Loop, folder: Path) -> JsonObject:
         original=file.recover.original,
         run_untrusted_code=file.run_untrusted_code,
         trust_remote_code=loop.trust_remote_code,
+        limits=_limits(file),
     )
-    key = None if file.judge is None else file.judge.api_key_env
     try:
         return recover_failures(
             folder,
             file.recover.recipe,
             settings=settings,
-            judge=recorded_judge(folder, key),
+            judge=_judge(file),
             progress=loop.progress,
         )
     except RecipeError as error:

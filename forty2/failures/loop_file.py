@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from forty2.errors import RecipeError
@@ -38,7 +38,6 @@ from forty2.recipe.reading import read_text
 from forty2.recipe.schema import Slug, keys_of
 from forty2.training.objectives.phase import STRICT, Positive
 
-_LOCAL = "local:"
 _PACKAGED = resources.files("forty2.failures") / "packaged"
 _PLACE = re.compile(r"the mapping: ([\w.-]+): (.*)", re.DOTALL)
 """A problem of a recipe that was given as a mapping: its key, and the message."""
@@ -183,7 +182,7 @@ class LoopFile:
     teacher: Annotated[Server, BeforeValidator(_server)] = Server(name=BUILTIN)
     """Who makes new rows: builtin, http://HOST/v1, local:MODEL, or {name, model, api_key_env}."""
     judge: Annotated[Server | None, BeforeValidator(_server)] = None
-    """Who scores what no verifier can check: http://HOST/v1, or {name, model, api_key_env}."""
+    """Who scores what no verifier can check: http://HOST/v1, local:MODEL, or {name, model, api_key_env}."""
     limits: LimitsPart = Field(default_factory=LimitsPart)
     testset: TestsetPart = Field(default_factory=TestsetPart)
     find: FindPart = Field(default_factory=FindPart)
@@ -192,15 +191,6 @@ class LoopFile:
     generate: GeneratePart
     score: ScorePart = Field(default_factory=ScorePart)
     recover: RecoverPart
-
-    @field_validator("judge")
-    @classmethod
-    def _has_an_address(cls, judge: Server | None) -> Server | None:
-        if judge is not None and judge.name.startswith(_LOCAL):
-            raise ValueError(
-                "judge: the same judge is asked again after training; start its server, and give its address"
-            )
-        return judge
 
 
 _LOOP = TypeAdapter(LoopFile)

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forty2.errors import RunError
 from forty2.failures.arms import NONE, ORIGINAL_SHARE, ArmRows, read_accepted, write_arms
 from forty2.failures.arms_recipe import FailingModel, from_here, recipe_notes, recipe_of_arms
+from forty2.failures.asking import Limits, Tokens
 from forty2.failures.examples import (
     ABOUT_ACCEPTED,
     ABOUT_GENERATED,
@@ -47,7 +48,7 @@ from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from forty2.inference.chat_endpoint import ChatEndpoint
+    from forty2.failures.chat_models import ChatModel
     from forty2.model.chat_template import TemplateSettings
 
 RECOVERED, SETTINGS = "recover.json", "settings.json"
@@ -70,6 +71,8 @@ class RecoverSettings:
     run_untrusted_code: bool = False
     """Permission to run the programs that the models write, in the sandbox."""
     trust_remote_code: bool = False
+    limits: Limits = field(default_factory=Limits)
+    """How fast the judge is asked, and what it may cost over all tests."""
 
 
 def recover_failures(
@@ -78,7 +81,7 @@ def recover_failures(
     *,
     settings: RecoverSettings | None = None,
     overrides: Sequence[str] = (),
-    judge: ChatEndpoint | None = None,
+    judge: ChatModel | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> JsonObject:
@@ -89,7 +92,7 @@ def recover_failures(
         recipe: as `load_recipe` takes it, with one SFT phase. Its data is filled in with each arm's rows;
             its model may be left out.
         overrides: as `load_recipe` takes them.
-        judge: endpoint of the judge that `find` asked; None: what it would score is unscored.
+        judge: the judge that `find` asked; None: what it would score is unscored.
         resume: refuse to begin; without it, what has begun goes on, too.
 
     Returns:
@@ -123,10 +126,10 @@ def recover_failures(
     warnings += _row_notes(rows, settings.original)
     trained = _train(folder, one, rows.files, settings, progress)
     warnings += _step_notes(trained)
-    retested = {
-        label: _retest(folder, label, run, one, model, untouched, retest, judge, trained, progress)
-        for label, run in _labels(trained)
-    }
+    test = _Test(
+        folder, one, model, untouched, retest, judge, settings, _template(trained), progress
+    )
+    retested = test.all(trained)
     record = build_record(
         folder, one, model, settings.seeds, rows, trained, retested, untouched, warnings
     )
@@ -156,7 +159,7 @@ def _retest_settings(found: JsonObject, settings: RecoverSettings) -> FindSettin
     )
 
 
-def recorded_judge(folder: str | Path, api_key_env: str | None = None) -> ChatEndpoint | None:
+def recorded_judge(folder: str | Path, api_key_env: str | None = None) -> ChatModel | None:
     """Return the judge that `find` asked; None: it asked none.
 
     Args:
@@ -165,12 +168,12 @@ def recorded_judge(folder: str | Path, api_key_env: str | None = None) -> ChatEn
     Raises:
         RunError: failures were not found yet.
     """
-    from forty2.inference.chat_endpoint import ChatEndpoint
+    from forty2.failures.chat_models import ChatModel
 
     judge = _found(Path(folder)).get("judge")
     if judge is None:
         return None
-    return ChatEndpoint(judge["endpoint"], judge["model"], api_key_env=api_key_env, tries=8)
+    return ChatModel(**judge, api_key_env=api_key_env, role="judge")
 
 
 def _check_chain(folder: Path) -> None:
@@ -216,7 +219,7 @@ def _begin(
     recipe: Recipe,
     original: Sequence[TrainingFile],
     settings: RecoverSettings,
-    judge: ChatEndpoint | None,
+    judge: ChatModel | None,
     *,
     resume: bool,
 ) -> JsonObject | None:
@@ -233,7 +236,7 @@ def _begin(
         "testset": about_testset(folder)["sha256"],
         "accepted rows": file_sha256(folder / ACCEPTED),
         "original data": [about_file(file) for file in original],
-        "judge": None if judge is None else {"endpoint": judge.url, "model": judge.model},
+        "judge": None if judge is None else judge.about(),
         "seeds": list(settings.seeds),
     }
     path = folder / "recover" / SETTINGS
@@ -345,65 +348,92 @@ def _labels(
         yield from ((f"{arm}-{seed}", run) for seed, run in runs.items())
 
 
-def _retest(
-    folder: Path,
-    label: str,
-    run: TrainedArm | None,
-    recipe: Recipe,
-    model: FailingModel,
-    items: Sequence[Item],
-    settings: FindSettings,
-    judge: ChatEndpoint | None,
-    trained: Mapping[Arm, Mapping[int, TrainedArm]],
-    progress: Progress,
-) -> JsonObject:
-    """Answer the untouched half with a model, or read back what it answered before."""
-    from forty2.benchmark.partial_results import PartialResults
-    from forty2.model.adapter import adapter_dir
-    from forty2.model.loading import load, model_sha256, resolve_model
-    from forty2.recipe.saved_adapter import read_adapter_file
-    from forty2.runs.replicates import prefixed
+@dataclass(frozen=True)
+class _Test:
+    """The test of each model on the untouched half."""
 
-    if run is not None:
-        adapter: str | None = str(run.path)
-        digest: str | None = file_sha256(adapter_dir(run.path) / CHECKSUMS)
-    else:
-        adapter = model.adapter
-        digest = None if adapter is None else read_adapter_file(adapter).sha256()
-    header = {
-        "tested": label,
-        "model_sha256": model_sha256(resolve_model(recipe.model)),
-        "adapter_sha256": digest,
-        "untouched_sha256": about_testset(folder)["sha256"]["untouched"],
-        "max_tokens": settings.max_tokens,
-        "batch_size": settings.batch_size,
-        "scoring": dataclasses.asdict(settings.scoring) if judge is not None else None,
-        "judge": None if judge is None else {"endpoint": judge.url, "model": judge.model},
-    }
-    out = folder / "recover" / f"{label}.json"
-    if out.exists():
-        before = dict(read_json(out))
-        if all(before.get(key) == value for key, value in header.items()):
-            return before
-        raise RunError(f"{out}: is of another model or test; remove it, then go on")
-    loaded = load(model.name, adapter, template=_template(trained))
-    with PartialResults.open(out, header, resume=True) as partial:
-        answered = answer_and_judge(
-            loaded,
-            items,
-            partial,
-            settings=settings,
-            judge=judge,
-            progress=prefixed(progress, f"untouched half, {label}"),
+    folder: Path
+    recipe: Recipe
+    model: FailingModel
+    items: Sequence[Item]
+    how: FindSettings
+    judge: ChatModel | None
+    settings: RecoverSettings
+    template: TemplateSettings | None
+    progress: Progress
+
+    def all(self, trained: Mapping[Arm, Mapping[int, TrainedArm]]) -> dict[str, JsonObject]:
+        """Test the model as it was and every trained one, within one budget."""
+        found: dict[str, JsonObject] = {}
+        limits = self.settings.limits
+        for label, run in _labels(trained):
+            found[label] = self.one(label, run, limits)
+            if judged := found[label].get("judged"):
+                asked = Tokens(judged["tokens"]["prompt"], judged["tokens"]["reply"])
+                limits = limits.less(asked)
+        return found
+
+    def one(self, label: str, run: TrainedArm | None, limits: Limits) -> JsonObject:
+        """Answer the untouched half with a model, or read back what it answered before."""
+        from forty2.benchmark.partial_results import PartialResults
+        from forty2.model.adapter import adapter_dir
+        from forty2.model.loading import load
+        from forty2.recipe.saved_adapter import read_adapter_file
+        from forty2.runs.replicates import prefixed
+
+        if run is not None:
+            adapter: str | None = str(run.path)
+            digest: str | None = file_sha256(adapter_dir(run.path) / CHECKSUMS)
+        else:
+            adapter = self.model.adapter
+            digest = None if adapter is None else read_adapter_file(adapter).sha256()
+        header = self._header(label, digest)
+        out = self.folder / "recover" / f"{label}.json"
+        if out.exists():
+            before = dict(read_json(out))
+            if all(before.get(key) == value for key, value in header.items()):
+                return before
+            raise RunError(f"{out}: is of another model or test; remove it, then go on")
+        loaded = load(
+            self.model.name,
+            adapter,
+            template=self.template,
+            trust_remote_code=self.settings.trust_remote_code,
         )
-        record = {**header, **answered.figures, "items": []}
-        for item in items:
-            reply = answered.replies[item.id]
-            stored = reply if isinstance(reply, StoredReply) else StoredReply(item.id, "", False, 0)
-            verdict = answered.verdicts[item.id]
-            record["items"].append({**stored._asdict(), **verdict._asdict()})
-        partial.finish(record, write_json)
-    return record
+        with PartialResults.open(out, header, resume=True) as partial:
+            answered = answer_and_judge(
+                loaded,
+                self.items,
+                partial,
+                settings=dataclasses.replace(self.how, limits=limits),
+                judge=self.judge,
+                progress=prefixed(self.progress, f"untouched half, {label}"),
+            )
+            record = {**header, **answered.figures, "items": []}
+            for item in self.items:
+                reply = answered.replies[item.id]
+                if not isinstance(reply, StoredReply):
+                    reply = StoredReply(item.id, "", False, 0)
+                verdict = answered.verdicts[item.id]
+                record["items"].append({**reply._asdict(), **verdict._asdict()})
+            partial.finish(record, write_json)
+        return record
+
+    def _header(self, label: str, adapter_sha256: str | None) -> JsonObject:
+        """Describe the test: results are read back only if it is the same."""
+        from forty2.model.loading import model_sha256, resolve_model
+
+        judge = self.judge
+        return {
+            "tested": label,
+            "model_sha256": model_sha256(resolve_model(self.recipe.model)),
+            "adapter_sha256": adapter_sha256,
+            "untouched_sha256": about_testset(self.folder)["sha256"]["untouched"],
+            "max_tokens": self.how.max_tokens,
+            "batch_size": self.how.batch_size,
+            "scoring": dataclasses.asdict(self.how.scoring) if judge is not None else None,
+            "judge": None if judge is None else judge.about(),
+        }
 
 
 def _template(trained: Mapping[Arm, Mapping[int, TrainedArm]]) -> TemplateSettings | None:

@@ -10,7 +10,6 @@ Each check and each answer is a line in the journal `accepted.json.part`, and th
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.errors import printable
-from forty2.failures.asking import Asker, Limits, Request
+from forty2.failures.asking import Asker, Limits, open_asker
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.checking import check_permission, verify
 from forty2.failures.examples import (
@@ -30,7 +29,14 @@ from forty2.failures.examples import (
     read_examples,
 )
 from forty2.failures.folder import StoredReply, StoredVerdict, json_line, read_if_same
-from forty2.failures.judging import Scoring, judge_figures, judge_lines, judge_prompt, judged
+from forty2.failures.judging import (
+    Scoring,
+    ToScore,
+    ask_for_scores,
+    judge_figures,
+    judge_lines,
+    judged,
+)
 from forty2.failures.verifiers import parse_verifier
 from forty2.files import JsonObject, atomic_write, file_sha256, write_json
 from forty2.progress import Progress, silent
@@ -100,17 +106,24 @@ def score(
         asker = None
         asked: dict[str, list[JsonObject]] = {}
         if judge is not None:
-            asker = Asker(
-                functools.cache(functools.partial(stack.enter_context, judge.open())),
-                partial,
-                stage="judge",
-                seed=seed,
-                temperature=how.temperature,
-                max_tokens=how.max_tokens,
-                limits=limits,
-                progress=progress,
+            asker = stack.enter_context(
+                open_asker(
+                    judge,
+                    partial,
+                    stage="judge",
+                    seed=seed,
+                    temperature=how.temperature,
+                    max_tokens=how.max_tokens,
+                    limits=limits,
+                    progress=progress,
+                )
             )
-            asked = _ask(asker, [row for row in rows if row.verifier is None], repeats)
+            left = [
+                ToScore(row.id, row.messages, row.reference, row.reply)
+                for row in rows
+                if row.verifier is None
+            ]
+            asked = ask_for_scores(asker, left, repeats)
         for row in rows:
             if row.id in asked:
                 verdicts[row.id] = judged(row.id, asked[row.id], at_least)
@@ -127,18 +140,6 @@ def score(
         else:  # with a larger budget, the same command goes on
             write_json(out, record)
     return record
-
-
-def _ask(asker: Asker, rows: Sequence[Example], repeats: int) -> dict[str, list[JsonObject]]:
-    """Return the judge's answers by row; none of a row that the budget left out in part."""
-    requests = [
-        Request(f"judge/{row.id}/{n}", judge_prompt(row.messages, row.reference, row.reply))
-        for row in rows
-        for n in range(repeats)
-    ]
-    answers = asker.ask(requests)
-    whole = [answers[n * repeats : (n + 1) * repeats] for n in range(len(answers) // repeats)]
-    return {row.id: own for row, own in zip(rows, whole, strict=False)}
 
 
 def _write(path: Path, rows: Sequence[Example], verdicts: Mapping[str, StoredVerdict]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,12 +20,13 @@ from support.small_run import make_inputs
 
 from forty2.errors import BenchmarkError, DataError, RunError
 from forty2.failures import replies as replies_module
+from forty2.failures.asking import Limits
 from forty2.failures.builtin.made import WORDS
+from forty2.failures.chat_models import ChatModel
 from forty2.failures.find import FindSettings, find_failures, format_found, refuse_trained
 from forty2.failures.folder import item_id, read_half, read_replies, read_verdicts
 from forty2.failures.testset import TestsetSettings, make_testset
 from forty2.files import JsonObject
-from forty2.inference.chat_endpoint import ChatEndpoint
 
 FILES = ("replies.jsonl", "verdicts.jsonl", "find.json")
 SHORT = FindSettings(max_tokens=8, batch_size=3)
@@ -189,8 +191,8 @@ def test_a_changed_test_set_is_refused(model: str, tmp_path: Path) -> None:
 # --- the judge ------------------------------------------------------------------------------------
 
 
-def judge_at(url: str) -> ChatEndpoint:
-    return ChatEndpoint(url, "m", tries=2, sleep=lambda _: None)
+def judge_at(url: str) -> ChatModel:
+    return ChatModel(name=url, model="m", tries=2, role="judge", sleep=lambda _: None)
 
 
 def test_the_judge_is_asked_only_where_there_is_no_verifier(model: str, tmp_path: Path) -> None:
@@ -236,10 +238,27 @@ def test_no_answered_question_is_asked_again_after_a_stop(model: str, tmp_path: 
         find_failures(whole, model, judge=judge, settings=SHORT, progress=snapshots)
         assert len(seen) == 12
         stopped = True
-        (copy / "find.json.part").write_bytes(snapshots.taken[-4])
+        journal = next(one for one in snapshots.taken if one.count(b'["judge/') == 5)
+        (copy / "find.json.part").write_bytes(journal)
         find_failures(copy, model, judge=judge, settings=SHORT)
-        assert len(seen) == 12 + 6, "three of six replies were judged before the stop"
+        assert len(seen) == 12 + 7, "five of twelve requests were answered before the stop"
     assert contents(copy) == contents(whole)
+
+
+def test_a_budget_that_ends_stops_the_command_and_with_a_larger_one_it_goes_on(
+    model: str, tmp_path: Path
+) -> None:
+    folder = make_set(tmp_path / "F", None, n=12)
+    with server(lambda *_: said("Score: 9", tokens=(200, 8))) as (url, seen):
+        small = dataclasses.replace(SHORT, limits=Limits(tokens=1000, at_once=1))
+        with pytest.raises(
+            RunError, match=r"budget for the judge has ended, after \d of 6 replies"
+        ):
+            find_failures(folder, model, judge=judge_at(url), settings=small)
+        assert 0 < len(seen) < 12 and not (folder / "find.json").exists()
+        record = find_failures(folder, model, judge=judge_at(url), settings=SHORT).record
+    assert len(seen) == 12 and record["all"]["pass"] == 6
+    assert record["judged"]["tokens"] == {"prompt": 2400, "reply": 96, "estimated": 0}
 
 
 def test_a_judge_that_is_down_stops_the_command_and_loses_nothing(

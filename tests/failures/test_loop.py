@@ -267,7 +267,6 @@ def test_a_wrong_recipe_is_said_with_its_line(fresh: Made, monkeypatch: pytest.M
         raise RecipeError("the mapping: phases.sft.lrr: unknown key")
 
     monkeypatch.setattr(loop_module, "recover_failures", fails)
-    monkeypatch.setattr(loop_module, "recorded_judge", lambda *_: None)
     read = read_loop(fresh.path)
     with pytest.raises(RecipeError, match=r"loop\.yaml:14: recover\.recipe\.phases\.sft\.lrr"):
         RECOVER(loop_module._Loop(read, fresh.folder, False, silent), fresh.folder)

@@ -61,7 +61,6 @@ def test_every_typo_is_refused_by_name_and_line(tmp_path: Path) -> None:
             "label: {by: teacher}\ngenerate:",
             "loop.yaml:5: label.by: the built-in generators",
         ),
-        ("generate:", "judge: local:smollm2\ngenerate:", "judge: the same judge is asked again"),
         ("generate:", "judge: {name: http://a/v1, key: x}\ngenerate:", "judge.key: unknown key"),
         ("generate:", "teacher: {model: x}\ngenerate:", "teacher.name: missing"),
         ("generate:", "run_untrusted_code: 1\ngenerate:", "should be true or false"),

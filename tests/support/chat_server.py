@@ -12,9 +12,12 @@ from typing import Any
 Reply = tuple[int, Any, dict[str, str]]
 
 
-def said(text: Any, status: int = 200) -> Reply:
-    """A response with a reply."""
-    return status, {"model": "judge-1", "choices": [{"message": {"content": text}}]}, {}
+def said(text: Any, status: int = 200, tokens: tuple[int, int] | None = None) -> Reply:
+    """A response with a reply, and perhaps the tokens of prompt and reply."""
+    body: dict[str, Any] = {"model": "judge-1", "choices": [{"message": {"content": text}}]}
+    if tokens is not None:
+        body["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+    return status, body, {}
 
 
 @contextmanager

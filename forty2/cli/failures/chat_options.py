@@ -13,6 +13,38 @@ if TYPE_CHECKING:
     from forty2.inference.chat_endpoint import Role
 
 
+def limits_of_requests(*, budget: bool = True) -> Decorator:
+    """Add how fast a chat model is asked and, with `budget`, what it may cost; the command gets `limits`."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def with_limits(
+            *,
+            at_once: int,
+            per_minute: float | None,
+            max_tokens_total: int | None = None,
+            max_cost: float | None = None,
+            price_in: float | None = None,
+            price_out: float | None = None,
+            **others: object,
+        ) -> None:
+            from forty2.failures.asking import Limits
+
+            limits = Limits(
+                at_once=at_once,
+                per_minute=per_minute,
+                tokens=max_tokens_total,
+                cost=max_cost,
+                price_in=price_in,
+                price_out=price_out,
+            )
+            function(limits=limits, **others)
+
+        return combined(*_LIMITS, *(_BUDGET if budget else ()))(with_limits)
+
+    return decorate
+
+
 def chat_model(
     role: Role, *, builtin: bool = False, required: bool = False, budget: bool = True
 ) -> Decorator:
@@ -28,33 +60,17 @@ def chat_model(
             chat: str | None,
             chat_model: str,
             api_key_env: str | None,
-            at_once: int,
-            per_minute: float | None,
-            max_tokens_total: int | None = None,
-            max_cost: float | None = None,
-            price_in: float | None = None,
-            price_out: float | None = None,
             **others: object,
         ) -> None:
-            from forty2.failures.asking import Limits
             from forty2.failures.chat_models import ChatModel
 
             model: ChatModel | str | None = chat
             if chat is not None and not (builtin and chat == "builtin"):
                 model = ChatModel(name=chat, model=chat_model, api_key_env=api_key_env, role=role)
-            limits = Limits(
-                at_once=at_once,
-                per_minute=per_minute,
-                tokens=max_tokens_total,
-                cost=max_cost,
-                price_in=price_in,
-                price_out=price_out,
-            )
-            function(**{role: model}, limits=limits, **others)
+            function(**{role: model}, **others)
 
-        return combined(*_server(role, builtin, required), *_LIMITS, *(_BUDGET if budget else ()))(
-            with_model
-        )
+        limited = limits_of_requests(budget=budget)
+        return combined(*_server(role, builtin, required), limited)(with_model)
 
     return decorate
 

@@ -10,19 +10,20 @@ import click
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.failures.chat_options import chat_model
 from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 
 if TYPE_CHECKING:
+    from forty2.failures.asking import Limits
+    from forty2.failures.chat_models import ChatModel
     from forty2.model.chat_template import TemplateSettings
 
 
 @click.command("find")
 @click.argument("folder", type=shared_options.FOLDER)
 @shared_options.model_and_adapter()
-@click.option("--judge", "judge_url", help="OpenAI-compatible server, http://HOST/v1.")
-@click.option("--judge-model", default="default", show_default=True, help="Model on that server.")
-@click.option("--api-key-env", help="Environment variable that holds the judge's key.")
+@chat_model("judge")
 @click.option(
     "--at-least",
     default=7.0,
@@ -63,9 +64,8 @@ def find_command(
     folder: Path,
     model: str,
     adapter: str | None,
-    judge_url: str | None,
-    judge_model: str,
-    api_key_env: str | None,
+    judge: ChatModel | None,
+    limits: Limits,
     at_least: float,
     repeats: int,
     max_tokens: int,
@@ -82,18 +82,15 @@ def find_command(
     from forty2.benchmark import sandbox
     from forty2.failures.find import FindSettings, find_failures, format_found
     from forty2.failures.judging import Scoring
-    from forty2.inference.chat_endpoint import ChatEndpoint
 
     if run_untrusted_code and (gaps := sandbox.gaps()):
         warn(f"the sandbox cannot ensure here that {'; '.join(gaps)}")
-    judge = None
-    if judge_url is not None:
-        judge = ChatEndpoint(judge_url, judge_model, api_key_env=api_key_env, tries=8)
     settings = FindSettings(
         max_tokens=max_tokens,
         batch_size=batch_size,
         run_untrusted_code=run_untrusted_code,
         scoring=Scoring(at_least=at_least, repeats=repeats),
+        limits=limits,
     )
     with ProgressBars() as bars:
         found = find_failures(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from forty2.cli import shared_options
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.failures.chat_options import limits_of_requests
 from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
+
+if TYPE_CHECKING:
+    from forty2.failures.asking import Limits
 
 
 @click.command("recover")
@@ -31,6 +36,7 @@ from forty2.cli.progress_bars import ProgressBars
     "of the run whose adapter the failures are of.",
 )
 @click.option("--api-key-env", help="Environment variable that holds the key of the judge.")
+@limits_of_requests()
 @click.option(
     "--run-untrusted-code",
     is_flag=True,
@@ -46,6 +52,7 @@ def recover_command(
     seeds: list[int],
     original: str | None,
     api_key_env: str | None,
+    limits: Limits,
     run_untrusted_code: bool,
     resume: bool,
     as_json: bool,
@@ -69,6 +76,7 @@ def recover_command(
         original=original,
         run_untrusted_code=run_untrusted_code,
         trust_remote_code=trust_remote_code,
+        limits=limits,
     )
     with ProgressBars() as bars:
         record = recover_failures(
