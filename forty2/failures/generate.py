@@ -33,9 +33,9 @@ from forty2.failures.clustering import CLUSTERS
 from forty2.failures.examples import ABOUT_GENERATED, ARMS, GENERATED, Example, write_examples
 from forty2.failures.folder import VERDICTS, about_testset, read_if_same
 from forty2.failures.labels import LABELS
-from forty2.failures.proposals import Pool, Proposal
+from forty2.failures.proposals import Pool
 from forty2.failures.targets import Draw, Target, find_targets
-from forty2.failures.teaching import parse_proposal, proposal_prompt
+from forty2.failures.teaching import Proposal, parse_proposal, proposal_prompt
 from forty2.files import JsonObject, file_sha256, write_json
 from forty2.progress import Progress, silent
 
@@ -113,10 +113,7 @@ class _ChatTeacher:
     def _read(self, draw: Draw, answer: JsonObject) -> Proposal | str:
         if answer["said"] is None:
             return "no reply"
-        found = parse_proposal(answer["said"], draw.items)
-        if isinstance(found, str):
-            return found
-        return Proposal(found.messages, found.reply, found.verifier, None, self._source)
+        return parse_proposal(answer["said"], draw.items, self._source)
 
 
 def _request(draw: Draw) -> Request:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from forty2.data.checks.near_duplicates import NearDuplicates
-from forty2.data.records import Message
 from forty2.errors import DataError
 from forty2.failures.examples import ARMS, Example, chat_of
 from forty2.failures.folder import HALVES, Half, item_id, read_half
 from forty2.failures.targets import Draw, Target
+from forty2.failures.teaching import Proposal
 from forty2.failures.testset import question_text, text_key, twin_groups
 from forty2.failures.training_data import TrainingSearch
 from forty2.failures.verifiers import CheckFailed, UnitTest, check, parse_verifier
-from forty2.files import JsonObject
-
-
-class Proposal(NamedTuple):
-    """A question that a teacher made."""
-
-    messages: tuple[Message, ...]
-    reply: str
-    verifier: JsonObject | None
-    reference: str | None
-    source: str
 
 
 class Pool:

@@ -75,12 +75,16 @@ _QUESTION_FORM = _validator(
 _LABEL_FORM = _validator({"label": _TEXT}, ["label"])
 
 
-class Taught(NamedTuple):
-    """A question of a teacher."""
+class Proposal(NamedTuple):
+    """A question that a teacher made."""
 
     messages: tuple[Message, ...]
     reply: str
     verifier: JsonObject | None
+    reference: str | None
+    """A right reply for a judge; None: the reply is all that is known."""
+    source: str
+    """Name of the teacher, or of the built-in question."""
 
 
 def proposal_prompt(label: str, items: Sequence[Item]) -> str:
@@ -100,11 +104,12 @@ def proposal_prompt(label: str, items: Sequence[Item]) -> str:
     )
 
 
-def parse_proposal(said: str, items: Sequence[Item]) -> Taught | str:
+def parse_proposal(said: str, items: Sequence[Item], source: str) -> Proposal | str:
     """Read a teacher's question; or return the reason why that cannot be done.
 
     Args:
         items: those of the prompt.
+        source: name of the teacher.
     """
     found = _object(said, _QUESTION_FORM)
     if isinstance(found, str):
@@ -121,7 +126,7 @@ def parse_proposal(said: str, items: Sequence[Item]) -> Taught | str:
     system = _system(items[0])
     question: Message = {"role": "user", "content": found["question"].strip()}
     messages = (question,) if system is None else (system, question)
-    return Taught(messages, str(found["answer"]).strip(), verifier)
+    return Proposal(messages, str(found["answer"]).strip(), verifier, None, source)
 
 
 def label_prompt(inside: Sequence[str], outside: Sequence[str]) -> str:
