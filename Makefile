@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel lowest parity trackers export-matrix speed bench chaos soak fuzz mutants lint clean
+.PHONY: demo test test-all docs wheel lowest parity trackers export-matrix speed bench failure-loop chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -40,8 +40,12 @@ wheel: $(STAMP)
 lowest:
 	.ci/check_lowest $(PYTHON)
 
+failure-loop: $(STAMP)
+	$(BIN)/python benchmarks/failure_loop/run.py --out failures/failure-loop
+
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py
+	$(BIN)/python tests/chaos_loop.py
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak.py

@@ -154,10 +154,8 @@ class Ended(NamedTuple):
     """Labels of the events, if the child was not killed."""
 
 
-def run_child(
-    inputs: Path, folder: Path, killer: Killer, *, resume: bool, recipe: str = "recipe"
-) -> Ended:
-    """Run a recipe in a forked child process that works, and has its cache, in a folder."""
+def in_child(folder: Path, killer: Killer, work: Callable[[], object]) -> Ended:
+    """Do some work in a forked child process that works, and has its cache, in a folder."""
     folder.mkdir(exist_ok=True)
     message, events = folder / "message.txt", folder / "events.json"
     for file in (message, events):
@@ -168,12 +166,10 @@ def run_child(
         try:
             os.chdir(folder)
             os.environ["FORTY2_CACHE"] = str(folder / "cache")
-            out = ["fuse.out=fused"]  # in the working directory, not beside the recipe
-            loaded = load_recipe(inputs / f"{recipe}.yaml", out)
             killer.install()
             try:
                 with short_checks():  # they would take most of the time, and write nothing
-                    forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)
+                    work()
                 code = 0
             except Forty2Error as error:
                 message.write_text(str(error))
@@ -192,16 +188,38 @@ def run_child(
     )
 
 
+def run_child(
+    inputs: Path, folder: Path, killer: Killer, *, resume: bool, recipe: str = "recipe"
+) -> Ended:
+    """Run a recipe in a forked child process."""
+
+    def work() -> None:
+        out = ["fuse.out=fused"]  # in the working directory, not beside the recipe
+        loaded = load_recipe(inputs / f"{recipe}.yaml", out)
+        forty2.runs.pipeline.run(loaded, run_dir="run", resume=resume)
+
+    return in_child(folder, killer, work)
+
+
 def results(folder: Path) -> dict[str, Any]:
     """Return the contents of a run's files by name, without times and figures of the machine."""
+    return contents(folder, *(folder / "run").rglob("*"), *folder.glob("fused*/*"))
+
+
+def contents(folder: Path, *paths: Path) -> dict[str, Any]:
+    """Return the contents of files by name, without times and figures of the machine."""
     found: dict[str, Any] = {}
-    started = json.loads((folder / "run" / "run.json").read_text())["started"]
-    minute = f"{started[:16].replace('T', ' ')} UTC"  # in the reports' first lines
-    for path in sorted((*(folder / "run").rglob("*"), *folder.glob("fused*/*"))):
+    times = [json.loads(p.read_text())["started"] for p in paths if p.name == "run.json"]
+    minutes = [
+        f"{time[:16].replace('T', ' ')} UTC" for time in times
+    ]  # in the reports' first lines
+    for path in sorted(paths):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name in ("run.lock", "times.jsonl"):
             continue
-        found[name] = path.read_bytes().replace(started.encode(), b"").replace(minute.encode(), b"")
+        found[name] = path.read_bytes()
+        for text in (*times, *minutes):
+            found[name] = found[name].replace(text.encode(), b"")
         if path.name.startswith(("report.", "README.")):
             found[name] = _TIME.sub(b"", _SPEED.sub(b"", found[name]))
         if path.name == "run.json":
@@ -214,10 +232,10 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def torn_files(folder: Path) -> list[str]:
+def torn_files(folder: Path, inside: str = "run") -> list[str]:
     """List the files that are damaged under their final name; an unfinished file has another."""
     torn = []
-    for path in (folder / "run").rglob("*"):
+    for path in (folder / inside).rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.is_file():
             continue

@@ -1,8 +1,8 @@
-"""The whole failure loop for real: a model that was taught three kinds of question meets a fourth.
+"""The whole failure loop for real: a model that was taught one kind of question meets another one.
 
 The starter model answers 3% of the built-in questions, so none of their kinds stands out. Therefore it is first
-taught JSON, strings and units (`basics.yaml`). Then the loop (`loop.yaml`) asks these and tool calls, which it
-has never seen, without being told which is which.
+taught to write JSON (`basics.yaml`). Then the loop (`loop.yaml`) asks for JSON and, rarely, for tool calls, which
+it has never seen, without being told that these are what fails.
 
     python benchmarks/failure_loop/run.py --out F/     # goes on after a stop
 """
@@ -23,31 +23,21 @@ from forty2.files import atomic_write, make_folder
 from forty2.progress import bars
 
 HERE = Path(__file__).parent
-TAUGHT = {"tools": "builtin:json", "other": "builtin:"}
-"""Strata, and how the sources of the questions begin that are taught."""
-ROWS = 300
-"""Rows of each stratum."""
+TAUGHT, ROWS = "json", 60
+"""Kind of the questions that are taught, and their number."""
 SEED = 7
 """Not that of the loop: other questions."""
 
 
 def write_basics(path: Path) -> None:
-    """Write questions of the three kinds with right replies."""
+    """Write questions of one kind with right replies."""
     with atomic_write(path) as file:
-        for stratum, begins in TAUGHT.items():
-            taught = {
-                made.prompt: made
-                for source, made in itertools.islice(made_items(stratum, SEED), 3 * ROWS)
-                if source.startswith(begins)
-            }
-            for made in [*taught.values()][:ROWS]:
-                system = [{"role": "system", "content": made.system}] if made.system else []
-                turns = [
-                    *system,
-                    {"role": "user", "content": made.prompt},
-                    {"role": "assistant", "content": made.reference},
-                ]
-                file.write(json.dumps({"messages": turns}, ensure_ascii=False).encode() + b"\n")
+        for _, made in itertools.islice(made_items(TAUGHT, SEED), ROWS):
+            turns = [
+                {"role": "user", "content": made.prompt},
+                {"role": "assistant", "content": made.reference},
+            ]
+            file.write(json.dumps({"messages": turns}, ensure_ascii=False).encode() + b"\n")
 
 
 def main() -> None:

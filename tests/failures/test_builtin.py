@@ -48,6 +48,13 @@ def test_each_kind_is_there_with_its_levels_and_hardly_repeats(stratum: str, nam
     assert len({one.prompt for _, one in own}) > 0.95 * len(own)
 
 
+def test_a_stratum_may_be_one_kind_alone_and_no_other_name_has_questions() -> None:
+    of_stratum = [*itertools.islice(made_items("tools", 5), 80)]
+    alone = [*itertools.islice(made_items("json", 5), 40)]
+    assert alone == [one for one in of_stratum if one[0].startswith("builtin:json-")]
+    assert not [*made_items("law", 5)]
+
+
 @pytest.mark.parametrize("stratum", KINDS)
 def test_a_harder_question_asks_for_the_same_and_is_one_level_up_if_there_is_one(
     stratum: str,

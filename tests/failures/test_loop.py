@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from support.cli import forty2, refused
 from support.failure_folder import topic_text
+from support.processes import run_python
 from support.recovery import accept
 from support.small_run import make_inputs
 
@@ -283,6 +284,15 @@ def test_the_command_says_what_was_kept(made: Made) -> None:
     assert record["schema"] == "forty2.failures.run/1" and record["steps"]["find"] == "kept"
     assert record["recovered"]["sentence"] == "Helps." and "no original data" in first.output
     assert "no such loop" in refused("failures", "run", "nothing")
+
+
+@pytest.mark.slow
+def test_a_loop_killed_anywhere_ends_with_the_same_bytes_and_asks_nothing_twice() -> None:
+    """A sample; `make chaos` tries more events."""
+    lines = run_python("chaos_loop.py", "--points", "4").splitlines()
+    figures = dict(line.rsplit(maxsplit=1) for line in lines)
+    assert int(figures["ended with the same bytes"]) == int(figures["faults tried"]) == 4
+    assert int(figures["requests of the loop"]) > 50
 
 
 @pytest.mark.slow

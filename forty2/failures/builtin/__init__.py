@@ -42,9 +42,14 @@ _LOOKED_AT = 1000
 
 
 def made_items(stratum: str, seed: int) -> Iterator[tuple[str, Made]]:
-    """Yield source and question without end, the kinds of a stratum in turn; none for other strata."""
+    """Yield source and question without end: the kinds of a stratum in turn, or those of one kind.
+
+    Args:
+        stratum: its name, or that of a kind; of others there are none.
+    """
+    kind = {stratum: _MAKERS[stratum]} if stratum in _MAKERS else {}
     number = 0
-    while makers := KINDS.get(stratum):
+    while makers := KINDS.get(stratum) or kind:
         for name, make in makers.items():
             made = make(random.Random(f"{seed} {name} {number}"))
             yield _source(name, made), made
