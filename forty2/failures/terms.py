@@ -55,10 +55,13 @@ def _words(text: str) -> Iterator[str]:
 def distinctive(inside: Sequence[str], outside: Sequence[str], most: int) -> list[Term]:
     """Return the terms that most set texts apart, the most distinctive first; there may be none.
 
+    Those of function words alone, such as "for the", come after all others: they name nothing.
     The log odds ratio with an informative prior: each side begins with the share that both together
     have (Monroe, Colaresi & Quinn 2008, Polit. Anal. 16:372). A text counts once for a term. A term
     is left out if its words are all in one before it, or it is part of one.
     """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     within, without = _counts(inside), _counts(outside)
     n, m = len(inside), len(outside)
     found = []
@@ -75,7 +78,13 @@ def distinctive(inside: Sequence[str], outside: Sequence[str], most: int) -> lis
         z = odds / math.sqrt(sum(1 / part for part in (*parts, *others)))
         if z >= LEAST_Z:
             found.append(Term(term, z, count / n, other / m if m else 0.0))
-    found.sort(key=lambda term: (-round(term.z, 9), term.term))
+    found.sort(
+        key=lambda term: (
+            ENGLISH_STOP_WORDS.issuperset(term.term.split()),
+            -round(term.z, 9),
+            term.term,
+        )
+    )
     chosen: list[Term] = []
     for one in found:
         words = set(one.term.split())

@@ -22,6 +22,13 @@ def test_terms_of_one_side_come_first_and_common_ones_do_not_come() -> None:
     assert not {"how", "many", "does", "take", "eggs", "how many"} & set(terms)
 
 
+def test_function_words_come_last() -> None:
+    inside = [f"what is it for {'a train' if n % 2 else 'the boat'}" for n in range(40)]
+    terms = [one.term for one in distinctive(inside, ["cakes are good"] * 40, most=9)]
+    assert {"train", "boat"} <= {word for term in terms[:2] for word in term.split()}
+    assert {"for", "what"} <= {*terms[2:]}
+
+
 def test_no_term_repeats_another() -> None:
     inside = [f"how many hours does train {n} take" for n in range(30)]
     terms = [set(t.term.split()) for t in distinctive(inside, ["cakes are good"] * 30, most=9)]
