@@ -125,7 +125,7 @@ def suggest_run(name: str | Path) -> str:
         if not os.path.exists(run / _RECORD):
             return f"; its recipe has no run in {run} yet: forty2 run {path}"
     if os.path.exists(path / _RECORD) and not finished_phases(path, _ADAPTER):
-        return "; this run has finished no phase yet: go on with it (`resume=True`)"
+        return f"; this run has finished no phase yet; how to go on: forty2 runs show {path}"
     here = path.resolve()
     runs = {n: run for n, run in _runs_near(path, depth=1).items() if run.resolve() != here}
     close = difflib.get_close_matches(path.name, runs, 3)

@@ -25,9 +25,13 @@ class _ManyFiles(MultiValueCommand):
 
 @click.command("init", cls=_ManyFiles)
 @click.argument("folder", type=shared_options.PATH, metavar="DIR")
-@click.option("--chats", multiple=True, help="Files of conversations to imitate.")
-@click.option("--pairs", multiple=True, help="Files of prompts with a better and a worse answer.")
-@click.option("--thumbs", multiple=True, help="Files of answers, each rated good or bad.")
+@click.option("--chats", multiple=True, help="Files of conversations to imitate, one or more.")
+@click.option(
+    "--pairs", multiple=True, help="Files of prompts with a better and a worse answer, one or more."
+)
+@click.option(
+    "--thumbs", multiple=True, help="Files of answers, each rated good or bad, one or more."
+)
 @shared_options.model_option(
     default="smollm2", show_default=True, help="Model folder, hub name, or smollm2."
 )
@@ -66,8 +70,12 @@ def init_command(
     if system is not None and not system.strip():
         raise click.UsageError("--system is empty; give a text, or leave it out.")
     from forty2.data.columns import UnknownColumns, read_mapping
+    from forty2.model.starter import is_fetched
+    from forty2.recipe.paths import STARTER
     from forty2.runs.new_recipe import Files, start
 
+    if model == STARTER and not is_fetched():
+        echo("fetching the starter model, once: 93 MB, on disk 0.5 GB")
     named = read_mapping(mapping)
     while True:
         files = Files(chats=chats, pairs=pairs, thumbs=thumbs, mapping=named, system=system)

@@ -183,7 +183,9 @@ def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: se
     if len(errors) > _MOST_FAULTY * (len(records) + len(errors)):
         if len(errors) == 1:
             raise errors[0]
-        raise DataError(f"{errors[0]} (the first of {len(errors):,} bad rows)")
+        all_tried = not records and len(errors) == _TRIED_ROWS
+        others = f"as are the {len(errors) - 1} rows after it" if all_tried else ""
+        raise DataError(f"{errors[0]} ({others or f'the first of {len(errors):,} bad rows'})")
     if not records:
         raise no_rows(file)
     return KindRows(records, errors)

@@ -179,6 +179,8 @@ def _unknown_key(key: str, section: str) -> str:
         return "unknown key; set scale instead: scale is alpha / rank (rsLoRA: alpha / √rank)"
     known = _OTHER_NAMES.get(key, key)
     owners = [name for name, keys in _KEYS.items() if known in keys]
+    if section == "recipe" and owners and {*owners} <= {*OBJECTIVES}:
+        return f"is a key of phases, phases.NAME.{known}; move it or remove it"
     if owners and section not in owners:
         names = ["the recipe" if name == "recipe" else name for name in (*owners, section)]
         joined = " and ".join(", ".join(names[:-1]).rsplit(", ", 1))

@@ -72,7 +72,8 @@ def recipe_text(source: str) -> str:
             raise RecipeError(f"{source}: no such recipe; the folder holds no {RECIPE}")
         close = difflib.get_close_matches(source, names, 1)
         beside = close_name(Path(source))
-        hint = f"; did you mean {close[0]}?" if close else f"; packaged ones: {', '.join(names)}"
+        made = f"forty2 init makes one from your files; packaged ones: {', '.join(names)}"
+        hint = f"; did you mean {close[0]}?" if close else f"; {made}"
         raise RecipeError(f"{source}: no such recipe, neither file nor packaged{beside or hint}")
     return read_text(path, "recipe")
 
@@ -149,6 +150,8 @@ def read_recipe(
     kl_weight: float | None = None,
 ) -> ReadRecipe:
     """Read and check a recipe as `load_recipe` does, which warns of its notes."""
+    if isinstance(overrides, str):  # a text is a sequence of its letters
+        raise RecipeError(f"`overrides`: should be a list: [{overrides!r}]")
     if isinstance(source, Mapping):
         text, file, folder = _as_yaml(source), Path("the mapping"), os.curdir
     else:

@@ -61,8 +61,8 @@ def unfinished(run: Run, quote: Quote = str) -> str:
     if not missing:
         return ""
     return (
-        f"This run is not finished. Still to be trained: {', '.join(missing)}. Resume it with the command "
-        "that began it."
+        f"This run is not finished. Still to be trained: {', '.join(missing)}. To go on, add resume to "
+        "the command that began it."
     )
 
 

@@ -112,7 +112,7 @@ class RunFolder:
                 if continues:
                     notice = _check_same(path, recipe_yaml, provenance, reread, extend)
                 else:
-                    _start(path, recipe_yaml, provenance)
+                    notice = _start(path, recipe_yaml, provenance, resume=resume)
             except BaseException:
                 lock.close()
                 raise
@@ -247,7 +247,7 @@ def _lock(path: Path) -> IO[str]:
     lock = try_lock(path / "run.lock")
     if lock is None:
         owner = (path / "run.lock").read_text("utf-8").strip() or "another process"
-        raise RunError(f"{path}: in use by {owner}")
+        raise RunError(f"{path}: in use by {owner}; wait until it ends, or stop it first")
     return lock
 
 
@@ -295,8 +295,17 @@ def _drop_torn_line(path: Path) -> None:
         write_bytes(path, data[: data.rfind(b"\n") + 1])
 
 
-def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
-    # A run without results was refused: remove what it wrote about its data.
+def _start(path: Path, recipe_yaml: str, provenance: Provenance, *, resume: bool) -> str | None:
+    """Begin a run, in place of one that was refused or stopped before it had results.
+
+    Args:
+        resume: the run goes on, and its times count, too.
+
+    Returns:
+        A sentence, if it was to go on and its recipe is another one now.
+    """
+    before = path / "recipe.yaml"
+    changed = resume and before.exists() and before.read_text("utf-8") != recipe_yaml
     shutil.rmtree(path / "data", ignore_errors=True)
     for name in (
         "data.json",
@@ -304,7 +313,7 @@ def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
         "template.json",
         "lint.json",
         "gates.json",
-        TIMES,
+        *(() if resume else (TIMES,)),
     ):
         (path / name).unlink(missing_ok=True)
     write_text(path / "recipe.yaml", recipe_yaml)
@@ -318,6 +327,12 @@ def _start(path: Path, recipe_yaml: str, provenance: Provenance) -> None:
         "model_from_run": from_run,
     }
     write_json(path / "run.json", started)
+    if not changed:
+        return None
+    return (
+        "nothing was trained or measured before the stop: the run begins anew, with the recipe and settings "
+        "that are given now"
+    )
 
 
 def has_results(path: Path) -> bool:

@@ -21,11 +21,13 @@ from forty2.data.holding_out import FEWEST, hold_out, smallest_visible_change
 from forty2.data.messages import plain_turn
 from forty2.data.record_texts import texts_of
 from forty2.data.records import Chat, Record, Text
-from forty2.errors import DataError, first_line
+from forty2.errors import DataError, ModelError, first_line
 from forty2.files import staged_folder
 from forty2.recipe.paths import RECIPE, STARTER, moved
 from forty2.recipe.proposal import BY_INIT, Material, Situation, propose
 from forty2.recipe.reading import load_recipe
+from forty2.run_paths import find_run
+from forty2.runs.archive.entry import is_running
 
 EVAL_PROMPTS = "eval_prompts.json"
 _OURS = {RECIPE, "data", EVAL_PROMPTS}
@@ -98,7 +100,7 @@ def start(folder: Path, files: Files, *, model: str = STARTER, replace: bool = F
         [r for (_, out), rows in sides.items() if out for r in rows],
         [r for (_, out), rows in sides.items() if not out for r in rows],
     )
-    encoder, blocks = _model_at_hand(model)
+    encoder, blocks = _model_at_hand(model, notes)
     with staged_folder(folder) as staged:
         materials = []
         for kind, rows in records.items():
@@ -158,6 +160,11 @@ def _check_free(folder: Path, replace: bool) -> None:
         raise DataError(
             f"{folder}: was written by an earlier forty2 init; name another folder, or give `replace=True` "
             "to write it anew, without the changes that you made in it"
+        )
+    run = find_run(folder)
+    if run is not None and is_running(run):
+        raise DataError(
+            f"{folder}: its run {run} is under way; wait until it ends, or stop it first"
         )
 
 
@@ -275,17 +282,22 @@ def _line(record: Record) -> str:
     return json.dumps(to_row(record), ensure_ascii=False)
 
 
-def _model_at_hand(model: str) -> tuple[object | None, int | None]:
-    """Return the encoder and the number of blocks of a model that needs no download; else None."""
-    from forty2.model.starter import is_fetched
-
-    if not (is_fetched() if model == STARTER else os.path.isdir(os.path.expanduser(model))):
+def _model_at_hand(model: str, notes: list[str]) -> tuple[object | None, int | None]:
+    """Return the encoder and the number of blocks of the starter model, or of a folder; else None."""
+    if model != STARTER and not os.path.isdir(os.path.expanduser(model)):
         return None, None
     from forty2.model.configuration import read_config
     from forty2.model.loading import load_tokenizer, resolve_model
     from forty2.text.encoder import Encoder
 
-    blocks = read_config(resolve_model(model)).get("num_hidden_layers")
+    try:
+        folder = resolve_model(model)
+    except ModelError as error:
+        if model != STARTER:
+            raise
+        notes.append(f"lengths are estimated, since the starter model is not here: {error}")
+        return None, None
+    blocks = read_config(folder).get("num_hidden_layers")
     return Encoder(load_tokenizer(model)), blocks if isinstance(blocks, int) else None
 
 

@@ -72,8 +72,9 @@ class PhaseForecast(NamedTuple):
     shortened: int
     """Rows whose prompt loses its beginning to max_length."""
     median_tokens: int
+    """Tokens of the median sequence; of a pair, its prompt and the longer response."""
     longest_tokens: int
-    """Tokens of the longest sequence: of a pair, its prompt and the longer response."""
+    """Tokens of the longest sequence."""
     steps: int
     exposures: float
     """Average uses of each row, counted."""
@@ -162,6 +163,7 @@ def plan(
         DataError, ModelError, BenchmarkError: as the run would.
     """
     check_installed(recipe.report_to)
+    progress("plan", 0, 1, {"heading": "reading model and data"})
     if recipe.benchmark is not None:
         load_tasks(recipe.benchmark, recipe.seed)
     template = settings_of(recipe)
@@ -199,6 +201,7 @@ def plan(
             warnings.append(f"disk: {shortage}")
         time = None
         if not quick and peak < memory:
+            progress("plan", 0, 1, {"heading": "timing a few batches"})
             courses = {name: phase.course for name, phase in checked.phases.items()}
             time = time_run(
                 recipe, data, courses, trust_remote_code=trust_remote_code, progress=progress
@@ -262,8 +265,8 @@ def _forecast(
         valid_rows=len(data.valid.rows) if data.valid is not None else 0,
         dropped=len(data.train.dropped),
         shortened=len(data.train.shortened),
-        median_tokens=int(np.median(lengths)),
-        longest_tokens=_longest(rows, lengths),
+        median_tokens=int(np.median(_sequence_lengths(rows, lengths))),
+        longest_tokens=max(_sequence_lengths(rows, lengths)),
         steps=phase_plan.steps,
         exposures=phase_plan.exposures(phase_plan.steps),
         unseen=phase_plan.unseen(),
@@ -315,11 +318,11 @@ def _stored_gb(plan: PhasePlan, rows: Sequence[Any], loaded: LoadedModel) -> flo
     return stored / 1e9
 
 
-def _longest(rows: Sequence[Any], lengths: Sequence[int]) -> int:
-    """Count the tokens of the longest sequence: of a pair, the prompt and the longer response."""
+def _sequence_lengths(rows: Sequence[Any], lengths: Sequence[int]) -> Sequence[int]:
+    """Count the tokens of each row's longest sequence: of a pair, the prompt and the longer response."""
     if isinstance(rows[0], AnyPair):
-        return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
-    return max(lengths)
+        return [len(row.prompt) + max(map(len, row.responses)) for row in rows]
+    return lengths
 
 
 def format_plan(plan: RunForecast) -> str:

@@ -103,7 +103,7 @@ def test_each_mistake_is_named(tmp_path: Path, change: tuple[str, str], complain
         (("lr: 1e-4", "lr: 1e-4, rank: 8"), "5: phases.sft.rank: belongs to adapter, not to sft"),
         (
             ("name: mine", "name: mine\nlr: 1e-4"),
-            "3: lr: belongs to cpo, dpo, kto, orpo, sft and simpo, not to the recipe",
+            "3: lr: is a key of phases, phases.NAME.lr",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from support.recipes import GOOD, problems, write
 
+from forty2.errors import RecipeError
 from forty2.recipe.reading import load_recipe, to_yaml
 
 
@@ -63,6 +64,11 @@ def test_an_override_of_no_phase_says_which_there_are(
 ) -> None:
     (problem,) = problems(tmp_path, GOOD, override)
     assert problem.endswith(f": phases.{hint}")
+
+
+def test_a_text_in_place_of_a_list_is_refused_as_a_whole() -> None:
+    with pytest.raises(RecipeError, match=r"`overrides`: should be a list: \['seed=1'\]"):
+        load_recipe("forty2-spark", "seed=1")
 
 
 def test_overrides_can_add_a_whole_phase(tmp_path: Path) -> None:

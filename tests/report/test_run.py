@@ -367,7 +367,7 @@ def test_two_reports_of_one_run_are_the_same_bytes(run: Path) -> None:
 
 def test_a_run_without_some_of_its_phases_says_so_and_how_to_go_on(run: Path) -> None:
     sentence = "This run is not finished. Still to be trained: dpo."
-    assert all(sentence in text and "Resume it" in text for text in documents(run))
+    assert all(sentence in text and "add resume to the command" in text for text in documents(run))
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     del recipe["phases"]["dpo"]
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))

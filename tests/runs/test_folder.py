@@ -68,20 +68,26 @@ def test_metrics_are_whole_lines_and_can_be_rewound(tmp_path: Path) -> None:
         ]
 
 
-def test_times_outlive_a_kill_and_a_resume_but_not_a_refused_start(tmp_path: Path) -> None:
-    def open_() -> RunFolder:
-        return RunFolder.open(tmp_path / "run", "", PROVENANCE, resume=True)
+def test_times_outlive_a_kill_and_a_resume_but_not_another_beginning(tmp_path: Path) -> None:
+    def open_(recipe: str = "", resume: bool = True) -> RunFolder:
+        return RunFolder.open(tmp_path / "run", recipe, PROVENANCE, resume=resume)
 
     with open_() as run:
+        run.log_time({"stage": "reading", "seconds": 9.0})
+    with open_(resume=False) as run:
+        assert run.notice is None and not read_times(run.path)
         run.log_time({"stage": "reading", "seconds": 1.0})
-    with open_() as run:  # nothing was trained: the run begins anew
+    with open_("steps: 2") as run:
+        assert run.notice is not None and "begins anew" in run.notice
+    with open_("steps: 2") as run:
+        assert run.notice is None
         run.log({"phase": "sft", "step": 1})
         run.log_time({"stage": "training sft", "seconds": 2.0})
         with (run.path / "times.jsonl").open("a") as file:
             file.write('{"stage": "tra')  # killed
-    with open_() as run:
+    with open_("steps: 2") as run:
         run.log_time({"stage": "training sft", "seconds": 3.0})
-        assert [record["seconds"] for record in read_times(run.path)] == [2.0, 3.0]
+        assert [record["seconds"] for record in read_times(run.path)] == [1.0, 2.0, 3.0]
 
 
 def test_a_run_that_died_before_it_began_can_be_started(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from forty2.data.formats import read_records
 from forty2.errors import DataError, Forty2Error
 from forty2.recipe.reading import load_recipe
 from forty2.runs import inputs
+from forty2.runs.folder import try_lock
 from forty2.runs.new_recipe import Files, start
 from forty2.runs.planning import plan
 
@@ -109,6 +111,26 @@ def test_what_is_there_is_not_written_over(here: Path) -> None:
     Path("shop/recipe.yaml").write_text("version: 1\n")
     with pytest.raises(DataError, match="was not written by forty2 init"):
         start(Path("shop"), ALL, model="model", replace=True)
+
+
+def test_the_rows_of_a_run_under_way_are_not_replaced(here: Path) -> None:
+    start(Path("shop"), ALL, model="model")
+    run = here / "adapters" / "shop"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    lock = try_lock(run / "run.lock")
+    assert lock is not None
+    lock.write(f"process {os.getpid()} since now")
+    lock.flush()
+    with lock, pytest.raises(DataError, match="shop: its run adapters/shop is under way; wait"):
+        start(Path("shop"), ALL, model="model", replace=True)
+    start(Path("shop"), ALL, model="model", replace=True)
+
+
+def test_the_plan_measures_a_pair_in_one_way(here: Path) -> None:
+    start(Path("shop"), ALL, model="model")
+    for phase in plan(load_recipe("shop"), quick=True).phases:
+        assert phase.median_tokens <= phase.longest_tokens
 
 
 def test_a_failure_leaves_nothing(here: Path) -> None:

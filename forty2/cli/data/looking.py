@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def _echo_rows(rows: Sequence[tuple[str, Sequence[Section]]]) -> None:
 
 
 def _paint(text: str, role: str) -> str:
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return {"supervised": f"«{text}»", "cut": f"~~{text}~~"}.get(role, text)
     return click.style(
         text,
