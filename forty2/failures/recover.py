@@ -119,6 +119,11 @@ def recover_failures(
     make_folder(work)
     one, _ = with_same_questions(one, work)
     check_draws(one, settings.seeds)
+    if model.adapter is not None:
+        warnings.append(
+            "what it costs elsewhere is measured against the model without its adapter, so that what the "
+            "adapter had cost before is part of it"
+        )
     begun = _begin(folder, one, original, settings, judge, resume=resume)
     if begun is not None:
         return begun
