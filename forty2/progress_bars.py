@@ -6,7 +6,6 @@ warnings stay. In a pipe or a file there is no bar, but a line now and then wher
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import NoReturn, Self
 from tqdm import tqdm
 
 from forty2.progress import is_watched
-from forty2.text_layout import fit, terminal_width
+from forty2.text_layout import fit, may_colour, terminal_width
 
 _SECONDS = 10.0
 """Seconds between the lines about a stage where no bar can be drawn."""
@@ -125,8 +124,7 @@ class Bars:
         return "  " if self._headed else ""
 
     def _bold(self, text: str) -> str:
-        plain = not self._terminal or "NO_COLOR" in os.environ
-        return text if plain else f"\x1b[1m{text}\x1b[0m"
+        return f"\x1b[1m{text}\x1b[0m" if may_colour(sys.stderr) else text
 
     def _write(self, line: str) -> None:
         """Write a line that no bar overwrites."""

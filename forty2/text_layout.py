@@ -27,6 +27,11 @@ _COLUMNS = 80
 """Width of a terminal that does not say its own."""
 
 
+def may_colour(stream: TextIO) -> bool:
+    """Return whether a stream shows colours: a terminal, with no `NO_COLOR` (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
 def terminal_width(stream: TextIO) -> int | None:
     """Return the width of the terminal that a stream writes to; None: it is a file or a pipe.
 

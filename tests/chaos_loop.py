@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chaos import Killer, contents, in_child, make_inputs_in_child, torn_files
+from chaos import Ended, Killer, contents, in_child, make_inputs_in_child, torn_files
 from support.chat_server import Reply, said, server
 from support.failure_folder import topic_text
 
@@ -134,7 +134,7 @@ class Chaos:
     def __init__(self, place: Path, url: str, log: Path, models: Path) -> None:
         self._place, self._url, self._log, self._models = place, url, log, models
 
-    def start(self, folder: Path, killer: Killer) -> Any:
+    def start(self, folder: Path, killer: Killer) -> Ended:
         """Run a loop in a child, or go on with it."""
         (folder / "cache").mkdir(parents=True, exist_ok=True)
         if not (folder / "cache" / "models").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -57,3 +58,5 @@ def main() -> None:
     forty2 chat shop               talk to the model
     forty2 runs                    find your runs again
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False

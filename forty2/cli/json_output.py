@@ -212,7 +212,8 @@ SCHEMAS: Mapping[str, Schema] = {
             "replies": "their number, how many stopped, how many failed and were cut, and their tokens",
             "by": "number of verdicts by verifier and by judge",
             "unscored": "number of unscored replies by reason",
-            "judged": "requests, agreement, and verdicts that another threshold would change, or null",
+            "judged": "requests, agreement, verdicts that another threshold would change, `tokens` and `cost`; null "
+            "without a judge",
         },
     ),
     "failures.generate": Schema(

@@ -184,8 +184,12 @@ def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: se
         if len(errors) == 1:
             raise errors[0]
         all_tried = not records and len(errors) == _TRIED_ROWS
-        others = f"as are the {len(errors) - 1} rows after it" if all_tried else ""
-        raise DataError(f"{errors[0]} ({others or f'the first of {len(errors):,} bad rows'})")
+        others = (
+            f"and the {len(errors) - 1} rows after it are bad, too"
+            if all_tried
+            else f"the first of {len(errors):,} bad rows"
+        )
+        raise DataError(f"{errors[0]} ({others})")
     if not records:
         raise no_rows(file)
     return KindRows(records, errors)

@@ -164,6 +164,13 @@ class Asker:
             raise self._error
         return [self._partial[request.key] for request in requests[:answers]]
 
+    def costs(self) -> JsonObject:
+        """Return the tokens of all answers so far, how many of them are estimated, and their price."""
+        return {
+            "tokens": {**self.spent._asdict(), "estimated": self.estimated},
+            "cost": self._limits.price(self.spent),
+        }
+
     def _send(self, request: Request) -> bool:
         """Begin a request as soon as limits and budget allow; return whether they did."""
         if self.ended:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.benchmark.stats import wilson
 from forty2.errors import DataError, Forty2Error, RunError
-from forty2.failures.asking import Limits, open_asker
+from forty2.failures.asking import Limits
 from forty2.failures.checking import check_permission, verify
 from forty2.failures.folder import (
     FOUND,
@@ -37,7 +37,7 @@ from forty2.failures.folder import (
 from forty2.failures.judging import (
     Scoring,
     ToScore,
-    ask_for_scores,
+    ask_judge,
     judge_figures,
     judge_lines,
     judged,
@@ -196,30 +196,18 @@ def answer_and_judge(
             reason = "no verifier, and no judge was named"
             verdicts[one.id] = StoredVerdict(one.id, "unscored", "judge", None, reason)
         return Answered(_figures(items, replies, verdicts), replies, verdicts, made, seconds)
-    with open_asker(
-        judge,
-        partial,
-        stage="judge",
-        seed=_JUDGE_SEED,
-        temperature=how.temperature,
-        max_tokens=how.max_tokens,
-        limits=settings.limits,
-        progress=progress,
-    ) as asker:
-        asked = ask_for_scores(asker, left, how.repeats)
-    if asker.ended:
+    asked = ask_judge(
+        judge, left, how, partial, seed=_JUDGE_SEED, limits=settings.limits, progress=progress
+    )
+    if not asked.complete:
         raise RunError(
-            f"the budget for the judge has ended, after {len(asked):,} of {len(left):,} replies; raise it, "
-            "and give the same command again: no answer is lost"
+            f"the budget for the judge has ended, after {len(asked.answers):,} of {len(left):,} replies; "
+            "raise it, and give the same command again: no answer is lost"
         )
-    for key, answers in asked.items():
+    for key, answers in asked.answers.items():
         verdicts[key] = judged(key, answers, how.at_least)
     figures = _figures(items, replies, verdicts)
-    figures["judged"] = {
-        **judge_figures(asked, how),
-        "tokens": {**asker.spent._asdict(), "estimated": asker.estimated},
-        "cost": settings.limits.price(asker.spent),
-    }
+    figures["judged"] = {**judge_figures(asked.answers, how), **asked.costs}
     return Answered(figures, replies, verdicts, made, seconds)
 
 

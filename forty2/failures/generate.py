@@ -168,7 +168,8 @@ def generate(
     if dry_run:
         expected = None if model is None else _expected(targets, seed, settings, limits)
         sentence = sentence or f"{size:,} rows for the worse clusters, and as many at random."
-        return _record(header, targets, notes, sentence, [], None, limits) | {"estimate": expected}
+        record = _record(header, targets, notes, sentence, [], None, limits)
+        return {**record, "estimate": expected}
     if out.exists() and (before := read_if_same(out, header, "made"))["complete"]:
         return before
     with PartialResults.open(out, header, resume=True) as partial, contextlib.ExitStack() as stack:
@@ -293,7 +294,7 @@ def _record(
             "strata": dict(sorted(Counter(row.stratum for row in kept if row.arm == arm).items())),
         }
     ended = asker is not None and asker.ended
-    spent = asker.spent if asker is not None else Tokens()
+    nothing = {"tokens": {**Tokens()._asdict(), "estimated": 0}, "cost": None}
     return {
         **header,
         "sentence": sentence or _sentence(arms, ended, limits),
@@ -301,8 +302,7 @@ def _record(
         "arms": arms,
         "targets": [target.figures() for target in targets],
         "notes": list(notes),
-        "tokens": {**spent._asdict(), "estimated": asker.estimated if asker is not None else 0},
-        "cost": limits.price(spent) if asker is not None else None,
+        **(asker.costs() if asker is not None else nothing),
         "estimate": None,
         "generated_sha256": None,
     }

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from forty2.benchmark.judge import agreement
+from forty2.benchmark.partial_results import PartialResults
 from forty2.data.record_texts import text_of
 from forty2.data.records import Message
-from forty2.failures.asking import Asker, Request
+from forty2.failures.asking import Limits, Request, open_asker
+from forty2.failures.chat_models import ChatModel
 from forty2.failures.folder import StoredVerdict
 from forty2.files import JsonObject
+from forty2.progress import Progress
 
 LEAST, MOST = 1, 10
 """Smallest and largest score."""
@@ -86,22 +89,53 @@ def judge_prompt(messages: Sequence[Message], reference: str | None, reply: str)
     return TEMPLATE.format(prompt=text_of(messages), reference=right, reply=reply)
 
 
-def ask_for_scores(
-    asker: Asker, replies: Sequence[ToScore], repeats: int
-) -> dict[str, list[JsonObject]]:
-    """Return the judge's answers to each reply, by id; none of a reply that the budget left out in part.
+class Asked(NamedTuple):
+    """What a judge answered."""
+
+    answers: dict[str, list[JsonObject]]
+    """To each reply, by its id; none to a reply that the budget left out in part."""
+    complete: bool
+    """Whether the budget was enough for all."""
+    costs: JsonObject
+    """`tokens` and `cost`."""
+
+
+def ask_judge(
+    judge: ChatModel,
+    replies: Sequence[ToScore],
+    how: Scoring,
+    partial: PartialResults,
+    *,
+    seed: int,
+    limits: Limits,
+    progress: Progress,
+) -> Asked:
+    """Ask a judge for its scores of replies; what `partial` holds already is not asked again.
 
     Raises:
-        BenchmarkError: the judge does not work at all.
+        BenchmarkError: the judge does not work at all; what it answered is stored.
+        ServeError: a local judge cannot be loaded.
     """
+    repeats = how.repeats
     requests = [
         Request(f"judge/{one.id}/{n}", judge_prompt(one.messages, one.reference, one.reply))
         for one in replies
         for n in range(repeats)
     ]
-    answers = asker.ask(requests)
+    with open_asker(
+        judge,
+        partial,
+        stage="judge",
+        seed=seed,
+        temperature=how.temperature,
+        max_tokens=how.max_tokens,
+        limits=limits,
+        progress=progress,
+    ) as asker:
+        answers = asker.ask(requests)
     whole = [answers[n * repeats : (n + 1) * repeats] for n in range(len(answers) // repeats)]
-    return {one.id: own for one, own in zip(replies, whole, strict=False)}
+    by_id = {one.id: own for one, own in zip(replies, whole, strict=False)}
+    return Asked(by_id, not asker.ended, asker.costs())
 
 
 def scores_of(asked: Sequence[JsonObject]) -> list[float | None]:

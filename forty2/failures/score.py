@@ -9,7 +9,6 @@ Each check and each answer is a line in the journal `accepted.json.part`, and th
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.errors import printable
-from forty2.failures.asking import Asker, Limits, open_asker
+from forty2.failures.asking import Limits
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.checking import check_permission, verify
 from forty2.failures.examples import (
@@ -30,9 +29,10 @@ from forty2.failures.examples import (
 )
 from forty2.failures.folder import StoredReply, StoredVerdict, json_line, read_if_same
 from forty2.failures.judging import (
+    Asked,
     Scoring,
     ToScore,
-    ask_for_scores,
+    ask_judge,
     judge_figures,
     judge_lines,
     judged,
@@ -96,44 +96,33 @@ def score(
     out = folder / ABOUT_ACCEPTED
     if out.exists() and (before := read_if_same(out, header, "scored"))["complete"]:
         return before
-    with PartialResults.open(out, header, resume=True) as partial, contextlib.ExitStack() as stack:
+    with PartialResults.open(out, header, resume=True) as partial:
         checked = [
             (verifiers[row.id], StoredReply(row.id, row.reply, True, 0))
             for row in rows
             if row.verifier is not None
         ]
         verdicts = verify(checked, partial, progress)
-        asker = None
-        asked: dict[str, list[JsonObject]] = {}
+        asked = Asked({}, True, {"tokens": None, "cost": None})
         if judge is not None:
-            asker = stack.enter_context(
-                open_asker(
-                    judge,
-                    partial,
-                    stage="judge",
-                    seed=seed,
-                    temperature=how.temperature,
-                    max_tokens=how.max_tokens,
-                    limits=limits,
-                    progress=progress,
-                )
-            )
             left = [
                 ToScore(row.id, row.messages, row.reference, row.reply)
                 for row in rows
                 if row.verifier is None
             ]
-            asked = ask_for_scores(asker, left, repeats)
+            asked = ask_judge(
+                judge, left, how, partial, seed=seed, limits=limits, progress=progress
+            )
         for row in rows:
-            if row.id in asked:
-                verdicts[row.id] = judged(row.id, asked[row.id], at_least)
+            if row.id in asked.answers:
+                verdicts[row.id] = judged(row.id, asked.answers[row.id], at_least)
             elif row.id not in verdicts:
                 reason = "no verifier, and no judge was named" if judge is None else _ENDED
                 verdicts[row.id] = StoredVerdict(row.id, "unscored", "judge", None, reason)
         _write(folder / ACCEPTED, rows, verdicts)
         record = {**header, **_figures(rows, verdicts, at_least)}
-        record["judged"] = judge_figures(asked, how) if judge is not None else None
-        record |= _costs(asker, limits)
+        record["judged"] = judge_figures(asked.answers, how) if judge is not None else None
+        record |= {"complete": asked.complete, **asked.costs}
         record["accepted_sha256"] = file_sha256(folder / ACCEPTED)
         if record["complete"]:
             partial.finish(record)
@@ -186,16 +175,6 @@ def _figures(
             for number in sorted(made)
         ],
         "by": {name: by[name] for name in ("verifier", "judge")},
-    }
-
-
-def _costs(asker: Asker | None, limits: Limits) -> JsonObject:
-    if asker is None:
-        return {"complete": True, "tokens": None, "cost": None}
-    return {
-        "complete": not asker.ended,
-        "tokens": {**asker.spent._asdict(), "estimated": asker.estimated},
-        "cost": limits.price(asker.spent),
     }
 
 

@@ -306,6 +306,8 @@ def _start(path: Path, recipe_yaml: str, provenance: Provenance, *, resume: bool
     """
     before = path / "recipe.yaml"
     changed = resume and before.exists() and before.read_text("utf-8") != recipe_yaml
+    record = path / "run.json"
+    began = read_json(record).get("started") if resume and record.exists() else None
     shutil.rmtree(path / "data", ignore_errors=True)
     for name in (
         "data.json",
@@ -321,12 +323,12 @@ def _start(path: Path, recipe_yaml: str, provenance: Provenance, *, resume: bool
     from_run = os.path.relpath(provenance.model_path, path)
     started = {
         "version": VERSION,
-        "started": now(),
+        "started": began or now(),
         "whole_epochs": True,
         **provenance.to_json(),
         "model_from_run": from_run,
     }
-    write_json(path / "run.json", started)
+    write_json(record, started)
     if not changed:
         return None
     return (

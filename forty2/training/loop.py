@@ -68,9 +68,6 @@ class Training:
     """The processes that train this phase together, each with a model and checkpoints of its own."""
 
 
-_STOPPING = {"notice": "stopping when this step or evaluation is done; once more ends it at once"}
-
-
 class Trained(NamedTuple):
     """The outcome of a phase."""
 
@@ -99,7 +96,7 @@ def train(training: Training) -> Trained:
     mx.reset_peak_memory()
     rollback: _Rollback | None = None
     try:
-        with stop_signals(lambda: training.progress(training.name, 0, 1, _STOPPING)) as received:
+        with stop_signals() as received:
             while True:
                 try:
                     return _Attempt(training, rollback).run(received)

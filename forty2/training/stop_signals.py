@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def stop_signals(said: Callable[[], object]) -> Iterator[list[signal.Signals]]:
+def stop_signals() -> Iterator[list[signal.Signals]]:
     """Collect the first SIGINT or SIGTERM in a list; a second one raises KeyboardInterrupt.
-
-    Args:
-        said: called at the first one, to say that it has arrived.
 
     Python allows handlers in the main thread only: in another thread signals keep their effect.
     """
@@ -23,7 +20,6 @@ def stop_signals(said: Callable[[], object]) -> Iterator[list[signal.Signals]]:
         if received:
             raise KeyboardInterrupt
         received.append(signal.Signals(number))
-        said()
 
     with contextlib.ExitStack() as restored:
         if threading.current_thread() is threading.main_thread():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from support.archive import make_run, measured_stage
 from support.cli import forty2
 from support.small_run import make_inputs
+from support.terminal import on_terminal
 
 from forty2.benchmark.stage_tables import table
 from forty2.cli.echo import echo
@@ -115,3 +117,13 @@ def test_warnings_fit_too(
         line = warnings.formatwarning(UserWarning(SENTENCE), UserWarning, "", 0)
     assert capsys.readouterr().err == line
     assert_fits(line, f"warning: {SENTENCE}", 60)
+
+
+def test_rows_are_coloured_on_a_terminal_and_marked_where_colour_is_not_wanted(work: Path) -> None:
+    inputs = work / "inputs"
+    rows = sorted(inputs.rglob("*.jsonl"))[0]
+    command = [sys.executable, "-m", "forty2", "data", "show", str(rows), "--model"]
+    command += [str(inputs / "model"), "--rows", "1"]
+    coloured, plain = (on_terminal(command, 80, NO_COLOR=value) for value in ("", "1"))
+    assert "\x1b[32m" in coloured and "«" not in coloured
+    assert "\x1b[" not in plain and "«" in plain

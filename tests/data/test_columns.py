@@ -131,3 +131,9 @@ def test_a_verdict_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
     table = write(tmp_path / "x.csv", "prompt,completion,label", "a,b,good", "c,d,perhaps")
     with pytest.raises(DataError, match=r"x\.csv:3: label must be true or false"):
         read_kind(table, "thumbs", {}, set())
+
+
+def test_of_a_file_that_is_all_bad_the_rows_that_were_looked_at_are_counted(tmp_path: Path) -> None:
+    bad = ['{"prompt": "q", "completion": ""}'] * 60
+    with pytest.raises(DataError, match=r"x\.jsonl:1: .*\(and the 19 rows after it are bad, too\)"):
+        read_kind(write(tmp_path / "x.jsonl", *bad), "chats", {}, set())

@@ -159,3 +159,14 @@ def test_prices_are_per_million_and_a_budget_in_money_needs_both() -> None:
     for wrong in ({"cost": 1.0}, {"price_in": 1.0}, {"cost": 1.0, "price_out": 1.0}):
         with pytest.raises(DataError, match="`price_in` and `price_out`"):
             Limits(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_was_spent_is_less_for_the_next_step_and_never_below_nothing() -> None:
+    limits = Limits(tokens=100, cost=1.0, price_in=1e4, price_out=2e4, at_once=3)
+    left = limits.less(Tokens(20, 30))
+    assert (left.tokens, left.at_once) == (50, 3)
+    assert left.cost == pytest.approx(1.0 - 0.2 - 0.6)
+    none = limits.less(Tokens(200, 30))
+    assert (none.tokens, none.cost) == (0, 0.0)
+    assert not none.allow(Tokens(1, 0))
+    assert Limits().less(Tokens(5, 5)) == Limits()

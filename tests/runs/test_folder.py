@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -77,8 +78,11 @@ def test_times_outlive_a_kill_and_a_resume_but_not_another_beginning(tmp_path: P
     with open_(resume=False) as run:
         assert run.notice is None and not read_times(run.path)
         run.log_time({"stage": "reading", "seconds": 1.0})
+    record = run.path / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "started": "2026-01-01"}))
     with open_("steps: 2") as run:
         assert run.notice is not None and "begins anew" in run.notice
+        assert json.loads(record.read_text())["started"] == "2026-01-01"
     with open_("steps: 2") as run:
         assert run.notice is None
         run.log({"phase": "sft", "step": 1})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from forty2.cli.data.output import check_file, echo_written, typed_command
 from forty2.cli.echo import echo
 from forty2.cli.json_output import echo_json
 from forty2.errors import DataError
+from forty2.text_layout import may_colour
 
 if TYPE_CHECKING:
     from forty2.data.checks.findings import Finding
@@ -112,7 +112,7 @@ def _echo_rows(rows: Sequence[tuple[str, Sequence[Section]]]) -> None:
 
 
 def _paint(text: str, role: str) -> str:
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    if not may_colour(sys.stdout):
         return {"supervised": f"«{text}»", "cut": f"~~{text}~~"}.get(role, text)
     return click.style(
         text,
