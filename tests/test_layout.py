@@ -43,6 +43,7 @@ COVERED_BY = {
     "failures/proposals.py": "failures/test_generate.py",
     "failures/targets.py": "failures/test_generate.py",
     "failures/teaching.py": "failures/test_generate.py",
+    "failures/elsewhere.py": "failures/test_recover.py",
     "failures/recovery_record.py": "failures/test_recover.py",
     "failures/replies.py": "failures/test_find.py",
     "export/gguf/architecture.py": "export/gguf/test_exporting.py",

@@ -12,6 +12,7 @@ there is, and what training does by itself is in both of the others.
     F/recover/ARM.jsonl          the training rows of an arm
     F/arms/ARM-SEED/             its run with a seed, as any other run
     F/recover/ARM-SEED.json      replies and verdicts on the untouched half; none.json: of the model as it was
+    F/recover/none-elsewhere.json    what else it could do, where it has an adapter
     F/recover.json               the comparison, and the verdict
 
 Everything goes on after a stop, and ends with the same bytes.
@@ -29,6 +30,7 @@ from forty2.errors import RunError
 from forty2.failures.arms import NONE, ORIGINAL_SHARE, ArmRows, read_accepted, write_arms
 from forty2.failures.arms_recipe import FailingModel, from_here, recipe_notes, recipe_of_arms
 from forty2.failures.asking import Limits, Tokens
+from forty2.failures.elsewhere import measure_as_it_was
 from forty2.failures.examples import (
     ABOUT_ACCEPTED,
     ABOUT_GENERATED,
@@ -119,11 +121,6 @@ def recover_failures(
     make_folder(work)
     one, _ = with_same_questions(one, work)
     check_draws(one, settings.seeds)
-    if model.adapter is not None:
-        warnings.append(
-            "what it costs elsewhere is measured against the model without its adapter, so that what the "
-            "adapter had cost before is part of it"
-        )
     begun = _begin(folder, one, original, settings, judge, resume=resume)
     if begun is not None:
         return begun
@@ -131,12 +128,19 @@ def recover_failures(
     warnings += _row_notes(rows, settings.original)
     trained = _train(folder, one, rows.files, settings, progress)
     warnings += _step_notes(trained)
-    test = _Test(
-        folder, one, model, untouched, retest, judge, settings, _template(trained), progress
-    )
+    template = _template(trained)
+    test = _Test(folder, one, model, untouched, retest, judge, settings, template, progress)
     retested = test.all(trained)
+    before = measure_as_it_was(
+        work,
+        one,
+        model,
+        template,
+        trust_remote_code=settings.trust_remote_code,
+        progress=progress,
+    )
     record = build_record(
-        folder, one, model, settings.seeds, rows, trained, retested, untouched, warnings
+        folder, one, model, settings.seeds, rows, trained, retested, before, untouched, warnings
     )
     write_json(folder / RECOVERED, record)
     return record

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from forty2.failures.arms import NONE, ArmRows
 from forty2.failures.arms_recipe import FailingModel
+from forty2.failures.elsewhere import costs_elsewhere
 from forty2.failures.examples import ACCEPTED, ARMS, Arm
 from forty2.failures.folder import Item, about_testset
 from forty2.files import JsonObject, file_sha256, read_json
@@ -16,7 +17,6 @@ from forty2.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from forty2.benchmark.results import Stage
-    from forty2.benchmark.verdict import CostChange
 
 
 class TrainedArm(NamedTuple):
@@ -41,6 +41,7 @@ def build_record(
     rows: ArmRows,
     trained: Mapping[Arm, Mapping[int, TrainedArm]],
     retested: Mapping[str, JsonObject],
+    before: Stage | None,
     untouched: Sequence[Item],
     warnings: Sequence[str],
 ) -> JsonObject:
@@ -49,6 +50,7 @@ def build_record(
     Args:
         trained: runs by arm and seed.
         retested: replies and verdicts on the untouched half, by `none` or ARM-SEED.
+        before: the model as it was, measured elsewhere; None: it is the base of the runs.
     """
     from forty2.benchmark.stats import LEVEL, RESAMPLES, SEED
     from forty2.failures.recovery_verdict import judge_recovery
@@ -57,7 +59,14 @@ def build_record(
         arm: [retested[f"{arm}-{seed}"] for seed in seeds] for arm in ARMS
     }
     by_arm[NONE] = [retested[NONE]]
-    costs = {arm: _costs(list(runs.values()), recipe) for arm, runs in trained.items()}
+    costs = {
+        arm: costs_elsewhere(
+            [before or run.base for run in runs.values()],
+            [run.last for run in runs.values()],
+            recipe,
+        )
+        for arm, runs in trained.items()
+    }
     passed = {arm: [_passed(one) for one in found] for arm, found in by_arm.items()}
     judged = judge_recovery(untouched, passed, costs["targeted"])
     run = read_json(next(iter(trained["targeted"].values())).path / "run.json")
@@ -120,19 +129,6 @@ def _summed(parts: Sequence[JsonObject]) -> JsonObject:
     }
     scored = sum(counts["pass"]) + sum(counts["fail"])
     return {**counts, "pass_rate": sum(counts["pass"]) / scored if scored else None}
-
-
-def _costs(runs: Sequence[TrainedArm], recipe: Recipe) -> tuple[CostChange, ...]:
-    """Judge the loss in general of an arm over its seeds, by the recipe's margins.
-
-    All that the recipe's benchmarks measure counts: what the arms are taught for is measured apart.
-    """
-    from forty2.runs.seed_statistics import costs_over_seeds
-
-    assert recipe.benchmark is not None
-    return costs_over_seeds(
-        [run.base for run in runs], [run.last for run in runs], recipe.benchmark
-    )
 
 
 def format_recovery(record: JsonObject) -> str:

@@ -21,6 +21,7 @@ from support.recovery import (
     write_accepted,
 )
 
+from forty2.benchmark.stages import read_stage
 from forty2.errors import DataError, Forty2Error, RecipeError, RunError
 from forty2.failures import find as find_module
 from forty2.failures import recover as recover_module
@@ -133,6 +134,22 @@ def test_what_training_costs_elsewhere_is_measured(done: Loop) -> None:
     record = record_of(done.folder)
     for arm in ("targeted", "random"):
         assert "plain facts:" in {cost["name"] for cost in record["costs"][arm]}
+
+
+def test_what_an_adapter_had_cost_before_is_no_cost_of_the_arms(
+    done: Loop, before: Loop, tmp_path: Path
+) -> None:
+    run = done.folder / "arms" / "targeted-1"
+    loop = make_loop(tmp_path / "F", Path(before.model).parent, run=run)
+    with contextlib.chdir(tmp_path):
+        record = recover_failures("F", loop.recipe, settings=TWO, overrides=["benchmark.n=40"])
+    base = read_stage(loop.folder / "arms" / "random-1" / "benchmarks" / "base.json")["perplexity"]
+    as_it_was = read_stage(loop.folder / "recover" / "none-elsewhere.json")["perplexity"]
+    assert base.adapter is None and as_it_was.adapter == str(run)
+    assert base.figures["perplexity"] != as_it_was.figures["perplexity"]
+    for arm in ("targeted", "random"):
+        (cost,) = [one for one in record["costs"][arm] if "perplexity" in one["name"]]
+        assert float(cost["before"]) == pytest.approx(as_it_was.figures["perplexity"], rel=0.01)
 
 
 # --- stops ----------------------------------------------------------------------------------------

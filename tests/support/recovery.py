@@ -40,8 +40,14 @@ def question(n: int) -> str:
     return f"{WORDS[n % 11]} {n * n + 7} {WORDS[n % 7]} {n} {WORDS[(3 * n) % 13]}?"
 
 
-def make_loop(folder: Path, inputs: Path | None = None, n: int = 24) -> Loop:
-    """Make a test set, find failures and accept rows for both arms."""
+def make_loop(
+    folder: Path, inputs: Path | None = None, n: int = 24, *, run: Path | None = None
+) -> Loop:
+    """Make a test set, find failures and accept rows for both arms.
+
+    Args:
+        run: the run whose failures are found; None: those of the model without adapter.
+    """
     mx.random.seed(7)  # the model learns to say what the arms teach, whatever it said before
     inputs = inputs or make_inputs(folder.with_name(f"{folder.name}-inputs"))
     rows = [
@@ -56,7 +62,7 @@ def make_loop(folder: Path, inputs: Path | None = None, n: int = 24) -> Loop:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     strata = {"code": n // 2, "other": n // 2}
     make_testset(folder, TestsetSettings(sources=[str(source)], strata=strata))
-    find_failures(folder, str(inputs / "model"), settings=SHORT)
+    find_failures(folder, str(run or inputs / "model"), settings=SHORT)
     accept(folder, 8, 8)
     recipe = folder.with_name("arms.yaml")
     recipe.write_text(RECIPE, "utf-8")
