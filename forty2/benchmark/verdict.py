@@ -39,6 +39,8 @@ _ANSWERS: Mapping[Verdict, Answer] = {
     "tax": "worse",
     "inconclusive": "cannot tell",
 }
+_MORE_DIGITS = 3
+"""Most digits that a small change gets beyond the usual ones."""
 _WORDS: Mapping[Answer, Verdict] = {
     "none": "no tax",
     "worse": "tax",
@@ -173,18 +175,21 @@ def costs_of(
             if task == STYLE or (task == "behaviour" and not name.endswith("right")):
                 continue  # what training is for, or not: no ability that could be lost
             change = metrics[name]
+            values, digits, unit = (change.before, change.after), 3, "f"
             if task == "perplexity":
-                before, after = (f"{math.exp(-x):.1f}" for x in (change.before, change.after))
+                values, digits = (math.exp(-change.before), math.exp(-change.after)), 1
                 where, metric, margin = "neutral text", " perplexity", math.log(cost.perplexity)
             elif task == "behaviour":
-                before, after = f"{change.before:.0%}", f"{change.after:.0%}"
+                digits, unit = 0, "%"
                 where, metric, margin = "plain facts", "", cost.facts
             else:
-                before, after = f"{change.before:.3f}", f"{change.after:.3f}"
                 where, metric = task_class(task).label(), f" {shown_metric(name)}"
                 margin = cost.tasks.get(task, cost.other)
             judgement = verdict(Interval(change.low, change.high), margin, change.n)
             answer, better = _ANSWERS[judgement], judgement == "gain"
+            if better or answer == "worse":
+                digits = _digits(digits, *values, scale=100 if unit == "%" else 1)
+            before, after = (f"{value:.{digits}{unit}}" for value in values)
             named = f"{where}:{metric}"
             costs.append(CostChange(where, named, before, after, change.n, margin, answer, better))
     return tuple(costs)
@@ -261,14 +266,15 @@ def _held_out(changes: Mapping[str, JudgedChange], single: Collection[str]) -> s
         if change.verdict in ("inconclusive", "no tax"):
             clauses.setdefault(change.verdict, []).append(f"{change.n:,} {items}")
             continue
+        before, after, low, high = change.before, change.after, change.low, change.high
         if name == "chat loss":
-            moved = f"{change.before:.2f} → {change.after:.2f} nats a token"
-            moved += f" (95% interval of the change {change.low:+.2f} to {change.high:+.2f})"
+            d = _digits(2, before, after, low, high)
+            moved = f"{before:.{d}f} → {after:.{d}f} nats a token"
+            moved += f" (95% interval of the change {low:+.{d}f} to {high:+.{d}f})"
         else:
-            moved = (
-                f"{change.before:.0%} → {change.after:.0%} ({100 * change.difference:+.0f} points, "
-            )
-            moved += f"95% interval {100 * change.low:+.0f} to {100 * change.high:+.0f})"
+            d = _digits(0, before, after, low, high, scale=100)
+            moved = f"{before:.{d}%} → {after:.{d}%} ({100 * change.difference:+.{d}f} points, "
+            moved += f"95% interval {100 * low:+.{d}f} to {100 * high:+.{d}f})"
         clauses.setdefault(change.verdict, []).append(f"{what} {change.n:,} {items} {moved}")
     parts = []
     if "gain" in clauses:
@@ -290,13 +296,24 @@ def _benefit(questions: str, benefit: Verdict, changes: Mapping[str, JudgedChang
         return f"{items} of {questions} {'is' if n == 1 else 'are'} too few to tell"
     if benefit == "no tax":
         return f"no measurable change on {questions}"
-    moved = ", ".join(
-        f"{name} {change.before:.3f} → {change.after:.3f} ({change.difference:+.3f}, 95% interval "
-        f"{change.low:+.3f} to {change.high:+.3f})"
-        for name, change in changes.items()
-        if change.verdict == benefit
-    )
-    return f"{'better' if benefit == 'gain' else 'worse'} on {questions}: {moved}"
+    moved = []
+    for name, change in changes.items():
+        if change.verdict == benefit:
+            d = _digits(3, change.before, change.after, change.low, change.high)
+            moved.append(
+                f"{name} {change.before:.{d}f} → {change.after:.{d}f} ({change.difference:+.{d}f}, 95% "
+                f"interval {change.low:+.{d}f} to {change.high:+.{d}f})"
+            )
+    return f"{'better' if benefit == 'gain' else 'worse'} on {questions}: {', '.join(moved)}"
+
+
+def _digits(least: int, before: float, after: float, *ends: float, scale: float = 1) -> int:
+    """Return the digits after the point with which a change is no equality, and no end of its interval zero."""
+    for digits in range(least, least + _MORE_DIGITS):
+        differs = round(scale * before, digits) != round(scale * after, digits)
+        if differs and all(round(scale * end, digits) for end in ends):
+            return digits
+    return least + _MORE_DIGITS
 
 
 def _cost(costs: Sequence[CostChange]) -> str:

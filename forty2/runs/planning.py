@@ -46,7 +46,7 @@ from forty2.training.schedule import PhasePlan
 
 _COLUMNS = (
     *("phase", "kind", "rows", "valid", "tokens", "longest", "steps", "seen", "evals", "saves"),
-    *("memory", "disk"),
+    *("memory", "states"),
 )
 _STEPS_SEEN = 200
 """Steps of a phase whose batches are looked at, to find the largest one."""
@@ -335,7 +335,8 @@ def format_plan(plan: RunForecast) -> str:
         "",
         *text_table_lines([_COLUMNS, *map(_cells, plan.phases)]),
         "",
-        f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}",
+        f"in GB; memory: about {plan.peak_memory_gb:.2f} of {plan.machine_memory_gb:.1f}; states: "
+        "stored on disk while a phase trains",
         *_disk_lines(plan.disk),
         *_time_lines(plan),
     ]

@@ -278,3 +278,16 @@ def test_what_it_cost_is_named_worst_first(costs: tuple[CostChange, ...], said: 
     assert sentence("truthfulqa", "ours", "no tax", {}, costs) == (
         f"No measurable change on ours; {said}."
     )
+
+
+def test_a_change_that_is_called_one_never_looks_like_none() -> None:
+    fields = {"stderr": 0.0, "detectable": None, "better": 0, "worse": 0, "p": 0.0, "p_holm": 0.0}
+    tiny = Change(3.8638, 3.8602, -0.0036, -0.0048, -0.0024, n=42, verdict="gain", **fields)  # type: ignore[arg-type]
+    share = Change(0.6214, 0.6236, 0.0022, 0.0004, 0.0041, n=4000, verdict="gain", **fields)  # type: ignore[arg-type]
+    changes = {"chat loss": tiny, "pairs right": share}
+    said = sentence(HELD_OUT, "", "gain", changes, ())
+    assert "3.864 → 3.860 nats a token (95% interval of the change -0.005 to -0.002)" in said
+    assert "62.14% → 62.36% (+0.22 points, 95% interval +0.04 to +0.41)" in said
+    slight = texts(42.81, 42.79)
+    (cost,) = costs_of({"p": slight}, {"perplexity": TaskChange(("p",), "gain")}, HELD_OUT, Cost())
+    assert cost.answer == "none" and (cost.before == cost.after) != cost.better
