@@ -13,8 +13,10 @@ from forty2.files import JsonObject
 from forty2.inference.generation import generate_replies
 from forty2.model.loading import LoadedModel
 from forty2.model.surgery import evaluating
+from forty2.progress import Progress, silent
 from forty2.text.rows import Exchange
 
+_STAGE = "replies"
 SPOT_TOKENS = 16
 """Longest reply to a prompt of the rows."""
 
@@ -34,14 +36,26 @@ class Probed(NamedTuple):
     """Sentences about tags that are in no reply that should hold them."""
 
 
-def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TOKENS) -> Probed:
+def probe(
+    loaded: LoadedModel,
+    prompts: EvalPrompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    progress: Progress = silent,
+) -> Probed:
     """Ask a model that is in training, without an effect on the training.
 
     Raises:
         BenchmarkError: a prompt does not fit the model, or its scores are not finite.
     """
     task = EvalPromptsTask(prompts=prompts.file, max_tokens=max_tokens)
-    records = task.score(loaded, prompts, PartialResults.in_memory(), lambda *_: None)
+    progress(_STAGE, 0, len(prompts.items), {})
+    records = task.score(
+        loaded,
+        prompts,
+        PartialResults.in_memory(),
+        lambda done, total, _: progress(_STAGE, done, total, {}),
+    )
     figures = task.figures(task.items(records))
     buckets = {f"passed_{name}": part["passed"] for name, part in figures["buckets"].items()}
     shares = {"passed": figures["passed"], **buckets, "stopped": figures["stop_rate"]}
@@ -51,7 +65,9 @@ def probe(loaded: LoadedModel, prompts: EvalPrompts, *, max_tokens: int = MAX_TO
     )
 
 
-def check_replies(loaded: LoadedModel, exchanges: Sequence[Exchange]) -> Faults:
+def check_replies(
+    loaded: LoadedModel, exchanges: Sequence[Exchange], progress: Progress = silent
+) -> Faults:
     """Find the faults of greedy replies to the prompts of a few rows.
 
     Args:
@@ -59,7 +75,12 @@ def check_replies(loaded: LoadedModel, exchanges: Sequence[Exchange]) -> Faults:
     """
     tags, prompts = Tags(loaded.tokenizer), [one.prompt for one in exchanges]
     with evaluating(loaded.model, restore_random=True):
-        replies = dict(generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS))
+        made = generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS)
+        progress(_STAGE, 0, len(prompts), {})
+        replies = {}
+        for n, reply in made:
+            replies[n] = reply
+            progress(_STAGE, len(replies), len(prompts), {})
     records: list[JsonObject] = []
     for n, (prompt, answer) in enumerate(exchanges):
         ids, stopped = replies[n].ids, replies[n].stopped

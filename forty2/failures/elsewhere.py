@@ -63,7 +63,7 @@ def measure_as_it_was(
         trust_remote_code=trust_remote_code,
     )
     key = with_tags(model_sha256(base.path), recipe)
-    logps = base_of(base, key, measurement.n)
+    logps = base_of(base, key, measurement.n, progress)
     loaded = load(model.name, model.adapter, template=template, trust_remote_code=trust_remote_code)
     with PartialResults.open(file, measurement.settings(AS_IT_WAS), resume=True) as partial:
         stage = measure(

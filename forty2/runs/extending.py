@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
 
 from forty2.errors import RunError
-from forty2.files import JsonObject, read_json, write_bytes, write_json, write_text
-from forty2.recipe.differences import differences
+from forty2.files import JsonObject, make_folder, read_json, write_bytes, write_json, write_text
+from forty2.recipe.differences import Difference, differences
 from forty2.report.records import TIMES
 from forty2.run_paths import phase_label
 from forty2.training.checkpoints import find_checkpoints, step_of
@@ -68,9 +68,7 @@ def find_extension(path: Path, before: str, after: str) -> Extension:
             length.
     """
     old, new = _phases(before), _phases(after)
-    begun = [
-        name for n, name in enumerate(old, 1) if steps_done(path, phase_label(n, name)) is not None
-    ]
+    begun = _begun(path, list(old))
     _check_what_has_begun(path, yaml.safe_load(before), yaml.safe_load(after), begun)
     labels = {name: phase_label(number, name) for number, name in enumerate(new, 1)}
     names = list(new)
@@ -117,21 +115,13 @@ def _check_what_has_begun(
     path: Path, before: JsonObject, after: JsonObject, begun: list[str]
 ) -> None:
     """Refuse a change of what a run has done already."""
-    phases = {**(before.get("phases") or {}), **(after.get("phases") or {})}
     order = list(after.get("phases") or {})[: len(begun)]
     if order != begun:
         raise RunError(
             f"{path}: began with the phases {', '.join(begun)}, not {', '.join(order)}; resume with "
             f"{path / 'recipe.yaml'}, or name another `run_dir`"
         )
-    free = [*FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
-    free = [key for key in free if key.removeprefix("phases.") not in begun]
-    free += [f"phases.{name}.{key}" for name in begun for key in (*_LENGTH, *_GATES)]
-    fixed = [
-        found
-        for found in differences(before, after)
-        if not any(f"{found.key}.".startswith(f"{key}.") for key in free)
-    ]
+    fixed = _fixed(before, after, begun)
     if fixed:
         raise RunError(
             f"{path}: was started with another recipe ({'; '.join(map(str, fixed))}). A run that goes on "
@@ -139,6 +129,32 @@ def _check_what_has_begun(
             f"others; resume with {path / 'recipe.yaml'}, or start another run, which can take over "
             f"finished phases that it has in common with this one (`run_dir`, `reuse={path}`)"
         )
+
+
+def _fixed(before: JsonObject, after: JsonObject, begun: Collection[str]) -> list[Difference]:
+    phases = {**(before.get("phases") or {}), **(after.get("phases") or {})}
+    free = [*FREE, *REPORTING, *(f"phases.{name}" for name in phases)]
+    free = [key for key in free if key.removeprefix("phases.") not in begun]
+    free += [f"phases.{name}.{key}" for name in begun for key in (*_LENGTH, *_GATES)]
+    return [
+        found
+        for found in differences(before, after)
+        if not any(f"{found.key}.".startswith(f"{key}.") for key in free)
+    ]
+
+
+def fixed_differences(path: Path, before: JsonObject, after: JsonObject) -> list[Difference]:
+    """Return the differences of a recipe from that of a run which no run can go on with."""
+    return _fixed(before, after, _begun(path, list(before.get("phases") or {})))
+
+
+def _begun(path: Path, phases: Sequence[str]) -> list[str]:
+    """Return the phases of a run that have begun, in their order."""
+    return [
+        name
+        for number, name in enumerate(phases, 1)
+        if steps_done(path, phase_label(number, name)) is not None
+    ]
 
 
 def differs_in_reporting_alone(before: str, after: str) -> bool:
@@ -166,7 +182,8 @@ def complete_extension(path: Path) -> None:
     for label, length in extension.begun_with.items():
         _remove_folder(path / label)
         marker = path / "work" / label / BEGUN_WITH
-        if marker.parent.exists() and not marker.exists():
+        if not marker.exists():
+            make_folder(marker.parent)
             write_json(marker, length)
     for label in extension.obsolete:
         for folder in (path / label, path / "work" / label):

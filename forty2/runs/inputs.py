@@ -20,6 +20,7 @@ from forty2.errors import RunError
 from forty2.files import check_free_space, read_json, write_json
 from forty2.model.initial_adapter import attach_initial_adapter, begin_phase, warn_of_other_base
 from forty2.model.loading import LoadedModel, load
+from forty2.progress import Progress
 from forty2.recipe.saved_adapter import read_adapter_file
 from forty2.recipe.tags import tag_settings
 from forty2.run_paths import phase_label
@@ -50,7 +51,7 @@ class PhaseInput:
     settings: Phase
     """Its keys in the recipe."""
     data: PhaseData
-    check_replies: Callable[[], ReplyCheck]
+    check_replies: Callable[[Progress], ReplyCheck]
     """Function that has the model answer prompts, called at each evaluation."""
     measure_drift: Callable[[], Drift]
     """Function that measures the drift from the base on neutral text, called at each evaluation."""
@@ -106,7 +107,7 @@ def read_inputs(
     loaded.tokenizer.eos_token_ids = {*loaded.tokenizer.eos_token_ids, *checked.stop_tokens}
     measure_drift = _never  # the first process measures it for all
     if run.group.first:
-        measure_drift = drift_meter(loaded, run.base_key)
+        measure_drift = drift_meter(loaded, run.base_key, run.progress)
     phases = tuple(
         PhaseInput(
             name,
@@ -201,7 +202,7 @@ def _check_unchanged(path: Path, data: dict[str, PhaseData], must_agree: dict[st
 
 def _reply_check(
     run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
-) -> Callable[[], ReplyCheck]:
+) -> Callable[[Progress], ReplyCheck]:
     """Make the function that has the model answer eval prompts, or else a few rows' prompts.
 
     If the phase chooses by the style of replies, it also answers prompts of the validation rows.
@@ -211,8 +212,8 @@ def _reply_check(
         return check
     prompts = style_prompts(data.valid)
 
-    def check_with_style() -> ReplyCheck:
-        found = check()
+    def check_with_style(progress: Progress) -> ReplyCheck:
+        found = check(progress)
         return found._replace(metrics=found.metrics | measure_replies(loaded, prompts))
 
     return check_with_style
@@ -220,20 +221,20 @@ def _reply_check(
 
 def _fault_check(
     run: RunContext, phase: Phase, loaded: LoadedModel, data: PhaseData
-) -> Callable[[], ReplyCheck]:
+) -> Callable[[Progress], ReplyCheck]:
     """Make the function that answers eval prompts, or a few rows' prompts, and lists faults."""
     if phase.eval_prompts is not None and run.group.first:
         prompts = load_eval_prompts(phase.eval_prompts)
         Asked(loaded, prompts)  # a prompt that does not fit is refused before anything is trained
 
-        def ask() -> ReplyCheck:
-            return ReplyCheck(*probe(loaded, prompts))
+        def ask(progress: Progress) -> ReplyCheck:
+            return ReplyCheck(*probe(loaded, prompts, progress=progress))
 
         return ask
     first = first_exchanges((data.valid or data.train).rows, SEVERAL)
 
-    def check() -> ReplyCheck:
-        faults = check_replies(loaded, first)
+    def check(progress: Progress) -> ReplyCheck:
+        faults = check_replies(loaded, first, progress)
         return ReplyCheck({}, list(faults.replies), "", faults.broken_tags, faults.missing_tags)
 
     return check

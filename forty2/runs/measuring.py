@@ -20,6 +20,7 @@ from forty2.runs.phase_data import PhaseData
 from forty2.runs.records import ContaminationRecord
 
 CONTAMINATION = "contamination.json"
+_OTHER_ROWS = "held-out rows or eval prompts are others than when it was measured, so that they are measured again"
 
 
 class StageMeasurer:
@@ -59,9 +60,20 @@ class StageMeasurer:
         )
         write_json(self._run.path / CONTAMINATION, record.to_json())
 
+    def has_measured(self, stage: str) -> bool:
+        """Return whether a stage is measured, and on the held-out rows as they are now."""
+        file = measurement_path(self._run.path, stage)
+        return file.exists() and self._is_of_rows(read_stage(file))
+
+    def _is_of_rows(self, stage: Stage) -> bool:
+        if self._rows is None:
+            return True
+        held_out = HeldOut(rows=self._rows, base=self._base_logps)
+        return stage.measured(held_out.source(held_out.rows))
+
     def measure_base(self, loaded: LoadedModel) -> Stage:
         """Measure the base model, without an adapter: the other stages are compared with it."""
-        self._base = base_of(loaded, self._run.base_key, self._measurement.n)
+        self._base = base_of(loaded, self._run.base_key, self._measurement.n, self._run.progress)
         stage = self._measure("base", loaded, None)
         if self._rows is not None:
             self._base_logps = base_logps(stage["held_out"])
@@ -85,15 +97,13 @@ class StageMeasurer:
         """Measure a model, or the one in a folder; read the measurement if it was made before."""
         assert self._base is not None
         file = measurement_path(self._run.path, stage)
+        before = read_stage(file) if file.exists() else None
+        if before is not None and self._is_of_rows(before):
+            partial_path(file).unlink(missing_ok=True)
+            return before
         held_out = None
         if self._rows is not None:
             held_out = HeldOut(rows=self._rows, base=self._base_logps)
-        before: Stage | None = None
-        if file.exists():
-            before = read_stage(file)
-            if held_out is None or before.measured(held_out.source(held_out.rows)):
-                partial_path(file).unlink(missing_ok=True)
-                return before
         loaded = loaded or load(
             str(folder), template=TemplateSettings(date=self._run.template.date)
         )
@@ -105,6 +115,7 @@ class StageMeasurer:
         with PartialResults.open(file, settings, resume=True) as partial:
             if before is not None:  # an earlier release, or with other held-out rows
                 assert held_out is not None
+                self._run.progress(stage, 0, 1, {"notice": f"{stage}: {_OTHER_ROWS}"})
                 measured = measure_held_out(
                     before, loaded, held_out, named, partial, self._run.progress
                 )

@@ -13,7 +13,7 @@ from forty2.recipe.overrides import COUNTS_WITHIN_STEPS, LENGTHS
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.runs.context import reread
-from forty2.runs.extending import FREE, JOURNAL, REPORTING
+from forty2.runs.extending import FREE, JOURNAL, REPORTING, fixed_differences
 from forty2.runs.folder import has_results
 
 
@@ -43,10 +43,13 @@ def refuse_missing_settings(
     except RunError:  # said when the run is opened
         return
     after = yaml.safe_load(to_yaml(recipe, path))
+    fixed = fixed_differences(path, before, after)
+    if any(_sets(key, one.key) for key in overridden for one in fixed):
+        return  # refused when the run is opened
     settings = _missing([*differences(before, after)], [*overridden, *REPORTING])
     if settings:
         raise RunError(
-            f"{path}: began with {', '.join(settings)}, which is not set now; to go on as it began: "
+            f"{path}: goes by {', '.join(settings)}, which is not set now; to go on with it: "
             f"`resume=True` {' '.join(f'`overrides={setting}`' for setting in settings)}; to change "
             "it, set the new value with `overrides`"
         )

@@ -246,41 +246,38 @@ def _run(run: RunContext, agenda: Agenda) -> RunResult:
     return result
 
 
-def _tasks(recipe: Recipe, path: Path, only: str | None) -> list[AgendaItem]:
-    """List the stages of a run; its phases' work is known when their rows are read."""
+def _tasks(
+    recipe: Recipe, path: Path, only: str | None, measurer: StageMeasurer | None = None
+) -> list[AgendaItem]:
+    """List the stages of a run; its phases' work is known when their rows are read.
+
+    Args:
+        measurer: knows which measurements are of the rows as they are now; None: any that is there is.
+    """
+
+    def measuring(title: str, stage: str) -> AgendaItem:
+        done = measurement_path(path, stage).exists()
+        if measurer is not None:
+            done = measurer.has_measured(stage)
+        return AgendaItem(title, "measure", done=done)
+
     measured = is_measured(recipe)
     tasks = [AgendaItem("reading model and data", "read")]
     if measured:
-        tasks.append(
-            AgendaItem(
-                "measuring the base", "measure", done=measurement_path(path, "base").exists()
-            )
-        )
+        tasks.append(measuring("measuring the base", "base"))
     for number, name in enumerate(recipe.phases, 1):
         label = phase_label(number, name)
         done = (path / label / "phase.json").exists()
         tasks.append(AgendaItem(f"training {name}", "train", done=done, phase=name))
         if measured and measures_phase(recipe, name, only):
-            tasks.append(
-                AgendaItem(
-                    f"measuring after {name}",
-                    "measure",
-                    done=measurement_path(path, label).exists(),
-                )
-            )
+            tasks.append(measuring(f"measuring after {name}", label))
         if name == only:
             return tasks
     if recipe.fuse is not None:
-        tasks.append(AgendaItem("fusing", "fuse"))
+        tasks.append(AgendaItem("fusing", "fuse", done=(path / "fused.json").exists()))
         kinds = ["fused"] + [f"fused {recipe.fuse.quantize}-bit"] * bool(recipe.fuse.quantize)
         for stage in kinds if measured else ():
-            tasks.append(
-                AgendaItem(
-                    f"measuring the {stage} model",
-                    "measure",
-                    done=measurement_path(path, stage).exists(),
-                )
-            )
+            tasks.append(measuring(f"measuring the {stage} model", stage))
     return tasks
 
 
@@ -308,6 +305,7 @@ def _train_phases(
             run.progress("run", 0, 1, {"notice": notice})
     if reuse is not None:
         run.group.broadcast_files(run.path, NEEDED_BY_ALL)
+    agenda.tasks = _tasks(run.recipe, run.path, only, measurer)  # as they are since it was opened
     agenda.set_work(
         {f"training {phase.name}": tokens_trained(run, phase) for phase in inputs.phases}
     )

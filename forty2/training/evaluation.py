@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -57,7 +58,7 @@ class Evaluator(NamedTuple):
 
     valid_loss: BatchedLoss | None = None
     """The loss over the validation rows; None: there are none."""
-    check_replies: Callable[[], ReplyCheck] | None = None
+    check_replies: Callable[[Progress], ReplyCheck] | None = None
     """Function that has the model reply to prompts, in the first process of a group; None: never."""
     measure_drift: Callable[[], Drift] | None = None
     """Function that measures the drift from the base, in the first process of a group; None: never."""
@@ -73,8 +74,8 @@ class Evaluator(NamedTuple):
         )
         replies, drift = ReplyCheck({}, []), None
         if self.check_replies is not None:
-            progress("replies", 0, 1, {})
-            replies = ReplyCheck(*group.broadcast(self.check_replies))
+            check = functools.partial(self.check_replies, progress)
+            replies = ReplyCheck(*group.broadcast(check))
         if self.measure_drift is not None:
             progress("drift from the base", 0, 1, {})
             drift = Drift(*group.broadcast(self.measure_drift))

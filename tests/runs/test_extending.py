@@ -158,6 +158,37 @@ def test_evaluations_a_fifth_of_the_steps_apart_come_elsewhere_in_a_longer_phase
 
 
 @pytest.mark.usefixtures("brief")
+def test_a_phase_that_kept_no_checkpoint_says_that_it_begins_again() -> None:
+    """As one does whose adapter is chosen at evaluations a fifth of its steps apart."""
+    chosen = of("dpo", "eval_every_steps=null", "best={metric: loss, direction: min}")
+    go("run", *chosen)
+    assert not [*Path("run").glob("work/phase2_dpo/step*")]
+    steps: list[int] = []
+    said = go("run", *chosen, "phases.dpo.steps=9", resume=True, steps=steps)
+    assert steps == [*range(1, 10)]
+    assert any("phases.dpo begins again at its first step" in line for line in said)
+
+
+@pytest.mark.usefixtures("brief")
+def test_only_what_is_not_done_again_is_headed_done_before() -> None:
+    headings: list[str] = []
+
+    def progress(stage: str, done: int, total: int, info: Mapping[str, Any]) -> None:
+        headings.extend(str(info[key]) for key in ("heading",) if key in info)
+
+    recipe = load_recipe("recipe.yaml", ["fuse=null"])
+    run(recipe, run_dir="run", progress=progress)
+    longer = load_recipe("recipe.yaml", ["fuse=null", "phases.dpo.steps=8"])
+    headings.clear()
+    run(longer, run_dir="run", resume=True, progress=progress)
+    assert any("training sft, done before" in heading for heading in headings)
+    assert not any("training dpo, done before" in heading for heading in headings)
+    headings.clear()
+    run(recipe, run_dir="other", reuse="run", progress=progress)
+    assert any("training sft, done before" in heading for heading in headings)
+
+
+@pytest.mark.usefixtures("brief")
 def test_it_goes_on_from_the_steps_that_are_done() -> None:
     steps: list[int] = []
     go("run")

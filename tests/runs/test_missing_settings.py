@@ -1,4 +1,4 @@
-"""A run that began with overrides is not resumed without them by accident."""
+"""A run that goes by overrides is not resumed without them by accident."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def missing(*overrides: str) -> str:
 def test_the_command_that_goes_on_is_printed() -> None:
     begin(*STEPS)
     line = refused("run", "recipe.yaml", "--run-dir", "run", "--resume")
-    assert "run: began with phases.sft.steps=4, phases.dpo.steps=3, which is not set now" in line
+    assert "run: goes by phases.sft.steps=4, phases.dpo.steps=3, which is not set now" in line
     assert (
         "forty2 run recipe.yaml --run-dir run --resume --set phases.sft.steps=4 --set "
         "phases.dpo.steps=3" in line
@@ -69,10 +69,10 @@ def test_the_command_that_goes_on_is_printed() -> None:
     ("began", "now", "says"),
     [
         (STEPS, STEPS, ""),
-        (STEPS, STEPS[:1], "began with phases.dpo.steps=3, which"),
+        (STEPS, STEPS[:1], "goes by phases.dpo.steps=3, which"),
         (STEPS, ("phases.sft.epochs=10", "phases.dpo.steps=9"), ""),
-        (("seed=7", "adapter.rank=4"), (), "began with seed=7, adapter.rank=4, which"),
-        (("phases.dpo.lr=0.5",), (), "began with phases.dpo.lr=0.5, which"),
+        (("seed=7", "adapter.rank=4"), (), "goes by seed=7, adapter.rank=4, which"),
+        (("phases.dpo.lr=0.5",), (), "goes by phases.dpo.lr=0.5, which"),
         (("phases.sft.eval_every_steps=1",), ("phases.sft.lr=0.5",), "eval_every_steps=1, which"),
         ((), ("seed=7",), ""),
         (("fuse=null",), (), ""),

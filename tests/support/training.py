@@ -103,7 +103,7 @@ def run(
     log: ListLog | None = None,
     *,
     valid: BatchedLoss | None = None,
-    check_replies: Callable[[], ReplyCheck] | None = None,
+    check_replies: Callable[[Progress], ReplyCheck] | None = None,
     progress: Progress = silent,
     group: Group = ALONE,
     spec: Adapter = SPEC,

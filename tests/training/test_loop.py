@@ -138,7 +138,7 @@ def test_garbage_is_red_in_the_second_half_of_a_phase_alone(tmp_path: Path) -> N
         sft(steps=4, eval_every_steps=1),
         tmp_path,
         log,
-        check_replies=lambda: ReplyCheck({}, [], "all replies are garbage"),
+        check_replies=lambda _: ReplyCheck({}, [], "all replies are garbage"),
     )
     crossed = [r for r in log.records if "red_line" in r]
     assert [(r["step"], r["red_line"]) for r in crossed] == [(3, "replies"), (4, "replies")]
@@ -310,7 +310,7 @@ def test_faulty_replies_are_warned_of_and_only_those_after_training_are_acted_up
             phase,
             tmp_path,
             log,
-            check_replies=lambda: next(answers),
+            check_replies=lambda _: next(answers),
         )
     measured, warned = log.records[:2]
     assert measured == {"phase": "p", "step": 0, "valid_passed": 0.5}
@@ -329,7 +329,7 @@ def test_tags_have_a_line_of_their_own_and_missing_ones_none_before_the_first_st
             sft(steps=2, eval_every_steps=1),
             tmp_path / work,
             log,
-            check_replies=lambda: check,
+            check_replies=lambda _: check,
         )
         return [(r["step"], r["red_line"]) for r in log.records if "red_line" in r]
 
@@ -345,7 +345,7 @@ def test_tags_have_a_line_of_their_own_and_missing_ones_none_before_the_first_st
             ConversationLoss(ROWS, Shortcuts(split_head=True)),
             stops,
             tmp_path / "stops",
-            check_replies=lambda: missing,
+            check_replies=lambda _: missing,
         )
 
 
@@ -395,7 +395,7 @@ def test_eval_prompts_can_choose_the_best_adapter(tmp_path: Path) -> None:
         ConversationLoss(ROWS, Shortcuts(split_head=True)),
         phase,
         tmp_path,
-        check_replies=lambda: ReplyCheck({"passed": next(shares)}, []),
+        check_replies=lambda _: ReplyCheck({"passed": next(shares)}, []),
     )
     assert (trained.kept_step, trained.valid) == (4, {"passed": 0.9})
     assert sorted(p.name for p in tmp_path.glob("best*")) == ["best4"]
@@ -415,6 +415,6 @@ def test_an_evaluation_without_the_metric_is_neither_the_best_nor_the_goal(tmp_p
         ConversationLoss(ROWS, Shortcuts(split_head=True)),
         phase,
         tmp_path,
-        check_replies=lambda: ReplyCheck(next(measured), []),
+        check_replies=lambda _: ReplyCheck(next(measured), []),
     )
     assert (trained.steps, trained.kept_step, trained.valid) == (6, 2, {"subtlety": 0.2})

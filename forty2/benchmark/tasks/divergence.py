@@ -36,6 +36,7 @@ from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts, rows
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject, find_damage, lock_folder, seal, staged_folder, write_errors
+from forty2.progress import Progress, silent
 from forty2.text.encoder import Encoder
 
 if TYPE_CHECKING:  # a result is read without the model wing
@@ -127,6 +128,7 @@ class Divergence(Task[Base]):
                         "(weights, adapter or precision)"
                     )
                 records.append({"material": probe.material, "kl": kl.tolist()})
+                report(len(records), len(questions.probes), {})
         return records
 
     @classmethod
@@ -182,7 +184,9 @@ def probes(loaded: LoadedModel, n: int | None = None) -> list[Probe]:
     return found
 
 
-def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base:
+def base_of(
+    loaded: LoadedModel, fingerprint: str, n: int | None = None, progress: Progress = silent
+) -> Base:
     """Return the log-probabilities of a base model without adapter, from the cache or computed now.
 
     Args:
@@ -197,15 +201,18 @@ def base_of(loaded: LoadedModel, fingerprint: str, n: int | None = None) -> Base
     if find_damage(folder) is not None:
         with write_errors(folder.parent), lock_folder(folder.parent):
             if find_damage(folder) is not None:  # else another process has computed them meanwhile
-                _store_base(loaded, found, folder)
+                _store_base(loaded, found, folder, progress)
     return Base(found, folder)
 
 
-def _store_base(loaded: LoadedModel, probes: Sequence[Probe], folder: Path) -> None:
+def _store_base(
+    loaded: LoadedModel, probes: Sequence[Probe], folder: Path, progress: Progress
+) -> None:
     with staged_folder(folder) as staged:
         with (staged / _LOGPS).open("wb") as file:
-            for logps in _next_logps(loaded.model, probes):
+            for done, logps in enumerate(_next_logps(loaded.model, probes), 1):
                 file.write(logps.tobytes())
+                progress("log-probabilities of the base", done, len(probes), {})
         seal(staged)
 
 

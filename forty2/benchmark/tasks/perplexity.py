@@ -79,6 +79,7 @@ class Perplexity(Task[Mapping[str, str]]):
                 count += len(window) - 1
             if count:
                 records.append({"title": title, "logp": total, "tokens": count})
+            report(len(records), len(questions), {})
         if not records:
             raise BenchmarkError(
                 f"{', '.join(questions)}: no text of two tokens or more; the first is given, not "
