@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import shlex
 import sys
 import textwrap
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
     from forty2.model.chat_template import TemplateSettings
 
 HELP = """\
-/compare       let the base model answer first, then the tuned one; again: off
-/save FILE     add the chat to FILE: .jsonl training data, .json eval prompts
-/system TEXT   set the system message; without TEXT: show it
-/undo          take back the last message and its reply
-/reset         forget the chat; the system message stays
-/help          this list
-/quit          leave; so does Ctrl-D
-Ctrl-C stops a reply. A line that ends in \\ goes on in the next one; so does
-all between a line that begins with \"\"\" and the next \"\"\"."""
+/compare             let the base model answer first, then the tuned one;
+                     again: off
+/save FILE [ANSWER]  add the chat to FILE: .jsonl training data, .json eval
+                     prompts; with ANSWER in place of the last reply
+/system TEXT         set the system message; without TEXT: show it
+/undo                take back the last message and its reply
+/reset               forget the chat; the system message stays
+/help                this list
+/quit                leave; so does Ctrl-D
+Ctrl-C stops a reply. A message of several lines: end each but the last in \\,
+or write \"\"\" before the first and after the last."""
 QUOTES = '"""'
 
 
@@ -144,6 +147,9 @@ class Conversation:
             turns = "message and its reply" if dropped == 1 else f"{dropped} messages and replies"
             echo(f"(the context is full: the oldest {turns} dropped)", err=True)
         if self.comparing:
+            if behind := self.session.base_is_behind:
+                earlier = "the message" if behind == 1 else f"the {behind} messages"
+                echo(f"(the base answers {earlier} before it, too, for a chat of its own)")
             echo("base:")
             self._write(self.session.stream_of_base(message))
             echo("\ntuned:")
@@ -190,11 +196,19 @@ class Conversation:
     def _save(self, rest: str) -> None:
         from forty2.data.saved_chats import save_chat
 
+        text = io.StringIO(rest)
+        words = shlex.shlex(text, posix=True)
+        words.whitespace_split, words.commenters = True, ""
         try:
-            (name,) = shlex.split(rest)
+            name = words.get_token()
         except ValueError as error:
-            raise DataError("/save: name one file, such as /save chats.jsonl") from error
-        echo(f"({name}: {save_chat(self.session.messages, Path(name))})")
+            raise DataError("/save: a quote is not closed") from error
+        if not name:
+            raise DataError("/save: name a file, such as /save chats.jsonl")
+        answer = text.read().strip()
+        done = save_chat(self.session.messages, Path(name), answer or None)
+        hint = "; /save FILE ANSWER stores a better one" if done.endswith("own reply") else ""
+        echo(f"({name}: {done}{hint})")
 
     def _system(self, rest: str) -> None:
         if rest:

@@ -9,38 +9,45 @@ from pathlib import Path
 
 from forty2.data.records import Message
 from forty2.errors import DataError
-from forty2.files import JsonObject, make_folder, owner_only, write_errors, write_json
+from forty2.files import JsonObject, owner_only, write_errors, write_json
 
 
-def save_chat(messages: Sequence[Message], file: Path) -> str:
+def save_chat(messages: Sequence[Message], file: Path, answer: str | None = None) -> str:
     """Add a conversation to a file; what is in the file stays.
 
     Args:
         messages: from a system or user turn to a reply.
         file: `.jsonl` for a row of training data, `.json` for an eval prompt, which is one message
             and the reply expected to it.
+        answer: the right answer, in place of the last reply. An eval prompt then expects a reply that
+            contains it, and one that asks the same already expects it from now on.
 
     Returns:
         What was done, in words; what is there already is not added again.
 
     Raises:
-        DataError: the file is of another kind, the conversation does not fit one eval prompt, or a
-            turn is empty.
+        DataError: the file is of another kind or its folder is missing, the conversation does not fit
+            one eval prompt, or a turn is empty.
     """
     file = Path(os.path.expanduser(file))
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError("nothing to save yet: the conversation has no reply")
+    if answer is not None:
+        messages = [*messages[:-1], {**messages[-1], "content": answer}]
     if any(not message["content"].strip() for message in messages):
         raise DataError("a turn of the conversation is empty, which no row may have: take it back")
+    if file.suffix not in (".jsonl", ".json"):
+        raise DataError(f"{file}: end the name in .jsonl (training data) or .json (eval prompts)")
+    if not file.parent.is_dir():
+        raise DataError(f"{file.parent}: no such folder")
+    own = "the model's own reply" if answer is None else "your answer"
     with write_errors(file):
-        make_folder(file.parent)
         if file.suffix == ".jsonl":
             new = _append_row(messages, file)
-            return "added a row of training data" if new else "this row is there already"
-        if file.suffix == ".json":
-            name, new = _add_eval_prompt(messages, file)
-            return f"added eval prompt {name}" if new else f"it is there already, as {name}"
-    raise DataError(f"{file}: end the name in .jsonl (training data) or .json (eval prompts)")
+            return (
+                f"added a row of training data, with {own}" if new else "this row is there already"
+            )
+        return _add_eval_prompt(messages, file, own, given=answer is not None)
 
 
 def _append_row(messages: Sequence[Message], file: Path) -> bool:
@@ -62,8 +69,13 @@ def _append_row(messages: Sequence[Message], file: Path) -> bool:
     return True
 
 
-def _add_eval_prompt(messages: Sequence[Message], file: Path) -> tuple[str, bool]:
-    """Add a message and its reply to a file of eval prompts; return its id, and whether it is new."""
+def _add_eval_prompt(messages: Sequence[Message], file: Path, own: str, *, given: bool) -> str:
+    """Add a message and the reply to it to a file of eval prompts; return what was done.
+
+    Args:
+        own: whose reply it is, in words.
+        given: a person gave it.
+    """
     *before, question, answer = messages
     if any(message["role"] != "system" for message in before):
         raise DataError(
@@ -75,20 +87,37 @@ def _add_eval_prompt(messages: Sequence[Message], file: Path) -> tuple[str, bool
     systems = tree.get("system_prompt") or {}
     if isinstance(systems, str):
         systems = dict.fromkeys(prompts, systems)
-    added = (question["content"], answer["content"], before[0]["content"] if before else "")
-    for name, text in prompts.items():
-        if (text, outputs.get(name), systems.get(name, "")) == added:
-            return name, False
-    number = 1
-    while (name := f"chat_{number}") in prompts:
-        number += 1
+    system, expected = before[0]["content"] if before else "", answer["content"]
+    name = next(
+        (
+            name
+            for name, text in prompts.items()
+            if (text, systems.get(name, "")) == (question["content"], system)
+        ),
+        "",
+    )
+    if name and outputs.get(name) == expected:
+        return f"it is there already, as {name}"
+    if name and not given:
+        return f"{name} asks this already and expects another reply, which stays"
+    changed, number = bool(name), 1
+    while not name or (not changed and name in prompts):
+        name, number = f"chat_{number}", number + 1
     if before:
-        systems = {**systems, name: before[0]["content"]}
-    prompts[name], outputs[name] = question["content"], answer["content"]
+        systems = {**systems, name: system}
+    prompts[name], outputs[name] = question["content"], expected
     if systems:
         tree["system_prompt"] = systems
+    if given:
+        match = tree.get("match") or {}
+        each = match if isinstance(match, dict) else dict.fromkeys(prompts, match)
+        tree["match"] = {**each, name: "contains"}
     write_json(file, tree)
-    return name, True
+    return (
+        f"eval prompt {name} expects {own} now"
+        if changed
+        else f"added eval prompt {name}, which expects {own}"
+    )
 
 
 def _eval_prompts(file: Path) -> JsonObject:

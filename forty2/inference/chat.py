@@ -120,6 +120,10 @@ class ChatSession:
         self._encoder = Encoder(loaded.tokenizer)
         self._cache = _Cache(loaded)
         self._base_cache = _Cache(loaded)
+        self._base_replies: list[str] = []
+        """What the base says to the first messages, in a conversation of its own."""
+        self._base_next: Exchange | None = None
+        """The message that the base has answered before the model."""
         self._replies = 0
 
     @property
@@ -135,11 +139,12 @@ class ChatSession:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation, as rows of training data hold it."""
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        for message, reply in self.exchanges:
-            turns.append({"role": "user", "content": message})
-            turns.append({"role": "assistant", "content": reply})
-        return turns
+        return self._turns([exchange.reply for exchange in self.exchanges])
+
+    @property
+    def base_is_behind(self) -> int:
+        """Messages of the conversation that the base has not answered."""
+        return len(self.exchanges) - len(self._base_replies)
 
     def make_room(self, message: str) -> int:
         """Drop the oldest exchanges until the conversation, a message and a reply fit the context.
@@ -150,15 +155,10 @@ class ChatSession:
         Raises:
             ModelError: the message alone does not fit.
         """
-        limit = self._loaded.row_limit
-        room = min(self.max_tokens, limit.tokens // 4)
-        dropped = 0
-        while dropped < len(self.exchanges):
-            if len(self._prompt(message, dropped)) + room <= limit.tokens:
-                break
-            dropped += 1
-        limit.refuse(len(self._prompt(message, dropped)) + 1, "the message and a reply")
-        del self.exchanges[:dropped]
+        replies = [exchange.reply for exchange in self.exchanges]
+        dropped, prompt = self._fitting(message, replies)
+        self._loaded.row_limit.refuse(len(prompt) + 1, "the message and a reply")
+        del self.exchanges[:dropped], self._base_replies[:dropped]
         return dropped
 
     def stream(self, message: str) -> Generator[str]:
@@ -171,12 +171,16 @@ class ChatSession:
         """
         self.make_room(message)
         said: list[str] = []
+        replies = [exchange.reply for exchange in self.exchanges]
+        base, self._base_next = self._base_next, None
         try:
-            for piece in self._stream(self._cache, message):
+            for piece in self._stream(self._cache, message, replies, self._replies):
                 said.append(piece)
                 yield piece
         finally:
             if said:
+                if base is not None and base.message == message and not self.base_is_behind:
+                    self._base_replies.append(base.reply)
                 self._replies += 1
                 self.exchanges.append(Exchange(message, "".join(said)))
 
@@ -187,8 +191,9 @@ class ChatSession:
     def stream_of_base(self, message: str) -> Generator[str]:
         """Reply to a message without the adapter, piece by piece; the conversation does not change.
 
-        The adapter is back when the generator ends or is closed. `stream` of the same message draws
-        with the same seed.
+        The base has a conversation of its own: the same messages, and its own replies to them, which it
+        gives first where it has not yet. The adapter is back when the generator ends or is closed.
+        `stream` of the same message draws with the same seed.
 
         Raises:
             ModelError: the model has no adapter, or the message does not fit.
@@ -196,11 +201,22 @@ class ChatSession:
         if not self.has_adapter:
             raise ModelError(f"{self._loaded.name}: has no adapter, so there is nothing to compare")
         self.make_room(message)
-        with (
-            without_adapter(self._loaded.model),
-            contextlib.closing(self._stream(self._base_cache, message)) as pieces,
-        ):
-            yield from pieces
+        said: list[str] = []
+        with without_adapter(self._loaded.model):
+            while behind := self.base_is_behind:
+                earlier = self.exchanges[-behind].message
+                reply = self._stream(
+                    self._base_cache, earlier, self._base_replies, self._replies - behind
+                )
+                self._base_replies.append("".join(reply))
+            pieces = self._stream(self._base_cache, message, self._base_replies, self._replies)
+            with contextlib.closing(pieces):
+                try:
+                    for piece in pieces:
+                        said.append(piece)
+                        yield piece
+                finally:
+                    self._base_next = Exchange(message, "".join(said))
 
     def reply_of_base(self, message: str) -> str:
         """Reply to a message without the adapter; the conversation does not change."""
@@ -208,25 +224,54 @@ class ChatSession:
 
     def undo(self) -> Exchange | None:
         """Take back the last exchange and return it; None: there is none."""
-        return self.exchanges.pop() if self.exchanges else None
+        if not self.exchanges:
+            return None
+        taken = self.exchanges.pop()
+        del self._base_replies[len(self.exchanges) :]
+        return taken
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
         self.exchanges.clear()
+        self._base_replies.clear()
 
-    def _prompt(self, message: str, first: int = 0) -> list[int]:
-        """Encode the conversation from an exchange on, and a message after it."""
-        turns, start = self.messages, 1 if self.system else 0
-        del turns[start : start + 2 * first]
-        return self._encoder.prompt([*turns, {"role": "user", "content": message}])
+    def _turns(self, replies: Sequence[str], first: int = 0) -> list[dict[str, str]]:
+        """Write the conversation from a message on, with these replies to its messages."""
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        for exchange, reply in zip(self.exchanges[first:], replies[first:], strict=False):
+            turns.append({"role": "user", "content": exchange.message})
+            turns.append({"role": "assistant", "content": reply})
+        return turns
 
-    def _stream(self, cache: _Cache, message: str) -> Generator[str]:
-        prompt = self._prompt(message)
+    def _fitting(self, message: str, replies: Sequence[str]) -> tuple[int, list[int]]:
+        """Encode as much of the conversation, a message after it, as leaves room for a reply.
+
+        Returns:
+            How many of the oldest messages are left out, and the prompt.
+        """
+        limit = self._loaded.row_limit.tokens
+        room = min(self.max_tokens, limit // 4)
+        for first in range(len(replies) + 1):
+            turns = [*self._turns(replies, first), {"role": "user", "content": message}]
+            prompt = self._encoder.prompt(turns)
+            if len(prompt) + room <= limit:
+                break
+        return first, prompt
+
+    def _stream(
+        self, cache: _Cache, message: str, replies: Sequence[str], number: int
+    ) -> Generator[str]:
+        """Reply to a message after as many earlier ones as there are replies to.
+
+        Args:
+            number: of the reply, from 0, for its seed.
+        """
+        _, prompt = self._fitting(message, replies)
         pieces = cache.stream(
             prompt,
             max_tokens=min(self.max_tokens, self._loaded.row_limit.tokens - len(prompt)),
             temperature=self.temperature,
-            seed=self.seed + self._replies,
+            seed=self.seed + number,
         )
         with contextlib.closing(pieces):
             yield from pieces

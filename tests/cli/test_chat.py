@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,12 +52,24 @@ def test_commands_in_a_chat(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("there")
+def test_a_better_answer_is_saved_in_place_of_the_reply(tmp_path: Path) -> None:
+    file = tmp_path / "my prompts.json"
+    script = f'Hello.\n/save "{file}"\n/save "{file}"  18 euros, "no more"\n/quit\n'
+    result = chat(script, "done", "--temperature", "1")
+    assert "own reply; /save FILE ANSWER stores a better one)" in result.output
+    outputs = json.loads(file.read_text("utf-8"))["expected_outputs"]
+    assert outputs == {"chat_1": '18 euros, "no more"'}
+
+
+@pytest.mark.usefixtures("there")
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
         ("done", "Hello.\n/sav x", "standard input:2: /sav: no such command, did you mean /save;"),
         ("done", "/save x.jsonl", "nothing to save yet"),
-        ("done", "/save a b", "/save: name one file"),
+        ("done", "/save", "/save: name a file, such as"),
+        ("done", "Hello.\n/save my chats.jsonl", "my: end the name in .jsonl"),
+        ("done", '/save "x', "/save: a quote is not closed"),
         ("done", "/undo", "the chat is empty"),
         ("tiny", "/compare", "the model has no adapter"),
         ("done", 'Hello.\n"""a\nb', 'standard input:2: the message lacks a closing """'),

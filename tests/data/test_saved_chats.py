@@ -18,7 +18,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_rows_of_training_data_are_appended(end: str, tmp_path: Path) -> None:
-    file = tmp_path / "new" / "chats.jsonl"
+    file = tmp_path / "chats.jsonl"
     save_chat(TURNS, file)
     file.write_text(file.read_text("utf-8").rstrip("\n") + end, "utf-8")
     save_chat([SYSTEM, *TURNS, *TURNS], file)
@@ -31,7 +31,7 @@ def test_eval_prompts_are_added_and_the_others_stay(tmp_path: Path) -> None:
     old = {"prompts": {"chat_1": "A?"}, "expected_outputs": {"chat_1": "B."}}
     file.write_text(json.dumps(old | {"system_prompt": "Old.", "match": {"chat_1": "contains"}}))
     save_chat([SYSTEM, *TURNS], file)
-    assert save_chat(TURNS, file) == "added eval prompt chat_3"
+    assert save_chat(TURNS, file) == "added eval prompt chat_3, which expects the model's own reply"
     found = [(p.id, p.text, p.expected, p.match, p.system) for p in load_eval_prompts(file).items]
     assert found == [
         ("chat_1", "A?", "B.", "contains", "Old."),
@@ -46,13 +46,43 @@ def test_what_is_there_already_is_not_added_again(
     name: str, turns: list[dict[str, str]], tmp_path: Path
 ) -> None:
     file = tmp_path / name
-    other = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Bye."}]
+    other = [{"role": "user", "content": "Ho."}, {"role": "assistant", "content": "Bye."}]
     for saved in (turns, other):
         assert save_chat(saved, file).startswith("added ")
     before = file.read_bytes()
     for saved in (turns, other):
         assert "there already" in save_chat(saved, file)
     assert file.read_bytes() == before
+
+
+def test_a_right_answer_takes_the_place_of_the_reply(tmp_path: Path) -> None:
+    rows, prompts = tmp_path / "chats.jsonl", tmp_path / "prompts.json"
+    assert save_chat(TURNS, rows, "Good day.") == "added a row of training data, with your answer"
+    assert to_row(next(iter(read_chats(rows))))["messages"][-1]["content"] == "Good day."
+    assert save_chat(TURNS, prompts, "day") == "added eval prompt chat_1, which expects your answer"
+    (prompt,) = load_eval_prompts(prompts).items
+    assert prompt.passes("A day!") and not prompt.passes("Hëllo.")
+
+
+def test_of_one_question_one_reply_is_expected(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    save_chat(TURNS, file)
+    other = [TURNS[0], {"role": "assistant", "content": "Bye."}]
+    before = file.read_bytes()
+    assert (
+        save_chat(other, file) == "chat_1 asks this already and expects another reply, which stays"
+    )
+    assert file.read_bytes() == before
+    assert save_chat(other, file, "day") == "eval prompt chat_1 expects your answer now"
+    assert save_chat([SYSTEM, *other], file).startswith("added eval prompt chat_2")
+    first, _ = load_eval_prompts(file).items
+    assert (first.expected, first.match) == ("day", "contains")
+
+
+def test_no_folder_is_made_by_a_slip(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        save_chat(TURNS, tmp_path / "nowhere" / "chats.jsonl")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_new_file_of_eval_prompts_is_read(tmp_path: Path) -> None:

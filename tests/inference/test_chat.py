@@ -107,6 +107,27 @@ def test_the_base_replies_as_without_an_adapter(kind: str) -> None:
     assert tuned == ChatSession(with_adapter(kind), max_tokens=12).reply("Hello.")
 
 
+@pytest.mark.parametrize("since", [0, 2])
+def test_the_base_has_a_conversation_of_its_own_whenever_it_is_first_asked(since: int) -> None:
+    """It never reads what the tuned model said."""
+    asked = ["Hello.", "And you?", "Why?"]
+    base = ChatSession(loaded(), system="Be brief.", max_tokens=6)
+    wanted = [base.reply(message) for message in asked]
+    session = ChatSession(with_adapter("lora"), system="Be brief.", max_tokens=6)
+    said = []
+    for n, message in enumerate(asked):
+        if n >= since:
+            assert session.base_is_behind == (since if n == since else 0)
+            said.append(session.reply_of_base(message))
+        session.reply(message)
+    assert said == wanted[since:]
+    assert [exchange.reply for exchange in session.exchanges] != wanted
+    session.undo()
+    assert session.reply_of_base(asked[-1]) == wanted[-1]
+    session.reset()
+    assert session.reply_of_base(asked[0]) == wanted[0]
+
+
 def test_a_reply_of_the_base_that_is_stopped_leaves_adapter_and_conversation_as_they_were() -> None:
     session = ChatSession(with_adapter("lora"), max_tokens=12)
     pieces = session.stream_of_base("Hello.")
