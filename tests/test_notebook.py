@@ -88,6 +88,7 @@ def test_a_run_shows_its_files_and_warnings() -> None:
         changes="",
         verdict="",
         sentence="",
+        next_steps=[],
         verdicts={},
         outcome="",
         report=Path("adapters/x/report.html"),

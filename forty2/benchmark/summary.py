@@ -1,8 +1,9 @@
-"""The summary of a run: its stages, each compared with the base, and the verdict on the last."""
+"""The summary of a run: its stages, each compared with the base and with the one before it."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,8 @@ class Summary:
     comparisons: dict[str, Comparison]
     """Comparisons by stage, for all but the base."""
     contamination: Contamination
+    steps: dict[str, Comparison]
+    """Comparisons with the stage before, by stage, for all but the base and the one after it."""
 
     @property
     def verdict(self) -> str:
@@ -104,6 +107,7 @@ class Summary:
             },
             "stages": [_stage_to_json(stage) for stage in self.stages],
             "comparisons": _comparisons_to_json(self.comparisons),
+            "steps": _comparisons_to_json(self.steps),
             "contamination": self.contamination.to_json(),
             "buckets": [bucket.to_json() for bucket in buckets(self.stages)],
         }
@@ -128,7 +132,11 @@ def summarize(
         stage.name: compare(stages[0], stage, margin=margin, cost=cost) for stage in stages[1:]
     }
     contamination = without_contaminated(hits, searched, stages, margin, cost)
-    return Summary(tuple(stages), margin, comparisons, contamination)
+    steps = {
+        after.name: compare(before, after, margin=margin, cost=cost)
+        for before, after in itertools.pairwise(stages[1:])
+    }
+    return Summary(tuple(stages), margin, comparisons, contamination, steps)
 
 
 def without_contaminated(

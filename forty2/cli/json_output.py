@@ -389,6 +389,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "stages": "by stage and benchmark: its figures",
             "verdict": "verdict on the last stage, or empty",
             "sentence": "benefit and cost in a sentence",
+            "next_steps": "what phases lost of what the ones before had reached, and what to try, in sentences",
             "verdicts": "verdict of each benchmark",
             "contamination": "sentences about benchmark questions among the training rows",
             "warnings": "warnings about data, training and fusing",

@@ -12,6 +12,7 @@ from forty2.cli.before_and_after import before_and_after
 from forty2.cli.desktop import attended
 from forty2.cli.echo import echo
 from forty2.cli.errors import warn
+from forty2.cli.flags import with_flags
 from forty2.cli.json_output import echo_json
 from forty2.cli.progress_bars import ProgressBars
 from forty2.files import JsonObject
@@ -149,7 +150,7 @@ def _echo(result: RunResult, as_json: bool, replies: int = 3) -> None:
         return
     if shown := before_and_after(result.stages, replies):
         echo(f"\n{shown}")
-    echo(str(result))
+    echo(with_flags(str(result)))
     for warning in result.warnings:
         warn(warning)
 
@@ -161,4 +162,5 @@ def _content(result: RunResult) -> JsonObject:
         for stage in result.stages
     }
     content = {key: getattr(result, key) for key in (*same, "warnings")}
-    return {**content, "run": result.path, "stages": stages}
+    steps = [with_flags(line) for line in result.next_steps]
+    return {**content, "next_steps": steps, "run": result.path, "stages": stages}

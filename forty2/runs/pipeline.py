@@ -41,6 +41,7 @@ from forty2.runs.gates import judge_gates
 from forty2.runs.held_out import is_measured, measures_phase
 from forty2.runs.inputs import read_inputs
 from forty2.runs.measuring import CONTAMINATION, StageMeasurer, measurement_path
+from forty2.runs.next_steps import next_steps
 from forty2.runs.phase_training import finish_phase, tokens_trained
 from forty2.runs.records import ContaminationRecord
 from forty2.runs.reusing import check_source, take_over_phases
@@ -64,6 +65,8 @@ class RunResult:
     verdict: str
     sentence: str
     """Benefit and cost of the last stage, in a sentence."""
+    next_steps: list[str]
+    """What phases lost of what the ones before them had reached, and what to try, in sentences."""
     verdicts: dict[str, str]
     """Each benchmark's own verdict on the last stage, by the task's name."""
     outcome: str
@@ -84,6 +87,7 @@ class RunResult:
             own = self._verdict_lines()
             parts += [*own, ""] if own else []
             parts += [self._verdict(), ""] if self.sentence else []
+            parts += [line for step in self.next_steps for line in (step, "")]
             parts += [*self.contamination, ""] if self.contamination else []
         return "\n".join([*parts, *(f"{name:<10}{path}" for name, path in self._paths())])
 
@@ -95,7 +99,7 @@ class RunResult:
                 parts += [html_table(f"Run {self.path}", head, rows)]
             parts += map(html_paragraph, self._verdict_lines())
             if self.sentence:
-                parts.append(html_paragraph(self._verdict()))
+                parts += map(html_paragraph, [self._verdict(), *self.next_steps])
             parts += map(html_paragraph, self.contamination)
         files = [[name, str(path)] for name, path in self._paths()]
         parts += [html_table("Written", ["what", "where"], files)]
@@ -336,6 +340,7 @@ def _finish(
     """Compare the stages, and write the report."""
     run.folder.check_there()
     verdict, sentence, verdicts, changes = "", "", dict[str, str](), ""
+    steps: list[str] = []
     if stages:
         found = ContaminationRecord.from_json(read_json(run.path / CONTAMINATION))
         hits = [hit for _, hit in found.hits]
@@ -343,6 +348,7 @@ def _finish(
         summary = summarize(stages, benchmark.margin, hits, found.searched, benchmark.cost)
         write_json(run.path / "summary.json", summary.to_json())
         verdict, verdicts, sentence = summary.verdict, summary.verdicts, summary.sentence
+        steps = next_steps(summary, run.recipe, run.path)
         if len(verdicts) > 1 or "held_out" in verdicts:
             changes = changes_table(summary.comparisons, verdicts)
     report = write_report(run.path)
@@ -357,6 +363,7 @@ def _finish(
         changes=changes,
         verdict=verdict,
         sentence=sentence,
+        next_steps=steps,
         verdicts=verdicts,
         outcome=outcome_table(run.path, [model for model in fused or () if model is not None]),
         report=report,

@@ -57,6 +57,7 @@ def summary(run: Path) -> str:
             changes="",
             verdict="gain",
             sentence=SENTENCE,
+            next_steps=[],
             verdicts={"truthfulqa": "gain"},
             outcome=outcome_table(run),
             report=Path("adapters/second/report.html"),
