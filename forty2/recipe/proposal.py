@@ -14,7 +14,7 @@ BY_INIT = "# Written by forty2 init"
 _OBJECTIVES = {"chats": "sft", "pairs": "dpo", "thumbs": "kto"}
 _FEW, _MANY = 500, 5000
 """Training rows below which a set is small, and above which it is large."""
-_LR = {"sft": "2.0e-4", "dpo": "5.0e-5", "kto": "5.0e-5"}
+_LR = {"sft": "2.0e-4", "dpo": "2.0e-5", "kto": "2.0e-5"}
 _STEPS = {"sft": 100, "dpo": 30, "kto": 30}
 """Steps that a small set should come to, and the most passes that may take: fewer steps change little,
 more passes are learned by heart."""
@@ -134,14 +134,20 @@ def _phase(material: Material, situation: Situation) -> list[str]:
     ]
     if objective != "sft":
         lines.append("    beta: 0.1  # the usual pull towards the model before this phase")
+    if objective == "dpo":
+        lines.append(
+            "    sft_weight: 1.0  # imitates the better answers, too: else both become less likely"
+        )
     if situation.eval_prompts:
         lines.append(
             f"    eval_prompts: eval_prompts.json  # {situation.eval_prompts} held-out prompts, answered "
             "at every evaluation"
         )
-    lines.append(
-        "    best: {metric: loss, direction: min}  # keep the step that is best on held-out rows"
-    )
+    lines += [
+        f"    eval_every_steps: {max(1, steps // 5)}  # a fifth of the steps; a number, so that the phase can "
+        "go on to more",
+        "    best: {metric: loss, direction: min}  # keep the step that is best on held-out rows",
+    ]
     if situation.checkpoint_reason is not None:
         lines.append(f"    grad_checkpoint: true  # {situation.checkpoint_reason}")
     return lines

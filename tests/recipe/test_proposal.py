@@ -10,6 +10,7 @@ import pytest
 from forty2.recipe.proposal import Material, Situation, propose
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Recipe
+from forty2.training.schedule import longer, plan_phase, shared_steps
 
 
 def material(kind: str, rows: int = 40, median: int = 60, longest: int = 90) -> Material:
@@ -54,6 +55,14 @@ def test_each_kind_gets_its_phase_in_order(
     assert [phase.objective for phase in recipe.phases.values()] == phases
     choices = re.findall(r"^ *\w+: \d.*$", text.partition("version: 1\n")[2], re.MULTILINE)
     assert choices and all("  # " in line for line in choices)
+
+
+@pytest.mark.parametrize("rows", [27, 40, 300])
+def test_a_proposed_phase_can_go_on_to_more_steps(rows: int, tmp_path: Path) -> None:
+    recipe, _ = proposed(tmp_path, *(material(kind, rows) for kind in ("chats", "pairs", "thumbs")))
+    for phase in recipe.phases.values():
+        plan = plan_phase(phase, [60] * rows, [1.0] * rows, seed=1)
+        assert shared_steps(plan, longer(plan)) >= plan.steps - 1
 
 
 def test_more_rows_get_fewer_passes_and_more_parameters(tmp_path: Path) -> None:
