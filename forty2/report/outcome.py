@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from forty2.files import read_json
 from forty2.report.records import read_run
 from forty2.report.run_types import PhaseRecord, Run
 from forty2.report.units import duration, file_size
@@ -42,7 +43,9 @@ def outcome_table(folder: Path, fused: Sequence[Path] = ()) -> str:
     rows += [{"phase": name, "time": _time_of(run, kind)} for kind, name in _KINDS.items()]
     rows = [row for row in rows if len(row) > 2 or row["time"]]
     if run.times:
-        rows.append({"phase": "in all", "time": duration(sum(time.seconds for time in run.times))})
+        reused = read_json(folder / "run.json").get("reused")
+        name = f"in all, with {' and '.join(reused['phases'])} taken over" if reused else "in all"
+        rows.append({"phase": name, "time": duration(sum(time.seconds for time in run.times))})
     return _in_columns(rows)
 
 

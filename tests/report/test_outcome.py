@@ -70,3 +70,8 @@ def test_a_run_of_an_earlier_release_has_no_times(run: Path) -> None:
     (run / "times.jsonl").unlink()
     found = cells(outcome_table(run))
     assert "time" not in found["phase"] and [*found] == ["phase", "sft"]
+
+
+def test_the_time_of_phases_that_were_taken_over_is_said_to_be_in_it(run: Path) -> None:
+    write_json(run / "run.json", read_json(run / "run.json") | {"reused": {"phases": ["sft"]}})
+    assert cells(outcome_table(run))["in all, with sft taken over"][2] == "3 min"
