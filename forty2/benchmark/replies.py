@@ -12,6 +12,8 @@ SEVERAL = 4
 """Different prompts with the same reply that make a fault: three may rightly all get "Yes."."""
 LEAST_SOUND = 0.1
 """Share of replies with something of the expected text, up to which replies are garbage."""
+_SHOWN = 80
+"""Characters of a text that a sentence quotes."""
 
 _WORD = re.compile(r"\w+")
 
@@ -74,13 +76,30 @@ def garbage(records: Sequence[JsonObject]) -> str:
     cannot be compared with a reply that it does not match.
     """
     texts = [one for one in records if one["match"] != "regex" or one["passed"]]
-    sound = sum(one["passed"] or resembles(one["reply"], one["expected"]) for one in texts)
+    sound = sum(map(_has_something, texts))
     if len(texts) < SEVERAL or sound > LEAST_SOUND * len(texts):
         return ""
-    first = str(texts[0]["reply"]).strip()[:60]
+    first = next(one for one in texts if not _has_something(one))
+    prompt = str(first["prompt"]).strip()
+    if len(prompt) > _SHOWN:
+        prompt = f"…{prompt[-_SHOWN:]}"  # it ends with what it asks
+    expected, reply = (_beginning(first[key]) for key in ("expected", "reply"))
+    others = len(records) - len(texts)
+    left = f"; {others} others expect a pattern and are not counted" if others else ""
+    left = "; 1 other expects a pattern and is not counted" if others == 1 else left
     return (
-        f"{len(texts) - sound} of {len(texts)} replies have nothing of what is expected ({first!r})"
+        f"{len(texts) - sound} of {len(records)} eval prompts got a reply that has nothing of the text "
+        f"they expect{left}. One of them: to {prompt!r}, {expected!r} is expected, and the reply was {reply!r}"
     )
+
+
+def _has_something(record: JsonObject) -> bool:
+    return record["passed"] or resembles(record["reply"], record["expected"])
+
+
+def _beginning(text: object) -> str:
+    text = str(text).strip()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 class Turn(NamedTuple):

@@ -13,6 +13,9 @@ _PLAIN = re.compile(r"(?:[\w ()+–%-]|(?<=\d)[.,:](?=\d)|[,:](?= ))*")
 """Text without markup: words, and figures such as +1,234.5 or 12.5%. Links need other characters,
 or these before a letter."""
 
+PIPE = r"\|"
+"""A `|` in a cell: without the backslash, even one in a code span would end the cell."""
+
 
 class Table(NamedTuple):
     """A table of texts that are not escaped yet."""
@@ -43,7 +46,7 @@ def code_lines(text: str, language: str) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |"
 
 
 def _fence(text: str, shortest: int) -> str:

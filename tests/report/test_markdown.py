@@ -52,6 +52,12 @@ def test_a_table_has_a_cell_per_value_whatever_they_say() -> None:
     assert "<i>" not in html
 
 
+@pytest.mark.parametrize("text", [r"(^|\D)18($|\D)", "a|b", r"\|", "``|``"])
+def test_a_bar_in_a_cell_stays_a_bar(text: str) -> None:
+    html = rendered("\n".join(table_lines(Table(("Pattern",), [(text,)]))))
+    assert html.count("<td>") == 1 and f"<code>{text}</code>" in html
+
+
 def test_nothing_in_a_code_block_ends_it() -> None:
     html = rendered("\n".join(code_lines("a\n```\n````\n<b>\n", "yaml")))
     assert html.count("<pre>") == 1 and "<b>" not in html and "````\n&lt;b&gt;" in html

@@ -270,14 +270,39 @@ def test_replies_are_scored_by_prompt_bucket_and_gate(model: LoadedModel, tmp_pa
 
 def answered(*replies: str, match: str = "exact", expected: str = "Say it again.") -> list[Any]:
     return [
-        {"reply": one, "expected": expected, "match": match, "passed": one == expected}
-        for one in replies
+        {
+            "prompt": f"Say {n}.",
+            "reply": one,
+            "expected": expected,
+            "match": match,
+            "passed": one == expected,
+        }
+        for n, one in enumerate(replies)
     ]
 
 
 def test_replies_that_have_nothing_of_what_is_expected_aregarbage() -> None:
     records = answered("xx qq zz", "the of and", "", "4 4 4 4", "lorem")
-    assert garbage(records) == ("5 of 5 replies have nothing of what is expected ('xx qq zz')")
+    assert garbage(records) == (
+        "5 of 5 eval prompts got a reply that has nothing of the text they expect. One of them: to "
+        "'Say 0.', 'Say it again.' is expected, and the reply was 'xx qq zz'"
+    )
+
+
+def test_what_is_counted_and_what_is_not_is_said_with_an_example_of_the_bad_ones() -> None:
+    texts = answered("Say it!", *["b" * 99] * 11)
+    records = [
+        {**texts[1], "prompt": "x" * 99},
+        *texts[2:],
+        texts[0],
+        *answered("no", match="regex"),
+    ]
+    said = garbage([texts[0], *records[:-2], records[-1]])
+    assert said.startswith("11 of 13 eval prompts got a reply")
+    assert (
+        "they expect; 1 other expects a pattern and is not counted. One of them: to '…xxx" in said
+    )
+    assert said.endswith("is expected, and the reply was '" + "b" * 80 + "…'")
 
 
 @pytest.mark.parametrize(
