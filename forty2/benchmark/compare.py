@@ -16,10 +16,12 @@ import numpy as np
 from forty2.benchmark.harness_form import as_samples
 from forty2.benchmark.harness_pairs import paired_scores
 from forty2.benchmark.harness_samples import HarnessSamples
-from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.results import Result, Stage
+from forty2.benchmark.shared_items import shared_items
+from forty2.benchmark.shown_changes import ShownChange, shown_change, shown_name
 from forty2.benchmark.stage_scores import Scores, check_same, scores_of
 from forty2.benchmark.stats import (
+    FEWEST,
     RESAMPLES,
     SEED,
     Interval,
@@ -35,7 +37,7 @@ from forty2.benchmark.stats import (
     verdict,
 )
 from forty2.benchmark.task import Metric
-from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, TaskChange, judge
+from forty2.benchmark.verdict import CostChange, ModelVerdict, TaskChange, judge
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.notebook import html_paragraph, html_table
@@ -98,6 +100,8 @@ class Comparison(NamedTuple):
     """Changes in what the base could do; empty: not measured."""
     sentence: str = ""
     """Benefit and cost in a sentence."""
+    left_out: tuple[str, ...] = ()
+    """What only one of two stages measured, a sentence for each task."""
 
     def record(self) -> JsonObject:
         """Return the comparison as JSON."""
@@ -111,18 +115,7 @@ class Comparison(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Show the metrics, the verdict and its sentence in a notebook."""
-        rows = [
-            [
-                shown_metric(name),
-                f"{change.before:.3f}",
-                f"{change.after:.3f}",
-                f"{change.difference:+.3f}",
-                f"{change.low:+.3f} to {change.high:+.3f}",
-                _shown_p(change.p_holm),
-                change.verdict,
-            ]
-            for name, change in self.metrics.items()
-        ]
+        rows = [_cells(name, change) for name, change in self.metrics.items()]
         head = ["metric", "before", "after", "change", "95% interval", "p", "verdict"]
         title = f"{self.before} → {self.after}"
         if self.n:
@@ -153,7 +146,7 @@ def compare(
     """
     if not 0 < margin < 1:
         raise BenchmarkError(f"margin {margin}: must lie between 0 and 1")
-    old, new = _scores(before, after)
+    old, new, left_out = _scores(before, after)
     check_same(old, new)
     pairs = {
         name: (scores.values(), new.metrics[name].values())
@@ -173,7 +166,7 @@ def compare(
         p = ps[name], corrected[name]
         change = _change(*pair, old.metrics[name].metric, p, margin, resamples, seed)
         changes[name] = change._replace(verdict="no change") if same else change
-    judgement = judge(old, changes, cost or Cost(), same=same)
+    judgement = judge(old, changes, cost or Cost(), same=same, left_out=bool(left_out))
     return Comparison(
         questions=judgement.questions,
         n=judgement.n,
@@ -189,82 +182,102 @@ def compare(
         verdict=judgement.verdict,
         costs=judgement.costs,
         sentence=judgement.sentence,
+        left_out=left_out,
     )
 
 
 def format_comparison(comparison: Comparison) -> str:
     """Format a comparison for the terminal."""
-    width = max(map(len, comparison.metrics)) + 2
-    head = f"{'':<{width}}{'before':>6}{'after':>7}{'change':>8}  {'95% interval':<16}{'p':>8}  verdict"
     lines = [f"{comparison.questions}, {comparison.n} questions"] if comparison.n else []
-    lines += [f"before: {comparison.before}", f"after:  {comparison.after}"]
+    lines += [f"before: {comparison.before}", f"after:  {comparison.after}", *comparison.left_out]
     if comparison.kl is not None:
         lines.append(
             f"KL(after ‖ before) {comparison.kl:.2e} a token; {comparison.changed:.1%} of items "
             "judged otherwise"
         )
-    lines += ["", head, "-" * len(head)]
-    for name, change in comparison.metrics.items():
-        interval = f"{change.low:+.3f} to {change.high:+.3f}"
-        lines.append(
-            f"{shown_metric(name):<{width}}{change.before:>6.3f}{change.after:>7.3f}{change.difference:>+8.3f}  "
-            f"{interval:<16}{_shown_p(change.p_holm):>8}  {change.verdict}"
-        )
-    lines.append("")
+    lines += ["", *_table(comparison), ""]
     for name in comparison.judged:
         change = comparison.metrics[name]
+        detectable = _shown(name, change).detectable
         lines.append(
-            f"{shown_metric(name)}: {change.n} questions, {change.better} better, {change.worse} worse; "
-            f"detectable: {'unknown' if change.detectable is None else f'{change.detectable:.3f}'}"
+            f"{shown_name(name)}: {change.n} questions, {change.better} better, {change.worse} worse; "
+            f"detectable: {'unknown' if detectable is None else f'{detectable:.3f}'}"
         )
-    judged = ", ".join(map(shown_metric, comparison.judged)) or "no benefit"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Verdict: {comparison.verdict}",
-            *([comparison.sentence] if comparison.sentence else []),
-            f"(over {judged}; a loss below {comparison.margin:g} counts as no tax)",
-            "detectable: smallest true change that 80% of such comparisons would show",
-            "p: McNemar's exact test, or random signs; corrected for all lines (Holm)",
-        ]
+    lines += [""] if comparison.judged else []
+    lines += [f"Verdict: {comparison.verdict}"]
+    lines += [comparison.sentence] if comparison.sentence else []
+    return "\n".join([*lines, "", *_explained(comparison)])
+
+
+def _explained(comparison: Comparison) -> list[str]:
+    """Say what words and columns of a comparison mean, those that are in it."""
+    judged = ", ".join(map(shown_name, comparison.judged))
+    few = any(change.n < FEWEST for change in comparison.metrics.values())
+    lines = [
+        f"benefit: judged by {judged or 'nothing, because nothing that was measured could show one'}",
+        f"no tax: not worse, or worse by less than {comparison.margin:g}",
+        "detectable: smallest true change that 80% of such comparisons would show"
+        if judged
+        else "",
+        "p: McNemar's exact test, or random signs; corrected for all lines (Holm), as intervals are not",
+        f"–: fewer than {FEWEST} items, too few for an interval" if few else "",
+    ]
+    return [line for line in lines if line]
+
+
+def _table(comparison: Comparison) -> list[str]:
+    """Lay out the metrics, the names to the left, the figures to the right."""
+    head = ["", "before", "after", "change", "95% interval", "p", "verdict"]
+    rows = [head, *(_cells(name, change) for name, change in comparison.metrics.items())]
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    name, before, after, difference, interval, p, _ = (
+        max(least, width) for least, width in zip((0, 5, 5, 6, 16, 6, 0), columns, strict=True)
     )
+    lines = [
+        f"{row[0]:<{name}}  {row[1]:>{before}}  {row[2]:>{after}}  {row[3]:>{difference}}  "
+        f"{row[4]:<{interval}}  {row[5]:>{p}}  {row[6]}"
+        for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _cells(name: str, change: Change) -> list[str]:
+    """Return the texts of a metric's row. Few items have no interval and no p that mean anything."""
+    shown, few = _shown(name, change), change.n < FEWEST
+    return [
+        shown_name(name),
+        f"{shown.before:.3f}",
+        f"{shown.after:.3f}",
+        f"{shown.difference:+.3f}",
+        "–" if few else f"{shown.low:+.3f} to {shown.high:+.3f}",
+        "–" if few else _shown_p(change.p_holm),
+        change.verdict,
+    ]
+
+
+def _shown(name: str, change: Change) -> ShownChange:
+    figures = change.before, change.after, change.difference, change.low, change.high
+    return shown_change(name, ShownChange(*figures, change.detectable))
 
 
 def _shown_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-def _scores(before: Measured, after: Measured) -> tuple[Scores, Scores]:
-    """Return the scores of both; those of the harness are paired item by item first."""
+def _scores(before: Measured, after: Measured) -> tuple[Scores, Scores, tuple[str, ...]]:
+    """Return the scores of both, and what of two stages is left out, because only one measured it.
+
+    Those of the harness are paired item by item first.
+    """
+    if isinstance(before, Stage) and isinstance(after, Stage):
+        shared = shared_items(before, after)
+        return scores_of(shared.before), scores_of(shared.after), shared.left_out
     if not isinstance(before, HarnessSamples) and not isinstance(after, HarnessSamples):
-        before, after = _comparable(before, after)
-        return scores_of(before), scores_of(after)
+        return scores_of(before), scores_of(after), ()
     sides = [
         side if isinstance(side, HarnessSamples) else as_samples(side) for side in (before, after)
     ]
-    return paired_scores(sides[0], sides[1])
-
-
-def _comparable(
-    before: Result | Stage, after: Result | Stage
-) -> tuple[Result | Stage, Result | Stage]:
-    """Leave out the held-out rows of two stages that do not have the same ones, as of two runs."""
-    if isinstance(before, Result) or isinstance(after, Result):
-        return before, after
-    hashes = [
-        stage.results[HELD_OUT].data_sha256 if HELD_OUT in stage.results else None
-        for stage in (before, after)
-    ]
-    if hashes[0] == hashes[1]:
-        return before, after
-    left = before.without(HELD_OUT), after.without(HELD_OUT)
-    if not all(stage.results for stage in left):
-        raise BenchmarkError(
-            f"not comparable: {before.name} and {after.name} have other held-out rows, and nothing "
-            "else was measured; measure both on the same rows"
-        )
-    return left
+    return *paired_scores(sides[0], sides[1]), ()
 
 
 def _change(

@@ -147,13 +147,13 @@ def check_same(old: Scores, new: Scores) -> None:
     if len(old.asked) != len(new.asked):
         raise BenchmarkError(
             f"not comparable: {len(old.asked)} questions before, {len(new.asked)} after; use the "
-            "same n and seed"
+            "same `n` and `seed`"
         )
     for number, (one, other) in enumerate(zip(old.asked, new.asked, strict=True), 1):
         if one[0] != other[0]:
             raise BenchmarkError(
                 f"not comparable: item {number} is {one[0]!r} before and {other[0]!r} after; use "
-                "the same n and seed"
+                "the same `n` and `seed`"
             )
         if one[1] != other[1]:
             raise BenchmarkError(

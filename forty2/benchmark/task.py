@@ -69,6 +69,8 @@ class Task(ABC, Generic[Questions]):
     """Settings that must be equal in results that are compared."""
     may_differ: ClassVar[tuple[str, ...]] = ()
     """The other settings: the items themselves show whether they were the same."""
+    place_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of a record that say where an item came from; they may differ between two runs."""
     category_key: ClassVar[str | None] = None
     """Key of an item's category in its record."""
     category_metric: ClassVar[str | None] = None
@@ -151,6 +153,11 @@ class Task(ABC, Generic[Questions]):
     @abstractmethod
     def identify(cls, record: JsonObject) -> tuple[str, object]:
         """Return an item's name, and its further facts that must agree between compared results."""
+
+    @classmethod
+    def match_key(cls, record: JsonObject) -> str | None:
+        """Return what tells an item from all others, in whatever data it is; None: too little is recorded."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -109,7 +109,12 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    scores: Scores, changes: Mapping[str, JudgedChange], cost: Cost, *, same: bool
+    scores: Scores,
+    changes: Mapping[str, JudgedChange],
+    cost: Cost,
+    *,
+    same: bool,
+    left_out: bool = False,
 ) -> Judgement:
     """Judge benefit and cost.
 
@@ -118,6 +123,7 @@ def judge(
         changes: by metric, of those metrics that have two items or more.
         cost: margins of the cost.
         same: whether the model is still the same, as far as was measured.
+        left_out: whether something was measured in one of the two alone, and left out.
     """
     task = scores.benefit_task
     own = scores.tasks.get(task, ())
@@ -139,7 +145,7 @@ def judge(
         tasks=tasks,
         costs=costs,
         verdict=word(benefit, costs),
-        sentence=sentence(task, questions, benefit, shown, costs, named),
+        sentence=sentence(task, questions, benefit, shown, costs, named, left_out=left_out),
     )
 
 
@@ -224,6 +230,8 @@ def sentence(
     changes: Mapping[str, JudgedChange],
     costs: Sequence[CostChange],
     single: Collection[str] = (),
+    *,
+    left_out: bool = False,
 ) -> str:
     """Say in a sentence what a model gained, and what it cost.
 
@@ -234,11 +242,13 @@ def sentence(
         changes: the metrics that it is over, by the name for a reader.
         costs: from `costs_of`.
         single: metrics of the task with one item, which has no interval.
+        left_out: as for `judge`.
     """
     if benefit == "no change":
         return "As far as was measured, this is still the base model."
     if not task:
-        own = "no held-out rows and no benchmark were measured that could show a benefit"
+        both = "in both " if left_out else ""
+        own = f"no held-out rows and no benchmark were measured {both}that could show a benefit"
     elif task == HELD_OUT:
         own = _held_out(changes, single)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -94,13 +94,22 @@ def _on_terminal() -> bool:
     return sys.stdin.isatty()
 
 
+class _Column(click.Choice[str]):
+    """A column of a table, in any case where only one is called so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from forty2.data.columns import named_in
+
+        return super().convert(named_in(str(value), self.choices) or value, param, ctx)
+
+
 def _ask(unknown: UnknownColumns) -> dict[str, str]:
     """Ask on the terminal which column holds what; the guess is the default."""
     from forty2.data.columns import MEANING, NEEDED
 
     echo(f"{unknown.file} has the columns {', '.join(unknown.columns)}.")
     likely = {ours: theirs for theirs, ours in unknown.guess.items()}
-    columns = click.Choice(unknown.columns)
+    columns = _Column(unknown.columns)
     return {
         click.prompt(f"Which is {MEANING[name]}?", type=columns, default=likely.get(name)): name
         for name in (*NEEDED[unknown.kind], *({"system"} & likely.keys()))

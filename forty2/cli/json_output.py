@@ -146,6 +146,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "costs": "changes in what the base could do, each with `where`, `name`, `before`, `after`, `n`, "
             "`margin`, `answer`, `better`",
             "sentence": "benefit and cost in a sentence",
+            "left_out": "what only one of two stages measured, a sentence for each benchmark",
         },
     ),
     "data.lint": Schema(

@@ -51,9 +51,9 @@ def show_command(name: str) -> None:
 def keys_command(section: str | None) -> None:
     """Print every recipe key with its values, default and meaning.
 
-        SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
+    SECTION is recipe (the top), an objective (sft, dpo, kto, orpo, simpo, cpo), adapter, its
     phase_attention, tags_init, fuse, benchmark, its tasks and cost, best, until, curriculum, replay,
-    kl or red_lines, or the name of a key, which is shown in each section that has it. Default: all
+    kl or red_lines, or a key, such as lr in each section that has it, or phases.sft.lr. Default: all
     sections.
     """
     from forty2.recipe.keys import as_text

@@ -21,6 +21,7 @@ from forty2.cli.flags import with_flags
 from forty2.cli.json_output import echo_json
 from forty2.report.units import file_size
 from forty2.run_paths import HOME, run_folder
+from forty2.runs.archive import listing
 from forty2.text_layout import terminal_width
 
 if TYPE_CHECKING:
@@ -142,22 +143,27 @@ def list_command(
         return
     where = ", ".join(map(str, folders)) or "adapters/"
     if not entries:
-        echo(f"no runs in {where}" + (f" meet this; {hidden} others do not" if hidden else ""))
+        echo(f"no runs in {where}" + (f" meet this; {_left_out(hidden)}" if hidden else ""))
         return
     echo(run_tables.run_table(entries, _shown_metric(sort)))
     for entry in entries:
         if entry.state == "damaged":
             warn(entry.problem or "")
     total = file_size(sum(entry.size for entry in entries))
-    runs = f"{len(entries)} run" + ("" if len(entries) == 1 else "s")
-    echo(f"\n{runs}, {total}" + (f"; {hidden} others left out" if hidden else ""))
+    echo(f"\n{_runs(len(entries))}, {total}" + (f"; {_left_out(hidden)}" if hidden else ""))
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
+def _left_out(number: int) -> str:
+    return f"{number} other{'' if number == 1 else 's'} left out"
 
 
 def _shown_metric(sort: str | None) -> str | None:
     """Return the metric to show as the result: the one sorted by, unless it has its own column."""
-    from forty2.runs.archive.finding import metric_key
-
-    key = metric_key(sort) if sort else None
+    key = listing.metric_key(sort) if sort else None
     return None if key in (None, "started", "name", "model", "state", "size") else key
 
 
@@ -183,9 +189,7 @@ def show_command(run: str, as_json: bool) -> None:
         "to go on": "the command that began it, with --resume"
         if entry.state in ("stopped", "failed")
         else "",
-        "started": f"{entry.started} ({run_tables.age(entry.started)} ago)"
-        if entry.started
-        else "",
+        "started": f"{entry.started} ({listing.age(entry.started)} ago)" if entry.started else "",
         "model": entry.model,
         "goes on from": entry.init_from or "",
         "phases": phases,
@@ -203,8 +207,8 @@ def show_command(run: str, as_json: bool) -> None:
         echo(f"\n{'figure':<24}{'base':>12}{'run':>12}")
     for name, value in entry.metrics.items():
         base = entry.base_metrics.get(name)
-        before = "" if base is None else run_tables.figure(base)
-        echo(f"{name:<24}{before:>12}{run_tables.figure(value):>12}")
+        before = "" if base is None else listing.figure(base)
+        echo(f"{name:<24}{before:>12}{listing.figure(value):>12}")
     for note in entry.notes:
         echo(f"\n{note.time}  {note.text}")
 
@@ -231,11 +235,12 @@ def compare_command(runs: tuple[str, ...], replies: int, as_json: bool) -> None:
     if as_json:
         echo_json("runs.compare", comparison.to_json())
         return
-    echo("Settings that differ:" if comparison.differences else "No setting differs.")
-    for difference in comparison.differences:
-        echo(f"\n{difference.key}")
-        for name, value in zip(comparison.names, difference.values, strict=True):
-            echo(f"  {name:<{max(map(len, comparison.names))}}  {value}")
+    if comparison.short_differences:
+        echo(run_tables.settings_table(comparison.short_differences, comparison.names))
+    elif not comparison.remarks:
+        echo("No setting differs.")
+    for remark in comparison.remarks:
+        echo(remark)
     for pair in comparison.measured:
         echo(f"\nMeasurements: {pair.before} → {pair.after}")
         if pair.comparison is None:
@@ -267,14 +272,17 @@ def note_command(run: str, text: str | None, replace: bool) -> None:
 
     Without TEXT, the notes are printed. They are kept in the run's folder.
     """
-    from forty2.runs.archive.notes import add_note, read_notes
+    from forty2.runs.archive.notes import NOTES, add_note, read_notes
 
     folder = run_folder(run)
     if text is None and replace:
         raise click.UsageError("--replace needs the TEXT of the new note.")
-    found = read_notes(folder) if text is None else add_note(folder, text, replace=replace)
-    for note in found.notes:
-        echo(f"{note.time}  {note.text}")
+    if text is None:
+        for note in read_notes(folder).notes:
+            echo(f"{note.time}  {note.text}")
+        return
+    number = len(add_note(folder, text, replace=replace).notes)
+    echo(f"noted; {number} note{'' if number == 1 else 's'} in {folder / NOTES}")
 
 
 @runs_command.command("tag")
@@ -383,25 +391,24 @@ def page_command(
     It can be sorted by any column.
     """
     from forty2.report.archive import Cell, Row, write_archive_page
-    from forty2.runs.archive.finding import metric_key
 
-    names = sorted({metric_key(name) for entry in entries for name in entry.metrics})
-    columns = [name for name in run_tables.COLUMNS if name not in ("run", "result")]
+    names = sorted({listing.metric_key(name) for entry in entries for name in entry.metrics})
+    columns = [name for name in listing.COLUMNS if name not in ("run", "result")]
     rows = []
     for entry in entries:
-        texts = run_tables.cells(entry)
+        texts = listing.cells(entry)
         sortable: dict[str, float | str] = {"age": entry.started, "size": entry.size}
-        own = {metric_key(name): value for name, value in entry.metrics.items()}
+        own = {listing.metric_key(name): value for name, value in entry.metrics.items()}
         cells = [Cell(texts[name], sortable.get(name)) for name in columns]
         cells += [
-            Cell(run_tables.figure(own[name]), own[name]) if name in own else Cell("", "")
+            Cell(listing.figure(own[name]), own[name]) if name in own else Cell("", "")
             for name in names
         ]
         notes = " ".join(note.text for note in entry.notes)
         rows.append(Row(texts["run"], _report_link(entry, out), [*cells, Cell(notes)]))
     where = ", ".join(map(str, folders)) or f"{HOME}/"
-    left_out = f", {hidden} others left out" if hidden else ""
-    about = f"{len(entries)} runs in {where}{left_out}. Press a heading to sort."
+    left_out = f", {_left_out(hidden)}" if hidden else ""
+    about = f"{_runs(len(entries))} in {where}{left_out}. Press a heading to sort."
     echo(write_archive_page(out, about, [*columns, *names, "notes"], rows))
 
 

@@ -83,7 +83,10 @@ max_length = click.option(
     help="Longest row in tokens.",
 )
 as_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print one line of JSON; its form is in the manual."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON; see docs/reference/json.md.",
 )
 yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 set_option = click.option(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from forty2.data.formats import parse
+from forty2.data.messages import short
 from forty2.data.records import Chat, Pair, Rated, Record, Text
+from forty2.data.row_keys import truth_of
 from forty2.data.sources import no_rows, read_rows
 from forty2.errors import DataError, first_names
 from forty2.files import JsonObject
@@ -39,6 +41,8 @@ _OTHER_NAMES = {
 """Parts of names that other people give to these columns, the likeliest first."""
 _GOOD = {"yes", "y", "good", "up", "+1", "👍", "like", "ja", "gut"}
 _BAD = {"no", "n", "bad", "down", "-1", "👎", "dislike", "nein", "schlecht"}
+VERDICTS = "yes or no, good or bad, up or down, like or dislike, ja or nein, gut or schlecht, +1 or -1, 👍 or 👎"
+"""Verdicts in words that are read beside true and false, for a reader."""
 _RECORDS: Mapping[Kind, tuple[type, ...]] = {
     "chats": (Chat, Text),
     "pairs": (Pair,),
@@ -65,7 +69,7 @@ class UnknownColumns(DataError):
         self.columns = [*rows[0]]
         self.guess = guess_columns(kind, rows)
         """Our name of each column that was recognised, by theirs."""
-        strange = [name for name in mapping if name not in self.columns]
+        strange = [name for name in mapping if named_in(name, self.columns) is None]
         known = f"there is no column {first_names(strange, 3)}; " if strange else ""
         questions = " and ".join(f"which is {MEANING[name]} ({name})" for name in NEEDED[kind])
         super().__init__(
@@ -137,6 +141,14 @@ def guess_columns(kind: Kind, rows: Sequence[JsonObject]) -> dict[str, str]:
     return guess
 
 
+def named_in(name: str, columns: Collection[str]) -> str | None:
+    """Return the column of this name, or the only one that differs in case alone; None: there is none."""
+    if name in columns:
+        return name
+    alike = [column for column in columns if column.casefold() == name.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
 class KindRows(NamedTuple):
     """The rows of a file that are of the kind asked for."""
 
@@ -160,9 +172,13 @@ def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: se
     tried: list[JsonObject] = []
     errors: list[DataError] = []
     for origin, row in read_rows(file):
-        used |= mapping.keys() & row.keys()
-        renamed = _renamed(row, mapping, origin)
+        in_row = {theirs: column for theirs in mapping if (column := named_in(theirs, row))}
+        used.update(in_row)
+        own = {column: mapping.get(column, mapping[theirs]) for theirs, column in in_row.items()}
+        renamed = _renamed(row, own, origin)
         try:
+            if kind == "thumbs":
+                _check_verdict(renamed, origin)
             record = parse(renamed, origin)
             if not isinstance(record, _RECORDS[kind]):
                 raise OtherKind(f"{origin}: {_other_kind(record)}, not `{kind}`")
@@ -185,7 +201,7 @@ def read_kind(file: str | Path, kind: Kind, mapping: Mapping[str, str], used: se
             raise errors[0]
         all_tried = not records and len(errors) == _TRIED_ROWS
         others = (
-            f"and the {len(errors) - 1} rows after it are bad, too"
+            f"none of the first {_TRIED_ROWS} rows can be read"
             if all_tried
             else f"the first of {len(errors):,} bad rows"
         )
@@ -207,6 +223,18 @@ def _renamed(row: JsonObject, mapping: Mapping[str, str], origin: str) -> JsonOb
     if isinstance(verdict, str) and verdict.strip().casefold() in _GOOD | _BAD:
         renamed["label"] = verdict.strip().casefold() in _GOOD
     return renamed
+
+
+def _check_verdict(row: JsonObject, origin: str) -> None:
+    """Refuse a verdict in other words than those that are read.
+
+    Raises:
+        DataError: it lists them.
+    """
+    if "label" in row and truth_of(row["label"]) is None:
+        raise DataError(
+            f"{origin}: label is {short(row['label'])}; write true or false, 1 or 0, {VERDICTS}"
+        )
 
 
 def _is_flat(row: JsonObject) -> bool:

@@ -161,8 +161,8 @@ def parse_rated(row: Row, origin: str) -> Rated:
     verdict = truth_of(row[key])
     if verdict is None:
         raise DataError(
-            f"{origin}: {key} must be true or false, not {short(row[key])}; to learn it as an answer, "
-            f"rename {key} to completion, and the text to prompt"
+            f"{origin}: {key} must be true or false, not {short(row[key])}; if it is no verdict but what "
+            f"the model should answer, rename {key} to completion, and the text to prompt"
         )
     messages, taken = read_conversation(row, origin)
     if messages[-1]["role"] != "assistant" or len(messages) < 2:

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import TypeAdapter
@@ -42,7 +42,7 @@ class Section(NamedTuple):
     """Keys of one mapping in a recipe."""
 
     name: str
-    """"recipe" for the top, the objective for a phase, else the key that holds the section."""
+    """"recipe" for the top, the objective (or several) for a phase, else the key that holds the section."""
     about: str
     """Meaning of the section: the docstring of its dataclass."""
     keys: tuple[Key, ...]
@@ -58,7 +58,7 @@ def as_text(section: str | None = None) -> str:
     """Write the reference, one section of it, or a key in each section that has it, for a terminal.
 
     Args:
-        section: name of a section, or of a key.
+        section: name of a section, or of a key; with what is around it in a recipe, it is that one's.
 
     Raises:
         RecipeError: there is neither.
@@ -72,17 +72,40 @@ def as_markdown() -> str:
 
 
 def _chosen(name: str | None) -> list[Section]:
-    if name is not None:
-        name = name.rpartition(".")[2]  # phases.dpo and benchmark.tasks, as in a recipe
-    chosen = [section for section in sections() if name in (None, section.name)]
+    if name is None:
+        return list(sections())
+    *around, last = name.split(".")  # phases.dpo and benchmark.tasks, as in a recipe
+    chosen = [section for section in sections() if section.name == last]
+    chosen = chosen or _having_key(last, around)
     if not chosen:
-        for section in sections():
-            keys = tuple(key for key in section.keys if key.name == name)
-            if keys:
-                chosen.append(section._replace(about="", keys=keys))
-    if not chosen:
-        raise RecipeError(f"{name}: no such section or key; sections are {', '.join(SECTIONS)}")
+        raise RecipeError(f"{last}: no such section or key; sections are {', '.join(SECTIONS)}")
     return chosen
+
+
+def _having_key(name: str, around: Sequence[str]) -> list[Section]:
+    """Return the sections with this key alone; objectives that have it alike are one.
+
+    Args:
+        around: the sections and phases that it was asked for in. The nearest that names a section
+            with the key chooses it; a phase that is called as an objective is taken for one of it.
+    """
+    having = {}
+    for section in sections():
+        keys = tuple(key for key in section.keys if key.name == name)
+        if keys:
+            having[section.name] = section._replace(about="", keys=keys)
+    asked = next((part for part in reversed(around) if part in having), None)
+    if asked is not None:
+        return [having[asked]]
+    alike: dict[object, list[Section]] = {}
+    for section in having.values():
+        alike.setdefault((section.keys, section.name in OBJECTIVES or section.name), []).append(
+            section
+        )
+    return [
+        same[0]._replace(name=", ".join(section.name for section in same))
+        for same in alike.values()
+    ]
 
 
 def _text(section: Section) -> str:
@@ -130,7 +153,7 @@ def _place(section: str) -> str:
     """Say where in the file a section belongs."""
     if section == "recipe":
         return "keys at the top of the file"
-    if section in OBJECTIVES:
+    if section.partition(", ")[0] in OBJECTIVES:
         return f"keys of a phase with objective: {section}"
     return f"keys below {section}"
 

@@ -89,7 +89,9 @@ def test_a_stage_without_questions_of_its_own_is_judged_by_its_price() -> None:
     found = compare_measured(before, after)
     assert (found.questions, found.n, found.judged) == ("", 0, ())
     assert found.metrics["log p of texts"].verdict == found.verdict == "tax"
-    assert "(over no benefit;" in format_comparison(found)
+    text = format_comparison(found)
+    assert "benefit: judged by nothing, because nothing that was measured could show one" in text
+    assert "detectable" not in text and "\n\n\n" not in text
     assert "questions" not in format_comparison(found).splitlines()[0]
 
 
@@ -159,9 +161,11 @@ MC1: 40 questions, 7 better, 2 worse; detectable: 0.088
 MC2: 40 questions, 7 better, 2 worse; detectable: unknown
 
 Verdict: inconclusive
-(over MC1, MC2; a loss below 0.02 counts as no tax)
+
+benefit: judged by MC1, MC2
+no tax: not worse, or worse by less than 0.02
 detectable: smallest true change that 80% of such comparisons would show
-p: McNemar's exact test, or random signs; corrected for all lines (Holm)"""
+p: McNemar's exact test, or random signs; corrected for all lines (Holm), as intervals are not"""
 
 
 def test_the_table_of_a_known_comparison() -> None:
@@ -428,7 +432,7 @@ def test_p_is_corrected_for_every_line() -> None:
     assert [change.p_holm for change in found.metrics.values()] == corrected
     least = min(found.metrics.values(), key=lambda change: change.p)
     assert least.p_holm == pytest.approx(7 * least.p)
-    line = next(t for t in format_comparison(found).splitlines() if t.startswith("no leak"))
+    line = next(t for t in format_comparison(found).splitlines() if t.startswith("leaks"))
     assert f"{found.metrics['no leak'].p_holm:.3f}" in line
 
 
@@ -663,19 +667,103 @@ def test_a_stage_beside_a_harness_s_samples_has_no_kl() -> None:
     assert compare_measured(base, as_samples(base)).kl is None
 
 
+def of_run(rows: dict[str, Any] | None, name: Any = "base", **results: Any) -> dict[str, Any]:
+    """A stage with held-out rows, and what else was measured."""
+    return {"stage": name, **({} if rows is None else {"held_out": rows}), **results}
+
+
+def test_held_out_rows_are_compared_that_both_runs_have() -> None:
+    """The second run has fewer rows, in a file and a phase of another name, and other prompts."""
+    many, few = own_rows(8, 8, 0.0), own_rows(8, 8, 1.0)
+    few["items"] = [{**item, "row": f"y{item['row']}", "phase": "p"} for item in few["items"][:12]]
+    few |= HeldOut.figures(HeldOut.items(few["items"]))
+    many, few = {**many, "data_sha256": "a"}, {**few, "data_sha256": "b"}
+    found = compare(of_run(many), of_run(few, "phase1_sft"))
+    assert found.metrics["pairs right"].n == 8 and found.metrics["chat loss"].n == 4
+    assert found.metrics["chat loss"].difference == pytest.approx(-0.1)
+    said = (
+        "your held-out rows: 12 in both, of 16 before and 12 after; to compare all, hold out the "
+    )
+    assert found.left_out == (f"{said}same rows.",) and found.left_out[0] in str(found)
+    whole = compare(of_run(many), of_run({**many, "data_sha256": "b"}))
+    assert whole.metrics["chat loss"].n == 8 and whole.left_out == ()
+
+
 def test_other_held_out_rows_are_left_out_unless_nothing_else_was_measured() -> None:
-    def own(name: str, rows: str) -> dict[str, Any]:
-        return {"stage": name, "held_out": {**own_rows(3, 3, 0.0), "data_sha256": rows}}
-
-    def with_questions(name: str, rows: str) -> dict[str, Any]:
-        return {**own(name, rows), "truthfulqa": random_result(60, seed=1)}
-
-    assert "pairs right" in compare(own("base", "a"), own("phase1_sft", "a")).metrics
-    found = compare(with_questions("base", "a"), with_questions("phase1_sft", "b"))
+    rows = {**own_rows(3, 3, 0.0), "data_sha256": "a"}
+    other = own_rows(3, 3, 0.0)
+    for item in other["items"]:
+        item["base_logps"] = item["logps"] = [logp - 0.5 for logp in item["logps"]]
+    other = {"items": other["items"], **HeldOut.figures(HeldOut.items(other["items"]))}
+    other["data_sha256"] = "b"
+    questions = random_result(60, seed=1)
+    found = compare(of_run(rows, truthfulqa=questions), of_run(other, truthfulqa=questions))
     assert "pairs right" not in found.metrics and "mc1" in found.metrics
-    for before in (own("base", "a"), with_questions("base", "a")):
-        with pytest.raises(BenchmarkError, match="nothing else was measured"):
-            compare(before, own("phase1_sft", "b"))
+    for beside in ({}, {"truthfulqa": questions}):
+        with pytest.raises(BenchmarkError, match="your held-out rows: 0 in both, of 6 before and"):
+            compare(of_run(rows, **beside), of_run(other))
+    costs = [{key: whole[key] for key in ALWAYS} for whole in (stage("base", 0), stage("base", 0))]
+    found = compare(of_run(rows, "fused", **costs[0]), of_run(other, **costs[1]))
+    assert found.sentence.startswith("No held-out rows and no benchmark were measured in both")
+
+
+def test_of_two_runs_the_questions_are_compared_that_both_asked() -> None:
+    """One recipe asked and read less, and has no benchmark that the other has."""
+    plain, less = behaviour_result(1, 0.9), behaviour_result(2, 0.3)
+    less["items"] = [item for item in less["items"] if item["gate"] == "leak"]
+    less["preference"] = dict.fromkeys(("leak", "all"), less["preference"]["leak"])
+    texts = perplexity_result(2, 0.3)
+    texts["items"] = {name: text for name, text in texts["items"].items() if name <= "text 2"}
+    texts["perplexity"] = math.exp(-sum(text["logp"] for text in texts["items"].values()) / 300)
+    more = {"truthfulqa": random_result(60, seed=1)}
+    before = of_run(
+        None, behaviour={**plain, "data_sha256": "a"}, perplexity=perplexity_result(1), **more
+    )
+    after = of_run(None, "phase1_sft", behaviour={**less, "data_sha256": "b"}, perplexity=texts)
+    found = compare(before, after)
+    assert found.metrics["right"].n == 30 and found.metrics["log p of texts"].n == 3
+    assert found.metrics["right"].verdict == "tax" and "prefers: myth" not in found.metrics
+    assert any("30 in both, of 60 before and 30 after" in line for line in found.left_out)
+    assert "`benchmark.n` and `seed`" in found.left_out[0]
+    assert "TruthfulQA: measured in one of them only." in found.left_out
+
+
+def test_names_and_figures_are_those_of_a_run_s_table_and_report() -> None:
+    before = stage("base", 0.0, seed=1, right=0.9)
+    after = stage("phase1_sft", 0.1, seed=2, right=0.3)
+    text = format_comparison(compare(before, after))
+    lines = {line.partition("  ")[0]: line.split() for line in text.splitlines()}
+    behaviour, texts = after["behaviour"], after["perplexity"]
+    was = before["perplexity"]["perplexity"]
+    assert lines["leaks"][2] == f"{behaviour['leak_rate']:.3f}"
+    assert lines["facts"][2] == f"{behaviour['right_rate']:.3f}"
+    assert lines["perplexity"][1:4] == [
+        f"{was:.3f}", f"{texts['perplexity']:.3f}", f"{texts['perplexity'] - was:+.3f}"
+    ]  # fmt: skip
+    low, high = float(lines["perplexity"][4]), float(lines["perplexity"][6])
+    assert low < texts["perplexity"] - was < high
+    assert float(lines["leaks"][3]) == pytest.approx(
+        behaviour["leak_rate"] - before["behaviour"]["leak_rate"], abs=6e-4
+    )
+    assert float(lines["leaks"][4]) < float(lines["leaks"][3]) < float(lines["leaks"][6])
+    assert "gate leak, likelihood" in lines and "gate myth, generation" in lines
+    assert not {"no leak", "right", "log p of texts", "prefers: leak"} & lines.keys()
+
+
+def test_few_items_have_neither_interval_nor_p() -> None:
+    """Three texts that all got worse: resampled, an interval without 0, at p = 1."""
+    before, after = perplexity_result(1, 0.9), perplexity_result(2, 0.3)
+    for one, n in ((before, 3), (after, 3)):
+        one["items"] = dict(list(one["items"].items())[:n])
+        one["perplexity"] = math.exp(-sum(text["logp"] for text in one["items"].values()) / 300)
+    found = compare_measured(
+        Result.from_json(before, "it", "perplexity"), Result.from_json(after, "it", "perplexity")
+    )
+    text = format_comparison(found)
+    (line,) = (line for line in text.splitlines() if line.endswith("inconclusive") and "–" in line)
+    assert line.split()[4:] == ["–", "–", "inconclusive"]
+    assert "fewer than 6 items, too few for an interval" in text
+    assert found._repr_html_().count(">–</td>") == 2
 
 
 def test_settings_of_a_stage_s_parts_must_agree_and_are_named_by_their_part() -> None:

@@ -430,7 +430,7 @@ row("messages empty", {"messages": []}, "messages must be a list of messages, no
 row("messages an object", {"messages": {"role": "user"}}, "messages must be a list of messages")
 row("messages of text", {"messages": ["q", "a"]}, "messages is a list of texts, not of messages")
 row("prompt of texts", {"prompt": ["q"], "completion": ["a"]}, "prompt is a list of texts")
-row("label a class", {"text": "q", "label": "sport"}, "'sport'; to learn it as an answer, rename")
+row("label a class", {"text": "q", "label": "sport"}, "the model should answer, rename label to")
 row(
     "a picture's path",
     {"prompt": "q", "completion": "a", "image_path": "x.png"},

@@ -77,7 +77,7 @@ def test_yes_takes_the_guess_of_every_file() -> None:
 
 def test_on_a_terminal_it_asks_and_offers_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init, "_on_terminal", lambda: True)
-    answers = "\nNummer\nAntwort\n"  # the guess; no column; a column
+    answers = "frage\nNummer\nANTWORT\n"  # a column in another case; no column; a column
     command = ["init", "shop", "--chats", TABLES[0], "-m", MODEL]
     result = CliRunner().invoke(main, command, input=answers)
     assert result.exit_code == 0, result.output

@@ -7,11 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from support.archive import make_run
 from support.cli import forty2, refused
 
-from forty2.cli import main, run_tables
+from forty2.cli import main
+from forty2.runs.archive.listing import COLUMNS
 
 
 @pytest.fixture
@@ -47,7 +49,8 @@ def test_runs_alone_lists_what_list_lists(here: Path) -> None:
     assert "3 runs" in text and "\x1b" not in text
     assert "good" not in done("runs", "--state", "stopped")
     assert "2 others left out" in done("runs", "--state", "stopped")
-    assert "no runs in adapters/ meet this; 3 others do not" in done("runs", "--tag", "none")
+    assert "1 other left out" in done("runs", "--state", "finished")
+    assert "no runs in adapters/ meet this; 3 others left out" in done("runs", "--tag", "none")
 
 
 def test_the_result_on_the_own_rows_comes_before_a_benchmark_s(here: Path) -> None:
@@ -57,9 +60,10 @@ def test_the_result_on_the_own_rows_comes_before_a_benchmark_s(here: Path) -> No
         stage["held_out"] = {"pairs right": share, "chat loss": 2.0}
     summary.write_text(json.dumps(record))
     assert "pairs right 0.500 → 0.800" in done("runs")
-    assert "chat loss 2.000 → 2.000" in done("runs", "--sort", "chat loss").replace(
-        "chat_", "chat "
-    )
+    for name in ("chat loss", "Chat_Loss", "pairs right"):
+        text = done("runs", "--sort", name)
+        shown = "pairs right 0.500 → 0.800" if name[0] == "p" else "chat loss 2.000 → 2.000"
+        assert shown in text and "_" not in text
 
 
 def test_a_mistyped_command_is_not_taken_for_a_folder(here: Path) -> None:
@@ -76,15 +80,18 @@ def test_the_list_fits_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     lines = done("runs").splitlines()
+    text = "\n".join(lines)
     assert max(map(len, lines)) <= width
-    assert all(name in "\n".join(lines) for name in ("run", "state", "good", "more/deep"))
+    assert all(name in text for name in ("run", "state", "good", "more/deep"))
+    assert "verdict" in lines[0] and "gain" in text
     assert ("result" in lines[0]) == (width >= 60) and ("phases" in lines[0]) == (width >= 80)
+    assert "size" not in lines[0] or "model" in lines[0]
 
 
 def test_a_pipe_gets_every_column_whole(here: Path) -> None:
     done("runs", "tag", "good", "a-tag-of-some-length-that-no-terminal-of-80-columns-shows")
     head, _, *rows = done("runs").splitlines()
-    assert head.split() == [*run_tables.COLUMNS]
+    assert head.split() == [*COLUMNS]
     assert any("model-with-a-long-name-1.5B-Instruct" in row for row in rows)
     assert any("of-80-columns-shows" in row for row in rows)
 
@@ -104,7 +111,8 @@ def test_json_has_everything(here: Path) -> None:
 
 
 def test_show_prints_the_records_and_notes(here: Path) -> None:
-    done("runs", "note", "good", "the rate was too high")
+    noted = done("runs", "note", "good", "the rate was too high")
+    assert noted == "noted; 1 note in adapters/good/notes.json\n"
     done("runs", "tag", "good", "keep", "shop")
     text = done("runs", "show", "good")
     for words in ("finished, 2 of 2 phases", "sft (sft) → dpo (dpo)", "the rate was too high",
@@ -130,6 +138,39 @@ def test_compare_shows_settings_statistics_and_replies(
     assert replies[0].split() == ["adapters/good", "|", "adapters/more/deep"]
     assert replies[1].split("|")[0].strip() == "It is 16."
     assert json.loads(done("runs", "compare", "good", "deep", "--json"))["replies"]
+    assert ["adapter.rank", "8", "2"] in [line.split() for line in text.splitlines()]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = done("runs", "compare", "good", "deep").splitlines()
+    assert "  adapters/more/deep  2" in narrow
+
+
+def test_compare_lists_a_part_that_one_run_lacks_in_a_line_and_no_hash(here: Path) -> None:
+    file = here / "adapters" / "good" / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text())
+    kept = {key: value for key, value in recipe["phases"].items() if key != "dpo"}
+    file.write_text(yaml.safe_dump({**recipe, "phases": kept}))
+    for name, sha in (("good", "1" * 64), ("deep", "2" * 64)):
+        data = (here / "adapters" / ("good" if name == "good" else "more/deep")) / "data.json"
+        data.write_text(json.dumps({"sft": {"train": sha}, "dpo": {"train": sha}}))
+    text = done("runs", "compare", "good", "deep", "--replies", "0")
+    head = text.partition("Measurements")[0]
+    assert "phases.dpo: only in adapters/more/deep\n" in head
+    assert "phases.sft.data: the same name, but other contents\n" in head
+    assert "phases.dpo." not in head and "1111" not in head and "absent" not in head
+    every = json.loads(done("runs", "compare", "good", "deep", "--json"))["differences"]
+    assert every["phases.dpo.objective"] == ["absent", "dpo"]
+    assert every["rows.sft.train"] == [f"'{n * 64}'" for n in "12"]
+
+
+def test_runs_given_to_compare_are_told_where_runs_are_compared(here: Path) -> None:
+    said = "good and deep are runs; compare them with: forty2 runs compare good deep"
+    assert said in refused("compare", "good", "deep")
+    folders = ("adapters/good", "adapters/more/deep")
+    assert f"forty2 runs compare {' '.join(folders)}" in refused("compare", *folders)
+    stage = here / "adapters" / "good" / "benchmarks" / "base.json"
+    text = refused("compare", "adapters/good", stage)
+    assert "adapters/good is a run; give the file of a stage, such as adapters/good/" in text
+    assert "benchmarks/fused.json" in text and "no such file" in refused("compare", "x.json", stage)
 
 
 def test_names_of_folders_cannot_act_on_the_terminal(here: Path) -> None:

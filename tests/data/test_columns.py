@@ -12,6 +12,7 @@ from forty2.data.columns import (
     Kind,
     UnknownColumns,
     guess_columns,
+    named_in,
     read_kind,
     read_mapping,
     written_mapping,
@@ -53,6 +54,15 @@ def test_the_guess_is_right_and_gives_the_same_rows(
 def test_columns_without_telling_names_are_guessed_by_their_order() -> None:
     rows = [{"a": f"q{n}", "b": f"r{n}", "c": str(n % 2)} for n in range(4)]
     assert guess_columns("thumbs", rows) == {"a": "prompt", "b": "completion", "c": "label"}
+
+
+def test_a_column_may_be_named_in_another_case_where_only_one_is_called_so(tmp_path: Path) -> None:
+    assert named_in("frage", ["Frage", "Antwort"]) == "Frage"
+    assert named_in("frage", ["Frage", "frage"]) == "frage"
+    assert named_in("FRAGE", ["Frage", "frage"]) is None and named_in("Fra", ["Frage"]) is None
+    table, used = write(tmp_path / "x.csv", "Frage,Antwort", "a,b"), set[str]()
+    read = read_kind(table, "chats", {"frage": "prompt", "ANTWORT": "completion"}, used)
+    assert len(read.records) == 1 and used == {"frage", "ANTWORT"}
 
 
 def test_a_name_with_a_blank_is_written_in_quotes() -> None:
@@ -129,11 +139,16 @@ def test_a_tenth_of_the_rows_may_be_left_out_and_each_is_named(tmp_path: Path) -
 
 def test_a_verdict_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
     table = write(tmp_path / "x.csv", "prompt,completion,label", "a,b,good", "c,d,perhaps")
-    with pytest.raises(DataError, match=r"x\.csv:3: label must be true or false"):
+    with pytest.raises(DataError, match=r"x\.csv:3: label is 'perhaps'; write true") as error:
         read_kind(table, "thumbs", {}, set())
+    words = str(error.value).partition("; write ")[2].replace(" or ", ", ").split(", ")
+    for word in words:  # each word that is named is read
+        table = write(tmp_path / "y.csv", "prompt,completion,label", f"a,b,{word}")
+        (record,) = read_kind(table, "thumbs", {}, set()).records
+        assert isinstance(record, Rated) and record.desirable == (words.index(word) % 2 == 0)
 
 
 def test_of_a_file_that_is_all_bad_the_rows_that_were_looked_at_are_counted(tmp_path: Path) -> None:
     bad = ['{"prompt": "q", "completion": ""}'] * 60
-    with pytest.raises(DataError, match=r"x\.jsonl:1: .*\(and the 19 rows after it are bad, too\)"):
+    with pytest.raises(DataError, match=r"x\.jsonl:1: .*\(none of the first 20 rows can be read\)"):
         read_kind(write(tmp_path / "x.jsonl", *bad), "chats", {}, set())

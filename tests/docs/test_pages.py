@@ -109,6 +109,18 @@ def test_commands_on_the_pages_exist_with_their_options(page: str, line: str) ->
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
 
 
+@pytest.mark.parametrize("page", [name for name in NAMES if "/project/" not in name])
+def test_what_only_the_built_pages_have_is_said_where_it_is_missing(page: str) -> None:
+    """A reader of the checkout sees a placeholder: the page says so, and what prints the same."""
+    text = (ROOT / page).read_text("utf-8")
+    examples = re.findall(r'^--8<-- "docs/([^"]+)"$', text, re.MULTILINE)
+    made = re.findall(r"^(?:::: |<!-- generated: )(.*)$", text, re.MULTILINE)
+    assert not (examples or made) or "`make docs`" in text
+    assert all(f"]({name})" in text for name in examples)
+    if made and page.startswith("docs/reference/"):
+        assert "in a terminal, " in text.split("\n## ")[0].lower()
+
+
 def test_every_promise_names_tests_that_exist() -> None:
     targets = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split())
     for page in ("docs/promises.md", "SECURITY.md"):

@@ -105,13 +105,22 @@ def test_another_section_is_refused_with_those_that_there_are() -> None:
         as_text("adaptor")
 
 
-def test_a_key_is_shown_in_each_section_that_has_it() -> None:
-    text = as_text("phases.sft.steps")
-    assert text.count("\n  steps: ") == sum(
-        "steps" in [key.name for key in section.keys] for section in ALL.values()
+def test_a_key_is_shown_once_for_all_objectives_that_have_it_alike() -> None:
+    text = as_text("lr")
+    assert text.startswith(
+        "cpo, dpo, kto, orpo, sft, simpo: keys of a phase with objective: cpo, dpo,"
     )
-    assert "sft: keys of a phase" in text and "dpo: keys of a phase" in text
-    assert "\n  epochs: " not in text
+    assert text.count("\n  lr: ") == 1
+    assert as_text("phases.mine.lr") == text
+    betas = [line for line in as_text("beta").splitlines() if line.startswith("  beta: ")]
+    assert 1 < len(betas) < 6 and "\n  epochs: " not in as_text("steps")
+
+
+def test_what_is_around_a_key_chooses_its_section() -> None:
+    assert as_text("phases.sft.steps").startswith("sft: keys of a phase with objective: sft\n")
+    assert as_text("phases.sft.steps").count("\n  steps: ") == 1
+    assert as_text("benchmark.n").startswith("benchmark: keys below benchmark\n\n  n: ")
+    assert as_text("phases.sft.best.metric").startswith("best: ")
 
 
 def test_markdown_has_a_row_of_four_cells_for_every_key() -> None:

@@ -24,9 +24,10 @@ from forty2.files import find_damage, read_json, read_sealed, write_json
 from forty2.recipe.differences import ABSENT
 from forty2.run_paths import run_folder
 from forty2.runs.archive.comparison import compare_runs
+from forty2.runs.archive.differing_settings import find_differences
 from forty2.runs.archive.entry import Entry, read_entry
 from forty2.runs.archive.export import Adapters, export_run
-from forty2.runs.archive.finding import Selection, find_runs, sort_runs
+from forty2.runs.archive.finding import Selection, find_runs, list_runs, sort_runs
 from forty2.runs.archive.index import index_path, known_paths, stored_entries
 from forty2.runs.archive.notes import NOTES, add_note, change_tags, read_notes
 from forty2.runs.archive.removal import plan_removal, remove
@@ -352,6 +353,35 @@ def test_runs_are_compared_by_settings_by_items_and_by_replies(runs: Path, here:
     pair = compare_runs([runs / "good", runs / "more" / "deep"])
     assert len(pair.replies) == 40 and pair.replies[0].replies == ["It is 16.", "It is -1."]
     json.dumps(pair.to_json())
+
+
+def test_short_settings_leave_out_what_follows_from_others(runs: Path) -> None:
+    """A section of few keys is written out; one that two of three runs have shows where they differ."""
+    names = ["a", "b", "c"]
+    sft = {"phases.sft.lr": "1"}
+    phase = sft | {f"phases.dpo.k{n}": "1" for n in range(5)}
+    one = {"model": "m", "model_sha256": "1", "fuse.out": "x", **phase}
+    other = {"model": "n", "model_sha256": "2", "fuse": "null", **phase, "phases.dpo.k1": "2"}
+    third = {**sft, "model": "m", "model_sha256": "1", "fuse": "null", "init_from_sha256": "9"}
+    found = find_differences(names, [one, other, third])
+    assert {one.key: one.values for one in found.short} == {
+        "model": ["m", "n", "m"],
+        "fuse": ["{out: x}", "null", "null"],
+        "phases.dpo.k1": ["1", "2", ABSENT],
+    }
+    assert found.remarks == [
+        "phases.dpo: only in a, b",
+        "init_from: the same name, but other contents",
+    ]
+    assert len(found.every) == 10
+
+
+def test_a_printed_list_of_runs_is_a_table(runs: Path, here: Path) -> None:
+    text = str(list_runs(runs))
+    head, _, *rows = text.splitlines()
+    assert head.split()[:2] == ["run", "state"] and len(rows) == 3
+    assert rows[0].startswith("good") and "MC1 0.300 → 0.500" in rows[0]
+    assert str(list_runs(runs, model="none")) == "no runs"
 
 
 def test_measurements_that_differ_in_kind_are_not_compared(runs: Path) -> None:

@@ -260,13 +260,13 @@ def test_a_stage_of_an_earlier_release_gets_its_held_out_rows_on_resume(
 
 def test_two_stages_are_compared_by_the_margins_of_the_run_s_recipe(done: Any) -> None:
     files = [done.path / "benchmarks" / f"{stage}.json" for stage in ("base", "phase2_dpo")]
-    assert "below 0.01 counts as no tax" in printed("compare", *files)
+    assert "worse by less than 0.01" in printed("compare", *files)
     recipe_file = done.path / "recipe.yaml"
     text = recipe_file.read_text()
     recipe_file.write_text(text.replace("benchmark: null", "benchmark: {margin: 0.2, tasks: []}"))
     try:
-        assert "below 0.2 counts as no tax" in printed("compare", *files)
-        assert "below 0.03 counts as no tax" in printed("compare", *files, "--margin", "0.03")
+        assert "worse by less than 0.2" in printed("compare", *files)
+        assert "worse by less than 0.03" in printed("compare", *files, "--margin", "0.03")
     finally:
         recipe_file.write_text(text)
 

@@ -166,6 +166,10 @@ class Behaviour(Task[list[JsonObject]]):
         return record["id"], record["gate"]
 
     @classmethod
+    def match_key(cls, record: JsonObject) -> str | None:
+        return json.dumps([record["id"], record["gate"], record.get("prompt")])
+
+    @classmethod
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:
         means = {f"prefers: {gate}": share for gate, share in figures["preference"].items()}
         means["prefers"] = means.pop("prefers: all")

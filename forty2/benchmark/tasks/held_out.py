@@ -44,6 +44,8 @@ STOPS = "replies stopped"
 LENGTH = "reply tokens"
 MAX_TOKENS = 96
 """Longest reply."""
+_MATCHED_DIGITS = 2
+"""Digits of the base's log-probabilities, in nats, by which a row is found in another run."""
 TIE = 1e-3
 """Largest gain, in nats, that is rounding and no gain."""
 _METRICS = {
@@ -117,6 +119,7 @@ class HeldOut(Task[HeldOutRows]):
     name = "held_out"
     title = "your held-out rows"
     judged = (PAIRS, RATINGS, CHAT_LOSS, PASSED)
+    place_keys = frozenset({"phase", "row", "file"})
 
     def load(self) -> HeldOutRows:
         return self.rows
@@ -246,6 +249,18 @@ class HeldOut(Task[HeldOutRows]):
                 return f"prompt {record['id']}", record["prompt"]
             case kind:
                 return f"{kind} {record['row']}", [record["phase"], record["tokens"]]
+
+    @classmethod
+    def match_key(cls, record: JsonObject) -> str | None:
+        """Return the texts of a reply; a row has none, but its base's log-probabilities are its own."""
+        match record["kind"]:
+            case "reply" | "prompt":
+                keys = ("kind", "id", "prompt", "expected")
+                return json.dumps([record.get(key) for key in keys])
+            case kind:
+                base = [round(float(logp), _MATCHED_DIGITS) for logp in record["base_logps"]]
+                found = [kind, record["tokens"], base, record.get("desirable"), record.get("apart")]
+                return json.dumps(found)
 
     @classmethod
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:

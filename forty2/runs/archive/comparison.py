@@ -11,27 +11,20 @@ import yaml
 
 from forty2.benchmark.compare import Comparison
 from forty2.benchmark.compare import compare as compare_results
-from forty2.benchmark.results import Measurable, Stage, as_measured
+from forty2.benchmark.harness_samples import HarnessSamples
+from forty2.benchmark.results import Measurable, Result, Stage, as_measured
 from forty2.errors import Forty2Error, RunError, first_line, on_one_line
 from forty2.files import JsonObject, read_json
-from forty2.recipe.differences import ABSENT, flattened
+from forty2.recipe.differences import flattened
 from forty2.recipe.reading import load_recipe
 from forty2.recipe.schema import Benchmark
 from forty2.report.json_records import visible
-from forty2.run_paths import finished_phases
+from forty2.run_paths import find_run, finished_phases
+from forty2.runs.archive.differing_settings import Setting, find_differences
 
 _RECORDED = ("model_sha256", "init_from_sha256")
 """Keys of run.json that are compared beside the recipe."""
 _SOFTWARE = ("forty2", "revision", "mlx", "mlx-lm", "device")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting that is not the same in all runs."""
-
-    key: str
-    values: list[str]
-    """Value in each run, as YAML on one line; `ABSENT` where a run has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +55,11 @@ class RunComparison:
     names: list[str]
     """Each run as the user named it."""
     differences: list[Setting]
+    """Every key that differs, hashes included."""
+    short_differences: list[Setting]
+    """Those that tell something by themselves."""
+    remarks: list[str]
+    """Sentences on the others: parts that not every run has, files that changed under their names."""
     measured: list[Measured]
     replies: list[Replies]
     """Prompts that every run answered; those with different replies first."""
@@ -101,12 +99,14 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise RunError("give two or more different runs to compare")
     settings = [_settings(run) for run in runs]
-    keys = dict.fromkeys(key for of_run in settings for key in of_run)
-    values = {key: [of_run.get(key, ABSENT) for of_run in settings] for key in keys}
+    names = [str(run) for run in runs]
+    differences = find_differences(names, settings)
     stages = [_last_stage(run) for run in runs]
     return RunComparison(
-        names=[str(run) for run in runs],
-        differences=[Setting(key, each) for key, each in values.items() if len({*each}) > 1],
+        names=names,
+        differences=differences.every,
+        short_differences=differences.short,
+        remarks=differences.remarks,
         measured=[
             _measured(runs[0], run, stages[0], stage)
             for run, stage in zip(runs[1:], stages[1:], strict=True)
@@ -127,17 +127,42 @@ def compare(before: Measurable, after: Measurable, *, margin: float | None = Non
 
     Raises:
         BenchmarkError: one is no result, or questions or settings differ; the message says where.
-        RunError: a file cannot be read.
+        RunError: a file cannot be read, or one names a run.
     """
     stated = Benchmark()
     if isinstance(before, str | Path):
         stated = stated_margins(Path(before).resolve().parent.parent)
     return compare_results(
-        as_measured(before, "the result before"),
-        as_measured(after, "the result after"),
+        *_read_both(before, after),
         margin=stated.margin if margin is None else margin,
         cost=stated.cost,
     )
+
+
+def _read_both(
+    before: Measurable, after: Measurable
+) -> tuple[Result | Stage | HarnessSamples, Result | Stage | HarnessSamples]:
+    """Read both results; if that fails and one names a run, say how runs are compared."""
+    try:
+        return as_measured(before, "the result before"), as_measured(after, "the result after")
+    except Forty2Error as error:
+        given = [one for one in (before, after) if isinstance(one, str | Path)]
+        runs = {str(one): run for one in given if (run := find_run(one)) is not None}
+        if not runs:
+            raise
+        names = " and ".join(runs)
+        if len(runs) == len(given) == 2:
+            said = f"{names} are runs; compare them with: forty2 runs compare {' '.join(runs)}"
+        else:
+            (name, run), *_ = runs.items()
+            said = f"{name} is a run; give the file of a stage, such as {_stage_file(run)}, or "
+            said += "compare two runs with: forty2 runs compare"
+        raise RunError(said) from error
+
+
+def _stage_file(run: Path) -> Path:
+    """Return the file of a run's last measured stage, or of the base where nothing was measured."""
+    return (_measured_stages(run) or [run / "benchmarks" / "base.json"])[-1]
 
 
 def stated_margins(run: Path) -> Benchmark:
@@ -176,18 +201,23 @@ def _settings(run: Path) -> dict[str, str]:
 
 def _last_stage(run: Path) -> Stage | str:
     """Read the run's last measured stage, or say why there is none."""
-    files = {path.stem: path for path in (run / "benchmarks").glob("*.json")}
-    order = ["base", *(phase.name for phase in finished_phases(run))]
-    order += sorted(name for name in files if name.startswith("fused"))[:1]
-    measured = [name for name in order if name in files]
+    measured = _measured_stages(run)
     if not measured:
         return f"{run} measured nothing"
-    file = files[measured[-1]]
+    file = measured[-1]
     try:
         record = visible(read_json(file))
         return Stage.from_json(record, str(file))
     except (Forty2Error, LookupError, TypeError, AttributeError) as error:
         return first_line(error)
+
+
+def _measured_stages(run: Path) -> list[Path]:
+    """Return the files of a run's measured stages, in order."""
+    files = {path.stem: path for path in (run / "benchmarks").glob("*.json")}
+    order = ["base", *(phase.name for phase in finished_phases(run))]
+    order += sorted(name for name in files if name.startswith("fused"))[:1]
+    return [files[name] for name in order if name in files]
 
 
 def _measured(first: Path, run: Path, before: Stage | str, after: Stage | str) -> Measured:

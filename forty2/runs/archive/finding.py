@@ -17,6 +17,7 @@ from forty2.notebook import html_table
 from forty2.run_paths import HOME, run_folders
 from forty2.runs.archive.entry import Entry, is_running, read_entry
 from forty2.runs.archive.index import store_entries, stored_entries
+from forty2.runs.archive.listing import metric_key, table
 
 LOWER_IS_BETTER = ("leak_rate", "perplexity", "kl", "loss")
 """Endings of the names of metrics whose best value is the lowest."""
@@ -58,6 +59,10 @@ class Found:
 
 class RunList(list[Entry]):
     """Runs of the archive, in order."""
+
+    def __str__(self) -> str:
+        """Format the runs as `forty2 runs` lists them, one a line."""
+        return table(self) if self else "no runs"
 
     def _repr_html_(self) -> str:
         """Show the runs in a notebook, one a row."""
@@ -175,12 +180,6 @@ def metric_of(entry: Entry, name: str) -> float | None:
     if name == "size":
         return float(entry.size)
     return next((v for key, v in entry.metrics.items() if metric_key(key) == name), None)
-
-
-def metric_key(name: str) -> str:
-    """Return the form of a metric's name in which names are compared."""
-    key = name.strip().casefold().replace(" ", "_").replace("-", "_")
-    return {"pair_accuracy": "valid_accuracy", "age": "started"}.get(key, key)
 
 
 def _began_after(entry: Entry, since: datetime) -> bool:
