@@ -212,6 +212,11 @@ def _summary(record: JsonObject) -> SummaryRecord:
         n=record.get("n"),
         tasks={name: _task(task) for name, task in tasks.items()},
         stages=[_stage(stage) for stage in record.get("stages") or []],
+        lost=[
+            (str(step["stage"]), str(step["sentence"]))
+            for step in record.get("steps") or []
+            if step["verdict"] == "tax"
+        ],
         comparisons=[
             _comparison(comparison, tasks) for comparison in record.get("comparisons") or []
         ],

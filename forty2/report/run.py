@@ -87,6 +87,8 @@ def _markdown_parts(run: Run) -> tuple[list[str], list[str]]:
     if summary is not None and summary.verdict:
         meaning = run_sentences.meaning(summary, escape)
         lines += ["", f"**Verdict: {escape(summary.verdict)}.** {meaning}"]
+        for line in run_sentences.lost(run, escape):
+            lines += ["", line]
         lines += ["", f"What the words mean is below, under “{glossary.TITLE}”."]
     warnings = run_sentences.warnings(run, escape)
     if warnings:
@@ -145,6 +147,7 @@ def _html(run: Run, files: Sequence[str]) -> str:
         unfinished=run_sentences.unfinished(run),
         verdict=summary.verdict if summary is not None else "",
         meaning=run_sentences.meaning(summary) if summary is not None else "",
+        lost=run_sentences.lost(run),
         warnings=(warnings[:_OPEN], warnings[_OPEN:]),
         change=change,
         words=words,

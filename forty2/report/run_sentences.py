@@ -15,6 +15,7 @@ from forty2.report.markdown import Quote
 from forty2.report.metrics import interval, metric_name, signed
 from forty2.report.run_changes import shown_changes
 from forty2.report.run_types import HELD_OUT, Run, SummaryRecord, TaskRecord
+from forty2.run_paths import phase_label
 
 _VERDICTS = {
     "gain": "At least one score rose by more than chance explains, and none fell by the margin "
@@ -102,6 +103,16 @@ def _asked(summary: SummaryRecord) -> str:
         return f" ({', '.join(kinds)})"
     noun = "row" if HELD_OUT in summary.tasks else "question"
     return f" ({_count(summary.n, noun)})" if summary.n is not None else ""
+
+
+def lost(run: Run, quote: Quote = str) -> list[str]:
+    """Say which phases lost what the one before had reached."""
+    labels = {phase_label(n, phase.name): phase.name for n, phase in enumerate(run.phases, 1)}
+    return [
+        f"{quote(labels[stage])}, against the model before it: {quote(sentence)}"
+        for stage, sentence in (run.summary.lost if run.summary is not None else [])
+        if stage in labels
+    ]
 
 
 def changes_note(run: Run, quote: Quote = str) -> str:

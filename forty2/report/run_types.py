@@ -245,6 +245,8 @@ class SummaryRecord:
     contamination: ContaminationRecord | None
     buckets: list[BucketRecord]
     """Buckets of the phases' eval prompts; empty: none were measured."""
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    """Stages that lost what the one before had reached, with benefit and cost in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,19 @@ def test_the_verdict_comes_first_then_what_to_look_at(run: Path) -> None:
         assert "817 questions" in text
 
 
+def test_a_phase_that_lost_what_the_one_before_had_reached_is_named(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    steps = [
+        {"stage": "phase1_sft", "verdict": "tax", "sentence": "Worse on plain facts."},
+        {"stage": "fused", "verdict": "tax", "sentence": "Not a phase."},
+    ]
+    write_json(run / "summary.json", {**summary, "steps": steps})
+    for text in documents(run):
+        text = text.replace("`", "")
+        assert "sft, against the model before it: Worse on plain facts." in text
+        assert "Not a phase." not in text
+
+
 def test_every_figure_of_the_summary_is_shown_with_its_unit(run: Path) -> None:
     markdown, page = documents(run)
     assert "| phase1_sft | 0.350 | 0.450 | 12.5% | 75.0% | +0.250 | 12.00 | 0.01 |" in markdown
