@@ -65,7 +65,6 @@ COVERED_BY = {
     "report/axes.py": "report/test_charts.py",
     "report/canvas.py": "report/test_charts.py",
     "report/origin.py": "report/test_run.py",
-    "report/page.py": "report/test_run.py",
     "report/run_answers.py": "report/test_run.py",
     "report/run_charts.py": "report/test_run.py",
     "report/run_sentences.py": "report/test_run.py",

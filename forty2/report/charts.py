@@ -41,6 +41,10 @@ class Point(NamedTuple):
     value: float
     low: float
     high: float
+    margin: float | None = None
+    """Place of the largest loss that counts as none, of a change; None: nothing is drawn."""
+    worse: bool = False
+    """Whether it is a change for the worse, which its figure says."""
 
 
 class LegendEntry(NamedTuple):
@@ -133,23 +137,40 @@ def interval_chart(
     Returns:
         None if there is no point to draw.
     """
-    points = [point for point in points if is_drawable(*point[1:])]
+    points = [point for point in points if is_drawable(*point[1:4], point.margin or 0.0)]
     if not points:
         return None
     axis = axis._replace(from_0_to_1=axis.from_0_to_1 and not change)
-    ends = [end for point in points for end in point[2:]] + [0.0] * change
+    margins = [point.margin for point in points if point.margin is not None]
+    ends = [end for point in points for end in point[2:4]] + margins + [0.0] * change
     ticks = round_ticks(min(ends), max(ends), axis)
     write = writer(ticks, axis, change, more=1)
-    figures = [write(point.value) for point in points]
+    figures = [f"{write(point.value)}{', worse' if point.worse else ''}" for point in points]
     with rows_canvas([point.label for point in points], figures, 24) as canvas:
         canvas.value_axis(ticks, axis, change)
         for row, point in enumerate(points):
-            low, high = write(point.low), write(point.high)
-            canvas.line([(point.low, row), (point.high, row)], COLOURS[0], 2)
-            dot = canvas.dot((point.value, row), COLOURS[0], 8)
-            canvas.explain(dot, f"{point.label}: {figures[row]} ({low} to {high})")
+            low, high, colour = write(point.low), write(point.high), COLOURS[int(point.worse)]
+            words = f"{point.label}: {figures[row]} ({low} to {high})"
+            if point.margin is not None:
+                mark = [(point.margin, row - 0.35), (point.margin, row + 0.35)]
+                canvas.explain(canvas.line(mark, GREY, 2), f"margin: {write(point.margin)}")
+                words += f", margin {write(point.margin)}"
+            canvas.line([(point.low, row), (point.high, row)], colour, 2)
+            canvas.explain(canvas.dot((point.value, row), colour, 8), words)
         svg = canvas.svg(title)
-    return Chart(title, axis.label, [], svg)
+    return Chart(title, axis.label, _interval_legend(points), svg)
+
+
+def _interval_legend(points: Sequence[Point]) -> list[LegendEntry]:
+    """Name the colours of changes and the marks of their margins, if there are any."""
+    legend = []
+    if any(point.worse for point in points):
+        legend = [LegendEntry("worse", COLOURS[1])]
+        if not all(point.worse for point in points):
+            legend.append(LegendEntry("not worse", COLOURS[0]))
+    if any(point.margin is not None for point in points):
+        legend.append(LegendEntry("margin: a smaller loss is no cost", GREY))
+    return legend
 
 
 def change_bars(

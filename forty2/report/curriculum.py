@@ -11,7 +11,8 @@ GATES_NOTE = (
     "against the smallest share that should."
 )
 BUCKETS_NOTE = (
-    "Every phase's eval prompts, asked at every stage. Forgotten: prompts that passed at the best "
+    "Every phase's eval prompts, asked at every stage, by group: a prompt's bucket is the beginning of "
+    "its id. Prompts: how many it has. Forgotten: prompts that passed at the best "
     "stage before and fail at the last one."
 )
 COVERAGE_NOTE = (
@@ -65,7 +66,7 @@ def buckets_table(run: Run) -> Table:
         )
         for one in found
     ]
-    return Table(("Eval prompts", "Number", *stages, "Forgotten"), rows)
+    return Table(("Bucket", "Prompts", *stages, "Forgotten"), rows)
 
 
 def coverage_table(run: Run) -> Table:

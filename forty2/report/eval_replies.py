@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
+from forty2.report.expectations import expectation
 from forty2.report.markdown import Table
 from forty2.report.replies import Piece
 from forty2.report.run_types import EvalReply, Run
 
 CONFUSION_NOTE = (
     "Replies to eval prompts that did not pass, the most frequent first. Underlined: the first word that "
-    "differs."
+    "differs from an expected text."
 )
 TAGS_NOTE = (
     "Share of the replies to eval prompts that hold a tag, of those that should. Broken: half a tag, "
@@ -54,13 +55,22 @@ def confusions(run: Run) -> list[StageConfusions]:
 
 def _confusions(stage: str, replies: Sequence[EvalReply]) -> StageConfusions:
     failed = [one for one in replies if not one.passed]
-    counts = Counter((one.expected, one.reply) for one in failed)
-    first = {(one.expected, one.reply): one.prompt for one in reversed(failed)}
+    counts = Counter((one.expected, one.match, one.reply) for one in failed)
+    first = {(one.expected, one.match, one.reply): one.prompt for one in reversed(failed)}
     shown = [
-        Confusion(*first_difference(*pair), times, first[pair])
-        for pair, times in counts.most_common(_MOST)
+        Confusion(*_sides(*key), times, first[key]) for key, times in counts.most_common(_MOST)
     ]
     return StageConfusions(stage, len(failed), len(replies), shown)
+
+
+def _sides(expected: str, match: str, given: str) -> tuple[list[Piece], list[Piece]]:
+    """Put what is expected into words; mark the first difference where it is a text."""
+    wanted = expectation(expected, match)
+    if not wanted.is_text:
+        return [Piece("".join(wanted[:3]), False)], [Piece(given, False)] if given else []
+    text, reply = first_difference(wanted.text, given)
+    around = [Piece(words, False) for words in (wanted.before, wanted.after) if words]
+    return [*around[:1], *text, *around[1:]], reply
 
 
 def first_difference(expected: str, given: str) -> tuple[list[Piece], list[Piece]]:

@@ -41,7 +41,10 @@ STAGE_COLUMNS: Mapping[str, Column] = {
     "margin": Column("Margin", "+.3f", "by how much, in nats per token; 0.69 is twice as likely"),
     "perplexity": Column("Perplexity", ".2f", "on neutral texts, lower is better"),
     "kl": Column(
-        "KL", ".2g", "distance from the base model, in nats per token; above 0.5 is far from it"
+        "KL",
+        ".2g",
+        "distance from the base model over neutral texts and good answers to built-in prompts, in nats "
+        "per token; above 0.5 is far from it",
     ),
 }
 """Measurements of a stage, by its field."""

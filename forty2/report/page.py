@@ -12,6 +12,8 @@ from importlib import resources
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from forty2.report.markdown import Table
+
 _TEMPLATES = (
     "page.html.jinja",
     "parts.html.jinja",
@@ -21,6 +23,25 @@ _TEMPLATES = (
     "archive.html.jinja",
     "failures.html.jinja",
 )
+_PHONE = 42
+"""Characters of a row that a phone shows beside each other, 390 pixels wide."""
+_NUMBER = "+-–0123456789"
+"""First characters of a cell that the templates set as a figure."""
+_BETWEEN = 1.2
+"""Width of the space between two columns, in characters."""
+
+
+def is_wider_than_a_phone(table: Table) -> bool:
+    """Return whether a table of figures has to be scrolled sideways on a phone.
+
+    Its head and its texts are wrapped there between words; figures and the first column are not.
+    """
+    width = 0.0
+    for place, (head, *cells) in enumerate(zip(table.head, *table.rows, strict=True)):
+        whole = [cell for cell in cells if place == 0 or cell[:1] in _NUMBER]
+        words = [word for cell in (head, *cells) for word in cell.split()]
+        width += max(map(len, [*whole, *words]), default=0) + _BETWEEN
+    return width > _PHONE
 
 
 def render(template: str, **values: object) -> str:
@@ -34,6 +55,7 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.tests["wider_than_a_phone"] = is_wider_than_a_phone
     script = (folder / "sort_table.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(

@@ -13,6 +13,7 @@ from typing import TypeVar
 from forty2.errors import RunError
 from forty2.files import JsonObject
 from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
+from forty2.report.metrics import metric_name
 from forty2.report.run_answers import eval_replies, fact_answers, flips, own_answers
 from forty2.report.run_types import (
     HELD_OUT,
@@ -23,6 +24,7 @@ from forty2.report.run_types import (
     ChangeRecord,
     ComparisonRecord,
     ContaminationRecord,
+    CostRecord,
     Estimate,
     FusedRecord,
     GateRecord,
@@ -43,6 +45,10 @@ from forty2.run_paths import finished_phases
 
 TIMES = "times.jsonl"
 """Record of the stretches of work on each stage."""
+_COSTS = {"plain facts": "right", "neutral text": "log p of texts"}
+"""Metrics of the costs that every run measures, by what they are called in the record."""
+_VERDICTS = {"none": "no tax", "worse": "tax", "cannot tell": "inconclusive"}
+"""Verdicts by the answer to whether a change is a cost."""
 _T = TypeVar("_T")
 
 
@@ -296,7 +302,23 @@ def _comparison(record: JsonObject, tasks: Collection[str]) -> ComparisonRecord:
         changes={name: read_change(metrics[name]) for name in metrics if name in judged},
         tasks=verdicts,
         categories={name: float(value) for name, value in (record.get("categories") or {}).items()},
+        costs=_costs(record.get("costs") or [], metrics),
     )
+
+
+def _costs(records: list[JsonObject], metrics: JsonObject) -> dict[str, CostRecord]:
+    """Read the costs of a stage by metric; those whose metric cannot be told are left out."""
+    by_name = {metric_name(metric): metric for metric in metrics}
+    costs = {}
+    for record in records:
+        where, name = str(record["where"]), str(record["name"])
+        metric = _COSTS.get(where) or by_name.get(name.removeprefix(f"{where}: "))
+        if metric in metrics:
+            answer = str(record["answer"])
+            verdict = "gain" if record.get("better") else _VERDICTS.get(answer, answer)
+            change = read_change(metrics[metric])
+            costs[metric] = CostRecord(change, float(record["margin"]), verdict)
+    return costs
 
 
 def read_change(record: JsonObject) -> ChangeRecord:
@@ -308,6 +330,7 @@ def read_change(record: JsonObject) -> ChangeRecord:
         verdict=str(record["verdict"]),
         before=_number(record.get("before")),
         after=_number(record.get("after")),
+        n=record.get("n"),
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from forty2.files import refuse_links, write_text
-from forty2.report import curriculum, eval_replies, lint, run_sentences, run_tables, times
+from forty2.report import curriculum, eval_replies, glossary, lint, run_sentences, run_tables, times
+from forty2.report.charts import Chart
 from forty2.report.markdown import Table, code_lines, escape, table_lines
 from forty2.report.page import render
 from forty2.report.records import read_run
@@ -69,6 +70,16 @@ def contamination_lines(folder: Path) -> list[str]:
 
 
 def _markdown(run: Run) -> str:
+    lines, origin = _markdown_parts(run)
+    words = glossary.entries(run, lines)
+    if words:
+        lines += ["", f"## {glossary.TITLE}", ""]
+        lines += [f"- **{one.word}**: {one.meaning}" for one in words]
+    return "\n".join([*lines, *origin, "", *code_lines(run.recipe, "yaml"), ""])
+
+
+def _markdown_parts(run: Run) -> tuple[list[str], list[str]]:
+    """Return the lines above the words' meanings, and those below, without the recipe."""
     lines = [f"# {escape(run.name)}", "", run_sentences.about(run, escape)]
     if unfinished := run_sentences.unfinished(run, escape):
         lines += ["", unfinished]
@@ -76,6 +87,7 @@ def _markdown(run: Run) -> str:
     if summary is not None and summary.verdict:
         meaning = run_sentences.meaning(summary, escape)
         lines += ["", f"**Verdict: {escape(summary.verdict)}.** {meaning}"]
+        lines += ["", f"What the words mean is below, under “{glossary.TITLE}”."]
     warnings = run_sentences.warnings(run, escape)
     if warnings:
         lines += ["", "## Look at this first", "", *(f"- {line}" for line in warnings)]
@@ -91,7 +103,7 @@ def _markdown(run: Run) -> str:
         eval_replies.confusion_table(run),
         eval_replies.CONFUSION_NOTE.partition(" Underlined")[0],
     )
-    lines += _section("## Fused model", run_tables.fused(run), run_tables.FUSED_NOTE)
+    lines += _section("## Fused model", run_tables.fused(run), run_tables.fused_note(run))
     held_out, stages = run_tables.held_out(run), run_tables.stages(run)
     lines += _section("## Your held-out rows", held_out, run_tables.held_out_note(held_out))
     if run.own_answers:
@@ -109,8 +121,8 @@ def _markdown(run: Run) -> str:
     lines += _section("### Warnings of the lint", lint.lint_table(run), lint.NOTE)
     if settings is not None:
         lines += ["", "## Settings that are not the defaults", "", *table_lines(settings.changed)]
-    lines += ["", "## Where these numbers come from", "", *table_lines(run_tables.origin(run))]
-    return "\n".join([*lines, "", *code_lines(run.recipe, "yaml"), ""])
+    origin = ["", "## Where these numbers come from", "", *table_lines(run_tables.origin(run))]
+    return lines, origin
 
 
 def _section(title: str, table: Table, note: str) -> list[str]:
@@ -123,6 +135,9 @@ def _html(run: Run, files: Sequence[str]) -> str:
     warnings = run_sentences.warnings(run)
     replies, own_replies = marked(run.answers), marked(run.own_answers)
     held_out, stages = run_tables.held_out(run), run_tables.stages(run)
+    change, scores, curves = change_charts(run), truthfulqa_charts(run), curves_by_phase(run)
+    charts = [*change, *scores, *(chart for phase in curves.values() for chart in phase)]
+    words = glossary.entries(run, [*_markdown_parts(run)[0], *map(_chart_words, charts)])
     return render(
         "run.html.jinja",
         name=run.name,
@@ -131,7 +146,9 @@ def _html(run: Run, files: Sequence[str]) -> str:
         verdict=summary.verdict if summary is not None else "",
         meaning=run_sentences.meaning(summary) if summary is not None else "",
         warnings=(warnings[:_OPEN], warnings[_OPEN:]),
-        change=change_charts(run),
+        change=change,
+        words=words,
+        words_title=glossary.TITLE,
         replies=(replies[:_OPEN], replies[_OPEN:]),
         own_replies=(own_replies[:_OPEN], own_replies[_OPEN:]),
         held_out=held_out,
@@ -143,16 +160,16 @@ def _html(run: Run, files: Sequence[str]) -> str:
         contamination=run_sentences.contamination(run),
         style=run_tables.style(run),
         style_note=run_tables.STYLE_NOTE,
-        scores=truthfulqa_charts(run),
+        scores=scores,
         flips=run_tables.flips(run),
-        curves=curves_by_phase(run),
+        curves=curves,
         phases=run_tables.phases(run),
         phases_note=run_tables.PHASES_NOTE,
         curriculum=curriculum.curriculum_tables(run),
         confusions=eval_replies.confusions(run),
         confusion_note=eval_replies.CONFUSION_NOTE,
         fused=run_tables.fused(run),
-        fused_note=run_tables.FUSED_NOTE,
+        fused_note=run_tables.fused_note(run),
         times=times.time_table(run),
         times_note=times.NOTE,
         lint=lint.lint_table(run),
@@ -162,3 +179,8 @@ def _html(run: Run, files: Sequence[str]) -> str:
         settings=recipe_tables(run.recipe, run.phases),
         recipe=run.recipe,
     )
+
+
+def _chart_words(chart: Chart) -> str:
+    """Return what stands around a chart."""
+    return " ".join([chart.title, chart.unit, *(entry.name for entry in chart.legend)])

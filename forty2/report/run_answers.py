@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forty2.files import JsonObject
+from forty2.report.expectations import in_words
 from forty2.report.json_records import read_object, visible
 from forty2.report.run_types import HELD_OUT, TRUTHFULQA, Answer, EvalReply, Flip, StageRecord
 
@@ -48,11 +49,17 @@ def own_answers(folder: Path, stages: list[StageRecord]) -> list[Answer]:
                 (stage.name, str(replies[key]["reply"]))
                 for stage, replies in zip(stages[1:-1], by_stage[1:-1], strict=True)
             ),
-            expected=str(before.get("expected", "")),
+            expected=_expected(before),
         )
         for key, before in by_stage[0].items()
         if all(key in replies for replies in by_stage)
     ]
+
+
+def _expected(item: JsonObject) -> str:
+    """Return the held-out answer, or say what an eval prompt expects."""
+    expected = str(item.get("expected", ""))
+    return in_words(expected, str(item.get("match", ""))) if "passed" in item else expected
 
 
 def eval_replies(folder: Path, stages: list[StageRecord]) -> dict[str, list[EvalReply]]:
@@ -68,6 +75,7 @@ def eval_replies(folder: Path, stages: list[StageRecord]) -> dict[str, list[Eval
                 passed=bool(item["passed"]),
                 broken=bool(item.get("broken")),
                 tags={str(tag): bool(there) for tag, there in item.get("tags", {}).items()},
+                match=str(item.get("match", "")),
             )
             for item in items
             if "passed" in item

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
 from forty2.report.metrics import metric_name
+from forty2.report.run_changes import ShownChange, shown_changes
 from forty2.report.run_types import LogLine, Run, StageRecord
 
 GOOD_F1 = 0.8
@@ -40,10 +41,14 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ),
     (
         "KL from the phase's start",
-        Axis("nats per token"),
+        Axis("nats per token, on rows of the phase"),
         {"training": "kl", "validation": "valid_kl"},
     ),
-    ("KL from the base on neutral text", Axis("nats per token"), {"drift": "drift_kl"}),
+    (
+        "KL from the base on neutral text",
+        Axis("nats per token, on a few of the texts alone"),
+        {"drift": "drift_kl"},
+    ),
     ("Eval prompts passed", percent("share answered as expected"), {"passed": "valid_passed"}),
     (
         "Spiral score of replies",
@@ -58,6 +63,18 @@ _SERIES: tuple[tuple[str, Axis, Mapping[str, str]], ...] = (
     ("Gradient norm", Axis("before clipping"), {"gradient norm": "grad_norm"}),
 )
 """Charts of a phase: title, axis, and the logged metric by the name of its line."""
+_OWN_CHARTS: Mapping[str, tuple[str, Axis]] = {
+    "chat loss": (
+        "Change in the loss on held-out chats",
+        Axis("nats a token, left of the line: better than before; 95% interval"),
+    ),
+    "log p of texts": (
+        "Change in the perplexity of neutral text",
+        Axis("of what it was, left of the line: better than before; 95% interval", 100.0, "%"),
+    ),
+}
+"""Metrics whose changes have a chart of their own: its title and its axis."""
+_LABELS = {"log p of texts": "perplexity"}
 _BUCKET = "valid_passed_"
 """Beginning of the key in the log with the share of a bucket."""
 _MOST_BUCKETS = 6
@@ -74,25 +91,36 @@ _EVALUATIONS = (
 
 
 def change_charts(run: Run) -> list[Chart]:
-    """Draw every paired change of the last stage from the base model, with its interval.
+    """Draw every paired change of the last stage from the base model, benefits and costs, with intervals.
 
-    The loss on held-out chats, in nats, has a chart of its own beside that of the shares.
+    The loss on held-out chats and the perplexity have other units than the shares: each has a chart.
     """
-    if not run.comparisons:
+    if not run.comparisons or run.summary is None:
         return []
     last = run.comparisons[-1]
-    loss, shares = list[Point](), list[Point]()
-    for name, change in last.changes.items():
-        point = Point(metric_name(name), change.difference, change.low, change.high)
-        (loss if name == "chat loss" else shares).append(point)
-    title = f"Change from the base model to {last.stage}"
-    higher = Axis("right of the line: higher than before; 95% interval")
-    lower = Axis("nats a token, left of the line: better than before; 95% interval")
+    drawn: dict[str, list[Point]] = {"": []}
+    for change in shown_changes(last, run.summary.margin):
+        chart = change.metric if change.metric in _OWN_CHARTS else ""
+        drawn.setdefault(chart, []).append(_changed(change))
     charts = [
-        interval_chart(title, shares, axis=higher, change=True),
-        interval_chart("Change in the loss on held-out chats", loss, axis=lower, change=True),
+        interval_chart(
+            *(f"Change from the base model to {last.stage}", drawn.pop("")),
+            axis=Axis("right of the line: higher than before; 95% interval"),
+            change=True,
+        )
     ]
+    for metric, (title, axis) in _OWN_CHARTS.items():
+        charts.append(interval_chart(title, drawn.get(metric, []), axis=axis, change=True))
     return [chart for chart in charts if chart is not None]
+
+
+def _changed(change: ShownChange) -> Point:
+    """Return a change to draw; the margin is marked of what counts as a cost."""
+    margin = change.margin if change.is_cost else None
+    if margin is not None and not change.lower_is_better:
+        margin = -margin
+    label = _LABELS.get(change.metric, change.name)
+    return Point(label, *change.figure, margin=margin, worse=change.verdict == "tax")
 
 
 def curves_by_phase(run: Run) -> dict[str, list[Chart]]:

@@ -13,6 +13,7 @@ import yaml
 
 from forty2.report.markdown import Quote
 from forty2.report.metrics import interval, metric_name, signed
+from forty2.report.run_changes import shown_changes
 from forty2.report.run_types import HELD_OUT, Run, SummaryRecord, TaskRecord
 
 _VERDICTS = {
@@ -27,18 +28,29 @@ _VERDICTS = {
 }
 _CHANGES_NOTE = (
     "Paired: both models answered the same questions. p is corrected for all metrics that were "
-    "compared."
+    "compared. Margin: the largest loss that counts as none, in the unit of the change."
 )
+_PERPLEXITY_NOTE = "A change of perplexity is in percent of what it was."
 _METRIC_VERDICTS = {
-    "gain": "the whole interval is above zero",
+    "gain": "the whole interval is on the better side of zero: above it, or below it where lower is "
+    "better",
     "no tax": "any loss is smaller than the margin",
-    "tax": "the whole interval is below zero, and the loss may reach the margin",
+    "tax": "the whole interval is on the worse side of zero, and the loss may reach the margin",
     "inconclusive": "too few questions to tell",
     "no change": "as far as was measured, this is still the base model",
 }
+_KINDS = {
+    "pairs right": "pair",
+    "ratings right": "rated answer",
+    "chat loss": "chat",
+    "prompts passed": "eval prompt",
+}
+"""Nouns for what held-out metrics are counted over."""
 _NAMED = 10
 """Largest number of rows or steps that a warning names."""
-_DETAIL = re.compile(r" on rows .*|'[^']*'|\"[^\"]*\"|\d[\d.,]*(e[+-]?\d+)?%?", re.DOTALL)
+_DETAIL = re.compile(
+    r" on rows .*|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d.,]*(e[+-]?\d+)?%?", re.DOTALL
+)
 """What may differ between two warnings of one kind: rows, quotes and figures."""
 
 
@@ -71,17 +83,32 @@ def meaning(summary: SummaryRecord, quote: Quote = str) -> str:
     margin = "not recorded" if summary.margin is None else f"{summary.margin:g}"
     sentence = quote(summary.sentence) or _VERDICTS.get(summary.verdict, "").format(margin=margin)
     stage = summary.comparisons[-1].stage if summary.comparisons else "the last stage"
-    noun = "row" if HELD_OUT in summary.tasks else "question"
-    number = f" ({_count(summary.n, noun)})" if summary.n is not None else ""
+    number = _asked(summary)
     compared = (
         f"Compared: {quote(stage)} with the base model, on {quote(summary.questions)}{number}."
     )
     return f"{sentence} {compared}".strip()
 
 
+def _asked(summary: SummaryRecord) -> str:
+    """Count in brackets what the last stage was compared on: held-out rows by their kind."""
+    changes = summary.comparisons[-1].changes if summary.comparisons else {}
+    kinds = [
+        _count(change.n, _KINDS[name])
+        for name, change in changes.items()
+        if name in _KINDS and change.n is not None
+    ]
+    if kinds:
+        return f" ({', '.join(kinds)})"
+    noun = "row" if HELD_OUT in summary.tasks else "question"
+    return f" ({_count(summary.n, noun)})" if summary.n is not None else ""
+
+
 def changes_note(run: Run, quote: Quote = str) -> str:
     """Write the note on changes: the meaning of the verdicts that occur, and each benchmark's own."""
-    occur = {change.verdict for pair in run.comparisons for change in pair.changes.values()}
+    margin = run.summary.margin if run.summary is not None else None
+    changes = [shown_changes(comparison, margin) for comparison in run.comparisons]
+    occur = {change.verdict for stage in changes for change in stage}
     meanings = [f"{name}: {text}" for name, text in _METRIC_VERDICTS.items() if name in occur]
     verdicts = []
     if len(run.tasks) > 1 and run.comparisons:
@@ -93,6 +120,11 @@ def changes_note(run: Run, quote: Quote = str) -> str:
         )
         verdicts.append(f"Verdicts on {quote(last.stage)} by benchmark: {by_task}.")
     sentences = [f"{text[0].upper()}{text[1:]}." for text in meanings]
+    if any(change.metric == "log p of texts" for stage in changes for change in stage):
+        sentences.append(_PERPLEXITY_NOTE)
+    lost = [change.name for change in (changes[-1] if changes else []) if change.verdict == "tax"]
+    if lost and run.summary is not None and run.summary.verdict == "tax":
+        sentences.append(f"The run's verdict is tax because of {_listed(lost, 'and')}.")
     return " ".join([_CHANGES_NOTE, *sentences, *verdicts])
 
 
@@ -219,6 +251,6 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Join names, the last with "or"."""
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _listed(names: Sequence[str], last: str = "or") -> str:
+    """Join names, with a word before the last one."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -6,15 +6,9 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from forty2.report.markdown import Table
-from forty2.report.metrics import (
-    HELD_OUT_COLUMNS,
-    STAGE_COLUMNS,
-    Column,
-    interval,
-    metric_name,
-    signed,
-)
+from forty2.report.metrics import HELD_OUT_COLUMNS, STAGE_COLUMNS, Column
 from forty2.report.origin import origin_table
+from forty2.report.run_changes import shown_changes
 from forty2.report.run_types import Estimate, PhaseRecord, Run
 
 STYLE_NOTE = (
@@ -24,7 +18,6 @@ STYLE_NOTE = (
     "these says whether a reply is true or good."
 )
 PHASES_NOTE = "Adapter: the step whose adapter the phase ended with, the best or the last one."
-FUSED_NOTE = "KL in nats per token. Fusing is exact if its KL is far below the adapter's."
 
 
 def held_out(run: Run) -> Table:
@@ -113,20 +106,22 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def changes(run: Run) -> Table:
-    """Make the table of the paired changes from the base model."""
+    """Make the table of the paired changes from the base model, benefits and costs."""
+    margin = run.summary.margin if run.summary is not None else None
     return Table(
-        ("Stage", "Score", "Change", "95% interval", "p", "Verdict"),
+        ("Stage", "Score", "Change", "95% interval", "Margin", "p", "Verdict"),
         [
             (
                 comparison.stage,
-                metric_name(name),
-                signed(change),
-                interval(change),
+                change.title,
+                change.written(change.figure.value),
+                f"{change.written(change.figure.low)} to {change.written(change.figure.high)}",
+                change.written_margin,
                 "–" if change.p is None else f"{change.p:.2g}",
                 change.verdict,
             )
             for comparison in run.comparisons
-            for name, change in comparison.changes.items()
+            for change in shown_changes(comparison, margin)
         ],
     )
 
@@ -191,7 +186,11 @@ def fused(run: Run) -> Table:
         copy = model.quantized
         if copy is not None:
             rows += [
-                (copy.path, f"KL of {copy.bits} bits from the fused model", f"{copy.kl:.1e}"),
+                (
+                    copy.path,
+                    f"KL of {copy.bits} bits from the fused model, on two of the texts",
+                    f"{copy.kl:.1e}",
+                ),
                 (
                     copy.path,
                     "cosine of the change of weights with the adapter's (1: nothing is lost)",
@@ -199,6 +198,14 @@ def fused(run: Run) -> Table:
                 ),
             ]
     return Table(("Model", "Measure", "Value"), rows)
+
+
+def fused_note(run: Run) -> str:
+    """Say on which texts the fused model's KL is measured, and what it should be."""
+    where = "KL in nats per token, on the beginnings of the neutral texts alone"
+    if any(stage.kl is not None for stage in run.stages):
+        where += "; that under Measurements is another figure, over answers to prompts as well"
+    return f"{where}. Fusing is exact if its KL is far below the adapter's."
 
 
 def origin(run: Run) -> Table:

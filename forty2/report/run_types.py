@@ -154,6 +154,19 @@ class ChangeRecord:
     before: float | None = None
     after: float | None = None
     """The metric itself, of the base and of the stage; earlier releases recorded none."""
+    n: int | None = None
+    """Number of items that both answered; earlier releases recorded none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostRecord:
+    """The change in something that the base could do, which counts as a cost if it is a loss."""
+
+    change: ChangeRecord
+    margin: float
+    """Largest loss that counts as none, in the unit of the metric."""
+    verdict: str
+    """Answer to whether it is a cost, in the words of verdicts: "tax" is a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +188,8 @@ class ComparisonRecord:
     """Each benchmark's own verdict, by task; earlier releases recorded that of TruthfulQA alone."""
     categories: dict[str, float]
     """Mean change by category of questions."""
+    costs: dict[str, CostRecord] = field(default_factory=dict)
+    """Costs by metric; earlier releases recorded none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +282,8 @@ class Answer:
     between: tuple[tuple[str, str], ...] = ()
     """The stages between the two, each with its answer."""
     expected: str = ""
-    """The answer of the held-out row, or of the eval prompt; "": it has none, or it was not recorded."""
+    """The answer of the held-out row, or what the eval prompt expects, in words; "": it has none, or it
+    was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +298,8 @@ class EvalReply:
     """True if its tags are broken; earlier releases did not record it."""
     tags: dict[str, bool]
     """Tags that it should hold, and whether it does; earlier releases recorded none."""
+    match: str = ""
+    """How it is compared with what is expected; "": an earlier release did not record it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def test_each_table_has_what_was_recorded(run: Path) -> None:
         ("sft", "say", "90.0%", "69.9% to 97.2%", "95.0%", "20", "failed")
     ]
     table = buckets_table(found)
-    assert table.head == ("Eval prompts", "Number", *SHARES, "Forgotten")
+    assert table.head == ("Bucket", "Prompts", *SHARES, "Forgotten")
     assert table.rows == [("<b>say</b>", "20", "0%", "90%", "70%", "4 since phase1_sft")]
     own, replayed = coverage_table(found).rows
     assert own[:2] == ("sft", "its own rows") and own[3:] == ("85.0%", "90.2%", "1.00")

@@ -75,6 +75,23 @@ def test_confusions_are_counted_at_each_stage_after_training(run: Path) -> None:
     ]
 
 
+def test_what_is_expected_is_said_in_words_in_both_documents(run: Path) -> None:
+    number = r"(^|\D)18($|\D)"
+    for name in STAGES:
+        items = [
+            item(1, "No.", number, match="regex"),
+            item(2, "No.", "ten or so", match="contains"),
+            {**item(3, "a|b", "^c|d$", match="regex"), "kind": "reply", "scores": {}},
+        ]
+        write_json(run / "benchmarks" / f"{name}.json", {"held_out": {"items": items}})
+    page = write_report(run).read_text("utf-8")
+    markdown = (run / "report.md").read_text("utf-8")
+    assert "| contains the number 18 | `No.` | 1 | `Say 1.` | 2".partition(" | 2")[0] in markdown
+    assert '`contains "ten or so"`' in markdown and r"`matches the pattern ^c\|d$`" in markdown
+    assert number not in markdown + page and "expected: contains the number 18" in page
+    assert "contains &#34;<mark>ten</mark> or so&#34;" in page
+
+
 def test_tags_are_counted_among_the_replies_that_should_hold_them(run: Path) -> None:
     table = tags_table(read_run(run))
     assert table.head == ("Tag", *STAGES)

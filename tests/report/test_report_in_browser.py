@@ -122,6 +122,8 @@ def laden(
     def lace(value: Any, key: str = "") -> Any:
         if key == "judged":  # names of metrics, whose keys stay as well
             return value
+        if key == "costs":  # their names tell the metric
+            return [{**cost, "answer": cost["answer"] + attack} for cost in value]
         if isinstance(value, str):
             return value + (in_a_name if key == "stage" else attack)
         if isinstance(value, dict):
@@ -213,7 +215,7 @@ def assert_dead(dom: Dom) -> None:
     assert not ACTIVE & set(dom.elements)
     assert not [name for name, _ in dom.attributes if name.startswith("on")]
     assert not [v for n, v in dom.attributes if n in ("src", "srcdoc", "xlink:href")]
-    assert {v for n, v in dom.attributes if n == "href"} <= set(FILES)
+    assert {v for n, v in dom.attributes if n == "href"} <= {*FILES, "#words"}
     assert "open" not in [n for n, _ in dom.attributes]  # the page's own details are closed
 
 

@@ -92,7 +92,7 @@ def test_the_verdict_comes_first_then_what_to_look_at(run: Path) -> None:
 def test_every_figure_of_the_summary_is_shown_with_its_unit(run: Path) -> None:
     markdown, page = documents(run)
     assert "| phase1_sft | 0.350 | 0.450 | 12.5% | 75.0% | +0.250 | 12.00 | 0.01 |" in markdown
-    assert "| phase1_sft | MC1 | +0.0500 | +0.0100 to +0.0900 | 0.02 | no tax |" in markdown
+    assert "| phase1_sft | MC1 | +0.0500 | +0.0100 to +0.0900 | 0.01 | 0.02 | no tax |" in markdown
     for figure in ("0.350", "12.5%", "+0.0100 to +0.0900", "nats per token"):
         assert figure in page
 
@@ -161,6 +161,27 @@ def test_warnings_of_one_kind_are_said_once_a_phase_with_their_steps(run: Path) 
     ]
 
 
+def test_quotes_with_quotes_in_them_are_of_one_kind_too(run: Path) -> None:
+    texts = [f"dpo, step {n}: to {q!r}, reply" for n, q in ((5, """it's "so" """), (6, "no"))]
+    assert warned(run, (5, texts[0]), (6, texts[1])) == [
+        "dpo, steps 5 and 6: to 'no', reply (at step 6)"
+    ]
+
+
+def test_each_kl_says_on_which_texts_it_is(run: Path) -> None:
+    write_json(run / "fused.json", {"path": "f", "parity_kl": 0.0, "adapter_kl": 0.2})
+    for text in documents(run):
+        assert (
+            "KL in nats per token, on the beginnings of the neutral texts alone; that under" in text
+        )
+        assert "over neutral texts and good answers to built-in prompts" in text
+    summary = json.loads((run / "summary.json").read_text())
+    stages = [{**one, "kl": None} for one in summary["stages"]]
+    write_json(run / "summary.json", {**summary, "stages": stages})
+    for text in documents(run):
+        assert "neutral texts alone. Fusing is exact" in text
+
+
 def test_one_warning_stays_as_it_is_and_many_steps_are_counted(run: Path) -> None:
     many = [(n, f"dpo, step {n}: stuck") for n in range(1, 14)]
     assert warned(run, (4, "dpo, step 4: a spike"), *many, (7, "7 files are gone")) == [
@@ -221,7 +242,7 @@ def test_the_step_of_a_finished_phase_s_adapter_is_marked_on_its_curves(run: Pat
 
 def test_the_page_links_to_the_files_that_there_are(run: Path) -> None:
     page = documents(run)[1]
-    linked = set(re.findall('href="([^"]*)"', page))
+    linked = set(re.findall('href="([^"#]*)"', page))
     assert linked >= {"recipe.yaml", "run.json", "metrics.jsonl", "summary.json", "benchmarks"}
     assert all((run / name).exists() for name in linked)
     assert "fused.json" not in linked
@@ -259,8 +280,8 @@ def test_questions_whose_first_choice_changed_are_listed_and_no_others(run: Path
         write_json(run / "benchmarks" / f"{name}.json", {"truthfulqa": {"items": items}})
     page = documents(run)[1]
     assert "first choice changed: 2" in page
-    assert re.search(r"Question 0\?</th><td>Law</td><td>wrong</td>", page)
-    assert re.search(r"Question 1\?</th><td>Law</td><td>right</td>", page)
+    assert re.search(r"Question 0\?</th><td[^>]*>Law</td><td[^>]*>wrong</td>", page)
+    assert re.search(r"Question 1\?</th><td[^>]*>Law</td><td[^>]*>right</td>", page)
     assert page.index("Question 0?") < page.index("Question 1?") and "Question 2?" not in page
 
 
@@ -323,7 +344,7 @@ def test_each_benchmark_has_its_changes_and_a_verdict_of_its_own(run: Path) -> N
         assert "no training row holds a question of TruthfulQA, MMLU or GSM8K." in text
         assert "questions of GSM8K, sha256" in text and "gsm8k0" in text
     markdown = documents(run)[0]
-    assert "| phase1_sft | mmlu | +0.0500 | +0.0100 to +0.0900 | 0.02 | gain |" in markdown
+    assert "| phase1_sft | mmlu | +0.0500 | +0.0100 to +0.0900 | 0.01 | 0.02 | gain |" in markdown
     assert "| leak |" not in markdown  # held-out prompts are in the table of stages
 
 

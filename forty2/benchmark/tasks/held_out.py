@@ -266,7 +266,7 @@ def _ask(
 ) -> list[JsonObject]:
     """Answer a file of eval prompts."""
     answered = EvalPromptsTask(prompts=prompts.file).score(loaded, prompts, partial, report)
-    kept = ("id", "prompt", "expected", "reply", "passed", "broken", "tags")
+    kept = ("id", "prompt", "expected", "match", "reply", "passed", "broken", "tags")
     return [
         {"kind": "prompt", "file": prompts.file, **{key: record[key] for key in kept}}
         for record in answered
