@@ -18,14 +18,6 @@ _SHORT = 60
 _BEGINNING = 160
 """Characters at the beginning of an answer in which a number must be, so that a reply gets there."""
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_NO_DIGIT_BEFORE, _NO_DIGIT_AFTER = r"(^|\D)", r"($|\D)"
-BUCKETS = {
-    "common": "prompts whose expected reply is an answer that several training rows have, such as a "
-    "refusal",
-    "number": "prompts whose reply must hold the first number of the held-out answer",
-    "short": "prompts whose reply must hold the whole held-out answer, which is short",
-}
-"""The meaning of each bucket of proposed prompts."""
 
 
 class _Proposal(NamedTuple):
@@ -88,18 +80,6 @@ def system_of(record: Record) -> str:
     return str(messages[0]["content"]) if messages and messages[0]["role"] == "system" else ""
 
 
-def number_of(pattern: str) -> str | None:
-    """Return the number that a proposed pattern asks for; None: it is another pattern."""
-    inner = pattern.removeprefix(_NO_DIGIT_BEFORE).removesuffix(_NO_DIGIT_AFTER)
-    number = inner.replace("\\", "")
-    return number if _NUMBER.fullmatch(number) and pattern == _pattern_of(number) else None
-
-
-def _pattern_of(number: str) -> str:
-    """Return the pattern of replies that hold a number, not as a part of a longer one."""
-    return f"{_NO_DIGIT_BEFORE}{re.escape(number)}{_NO_DIGIT_AFTER}"
-
-
 def _proposal(record: Record, common: Counter[str]) -> _Proposal | None:
     turns = [message for message in _prompt(record) if message["role"] != "system"]
     answer = answer_of(record).strip()
@@ -111,7 +91,8 @@ def _proposal(record: Record, common: Counter[str]) -> _Proposal | None:
     if common[answer] > 1 and len(answer) <= _BEGINNING:
         return _Proposal("common", prompt, system, answer.rstrip("."), "contains")
     if number is not None:
-        return _Proposal("number", prompt, system, _pattern_of(number[0]), "regex")
+        pattern = rf"(^|\D){re.escape(number[0])}($|\D)"
+        return _Proposal("number", prompt, system, pattern, "regex")
     if len(answer) <= _SHORT:
         return _Proposal("short", prompt, system, answer.rstrip("."), "contains")
     return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-from forty2.data.eval_proposals import number_of
-
+_NUMBER = re.compile(re.escape(r"(^|\D)") + r"((?:\d|\\\.|[,:])+)" + re.escape(r"($|\D)"))
+"""A proposed pattern, which asks for a number that is no part of a longer one."""
 _CHECKS = {"contains": "contains", "exact": "equals"}
 """Verbs for the ways to compare a reply with a text."""
 
@@ -27,9 +28,10 @@ def expectation(expected: str, match: str) -> Expectation:
         expected: the expected text or pattern.
         match: how a reply is compared with it; "": not recorded, and then a text stands alone.
     """
-    number = number_of(expected) if match in ("regex", "") else None
+    number = _NUMBER.fullmatch(expected) if match in ("regex", "") else None
     if number is not None:
-        return Expectation("contains the number ", number, "", is_text=False)
+        digits = number[1].replace("\\", "")
+        return Expectation("contains the number ", digits, "", is_text=False)
     if match == "regex":
         return Expectation("matches the pattern ", expected, "", is_text=False)
     if match in _CHECKS:

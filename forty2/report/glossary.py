@@ -6,10 +6,16 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from forty2.data.eval_proposals import BUCKETS
 from forty2.report.run_types import Run
 
 TITLE = "Words on this page"
+BUCKETS = {
+    "common": "prompts whose expected reply is an answer that several training rows have, such as a "
+    "refusal",
+    "number": "prompts whose reply must hold the first number of the held-out answer",
+    "short": "prompts whose reply must hold the whole held-out answer, which is short",
+}
+"""The meaning of each bucket of proposed prompts, as `data/eval_proposals.py` makes them."""
 
 
 class Entry(NamedTuple):

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from forty2.benchmark.compare import compare
+from forty2.benchmark.eval_prompt_files import EvalPrompt, EvalPrompts
+from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.results import Result, Stage
+from forty2.benchmark.tasks import held_out
+from forty2.benchmark.tasks.eval_prompts import EvalPromptsTask
 from forty2.benchmark.tasks.held_out import (
     CHAT_LOSS,
     LENGTH,
@@ -184,3 +188,16 @@ def test_rows_held_out_by_their_keys_are_scored_apart() -> None:
     assert HeldOut.metric(f"{CHAT_LOSS} (arts)") == HeldOut.metric(CHAT_LOSS)
     rows = [HeldOutRow("pair", "dpo", "a", (), apart=apart) for apart in ("", "arts")]
     assert len({HeldOutRows((row,), ()).sha256() for row in rows}) == 2
+
+
+def test_an_item_of_eval_prompts_records_how_its_reply_was_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = EvalPrompt("say_1", "?", "18", "contains", "")
+    prompts = EvalPrompts("p.json", (prompt,), "user", {}, "0")
+    facts = {"id": "say_1", "prompt": "?", "expected": "18", "match": "contains", "reply": "18"}
+    answered = [{**facts, "passed": True, "broken": False, "tags": {}, "bucket": "say"}]
+    monkeypatch.setattr(EvalPromptsTask, "score", lambda *_: answered)
+    model: Any = None
+    (record,) = held_out._ask(model, prompts, PartialResults.in_memory(), lambda *_: None)
+    assert (record["kind"], record["match"]) == ("prompt", "contains")
