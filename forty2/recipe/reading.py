@@ -137,8 +137,8 @@ def load_recipe(
         RecipeError: listing every problem found, one a line, with its place.
     """
     found = read_recipe(source, overrides, lr=lr, kl_weight=kl_weight)
-    for note in found.notes:
-        warnings.warn(note, stacklevel=2)
+    if found.notes:  # one warning: Python repeats the caller's line after each
+        warnings.warn("\n".join(found.notes), stacklevel=2)
     return found.recipe
 
 
