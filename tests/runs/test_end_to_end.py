@@ -193,7 +193,9 @@ def test_the_report_is_one_safe_file(finished: RunResult) -> None:
     html = finished.report.read_text("utf-8")
     assert html.count("<svg") >= 8
     assert not re.search(r"<script|src=", html)
-    links = re.findall(r"href=[^ >]*", html)
+    anchors = set(re.findall(r'href="#([^"]*)"', html))
+    assert all(f'id="{anchor}"' in html for anchor in anchors)
+    links = [link for link in re.findall(r"href=[^ >]*", html) if not link.startswith('href="#')]
     assert links and all(re.fullmatch(r'href="[\w./-]+"', link) for link in links), links
     assert all((finished.path / link[6:-1]).exists() for link in links)
     assert "phase3_boost" in html and finished.verdict in html

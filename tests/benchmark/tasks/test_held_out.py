@@ -137,9 +137,10 @@ def test_too_few_of_one_kind_do_not_take_a_gain_back_and_are_said() -> None:
 
 
 def test_stages_with_other_held_out_rows_are_not_compared_on_them() -> None:
-    other = result(pairs(36), sha256="1")
-    with pytest.raises(BenchmarkError, match="not comparable: a and b have other held-out rows"):
-        compare(Stage("a", {"held_out": result(pairs(3))}), Stage("b", {"held_out": other}))
+    others = [scored("pair", [-4, -8], [-4.5, -8], k) for k in range(40)]
+    before, after = result(pairs(3)), result(others, sha256="1")
+    with pytest.raises(BenchmarkError, match="not comparable: x: 0 in both, of 40 before and 40"):
+        compare(Stage("a", {"held_out": before}), Stage("b", {"held_out": after}))
 
 
 def test_the_base_s_log_probabilities_are_found_by_the_row() -> None:
