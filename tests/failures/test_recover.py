@@ -25,7 +25,8 @@ from forty2.benchmark.stages import read_stage
 from forty2.errors import DataError, Forty2Error, RecipeError, RunError
 from forty2.failures import find as find_module
 from forty2.failures import recover as recover_module
-from forty2.failures.arms_recipe import recipe_notes
+from forty2.failures.arms_recipe import FailingModel, recipe_notes, recipe_of_arms
+from forty2.failures.elsewhere import costs_elsewhere, measure_as_it_was
 from forty2.failures.recover import RecoverSettings, recover_failures
 from forty2.failures.recovery_record import format_recovery
 from forty2.files import JsonObject
@@ -136,6 +137,24 @@ def test_what_training_costs_elsewhere_is_measured(done: Loop) -> None:
         assert "plain facts:" in {cost["name"] for cost in record["costs"][arm]}
 
 
+def test_a_model_with_an_adapter_is_measured_as_it_was(
+    done: Loop, before: Loop, tmp_path: Path
+) -> None:
+    run = done.folder / "arms" / "targeted-1"
+    model = FailingModel(before.model, str(run))
+    recipe = recipe_of_arms(done.recipe, ["benchmark.n=40"], model, done.folder)
+    found = measure_as_it_was(tmp_path, recipe, model, None)
+    assert found is not None and found["perplexity"].adapter == str(run)
+    same = measure_as_it_was(tmp_path, recipe, model, None)
+    assert same is not None and same.to_json() == found.to_json(), "it is read back"
+    bare = FailingModel(before.model, None)
+    assert measure_as_it_was(tmp_path, recipe, bare, None) is None
+    assert found["divergence"].figures["kl"] > 0, "it is not the base"
+    costs = costs_elsewhere([found] * 2, [found] * 2, recipe)
+    assert costs and {cost.answer for cost in costs} == {"none"}
+
+
+@pytest.mark.slow
 def test_what_an_adapter_had_cost_before_is_no_cost_of_the_arms(
     done: Loop, before: Loop, tmp_path: Path
 ) -> None:
