@@ -75,12 +75,15 @@ def check_replies(
     """
     tags, prompts = Tags(loaded.tokenizer), [one.prompt for one in exchanges]
     with evaluating(loaded.model, restore_random=True):
-        made = generate_replies(loaded, prompts, max_tokens=SPOT_TOKENS)
         progress(_STAGE, 0, len(prompts), {})
-        replies = {}
-        for n, reply in made:
-            replies[n] = reply
-            progress(_STAGE, len(replies), len(prompts), {})
+        replies = dict(
+            generate_replies(
+                loaded,
+                prompts,
+                max_tokens=SPOT_TOKENS,
+                progress=lambda _, done, total, figures: progress(_STAGE, done, total, figures),
+            )
+        )
     records: list[JsonObject] = []
     for n, (prompt, answer) in enumerate(exchanges):
         ids, stopped = replies[n].ids, replies[n].stopped

@@ -207,7 +207,7 @@ class Conversation:
             raise DataError("/save: name a file, such as /save chats.jsonl")
         answer = text.read().strip()
         done = save_chat(self.session.messages, Path(name), answer or None)
-        hint = "; /save FILE ANSWER stores a better one" if done.endswith("own reply") else ""
+        hint = "" if answer else "; /save FILE ANSWER stores a better one"
         echo(f"({name}: {done}{hint})")
 
     def _system(self, rest: str) -> None:

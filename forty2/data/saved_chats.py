@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -88,21 +89,14 @@ def _add_eval_prompt(messages: Sequence[Message], file: Path, own: str, *, given
     if isinstance(systems, str):
         systems = dict.fromkeys(prompts, systems)
     system, expected = before[0]["content"] if before else "", answer["content"]
-    name = next(
-        (
-            name
-            for name, text in prompts.items()
-            if (text, systems.get(name, "")) == (question["content"], system)
-        ),
-        "",
-    )
-    if name and outputs.get(name) == expected:
-        return f"it is there already, as {name}"
-    if name and not given:
-        return f"{name} asks this already and expects another reply, which stays"
-    changed, number = bool(name), 1
-    while not name or (not changed and name in prompts):
-        name, number = f"chat_{number}", number + 1
+    asked = (question["content"], system)
+    same = [name for name, text in prompts.items() if (text, systems.get(name, "")) == asked]
+    if same and outputs.get(same[0]) == expected:
+        return f"it is there already, as {same[0]}"
+    if same and not given:
+        return f"{same[0]} asks this already and expects another reply, which stays"
+    unused = (name for n in itertools.count(1) if (name := f"chat_{n}") not in prompts)
+    name = same[0] if same else next(unused)
     if before:
         systems = {**systems, name: system}
     prompts[name], outputs[name] = question["content"], expected
@@ -115,7 +109,7 @@ def _add_eval_prompt(messages: Sequence[Message], file: Path, own: str, *, given
     write_json(file, tree)
     return (
         f"eval prompt {name} expects {own} now"
-        if changed
+        if same
         else f"added eval prompt {name}, which expects {own}"
     )
 

@@ -216,7 +216,7 @@ class ChatSession:
                         said.append(piece)
                         yield piece
                 finally:
-                    self._base_next = Exchange(message, "".join(said))
+                    self._base_next = Exchange(message, "".join(said)) if said else None
 
     def reply_of_base(self, message: str) -> str:
         """Reply to a message without the adapter; the conversation does not change."""
@@ -228,12 +228,14 @@ class ChatSession:
             return None
         taken = self.exchanges.pop()
         del self._base_replies[len(self.exchanges) :]
+        self._base_next = None
         return taken
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
         self.exchanges.clear()
         self._base_replies.clear()
+        self._base_next = None
 
     def _turns(self, replies: Sequence[str], first: int = 0) -> list[dict[str, str]]:
         """Write the conversation from a message on, with these replies to its messages."""

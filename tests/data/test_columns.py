@@ -9,6 +9,7 @@ import pytest
 from support.shop import CHATS, PAIRS, TABLES, THUMBS
 
 from forty2.data.columns import (
+    VERDICTS,
     Kind,
     UnknownColumns,
     guess_columns,
@@ -152,3 +153,10 @@ def test_of_a_file_that_is_all_bad_the_rows_that_were_looked_at_are_counted(tmp_
     bad = ['{"prompt": "q", "completion": ""}'] * 60
     with pytest.raises(DataError, match=r"x\.jsonl:1: .*\(none of the first 20 rows can be read\)"):
         read_kind(write(tmp_path / "x.jsonl", *bad), "chats", {}, set())
+
+
+def test_every_verdict_that_a_message_offers_is_read(tmp_path: Path) -> None:
+    for word in VERDICTS.replace(" or ", ", ").split(", "):
+        rows = write(tmp_path / "x.csv", "prompt,completion,label", f"a,b,{word}")
+        (record,) = read_kind(rows, "thumbs", {}, set()).records
+        assert isinstance(record, Rated)

@@ -128,6 +128,17 @@ def test_the_base_has_a_conversation_of_its_own_whenever_it_is_first_asked(since
     assert session.reply_of_base(asked[0]) == wanted[0]
 
 
+def test_what_the_base_did_not_say_or_said_before_a_reset_is_no_turn_of_its_chat() -> None:
+    session = ChatSession(with_adapter("lora"), max_tokens=6)
+    session.stream_of_base("Hello.").close()  # stopped before it said anything
+    session.reply("Hello.")
+    assert session.base_is_behind == 1
+    session.reply_of_base("And you?")
+    session.reset()
+    session.reply("And you?")
+    assert session.base_is_behind == 1
+
+
 def test_a_reply_of_the_base_that_is_stopped_leaves_adapter_and_conversation_as_they_were() -> None:
     session = ChatSession(with_adapter("lora"), max_tokens=12)
     pieces = session.stream_of_base("Hello.")

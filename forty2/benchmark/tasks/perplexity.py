@@ -66,7 +66,7 @@ class Perplexity(Task[Mapping[str, str]]):
         records: list[JsonObject] = []
         split_head = can_split(loaded.model)
         left = self.n if self.n is not None else math.inf
-        for title, text in questions.items():
+        for done, (title, text) in enumerate(questions.items(), 1):
             ids = loaded.tokenizer.encode(text)
             total, count = 0.0, 0
             for start in range(0, len(ids) - 1, WINDOW):
@@ -79,7 +79,7 @@ class Perplexity(Task[Mapping[str, str]]):
                 count += len(window) - 1
             if count:
                 records.append({"title": title, "logp": total, "tokens": count})
-            report(len(records), len(questions), {})
+            report(done, len(questions), {})
         if not records:
             raise BenchmarkError(
                 f"{', '.join(questions)}: no text of two tokens or more; the first is given, not "
