@@ -22,6 +22,7 @@ GROUND = {
     "errors",
     "files",
     "machine",
+    "metric_names",
     "notebook",
     "progress",
     "progress_bars",

@@ -19,7 +19,6 @@ COVERED_BY = {
     "benchmark/scoring.py": "benchmark/tasks/test_mmlu.py",
     "benchmark/recipe_tasks.py": "benchmark/test_stages.py",
     "benchmark/shared_items.py": "benchmark/test_compare.py",
-    "benchmark/shown_changes.py": "benchmark/test_compare.py",
     "benchmark/stage_scores.py": "benchmark/test_compare.py",
     "benchmark/stage_tables.py": "benchmark/test_stages.py",
     "benchmark/summary.py": "benchmark/test_stages.py",

@@ -8,6 +8,7 @@ in both results. The statistics are those of `stats`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from forty2.benchmark.harness_pairs import paired_scores
 from forty2.benchmark.harness_samples import HarnessSamples
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.shared_items import shared_items
-from forty2.benchmark.shown_changes import ShownChange, shown_change, shown_name
 from forty2.benchmark.stage_scores import Scores, check_same, scores_of
 from forty2.benchmark.stats import (
     FEWEST,
@@ -40,8 +40,21 @@ from forty2.benchmark.task import Metric
 from forty2.benchmark.verdict import CostChange, ModelVerdict, TaskChange, judge
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+from forty2.metric_names import TEXTS, metric_name, shown_change, shown_value
 from forty2.notebook import html_paragraph, html_table
 from forty2.recipe.schema import Cost
+
+
+class _Shown(NamedTuple):
+    """The figures of one metric's change as a reader sees them."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    detectable: float | None
+
 
 Measured = Result | Stage | HarnessSamples
 """One side of a comparison."""
@@ -200,7 +213,7 @@ def format_comparison(comparison: Comparison) -> str:
         change = comparison.metrics[name]
         detectable = _shown(name, change).detectable
         lines.append(
-            f"{shown_name(name)}: {change.n} questions, {change.better} better, {change.worse} worse; "
+            f"{metric_name(name)}: {change.n} questions, {change.better} better, {change.worse} worse; "
             f"detectable: {'unknown' if detectable is None else f'{detectable:.3f}'}"
         )
     lines += [""] if comparison.judged else []
@@ -211,7 +224,7 @@ def format_comparison(comparison: Comparison) -> str:
 
 def _explained(comparison: Comparison) -> list[str]:
     """Say what words and columns of a comparison mean, those that are in it."""
-    judged = ", ".join(map(shown_name, comparison.judged))
+    judged = ", ".join(map(metric_name, comparison.judged))
     few = any(change.n < FEWEST for change in comparison.metrics.values())
     lines = [
         f"benefit: judged by {judged or 'nothing, because nothing that was measured could show one'}",
@@ -245,7 +258,7 @@ def _cells(name: str, change: Change) -> list[str]:
     """Return the texts of a metric's row. Few items have no interval and no p that mean anything."""
     shown, few = _shown(name, change), change.n < FEWEST
     return [
-        shown_name(name),
+        metric_name(name),
         f"{shown.before:.3f}",
         f"{shown.after:.3f}",
         f"{shown.difference:+.3f}",
@@ -255,9 +268,16 @@ def _cells(name: str, change: Change) -> list[str]:
     ]
 
 
-def _shown(name: str, change: Change) -> ShownChange:
-    figures = change.before, change.after, change.difference, change.low, change.high
-    return shown_change(name, ShownChange(*figures, change.detectable))
+def _shown(name: str, change: Change) -> _Shown:
+    """Return the figures of a change as a reader sees them; a change of perplexity is in its unit."""
+    before, after = shown_value(name, change.before), shown_value(name, change.after)
+    unit = before if name == TEXTS else 1.0
+    shown = shown_change(name, change.difference, change.low, change.high)
+    difference, low, high = (unit * value for value in shown)
+    detectable = change.detectable
+    if name == TEXTS and detectable is not None:
+        detectable = unit * math.expm1(detectable)
+    return _Shown(before, after, difference, low, high, detectable)
 
 
 def _shown_p(p: float) -> str:

@@ -18,11 +18,6 @@ from forty2.files import JsonObject
 METRICS = ("mc1", "mc2", "mc3")
 
 
-def shown_metric(name: str) -> str:
-    """Return a metric's name for a reader: TruthfulQA's are abbreviations."""
-    return name.upper() if name in METRICS else name
-
-
 def mc1(logliks: Sequence[float], labels: Sequence[int]) -> float:
     """Return 1 if the true option scores strictly above every false one, else 0.
 

@@ -8,7 +8,6 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from forty2.benchmark.compare import Comparison
-from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.regression import bucket_cells
 from forty2.benchmark.results import Result, Stage
 from forty2.benchmark.stage_scores import ALWAYS, metric_names
@@ -23,6 +22,7 @@ from forty2.benchmark.tasks.held_out import (
     HeldOut,
 )
 from forty2.files import JsonObject
+from forty2.metric_names import metric_name
 
 
 class _Figure(NamedTuple):
@@ -173,7 +173,7 @@ def changes_table(comparisons: Mapping[str, Comparison], tasks: Collection[str])
                 continue
             for metric in judgement.judged:
                 change = comparison.metrics[metric]
-                name = shown_metric(metric)
+                name = metric_name(metric)
                 interval = f"{change.low:+.3f} to {change.high:+.3f}"
                 lines.append(
                     f"{stage:<16} {name:<20}{change.difference:>+7.3f}  {interval:<18}{change.verdict}"

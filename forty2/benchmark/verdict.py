@@ -19,10 +19,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from forty2.benchmark.metrics import shown_metric
 from forty2.benchmark.stage_scores import Scores
 from forty2.benchmark.stats import Interval, Verdict, overall, verdict
 from forty2.benchmark.tasks import task_class
+from forty2.metric_names import metric_name
 from forty2.recipe.schema import Cost
 
 HELD_OUT = "held_out"
@@ -135,9 +135,9 @@ def judge(
         too_few: list[Verdict] = ["inconclusive"] * len(single)
         benefit = benefit_of(task, [*(changes[name].verdict for name in judged), *too_few])
     costs = () if same else costs_of(changes, tasks, task, cost)
-    shown = {shown_metric(name): changes[name] for name in judged}
+    shown = {metric_name(name): changes[name] for name in judged}
     questions = scores.names.get(task, "")
-    named = tuple(map(shown_metric, single))
+    named = tuple(map(metric_name, single))
     return Judgement(
         questions=questions,
         n=max((len(scores.metrics[name].by_place) for name in own), default=0),
@@ -189,7 +189,7 @@ def costs_of(
                 digits, unit = 0, "%"
                 where, metric, margin = "plain facts", "", cost.facts
             else:
-                where, metric = task_class(task).label(), f" {shown_metric(name)}"
+                where, metric = task_class(task).label(), f" {metric_name(name)}"
                 margin = cost.tasks.get(task, cost.other)
             judgement = verdict(Interval(change.low, change.high), margin, change.n)
             answer, better = _ANSWERS[judgement], judgement == "gain"

@@ -21,12 +21,13 @@ from forty2.errors import ModelError, RunError
 from forty2.export.origin import Origin
 from forty2.export.private_paths import machine_paths, without_paths
 from forty2.files import CARD, JsonObject, read_json, write_text
+from forty2.metric_names import metric_name
 from forty2.model.adapter import trained_system
 from forty2.recipe.paths import path_values
 from forty2.report import run_sentences, run_tables
 from forty2.report.json_records import visible
 from forty2.report.markdown import Table, code_lines, escape, table_lines
-from forty2.report.metrics import interval, metric_name, signed
+from forty2.report.metrics import interval, signed
 from forty2.report.records import read_run
 from forty2.report.run_types import HELD_OUT, ComparisonRecord, Run
 from forty2.run_paths import finished_phases, phase_label

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forty2.files import write_text
+from forty2.metric_names import FACTS_RIGHT, NO_LEAK, TEXTS
 from forty2.report.ablation_records import AblationRecord, VariantChange, read_ablation
 from forty2.report.charts import Chart, Point, interval_chart
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import (
-    shown_change,
+    shown_figure,
     shown_metric,
     shown_score,
     written_change,
@@ -27,10 +28,10 @@ _MAIN = (
     "prompts passed",
     "mc1",
     "mc2",
-    "right",
-    "no leak",
+    FACTS_RIGHT,
+    NO_LEAK,
     "prefers",
-    "log p of texts",
+    TEXTS,
     "KL",
 )
 """Metrics that come first, and have charts."""
@@ -229,7 +230,7 @@ def _charts(ablation: AblationRecord) -> list[Chart]:
         title = name[0].upper() + name[1:]
         charts.append(interval_chart(title, points, axis=unit.values))
         changes = [
-            Point(step.variant, *shown_change(metric, step.changes[metric]))
+            Point(step.variant, *shown_figure(metric, step.changes[metric]))
             for step in ablation.changes
             if step.against == "base" and metric in step.changes
         ]

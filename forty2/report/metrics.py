@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from forty2.metric_names import TEXTS, metric_name, shown_change, shown_interval
 from forty2.report.axes import Axis, percent
 from forty2.report.run_types import ChangeRecord
 
@@ -70,11 +71,6 @@ HELD_OUT_COLUMNS: Mapping[str, Column] = {
     "reply tokens": Column("Tokens", ".1f", "their mean length"),
 }
 """Means over a run's held-out rows, by metric."""
-
-
-def metric_name(metric: str) -> str:
-    """Return the name of a metric as it was recorded: TruthfulQA's are abbreviations."""
-    return metric.upper() if metric in ("mc1", "mc2", "mc3") else metric
 
 
 def signed(change: ChangeRecord) -> str:
@@ -152,9 +148,9 @@ class Metric(NamedTuple):
     """How a metric is shown over several seeds."""
 
     name: str
-    form: str = ".1%"
+    form: str
     """Format of its values."""
-    unit: Unit = _SHARE
+    unit: Unit
 
     @property
     def name_of_changes(self) -> str:
@@ -163,21 +159,17 @@ class Metric(NamedTuple):
         return f"{self.name} ({unit})" if unit else self.name
 
 
-_METRICS = {
-    "mc1": Metric("MC1", ".3f", _SCORE),
-    "mc2": Metric("MC2", ".3f", _SCORE),
-    "mc3": Metric("MC3", ".3f", _SCORE),
-    "right": Metric("facts right"),
-    "no leak": Metric("leaks"),
-    "log p of texts": Metric("perplexity", ".2f", _PERPLEXITY),
-    "KL": Metric("KL from base", ".2g", _DIVERGENCE),
-    "pair margin": Metric("pair margin", ".2f", _NATS),
-    "chat loss": Metric("chat loss", ".3f", _NATS),
-    "reply tokens": Metric("reply tokens", ".0f", _TOKENS),
+_FORMS = {
+    "mc1": (".3f", _SCORE),
+    "mc2": (".3f", _SCORE),
+    "mc3": (".3f", _SCORE),
+    TEXTS: (".2f", _PERPLEXITY),
+    "KL": (".2g", _DIVERGENCE),
+    "pair margin": (".2f", _NATS),
+    "chat loss": (".3f", _NATS),
+    "reply tokens": (".0f", _TOKENS),
 }
-"""Metrics by their name in the record; the others are shares under that name."""
-OPPOSITES = ("no leak", "log p of texts")
-"""Metrics of the record whose opposite is shown."""
+"""Formats and units of metrics by their name in the record; the others are shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,27 +191,17 @@ class Figure(NamedTuple):
 
 def shown_metric(metric: str) -> Metric:
     """Return how to show a metric of the record."""
-    return _METRICS.get(metric, Metric(metric))
+    return Metric(metric_name(metric), *_FORMS.get(metric, (".1%", _SHARE)))
 
 
 def shown_score(metric: str, score: Score) -> Figure:
     """Return the figure to show for a score."""
-    value, low, high = score.value, score.low, score.high
-    if metric == "no leak":
-        return Figure(1 - value, 1 - high, 1 - low)
-    if metric == "log p of texts":
-        return Figure(math.exp(-value), math.exp(-high), math.exp(-low))
-    return Figure(value, low, high)
+    return Figure(*shown_interval(metric, score.value, score.low, score.high))
 
 
-def shown_change(metric: str, change: ChangeRecord) -> Figure:
+def shown_figure(metric: str, change: ChangeRecord) -> Figure:
     """Return the figure to show for a change; a change of perplexity is relative."""
-    value, low, high = change.difference, change.low, change.high
-    if metric == "no leak":
-        return Figure(0.0 - value, 0.0 - high, 0.0 - low)
-    if metric == "log p of texts":
-        return Figure(*(math.expm1(-x) for x in (value, high, low)))
-    return Figure(value, low, high)
+    return Figure(*shown_change(metric, change.difference, change.low, change.high))
 
 
 def written_score(metric: str, score: Score | None) -> str:
@@ -238,6 +220,6 @@ def written_change(metric: str, change: ChangeRecord | None) -> str:
     unit = shown_metric(metric).unit
     value, low, high = (
         format(unit.factor_of_changes * x, unit.form_of_changes)
-        for x in shown_change(metric, change)
+        for x in shown_figure(metric, change)
     )
     return f"{value} ({low} to {high}), {change.verdict}"

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from forty2.errors import RunError
 from forty2.files import JsonObject
+from forty2.metric_names import FACTS_RIGHT, TEXTS, metric_name
 from forty2.report.json_records import DAMAGE, read_object, read_whole_lines, visible
-from forty2.report.metrics import metric_name
 from forty2.report.run_answers import eval_replies, fact_answers, flips, own_answers
 from forty2.report.run_types import (
     HELD_OUT,
@@ -45,7 +45,7 @@ from forty2.run_paths import finished_phases
 
 TIMES = "times.jsonl"
 """Record of the stretches of work on each stage."""
-_COSTS = {"plain facts": "right", "neutral text": "log p of texts"}
+_COSTS = {"plain facts": FACTS_RIGHT, "neutral text": TEXTS}
 """Metrics of the costs that every run measures, by what they are called in the record."""
 _VERDICTS = {"none": "no tax", "worse": "tax", "cannot tell": "inconclusive"}
 """Verdicts by the answer to whether a change is a cost."""

@@ -5,21 +5,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from forty2.report.metrics import Figure, metric_name, shown_change
+from forty2.metric_names import TEXTS, lower_is_better, metric_name
+from forty2.report.metrics import Figure, shown_figure
 from forty2.report.run_types import ChangeRecord, ComparisonRecord
-
-LOWER_IS_BETTER = ("chat loss", "log p of texts")
-"""Metrics that are better if what is shown of them falls."""
-_PERPLEXITY = "log p of texts"
-_NAMES = {"right": "plain facts right", _PERPLEXITY: "perplexity of neutral text"}
-"""Names of the metrics whose own name says too little."""
 
 
 class ShownChange(NamedTuple):
     """A change as reports show it; that of perplexity is relative to what it was."""
 
     metric: str
-    name: str
     figure: Figure
     margin: float | None
     """Largest loss that counts as none, in the unit of the figure; None: not recorded."""
@@ -30,22 +24,26 @@ class ShownChange(NamedTuple):
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
+        return lower_is_better(self.metric)
 
     @property
     def title(self) -> str:
         """Name with the direction, where a fall is an improvement."""
         return f"{self.name} (lower is better)" if self.lower_is_better else self.name
 
+    @property
+    def name(self) -> str:
+        return metric_name(self.metric)
+
     def written(self, value: float) -> str:
         """Write a value in the unit of the figure, with its sign."""
-        return f"{value:+.1%}" if self.metric == _PERPLEXITY else f"{value:+.4f}"
+        return f"{value:+.1%}" if self.metric == TEXTS else f"{value:+.4f}"
 
     @property
     def written_margin(self) -> str:
         if self.margin is None:
             return "–"
-        return f"{100 * self.margin:g}%" if self.metric == _PERPLEXITY else f"{self.margin:g}"
+        return f"{100 * self.margin:g}%" if self.metric == TEXTS else f"{self.margin:g}"
 
 
 def shown_changes(comparison: ComparisonRecord, margin: float | None) -> list[ShownChange]:
@@ -69,9 +67,6 @@ def shown_changes(comparison: ComparisonRecord, margin: float | None) -> list[Sh
 def _shown(
     metric: str, change: ChangeRecord, margin: float | None, verdict: str, is_cost: bool
 ) -> ShownChange:
-    figure = Figure(change.difference, change.low, change.high)
-    if metric == _PERPLEXITY:
-        figure = shown_change(metric, change)
-        margin = None if margin is None else round(math.expm1(margin), 12)
-    name = _NAMES.get(metric, metric_name(metric))
-    return ShownChange(metric, name, figure, margin, verdict, change.p, is_cost)
+    if metric == TEXTS and margin is not None:
+        margin = round(math.expm1(margin), 12)
+    return ShownChange(metric, shown_figure(metric, change), margin, verdict, change.p, is_cost)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from forty2.metric_names import TEXTS, metric_name
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import Chart, Point, change_bars, interval_chart, line_chart
-from forty2.report.metrics import metric_name
 from forty2.report.run_changes import ShownChange, shown_changes
 from forty2.report.run_types import LogLine, Run, StageRecord
 
@@ -68,13 +68,12 @@ _OWN_CHARTS: Mapping[str, tuple[str, Axis]] = {
         "Change in the loss on held-out chats",
         Axis("nats a token, left of the line: better than before; 95% interval"),
     ),
-    "log p of texts": (
+    TEXTS: (
         "Change in the perplexity of neutral text",
         Axis("of what it was, left of the line: better than before; 95% interval", 100.0, "%"),
     ),
 }
 """Metrics whose changes have a chart of their own: its title and its axis."""
-_LABELS = {"log p of texts": "perplexity"}
 _BUCKET = "valid_passed_"
 """Beginning of the key in the log with the share of a bucket."""
 _MOST_BUCKETS = 6
@@ -119,7 +118,7 @@ def _changed(change: ShownChange) -> Point:
     margin = change.margin if change.is_cost else None
     if margin is not None and not change.lower_is_better:
         margin = -margin
-    label = _LABELS.get(change.metric, change.name)
+    label = change.name
     return Point(label, *change.figure, margin=margin, worse=change.verdict == "tax")
 
 

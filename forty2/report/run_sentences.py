@@ -11,8 +11,9 @@ from datetime import datetime
 
 import yaml
 
+from forty2.metric_names import TEXTS, metric_name
 from forty2.report.markdown import Quote
-from forty2.report.metrics import interval, metric_name, signed
+from forty2.report.metrics import interval, signed
 from forty2.report.run_changes import shown_changes
 from forty2.report.run_types import HELD_OUT, Run, SummaryRecord, TaskRecord
 from forty2.run_paths import phase_label
@@ -131,7 +132,7 @@ def changes_note(run: Run, quote: Quote = str) -> str:
         )
         verdicts.append(f"Verdicts on {quote(last.stage)} by benchmark: {by_task}.")
     sentences = [f"{text[0].upper()}{text[1:]}." for text in meanings]
-    if any(change.metric == "log p of texts" for stage in changes for change in stage):
+    if any(change.metric == TEXTS for stage in changes for change in stage):
         sentences.append(_PERPLEXITY_NOTE)
     lost = [change.name for change in (changes[-1] if changes else []) if change.verdict == "tax"]
     if lost and run.summary is not None and run.summary.verdict == "tax":

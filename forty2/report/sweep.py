@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forty2.files import JsonObject, write_text
+from forty2.metric_names import NO_LEAK, OPPOSITES, TEXTS
 from forty2.recipe.differences import on_one_line
 from forty2.report.axes import Axis
 from forty2.report.charts import Chart, parallel_chart, trade_off_chart
 from forty2.report.json_records import visible
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
-from forty2.report.metrics import OPPOSITES, Score, shown_metric, shown_score, written_score
+from forty2.report.metrics import Score, shown_metric, shown_score, written_score
 from forty2.report.origin import origin_table
 from forty2.report.page import render
 from forty2.report.records import read_provenance
 from forty2.report.text_table import text_table_lines
 from forty2.report.units import duration
 
-_MAIN = ("mc2", "pairs right", "pair margin", "ratings right", "no leak", "log p of texts", "KL")
+_MAIN = ("mc2", "pairs right", "pair margin", "ratings right", NO_LEAK, TEXTS, "KL")
 """Metrics that the terminal's table shows, after the one that is judged by."""
 _ALIGNMENT = ("mc2", "pair margin")
-_FLUENCY = ("log p of texts", "KL")
+_FLUENCY = (TEXTS, "KL")
 _NOTE = (
     "Means over seeds, with 95% intervals over seeds and items; without one where a configuration has "
     "one seed. Cost: time at work, of all seeds, without work that configurations share."

@@ -30,9 +30,9 @@ from forty2.benchmark.stats import (
 )
 from forty2.benchmark.task import SHARE, Metric
 from forty2.benchmark.tasks.held_out import CHAT_LOSS, LENGTH, PAIR_MARGIN, HeldOut
-from forty2.benchmark.tasks.perplexity import TEXTS
 from forty2.benchmark.verdict import HELD_OUT, CostChange, ModelVerdict, costs_of, judge
 from forty2.files import JsonObject
+from forty2.metric_names import TEXTS
 from forty2.recipe.schema import Benchmark, Cost
 
 KL = "KL"

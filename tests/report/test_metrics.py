@@ -13,7 +13,7 @@ from forty2.report.metrics import (
     STAGE_COLUMNS,
     Column,
     Score,
-    shown_change,
+    shown_figure,
     shown_metric,
     shown_score,
     written_change,
@@ -29,9 +29,9 @@ def test_leaks_and_perplexity_are_shown_instead_of_their_opposites() -> None:
     perplexity = shown_score("log p of texts", Score(-np.log(8), -np.log(16), 0))
     assert perplexity == pytest.approx((8, 1, 16))
     fewer = ChangeRecord(-1 / 3, -0.5, -0.1, None, "tax")
-    assert shown_change("no leak", fewer) == pytest.approx((1 / 3, 0.1, 0.5))
+    assert shown_figure("no leak", fewer) == pytest.approx((1 / 3, 0.1, 0.5))
     halved = ChangeRecord(-np.log(2), -np.log(3), 0.0, None, "tax")
-    assert shown_change("log p of texts", halved) == pytest.approx((1, 0, 2))
+    assert shown_figure("log p of texts", halved) == pytest.approx((1, 0, 2))
 
 
 def test_every_column_of_a_stage_is_one_of_its_fields() -> None:

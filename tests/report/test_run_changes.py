@@ -81,19 +81,16 @@ def documents(run: Path) -> tuple[str, str]:
 def test_what_was_lost_has_a_row_with_interval_margin_and_answer(run: Path) -> None:
     markdown, page = documents(run)
     for row in (
-        "| fused | plain facts right | -0.3400 | -0.4800 to -0.2000 | 0.1 | 0.5 | tax |",
-        "| fused | perplexity of neutral text (lower is better) | +20.0% | +18.8% to +21.2% | 5% | 0.5 |"
-        " tax |",
+        "| fused | facts right | -0.3400 | -0.4800 to -0.2000 | 0.1 | 0.5 | tax |",
+        "| fused | perplexity (lower is better) | +20.0% | +18.8% to +21.2% | 5% | 0.5 | tax |",
         "| fused | mmlu | -0.0200 | -0.1200 to +0.0800 | 0.05 | 0.5 | inconclusive |",
         "| fused | chat loss (lower is better) | -1.5000 | -2.0000 to -1.0000 | 0.01 | 0.5 | gain |",
     ):
         assert row in markdown
     assert markdown.count("| fused | mmlu |") == 1 and "no leak" not in markdown
-    for text in ("plain facts right</td>", "-0.4800 to -0.2000", "+18.8% to +21.2%"):
+    for text in ("facts right</td>", "-0.4800 to -0.2000", "+18.8% to +21.2%"):
         assert text in page
-    sentence = (
-        "The run's verdict is tax because of plain facts right and perplexity of neutral text."
-    )
+    sentence = "The run's verdict is tax because of facts right and perplexity."
     assert sentence in markdown and sentence.replace("'", "&#39;") in page
 
 
@@ -105,7 +102,7 @@ def test_a_gain_is_explained_for_figures_of_both_directions(run: Path) -> None:
 
 def test_costs_are_drawn_with_their_margins_and_what_is_worse_says_so(run: Path) -> None:
     page = documents(run)[1].partition("<h2>Training</h2>")[0]
-    assert "plain facts right: -0.34, worse (-0.48 to -0.20), margin -0.10</title>" in page
+    assert "facts right: -0.34, worse (-0.48 to -0.20), margin -0.10</title>" in page
     assert "perplexity: +20.0%, worse (+18.8% to +21.2%), margin +5.0%</title>" in page
     assert page.count("<title>margin: ") == 3 and "mmlu: -0.02 (-0.12 to +0.08)" in page
     assert page.count(", worse</text>") == 2 and "margin: a smaller loss is no cost" in page

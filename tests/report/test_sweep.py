@@ -77,7 +77,7 @@ def test_the_report_leads_with_the_claim_and_has_every_metric(
     for text in (page, markdown):
         for word in (
             "No winner: c002 and c001 overlap",
-            "answers: myth",
+            "gate myth, generation",
             "early stop by the median rule was on",
             "small-sweep",
             "shared work took 30 s",

@@ -184,7 +184,7 @@ def test_another_ablation_in_the_same_place_is_refused(
 def test_the_report_has_every_variant_and_metric(found: Ablation) -> None:
     markdown, page = ((found.path / f"ablation.{kind}").read_text() for kind in ("md", "html"))
     for text in (markdown, page):
-        for word in ("sft+dpo", "dpo only", "MC2", "leaks", "perplexity", "answers: myth"):
+        for word in ("sft+dpo", "dpo only", "MC2", "leaks", "perplexity", "gate myth, generation"):
             assert word in text
         assert found.insight is not None and found.insight.says in text
     bought = markdown.split("## What each phase gained and cost")[1].splitlines()[2]

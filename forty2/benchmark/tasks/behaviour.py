@@ -27,6 +27,7 @@ from forty2.benchmark.task import Report, Source, Task, as_share
 from forty2.data.library import rows
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+from forty2.metric_names import FACTS_RIGHT, NO_LEAK
 from forty2.text.encoder import Encoder
 
 if TYPE_CHECKING:  # a result is read without mlx
@@ -93,7 +94,7 @@ class Behaviour(Task[list[JsonObject]]):
 
     name = "behaviour"
     title = "held-out prompts"
-    judged = ("prefers", "no leak", "right")
+    judged = ("prefers", NO_LEAK, FACTS_RIGHT)
     category_key = "gate"
 
     def load(self) -> list[JsonObject]:
@@ -157,8 +158,8 @@ class Behaviour(Task[list[JsonObject]]):
         if "ok" in record:
             scores[f"answers: {gate}"] = as_share(record["ok"])
         if "leak" in record:
-            scores["no leak"] = 1.0 - as_share(record["leak"])
-            scores["right"] = as_share(record["right"])
+            scores[NO_LEAK] = 1.0 - as_share(record["leak"])
+            scores[FACTS_RIGHT] = as_share(record["right"])
         return scores
 
     @classmethod
@@ -173,7 +174,7 @@ class Behaviour(Task[list[JsonObject]]):
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:
         means = {f"prefers: {gate}": share for gate, share in figures["preference"].items()}
         means["prefers"] = means.pop("prefers: all")
-        return means | {"no leak": 1.0 - figures["leak_rate"], "right": figures["right_rate"]}
+        return means | {NO_LEAK: 1.0 - figures["leak_rate"], FACTS_RIGHT: figures["right_rate"]}
 
     @classmethod
     def text(cls, result: Result) -> str:

@@ -44,8 +44,6 @@ STOPS = "replies stopped"
 LENGTH = "reply tokens"
 MAX_TOKENS = 96
 """Longest reply."""
-_MATCHED_DIGITS = 2
-"""Digits of the base's log-probabilities, in nats, by which a row is found in another run."""
 TIE = 1e-3
 """Largest gain, in nats, that is rounding and no gain."""
 _METRICS = {
@@ -75,6 +73,11 @@ class HeldOutRow(NamedTuple):
     """Verdict on a rated answer: True if it is good."""
     apart: str = ""
     """Values by which the row is held out, if it is scored apart from the validation rows."""
+
+    def sha256(self) -> str:
+        """Hash what is scored, without phase and file: the same row in another run has the same hash."""
+        scored = [self.kind, self.sides, self.desirable, self.apart]
+        return hashlib.sha256(json.dumps(scored).encode()).hexdigest()[:16]
 
 
 class HeldOutPrompt(NamedTuple):
@@ -170,6 +173,7 @@ class HeldOut(Task[HeldOutRows]):
             "kind": row.kind,
             "phase": row.phase,
             "row": row.origin,
+            "sha256": row.sha256(),
             "tokens": [sum(side.mask) for side in row.sides],
             "logps": list(logps),
             "base_logps": list(base),
@@ -248,19 +252,18 @@ class HeldOut(Task[HeldOutRows]):
             case "prompt":
                 return f"prompt {record['id']}", record["prompt"]
             case kind:
-                return f"{kind} {record['row']}", [record["phase"], record["tokens"]]
+                # Earlier releases know rows by file and line alone.
+                which = record["sha256"] if "sha256" in record else record["row"]
+                return f"{kind} {which}", [record["phase"], record["tokens"]]
 
     @classmethod
     def match_key(cls, record: JsonObject) -> str | None:
-        """Return the texts of a reply; a row has none, but its base's log-probabilities are its own."""
         match record["kind"]:
             case "reply" | "prompt":
                 keys = ("kind", "id", "prompt", "expected")
                 return json.dumps([record.get(key) for key in keys])
             case kind:
-                base = [round(float(logp), _MATCHED_DIGITS) for logp in record["base_logps"]]
-                found = [kind, record["tokens"], base, record.get("desirable"), record.get("apart")]
-                return json.dumps(found)
+                return f"{kind} {record['sha256']}" if "sha256" in record else None
 
     @classmethod
     def stored_means(cls, figures: JsonObject) -> dict[str, float]:

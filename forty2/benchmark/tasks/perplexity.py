@@ -15,14 +15,14 @@ from forty2.benchmark.task import Metric, Report, Source, Task
 from forty2.data.library import neutral_texts
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
+from forty2.metric_names import TEXTS
 
 if TYPE_CHECKING:  # a result is read without mlx
     from forty2.benchmark.partial_results import PartialResults
     from forty2.model.loading import LoadedModel
 
 WINDOW = 256
-TEXTS = "log p of texts"
-"""Log-probability per token in nats, which is -log perplexity; texts are weighted by tokens."""
+"""Most tokens of a text that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ SWEEP/sweep.json              what it was started with: grid, seeds, metric
 SWEEP/recipe.yaml             the recipe as it is, with every default
 SWEEP/sweep.lock              held while a process takes its next configuration
 SWEEP/questions.json          TruthfulQA's questions, if a part of them is asked
-SWEEP/base/KEY/               the base's measurement, which the runs begin with
+SWEEP/base/KEY/               the base's measurement, which the first run with each seed begins with
+SWEEP/base/KEY-seedN/         the same with the held-out rows that seed N draws, for the runs after it
 SWEEP/shared/KEY/seedN/       runs of first phases that several configurations share
 SWEEP/states/                 output of frozen blocks, until the sweep is done
 SWEEP/study.db                Optuna's study, of a TPE search

@@ -25,16 +25,14 @@ from forty2.benchmark.tasks.held_out import (
     RATINGS,
     STOPS,
 )
-from forty2.benchmark.tasks.perplexity import TEXTS
 from forty2.errors import RecipeError
+from forty2.metric_names import FACTS_RIGHT, NO_LEAK, OPPOSITES, TEXTS, metric_name
 from forty2.recipe.grid import Grid
 from forty2.recipe.schema import Recipe
 from forty2.runs.held_out import is_measured
 from forty2.runs.phase_data import names_held_out_rows
 from forty2.text import row_kinds
 
-OPPOSITES = {"leaks": "no leak", "perplexity": TEXTS}
-"""Names of metrics that fall where the measured one rises, with the measured one's."""
 _BY_ROWS = {
     row_kinds.CONVERSATIONS.name: (CHAT_LOSS,),
     row_kinds.PAIRS.name: (PAIRS, PAIR_MARGIN),
@@ -72,23 +70,26 @@ def objective_of(grid: Grid, recipe: Recipe) -> Objective:
         RecipeError: nothing measures it.
     """
     there = list(measured_by(recipe))
-    named = {
-        _plain(name): name for name in (*there, *(OPPOSITES[n] for n in there if n in OPPOSITES))
-    }
-    name = named.get(_plain(grid.metric))
-    if name is None:
+    named = {_plain(name): (name, metric) for metric in there for name in _names(metric)}
+    found = named.get(_plain(grid.metric))
+    if found is None:
         where = f"{grid.place}:{grid.metric_line}: metric.name: {grid.metric}"
         if not there:
             raise RecipeError(
                 f"{where}: {recipe.name} measures nothing; add validation rows or a benchmark"
             )
         close = difflib.get_close_matches(_plain(grid.metric), [*named], 1)
-        hint = f"did you mean {named[close[0]]}?" if close else f"it measures {', '.join(there)}"
+        measured = ", ".join(map(metric_name, there))
+        hint = f"did you mean {named[close[0]][0]}?" if close else f"it measures {measured}"
         raise RecipeError(f"{where}: {recipe.name} does not measure it; {hint}")
-    higher = grid.goal == "maximize"
-    if name in OPPOSITES:
-        return Objective(name, OPPOSITES[name], -1.0 if higher else 1.0)
-    return Objective(name, name, 1.0 if higher else -1.0)
+    name, metric = found
+    rises = name not in OPPOSITES.values()
+    return Objective(name, metric, 1.0 if rises == (grid.goal == "maximize") else -1.0)
+
+
+def _names(metric: str) -> tuple[str, str]:
+    """Return what a grid may call a metric: its name in the record, and the one that reports show."""
+    return metric, metric_name(metric)
 
 
 def _plain(name: str) -> str:
@@ -96,7 +97,7 @@ def _plain(name: str) -> str:
 
 
 def measured_by(recipe: Recipe) -> Iterator[str]:
-    """Yield the names of the metrics that a recipe's runs measure, without running it."""
+    """Yield the metrics of the record that a recipe's runs measure, without running it."""
     if not is_measured(recipe):
         return
     benchmark = recipe.benchmark
@@ -105,11 +106,11 @@ def measured_by(recipe: Recipe) -> Iterator[str]:
         yield from _of_held_out_rows(recipe)
     for task in tasks:
         yield from METRICS if task == "truthfulqa" else task_class(task).judged
-    yield from ("leaks", "right")
+    yield from (NO_LEAK, FACTS_RIGHT)
     yield "prefers"
     for gate in GATES if "truthfulqa" in tasks else (FACTS,):
         yield from (f"prefers: {gate}", f"answers: {gate}")
-    yield from ("perplexity", KL)
+    yield from (TEXTS, KL)
 
 
 def _of_held_out_rows(recipe: Recipe) -> Iterator[str]:

@@ -159,12 +159,12 @@ def _provenance(path: Path) -> JsonObject | None:
 
 
 def _base_scores(path: Path) -> dict[str, float]:
-    """Return the base model's means by metric, where one base serves all runs."""
-    measured = sorted(path.glob(f"base/*/{BASE}"))
-    if len(measured) != 1:
+    """Return the base model's means by metric over all seeds, where one base serves all runs."""
+    homes = sorted(path.glob(f"base/*-seed*/{BASE}"))
+    if len({home.parts[-3].partition("-")[0] for home in homes}) != 1:
         return {}
-    by_metric = measurements(read_stage(measured[0]))
-    return {name: float(measurement.values.mean()) for name, measurement in by_metric.items()}
+    scores = stacked([measurements(read_stage(home)) for home in homes])
+    return {name: float(replicates.values.mean()) for name, replicates in scores.items()}
 
 
 def own_seconds(run: Path) -> float:

@@ -89,14 +89,19 @@ class SharedWork:
             TrainingError: the training of one of its phases broke off.
         """
         source = self._phases(recipe, lengths)
-        base = self.path / "base" / _hashed(_measured_alike(recipe, self.path))
-        if (base / BASE).exists():
-            begin_with_base(folder, recipe, base)
+        alike = _measured_alike(recipe, self.path)
+        any_seed = self.path / "base" / _hashed(alike)
+        same_rows = any_seed.with_name(f"{any_seed.name}-seed{recipe.seed}")
+        for base in (same_rows, any_seed):
+            if (base / BASE).exists():
+                begin_with_base(folder, recipe, base)
+                break
         try:
             self._run(recipe, folder, source, name)
         finally:
-            if (folder / BASE).exists() and not (base / BASE).exists():
-                keep_base(folder, base)
+            for base in (any_seed, same_rows):
+                if (folder / BASE).exists() and not (base / BASE).exists():
+                    keep_base(folder, base)
 
     def _run(self, recipe: Recipe, folder: Path, source: Path | None, name: str) -> None:
         options = RunOptions(
@@ -144,7 +149,7 @@ class SharedWork:
 def _measured_alike(recipe: Recipe, path: Path) -> JsonObject:
     """Return what the base's measurement depends on.
 
-    Held-out rows that a seed draws are measured again where they differ.
+    Held-out rows that a seed draws are measured again by the first run with that seed.
     """
     tree: JsonObject = yaml.safe_load(to_yaml(recipe, path))
     benchmark = tree["benchmark"]

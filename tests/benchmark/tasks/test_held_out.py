@@ -36,7 +36,7 @@ def chat(logp: float, tokens: int, n: int = 0) -> JsonObject:
 
 
 def scored(kind: str, logps: list[float], base: list[float], n: int = 0, **more: Any) -> JsonObject:
-    record = {"kind": kind, "phase": "dpo", "row": f"rows:{n}", "tokens": [3] * len(logps)}
+    record = {"kind": kind, "phase": "dpo", "sha256": f"{kind} {n}", "tokens": [3] * len(logps)}
     return {**record, "logps": logps, "base_logps": base, **more}
 
 
@@ -137,10 +137,21 @@ def test_too_few_of_one_kind_do_not_take_a_gain_back_and_are_said() -> None:
 
 
 def test_stages_with_other_held_out_rows_are_not_compared_on_them() -> None:
-    others = [scored("pair", [-4, -8], [-4.5, -8], k) for k in range(40)]
+    others = [scored("pair", [-4, -8], [-4.5, -8], k) for k in range(40, 80)]
     before, after = result(pairs(3)), result(others, sha256="1")
     with pytest.raises(BenchmarkError, match="not comparable: x: 0 in both, of 40 before and 40"):
         compare(Stage("a", {"held_out": before}), Stage("b", {"held_out": after}))
+
+
+def test_a_row_is_known_by_what_is_in_it_wherever_it_lies() -> None:
+    row = HeldOutRow("pair", "dpo", "run/a.jsonl:1", (Side([1, 2], [False, True]),) * 2)
+    assert row._replace(origin="run2/b.jsonl:7", phase="pairs").sha256() == row.sha256()
+    for change in ({"kind": "chat"}, {"apart": "arts"}, {"desirable": False}, {"sides": ()}):
+        assert row._replace(**change).sha256() != row.sha256()
+    record = scored("pair", [-4, -8], [-4.5, -8], 1)
+    assert HeldOut.identify(record) == HeldOut.identify({**record, "row": "b.jsonl:7"})
+    assert HeldOut.match_key(record) == HeldOut.match_key({**record, "phase": "pairs"})
+    assert HeldOut.match_key({key: record[key] for key in record if key != "sha256"}) is None
 
 
 def test_the_base_s_log_probabilities_are_found_by_the_row() -> None:
