@@ -34,7 +34,12 @@ from forty2.model.configuration import (
 )
 from forty2.model.quantization import is_quantized
 from forty2.model.starter import STARTER, fetch_starter
-from forty2.model.tags import add_recorded_tags, add_tags, add_to_tokenizer
+from forty2.model.tags import (
+    add_recorded_tags,
+    add_tags,
+    add_to_tokenizer,
+    check_template_tags,
+)
 from forty2.model.tokenizer_files import load_tokenizer_files
 from forty2.model.unread_settings import check_settings, recorded_settings, unused_window
 from forty2.model.vocabulary import check_vocabulary
@@ -199,6 +204,7 @@ def load(
         message = other_base(path, folder)
         if message is not None:
             warnings.warn(message, stacklevel=2)
+    check_template_tags(tokenizer, template.source)
     model.eval()
     if mx.metal.is_available():  # keep the weights resident, as mlx-lm's own tools do
         mx.set_wired_limit(int(mx.device_info().get("max_recommended_working_set_size", 0)))
@@ -261,9 +267,11 @@ def load_tokenizer(
     """
     path = resolve_model(name)
     tokenizer = load_tokenizer_files(path, read_config(path), trust_remote_code=False)
-    _set_template(tokenizer, template or TemplateSettings(), path)
+    template = template or TemplateSettings()
+    _set_template(tokenizer, template, path)
     if tags is not None:
         add_to_tokenizer(tokenizer, tags)
+    check_template_tags(tokenizer, template.source)
     return tokenizer
 
 

@@ -22,10 +22,13 @@ from forty2.errors import ModelError, first_names
 from forty2.files import JsonObject
 from forty2.model.quantization import is_quantized
 from forty2.model.surgery import modules_outside_blocks
-from forty2.recipe.tags import AddedTags, Start, TagSettings
+from forty2.recipe.tags import BUILT_IN, AddedTags, Start, TagSettings
+from forty2.recipe.templates import packaged_templates
 
 _MOST_NAMES = 5
 """Most tokens that a message lists."""
+_CHAT = [{"role": role, "content": "Hello."} for role in ("system", "user", "assistant")]
+"""A conversation in which a chat template writes the tags that every row needs."""
 
 
 def find_tables(model: nn.Module) -> list[nn.Module]:
@@ -121,6 +124,30 @@ def add_to_tokenizer(tokenizer: TokenizerWrapper, settings: TagSettings) -> int:
     options = {"trim_space": before.trim_space} if hasattr(before, "trim_space") else {}
     tokenizer._detokenizer = type(before)(own, **options)
     return ids[0]
+
+
+def check_template_tags(tokenizer: TokenizerWrapper, source: str | None) -> None:
+    """Refuse a packaged chat template whose tags are not tokens: rows would spell them in pieces, as text.
+
+    Args:
+        tokenizer: with the tags that were added to it.
+        source: chat template in place of the model's own; None: the model's own.
+
+    Raises:
+        ModelError: names the tags.
+    """
+    templates = packaged_templates().items()
+    name = next((name for name, text in templates if text == source), None)
+    if name is None:
+        return
+    text = str(tokenizer.apply_chat_template(_CHAT, tokenize=False))
+    known = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    missing = [tag for tag in BUILT_IN.get(name, ()) if tag in text and tag not in known]
+    if missing:
+        raise ModelError(
+            f"chat_template: {name} writes {first_names(missing, _MOST_NAMES)}, which are text to this "
+            f"model and not tokens; set tags to {name}"
+        )
 
 
 def _check_new(tokenizer: TokenizerWrapper, tags: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ class TagsInit:
     """Standard deviation of random numbers that are added, as a share of that of the table's numbers."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of these numbers; another than the recipe's, so that runs with several seeds have one base."""
-    pad_to: Positive = 64
+    pad_to: Annotated[int, Field(gt=0, le=65_536)] = 64
     """Number of which the table's rows become a multiple, for speed. The rows beyond the tags are the mean
     of all others and stay so."""
 

@@ -21,7 +21,7 @@ def weights_by_id(tokenizer: Tokenizer, weights: Mapping[str, float], where: str
         where: key or option that gives them, for messages.
 
     Raises:
-        RecipeError: a text is not one token.
+        RecipeError: a text is not one token, or two texts are the same one.
     """
     vocabulary = tokenizer.get_vocab()
     found: dict[int, float] = {}
@@ -32,6 +32,10 @@ def weights_by_id(tokenizer: Tokenizer, weights: Mapping[str, float], where: str
             raise RecipeError(
                 f"{where}: {text!r} is {len(ids)} tokens of this model, not one; name one token, or "
                 "add it to tags"
+            )
+        if ids[0] in found:
+            raise RecipeError(
+                f"{where}: {text!r} is a token that another spelling names already; remove one"
             )
         found[ids[0]] = weight
     return found

@@ -17,10 +17,12 @@ from support.tagged_models import ADDED, KINDS, SETTINGS, without_tags
 from support.template_families import FAMILIES
 
 from forty2.errors import ModelError
-from forty2.model.loading import load
+from forty2.model.chat_template import TemplateSettings
+from forty2.model.loading import load, load_tokenizer
 from forty2.model.quantization import quantize
 from forty2.model.tags import add_recorded_tags, add_tags, add_to_tokenizer, find_tables
-from forty2.recipe.tags import AddedTags, TagSettings
+from forty2.recipe.tags import AddedTags, TagSettings, starts_of
+from forty2.recipe.templates import packaged_templates
 
 
 def added(model: Any, **settings: Any) -> AddedTags:
@@ -203,3 +205,33 @@ def test_a_model_on_disk_gets_tags_in_its_own_precision(tmp_path: Path) -> None:
     detokenizer.add_token(258)
     detokenizer.finalize()
     assert detokenizer.text == "<a>"
+
+
+MYPT = TemplateSettings(source=packaged_templates()["mypt"])
+
+
+@pytest.mark.parametrize(
+    ("tags", "missing"),
+    [
+        (None, "<myPT_system>, </myPT_system>, <myPT_user>"),
+        (["<myPT_eot>"], "<myPT_system>, </myPT_system>, <myPT_user>"),
+        (list(starts_of("mypt"))[:-1], "<myPT_eot>, which are text"),
+    ],
+)
+def test_a_packaged_template_whose_tags_are_no_tokens_is_refused(
+    tmp_path: Path, tags: list[str] | None, missing: str
+) -> None:
+    folder = str(save_tiny(tmp_path / "model"))
+    settings = TagSettings(starts=starts_of(tags)) if tags is not None else None
+    message = f"chat_template: mypt writes {missing}"
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer(folder, MYPT, settings)
+    with pytest.raises(ModelError, match=message):
+        load(folder, template=MYPT, tags=settings)
+
+
+def test_a_packaged_template_is_taken_with_its_tags(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model"))
+    settings = TagSettings(starts=starts_of("mypt"))
+    assert load_tokenizer(folder, MYPT, settings).encode("<myPT_user>") == [258 + 2]
+    assert load(folder, template=MYPT, tags=settings).tags is not None

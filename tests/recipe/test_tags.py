@@ -55,6 +55,7 @@ def test_a_mapping_gives_descriptions_and_tokens_and_survives_writing(tmp_path: 
         ("tags: {<a>: ''}", "<a>: should be a description, or a list of tokens"),
         ("tags: {<a>: []}", "<a>: should be a description, or a list of tokens"),
         ("tags_init: {noise: 0.1}", "there are no tags; name them in tags"),
+        ("tags_init: {pad_to: 65537}", "should be less than or equal to 65536, not 65537"),
     ],
 )
 def test_what_is_no_tag_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:

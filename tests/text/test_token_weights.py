@@ -25,6 +25,13 @@ def test_what_is_no_token_is_refused(text: str) -> None:
         weights_by_id(TOKENIZER, {text: 2.0}, "phases.p")
 
 
+def test_a_token_has_one_weight() -> None:
+    (token,) = TOKENIZER.convert_ids_to_tokens(ids(" "))
+    assert token != " "
+    with pytest.raises(RecipeError, match=r"is a token that another spelling names already"):
+        weights_by_id(TOKENIZER, {" ": 2.0, token: 3.0}, "phases.p")
+
+
 def test_a_weight_is_shown_behind_each_supervised_token_that_has_it() -> None:
     row: Any = {"prompt": "a</bot>", "completion": "bab"}
     weights = weights_by_id(TOKENIZER, {"a": 3.0, "</bot>": 1.5, "<end>": 2.0}, "x")
