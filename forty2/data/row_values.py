@@ -92,6 +92,20 @@ class RowValues:
                     f"{self._keys}"
                 )
 
+    def check_held_out(self, source: str) -> None:
+        """Refuse a value of `hold_out` that no row has: it would hold nothing out.
+
+        Raises:
+            DataError: there is one.
+        """
+        for key, wanted in self._wanted.items():
+            absent = sorted(wanted - self._found[key].keys())
+            if absent:
+                raise DataError(
+                    f"{source}: hold_out: no row has {key}: {', '.join(absent)}; remove it, or name one of "
+                    f"{_listed(self._found[key])}"
+                )
+
     def nothing_held_out(self, source: str) -> DataError:
         """Make the error for values of `hold_out` that no row has."""
         wanted = ", ".join(

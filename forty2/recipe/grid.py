@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,10 +49,14 @@ _DISTRIBUTIONS = {
     "log_uniform_values": "min max",
 }
 """Distributions over a range, by W&B's name, with the keys that each takes."""
+_FORMS = ("values", "value", "min", "max", "q", "probabilities", "distribution")
+"""Keys of a parameter."""
 _NOT_OFFERED = (
     *("inv_log_uniform", "inv_log_uniform_values", "q_log_uniform", "q_log_uniform_values"),
     *("normal", "q_normal", "log_normal", "q_log_normal", "beta", "q_beta"),
 )
+_LARGEST_EXPONENT = 700
+"""Largest exponent of e in a range; beyond it e^x is no finite number, or 0."""
 _OWN_KEYS = ("method", "metric", "parameters", "run_cap", "name", "description")
 _NOT_USED = {
     "program": "a sweep runs the recipe that the command names; remove it",
@@ -73,6 +77,8 @@ _NOT_SWEPT = {
     "version": "is the same for all; remove it",
     "name": "is the same for all; remove it",
     "fuse": "nothing is fused in a sweep; remove it",
+    "report_to": "changes no result; remove it, and set it in the recipe",
+    "project": "changes no result; remove it, and set it in the recipe",
     "benchmark": "every configuration is measured alike; remove it, and set it in the recipe",
 }
 """Keys of a recipe that a sweep leaves alone, with all keys below them."""
@@ -205,6 +211,10 @@ class _Reading:
             else:
                 self.report(("parameters",), "should be a mapping of recipe keys to their values")
         else:
+            meant = {key: own_key for key in others if (own_key := _own_key(key)) is not None}
+            for key, own_key in meant.items():
+                self.report((key,), f"unknown key of a grid; did you mean {own_key}?")
+            others = {key: value for key, value in others.items() if key not in meant}
             parameters = list(self.parameters(others, (), ""))
         if not parameters and not self.problems:
             self.report((), "empty; name a key of the recipe with its values below parameters")
@@ -279,7 +289,7 @@ class _Reading:
         """Read the parameters of a mapping, and those nested below them as W&B has it."""
         for name, given in tree.items():
             key, here = f"{above}{name}", (*at, name)
-            if not all(key.split(".")):
+            if "=" in key or not all(part.strip() for part in key.split(".")):
                 self.report(here, "not a key; write it as key.subkey")
                 continue
             if why := _NOT_SWEPT.get(key.partition(".")[0]):
@@ -289,6 +299,8 @@ class _Reading:
                 for other in given.keys() - {"parameters"}:
                     self.report((*here, other), "cannot stand beside nested parameters; remove it")
                 nested = (*here, "parameters")
+                if not given["parameters"]:
+                    self.report(nested, "empty; name a key of the recipe with its values")
                 yield from self.parameters(given["parameters"], nested, f"{key}.")
                 continue
             parameter = self.parameter(key, given, here)
@@ -303,6 +315,13 @@ class _Reading:
             self.report(at, "should be a list of values, or a mapping with values, or min and max")
             return None
         before = len(self.problems)
+        below = next((name for name in given if not _close(name, _FORMS)), None)
+        if below is not None and not given.keys() & {*_FORMS}:
+            self.report(
+                (*at, below),
+                f"a parameter has {', '.join(_FORMS)}; for a key below it, write {key}.{below}",
+            )
+            return None
         kind = given.get("distribution", _default_distribution(given))
         if not isinstance(kind, str):
             self.report(at, f"distribution: should be text, not {kind!r}")
@@ -344,7 +363,7 @@ class _Reading:
                 self.report(at, f"{value!r} is there twice; remove one")
                 return None
         weights = given.get("probabilities", [])
-        if weights and (
+        if "probabilities" in given and (
             not isinstance(weights, list)
             or len(weights) != len(values)
             or not all(is_number(weight) and weight >= 0 for weight in weights)
@@ -363,6 +382,14 @@ class _Reading:
                 self.report((*at, name), f"should be a number, not {given[name]!r}")
                 return None
         if kind == "log_uniform":  # W&B: the ends are exponents of e
+            if max(abs(low), abs(high)) > _LARGEST_EXPONENT:
+                self.report(
+                    at,
+                    "min and max of log_uniform are exponents of e, from "
+                    f"-{_LARGEST_EXPONENT} to {_LARGEST_EXPONENT}; for the values themselves use "
+                    "log_uniform_values",
+                )
+                return None
             low, high = math.exp(low), math.exp(high)
         if not low < high:
             self.report(at, f"min {low:g} should be below max {high:g}")
@@ -370,6 +397,8 @@ class _Reading:
             self.report(at, f"min {low:g} should be above 0, since its logarithm is taken")
         elif step is not None and step <= 0:
             self.report((*at, "q"), f"should be above 0, not {step:g}")
+        elif step is not None and step > high - low:
+            self.report((*at, "q"), f"{step:g} is more than max - min, which leaves one value")
         elif kind == "int_uniform" and not (_is_whole(low) and _is_whole(high)):
             self.report(at, "min and max should be whole numbers")
         else:
@@ -388,6 +417,15 @@ class _Reading:
                     self.at(parameter, "given twice; remove one")
                 elif _overlap(parameter.key, other.key):
                     self.at(parameter, f"overlaps with {other.key}; remove one")
+
+
+def _own_key(key: str) -> str | None:
+    """Return the key of a grid for which another one seems to stand; None: it is no such slip."""
+    return None if "." in key else _close(key, _OWN_KEYS)
+
+
+def _close(key: str, known: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(key, known, 1, 0.75)), None)
 
 
 def _prefixed(key: str, what: str, given: object, form: str) -> str:

@@ -120,6 +120,9 @@ class Translator:
                 self.result.left_out[key] = self.left_out_keys[key]
             elif path not in self.taken:
                 known = [*self.taken, *self.left_out_keys]
+                if any(key.startswith(f"{path}.") for key in known):
+                    self.report(path, "should be a mapping of keys to values")
+                    continue
                 close = difflib.get_close_matches(path, known, 1, 0.75)
                 hint = f"did you mean {close[0]}?" if close else "remove it"
                 self.report(path, f"not a key of this schema; {hint}")

@@ -94,6 +94,7 @@ def read_phase_rows(
         raise reading.problem
     if use.hold_out and not reading.hold_out.rows:
         raise reading.values.nothing_held_out(str(source))
+    reading.values.check_held_out(str(source))
     if use.hold_out and not (train.rows or train.dropped):
         raise DataError(f"{source}: hold_out leaves no row to train on; hold out fewer values")
     if held_out is not None and use.hold_out and not (held_out.rows or held_out.dropped):

@@ -53,5 +53,14 @@ def test_held_out_rows_match_all_keys() -> None:
     )
 
 
+def test_a_held_out_value_that_no_row_has_is_refused() -> None:
+    values = RowValues(KeyUse(hold_out={"domain": ("arts", "music")}))
+    assert values.is_held_out({"domain": "arts"}) and not values.is_held_out({"domain": "law"})
+    with pytest.raises(DataError, match=r"^f: hold_out: no row has domain: music; remove it, or"):
+        values.check_held_out("f")
+    assert values.is_held_out({"domain": "music"})
+    values.check_held_out("f")
+
+
 def test_values_are_written_as_in_a_recipe() -> None:
     assert [as_text(value) for value in (True, 3, 3.0, 2.5, "a")] == ["true", "3", "3", "2.5", "a"]

@@ -125,6 +125,22 @@ def test_the_ends_of_log_uniform_are_exponents(tmp_path: Path) -> None:
         ("a: {parameters: {b: [1]}, values: [2]}", "cannot stand beside nested parameters"),
         ("a.b: [1]\na.b: [2]", "a.b is given twice"),
         ("- 1", "not valid YAML"),
+        (
+            "method: random\nrun_cap: 1\na.b: {min: 0, max: 900, distribution: log_uniform}",
+            "exponents of e, from -700 to 700; for the values themselves use log_uniform_values",
+        ),
+        ("method: random\nrun_cap: 1\na.b: {min: 1.5, max: 2, q: 3}", "3 is more than max - min"),
+        (
+            "method: random\nrun_cap: 1\na.b: {values: [1, 2], probabilities: []}",
+            "a number for each value, in all 1",
+        ),
+        ("paramters: {a.b: [1]}", "paramters: unknown key of a grid; did you mean parameters?"),
+        ("metod: random\na.b: [1]", "metod: unknown key of a grid; did you mean method?"),
+        ("a: {b: {values: [1]}}", "a.b: a parameter has values, value, min,"),
+        ("a: {b: {values: [1]}}", "for a key below it, write a.b"),
+        ("a: {parameters: {}}\nb.c: [1]", "a.parameters: empty; name a key"),
+        ("a.b=1: [1, 2]", "not a key; write it as key.subkey"),
+        ("report_to: [[], [wandb]]", "report_to: changes no result"),
     ],
 )
 def test_a_bad_grid_is_refused_in_one_line(text: str, says: str, tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def test_ones_own_pairs_are_used(here: Path) -> None:
             "training.learning_rat=1e-4",
             "training.learning_rat: not a key of this schema; did you mean",
         ),
+        ("training.warmup_ratio=2", "should be a share of the steps, from 0 to 1, not 2"),
+        ("model.lora_config=3", "model.lora_config: should be a mapping of keys to values"),
         ("training.colour=red", "training.colour: not a key of this schema; remove it"),
         ("training.method=ppo", "'ppo' is not a method of this schema"),
         ("training.beta=high", "training.beta: should be a number, not 'high'"),
@@ -200,6 +202,12 @@ def test_ones_own_pairs_are_used(here: Path) -> None:
 def test_what_cannot_be_had_is_refused_by_name(override: str, said: str) -> None:
     lines = refused(override).replace("`overrides`: ", "").replace("`overrides`", "schema.yaml")
     assert said.removeprefix("schema.yaml: ") in lines
+
+
+@pytest.mark.parametrize("override", ["training.batch_size=0", "model.lora_config.r=0"])
+def test_a_number_that_is_too_small_is_the_only_problem(override: str) -> None:
+    said = refused(override, source="track_a.yaml")
+    assert "above 0" in said and "not a key" not in said
 
 
 def test_a_problem_names_the_line_of_their_file(here: Path) -> None:

@@ -92,6 +92,34 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_rows_of_every_configuration_are_checked_before_the_first_run(
+    inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.stratify: [null, [colour]]\n")
+    wrong = r"grid.yaml: with phases.dpo.stratify=\[colour\]: .*: no row has 'colour', by which"
+    with pytest.raises(RecipeError, match=wrong):
+        swept(inputs, tmp_path / "out", grid=tmp_path / "grid.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_configuration_has_to_measure_the_metric(tmp_path: Path) -> None:
+    phase = {"data": "builtin:spark-dpo", "steps": 1, "lr": 1e-4, "beta": 0.1, "objective": "dpo"}
+    recipe = {"version": 1, "name": "r", "model": "none", "phases": {"dpo": phase}}
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.objective: [dpo, kto]\n")
+    wrong = "grid.yaml: with phases.dpo.objective=kto: .* r does not measure it"
+    with pytest.raises(RecipeError, match=wrong):
+        sweep(recipe, tmp_path / "grid.yaml", [1, 2], out=tmp_path / "out", progress=silent)
+
+
+def test_a_problem_beside_the_keys_of_the_grid_names_the_settings(tmp_path: Path) -> None:
+    phase = {"data": "builtin:spark-dpo", "steps": 1, "lr": 1e-4, "beta": 0.1, "objective": "dpo"}
+    recipe = {"version": 1, "name": "r", "model": "none", "phases": {"dpo": phase}}
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.loss: [sigmoid, robust]\n")
+    wrong = "grid.yaml: with phases.dpo.loss=robust: .*label_smoothing: robust needs the share"
+    with pytest.raises(RecipeError, match=wrong):
+        configurations(read_grid(tmp_path / "grid.yaml", recipe), RecipeSource(recipe))
+
+
 class Stopped(Exception):
     """What stands for a kill."""
 

@@ -14,7 +14,7 @@ def translate_adapter(translator: Translator) -> None:
     rank, alpha = translator.take(f"{lora}r", int, 16), translator.take(f"{lora}lora_alpha", float)
     if rank < 1:
         translator.report(f"{lora}r", f"should be above 0, not {rank}")
-        return
+        rank = 1  # the rest is read, so that it is not unknown
     alpha = 2 * rank if alpha is None else alpha
     translator.put("adapter.rank", rank, f"{lora}r")
     translator.put(

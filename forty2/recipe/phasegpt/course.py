@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from forty2.data.sources import BUILTIN, valid_beside
-from forty2.files import JsonObject
+from forty2.files import JsonObject, is_number
 from forty2.recipe.phasegpt.keys import METRICS, PUBLISHED
 from forty2.recipe.phasegpt.rows import rows_of
 from forty2.recipe.translation import Translator
@@ -29,7 +29,7 @@ def translate_curriculum(translator: Translator, at: str, data: str) -> list[flo
             else (0, 0)
         )
         other = set(stage) - {"name", "epochs", "data_fraction"} if isinstance(stage, dict) else ()
-        if type(epochs) is not int or epochs < 1 or not isinstance(share, int | float) or other:
+        if type(epochs) is not int or epochs < 1 or not is_number(share) or other:
             translator.report(
                 f"{section}.stages",
                 "a stage has a name, whole epochs above 0 and a data_fraction; got "
@@ -99,12 +99,14 @@ def translate_course(
     translated("clip_norm", "max_grad_norm", float)
     schedule, path = setting("lr_scheduler", str)
     translator.put(f"{at}.schedule", schedule, path, "" if path else "as published")
-    if size < 1 or accumulate < 1 or epochs <= 0:
+    counts = size >= 1 and accumulate >= 1 and epochs > 0
+    if not counts:
         translator.report(section, "epochs, batch_size and gradient_accumulation_steps are above 0")
-        return
-    steps = _count_steps(len(rows), epochs, size, accumulate, shares) if rows else None
+    steps = _count_steps(len(rows), epochs, size, accumulate, shares) if rows and counts else None
     ratio, path = setting("warmup_ratio", float)
-    if steps is not None:
+    if not 0 <= ratio <= 1:
+        translator.report(path, f"should be a share of the steps, from 0 to 1, not {ratio:g}")
+    elif steps is not None:
         note = f"{ratio:g} of {steps} steps"
         translator.put(f"{at}.warmup_steps", min(steps, math.ceil(ratio * steps)), path, note)
     elif ratio:

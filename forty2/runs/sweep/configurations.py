@@ -77,8 +77,8 @@ def configurations(grid: Grid, source: RecipeSource) -> list[Configuration]:
     return _checked(grid, source, list(settings))
 
 
-def check_ranges(grid: Grid, source: RecipeSource) -> None:
-    """Check every value of a TPE search by itself, and both ends of every range.
+def check_ranges(grid: Grid, source: RecipeSource) -> list[Configuration]:
+    """Check every value of a TPE search by itself, and both ends of every range; return what was tried.
 
     Raises:
         RecipeError: the recipe refuses one; every problem once, one a line, with its place.
@@ -90,7 +90,7 @@ def check_ranges(grid: Grid, source: RecipeSource) -> None:
     ]
     for parameter in grid.parameters:
         settings += [{**lows, parameter.key: value} for value in parameter.values]
-    _checked(grid, source, settings)
+    return _checked(grid, source, settings)
 
 
 def configure(grid: Grid, source: RecipeSource, number: int, settings: Settings) -> Configuration:
@@ -106,6 +106,7 @@ def configure(grid: Grid, source: RecipeSource, number: int, settings: Settings)
 def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> list[Configuration]:
     configurations: list[Configuration] = []
     problems: dict[str, Problem] = {}
+    lines: set[str] = set()
     notes: set[str] = set()
     recipes: dict[str, int] = {}
     for number, settings in enumerate(every, 1):
@@ -115,13 +116,16 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
                 recipe = source.load(settings)
         except RecipeError as error:
             for line in str(error).splitlines():
-                problem = _in_grid(grid, line)
-                problems.setdefault(problem.text, problem)
+                if line not in lines:
+                    problem = _in_grid(grid, settings, line)
+                    problems.setdefault(problem.text, problem)
+            lines |= {*str(error).splitlines()}
             continue
         notes |= {str(warning.message) for warning in said}
         same = recipes.setdefault(to_yaml(recipe), number)
         if same != number and grid.method == "grid":
-            text = f"{grid.place}: {_words(settings)}: the same recipe as {_words(every[same - 1])}"
+            same_as = in_words(every[same - 1])
+            text = f"{grid.place}: {in_words(settings)}: the same recipe as {same_as}; remove one of the two"
             problems.setdefault(text, Problem(0, text))
         configurations.append(Configuration(configuration_name(number), settings, recipe))
     if problems:
@@ -134,18 +138,17 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
 _OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<message>.*)$")
 
 
-def _in_grid(grid: Grid, line: str) -> Problem:
-    """Say of a problem with an override where in the grid it is."""
+def _in_grid(grid: Grid, settings: Settings, line: str) -> Problem:
+    """Say of a problem where in the grid it is, or else which settings have it."""
     override = _OVERRIDE.match(line)
-    if override is None:
-        return Problem(0, line)
-    number, where = grid.where(override["key"])
-    if not number:
-        return Problem(0, line)
+    number, where = grid.where(override["key"]) if override is not None else (0, "")
+    if override is None or not number:
+        return Problem(0, f"{grid.place}: with {in_words(settings)}: {line}")
     return Problem(number, f"{where}: {override['key']}: {override['message']}")
 
 
-def _words(settings: Settings) -> str:
+def in_words(settings: Settings) -> str:
+    """Write settings as overrides are written, on one line."""
     return ", ".join(f"{key}={on_one_line(value)}" for key, value in settings.items())
 
 
@@ -171,7 +174,7 @@ def _drawn(grid: Grid, seed: int) -> Iterator[Settings]:
         if len(drawn) == most:
             return
         settings = {parameter.key: _draw(parameter, rng) for parameter in grid.parameters}
-        words = _words(settings)
+        words = in_words(settings)
         if words not in drawn:
             drawn.add(words)
             yield settings

@@ -28,6 +28,7 @@ from forty2.run_paths import run_path
 from forty2.runs.context import provenance_of
 from forty2.runs.folder import now, try_lock
 from forty2.runs.replicates import check_seeds, with_same_questions
+from forty2.runs.sweep.checking import check_metrics, check_rows
 from forty2.runs.sweep.configurations import (
     Configuration,
     RecipeSource,
@@ -102,14 +103,17 @@ def sweep(
     check_tasks(base.benchmark)
     if found.method == "tpe":
         need_optuna()
-        check_ranges(found, source)
+        tried = check_ranges(found, source)
         every: list[Configuration] = []
     else:
-        every = configurations(found, source)
+        tried = every = configurations(found, source)
+    check_metrics(found, tried)
     for model in {(one.recipe.model, one.recipe.init_from): one.recipe for one in every}.values():
         provenance_of(model)  # a model that is not there is found before the first run
     path = run_path(f"{base.name}-sweep", out)
     check_usable(path, resume)
+    if not resume:
+        check_rows(found, tried, path, trust_remote_code=trust_remote_code)
     with write_errors(path):
         make_folder(path)
     with locked(path / "sweep.lock"):
