@@ -327,6 +327,7 @@ def test_a_phase_without_a_reference_reads_token_means_or_sums(name: str) -> Non
         ({"loss": "hinge", "label_smoothing": 0.1}, "only sigmoid, robust and exo_pair have it"),
         ({"loss": "robust"}, "robust needs the share of wrong labels"),
         ({"loss": "ipo", "f_divergence": "js"}, "ipo is made for reverse_kl"),
+        ({"loss": "ipo", "dpop_lambda": 5.0}, "only dpop has it, not ipo"),
     ],
 )
 def test_keys_that_a_loss_does_not_read_are_refused(keys: dict[str, Any], match: str) -> None:

@@ -32,6 +32,7 @@ PreferenceLoss = Literal[
     "discopop",
 ]
 FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+_DPOP_LAMBDA = 50.0
 _MARGIN_LOSSES = ("sigmoid", "robust", "hinge", "exo_pair", "discopop")
 """Losses of the difference of both gains, which an f-divergence may measure in another way."""
 
@@ -50,7 +51,7 @@ class DpoPhase(PairPhase):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs assumed to be labelled the wrong way round: cDPO with sigmoid, rDPO with robust, EXO
     with exo_pair (0 is 0.001 there)."""
-    dpop_lambda: Annotated[float, Field(ge=0)] = 50.0
+    dpop_lambda: Annotated[float, Field(ge=0)] = _DPOP_LAMBDA
     """Weight of DPOP's penalty on chosen responses that became less likely (dpop only)."""
     f_divergence: FDivergence = "reverse_kl"
     """Divergence from the starting policy that anchors the phase (sigmoid, robust, hinge, exo_pair and
@@ -73,6 +74,14 @@ class DpoPhase(PairPhase):
                 "the sigmoid loss"
             )
         return share
+
+    @field_validator("dpop_lambda")
+    @classmethod
+    def _of_dpop(cls, weight: float, info: ValidationInfo) -> float:
+        loss = info.data.get("loss", "sigmoid")
+        if loss != "dpop" and weight != _DPOP_LAMBDA:
+            raise ValueError(f"dpop_lambda: only dpop has it, not {loss}")
+        return weight
 
     @field_validator("f_divergence")
     @classmethod
