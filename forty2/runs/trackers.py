@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PROJECT = "forty2"
 """Project of a run whose recipe names none."""
 _PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+_METRICS = "metrics.jsonl"
+"""File of a run with its metrics."""
 _TIMINGS = ("tokens_per_s", "peak_memory_gb")
 """Figures that differ when the same step is taken again."""
 
@@ -79,7 +81,7 @@ def export_to_tracker(run: Path, tracker: Tracker, project: str | None = None) -
         The number of records sent, and where to look.
 
     Raises:
-        RunError: the run is under way or damaged, or the tracker fails.
+        RunError: the run is under way, damaged or without metrics, or the tracker fails.
         RecipeError: the tracker's package is missing.
     """
     check_installed([tracker])
@@ -87,6 +89,9 @@ def export_to_tracker(run: Path, tracker: Tracker, project: str | None = None) -
         raise RunError(f"{run}: is running; export it when it has ended, or set report_to")
     if not (run / "recipe.yaml").exists():
         raise RunError(f"{run}: holds no run")
+    metrics = run / _METRICS
+    if not (metrics.exists() and metrics.stat().st_size):
+        raise RunError(f"{run}: has no metrics yet, since no phase has begun; train it first")
     try:
         exporter = _Exporter(run, tracker, project)
         exporter.follow()
@@ -152,7 +157,7 @@ class _Exporter:
     def __init__(self, run: Path, tracker: Tracker, project: str | None) -> None:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
         project = project or recipe.get("project") or PROJECT
-        self._file = run / "metrics.jsonl"
+        self._file = run / _METRICS
         self._copy: Copy = _TensorBoard(run) if tracker == "tensorboard" else _WandB(run, project)
         self._read: list[JsonObject] = []
         """Records of the file so far."""

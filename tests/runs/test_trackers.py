@@ -288,6 +288,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         export_to_tracker(tmp_path, "tensorboard")
 
 
+def test_a_run_without_metrics_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [])
+    before = {*folder.rglob("*")}
+    with pytest.raises(RunError, match="has no metrics yet"):
+        export_to_tracker(folder, "tensorboard")
+    assert {*folder.rglob("*")} == before
+
+
 def test_a_run_under_way_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "r", steps(1.0))
     monkeypatch.setattr(trackers, "is_running", lambda _: True)
