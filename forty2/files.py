@@ -43,8 +43,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RunError: the file cannot be written; the old one stays.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with write_errors(path):
+        refuse_no_file(path)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         make_folder(path.parent)
         remove_leftovers(path.parent, path.name)
         permissions = _permissions(path, new=0o600)
@@ -152,9 +153,10 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     Raises:
         RunError: it cannot be written; the old folder stays.
     """
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    replaced = unfinished.with_name(f"{unfinished.name}.old")
     with write_errors(folder):
+        _refuse_no_folder(folder)
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+        replaced = unfinished.with_name(f"{unfinished.name}.old")
         make_folder(folder.parent)
         remove_leftovers(folder.parent, folder.name)
         permissions = _permissions(folder, new=0o700)
@@ -177,6 +179,26 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
             if folder.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
+
+
+def refuse_no_file(path: Path) -> None:
+    """Refuse to replace what is no file: a folder, or a device or pipe such as /dev/null.
+
+    Raises:
+        RunError: naming it.
+    """
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: is a device or a pipe; name a file to write")
+
+
+def _refuse_no_folder(folder: Path) -> None:
+    """Refuse to replace a file by a folder, and `.` and `/`, beside which no other can be made."""
+    if not folder.name:
+        raise RunError(f"{folder}: cannot be replaced as a whole; name a new folder in it")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; name a folder to write")
 
 
 @contextlib.contextmanager

@@ -64,6 +64,30 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path
     assert path.read_bytes() == b"new, but not yet" and names(tmp_path) == ["file.txt"]
 
 
+@pytest.mark.parametrize("path", [".", "/", "", "folder", "pipe", "link"])
+def test_what_is_no_file_is_not_replaced_by_one(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    with pytest.raises(RunError, match=r"is a (folder|device or a pipe); name a file"):
+        write_text(Path(path), "new")
+    assert names(tmp_path) == ["folder", "link", "pipe"] and Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("path", [".", "/", "", "file"])
+def test_what_is_no_folder_is_not_replaced_by_one(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("old")
+    with pytest.raises(RunError, match=r"name a (new )?folder"), staged_folder(Path(path)):
+        raise AssertionError
+    assert names(tmp_path) == ["file"] and Path("file").read_text() == "old"
+
+
 def test_json_is_written_to_be_read_by_people_too(tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", {"é": [1]})
     assert (tmp_path / "file.json").read_text("utf-8") == '{\n "é": [\n  1\n ]\n}\n'

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from forty2.errors import BenchmarkError
-from forty2.files import JsonObject, owner_only, write_json
+from forty2.files import JsonObject, owner_only, refuse_no_file, write_json
 from forty2.model.adapter import adapter_dir
 from forty2.model.loading import LoadedModel
 
@@ -137,10 +137,14 @@ def partial_path(out: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a result's file that could not be written, before anything is measured for it."""
+    """Refuse a result's file that could not be written, before anything is measured for it.
+
+    Raises:
+        BenchmarkError: the system does not let it be written.
+        RunError: it is a folder, a device or a pipe.
+    """
     try:
-        if out.is_dir():
-            raise BenchmarkError(f"{out}: is a folder; name a file to write")
+        refuse_no_file(out)
         folder = next(folder for folder in out.absolute().parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder):  # only trying tells whether it can be written
             pass

@@ -262,7 +262,7 @@ def as_measured(given: Measurable, what: str) -> Result | Stage | HarnessSamples
     """Return a result or stage that is given itself, parsed, or by its file.
 
     Args:
-        what: name of it for messages.
+        what: name of it for messages, unless it is a file.
 
     Raises:
         BenchmarkError: it is neither, or damaged.
@@ -275,8 +275,8 @@ def as_measured(given: Measurable, what: str) -> Result | Stage | HarnessSamples
 
         if is_harness(Path(given)):
             return read_samples(Path(given))
-    found = read_json(Path(given)) if isinstance(given, str | Path) else given
-    return read_measured(found, what)
+        return read_measured(read_json(Path(given)), str(given))
+    return read_measured(given, what)
 
 
 _REMEDY = (

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """Types of matrices, as `forty2.export.gguf.exporting` has them; that module is not for --help."""
 
+
+class _Type(click.Choice[str]):
+    """Type of the matrices; one of llama.cpp's K-quants is refused with how to make it."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"i?q\d_(k|k_[sml]|xxs|xs|s|m|nl)", value.lower()):
+            self.fail(
+                f"{value} is made by llama.cpp's own tool from an f16 file: "
+                f"llama-quantize F16.gguf OUT.gguf {value.upper()}",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 _base = click.option(
     "--model", "-m", help="Base model. Default: the one that the adapter's run or folder names."
 )
@@ -39,7 +54,7 @@ def export_command() -> None:
 @click.option(
     "--type",
     "type_",
-    type=click.Choice(TYPES),
+    type=_Type(TYPES, case_sensitive=False),
     default="f16",
     show_default=True,
     help="Type of the matrices.",

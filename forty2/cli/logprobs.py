@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", "-d", required=True, type=shared_options.PATH, help="Preference pairs, JSON Lines."
 )
-@shared_options.out_option(required=True, help="JSON file to write.")
+@shared_options.json_out(required=True, help="JSON file to write.")
 @click.option(
     "--max-length",
     type=click.IntRange(2),

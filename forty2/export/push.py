@@ -39,6 +39,8 @@ from forty2.export.origin import (
 from forty2.export.private_paths import find_path, machine_paths
 from forty2.files import CARD, JsonObject, find_damage, read_json
 from forty2.model.adapter import TEMPLATE, adapter_dir
+from forty2.model.configuration import read_config
+from forty2.model.weights import check_weight_files, tensor_names
 from forty2.recipe.peft_adapter import CONFIG, RECORD
 from forty2.run_paths import find_run, suggest_run
 
@@ -135,6 +137,7 @@ def plan_push(target: str | Path, repository: str, *, model: str | None = None) 
     _refuse_links(folder)
     if (folder / "SHA256SUMS").exists() and (damage := find_damage(folder)):
         raise ModelError(f"{damage}; make it again before you push it")
+    _check_weights(folder, origin)
     wanted = ADAPTER_FILES if origin.kind == "adapter" else MODEL_FILES + _code(folder)
     inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     contents: dict[str, Path | bytes] = {
@@ -176,6 +179,15 @@ def _find(target: str | Path, model: str | None) -> tuple[Path, Origin]:
             f"of a phase: {target}/PHASE"
         )
     return fused, origin_of_model(fused, run=run, base=model)
+
+
+def _check_weights(folder: Path, origin: Origin) -> None:
+    """Refuse weights that are missing or cut short: nobody could load what is published."""
+    if origin.kind == "adapter":
+        for file in folder.glob("*.safetensors"):
+            tensor_names(file)
+    else:
+        check_weight_files(folder, read_config(folder))
 
 
 def _code(folder: Path) -> tuple[str, ...]:

@@ -247,6 +247,12 @@ def _reason(error: Exception, config: JsonObject) -> str:
                 f"{key} must be a whole number in config.json, not {config[key]!r}; copy the file from "
                 "the model"
             )
+    unknown = re.fullmatch(r"Model type (.+) not supported\.", str(error))
+    if unknown is not None:
+        return (
+            f"mlx-lm does not know the architecture {unknown[1]!r} (model_type in config.json); update "
+            "mlx-lm, or take another model"
+        )
     missing = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
     if missing is not None:
         return f"config.json lacks {missing[1]}, which mlx-lm needs; copy the file from the model"

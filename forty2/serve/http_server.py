@@ -7,6 +7,7 @@ checked; what it refuses or fails at becomes an error in OpenAI's form.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import select
@@ -179,9 +180,14 @@ def _address_errors(host: str, port: int) -> Iterator[None]:
     except OverflowError as error:
         raise ServeError(f"{port}: no port; name one from 1 to 65535 as `port`") from error
     except OSError as error:
+        remedies = {
+            errno.EADDRNOTAVAIL: "this machine does not have the address; name another `host`",
+            errno.EACCES: "name another `port`, from 1024 on",
+        }
+        otherwise = "name another `port`, or end the program that listens there"
         raise ServeError(
-            f"{host}:{port}: {error.strerror or first_line(error)}; name another `port`, or end the "
-            "program that listens there"
+            f"{host}:{port}: {error.strerror or first_line(error)}; "
+            f"{remedies.get(error.errno or 0, otherwise)}"
         ) from error
 
 

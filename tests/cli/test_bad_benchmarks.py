@@ -124,17 +124,17 @@ result("a folder", empty_folder, "after.json: holds no samples_TASK_DATE.jsonl")
 result("empty", "", "after.json: not readable as JSON")
 result("cut short", cut(0.5), "after.json: not readable as JSON")
 result("not UTF-8", b"\xff", "after.json: not readable as JSON")
-result("a list", "[]", "the result after is not a result of a benchmark; give a JSON file")
-result("not ours", '{"mc1": 0.5}', "the result after is not a result of a benchmark")
-result("of another benchmark", config(benchmark="mmlu"), "the result after is damaged")
-result("no items", config(items=[]), "the result after: mc2 is stored as")
-result("items null", config(items=None), "the result after is damaged", "measure again")
-result("one item", first(1), "the result after: mc2 is stored as")
+result("a list", "[]", "after.json is not a result of a benchmark; give a JSON file")
+result("not ours", '{"mc1": 0.5}', "after.json is not a result of a benchmark")
+result("of another benchmark", config(benchmark="mmlu"), "after.json is damaged")
+result("no items", config(items=[]), "after.json: mc2 is stored as")
+result("items null", config(items=None), "after.json is damaged", "measure again")
+result("one item", first(1), "after.json: mc2 is stored as")
 result("of other questions", config(questions_sha256="0"), "not comparable: questions_sha256")
 result("asked another way", config(chat_template=True), "not comparable: chat_template")
-result("fewer questions", first(3), "the result after")
+result("fewer questions", first(3), "after.json")
 result("a mean changed", config(mc2=0.99), "mc2 is stored as 0.99", "the file was changed")
-result("a mean as text", config(mc1="high"), "the result after")
+result("a mean as text", config(mc1="high"), "after.json")
 result(
     "a question changed",
     item(lambda i: i.update(question="Is it?!")),
@@ -146,10 +146,10 @@ result(
 result(
     "scores of text",
     item(lambda i: i["mc1"].update(loglik=["a", "b"])),
-    "the result after is damaged",
+    "after.json is damaged",
 )
-result("scores missing", item(lambda i: i.pop("mc1")), "the result after is damaged")
-result("labels changed", item(lambda i: i["mc1"].update(labels=[0, 1])), "the result after")
+result("scores missing", item(lambda i: i.pop("mc1")), "after.json is damaged")
+result("labels changed", item(lambda i: i["mc1"].update(labels=[0, 1])), "after.json")
 case("result: margin 0", {}, "compare before.json after.json --margin 0", "--margin")
 
 

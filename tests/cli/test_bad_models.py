@@ -100,8 +100,13 @@ model("config a list", "config.json", "[]", "tiny/config.json: names no model_ty
 model("config not UTF-8", "config.json", b"\xff\xfe{}", "tiny/config.json: not readable")
 model("config recursive", "config.json", '{"a":' * 100_000, "tiny/config.json: nested too deeply")
 model("config without a type", "config.json", "{}", "tiny/config.json: names no model_type")
-model("type unknown", "config.json", config(model_type="gpt-9"), "Model type gpt-9 not supported")
-model("type a path", "config.json", config(model_type="../../x"), "not supported")
+model(
+    "type unknown",
+    "config.json",
+    config(model_type="gpt-9"),
+    "mlx-lm does not know the architecture 'gpt-9'",
+)
+model("type a path", "config.json", config(model_type="../../x"), "does not know the architecture")
 model("type a number", "config.json", config(model_type=7), "tiny/config.json: names no model_type")
 model("type no model", "config.json", config(model_type="base"), "tiny: cannot load the model")
 model("size as text", "config.json", config(hidden_size="32"), "hidden_size must be a whole number")

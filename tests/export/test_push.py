@@ -301,6 +301,17 @@ def test_a_damaged_model_is_not_sent(work: Path, hub: Hub) -> None:
     assert "damaged" in error_of(push("mine", "me/it")) and hub.lines == []
 
 
+@pytest.mark.parametrize("target", ["mine", "mine/sft"])
+def test_weights_that_are_cut_short_are_not_sent_from_a_folder_without_checksums(
+    target: str, work: Path, hub: Hub
+) -> None:
+    for folder, name in ((MODEL, "model"), (Path("adapters/mine/phase1_sft"), "adapters")):
+        (folder / "SHA256SUMS").unlink(missing_ok=True)
+        file = folder / f"{name}.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+    assert "cut short" in error_of(push(target, "me/it")) and hub.lines == []
+
+
 # --- what stays ---
 
 

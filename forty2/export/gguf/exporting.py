@@ -25,7 +25,7 @@ from forty2.errors import ModelError
 from forty2.export.gguf.architecture import Described, describe_model
 from forty2.export.gguf.modelfile import Modelfile, modelfile_of
 from forty2.export.gguf.vocabulary import Vocabulary, export_vocabulary, model_name
-from forty2.files import atomic_write, check_free_space, write_text
+from forty2.files import atomic_write, check_free_space, refuse_no_file, write_text
 from forty2.model.adapter import choose_system
 from forty2.model.base_model import find_model_and_adapter
 from forty2.model.chat_template import TemplateSettings
@@ -48,6 +48,8 @@ TYPES = {
 """Types of matrices that can be written, and their numbers in the file."""
 _VOCABULARY = ("token_embd.weight", "output.weight")
 _FINE_FOR_VOCABULARY = (Type.F32, Type.F16, Type.BF16, Type.Q8_0)
+_MAGIC = b"GGUF"
+"""Beginning of every GGUF file."""
 _CHUNK = 1 << 22
 """Most values that are converted at a time."""
 
@@ -106,11 +108,10 @@ def export_gguf(
     out = Path(out)
     if type not in TYPES:
         raise ModelError(f"type {type!r} cannot be written, only {', '.join(TYPES)}")
+    _check_out(out, replace, _MAGIC)
     modelfile_path = out.with_name(f"Modelfile.{out.stem}") if ollama else None
-    for path in (out, modelfile_path):
-        if path is not None and path.exists() and (path.is_dir() or not replace):
-            remedy = "" if path.is_dir() else ", or replace it with `replace=True`"
-            raise ModelError(f"{path}: exists already; name another `out`{remedy}")
+    if modelfile_path is not None:
+        _check_out(modelfile_path, replace, b"")
     model, adapter = find_model_and_adapter(target, adapter)
     loaded = load(model, adapter, template=template, trust_remote_code=trust_remote_code, lazy=True)
     loaded, notes = _merged(loaded, adapter is not None)
@@ -146,6 +147,28 @@ def export_gguf(
         modelfile,
         (*notes, *vocabulary.notes),
     )
+
+
+def _check_out(path: Path, replace: bool, beginning: bytes) -> None:
+    """Refuse to write over what is not asked for, or was not made by an export.
+
+    Args:
+        beginning: bytes with which a file begins that may be replaced; a model's own weights do not.
+
+    Raises:
+        ModelError: there is such a file, or another.
+        RunError: it is a folder, a device or a pipe.
+    """
+    refuse_no_file(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if file.read(len(beginning)) != beginning:
+            raise ModelError(f"{path}: exists and is no GGUF file; name another `out`")
+    if not replace:
+        raise ModelError(
+            f"{path}: exists already; name another `out`, or replace it with `replace=True`"
+        )
 
 
 def _merged(loaded: LoadedModel, adapted: bool) -> tuple[LoadedModel, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -352,14 +353,38 @@ def test_a_run_goes_along_with_its_adapter_template_and_system_message(tmp_path:
 # --- the file ---
 
 
+def test_only_a_gguf_file_is_replaced(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "model", "llama")
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    for out, says in (
+        (weights, "exists and is no GGUF file; name another --out"),
+        (tmp_path / "pipe", "is a device or a pipe"),
+        (Path("/"), "is a folder"),
+    ):
+        for options in ([], ["--replace"], ["--replace", "--ollama"]):
+            assert says in refused("export", "gguf", folder, "--out", out, *options)
+    assert weights.read_bytes() == before and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_k_quant_is_refused_with_the_tool_that_makes_it(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    for kind in ("q4_k_m", "Q6_K", "iq4_xs"):
+        said = refused("export", "gguf", tmp_path, "--out", out, "--type", kind)
+        assert f"llama-quantize F16.gguf OUT.gguf {kind.upper()}" in " ".join(said.split())
+    folder = save_family(tmp_path / "model", "llama")
+    assert forty2("export", "gguf", folder, "--out", out, "--type", "Q8_0").exit_code == 0
+
+
 def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     folder, out = save_family(tmp_path / "model", "llama"), tmp_path / "m.gguf"
-    out.write_text("years of work")
+    out.write_text("GGUF of years")
     assert "exists already" in refused("export", "gguf", folder, "--out", out)
-    assert out.read_text() == "years of work"
+    assert out.read_text() == "GGUF of years"
     assert forty2("export", "gguf", folder, "--out", out, "--replace").exit_code == 0
-    assert out.read_bytes()[:4] == b"GGUF"
-    assert "exists already" in refused("export", "gguf", folder, "--out", folder, "--replace")
+    assert out.stat().st_size > 1000
+    assert "is a folder" in refused("export", "gguf", folder, "--out", folder, "--replace")
 
 
 @pytest.mark.slow
