@@ -46,7 +46,7 @@ from forty2.runs.sweep.results import (
     stacked,
 )
 from forty2.runs.sweep.running import stops, sweep
-from forty2.runs.sweep.shared_work import shared_lengths, untouched_length
+from forty2.runs.sweep.shared_work import _measured_alike, shared_lengths, untouched_length
 from forty2.runs.sweep.study import Study
 
 SMALL = [
@@ -210,6 +210,24 @@ def test_shared_work_is_done_once(found: SweepResult, watch: Watch) -> None:
     assert len(listed) == 6 and {one.state for one in listed} == {"finished"}
     reference = [stage for stage in watch.steps if stage.split(" ")[-2].endswith("reference")]
     assert {stage.split(" ")[0] for stage in reference} == {"c001"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "shared"),
+    [("orpo, beta: 0.1", True), ("dpo, beta: 0.5", True), ("kto, beta: 0.1", False)],
+)
+def test_objectives_over_the_same_rows_share_the_base(
+    inputs: Path, objective: str, shared: bool
+) -> None:
+    rows = f"data: {inputs}/dpo.jsonl, steps: 1, lr: 1.0e-3"
+    first, other = (
+        _measured_alike(
+            load_recipe(inputs / "recipe.yaml", [f"phases={{dpo: {{objective: {one}, {rows}}}}}"]),
+            inputs,
+        )
+        for one in ("dpo, beta: 0.1", objective)
+    )
+    assert (first == other) == shared
 
 
 def test_a_configuration_is_what_a_run_of_its_own_is(

@@ -159,7 +159,11 @@ def _measured_alike(recipe: Recipe, path: Path) -> JsonObject:
         **{key: tree[key] for key in _MEASURED_BY},
         **({"tags": [tree["tags"], tree["tags_init"]]} if tree["tags"] is not None else {}),
         "rows": [
-            [name, *(phase[key] for key in ("objective", "data", "valid", "eval_prompts"))]
+            [
+                name,
+                recipe.phases[name].row_kind.name,
+                *(phase[key] for key in ("data", "valid", "eval_prompts")),
+            ]
             for name, phase in tree["phases"].items()
         ],
         "seed": recipe.seed if drawn else None,
