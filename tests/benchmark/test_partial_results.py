@@ -10,7 +10,7 @@ import pytest
 from support.models import tiny_loaded as loaded
 
 from forty2.benchmark.partial_results import PartialResults, weights
-from forty2.errors import BenchmarkError
+from forty2.errors import BenchmarkError, RunError
 
 
 def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_without_a_file_nothing_is_kept(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="is a folder"):
+    with pytest.raises(RunError, match="is a folder"):
         PartialResults.open(tmp_path, {}, resume=False)
     (tmp_path / "file").touch()
     with pytest.raises(BenchmarkError, match="cannot be written"):
