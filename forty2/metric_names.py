@@ -37,7 +37,7 @@ def metric_name(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether a lower value of a metric of the record is better, as it is shown.
+    """Return whether a metric is better if its shown value is lower.
 
     Rows that are held out by their keys have a metric of their own, such as "chat loss (arts)".
     """

@@ -44,18 +44,6 @@ from forty2.metric_names import TEXTS, metric_name, shown_change, shown_value
 from forty2.notebook import html_paragraph, html_table
 from forty2.recipe.schema import Cost
 
-
-class _Shown(NamedTuple):
-    """The figures of one metric's change as a reader sees them."""
-
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
-    detectable: float | None
-
-
 Measured = Result | Stage | HarnessSamples
 """One side of a comparison."""
 
@@ -266,6 +254,17 @@ def _cells(name: str, change: Change) -> list[str]:
         "–" if few else _shown_p(change.p_holm),
         change.verdict,
     ]
+
+
+class _Shown(NamedTuple):
+    """The figures of one metric's change as a reader sees them."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    detectable: float | None
 
 
 def _shown(name: str, change: Change) -> _Shown:

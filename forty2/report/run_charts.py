@@ -118,8 +118,7 @@ def _changed(change: ShownChange) -> Point:
     margin = change.margin if change.is_cost else None
     if margin is not None and not change.lower_is_better:
         margin = -margin
-    label = change.name
-    return Point(label, *change.figure, margin=margin, worse=change.verdict == "tax")
+    return Point(change.name, *change.figure, margin=margin, worse=change.verdict == "tax")
 
 
 def curves_by_phase(run: Run) -> dict[str, list[Chart]]:

@@ -61,6 +61,21 @@ SMALL = [
     *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
 ]
 METRIC = "metric: {name: pair_margin, goal: maximize}\n"
+UNTRAINED = {
+    "version": 1,
+    "name": "r",
+    "model": "none",
+    "phases": {
+        "dpo": {
+            "objective": "dpo",
+            "data": "builtin:spark-dpo",
+            "steps": 1,
+            "lr": 1e-4,
+            "beta": 0.1,
+        }
+    },
+}
+"""A recipe that is only read."""
 GRID = f"{METRIC}phases.dpo.lr: [1.0e-2, 1.0e-3]\n"
 
 
@@ -103,21 +118,17 @@ def test_rows_of_every_configuration_are_checked_before_the_first_run(
 
 
 def test_every_configuration_has_to_measure_the_metric(tmp_path: Path) -> None:
-    phase = {"data": "builtin:spark-dpo", "steps": 1, "lr": 1e-4, "beta": 0.1, "objective": "dpo"}
-    recipe = {"version": 1, "name": "r", "model": "none", "phases": {"dpo": phase}}
     (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.objective: [dpo, kto]\n")
     wrong = "grid.yaml: with phases.dpo.objective=kto: .* r does not measure it"
     with pytest.raises(RecipeError, match=wrong):
-        sweep(recipe, tmp_path / "grid.yaml", [1, 2], out=tmp_path / "out", progress=silent)
+        sweep(UNTRAINED, tmp_path / "grid.yaml", [1, 2], out=tmp_path / "out", progress=silent)
 
 
 def test_a_problem_beside_the_keys_of_the_grid_names_the_settings(tmp_path: Path) -> None:
-    phase = {"data": "builtin:spark-dpo", "steps": 1, "lr": 1e-4, "beta": 0.1, "objective": "dpo"}
-    recipe = {"version": 1, "name": "r", "model": "none", "phases": {"dpo": phase}}
     (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.loss: [sigmoid, robust]\n")
     wrong = "grid.yaml: with phases.dpo.loss=robust: .*label_smoothing: robust needs the share"
     with pytest.raises(RecipeError, match=wrong):
-        configurations(read_grid(tmp_path / "grid.yaml", recipe), RecipeSource(recipe))
+        configurations(read_grid(tmp_path / "grid.yaml", UNTRAINED), RecipeSource(UNTRAINED))
 
 
 class Stopped(Exception):

@@ -184,6 +184,6 @@ def test_a_phase_chooses_by_replies_and_by_perplexity_and_the_run_reports_the_st
     assert perplexities[kept] == min(perplexities.values())
     report = (found.path / "report.md").read_text()
     assert "### Style of the replies" in report and "weak detector: F1 under 0.8" in report
-    assert "perplexity" in report
+    assert "| perplexity (lower is better) |" in report
     assert "weak detector" in (found.path / "report.html").read_text()
     assert "weak detector" in found.table
