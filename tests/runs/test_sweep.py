@@ -117,6 +117,18 @@ def test_rows_of_every_configuration_are_checked_before_the_first_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_metric_of_too_few_held_out_rows_is_refused_before_the_first_run(
+    inputs: Path, tmp_path: Path
+) -> None:
+    rows = (inputs / "dpo.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "one.jsonl").write_text(f"{rows[0]}\n", "utf-8")
+    overrides = [f"phases.dpo.data={inputs}/dpo.jsonl", f"phases.dpo.valid={tmp_path}/one.jsonl"]
+    wrong = "grid.yaml:1: metric.name: pair margin has 1 held-out row, and an interval needs two"
+    with pytest.raises(RecipeError, match=wrong):
+        swept(inputs, tmp_path / "out", overrides=overrides)
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_configuration_has_to_measure_the_metric(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.objective: [dpo, kto]\n")
     wrong = "grid.yaml: with phases.dpo.objective=kto: .* r does not measure it"

@@ -9,7 +9,7 @@ from forty2.errors import Forty2Error, RecipeError
 from forty2.recipe.grid import Grid
 from forty2.runs.planning import plan
 from forty2.runs.sweep.configurations import Configuration, in_words
-from forty2.runs.sweep.metrics import objective_of
+from forty2.runs.sweep.metrics import objective_of, row_kinds_of
 
 _NOT_OF_ROWS = (
     *("lr", "tags_lr", "beta", "weight_decay", "schedule", "clip_norm", "optimizer"),
@@ -46,8 +46,30 @@ def check_rows(
     _check_each(
         grid,
         [*reversed(different.values())],
-        lambda one: plan(one.recipe, run_dir=path, quick=True, trust_remote_code=trust_remote_code),
+        lambda one: _check_rows(grid, one, path, trust_remote_code=trust_remote_code),
     )
+
+
+def _check_rows(grid: Grid, one: Configuration, path: Path, *, trust_remote_code: bool) -> None:
+    """Plan a configuration, and refuse a metric of held-out rows if there are fewer than two.
+
+    Raises:
+        RecipeError: such a metric, or whatever planning finds.
+    """
+    recipe = one.recipe
+    forecast = plan(recipe, run_dir=path, quick=True, trust_remote_code=trust_remote_code)
+    objective = objective_of(grid, recipe)
+    kinds = row_kinds_of(objective.metric)
+    rows = sum(
+        phase.valid_rows + phase.hold_out_rows
+        for phase in forecast.phases
+        if recipe.phases[phase.name].row_kind.name in kinds
+    )
+    if kinds and rows < 2:
+        raise RecipeError(
+            f"{grid.place}:{grid.metric_line}: metric.name: {objective.name} has {rows} held-out "
+            f"row{'' if rows == 1 else 's'}, and an interval needs two; add validation rows"
+        )
 
 
 def _may_concern_rows(key: str) -> bool:

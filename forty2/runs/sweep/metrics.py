@@ -125,6 +125,13 @@ def _of_held_out_rows(recipe: Recipe) -> Iterator[str]:
         yield PASSED
 
 
+def row_kinds_of(metric: str) -> frozenset[str]:
+    """Return the kinds of held-out rows that a metric of the record is measured on; none: not on rows."""
+    if metric in (STOPS, LENGTH):
+        return frozenset(_BY_ROWS)
+    return frozenset(kind for kind, names in _BY_ROWS.items() if metric in names)
+
+
 def measurements(stage: Stage) -> dict[str, Measured]:
     """Collect the scores of a stage by metric, for metrics with at least two items."""
     found: dict[str, Measured] = {}
