@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from forty2.recipe.document import Document
 from forty2.recipe.tags import check_tags
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import STRICT, Phase, Positive
@@ -243,6 +244,8 @@ class Recipe:
     """Benchmarks and margins of the cost. By default, validation rows and eval prompts are measured,
     with plain facts and neutral text as their cost, and no benchmark; null: the same, but nothing at all
     where there are no such rows and prompts."""
+    written: ClassVar[Document | None] = None
+    """The file that it was read from, for messages; None: it was made in Python."""
 
     @field_validator("fuse")
     @classmethod
