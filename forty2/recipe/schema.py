@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args, get_type_hints
@@ -290,6 +291,29 @@ class Recipe:
                 raise ValueError(
                     f"phases: {name}: train: {kind} is not possible with adapter.phase_attention, which is "
                     "part of the adapter; remove one of the two"
+                )
+        return phases
+
+    @field_validator("phases")
+    @classmethod
+    def _can_carry(cls, phases: dict[str, Phase], info: ValidationInfo) -> dict[str, Phase]:
+        kind = info.data.get("adapter", Adapter()).type
+        for (name, phase), (after, other) in itertools.pairwise(phases.items()):
+            if not phase.carry_optimizer:
+                continue
+            one, two = (
+                {
+                    "train": each.train or kind,
+                    "optimizer": each.optimizer,
+                    "tags_lr": "given" if each.tags_lr is not None else "left out",
+                }
+                for each in (phase, other)
+            )
+            if differing := next((key for key in one if one[key] != two[key]), None):
+                raise ValueError(
+                    f"phases: {name}: carry_optimizer: {differing} is {one[differing]} here and "
+                    f"{two[differing]} in {after}, so the moments do not fit; make them alike, or remove "
+                    "carry_optimizer"
                 )
         return phases
 

@@ -290,7 +290,7 @@ def _forecast(
         ignored=data.ignored,
         trains=recipe.trained_in(name),
         trained=sum(v.size for v in adapter_weights(loaded.model).values()),
-        kept_bytes=kept_bytes(loaded.model),
+        kept_bytes=kept_bytes(loaded.model, phase),
         checkpoint_bytes=checkpoint_bytes(loaded.model),
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
         coverage=checked.coverage,
