@@ -132,6 +132,7 @@ CAPABILITIES = {
     "serve/test_serve_command.py": "the command that serves, in a process of its own",
     "runs/test_chaos.py": "runs killed at any point",
     "runs/test_end_to_end.py": "recipe to report on the real starter model",
+    "runs/test_carried_optimizer.py": "phases that hand their optimizer on",
     "runs/test_init_from.py": "runs that go on from an adapter",
     "runs/test_parallel_runs.py": "several processes at work on one folder or cache",
     "runs/test_phase_parameters.py": "runs whose phases train different parts",

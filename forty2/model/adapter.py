@@ -100,7 +100,9 @@ def attach_adapter(
     """
     blocks = len(model.layers)
     if adapter.layers is not None and adapter.layers > blocks:
-        raise ModelError(f"adapter.layers is {adapter.layers}, but the model has {blocks} blocks")
+        raise ModelError(
+            f"adapter.layers: {adapter.layers} are more than the {blocks} blocks of the model"
+        )
     check_keys(model, adapter)
     freeze_base(model, tags)
     mx.random.seed(seed)
@@ -116,12 +118,12 @@ def attach_adapter(
             f"({on_one_line(error)}); name other layers"
         ) from error
     if not lora_weights(model):
-        raise ModelError("adapter.keys is left out, but no block holds a layer that takes LoRA")
+        raise ModelError("adapter.keys: left out, but no block holds a layer that takes LoRA")
     if adapter.phase_attention is not None:
         attach_phase_attention(model, adapter.phase_attention)
     if any(tags_of(layer) is not None for layer in dora_layers(model)):
         raise ModelError(
-            "adapter.keys names a table that holds the rows of tags, which dora cannot be put on; use "
+            "adapter.keys: names a table that holds the rows of tags, which dora cannot be put on; use "
             "lora, or name other layers"
         )
 

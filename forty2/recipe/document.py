@@ -43,13 +43,17 @@ class Document:
         above = (at[:n] for n in range(len(at), -1, -1))
         return next((self.lines[key] for key in above if key in self.lines), 1)
 
+    def place_of(self, at: Location) -> str:
+        """Return file and line of a key, or who gave it instead."""
+        line = self.line_of(at)
+        if line == COMMAND_LINE:
+            return "`overrides`"
+        return f"{self.place}:{line}" if self.has_lines else self.place
+
     def problem(self, at: Location, message: str) -> Problem:
         """Say what is wrong with the value at a location."""
-        line = self.line_of(at)
-        where = f"{self.place}:{line}" if self.has_lines else self.place
-        if line == COMMAND_LINE:
-            where = "`overrides`"
-        return Problem(line, f"{where}: {dotted(at) or 'recipe'}: {message}")
+        text = f"{self.place_of(at)}: {dotted(at) or 'recipe'}: {message}"
+        return Problem(self.line_of(at), text)
 
 
 def dotted(at: Location) -> str:

@@ -33,6 +33,7 @@ from forty2.recipe.document import Document, Problem, listed, parse_document
 from forty2.recipe.messages import explain, missing_files, secrets
 from forty2.recipe.overrides import apply_flags, apply_overrides
 from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
+from forty2.recipe.places import written_as
 from forty2.recipe.saved_adapter import take_shape
 from forty2.recipe.schema import Recipe
 from forty2.recipe.translation import Folders, Translation
@@ -188,7 +189,7 @@ def read_recipe(
     problems = [problem for problem in problems if found[_missing(problem)] is problem]
     if problems or recipe is None:
         raise RecipeError(listed(problems))
-    return ReadRecipe(recipe, notes, folders)
+    return ReadRecipe(written_as(recipe, document), notes, folders)
 
 
 def load_translation(

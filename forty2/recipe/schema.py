@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from forty2.recipe.document import Document
 from forty2.recipe.tags import check_tags
 from forty2.training.objectives import OBJECTIVES
 from forty2.training.objectives.phase import STRICT, Phase, Positive
@@ -243,6 +245,8 @@ class Recipe:
     """Benchmarks and margins of the cost. By default, validation rows and eval prompts are measured,
     with plain facts and neutral text as their cost, and no benchmark; null: the same, but nothing at all
     where there are no such rows and prompts."""
+    written: ClassVar[Document | None] = None
+    """The file that it was read from, for messages; None: it was made in Python."""
 
     @field_validator("fuse")
     @classmethod
@@ -287,6 +291,29 @@ class Recipe:
                 raise ValueError(
                     f"phases: {name}: train: {kind} is not possible with adapter.phase_attention, which is "
                     "part of the adapter; remove one of the two"
+                )
+        return phases
+
+    @field_validator("phases")
+    @classmethod
+    def _can_carry(cls, phases: dict[str, Phase], info: ValidationInfo) -> dict[str, Phase]:
+        kind = info.data.get("adapter", Adapter()).type
+        for (name, phase), (after, other) in itertools.pairwise(phases.items()):
+            if not phase.carry_optimizer:
+                continue
+            one, two = (
+                {
+                    "train": each.train or kind,
+                    "optimizer": each.optimizer,
+                    "tags_lr": "given" if each.tags_lr is not None else "left out",
+                }
+                for each in (phase, other)
+            )
+            if differing := next((key for key in one if one[key] != two[key]), None):
+                raise ValueError(
+                    f"phases: {name}: carry_optimizer: {differing} is {one[differing]} here and "
+                    f"{two[differing]} in {after}, so the moments do not fit; make them alike, or remove "
+                    "carry_optimizer"
                 )
         return phases
 

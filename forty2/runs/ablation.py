@@ -32,6 +32,7 @@ from forty2.benchmark.stats import (
 from forty2.errors import RecipeError, RunError
 from forty2.files import JsonObject, read_json, write_json
 from forty2.progress import Progress, bars, draws_bars
+from forty2.recipe.places import changed
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.ablation import text_table, verdict_lines, write_ablation
@@ -102,7 +103,7 @@ def ablate(
     """
     out = run_path(f"{recipe.name}-ablation", out)
     _check(recipe, seeds, out, resume)
-    recipe = dataclasses.replace(
+    recipe = changed(
         recipe,
         fuse=None,
         # the variants are compared after each phase
@@ -258,7 +259,7 @@ def _run_all(
     for seed in seeds:
         for variant in variants:
             path = out / f"seed{seed}" / variant.folder
-            one = dataclasses.replace(recipe, seed=seed, phases=variant.phases)
+            one = changed(recipe, seed=seed, phases=variant.phases)
             if path != first:
                 begin_with_base(path, one, first)
             done = run(

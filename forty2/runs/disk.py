@@ -19,6 +19,7 @@ from forty2.model.merging import merged_weights
 from forty2.model.replaced import replaced_names
 from forty2.model.tag_rows import tag_weights
 from forty2.recipe.schema import Fuse
+from forty2.training.objectives.phase import Phase
 
 _SCALES = 0.5
 """Bits for each quantized weight that its scales and biases take."""
@@ -50,10 +51,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def kept_bytes(model: nn.Module) -> int:
-    """Count the bytes that a phase leaves: the adapter, and the weights that replace the base's."""
+def kept_bytes(model: nn.Module, phase: Phase) -> int:
+    """Count the bytes that a phase leaves: the adapter, the weights that replace the base's, and two moments
+    of the optimizer, if the phase hands them on.
+    """
     kept = kept_weights(model)
     files = [kept, tag_weights(model)]
+    if phase.carry_optimizer:
+        files += [adapter_weights(model)] * 2
     if replaced_names(model) and layer_kind(model) is not None:
         files.append(merged_weights(model, kept))  # lazy: nothing is computed
     return sum(value.nbytes for file in files for value in file.values())

@@ -174,7 +174,7 @@ def _try_phases(run: RunContext) -> None:
     for number, name in enumerate(recipe.phases, 1):
         begin_phase(trial.model, recipe, name, seed=0, tags=trial.tags)
         if not (run.path / phase_label(number, name) / "phase.json").exists():
-            kept += kept_bytes(trial.model)
+            kept += kept_bytes(trial.model, recipe.phases[name])
             most = max(most, kept + checkpoint_bytes(trial.model))
     check_free_space({run.path: most})
 

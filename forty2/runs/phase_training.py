@@ -28,6 +28,7 @@ from forty2.model.loading import LoadedModel, parameter_count
 from forty2.model.replaced import replaced_names
 from forty2.model.surgery import frozen_depth, in_fp32
 from forty2.model.tag_rows import tag_weights
+from forty2.run_paths import phase_label
 from forty2.runs.context import RunContext
 from forty2.runs.coverage import coverage_of, coverage_warnings
 from forty2.runs.disk import checkpoint_bytes, fused_bytes, kept_bytes
@@ -50,6 +51,7 @@ from forty2.training.checkpoints import (
     drop_checkpoints_after,
     find_checkpoints,
     keep_one_checkpoint,
+    save_optimizer,
     step_of,
 )
 from forty2.training.evaluation import Evaluator
@@ -145,7 +147,7 @@ def _train(
     folder: Path,
     work: Path,
 ) -> None:
-    _check_free_space(run, loaded, work)
+    _check_free_space(run, phase, loaded, work)
     loaded.model.eval()
     # No checkpoint has been restored yet: the reference is the policy as the phase begins.
     shortcuts = supported_shortcuts(loaded.model)
@@ -175,6 +177,7 @@ def _train(
             phase.label + stage.removeprefix(phase.name), *rest
         ),
         group=run.group,
+        carried=_carried(run, phase),
     )
     trained, plan = _train_to_gate(run, phase, training, times)
     if loaded.tags is not None and not tables_replaced(loaded.model):
@@ -186,9 +189,21 @@ def _train(
             staged,
             stop_token_ids=sorted(phase.stop_token_ids),
         )
+        if phase.settings.carry_optimizer:
+            save_optimizer(trained.optimizer, staged)
         record = _record(phase, trained, train_loss, plan)
         write_json(staged / "phase.json", record.to_json())
         seal(staged)
+
+
+def _carried(run: RunContext, phase: PhaseInput) -> Path | None:
+    """Return the folder of the phase before, if it hands its optimizer on; None: it does not."""
+    if phase.number == 1:
+        return None
+    before = list(run.recipe.phases)[phase.number - 2]
+    if not run.recipe.phases[before].carry_optimizer:
+        return None
+    return run.path / phase_label(phase.number - 1, before)
 
 
 def _train_to_gate(
@@ -266,9 +281,10 @@ def _computes_alike(
     return stores == stored and (same_rows or not stores[0])
 
 
-def _check_free_space(run: RunContext, loaded: LoadedModel, work: Path) -> None:
+def _check_free_space(run: RunContext, phase: PhaseInput, loaded: LoadedModel, work: Path) -> None:
     """Refuse to start a phase that would fill the disk at its end: checkpoints, adapter, fused model."""
-    needs = {work: checkpoint_bytes(loaded.model) + kept_bytes(loaded.model)}
+    left = kept_bytes(loaded.model, phase.settings)
+    needs = {work: checkpoint_bytes(loaded.model) + left}
     fuse = run.recipe.fuse
     if fuse is not None and run.group.first:
         out = fused_path(run.path, fuse)

@@ -30,6 +30,7 @@ from forty2.model.adapter import wasted_rank
 from forty2.model.initial_adapter import attach_initial_adapter
 from forty2.notebook import html_paragraph, html_table
 from forty2.progress import Progress, bars, draws_bars, silent
+from forty2.recipe.places import with_places
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.outcome import outcome_table
 from forty2.report.run import contamination_lines, notices, write_report
@@ -180,7 +181,7 @@ def run_in_folder(recipe: Recipe, path: Path, options: RunOptions, progress: Pro
             check_source(recipe, options.reuse)
     agenda = Agenda(_tasks(recipe, path, options.only), progress if joined().first else silent)
     agenda.begin_next()
-    with open_run(recipe, path, options, agenda) as context:
+    with with_places(recipe), open_run(recipe, path, options, agenda) as context:
         agenda.record_in(context.folder if context.group.first else None)
         try:
             with reporting(context):

@@ -20,6 +20,7 @@ from forty2.model.chat_template import settings_of
 from forty2.model.initial_adapter import attach_initial_adapter, begin_phase
 from forty2.model.loading import LoadedModel, load, other_base, parameter_count
 from forty2.progress import Progress, silent
+from forty2.recipe.places import with_places
 from forty2.recipe.schema import Recipe
 from forty2.recipe.tags import tag_settings
 from forty2.report.text_table import text_table_lines
@@ -162,6 +163,17 @@ def plan(
     Raises:
         DataError, ModelError, BenchmarkError: as the run would.
     """
+    with with_places(recipe):
+        return _plan(recipe, run_dir, quick, trust_remote_code, progress)
+
+
+def _plan(
+    recipe: Recipe,
+    run_dir: str | Path | None,
+    quick: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> RunForecast:
     check_installed(recipe.report_to)
     progress("plan", 0, 1, {"heading": "reading model and data"})
     if recipe.benchmark is not None:
@@ -278,7 +290,7 @@ def _forecast(
         ignored=data.ignored,
         trains=recipe.trained_in(name),
         trained=sum(v.size for v in adapter_weights(loaded.model).values()),
-        kept_bytes=kept_bytes(loaded.model),
+        kept_bytes=kept_bytes(loaded.model, phase),
         checkpoint_bytes=checkpoint_bytes(loaded.model),
         hold_out_rows=len(data.hold_out.rows) if data.hold_out is not None else 0,
         coverage=checked.coverage,

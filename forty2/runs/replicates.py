@@ -20,6 +20,7 @@ from forty2.files import (
 )
 from forty2.model.adapter import TEMPLATE
 from forty2.progress import Progress
+from forty2.recipe.places import changed
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.runs.folder import RunFolder
@@ -101,7 +102,7 @@ def with_same_questions(recipe: Recipe, out: Path) -> tuple[Recipe, JsonObject |
         )
     tasks = [dataclasses.replace(one, data=None) if one is entry else one for one in tasks]
     benchmark = dataclasses.replace(recipe.benchmark, questions=str(file), tasks=tasks)
-    return dataclasses.replace(recipe, benchmark=benchmark), {
+    return changed(recipe, benchmark=benchmark), {
         **described,
         "drawn_with": recipe.seed,
     }

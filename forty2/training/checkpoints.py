@@ -78,9 +78,7 @@ class Checkpoints:
         """Write a checkpoint of this step, and delete those that are no longer needed."""
         with staged_folder(self.work / f"step{state.step}") as folder:
             save_adapter(model, self._adapter, folder, trained_only=True)
-            # By name: a restored state is in another order than one that has just begun.
-            arrays = dict(sorted(tree_flatten(optimizer.state)))
-            mx.save_safetensors(str(folder / OPTIMIZER), arrays)
+            save_optimizer(optimizer, folder)
             write_json(folder / "state.json", _STATE.dump_python(state, by_alias=True))
             seal(folder)
         # A checkpoint beyond this step can only be a damaged one: the phase went back from it.
@@ -106,8 +104,7 @@ class Checkpoints:
                 continue
             state = _read(folder)
             restore_adapter(model, folder)
-            saved = load_arrays(folder / OPTIMIZER)
-            optimizer.state = tree_unflatten(list(saved.items()))
+            restore_optimizer(optimizer, folder)
             break
         if damage and state is None:
             raise RunError(
@@ -152,6 +149,18 @@ class Checkpoints:
                 "`resume=True`: the phase starts anew"
             )
         restore_adapter(model, folder)
+
+
+def save_optimizer(optimizer: optim.Optimizer, folder: Path) -> None:
+    """Write an optimizer's state into a folder."""
+    # By name: a restored state is in another order than one that has just begun.
+    arrays = dict(sorted(tree_flatten(optimizer.state)))
+    mx.save_safetensors(str(folder / OPTIMIZER), arrays)
+
+
+def restore_optimizer(optimizer: optim.Optimizer, folder: Path) -> None:
+    """Replace an optimizer's state by the one in a folder."""
+    optimizer.state = tree_unflatten(list(load_arrays(folder / OPTIMIZER).items()))
 
 
 def _read(checkpoint: Path) -> PhaseState:

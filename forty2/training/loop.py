@@ -13,17 +13,19 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 
 from forty2.errors import Interrupted, PeerLost, TrainingError
 from forty2.machine import on_gpu
 from forty2.model.gradient_checkpointing import checkpoint_gradients
 from forty2.progress import Progress, silent
 from forty2.training.batched_loss import BatchedLoss, micro_batches
-from forty2.training.checkpoints import Checkpoints, PhaseState
+from forty2.training.checkpoints import Checkpoints, PhaseState, restore_optimizer
 from forty2.training.evaluation import Drift, Evaluator
 from forty2.training.movement import MovementCheck
 from forty2.training.objectives.phase import REPLY_METRICS
@@ -66,6 +68,8 @@ class Training:
     progress: Progress = silent
     group: Group = ALONE
     """The processes that train this phase together, each with a model and checkpoints of its own."""
+    carried: Path | None = None
+    """Folder with the optimizer's state that the phase begins with; None: it begins with a new one."""
 
 
 class Trained(NamedTuple):
@@ -79,6 +83,8 @@ class Trained(NamedTuple):
     """Metrics of the evaluation at `kept_step`; empty without validation rows."""
     kept_step: int
     """The step whose adapter the model now holds: the last, or the best one."""
+    optimizer: optim.Optimizer
+    """The optimizer after the last step."""
 
 
 def train(training: Training) -> Trained:
@@ -130,6 +136,8 @@ class _Attempt:
         self.optimizer = make_optimizer(self.phase)
         resumed, damage = training.checkpoints.resume(self.model, self.optimizer)
         self.is_new = resumed is None
+        if self.is_new and training.carried is not None:
+            restore_optimizer(self.optimizer, training.carried)
         self.state = resumed or PhaseState()
         # A new phase evaluates before its first step again, too.
         training.log.forget_metrics_after(training.name, -1 if self.is_new else self.state.step)
@@ -176,8 +184,10 @@ class _Attempt:
             )
         if state.best is not None:
             self.training.checkpoints.restore_best(state.best, self.model)
-            return Trained(state.step, state.metrics, state.best.valid, state.best.step)
-        return Trained(state.step, state.metrics, state.valid, state.step)
+            valid, kept = state.best.valid, state.best.step
+        else:
+            valid, kept = state.valid, state.step
+        return Trained(state.step, state.metrics, valid, kept, self.optimizer)
 
     @property
     def monitor(self) -> RedLineMonitor:

@@ -47,13 +47,23 @@ def code(text: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Page and text of every command line in a fenced block without a language."""
-    return [
+    """Page and text of every command line: in fenced blocks without a language, and in a manual's sentences."""
+    lines = [
         (page, line)
         for page in NAMES
         for block in fenced(page, "")
         for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("forty2 ")
+    ]
+    lines += [
+        (page, " ".join(span.replace("\\|", "|").split()))
+        for page in NAMES
+        if page.startswith("docs/")
+        for span in code(FENCE.sub("", (ROOT / page).read_text("utf-8")))
+    ]
+    return [
+        (page, line)
+        for page, line in lines
+        if line.startswith("forty2 ") and not line.startswith("forty2 COMMAND")
     ]
 
 

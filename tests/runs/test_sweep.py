@@ -129,6 +129,15 @@ def test_a_metric_of_too_few_held_out_rows_is_refused_before_the_first_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_model_does_not_allow_names_the_line_of_the_grid(
+    inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text(f"{METRIC}adapter.layers: [1, 99]\n")
+    wrong = r"grid\.yaml:\d+: adapter\.layers: 99 are more than the \d+ blocks of the model"
+    with pytest.raises(RecipeError, match=wrong):
+        swept(inputs, tmp_path / "out", grid=tmp_path / "grid.yaml")
+
+
 def test_every_configuration_has_to_measure_the_metric(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(f"{METRIC}phases.dpo.objective: [dpo, kto]\n")
     wrong = "grid.yaml: with phases.dpo.objective=kto: .* r does not measure it"

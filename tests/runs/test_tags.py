@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,39 @@ def test_data_is_shown_and_prepared_with_tags(inputs: Path) -> None:
     weights = "phases.sft.token_weights={no token: 2}"
     with pytest.raises(RecipeError, match=r"phases\.sft\.token_weights: 'no token' is 8 tokens"):
         plan(load_recipe("tagged.yaml", [weights]), quick=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "message"),
+    [
+        (
+            "<end>: 1.5",
+            "no token: 1.5",
+            r"tagged\.yaml:12: phases\.sft\.token_weights: 'no token' is",
+        ),
+        (
+            "tags: [",
+            'tags: ["<|im_end|>", ',
+            r"tagged\.yaml:6: tags: this model has a token <\|im_end\|> already",
+        ),
+        ("layers: 2", "layers: 99", r"tagged\.yaml:9: adapter\.layers: 99 are more than the"),
+        (
+            "lint: false, beta: 0.1",
+            "beta: 0.1, gate: {other: 1.0},\n    eval_prompts: builtin:mypt-alpha",
+            r"tagged\.yaml:15: phases\.dpo\.gate: other: builtin:mypt-alpha has no prompt in this",
+        ),
+    ],
+)
+def test_what_the_model_or_the_prompts_do_not_allow_names_its_line(
+    inputs: Path, written: str, instead: str, message: str
+) -> None:
+    write_recipe(inputs)
+    text = Path("tagged.yaml").read_text()
+    assert written in text
+    Path("tagged.yaml").write_text(text.replace(written, instead))
+    for begin in (functools.partial(plan, quick=True), functools.partial(run, run_dir="run")):
+        with pytest.raises((RecipeError, ModelError), match=f"^{message}"):
+            begin(load_recipe("tagged.yaml"))
 
 
 def test_runs_of_a_sweep_share_the_measurement_of_a_base_with_the_same_tags(inputs: Path) -> None:

@@ -6,7 +6,8 @@ spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every 
 dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
 dialectic-sft their chosen answers, as chats           dialectic-sft-full the whole library
 mypt-alpha    840 rows: the form of an answer          mypt-beta          2,100 rows: copying
-mypt-gamma    2,100 rows: copying pseudo-words         mypt-3a2           2,400 rows: facts and sums
+mypt-gamma    2,100 rows: copying pseudo-words         mypt-operators     1,500 rows: copy, wrap, extract
+mypt-3a2      2,400 rows: facts and sums
 (and mypt-alpha-full … with every row)
 """
 
@@ -57,6 +58,7 @@ _BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "mypt-alpha": (_stage("mypt-alpha"), 840),
     "mypt-beta": (_stage("mypt-beta"), 2_100),
     "mypt-gamma": (_stage("mypt-gamma"), 2_100),
+    "mypt-operators": (_stage("mypt-operators"), 1_500),
     "mypt-3a2": (_stage("mypt-3a2"), 2_400),
 }
 NAMES = [name for base in _BUILDERS for name in (base, f"{base}-full")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from forty2.errors import Forty2Error, RecipeError
 from forty2.recipe.grid import Grid
 from forty2.runs.planning import plan
-from forty2.runs.sweep.configurations import Configuration, in_words
+from forty2.runs.sweep.configurations import Configuration, in_grid, in_words
 from forty2.runs.sweep.metrics import objective_of, row_kinds_of
 
 _NOT_OF_ROWS = (
@@ -93,11 +93,13 @@ def _check_each(
     if problems:
         raise RecipeError(
             "\n".join(
-                text if len(those) == len(every) else _with_settings(grid, those[0], text)
+                _placed(grid, those[0], text, by_settings=len(those) < len(every))
                 for text, those in problems.items()
             )
         )
 
 
-def _with_settings(grid: Grid, one: Configuration, problem: str) -> str:
-    return f"{grid.place}: with {in_words(one.settings)}: {problem}"
+def _placed(grid: Grid, one: Configuration, text: str, *, by_settings: bool) -> str:
+    """Say of a problem where in the grid it is, or else which settings have it, if not all do."""
+    problem = in_grid(grid, one.settings, text)
+    return problem.text if problem.line or by_settings else text

@@ -17,6 +17,7 @@ from forty2.errors import RecipeError
 from forty2.recipe.differences import on_one_line
 from forty2.recipe.document import Problem, listed
 from forty2.recipe.grid import Grid, Parameter
+from forty2.recipe.places import changed
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 
@@ -56,9 +57,7 @@ class RecipeSource:
 def as_swept(recipe: Recipe) -> Recipe:
     """Return the recipe without fusing, and measured only at its base and its end."""
     benchmark = recipe.benchmark or Benchmark(tasks=[])
-    return dataclasses.replace(
-        recipe, fuse=None, benchmark=dataclasses.replace(benchmark, each_phase=False)
-    )
+    return changed(recipe, fuse=None, benchmark=dataclasses.replace(benchmark, each_phase=False))
 
 
 def configuration_name(number: int) -> str:
@@ -117,7 +116,7 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
         except RecipeError as error:
             for line in str(error).splitlines():
                 if line not in lines:
-                    problem = _in_grid(grid, settings, line)
+                    problem = in_grid(grid, settings, line)
                     problems.setdefault(problem.text, problem)
             lines |= {*str(error).splitlines()}
             continue
@@ -138,7 +137,7 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
 _OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<message>.*)$")
 
 
-def _in_grid(grid: Grid, settings: Settings, line: str) -> Problem:
+def in_grid(grid: Grid, settings: Settings, line: str) -> Problem:
     """Say of a problem where in the grid it is, or else which settings have it."""
     override = _OVERRIDE.match(line)
     number, where = grid.where(override["key"]) if override is not None else (0, "")

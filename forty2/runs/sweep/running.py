@@ -22,6 +22,7 @@ from forty2.errors import RunError, TrainingError, first_line
 from forty2.files import make_folder, remove_leftovers, write_errors, write_text
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.grid import Grid, read_grid
+from forty2.recipe.places import changed
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.run_paths import run_path
@@ -147,7 +148,7 @@ def _folder(path: Path, configuration: Configuration) -> ConfigurationFolder:
 
 def _asked(configuration: Configuration, base: Recipe) -> Configuration:
     """Return the configuration with the questions that all of the sweep are asked."""
-    recipe = dataclasses.replace(configuration.recipe, benchmark=base.benchmark)
+    recipe = changed(configuration.recipe, benchmark=base.benchmark)
     return configuration._replace(recipe=recipe)
 
 
@@ -257,7 +258,7 @@ class _Sweep:
                 continue
             if self.record.early_stop and stops(self.path, self.record, folder):
                 return
-            seeded = dataclasses.replace(recipe, seed=seed)
+            seeded = changed(recipe, seed=seed)
             try:
                 self.shared.run(seeded, folder.run(seed), lengths, f"{folder.name} seed {seed}")
             except TrainingError as error:

@@ -273,6 +273,9 @@ class Phase:
     built-in set of MyPT's stages, as builtin:mypt-alpha; null: none."""
     best: Best | None = None
     """Adapter that the phase hands on: that of the best evaluation; null: that of the last step."""
+    carry_optimizer: bool = False
+    """Hand on the optimizer's moments with the adapter: the next phase, which must train the same with the
+    same optimizer, goes on with them. false: it begins with a new optimizer."""
     until: Goal | None = None
     """Goal that ends the phase early, once an evaluation reaches it; null: train every step."""
     gate: Annotated[dict[str, Share], Field(min_length=1)] | None = None
@@ -360,6 +363,16 @@ class Phase:
                 "remove one of the two"
             )
         return on_fail
+
+    @field_validator("carry_optimizer")
+    @classmethod
+    def _hands_on_last_step(cls, carried: bool, info: ValidationInfo) -> bool:
+        if carried and info.data.get("best") is not None:
+            raise ValueError(
+                "carry_optimizer: the moments are those of the last step, but best hands on the adapter "
+                "of another; remove one of the two"
+            )
+        return carried
 
     @field_validator("warmup_steps", "eval_every_steps", "save_every_steps")
     @classmethod

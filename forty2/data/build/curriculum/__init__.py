@@ -5,7 +5,7 @@ gives short questions with one short answer, `echo` instructions to copy (and on
 like it), and `operators` copying, wrapping and extracting with templates and payloads that
 validation never shares with training. All are English and German, pure functions of their
 arguments, and hold no user text twice. They are composed from `library/curriculum/`. `stage` divides them
-into the four stages of MyPT's phase 3a, whose eval prompts `stage_prompts` gives.
+into the stages of MyPT's phase 3a, whose eval prompts `stage_prompts` gives.
 """
 
 from forty2.data.build.curriculum.echo_set import echo

@@ -90,6 +90,18 @@ def _plain(total: int) -> int:
 # --- payloads -------------------------------------------------------------------------------------
 
 
+def template_names() -> list[str]:
+    """Return the name of every wording, with which rows name theirs."""
+    names: list[str] = []
+    for language in LANGUAGES:
+        own = material("curriculum/echo")[language]
+        for prefix, key in (("echo", "templates"), ("anti", "anti_templates")):
+            names += [f"{prefix}-{language}-{n:02d}" for n in range(1, len(own[key]) + 1)]
+        for task, choices in own["contrast_templates"].items():
+            names += [f"contrast-{language}-{task}-{n}" for n in range(1, len(choices) + 1)]
+    return names
+
+
 def payloads_of(kind: str, language: str, generator: random.Random) -> list[str]:
     """Return the words, phrases, codes or sentences of a language, in seeded order."""
     own = material("curriculum/echo")[language]

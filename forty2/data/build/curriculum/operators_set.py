@@ -22,6 +22,7 @@ from forty2.data.build.curriculum.echo_set import (
     gibberish_words,
     payloads_of,
 )
+from forty2.data.build.curriculum.held_out import held_out_names, is_held_out
 from forty2.data.library import material
 from forty2.data.splitting import Split
 from forty2.files import JsonObject
@@ -31,8 +32,6 @@ TRAIN = 300
 """Rows of each operator in each language."""
 VALID = 33
 """Validation rows of each operator in each language."""
-VALID_TEMPLATES = 2
-"""Templates of each operator, and carrier sentences, that only validation uses."""
 GATES = {"copy": 0.8, "wrap": 0.8, "extract": 0.6, "all": 0.75}
 """Smallest share of exact replies, by operator, for a model to pass."""
 
@@ -51,14 +50,15 @@ def operators(seed: int) -> Split:
     """Build 1,800 training rows and 198 validation rows, a third of each operator.
 
     No payload is used twice. Templates, payloads and the sentences that something is extracted from
-    are divided before rows are composed, so no wording and no text of validation is trained on.
+    are divided before rows are composed, so no wording and no text of validation is trained on,
+    whatever the seed.
     """
     generator = random.Random(f"operators-{seed}")
     train: list[Row] = []
     valid: list[Row] = []
     payloads = _payloads(generator)
     for language in LANGUAGES:
-        first, second = _divided(language, payloads[language], generator)
+        first, second = _divided(language, payloads[language])
         train += _composed(language, first, generator)
         valid += _composed(language, second, generator)
     return Split(
@@ -89,7 +89,7 @@ def eval_prompts(rows: Iterable[Row]) -> JsonObject:
 
 def _payloads(generator: random.Random) -> dict[str, list[str]]:
     """Make phrases, codes and pseudo-words for each language; the languages share none."""
-    made = codes(700, generator)
+    made = codes(1_000, generator)
     pseudo = gibberish_phrases(gibberish_words(generator), 400, generator)
     used: set[str] = set()
     result = {}
@@ -101,26 +101,25 @@ def _payloads(generator: random.Random) -> dict[str, list[str]]:
     return result
 
 
-def _divided(
-    language: str, payloads: Sequence[str], generator: random.Random
-) -> tuple[_Part, _Part]:
+def _divided(language: str, payloads: Sequence[str]) -> tuple[_Part, _Part]:
+    """Divide the material of a language into that of training and that of validation."""
     own = material("curriculum/operators")[language]
     named = {
-        operator: shuffled(
-            [(f"{operator}-{language}-{n:02d}", text) for n, text in enumerate(own[operator], 1)],
-            generator,
-        )
-        for operator in OPERATORS
+        kind: [(f"{kind}-{language}-{n:02d}", text) for n, text in enumerate(own[kind], 1)]
+        for kind in (*OPERATORS, "carriers")
     }
-    carriers = shuffled(own["carriers"], generator)
-    cut, edge = VALID_TEMPLATES, VALID * len(OPERATORS)
-    trained = {operator: texts[cut:] for operator, texts in named.items()}
-    held_out = {operator: texts[:cut] for operator, texts in named.items()}
-    rest = list(payloads[edge : edge + TRAIN * len(OPERATORS)])
-    return (
-        _Part(trained, carriers[cut:], rest),
-        _Part(held_out, carriers[:cut], list(payloads[:edge])),
-    )
+    held = held_out_names(name for kind in named.values() for name, _ in kind)
+
+    def part(wanted: bool, count: int) -> _Part:
+        chosen = {
+            kind: [(name, text) for name, text in texts if (name in held) is wanted]
+            for kind, texts in named.items()
+        }
+        carriers = [text for _, text in chosen.pop("carriers")]
+        texts = [text for text in payloads if is_held_out(text) is wanted]
+        return _Part(chosen, carriers, texts[: count * len(OPERATORS)])
+
+    return part(False, TRAIN), part(True, VALID)
 
 
 def _composed(language: str, part: _Part, generator: random.Random) -> list[Row]:
