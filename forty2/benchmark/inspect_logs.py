@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
+from typing import TypeGuard
 
 from forty2.benchmark.harness_samples import HarnessSamples, Sample, SampledTask
 from forty2.errors import BenchmarkError, first_names, printable
@@ -38,7 +39,7 @@ def refuse_binary_log(path: Path) -> None:
         )
 
 
-def is_inspect(found: object) -> bool:
+def is_inspect(found: object) -> TypeGuard[JsonObject]:
     """Return whether a parsed JSON file is a log of Inspect."""
     return isinstance(found, Mapping) and "status" in found and isinstance(found.get("eval"), dict)
 
@@ -74,7 +75,7 @@ def read_log(found: JsonObject, what: str) -> HarnessSamples:
         name=spec["task"],
         items=tuple(
             _sample(
-                place, epochs[0], {m: fmean(scores[name][m]) for m in numeric & scores[name].keys()}
+                place, epochs[0], {m: _mean(v) for m, v in scores[name].items() if m in numeric}
             )
             for place, (name, epochs) in enumerate(items.items())
         ),
@@ -110,14 +111,11 @@ def _scores(epochs: list[JsonObject], where: str) -> _Scores:
     for sample in epochs:
         given, error = sample.get("scores"), sample.get("error")
         if not isinstance(given, dict) or not given:
-            failed = isinstance(error, dict)
+            failed = (
+                f" because of an error: {error.get('message')}" if isinstance(error, dict) else ""
+            )
             raise BenchmarkError(
-                f"{where}, epoch {sample.get('epoch', 1)}: has no score"
-                + (
-                    f" because of an error: {printable(str(error.get('message')))[:200]}; "
-                    if failed
-                    else "; "
-                )
+                f"{where}, epoch {sample.get('epoch', 1)}: has no score{printable(failed)[:200]}; "
                 + (
                     "go on with the log by `inspect eval-retry`"
                     if failed
@@ -149,6 +147,11 @@ def _number(value: object) -> float | None:
         except ValueError:
             return None
     return float(value) if isinstance(value, bool) or is_number(value) else None
+
+
+def _mean(values: list[float | None]) -> float:
+    """Average the epochs of a metric that is a number in each."""
+    return fmean(value for value in values if value is not None)
 
 
 def _numeric(scores: Mapping[str, _Scores], what: str) -> set[str]:
