@@ -154,7 +154,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         RunError: it cannot be written; the old folder stays.
     """
     with write_errors(folder):
-        _refuse_no_folder(folder)
+        refuse_no_folder(folder)
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
         replaced = unfinished.with_name(f"{unfinished.name}.old")
         make_folder(folder.parent)
@@ -193,9 +193,13 @@ def refuse_no_file(path: Path) -> None:
         raise RunError(f"{path}: is a device or a pipe; name a file to write")
 
 
-def _refuse_no_folder(folder: Path) -> None:
-    """Refuse to replace a file by a folder, and `.` and `/`, beside which no other can be made."""
-    if not folder.name:
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse to replace a file by a folder, and `.`, `..` and `/`, beside which no other can be made.
+
+    Raises:
+        RunError: naming it.
+    """
+    if folder.name in ("", ".."):
         raise RunError(f"{folder}: cannot be replaced as a whole; name a new folder in it")
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file; name a folder to write")

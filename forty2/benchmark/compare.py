@@ -1,7 +1,8 @@
 """Comparison of two results item by item: changes, their intervals, and a verdict. NumPy only.
 
 It takes two results of `forty2 benchmark`; or two stages of a run (`RUN/benchmarks/`), which hold
-several results; or what lm-evaluation-harness logged, beside its like or beside a result of ours.
+several results; or what lm-evaluation-harness logged, beside its like or beside a result of ours; or
+two logs of Inspect.
 Every item carries its scores; its task states the metrics, their ranges, and what must be the same
 in both results. The statistics are those of `stats`.
 """

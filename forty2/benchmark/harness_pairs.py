@@ -9,8 +9,6 @@ from forty2.benchmark.harness_samples import HarnessSamples, Sample, SampledTask
 from forty2.benchmark.stage_scores import MetricScores, Scores, metric_names
 from forty2.errors import BenchmarkError, first_names, printable
 
-GROUP = "lm-eval"
-"""Name under which all tasks of the harness have one verdict together."""
 Key = tuple[str, int]
 """Fact that identifies an item in both results, and how many items before have the same."""
 
@@ -26,7 +24,7 @@ def paired_scores(before: HarnessSamples, after: HarnessSamples) -> tuple[Scores
     """
     mixed = before.is_ours != after.is_ours
     names = _shared_tasks(before, after, mixed=mixed)
-    collected = (_Collector(before.model), _Collector(after.model))
+    collected = (_Collector(before), _Collector(after))
     prompts = 0
     for name in names:
         tasks = before.tasks[name], after.tasks[name]
@@ -132,8 +130,8 @@ def _by_key(task: SampledTask, way: Callable[[Sample], str | None]) -> dict[Key,
 class _Collector:
     """Scores of one model, task by task."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, samples: HarnessSamples) -> None:
+        self.model, self.source = samples.model, samples.source
         self.asked: list[tuple[str, object]] = []
         self.metrics: dict[str, MetricScores] = {}
         self.tasks: list[str] = []
@@ -164,12 +162,12 @@ class _Collector:
     def scores(self) -> Scores:
         """Return all scores, under one verdict."""
         return Scores(
-            names={GROUP: printable(first_names(self.tasks, 3))},
+            names={self.source: printable(first_names(self.tasks, 3))},
             model=printable(self.model),
-            settings={"benchmark": GROUP},
+            settings={"benchmark": self.source},
             asked=self.asked,
             metrics=self.metrics,
-            tasks={GROUP: tuple(self.metrics)},
+            tasks={self.source: tuple(self.metrics)},
             categories={},
             category_metric=None,
         )

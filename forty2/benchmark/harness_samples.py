@@ -70,6 +70,8 @@ class SampledTask:
     """Version, number of examples and use of a chat template; what was not recorded is absent."""
     higher: dict[str, bool | None]
     """True if a larger score is better, by the metric's name without its filter; None: neither is."""
+    shares: frozenset[str] = frozenset()
+    """Metrics whose scores lie between 0 and 1, beside those whose names say so."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -80,7 +82,8 @@ class SampledTask:
         """Return range and direction of a metric."""
         bare = name.partition(",")[0]
         higher = self.higher.get(bare, not _LOWER.fullmatch(bare))
-        low, high = (SHARE.low, SHARE.high) if _SHARES.fullmatch(bare) else (-math.inf, math.inf)
+        is_share = name in self.shares or _SHARES.fullmatch(bare)
+        low, high = (SHARE.low, SHARE.high) if is_share else (-math.inf, math.inf)
         return Metric(low, high, "neither" if higher is None else "higher" if higher else "lower")
 
 
@@ -92,6 +95,8 @@ class HarnessSamples:
     tasks: dict[str, SampledTask]
     is_ours: bool = False
     """True if forty2 measured them. Their items are matched by the question: the harness's hash is not known."""
+    source: str = "lm-eval"
+    """Program that evaluated; all its tasks have one verdict together, under this name."""
 
 
 def is_harness(path: Path) -> bool:
@@ -140,7 +145,7 @@ def _files_in(folder: Path) -> list[Path]:
     if not holding:
         raise BenchmarkError(
             f"{folder}: holds no samples_TASK_DATE.jsonl of lm-evaluation-harness; run it with "
-            "log_samples and output_path"
+            "log_samples and output_path, or name a log of Inspect by its file"
         )
     if len(holding) > 1:
         names = first_names([place.name for place in holding], 3)

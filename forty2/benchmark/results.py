@@ -255,33 +255,36 @@ def read_measured(found: object, what: str) -> Result | Stage:
 
 Measurable = Result | Stage | Mapping[str, object] | str | Path
 """A result or a run's stage, parsed JSON of one, or the JSON file that holds it; or a folder or file of
-samples that lm-evaluation-harness wrote."""
+samples that lm-evaluation-harness wrote, or a log of Inspect."""
 
 
 def as_measured(given: Measurable, what: str) -> Result | Stage | HarnessSamples:
-    """Return a result or stage that is given itself, parsed, or by its file.
+    """Return a result, stage or samples that are given themselves, parsed, or by their file.
 
     Args:
         what: name of it for messages, unless it is a file.
 
     Raises:
-        BenchmarkError: it is neither, or damaged.
+        BenchmarkError: it is none of these, or damaged.
         RunError, DataError: the file cannot be read.
     """
+    from forty2.benchmark.harness_samples import is_harness, read_samples
+    from forty2.benchmark.inspect_logs import is_inspect, read_log, refuse_binary_log
+
     if isinstance(given, Result | Stage):
         return given
     if isinstance(given, str | Path):
-        from forty2.benchmark.harness_samples import is_harness, read_samples
-
-        if is_harness(Path(given)):
-            return read_samples(Path(given))
-        return read_measured(read_json(Path(given)), str(given))
-    return read_measured(given, what)
+        path = Path(given)
+        if is_harness(path):
+            return read_samples(path)
+        refuse_binary_log(path)
+        given, what = read_json(path), str(given)
+    return read_log(given, what) if is_inspect(given) else read_measured(given, what)
 
 
 _REMEDY = (
-    "give a JSON file that forty2 benchmark wrote, one of RUN/benchmarks, or a folder of "
-    "lm-evaluation-harness's samples"
+    "give a JSON file that forty2 benchmark wrote, one of RUN/benchmarks, a folder of "
+    "lm-evaluation-harness's samples, or a JSON log of Inspect"
 )
 
 

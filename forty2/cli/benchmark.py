@@ -500,9 +500,9 @@ def _named_data(text: str) -> tuple[str, str]:
 def compare_command(before: Path, after: Path, margin: float | None, as_json: bool) -> None:
     """Compare two results of the same questions, with a verdict.
 
-    BEFORE and AFTER are JSON files of `forty2 benchmark` or of RUN/benchmarks, or folders that
-    lm-evaluation-harness wrote with --log_samples. Of two stages of a run, the margins are those of its
-    recipe.
+    BEFORE and AFTER are JSON files of `forty2 benchmark` or of RUN/benchmarks, folders that
+    lm-evaluation-harness wrote with --log_samples, or JSON logs of Inspect. Of two stages of a run, the
+    margins are those of its recipe.
     """
     from forty2.benchmark.compare import format_comparison
     from forty2.runs.archive.comparison import compare

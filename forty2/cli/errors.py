@@ -32,6 +32,16 @@ class CommandError(click.ClickException):
 class Group(click.Group):
     """A group of commands whose errors end in one line, which names options that the command has."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        with plain_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta.setdefault(TYPED, tuple(args))
         return super().parse_args(ctx, args)
@@ -45,10 +55,15 @@ class Group(click.Group):
 def plain_errors() -> Iterator[None]:
     """Turn errors that a user can act on, and signals, into a `CommandError`. Bugs keep their traceback.
 
-    Exit codes: 2 for an error of ours and when memory runs out, 130 for SIGINT, 143 for SIGTERM.
+    Exit codes: 2 for wrong use, for an error of ours and when memory runs out, 130 for SIGINT, 143 for
+    SIGTERM.
     """
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise CommandError(_usage_error(error), error.exit_code) from error
     except OtherProcessEnded as ended:
         raise click.exceptions.Exit(ended.exit_code) from ended
     except Forty2Error as error:
@@ -65,6 +80,15 @@ def plain_errors() -> Iterator[None]:
             f"memory ran out ({first_line(error)}); close other programs, or use a smaller or quantized model",
             Forty2Error.exit_code,
         ) from error
+
+
+def _usage_error(error: click.UsageError) -> str:
+    """Return click's message as one line, with the command that shows the help; click prints four."""
+    message = " ".join(error.format_message().split())
+    if error.ctx is None:
+        return message
+    end = "" if message.endswith((".", "?")) else "."
+    return f"{message}{end} See {error.ctx.command_path} --help"
 
 
 def warn(message: str) -> None:

@@ -15,7 +15,14 @@ from huggingface_hub import HfApi, metadata_load, snapshot_download
 
 from forty2.errors import Forty2Error, HubError, ModelError, on_one_line
 from forty2.export.hub import ADAPTER_FILES, CODE, MODEL_FILES, check_name, hub_errors, is_one_of
-from forty2.files import CARD, check_free_space, make_folder, staged_folder, write_errors
+from forty2.files import (
+    CARD,
+    check_free_space,
+    make_folder,
+    refuse_no_folder,
+    staged_folder,
+    write_errors,
+)
 from forty2.model.adapter import adapter_dir, load_arrays
 from forty2.model.adapter_files import read_adapter_config
 from forty2.model.loading import load
@@ -66,6 +73,8 @@ def pull(
         RunError: the folder cannot be written.
     """
     check_name(name)
+    if out is not None:
+        _check_target(Path(out), replace)
     unchanged = "nothing was changed here"
     with hub_errors(name, unchanged, writing=False):
         api = HfApi(library_name="forty2")
@@ -124,11 +133,17 @@ def _check_contents(name: str, kind: str, wanted: list[str], sizes: Mapping[str,
 
 
 def _check_target(folder: Path, replace: bool) -> None:
-    """Refuse to write over what is there, unless it is a model or adapter that may be replaced."""
+    """Refuse to write over what is there, unless it is a model or adapter that may be replaced.
+
+    Raises:
+        ModelError: it holds something else, or may not be replaced.
+        RunError: it is `/`, `.` or `..`.
+    """
+    refuse_no_folder(folder)
     if not folder.exists() and not folder.is_symlink():
         return
-    if folder.is_symlink() or not folder.is_dir():
-        raise ModelError(f"{folder}: is a link or a file; name another `out`")
+    if folder.is_symlink():
+        raise ModelError(f"{folder}: is a link; name another `out`")
     if not any(folder.iterdir()):
         return
     if (folder / _RUN).exists():

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from forty2.data.records import Message
 from forty2.errors import DataError, RunError
-from forty2.files import JsonObject, atomic_write, read_json
+from forty2.files import JsonObject, atomic_write, read_json, refuse_no_folder
 
 TESTSET, ABOUT = "testset.jsonl", "testset.json"
 REPLIES, VERDICTS, FOUND = "replies.jsonl", "verdicts.jsonl", "find.json"
@@ -246,11 +246,13 @@ def _records(path: Path, kind: type[Stored]) -> Iterator[Stored]:
 
 
 def refuse_if_made(folder: Path) -> None:
-    """Refuse to put a new test set in the place of one that replies belong to.
+    """Refuse to put a new test set in the place of one that replies belong to, or into `/` or `.`.
 
     Raises:
         DataError: there is one.
+        RunError: it is no folder to write into.
     """
+    refuse_no_folder(folder)
     for name in (ABOUT, REPLIES, f"{REPLIES}.part"):
         if (folder / name).exists():
             raise DataError(f"{folder / name}: exists already; name another `out`, or remove it")

@@ -96,6 +96,7 @@ def make_testset(
 
     Raises:
         DataError: there is a test set in the folder, a source cannot be read, or too few are left.
+        RunError: the folder cannot be written.
     """
     folder = Path(folder)
     refuse_if_made(folder)

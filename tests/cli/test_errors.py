@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 import warnings
+from collections.abc import Iterator
 
+import click
 import pytest
+from click.testing import CliRunner
+from support.cli import forty2
 
+from forty2.cli import main
 from forty2.cli.errors import CommandError, plain_errors, plain_warnings
 from forty2.cli.signals import Terminated, terminable
 from forty2.errors import DataError, Interrupted
@@ -34,6 +39,49 @@ def test_what_a_user_can_act_on_ends_with_a_message_and_a_code(
         raise error
     assert failure.value.exit_code == code
     assert failure.value.message.startswith(says)
+
+
+def groups_and_commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words that are typed for each group and each command."""
+    yield names
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from groups_and_commands(below, *names, name)
+
+
+def test_wrong_use_of_every_command_is_one_line_on_standard_error() -> None:
+    for names in groups_and_commands(main):
+        result = CliRunner().invoke(main, [*names, "--no-such-option"], prog_name="forty2")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith("Error: No such option"), names
+        assert f" See {' '.join(('forty2', *names))} " in result.stderr, names
+        assert result.stderr.endswith(" --help\n")
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("compare one.json --json", "Missing argument 'AFTER'. See"),
+        ("rnu", "did you mean run? See"),
+        ("logprobs --dtype f8 --json", "--dtype"),
+        ("export gguf m --out f.gguf --type q4_k", "q4_k"),
+        ("init x", "Give at least one file: --chats, --pairs or --thumbs. See"),
+        ("runs list --since yesterday --json", "give a day as 2026-11-30, or a time as 12h"),
+    ],
+)
+def test_wrong_use_is_one_line_whoever_finds_it(typed: str, says: str) -> None:
+    result = forty2(*typed.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert says in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_group_alone_shows_its_commands() -> None:
+    result = forty2("data")
+    assert "lint" in result.output and not result.output.startswith("Error")
 
 
 def test_a_bug_passes_through() -> None:

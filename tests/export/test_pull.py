@@ -165,6 +165,14 @@ def test_runs_and_other_folders_are_never_replaced(
     assert sorted(map(str, Path.cwd().rglob("*"))) == before
 
 
+@pytest.mark.parametrize("place", [".", "..", "/", "inputs", "inputs/sft.jsonl", "/dev/null"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_hub_is_asked(
+    place: str, adapter: dict[str, bytes], hub: Hub
+) -> None:
+    assert f"{place}: " in error_of(pull("me/ad", "--out", place, "--replace"))
+    assert hub.lines == []
+
+
 def test_a_failed_replacement_leaves_the_old_one(model: dict[str, bytes], hub: Hub) -> None:
     assert pull("me/it").exit_code == 0
     hub.create("me/it", model | {"config.json": b"{}"})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from forty2.errors import DataError
+from forty2.errors import DataError, RunError
 from forty2.failures.builtin.made import WORDS
 from forty2.failures.folder import HALVES, Item, read_half
 from forty2.failures.testset import STRATA, TestsetSettings, make_testset, question_text
@@ -53,6 +53,17 @@ def test_the_same_seed_makes_the_same_bytes_and_another_does_not(tmp_path: Path)
     a, b, c = ((tmp_path / name / "testset.jsonl").read_bytes() for name in "abc")
     assert a == b != c
     assert (tmp_path / "a/testset.json").read_bytes() == (tmp_path / "b/testset.json").read_bytes()
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "file", "/dev/null"])
+def test_a_place_that_is_no_folder_of_its_own_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine", "utf-8")
+    with pytest.raises(RunError, match=f"^{place}: .*name a (new )?folder"):
+        make_testset(place, TestsetSettings(size=10))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_questions_in_training_data_are_left_out_however_they_are_in_it(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def nothing_written(one: Case, before: Mapping[str, Any], after: Mapping[str, An
 def check_message(one: Case, message: str) -> None:
     """One message, which says what it must."""
     assert "Traceback" not in message
-    beside = re.compile(r"Usage:|Try '|.*%\|")  # what click and progress bars print
+    beside = re.compile(r".*%\|")  # what progress bars print
     told = [line for line in message.splitlines() if line and not beside.match(line)]
     assert told and told[0].startswith("Error: "), message
     assert len(told) == 1 or all(re.match(r"(Error: )?\S+: ", line) for line in told), message

@@ -6,8 +6,10 @@ one after another, some rows at a time, so that the model need not fit into the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -25,7 +27,7 @@ from forty2.errors import ModelError
 from forty2.export.gguf.architecture import Described, describe_model
 from forty2.export.gguf.modelfile import Modelfile, modelfile_of
 from forty2.export.gguf.vocabulary import Vocabulary, export_vocabulary, model_name
-from forty2.files import atomic_write, check_free_space, refuse_no_file, write_text
+from forty2.files import atomic_write, check_free_space, refuse_no_file
 from forty2.model.adapter import choose_system
 from forty2.model.base_model import find_model_and_adapter
 from forty2.model.chat_template import TemplateSettings
@@ -95,7 +97,7 @@ def export_gguf(
         adapter: adapter on the model.
         type: one of `TYPES`, for the matrices. Vectors stay F32; with fewer than 8 bits the embeddings
             and the head are Q8_0, and rows that are no multiple of 32 are F16.
-        ollama: also write `Modelfile.FILE` for Ollama.
+        ollama: also write `Modelfile.FILE` for Ollama: both files, or none.
         system: system message in Ollama's file. Default: the one of most rows that the run trained on.
         replace: write over existing files.
         template: settings of the chat template.
@@ -135,9 +137,8 @@ def export_gguf(
         modelfile = modelfile_of(
             tokenizer, vocabulary.stops, adds_bos=adds_bos, gguf=out.name, system=system
         )._replace(path=modelfile_path)
-    _write(out, values, described, plan, progress)
-    if modelfile is not None:
-        write_text(modelfile.path, modelfile.text)
+    with _written(modelfile):
+        _write(out, values, described, plan, progress)
     return Exported(
         out,
         type,
@@ -147,6 +148,19 @@ def export_gguf(
         modelfile,
         (*notes, *vocabulary.notes),
     )
+
+
+@contextlib.contextmanager
+def _written(modelfile: Modelfile | None) -> Iterator[None]:
+    """Write Ollama's file, which gets its name only if the block, which writes the other, succeeds."""
+    if modelfile is None:
+        yield
+        return
+    with atomic_write(modelfile.path) as file:
+        file.write(modelfile.text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows now
+        yield
 
 
 def _check_out(path: Path, replace: bool, beginning: bytes) -> None:

@@ -120,7 +120,8 @@ def compare(before: Measurable, after: Measurable, *, margin: float | None = Non
 
     Args:
         before: a result of a benchmark or a stage of a run; or the JSON file that holds it, as in
-            RUN/benchmarks/; or a folder, or samples_TASK_DATE.jsonl, of lm-evaluation-harness.
+            RUN/benchmarks/; or a folder, or samples_TASK_DATE.jsonl, of lm-evaluation-harness; or a JSON
+            log of Inspect.
         after: the same, of the model to judge.
         margin: largest loss that still counts as no tax; None: what the recipe of the file's run
             states, else 0.01.

@@ -58,7 +58,9 @@ def _files(source: Path) -> Mapping[str, Path]:
 def _read(file: Path) -> Result | Stage:
     found = as_measured(file, str(file))
     if isinstance(found, HarnessSamples):
-        raise BenchmarkError(f"{file}: is in the harness's form already")
+        raise BenchmarkError(
+            f"{file}: was not measured by forty2; give a run, or a result of forty2 benchmark"
+        )
     return found
 
 

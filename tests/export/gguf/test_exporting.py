@@ -422,6 +422,28 @@ def test_a_disk_too_full_is_found_before_the_write(small_disk: Path, tmp_path: P
     assert not list(small_disk.iterdir())
 
 
+def test_a_disk_that_the_modelfile_fills_keeps_neither_file(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    folder = save_family(tmp_path / "model", "llama")
+    with pytest.raises(RunError, match=r"Modelfile\.m: cannot be written: the disk is full"):
+        export(folder, small_disk / "m.gguf", ollama=True, system="x" * 9_000_000)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_model_that_cannot_be_written_leaves_no_modelfile(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "model", "llama")
+    file = folder / "model.safetensors"
+    weights: Any = mx.load(str(file))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    mx.save_safetensors(str(file), weights, {"format": "mlx"})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match="is not finite"):
+        export(folder, tmp_path / "out" / "m.gguf", ollama=True)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_the_command_says_what_it_wrote_and_how_to_run_it(tmp_path: Path) -> None:
     folder, out = save_family(tmp_path / "tiny", "qwen2"), tmp_path / "Tiny.gguf"
     result = forty2("export", "gguf", folder, "-o", out, "--ollama", "--system", "Be brief.")

@@ -151,6 +151,28 @@ def test_a_rule_that_llama_cpp_does_not_have_is_refused() -> None:
     refused(with_tokens(backend), "by a rule that is none of")
 
 
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+SUFFIX"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*SUFFIX"
+    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "digits"),
+    [("", ""), ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "{1,3}")],
+    ids=["tekken", "gpt-4o"],
+)
+def test_a_rule_that_llama_cpp_computes_otherwise_is_refused(suffix: str, digits: str) -> None:
+    backend = byte_level("gpt-2")
+    pattern = Regex(_O200K.replace("SUFFIX", suffix).replace("DIGITS", digits))
+    byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), byte]
+    )
+    refused(with_tokens(backend), "by a rule that is none of llama-bpe, qwen2, smollm, gpt-2")
+
+
 def test_another_normalizer_is_refused() -> None:
     backend = byte_level("gpt-2")
     backend.normalizer = normalizers.Lowercase()
