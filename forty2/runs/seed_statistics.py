@@ -146,12 +146,12 @@ def interval(
     most: float = math.inf,
     groups: Sequence[int] | None = None,
 ) -> Interval:
-    """Compute the 95% interval of the mean of scores (S, n).
+    """Compute the 95% interval of `mean_over_seeds` of scores (S, n).
 
     Seeds and items are both samples: others would have given another mean. The items' part is a
-    bootstrap of the item means over seeds. The seeds' part is the variance between seed means that
-    the items do not explain, as a Student t with S - 1 degrees of freedom, since three seeds say
-    little about their own spread. The two are added draw by draw.
+    bootstrap of what each item adds to the mean, over seeds. The seeds' part is the variance between
+    seed means that the items do not explain, as a Student t with S - 1 degrees of freedom, since three
+    seeds say little about their own spread. The two are added draw by draw.
 
     In simulations with three seeds and 100 items the interval covers the truth in 93 to 98% of
     cases. The usual bootstrap, which draws seeds and then items within each, covers it in 79 to 87%
@@ -159,30 +159,37 @@ def interval(
     independent, and the three seeds as all there are.
 
     Args:
+        values: NaN where a seed did not have an item. Items of one seed alone count as its own sample.
         least, most: bounds of the mean, and so of the interval.
         groups: group of each item (n,); items of one group nearly repeat each other, so that they are
             drawn together. None: each is a group of its own.
     """
     seeds, items = values.shape
-    by_seed, by_item = values.mean(axis=1), values.mean(axis=0)
-    rest = values - by_seed[:, None] - by_item + values.mean()
+    there = ~np.isnan(values)
+    by_seed = np.nanmean(values, axis=1)
+    added = np.where(there, values - by_seed[:, None], 0.0) / there.sum(axis=1, keepdims=True)
     places = np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(places.max()) + 1
-    sizes = np.bincount(places, minlength=count)
-    sums = np.bincount(places, by_item, count)
-    rests = np.stack([np.bincount(places, row, count) for row in rest])
-    explained = float((rests**2).sum()) / ((seeds - 1) * (count - 1)) * count / items**2
+    by_group = np.stack([np.bincount(places, row, count) for row in added])
+    shared = by_group.mean(axis=0)
+    explained = float(((by_group - shared) ** 2).sum()) / (seeds - 1) * count / (count - 1)
     between = max(0.0, float(by_seed.var(ddof=1)) - explained) / seeds
+    mean = float(by_seed.mean())
     rng = np.random.default_rng(SEED)
     means = []
     for done in range(0, RESAMPLES, _CHUNK):
         drawn = rng.integers(count, size=(min(_CHUNK, RESAMPLES - done), count))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        means.append(mean + shared[drawn].sum(axis=1))
     draws = np.concatenate(means)
     draws += math.sqrt(between) * rng.standard_t(seeds - 1, size=RESAMPLES)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = widened(Interval(float(low), float(high)), float(values.mean()), count, least, most)
+    found = widened(Interval(float(low), float(high)), mean, count, least, most)
     return Interval(max(least, found.low), min(most, found.high))
+
+
+def mean_over_seeds(values: Values) -> float:
+    """Compute the mean of the seeds' means, of scores as in `interval`."""
+    return float(np.nanmean(values, axis=1).mean())
 
 
 _KINDS: Mapping[str, Metric] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -24,7 +25,7 @@ from forty2.runs.seed_statistics import (
 
 def test_with_seeds_alike_the_interval_is_that_of_the_items() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    assert interval(np.stack([values] * 3)) == bootstrap(values)
+    assert interval(np.stack([values] * 3)) == pytest.approx(bootstrap(values))
 
 
 def test_with_items_alike_the_interval_is_student_s() -> None:
@@ -38,7 +39,7 @@ def test_items_that_flicker_are_not_taken_for_a_spread_between_seeds() -> None:
     rng = np.random.default_rng(1)
     flicker = rng.normal(size=(3, 400))
     flicker -= flicker.mean(axis=1, keepdims=True)
-    assert interval(flicker) == bootstrap(flicker.mean(axis=0))
+    assert interval(flicker) == pytest.approx(bootstrap(flicker.mean(axis=0)))
 
 
 @pytest.mark.parametrize("between", [0.0, 0.05])
@@ -53,6 +54,23 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(between: float) -> No
         )
         covered += found.low <= 0 <= found.high
     assert 0.91 * trials <= covered
+
+
+@pytest.mark.parametrize("shared", [0, 20, 40])
+def test_it_covers_the_truth_where_seeds_have_other_items_in_other_numbers(shared: int) -> None:
+    """Of 40 to 60 items of each of three seeds, some are the same in all."""
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(200):
+        counts = [n - shared for n in (40, 50, 60)]
+        values = np.full((3, shared + sum(counts)), np.nan)
+        items, ends = rng.normal(size=values.shape[1]), np.cumsum([shared, *counts])
+        for seed, (start, end) in enumerate(itertools.pairwise(ends)):
+            mine = [*range(shared), *range(start, end)]
+            values[seed, mine] = items[mine] + rng.normal(size=len(mine)) + 0.2 * rng.normal()
+        found = interval(values)
+        hits += found.low <= 0 <= found.high
+    assert 182 <= hits <= 200  # 91 to 100%
 
 
 def test_an_interval_stays_where_its_metric_can_be() -> None:

@@ -33,6 +33,7 @@ from forty2.recipe.reading import load_recipe
 from forty2.runs import pipeline
 from forty2.runs.archive.finding import find_runs
 from forty2.runs.folder import try_lock
+from forty2.runs.seed_statistics import mean_over_seeds
 from forty2.runs.sweep.configurations import Configuration, RecipeSource, configurations
 from forty2.runs.sweep.confirming import confirm
 from forty2.runs.sweep.folder import ConfigurationFolder, SweepRecord, configuration_folders
@@ -44,6 +45,7 @@ from forty2.runs.sweep.results import (
     difference,
     show_sweep,
     stacked,
+    summaries,
 )
 from forty2.runs.sweep.running import stops, sweep
 from forty2.runs.sweep.shared_work import _measured_alike, shared_lengths, untouched_length
@@ -385,12 +387,13 @@ def test_confirmation_takes_fresh_seeds_and_says_how_much_stays(
     record = shown.record["confirmed"]
     assert record["configuration"] == best
     values = read_json(out / "results.json")["items"][best]["pair margin"]
+    values = np.array(values, float)  # null: the seed did not have the row
     fresh = [
         read_json(out / "confirm" / best / f"seed{s}" / "benchmarks" / "phase2_dpo.json")
         for s in (3, 4)
     ]
     after = np.mean([one["held_out"]["means"]["pair margin"] for one in fresh])
-    assert record["shrinkage"]["value"] == pytest.approx(np.mean(values) - after)
+    assert record["shrinkage"]["value"] == pytest.approx(mean_over_seeds(values) - after)
     assert record["shrinkage"]["low"] < record["shrinkage"]["value"] < record["shrinkage"]["high"]
     page = (out / "sweep.html").read_text()
     assert "Confirmation" in page and "Shrinkage" in page
@@ -509,14 +512,11 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run(
 # --- configurations and what they share -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("recipe", "grid", "count"),
-    [("spark", "spark", 9), ("dialectic", "lambda", 4), ("dialectic", "curriculum", 3)],
-)
-def test_the_grids_of_the_benchmarks_are_valid(recipe: str, grid: str, count: int) -> None:
+@pytest.mark.parametrize(("recipe", "count"), [("spark", 9), ("dialectic", 6)])
+def test_the_grids_of_the_benchmarks_are_valid(recipe: str, count: int) -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "objectives"
     source = RecipeSource(str(folder / f"{recipe}.yaml"))
-    found = configurations(read_grid(folder / f"{grid}.sweep.yaml", source.recipe), source)
+    found = configurations(read_grid(folder / f"{recipe}.sweep.yaml", source.recipe), source)
     assert len(found) == count
 
 
@@ -629,7 +629,7 @@ OBJECTIVE = Objective("mc2", "mc2", 1.0)
 def scores(mean: float, spread: float = 0.01, *, n: int = 40, first: int = 0) -> Replicates:
     rng = np.random.default_rng(0)
     values = mean + spread * rng.standard_normal((3, n))
-    names = tuple(tuple(f"q{first + i}" for i in range(n)) for _ in range(3))
+    names = tuple((f"q{first + i}", 0) for i in range(n))
     return Replicates(0.0, 1.0, values, names)
 
 
@@ -677,13 +677,21 @@ def test_differences_are_paired_by_seed_and_item() -> None:
     assert difference(one, one._replace(items=one.items[:2]), 1.0) is None
 
 
-def test_a_metric_with_other_numbers_of_items_is_left_out() -> None:
-    def measured(n: int) -> dict[str, Measured]:
-        return {"mc2": Measured(SHARE, np.zeros(n), tuple(map(str, range(n))))}
+def test_seeds_with_other_held_out_rows_are_put_together_row_by_row() -> None:
+    def measured(**scores: float) -> dict[str, Measured]:
+        return {"mc2": Measured(SHARE, np.array([*scores.values()]), tuple(scores))}
 
-    assert stacked([measured(3), measured(4)]) == {}
-    assert stacked([measured(3), measured(3)])["mc2"].values.shape == (2, 3)
-    assert stacked([]) == {}
+    both = stacked([measured(a=1.0, b=0.5), measured(b=0.25, c=0.0, d=0.0)])["mc2"]
+    assert both.items == (("a", 0), ("b", 0), ("c", 0), ("d", 0))
+    nan = float("nan")
+    np.testing.assert_array_equal(both.values, [[1.0, 0.5, nan, nan], [nan, 0.25, 0.0, 0.0]])
+    summary = summaries({"mc2": both})["mc2"]
+    assert summary["value"] == pytest.approx((0.75 + 0.25 / 3) / 2) and summary["n"] == 4
+    twice = Measured(SHARE, np.array([1.0, 0.0]), ("a", "a"))
+    assert stacked([{"mc2": twice}])["mc2"].items == (("a", 0), ("a", 1))
+    other = stacked([measured(a=1.0, b=0.5, c=0.0), measured(b=0.25, c=0.0, d=0.0)])["mc2"]
+    assert difference(both, other, 1.0) is None and difference(both, both, 1.0) is not None
+    assert stacked([measured(a=1.0, b=1.0), {}]) == {} and stacked([]) == {}
 
 
 def test_the_median_rule_stops_what_is_behind_and_records_it(inputs: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from forty2.files import JsonObject, read_json, write_errors, write_json
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.runs.replicates import check_seeds
-from forty2.runs.seed_statistics import interval
+from forty2.runs.seed_statistics import interval, mean_over_seeds
 from forty2.runs.sweep.configurations import Configuration
 from forty2.runs.sweep.folder import (
     RECIPE,
@@ -182,7 +182,7 @@ def _shrinkage(old: Replicates, new: Replicates, sign: float) -> JsonObject:
 
     The interval is as if both had other items: where they have the same, it is too wide.
     """
-    value = sign * float(old.values.mean() - new.values.mean())
+    value = sign * (mean_over_seeds(old.values) - mean_over_seeds(new.values))
     ends = [
         interval(replicates.values, replicates.low, replicates.high) for replicates in (old, new)
     ]

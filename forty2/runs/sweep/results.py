@@ -7,6 +7,7 @@ seeds (`confirming`) show how much of it stays.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from forty2.runs.folder import read_times
 from forty2.runs.measuring import measurement_path
 from forty2.runs.records import Provenance
 from forty2.runs.replicates import BASE
-from forty2.runs.seed_statistics import interval
+from forty2.runs.seed_statistics import interval, mean_over_seeds
 from forty2.runs.sweep.folder import (
     RECIPE,
     RESULTS,
@@ -61,9 +62,9 @@ class Replicates(NamedTuple):
     """Smallest possible score."""
     high: float
     values: Values
-    """(S, n)"""
-    items: tuple[tuple[str, ...], ...]
-    """Names of the items of each seed."""
+    """(S, n), of n different items; NaN where a seed did not have the item."""
+    items: tuple[tuple[str, int], ...]
+    """Name of each item, and how often the name has come before."""
 
 
 class Difference(NamedTuple):
@@ -132,13 +133,18 @@ def show_sweep(path: Path) -> SweepResult:
         "confirmed": read_json(path / CONFIRMED) if (path / CONFIRMED).exists() else None,
         "run": _provenance(path),
         "items": {
-            name: {metric: replicates.values.tolist() for metric, replicates in metrics.items()}
+            name: {metric: _listed(replicates.values) for metric, replicates in metrics.items()}
             for name, metrics in scores.items()
         },
     }
     write_json(path / RESULTS, result)
     report = write_sweep(result, path)
     return SweepResult(path, result, text_table(result), winner, sentence, left, report)
+
+
+def _listed(values: Values) -> list[list[float | None]]:
+    """Return scores for JSON, null where a seed did not have the item."""
+    return [[None if np.isnan(one) else one for one in row] for row in values.tolist()]
 
 
 def _state(folder: ConfigurationFolder, seeds: Sequence[int]) -> str:
@@ -164,7 +170,7 @@ def _base_scores(path: Path) -> dict[str, float]:
     if len({home.parts[-3].partition("-")[0] for home in homes}) != 1:
         return {}
     scores = stacked([measurements(read_stage(home)) for home in homes])
-    return {name: float(replicates.values.mean()) for name, replicates in scores.items()}
+    return {name: mean_over_seeds(replicates.values) for name, replicates in scores.items()}
 
 
 def own_seconds(run: Path) -> float:
@@ -178,10 +184,7 @@ def own_seconds(run: Path) -> float:
 
 
 def replicates_of(folder: ConfigurationFolder, seeds: Sequence[int]) -> dict[str, Replicates]:
-    """Read the scores of a configuration's finished runs, by metric.
-
-    A metric is left out where its number of items differs between seeds.
-    """
+    """Read the scores of a configuration's finished runs, by metric."""
     recipe: Recipe = folder.read().recipe
     runs = [folder.run(seed) for seed in seeds if folder.is_done(seed)]
     return stacked([measurements(read_stage(last_measurement(run, recipe))) for run in runs])
@@ -193,20 +196,26 @@ def last_measurement(run: Path, recipe: Recipe) -> Path:
 
 
 def stacked(by_seed: Sequence[Mapping[str, Measured]]) -> dict[str, Replicates]:
-    """Put the scores of several seeds together."""
+    """Put the scores of several seeds together, item by item; a metric needs two items of each seed."""
     replicates: dict[str, Replicates] = {}
-    for name, (metric, values, _) in by_seed[0].items() if by_seed else ():
-        every = [measured[name] for measured in by_seed if name in measured]
-        if len(every) == len(by_seed) and all(
-            len(measured.values) == len(values) for measured in every
-        ):
-            replicates[name] = Replicates(
-                metric.low,
-                metric.high,
-                np.stack([measured.values for measured in every]),
-                tuple(measured.items for measured in every),
-            )
+    for name, (metric, _, _) in by_seed[0].items() if by_seed else ():
+        if not all(name in measured for measured in by_seed):
+            continue
+        rows = [_by_item(measured[name]) for measured in by_seed]
+        items = tuple(dict.fromkeys(item for row in rows for item in row))
+        values = np.array([[row.get(item, np.nan) for item in items] for row in rows])
+        replicates[name] = Replicates(metric.low, metric.high, values, items)
     return replicates
+
+
+def _by_item(measured: Measured) -> dict[tuple[str, int], float]:
+    """Return scores by the item's name, and by how often the name has come before."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for item, value in zip(measured.items, measured.values.tolist(), strict=True):
+        found[item, seen[item]] = value
+        seen[item] += 1
+    return found
 
 
 def summaries(scores: Mapping[str, Replicates]) -> dict[str, JsonObject]:
@@ -218,7 +227,7 @@ def summaries(scores: Mapping[str, Replicates]) -> dict[str, JsonObject]:
             ends = interval(replicates.values, replicates.low, replicates.high)
         low, high = ends
         summary_of[name] = {
-            "value": float(replicates.values.mean()),
+            "value": mean_over_seeds(replicates.values),
             "low": low,
             "high": high,
             "n": replicates.values.shape[1],
@@ -228,12 +237,18 @@ def summaries(scores: Mapping[str, Replicates]) -> dict[str, JsonObject]:
 
 def difference(first: Replicates, other: Replicates, sign: float) -> Difference | None:
     """Compute the paired difference of two configurations; None: they were measured on other items."""
-    if first.items != other.items:
+    if not _same_items(first, other):
         return None
     values = sign * (first.values - other.values)
     width = first.high - first.low
     ends = interval(values, -width, width)
-    return Difference(float(values.mean()), ends.low, ends.high, values.shape[1])
+    return Difference(mean_over_seeds(values), ends.low, ends.high, values.shape[1])
+
+
+def _same_items(first: Replicates, other: Replicates) -> bool:
+    return first.items == other.items and np.array_equal(
+        np.isnan(first.values), np.isnan(other.values)
+    )
 
 
 class Claim(NamedTuple):
@@ -259,7 +274,7 @@ def claim(
     replicates = {name: one[metric] for name, one in scores.items() if metric in one}
     if not replicates:
         return Claim(None, None, {}, "No winner: no configuration has run with all seeds.")
-    means = {name: objective.sign * float(one.values.mean()) for name, one in replicates.items()}
+    means = {name: objective.sign * mean_over_seeds(one.values) for name, one in replicates.items()}
     order = sorted(replicates, key=lambda name: -means[name])
     best, *others = order
     against: dict[str, Difference] = {}
