@@ -2,7 +2,8 @@
 
 Each score is a number for a name; the measure of it is its AUC, the chance that a real name scores
 higher than an invented one. What is chosen (the best score, its direction, a threshold) is chosen on
-one half of the names, and all that is reported is of the other (`data/build/knowledge.py`).
+one half of the names, and all that is reported is of the other. Both are measured on twins, a real
+name beside an invented one of about its length (`data/build/knowledge.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from forty2.benchmark.prompts import Row
 from forty2.benchmark.stats import Interval, auc, bootstrap_auc, wilson
-from forty2.data.build.knowledge import Halves, Thing
+from forty2.data.build.knowledge import Halves, Thing, twins
 from forty2.data.library import material
 from forty2.data.record_texts import words_of
 from forty2.errors import BenchmarkError
@@ -210,7 +211,7 @@ class Line(NamedTuple):
     auc: float
     interval: Interval
     obscure: float | None
-    """AUC with only the obscure real names, those with a row in the library; None: there are none."""
+    """AUC of twins whose real name is obscure (has a row in the library); None: there are none."""
     obscure_interval: Interval | None
 
 
@@ -241,46 +242,52 @@ class Knowledge:
     """The same threshold on the reporting half."""
     curve: list[Point]
     """Points of the best score on the reporting half."""
-    names: dict[str, dict[str, int]]
-    """Numbers of real and invented names in each half."""
+    twins: dict[str, int]
+    """Number of twins in each half."""
     known: frozenset[str]
-    """Real names of the choosing half to answer: at or above the threshold; all if nothing separates."""
+    """Real names of the choosing half that were asked and are to be answered: at or above the
+    threshold; all if nothing separates."""
 
     def line(self, score: str) -> Line:
         return next(line for line in self.lines if line.score == score)
 
 
+def names_to_ask(halves: Halves) -> list[Thing]:
+    """Return the names that `measure` needs: all twins, and the real names that pairs are made of."""
+    rest = [thing for thing in halves.choosing if thing.real and thing.row is not None]
+    asked = [*twins(halves.choosing), *twins(halves.reporting), *rest]
+    return list({thing.name: thing for thing in asked}.values())
+
+
 def measure(halves: Halves, scores: Scores) -> Knowledge:
-    """Choose a score and a threshold on one half of the names, and measure both on the other.
+    """Choose a score and a threshold on the twins of one half, and measure both on the other's.
+
+    Args:
+        scores: of `names_to_ask`.
 
     Raises:
-        BenchmarkError: a half has no real or no invented name.
+        DataError: a half has no twins.
     """
-    kinds = [score for score in SCORES if all(score in scores[t.name] for t in halves.choosing)]
-    areas = {s: auc(*_by_class(halves.choosing, _of(scores, s))) for s in (*kinds, CONTROL)}
+    choosing, reporting = map(twins, halves)
+    areas = {s: auc(*_by_class(choosing, _of(scores, s))) for s in (*SCORES, CONTROL)}
     signs = {score: 1.0 if area >= 0.5 else -1.0 for score, area in areas.items()}
-    best = max(kinds, key=lambda score: max(areas[score], 1 - areas[score]))
-    lines = [_line(halves.reporting, scores, score, signs[score]) for score in areas]
+    best = max(SCORES, key=lambda score: max(areas[score], 1 - areas[score]))
+    lines = [_line(reporting, scores, score, signs[score]) for score in areas]
     value = _of(scores, best, signs[best])
-    chosen = choose_point(halves.choosing, value)
+    chosen = choose_point(choosing, value)
     separates = next(line for line in lines if line.score == best).interval.low > 0.5
     least = chosen.threshold if separates else -math.inf
-    levels = np.quantile([value(t) for t in halves.choosing], np.linspace(0, 1, CURVE_POINTS))
+    levels = np.quantile([value(t) for t in choosing], np.linspace(0, 1, CURVE_POINTS))
+    asked = [thing for thing in halves.choosing if thing.real and thing.name in scores]
     return Knowledge(
         lines=lines,
         best=best,
         separates=separates,
         chosen=chosen,
-        reported=point(halves.reporting, value, chosen.threshold),
-        curve=[point(halves.reporting, value, float(level)) for level in levels],
-        names={
-            half: {
-                "real": sum(thing.real for thing in names),
-                "invented": sum(not thing.real for thing in names),
-            }
-            for half, names in halves._asdict().items()
-        },
-        known=frozenset(t.name for t in halves.choosing if t.real and value(t) >= least),
+        reported=point(reporting, value, chosen.threshold),
+        curve=[point(reporting, value, float(level)) for level in levels],
+        twins={"choosing": len(choosing) // 2, "reporting": len(reporting) // 2},
+        known=frozenset(thing.name for thing in asked if value(thing) >= least),
     )
 
 
@@ -305,16 +312,22 @@ def choose_point(names: Sequence[Thing], value: Callable[[Thing], float]) -> Poi
 
 def _line(names: Sequence[Thing], scores: Scores, score: str, sign: float) -> Line:
     value = _of(scores, score, sign)
-    real, invented = _by_class(names, value)
-    obscure = [value(thing) for thing in names if thing.real and thing.row is not None]
+    both = _by_class(names, value)
+    obscure = _by_class(_obscure(names), value)
     return Line(
         score,
         "real" if sign > 0 else "invented",
-        auc(real, invented),
-        bootstrap_auc(real, invented),
-        auc(obscure, invented) if obscure else None,
-        bootstrap_auc(obscure, invented) if obscure else None,
+        auc(*both),
+        bootstrap_auc(*both, paired=True),
+        auc(*obscure) if obscure[0] else None,
+        bootstrap_auc(*obscure, paired=True) if obscure[0] else None,
     )
+
+
+def _obscure(names: Sequence[Thing]) -> list[Thing]:
+    """Return the twins of which the real one is obscure."""
+    pairs = zip(names[::2], names[1::2], strict=True)
+    return [thing for pair in pairs if pair[0].row is not None for thing in pair]
 
 
 def _of(scores: Scores, score: str, sign: float = 1.0) -> Callable[[Thing], float]:
@@ -351,7 +364,7 @@ def record_of(found: Knowledge) -> JsonObject:
         "chosen": found.chosen._asdict(),
         "reported": found.reported._asdict(),
         "curve": [one._asdict() for one in found.curve],
-        "names": found.names,
+        "twins": found.twins,
         "verdict": verdict_of(found),
     }
 
@@ -365,9 +378,9 @@ def format_knowledge(found: Knowledge) -> str:
         obscure = "" if line.obscure is None else _range(line.obscure, line.obscure_interval)
         row = f"{name:<13}{line.higher_for:<12}{_range(line.auc, line.interval):<24}{obscure}"
         lines.append(row.rstrip())
-    counts = found.names["reporting"]
     told = (
-        f"{counts['real']} real and {counts['invented']} invented names; * best on the other half"
+        f"{found.twins['reporting']} real names, each beside an invented one of about its length; "
+        "* best on the other half"
     )
     return "\n".join([*lines, "", told, verdict_of(found)])
 
@@ -400,9 +413,9 @@ def verdict_of(found: Knowledge) -> str:
 
 def _shares(found: Knowledge) -> list[tuple[float, Interval]]:
     """Return the shares of the reported point, each with its 95% interval."""
-    counts, at = found.names["reporting"], found.reported
-    pairs = ((at.doubts_invented, counts["invented"]), (at.answers_real, counts["real"]))
-    return [(share, wilson(round(share * n), n)) for share, n in pairs]
+    n = found.twins["reporting"]
+    shares = (found.reported.doubts_invented, found.reported.answers_real)
+    return [(share, wilson(round(share * n), n)) for share in shares]
 
 
 def _range(value: float, interval: Interval | None) -> str:

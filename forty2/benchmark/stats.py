@@ -168,6 +168,7 @@ def bootstrap_auc(
     above: Sequence[float] | Values,
     below: Sequence[float] | Values,
     *,
+    paired: bool = False,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Interval:
@@ -175,6 +176,9 @@ def bootstrap_auc(
 
     It is widened for items that the smaller class may miss (`unseen`): a perfect score of five items
     is no proof.
+
+    Args:
+        paired: the n-th items of both classes belong together, and are drawn together.
     """
     wins = _wins(above, below)
     n, m = wins.shape
@@ -183,7 +187,7 @@ def bootstrap_auc(
     for done in range(0, resamples, _CHUNK):
         some = min(_CHUNK, resamples - done)
         rows = rng.multinomial(n, np.full(n, 1 / n), size=some)
-        columns = rng.multinomial(m, np.full(m, 1 / m), size=some)
+        columns = rows if paired else rng.multinomial(m, np.full(m, 1 / m), size=some)
         areas.append(((rows @ wins) * columns).sum(axis=1) / (n * m))
     low, high = np.quantile(np.concatenate(areas), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     found = Interval(float(low), float(high))

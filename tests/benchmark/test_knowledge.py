@@ -23,7 +23,7 @@ from forty2.benchmark.knowledge import (
     verdict_of,
 )
 from forty2.data.build import knowledge as names_and_pairs
-from forty2.data.build.knowledge import Halves, Thing, halves, is_held_out
+from forty2.data.build.knowledge import Halves, Thing, halves, is_held_out, twins
 from forty2.data.formats import read_pairs
 from forty2.errors import BenchmarkError
 from forty2.files import read_json
@@ -109,14 +109,8 @@ def test_agreement_is_the_mean_overlap_without_the_name() -> None:
 
 
 def few() -> list[Thing]:
-    """Three names of each kind in each half."""
-    found = halves()
-    return [
-        thing
-        for half in found
-        for real in (True, False)
-        for thing in [t for t in half if t.real is real and t.row is not None][:3]
-    ]
+    """Three twins of each half."""
+    return [thing for half in halves() for thing in twins(half)[:6]]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +149,7 @@ def test_the_command_prints_the_measure_and_writes_the_same_set_again(
         manifest = read_json(folder / "manifest.json")
         assert manifest["knowledge"]["verdict"] in " ".join(made.output.split())
         assert sum(manifest["shares"].values()) == pytest.approx(1, abs=0.002)
-        assert manifest["knowledge"]["names"]["reporting"] == {"real": 3, "invented": 3}
+        assert manifest["knowledge"]["twins"] == {"choosing": 3, "reporting": 3}
         assert len(manifest["knowledge"]["curve"]) == knowledge.CURVE_POINTS
         written.append([(folder / f).read_bytes() for f in ("train.jsonl", "scores.json")])
     assert written[0] == written[1]

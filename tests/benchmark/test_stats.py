@@ -51,6 +51,10 @@ def test_the_interval_of_an_auc_holds_what_is_true_and_is_never_a_point() -> Non
     above, below = rng.normal(1, 1, 100), rng.normal(0, 1, 100)  # Φ(1 / √2) = 0.760
     low, high = stats.bootstrap_auc(above, below)
     assert low < 0.760 < high and 0.1 < high - low < 0.2
+    # equal noise in both of a pair goes up and down together, so less is unsure
+    twin = below + rng.normal(0.5, 0.1, 100)
+    apart, together = (stats.bootstrap_auc(twin, below, paired=p) for p in (False, True))
+    assert together.high - together.low < (apart.high - apart.low) / 2
     perfect = stats.bootstrap_auc([1.0] * 20, [0.0] * 30)
     assert perfect == pytest.approx((1 - stats.unseen(20), 1.0))
     low, high = stats.bootstrap_auc([1.0] * 20, [1.0] * 30)

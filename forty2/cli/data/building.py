@@ -86,7 +86,13 @@ def build_command(
 @shared_options.runs_model
 def _build_knowledge(folder: Path, model: str | None, adapter: str | None, seed: int) -> None:
     """Measure what a model knows, print it, and write the pairs and the scores of every name."""
-    from forty2.benchmark.knowledge import format_knowledge, measure, record_of, score_names
+    from forty2.benchmark.knowledge import (
+        format_knowledge,
+        measure,
+        names_to_ask,
+        record_of,
+        score_names,
+    )
     from forty2.data.build.knowledge import halves, pairs, shares_of
     from forty2.data.sets import write_set
     from forty2.files import write_json
@@ -98,7 +104,7 @@ def _build_knowledge(folder: Path, model: str | None, adapter: str | None, seed:
     names = halves()
     loaded = load(model, adapter)
     with ProgressBars() as bars:
-        scores = score_names(loaded, [*names.choosing, *names.reporting], seed=seed, progress=bars)
+        scores = score_names(loaded, names_to_ask(names), seed=seed, progress=bars)
     found = measure(names, scores)
     echo(format_knowledge(found))
     made = pairs(names.choosing, found.known, seed)
@@ -116,6 +122,7 @@ def _build_knowledge(folder: Path, model: str | None, adapter: str | None, seed:
         thing.name: {"half": half, "real": thing.real} | scores[thing.name]
         for half, things in names._asdict().items()
         for thing in things
+        if thing.name in scores
     }
     write_json(folder / "scores.json", halves_of)
 

@@ -28,6 +28,9 @@ from forty2.errors import DataError
 PAIRS_OF_KNOWN = 3
 """Pairs made of each thing that the model knows. The library has an answer to one question of one
 real thing for every five that are invented; with one pair each, doubt would be nearly all it saw."""
+LETTERS_APART = 2
+"""Largest difference of two twins in letters. The library's invented names are longer than its real
+ones: their length alone tells them apart with an AUC of 0.81."""
 DENIALS = ("There seems to be no", "As far as I know there is no")
 """Openings of refusals that deny a thing exists, so are untrue of a real thing."""
 
@@ -86,6 +89,34 @@ def halves(source: Sequence[Thing] | None = None) -> Halves:
             if not any(thing.real is real for thing in half):
                 raise DataError(f"knowledge: no {kind} names are left to ask in one of the halves")
     return found
+
+
+def twins(half: Sequence[Thing]) -> list[Thing]:
+    """Return real and invented names in turn, each real one with an invented one of about its length.
+
+    A name has one twin. Obscure real names, those with a row, choose first, and prefer an invented
+    thing of their kind. Names without a twin are left out.
+
+    Raises:
+        DataError: there are no twins.
+    """
+    free = [thing for thing in half if not thing.real]
+    found: list[Thing] = []
+    for thing in sorted((t for t in half if t.real), key=lambda t: t.row is None):
+        near = [one for one in free if abs(len(one.name) - len(thing.name)) <= LETTERS_APART]
+        if near:
+            twin = min(near, key=lambda one: _distance(thing, one))
+            free.remove(twin)
+            found += [thing, twin]
+    if not found:
+        raise DataError("knowledge: no real and invented names of like length are left to ask")
+    return found
+
+
+def _distance(one: Thing, other: Thing) -> tuple[bool, int]:
+    """Return whether the kinds differ, and by how many letters the names do."""
+    kinds = [thing.row and thing.row.get("kind") for thing in (one, other)]
+    return kinds[0] != kinds[1], abs(len(one.name) - len(other.name))
 
 
 def is_held_out(text: str) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from forty2.benchmark.stats import auc
 from forty2.data.build.knowledge import (
+    LETTERS_APART,
     PAIRS_OF_KNOWN,
     Thing,
     halves,
@@ -13,6 +15,7 @@ from forty2.data.build.knowledge import (
     pairs,
     shares_of,
     things,
+    twins,
 )
 from forty2.data.formats import parse
 from forty2.data.library import rows
@@ -49,6 +52,24 @@ def test_names_in_the_held_out_material_are_not_asked() -> None:
 
 def test_the_case_of_a_name_does_not_tell_what_is_real() -> None:
     assert {thing.shown[0].islower() for thing in things()} == {False}
+
+
+def test_length_tells_nothing_of_twins() -> None:
+    """Of all names, it tells real from invented better than a small model does."""
+    for half in halves():
+        found = twins(half)
+        real, invented = found[::2], found[1::2]
+        assert {thing.real for thing in real} == {True} != {thing.real for thing in invented}
+        assert len({thing.name for thing in found}) == len(found) >= 200
+        assert sum(thing.row is not None for thing in real) >= 25
+        lengths = [[float(len(thing.name)) for thing in one] for one in (real, invented)]
+        assert 0.45 < auc(*lengths) < 0.55
+        whole = [[float(len(t.name)) for t in half if t.real is kind] for kind in (True, False)]
+        assert auc(*whole) < 0.25
+        apart = [abs(a - b) for a, b in zip(*lengths, strict=True)]
+        assert max(apart) <= LETTERS_APART
+    with pytest.raises(DataError, match="of like length"):
+        twins([Thing("Lima", True), Thing("Institute for Polar Linguistics", False)])
 
 
 def test_names_that_leave_a_half_empty_are_refused() -> None:
