@@ -143,7 +143,7 @@ def test_the_command_prints_the_measure_and_writes_the_same_set_again(
     monkeypatch.setattr(names_and_pairs, "things", lambda: some)
     written = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        made = forty2("data", "build", "knowledge", "--model", tiny, "--out", folder, "--seed", 3)
+        made = forty2("data", "build", "knowledge", "--model", tiny, "--out", folder, "--seed", "3")
         assert made.exit_code == 0, made.output
         assert "obscure real names" in made.output and "letters" in made.output
         manifest = read_json(folder / "manifest.json")
@@ -163,7 +163,7 @@ def test_the_command_prints_the_measure_and_writes_the_same_set_again(
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     build = ("data", "build", "knowledge", "--out", tmp_path / "d")
-    assert "neither --size nor --balance" in refused(*build, "--model", "m", "--size", 3)
+    assert "neither --size nor --balance" in refused(*build, "--model", "m", "--size", "3")
     assert "Missing option '--model'" in refused(*build)
     spark = ("data", "build", "spark-dpo", "--out", tmp_path / "d")
     assert "are for knowledge, not for spark-dpo" in refused(*spark, "--model", "m")
