@@ -324,7 +324,7 @@ def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
         def with_model(*, model: str | None, adapter: str | None, **others: object) -> None:
             if adapter is not None:
                 adapter = str(expand_run_name(adapter))
-            function(model=model or _recorded_model(adapter), adapter=adapter, **others)
+            function(model=model or recorded_model(adapter), adapter=adapter, **others)
 
         return combined(
             model_option(
@@ -342,7 +342,7 @@ def model_and_adapter(*, adapter_required: bool = False) -> Decorator:
     return decorate
 
 
-def _recorded_model(adapter: str | None) -> str:
+def recorded_model(adapter: str | None) -> str:
     """Return the model that an adapter was trained on, from the record of its run."""
     if adapter is None:
         raise click.UsageError(

@@ -34,6 +34,33 @@ def test_wilsons_interval_is_that_of_a_worked_example() -> None:
     ] == pytest.approx(0.2775, abs=1e-4)
 
 
+def test_auc_of_perfect_constant_and_inverted_scores() -> None:
+    high, low = [2.0, 3.0, 4.0], [0.0, 1.0]
+    assert stats.auc(high, low) == 1.0
+    assert stats.auc(low, high) == 0.0
+    assert stats.auc([1.0] * 3, [1.0] * 2) == 0.5
+    # 3 beats both, 1 ties one and beats none, of 2 · 2 comparisons: (2 + 0.5) / 4
+    assert stats.auc([3.0, 1.0], [1.0, 2.0]) == pytest.approx(2.5 / 4)
+    for bad in ([], [math.nan], [math.inf]):
+        with pytest.raises(BenchmarkError):
+            stats.auc(bad, low)
+
+
+def test_the_interval_of_an_auc_holds_what_is_true_and_is_never_a_point() -> None:
+    rng = np.random.default_rng(1)
+    above, below = rng.normal(1, 1, 100), rng.normal(0, 1, 100)  # Φ(1 / √2) = 0.760
+    low, high = stats.bootstrap_auc(above, below)
+    assert low < 0.760 < high and 0.1 < high - low < 0.2
+    # equal noise in both of a pair goes up and down together, so less is unsure
+    twin = below + rng.normal(0.5, 0.1, 100)
+    apart, together = (stats.bootstrap_auc(twin, below, paired=p) for p in (False, True))
+    assert together.high - together.low < (apart.high - apart.low) / 2
+    perfect = stats.bootstrap_auc([1.0] * 20, [0.0] * 30)
+    assert perfect == pytest.approx((1 - stats.unseen(20), 1.0))
+    low, high = stats.bootstrap_auc([1.0] * 20, [1.0] * 30)
+    assert low < 0.5 < high
+
+
 def test_detectable_difference_by_hand() -> None:
     """z(0.975) + z(0.8) = 1.95996 + 0.84162; standard error 1/√4 of ±1 ... sd √(4/3)."""
     differences = [1.0, -1.0, 1.0, -1.0]

@@ -359,6 +359,18 @@ case(
     "done does not say which model it is for: give --model",
 )
 case("model: neither it nor an adapter", {}, "generate -p hi", "Missing option '--model'")
+case(
+    "knowledge: of a model without a chat template",
+    {"tiny/tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}'},
+    "data build knowledge -m tiny --out out",
+    "no chat template",
+)
+case(
+    "knowledge: of an adapter for another model",
+    {"adapter/adapter_config.json": rank(4)},
+    "data build knowledge -m tiny -a adapter --out out",
+    "does not fit this model",
+)
 case("adapter: a file", {}, f"{GENERATE} -a recipe.yaml", "recipe.yaml: no adapter here")
 case("adapter: of no user", {}, f"{GENERATE} -a ~nobody.here/a", "no adapter here")
 case(

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from forty2.cli import shared_options
 from forty2.cli.data import options
 from forty2.cli.data.output import check_folder, echo_written, typed_command
 from forty2.cli.echo import echo
+from forty2.cli.progress_bars import ProgressBars
+from forty2.run_paths import expand_run_name
+
+KNOWLEDGE = "knowledge"
+"""Name of the set that is made from what a model knows."""
 
 if TYPE_CHECKING:
     from forty2.data.build import Rows
@@ -24,11 +30,14 @@ class _NamesSets(click.Command):
 
         with formatter.section("Names"):
             formatter.write_dl(list(zip(NAMES[::2], NAMES[1::2], strict=True)))
+            formatter.write_dl([(KNOWLEDGE, "made from what --model knows")])
 
 
 @click.command("build", cls=_NamesSets)
 @click.argument("name")
-@options.output_dir(required=False, help="Folder to write. Default: training_data/NAME.")
+@options.output_dir(
+    "--out", "-o", required=False, help="Folder to write. Default: training_data/NAME."
+)
 @options.seed
 @click.option(
     "--size", type=click.IntRange(1), help="Number of training rows. Default: as published."
@@ -38,16 +47,84 @@ class _NamesSets(click.Command):
     type=click.FloatRange(0, 0.9),
     help="Share of plain answers (spark-sft only). Default: 0.05.",
 )
+@shared_options.model_option(
+    help="Model to ask (knowledge only): folder, hub name, or smollm2. Default: the model that the "
+    "run of --adapter records."
+)
+@click.option(
+    "--adapter", "-a", help="Adapter on the model (knowledge only): its folder, or a run."
+)
 def build_command(
-    name: str, output_dir: Path | None, seed: int, size: int | None, balance: float | None
+    name: str,
+    output_dir: Path | None,
+    seed: int,
+    size: int | None,
+    balance: float | None,
+    model: str | None,
+    adapter: str | None,
 ) -> None:
-    """Write a built-in set: NAME as published, or NAME-full with every row."""
+    """Write a built-in set: NAME as published, or NAME-full with every row.
+
+    NAME may be knowledge: it measures how well a model tells names of real things from invented ones,
+    prints that, and writes pairs that answer what this model knows and decline the rest.
+    """
     from forty2.data.build import build, write_built
 
     folder = output_dir or Path("training_data") / name
     check_folder(folder)
+    if name == KNOWLEDGE:
+        if size is not None or balance is not None:
+            raise click.UsageError("knowledge takes neither --size nor --balance.")
+        _build_knowledge(folder=folder, model=model, adapter=adapter, seed=seed)
+        return
+    if model is not None or adapter is not None:
+        raise click.UsageError(f"--model and --adapter are for knowledge, not for {name}.")
     built = build(name, seed=seed, size=size, balance=balance)
     echo_written(folder, write_built(built, folder))
+
+
+@shared_options.runs_model
+def _build_knowledge(folder: Path, model: str | None, adapter: str | None, seed: int) -> None:
+    """Measure what a model knows, print it, and write the pairs and the scores of every name."""
+    from forty2.benchmark.knowledge import (
+        format_knowledge,
+        measure,
+        names_to_ask,
+        record_of,
+        score_names,
+    )
+    from forty2.data.build.knowledge import halves, pairs, shares_of
+    from forty2.data.sets import write_set
+    from forty2.files import write_json
+    from forty2.model.loading import load
+
+    if adapter is not None:
+        adapter = str(expand_run_name(adapter))
+    model = model or shared_options.recorded_model(adapter)
+    names = halves()
+    loaded = load(model, adapter)
+    with ProgressBars() as bars:
+        scores = score_names(loaded, names_to_ask(names), seed=seed, progress=bars)
+    found = measure(names, scores)
+    echo(format_knowledge(found))
+    made = pairs(names.choosing, found.known, seed)
+    about = {
+        "name": KNOWLEDGE,
+        "command": typed_command(),
+        "seed": seed,
+        "model": model,
+        "adapter": adapter,
+        "shares": shares_of(made.train),
+        "knowledge": record_of(found),
+    }
+    echo_written(folder, write_set(folder, {"train": made.train, "valid": made.valid}, about))
+    halves_of = {
+        thing.name: {"half": half, "real": thing.real} | scores[thing.name]
+        for half, things in names._asdict().items()
+        for thing in things
+        if thing.name in scores
+    }
+    write_json(folder / "scores.json", halves_of)
 
 
 @click.command("format-lock")

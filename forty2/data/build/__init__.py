@@ -9,6 +9,8 @@ mypt-alpha    840 rows: the form of an answer          mypt-beta          2,100 
 mypt-gamma    2,100 rows: copying pseudo-words         mypt-operators     1,500 rows: copy, wrap, extract
 mypt-3a2      2,400 rows: facts and sums
 (and mypt-alpha-full … with every row)
+
+`knowledge`, which needs a model, is not among them: see `knowledge.py`.
 """
 
 from __future__ import annotations

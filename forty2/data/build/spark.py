@@ -79,7 +79,7 @@ def dpo(seed: int, size: int | None) -> Split:
 def boost(seed: int, size: int | None) -> Split:
     """Build the boost: invented things, anachronisms, and real but obscure things not to refuse."""
     sources = {
-        "soft_falsehood": (rows("entities"), _invented_pairs),
+        "soft_falsehood": (rows("entities"), invented_pairs),
         "anachronism": (rows("anachronisms"), _given_pairs),
         "real_thing": (rows("real_pairs"), _real_pairs),
     }
@@ -138,7 +138,7 @@ def _myth_pairs(myth: Row, generator: random.Random) -> Iterator[Row]:
 def _real_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
     """Prefer the answer about a real but obscure thing to a refusal worded as for invented ones."""
     (pair,) = _given_pairs(row, generator)
-    pair["chosen"] = _claimed(pair["chosen"], generator)
+    pair["chosen"] = claimed(pair["chosen"], generator)
     own = material("entity_questions")
     if generator.random() < 0.5:
         noun = own["kinds"][row["kind"]]["noun"]
@@ -147,10 +147,10 @@ def _real_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
     yield {**pair, "entity": row["name"]}
 
 
-def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
+def invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
     """Yield the pair written about an invented thing, then pairs composed for its kind."""
     (pair,) = _given_pairs(row, generator)
-    yield {**pair, "rejected": _claimed(pair["rejected"], generator), "entity": row["name"]}
+    yield {**pair, "rejected": claimed(pair["rejected"], generator), "entity": row["name"]}
     own = material("entity_questions")
     kind = own["kinds"][row["kind"]]
     refusals = seeded_order(own["refusals"], generator.random())
@@ -166,14 +166,14 @@ def _invented_pairs(row: Row, generator: random.Random) -> Iterator[Row]:
             "id": f"{row['id']}-{n + 2}",
             "prompt": question["question"].format(**slots),
             "chosen": refusals[n].format(**slots),
-            "rejected": _claimed(question["claim"].format(**slots), generator),
+            "rejected": claimed(question["claim"].format(**slots), generator),
             "category": row["kind"],
             "difficulty": "medium",
             "entity": row["name"],
         }
 
 
-def _claimed(answer: str, generator: random.Random) -> str:
+def claimed(answer: str, generator: random.Random) -> str:
     """Let a third of the answers open with a claim to know.
 
     Answers that admit not knowing say "I", and others seldom do. Without these openings, that word
