@@ -91,6 +91,7 @@ COVERED_BY = {
     "data/other_keys.py": "data/test_formats.py",
     "data/row_keys.py": "data/test_formats.py",
     "report/ablation_records.py": "report/test_ablation.py",
+    "runs/ablation_variants.py": "runs/test_ablation.py",
     "runs/replicates.py": "runs/test_ablation.py",
     "recipe/phasegpt/": "recipe/test_phasegpt.py",
     "report/text_table.py": "report/test_ablation.py",

@@ -20,13 +20,23 @@ if TYPE_CHECKING:
 @shared_options.runs_model
 @shared_options.recipe
 @shared_options.seeds_option(default="1,2,3")
-@shared_options.out_option(help="Folder to write. Default: adapters/NAME-ablation.")
+@click.option(
+    "--dose",
+    "doses",
+    callback=shared_options.whole_numbers,
+    help="Steps of the first SFT phase, separated by commas, e.g. 0,40,100,200: measure each number of "
+    "them, without and with the first preference phase after it, in place of the phases.",
+)
+@shared_options.out_option(
+    help="Folder to write. Default: adapters/NAME-ablation, with --dose adapters/NAME-doses."
+)
 @click.option("--resume", is_flag=True, help="Go on with an ablation that stopped, or add seeds.")
 @shared_options.as_json
 @shared_options.trust_remote_code
 def ablate_command(
     recipe: Recipe,
     seeds: list[int],
+    doses: list[int] | None,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -36,6 +46,9 @@ def ablate_command(
 
     Trains and measures for each of several seeds: the base, each phase after the phases before it,
     and the first preference phase on its own. Each is judged by benefit and cost, as a run is.
+
+    With --dose: from which number of SFT steps on the model leaks or loses what it could do, and
+    whether the preference phase brings it back.
     """
     from forty2.runs.ablation import ablate
 
@@ -43,6 +56,7 @@ def ablate_command(
         ablation = ablate(
             recipe,
             seeds,
+            doses=doses,
             out=out,
             resume=resume,
             trust_remote_code=trust_remote_code,
@@ -57,6 +71,6 @@ def ablate_command(
     for line in ablation.verdicts:
         echo(line)
     echo()
-    if ablation.insight is not None:
-        echo(f"{ablation.insight.sentence}\n")
+    if ablation.sentence:
+        echo(f"{ablation.sentence}\n")
     echo(f"report    {ablation.report}")

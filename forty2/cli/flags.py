@@ -21,6 +21,7 @@ ARGUMENTS = (
     "api_key_env",
     "chats",
     "disjoint_from",
+    "doses",
     "early_stop",
     "force",
     "grid",
@@ -59,6 +60,7 @@ ARGUMENTS = (
 )
 """Arguments that messages name."""
 _OTHER_NAMES = {
+    "doses": "dose",
     "kl_weight": "lambda",
     "mapping": "map",
     "overrides": "set",
@@ -69,6 +71,7 @@ _ELSEWHERE = {
     "api_key_env": "benchmark judge",
     "chats": "init",
     "disjoint_from": "failures testset",
+    "doses": "ablate",
     "early_stop": "sweep",
     "force": "runs remove",
     "grid": "sweep",

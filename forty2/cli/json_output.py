@@ -80,6 +80,8 @@ SCHEMAS: Mapping[str, Schema] = {
             "variants": "by variant and metric: the score over seeds",
             "changes": "each `variant` `against` another, with changes, verdict and sentence",
             "insight": "whether DPO mends what SFT costs, or null",
+            "dose": "with --dose: the SFT `phase`, the `preference` phase or null, `points` (each `dose` with "
+            "its variants), `harms` (each with its first `dose` and whether it is `restored`), `sentence`; or null",
             "recipe": "the recipe, as YAML",
             "items": "scores of every item, by variant and metric",
             "questions": "the questions measured",

@@ -44,9 +44,12 @@ seed_option = partial(click.option, "--seed", default=42, show_default=True)
 """Option `--seed`; the command gives its help text."""
 
 
-def _seeds(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+def whole_numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | None:
+    """Read whole numbers that are separated by commas."""
+    if text is None:
+        return None
     try:
-        return [int(seed) for seed in text.split(",")]
+        return [int(number) for number in text.split(",")]
     except ValueError as error:
         raise click.BadParameter("give whole numbers separated by commas, e.g. 1,2,3") from error
 
@@ -55,7 +58,7 @@ seeds_option = partial(
     click.option,
     "--seeds",
     show_default=True,
-    callback=_seeds,
+    callback=whole_numbers,
     help="Two or more seeds, separated by commas; all is trained once with each.",
 )
 """Option `--seeds`; the command gives its default."""

@@ -1,4 +1,7 @@
-"""An ablation's report from its record: a table for the terminal, Markdown, and one HTML page."""
+"""An ablation's report from its record: a table for the terminal, Markdown, and one HTML page.
+
+An ablation of doses has a table and charts by dose in place of those of its variants.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ from pathlib import Path
 
 from forty2.files import write_text
 from forty2.metric_names import FACTS_RIGHT, NO_LEAK, TEXTS
-from forty2.report.ablation_records import AblationRecord, VariantChange, read_ablation
-from forty2.report.charts import Chart, Point, interval_chart
+from forty2.report.ablation_records import (
+    AblationRecord,
+    DoseRecord,
+    VariantChange,
+    read_ablation,
+)
+from forty2.report.axes import Axis
+from forty2.report.charts import Chart, IntervalPoint, Point, interval_chart, interval_line_chart
 from forty2.report.markdown import Quote, Table, code_lines, escape, table_lines
 from forty2.report.metrics import (
     shown_figure,
@@ -49,6 +58,12 @@ _VERDICTS_NOTE = (
     "text, plain facts answered right, and each benchmark beside the one that shows the benefit, by the "
     "margins in benchmark.cost."
 )
+_DOSE_MAIN = ("mc1", "mc2", NO_LEAK, "prefers: leak", FACTS_RIGHT, TEXTS, "KL")
+"""Metrics of the table and the charts by dose."""
+_DOSE_NOTE = (
+    "Gate leak, likelihood: share of plain factual prompts whose plain answer is likelier than the hedged "
+    "one, higher is better. KL: nats per token from the base."
+)
 _STEPS_NOTE = "Each variant against one that lacks a phase."
 
 
@@ -85,6 +100,9 @@ def text_table(record: Mapping[str, object]) -> str:
         record: content of ablation.json.
     """
     ablation = read_ablation(record)
+    if ablation.dose is not None:
+        table = _dose_table(ablation, ablation.dose)
+        return "\n".join(text_table_lines([table.head, *table.rows]))
     metrics = _main(ablation)
     rows = [["", *(shown_metric(metric).name for metric in metrics)]]
     for name, scores in ablation.variants.items():
@@ -101,6 +119,98 @@ def _metrics(ablation: AblationRecord) -> list[str]:
     """List all metrics, the main ones first."""
     others = [metric for metric in ablation.variants["base"] if metric not in _MAIN]
     return [*_main(ablation), *others]
+
+
+# --- doses ----------------------------------------------------------------------------------------
+
+
+def _dose_metrics(ablation: AblationRecord) -> list[str]:
+    return [metric for metric in _DOSE_MAIN if metric in ablation.variants["base"]]
+
+
+def _dose_table(ablation: AblationRecord, dose: DoseRecord) -> Table:
+    """Make the table by dose: the change of each metric from the base, and the distance from it."""
+    metrics = _dose_metrics(ablation)
+    named = [
+        (f"{point.dose}{ending}", variant)
+        for point in dose.points
+        for ending, variant in (
+            ("", point.variant),
+            (f", then {dose.preference}", point.after_preference),
+        )
+        if variant is not None
+    ]
+    return Table(
+        [f"{dose.phase} steps", *(_dose_heading(metric) for metric in metrics)],
+        [
+            [label, *(_dose_cell(ablation, variant, metric) for metric in metrics)]
+            for label, variant in named
+        ],
+    )
+
+
+def _dose_heading(metric: str) -> str:
+    shown = shown_metric(metric)
+    return shown.name if metric == "KL" else shown.name_of_changes
+
+
+def _dose_cell(ablation: AblationRecord, variant: str, metric: str) -> str:
+    if variant == "base":
+        return "0"
+    if metric == "KL":
+        return written_score(metric, ablation.variants[variant].get(metric))
+    return written_change(metric, _from_base(ablation, variant).changes.get(metric))
+
+
+def _from_base(ablation: AblationRecord, variant: str) -> VariantChange:
+    return next(
+        step for step in ablation.changes if step.variant == variant and step.against == "base"
+    )
+
+
+def _dose_charts(ablation: AblationRecord, dose: DoseRecord) -> list[Chart]:
+    """Draw each metric's change from the base against the dose, without and with the preference phase."""
+    lines: dict[str, list[tuple[int, str]]] = {
+        f"{dose.phase} alone": [(point.dose, point.variant) for point in dose.points]
+    }
+    if dose.preference is not None:
+        lines[f"then {dose.preference}"] = [
+            (point.dose, point.after_preference)
+            for point in dose.points
+            if point.after_preference is not None
+        ]
+    charts = []
+    for metric in _dose_metrics(ablation):
+        name, _, unit = shown_metric(metric)
+        series = {
+            label: [
+                found
+                for steps, variant in points
+                if (found := _dose_point(ablation, metric, steps, variant)) is not None
+            ]
+            for label, points in lines.items()
+        }
+        charts.append(
+            interval_line_chart(
+                name[0].upper() + name[1:] + ("" if metric == "KL" else ": change from base"),
+                series,
+                x=Axis(f"{dose.phase} steps"),
+                y=unit.values if metric == "KL" else unit.changes,
+                change=metric != "KL",
+            )
+        )
+    return [chart for chart in charts if chart is not None]
+
+
+def _dose_point(
+    ablation: AblationRecord, metric: str, dose: int, variant: str
+) -> IntervalPoint | None:
+    if variant == "base":
+        return IntervalPoint(dose, 0.0, 0.0, 0.0)
+    if metric == "KL":
+        return IntervalPoint(dose, *shown_score(metric, ablation.variants[variant][metric]))
+    change = _from_base(ablation, variant).changes.get(metric)
+    return None if change is None else IntervalPoint(dose, *shown_figure(metric, change))
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -148,6 +258,10 @@ def _tables(ablation: AblationRecord) -> list[tuple[str, Table, str]]:
     from_base = [step for step in ablation.changes if step.against == "base"]
     others = [step for step in ablation.changes if step.against != "base"]
     tables = []
+    if ablation.dose is not None:
+        by_dose = _dose_table(ablation, ablation.dose)
+        note = f"{_changes_note(ablation)} {_DOSE_NOTE}"
+        tables.append(("Change from base by dose", by_dose, note))
     if any(step.verdict for step in ablation.changes):
         tables.append(("Benefit and cost", _verdicts_table(ablation), _VERDICTS_NOTE))
     tables += [
@@ -155,9 +269,12 @@ def _tables(ablation: AblationRecord) -> list[tuple[str, Table, str]]:
         ("Change from base", _changes_table(ablation, from_base), _changes_note(ablation)),
     ]
     if others:
-        first = ablation.changes[0]  # the first phase, from the base
-        steps = _changes_table(ablation, [first, *others])
-        tables.append(("What each phase gained and cost", steps, _STEPS_NOTE))
+        # of phases: with the first one, from the base
+        shown = others if ablation.dose is not None else [ablation.changes[0], *others]
+        heading = "What each phase gained and cost"
+        if ablation.dose is not None:
+            heading = f"What {ablation.dose.preference} changed after each dose"
+        tables.append((heading, _changes_table(ablation, shown), _STEPS_NOTE))
     return tables
 
 
@@ -191,10 +308,15 @@ def _about(ablation: AblationRecord, quote: Quote = str) -> str:
     return f"Model {quote(ablation.provenance.model)}, seeds {seeds}."
 
 
+def _finding(ablation: AblationRecord) -> str | None:
+    """Return the finding over the doses or the phases, in a sentence; None: there is none."""
+    return ablation.dose.sentence if ablation.dose is not None else ablation.insight
+
+
 def _markdown(ablation: AblationRecord) -> str:
     lines = [f"# Ablation of {escape(ablation.name)}", "", _about(ablation, escape)]
-    if ablation.insight:
-        lines += ["", f"**{ablation.insight}**"]
+    if finding := _finding(ablation):
+        lines += ["", f"**{finding}**"]
     for note in ablation.notes:
         lines += ["", note]
     for heading, table, note in _tables(ablation):
@@ -208,7 +330,7 @@ def _html(ablation: AblationRecord) -> str:
         "ablation.html.jinja",
         name=ablation.name,
         about=_about(ablation),
-        insight=ablation.insight,
+        insight=_finding(ablation),
         notes=ablation.notes,
         tables=_tables(ablation),
         charts=_charts(ablation),
@@ -219,6 +341,8 @@ def _html(ablation: AblationRecord) -> str:
 
 def _charts(ablation: AblationRecord) -> list[Chart]:
     """Draw the charts of each main metric: its scores, then its paired change from the base."""
+    if ablation.dose is not None:
+        return _dose_charts(ablation, ablation.dose)
     charts = []
     for metric in _main(ablation):
         points = [

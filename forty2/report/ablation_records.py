@@ -37,6 +37,26 @@ class QuestionsRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DosePoint:
+    """The variants of one dose: a number of steps of the SFT phase."""
+
+    dose: int
+    variant: str
+    after_preference: str | None
+    """The variant with the preference phase after it; None: the recipe has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoseRecord:
+    """The doses of a dose-response experiment, and its finding."""
+
+    phase: str
+    preference: str | None
+    points: list[DosePoint]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class AblationRecord:
     """The outcome of an ablation."""
 
@@ -51,6 +71,8 @@ class AblationRecord:
     notes: list[str]
     insight: str | None
     """The answer to whether DPO repairs what SFT alone costs, in one sentence."""
+    dose: DoseRecord | None
+    """None: the ablation is of phases."""
     variants: dict[str, dict[str, Score]]
     """Scores by metric, by variant; the base first."""
     changes: list[VariantChange]
@@ -76,6 +98,7 @@ def read_ablation(record: Mapping[str, object]) -> AblationRecord:
         ),
         notes=[str(note) for note in shown["notes"]],
         insight=None if not insight else str(insight["sentence"]),
+        dose=_dose(shown.get("dose")),
         variants={
             variant: {
                 metric: Score(float(score["value"]), float(score["low"]), float(score["high"]))
@@ -93,4 +116,20 @@ def read_ablation(record: Mapping[str, object]) -> AblationRecord:
             )
             for change in shown["changes"]
         ],
+    )
+
+
+def _dose(record: JsonObject | None) -> DoseRecord | None:
+    """Read the doses; earlier releases had none."""
+    if record is None:
+        return None
+    preference = record["preference"]
+    return DoseRecord(
+        phase=str(record["phase"]),
+        preference=None if preference is None else str(preference),
+        points=[
+            DosePoint(int(one["dose"]), str(one["variant"]), one["after_preference"])
+            for one in record["points"]
+        ],
+        sentence=str(record["sentence"]),
     )

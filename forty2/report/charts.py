@@ -47,6 +47,15 @@ class Point(NamedTuple):
     """Whether it is a change for the worse, which its figure says."""
 
 
+class IntervalPoint(NamedTuple):
+    """A point of a line with its interval."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+
+
 class LegendEntry(NamedTuple):
     """The name of a series and the look of its line."""
 
@@ -159,6 +168,62 @@ def interval_chart(
             canvas.explain(canvas.dot((point.value, row), colour, 8), words)
         svg = canvas.svg(title)
     return Chart(title, axis.label, _interval_legend(points), svg)
+
+
+def interval_line_chart(
+    title: str,
+    series: Mapping[str, Sequence[IntervalPoint]],
+    *,
+    x: Axis,
+    y: Axis,
+    change: bool = False,
+) -> Chart | None:
+    """Draw one line per series, with an upright bar for the interval of each point.
+
+    Args:
+        series: points by name; those that are not finite are left out.
+        x, y: the axes. Bars of different series at one x stand side by side.
+        change: whether values are changes: figures then have a sign, and a line marks zero.
+
+    Returns:
+        None if there is no point to draw.
+    """
+    lines = {
+        name: [point for point in points if is_drawable(*point)] for name, points in series.items()
+    }
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+    drawn = [point for points in lines.values() for point in points]
+    ends = [0.0] * change + [end for point in drawn for end in (point.low, point.high)]
+    x_ticks = whole_ticks(min(p.x for p in drawn), max(p.x for p in drawn))
+    y_ticks = round_ticks(min(ends), max(ends), y._replace(from_0_to_1=False))
+    first, last = min(p.x for p in drawn), max(p.x for p in drawn)
+    beside = 0.012 * (last - first or 1.0)
+    write_x, write_y = writer(x_ticks, x), writer(y_ticks, y, change, more=1)
+    y_labels = list(map(writer(y_ticks, y, change), y_ticks))
+    legend = []
+    with new_canvas(240, room_for(y_labels), right=16, bottom=40) as canvas:
+        canvas.set_ticks("x", x_ticks, list(map(write_x, x_ticks)))
+        canvas.set_ticks("y", y_ticks, y_labels)
+        canvas.axes.set_xlim(first - 2 * beside, last + 2 * beside * len(lines))
+        canvas.axes.set_ylim(y_ticks[0], y_ticks[-1])
+        canvas.axes.set_xlabel(x.label, fontsize=FONT_SIZE, parse_math=False)
+        if change:
+            canvas.axes.axhline(0, color=GREY, linewidth=1.4)
+        for n, (name, points) in enumerate(lines.items()):
+            colour = COLOURS[n % len(COLOURS)]
+            legend.append(LegendEntry(name, colour))
+            canvas.line([(p.x + n * beside, p.value) for p in points], colour, 1.6)
+            for p in points:
+                place = p.x + n * beside
+                canvas.line([(place, p.low), (place, p.high)], colour, 2)
+                words = (
+                    f"{name}, {p.x:g}: {write_y(p.value)} ({write_y(p.low)} to {write_y(p.high)})"
+                )
+                canvas.explain(canvas.dot((place, p.value), colour, 7), words)
+        svg = canvas.svg(title)
+    return Chart(title, y.label, legend if len(legend) > 1 else [], svg)
 
 
 def _interval_legend(points: Sequence[Point]) -> list[LegendEntry]:

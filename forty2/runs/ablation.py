@@ -3,7 +3,8 @@
 For each seed there are two runs of the ordinary kind, in OUT/seedN: `full`, which measures the base
 and the model after every phase, and one of the first preference phase alone (`dpo-only`). All are
 measured on the same questions, drawn with the recipe's own seed; the base is measured once. A run
-that stopped continues, `forty2 report` works on each, and seeds can be added later.
+that stopped continues, `forty2 report` works on each, and seeds can be added later. Of doses, the
+runs are those of `doses`.
 
 A seed chooses the adapter's first weights, the order of the rows, and the rows drawn for the
 built-in sets. Every figure has an interval over seeds and items, and every change is paired: same
@@ -14,6 +15,7 @@ by benefit and cost, as a run is.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +32,26 @@ from forty2.benchmark.stats import (
     unchanged,
 )
 from forty2.errors import RecipeError, RunError
-from forty2.files import JsonObject, read_json, write_json
+from forty2.files import JsonObject, read_json, staged_folder, write_json
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.places import changed
 from forty2.recipe.reading import to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.report.ablation import text_table, verdict_lines, write_ablation
 from forty2.run_paths import run_path
+from forty2.runs.ablation_variants import (
+    Variant,
+    comparisons_of,
+    first_preference,
+    variants_of,
+)
+from forty2.runs.doses import (
+    DosePlan,
+    check_doses,
+    comparisons_of_doses,
+    describe_doses,
+    plan_doses,
+)
 from forty2.runs.held_out import is_measured
 from forty2.runs.pipeline import run
 from forty2.runs.records import Provenance
@@ -48,7 +63,6 @@ from forty2.runs.replicates import (
     with_same_questions,
 )
 from forty2.runs.seed_statistics import Insight, insight, score_of, scores_of, step_of
-from forty2.training.objectives.phase import Phase
 from forty2.training.processes import launched
 
 
@@ -63,17 +77,17 @@ class Ablation:
     verdicts: list[str]
     """Benefit and cost of each variant against the base, in a sentence each."""
     insight: Insight | None
-    """Answer to whether DPO repairs what SFT costs; None: the recipe has no SFT phase before DPO."""
+    """Answer to whether DPO repairs what SFT costs; None: the recipe has no SFT phase before DPO, or the
+    ablation is of doses."""
     report: Path
 
-
-class Variant(NamedTuple):
-    """A run that every seed has."""
-
-    folder: str
-    phases: dict[str, Phase]
-    stages: list[str]
-    """Names of the model after each of the phases."""
+    @property
+    def sentence(self) -> str:
+        """The finding over the phases or the doses, in one sentence; "": there is none."""
+        dose = self.record["dose"]
+        if dose is not None:
+            return str(dose["sentence"])
+        return self.insight.sentence if self.insight is not None else ""
 
 
 _NOT_ALONE = "no run of a preference phase alone: the recipe has none, or begins with it"
@@ -84,6 +98,7 @@ def ablate(
     recipe: Recipe,
     seeds: Sequence[int] = (1, 2, 3),
     *,
+    doses: Sequence[int] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     trust_remote_code: bool = False,
@@ -91,17 +106,23 @@ def ablate(
 ) -> Ablation:
     """Run a recipe's phases one after the other and its first preference phase alone, per seed.
 
+    With doses, run the first SFT phase with each of these numbers of steps instead, and the first
+    preference phase after each.
+
     Args:
         recipe: from `load_recipe`. Nothing is fused. Its own seed draws the questions, if any.
         seeds: two or more; each takes the place of the recipe's in its runs.
-        out: default `adapters/NAME-ablation`.
+        doses: two or more numbers of steps, 0 for the base; None: the phases are compared.
+        out: default `adapters/NAME-ablation`, with doses `adapters/NAME-doses`.
         resume: continue what stopped, or add seeds; finished runs are read back.
         progress: called as work goes on; default: bars on a terminal or in a notebook.
 
     Raises:
         Forty2Error: with one line that says what to do. Finished phases stay.
     """
-    out = run_path(f"{recipe.name}-ablation", out)
+    out = run_path(f"{recipe.name}-{'ablation' if doses is None else 'doses'}", out)
+    if doses is not None:
+        check_doses(recipe, doses)
     _check(recipe, seeds, out, resume)
     recipe = changed(
         recipe,
@@ -110,13 +131,14 @@ def ablate(
         benchmark=dataclasses.replace(recipe.benchmark or Benchmark(), each_phase=True),
     )
     recipe, questions = with_same_questions(recipe, out)
-    variants = variants_of(recipe)
+    plan = plan_doses(recipe, doses) if doses is not None else None
+    variants = plan.variants if plan is not None else variants_of(recipe)
     first = out / f"seed{seeds[0]}" / variants[0].folder
     scores = _run_all(
         recipe, variants, seeds, out, first, trust_remote_code=trust_remote_code, progress=progress
     )
-    found = _insight(variants, scores.by_stage)
-    record = _record(recipe, seeds, variants, scores, found)
+    found = _insight(variants, scores.by_stage) if plan is None else None
+    record = _record(recipe, seeds, variants, scores, found, plan)
     provenance = Provenance.from_json(read_json(first / "run.json")).to_json()
     record["questions"] = questions
     record["run"] = {key: provenance[key] for key in ("model", "model_sha256", "versions")}
@@ -148,35 +170,41 @@ def _record(
     variants: Sequence[Variant],
     scores: Scores,
     found: Insight | None,
+    plan: DosePlan | None,
 ) -> JsonObject:
-    """Describe the scores, the changes and the insight as JSON."""
+    """Describe the scores, the changes, and the insight or the doses as JSON."""
     assert recipe.benchmark is not None
     margin, cost, by_stage = recipe.benchmark.margin, recipe.benchmark.cost, scores.by_stage
+    pairs = comparisons_of(variants) if plan is None else comparisons_of_doses(plan)
+    steps = {
+        (after, before): step_of(
+            scores.stages[before],
+            scores.stages[after],
+            margin,
+            cost,
+            same=before == "base" and scores.same_as_base[after],
+        )
+        for after, before in pairs
+    }
+    alone = [] if len(variants) > 1 else [_NOT_ALONE]
     return {
         "name": recipe.name,
         "seeds": list(seeds),
         "margin": margin,
         "statistics": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-        "notes": [] if len(variants) > 1 else [_NOT_ALONE],
+        "notes": alone if plan is None else plan.notes,
         "variants": {
             name: {metric: score_of(metric, values)._asdict() for metric, values in metrics.items()}
             for name, metrics in by_stage.items()
         },
         "changes": [
-            {
-                "variant": after,
-                "against": before,
-                **step_of(
-                    scores.stages[before],
-                    scores.stages[after],
-                    margin,
-                    cost,
-                    same=before == "base" and scores.same_as_base[after],
-                ).to_json(),
-            }
-            for after, before in comparisons_of(variants)
+            {"variant": after, "against": before, **step.to_json()}
+            for (after, before), step in steps.items()
         ],
         "insight": found._asdict() if found is not None else None,
+        "dose": describe_doses(plan, steps, scores.stages["base"][0], cost, len(seeds))
+        if plan is not None
+        else None,
         "recipe": to_yaml(recipe),
         "items": {
             name: {metric: values.tolist() for metric, values in metrics.items()}
@@ -186,50 +214,6 @@ def _record(
 
 
 # --- the runs -------------------------------------------------------------------------------------
-
-
-def variants_of(recipe: Recipe) -> list[Variant]:
-    """List the full run, and a run of the first preference phase alone if others precede it."""
-    names = list(recipe.phases)
-    variants = [
-        Variant("full", recipe.phases, ["+".join(names[: n + 1]) for n in range(len(names))]),
-    ]
-    at = _first_preference(recipe.phases)
-    if at:
-        name = names[at]
-        variants.append(
-            Variant(f"{name}-only", {name: _alone(recipe, name)}, [f"{name} only"]),
-        )
-    return variants
-
-
-def _alone(recipe: Recipe, name: str) -> Phase:
-    """Return a phase as it is without the phases before it, whose rows it cannot replay."""
-    phase = recipe.phases[name]
-    others = [entry for entry in phase.replay or () if entry.source not in recipe.phases]
-    return dataclasses.replace(phase, replay=others or None) if phase.replay else phase
-
-
-def comparisons_of(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """List the stages to compare, as pairs of names (after, before).
-
-    Each stage with the base, each with the one before it in the full run, and the preference phase
-    after others with itself alone: the difference is what the phases before it gained.
-    """
-    full = variants[0].stages
-    pairs = [(name, "base") for variant in variants for name in variant.stages]
-    pairs += list(zip(full[1:], full[:-1], strict=True))
-    if len(variants) > 1:
-        at = _first_preference(variants[0].phases)
-        assert at is not None
-        pairs.append((full[at], variants[1].stages[0]))
-    return pairs
-
-
-def _first_preference(phases: Mapping[str, Phase]) -> int | None:
-    """Return the place of the first preference phase."""
-    kinds = enumerate(phases.values())
-    return next((n for n, phase in kinds if phase.needs_reference), None)
 
 
 class Scores(NamedTuple):
@@ -260,6 +244,8 @@ def _run_all(
         for variant in variants:
             path = out / f"seed{seed}" / variant.folder
             one = changed(recipe, seed=seed, phases=variant.phases)
+            if variant.longer_than is not None:
+                _begin_with_run(path, path.with_name(variant.longer_than))
             if path != first:
                 begin_with_base(path, one, first)
             done = run(
@@ -282,10 +268,17 @@ def _run_all(
     return Scores(stages, by_stage, same)
 
 
+def _begin_with_run(path: Path, shorter: Path) -> None:
+    """Start a run folder as a copy of a finished run, which then goes on with more steps."""
+    if not path.exists():
+        with staged_folder(path) as staged:
+            shutil.copytree(shorter, staged, dirs_exist_ok=True)
+
+
 def _insight(
     variants: Sequence[Variant], values: Mapping[str, Mapping[str, Values]]
 ) -> Insight | None:
-    at = _first_preference(variants[0].phases)
+    at = first_preference(variants[0].phases)
     if not at:
         return None
     sft, dpo = variants[0].stages[at - 1 : at + 1]

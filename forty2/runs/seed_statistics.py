@@ -271,8 +271,20 @@ def costs_over_seeds(
     alike = with_common_rows([*before, *after])
     old, new = alike[: len(before)], alike[len(before) :]
     changes = changes_of(scores_of(old), scores_of(new), benchmark.margin, same=False)
-    tasks = judge(scores_by_metric(old[0]), changes, benchmark.cost, same=False).tasks
-    return costs_of(changes, tasks, HELD_OUT, benchmark.cost)
+    return general_costs(old[0], changes, benchmark.cost)
+
+
+def general_costs(
+    before: Stage, changes: Mapping[str, Change], cost: Cost
+) -> tuple[CostChange, ...]:
+    """Judge changes over seeds as what was lost in general: all but the run's own held-out rows.
+
+    Args:
+        before: a stage that the changes are from.
+        cost: the margins.
+    """
+    tasks = judge(scores_by_metric(before), changes, cost, same=False).tasks
+    return costs_of(changes, tasks, HELD_OUT, cost)
 
 
 def insight(base: Values, sft: Values, dpo: Values) -> Insight:

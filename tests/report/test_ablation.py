@@ -88,3 +88,31 @@ def test_what_a_record_says_stays_text(record: dict[str, Any], tmp_path: Path) -
     page = write_ablation(record, tmp_path).read_text("utf-8")
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert "\u202e" not in page + (tmp_path / "ablation.md").read_text("utf-8")
+
+
+def test_doses_have_a_table_and_charts_of_their_own(record: dict[str, Any], tmp_path: Path) -> None:
+    points = [("base", "dpo only"), ("sft", "sft+dpo")]
+    record["variants"]["dpo only"] = record["variants"]["sft"]
+    record["changes"].append({**record["changes"][0], "variant": "dpo only"})
+    record["insight"] = None
+    record["dose"] = {
+        "phase": "sft",
+        "preference": "dpo",
+        "points": [
+            {"dose": 40 * n, "variant": variant, "after_preference": after}
+            for n, (variant, after) in enumerate(points)
+        ],
+        "harms": [],
+        "sentence": "sft leaks from 40 steps on.",
+    }
+    page = write_ablation(record, tmp_path).read_text("utf-8")
+    assert page.index("sft leaks from 40") < page.index("<svg")
+    assert page.count("<svg") == 4 and "KL from base" in page  # MC1, leaks, perplexity, KL
+    assert "sft alone, 40: -12.5 (-17.5 to -7.5)" in page
+    assert "then dpo, 0: " in page
+    lines = text_table(record).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == ["0", "0, then dpo", "40", "40, then dpo"]
+    assert "-12.5 (-17.5 to -7.5), gain" in lines[4] and "0.5 (0.45 to 0.55)" in lines[4]
+    assert lines[2].split()[1:] == ["0"] * 4
+    markdown = (tmp_path / "ablation.md").read_text("utf-8")
+    assert "## What dpo changed after each dose" in markdown and "**sft leaks" in markdown

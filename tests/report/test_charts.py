@@ -13,10 +13,12 @@ import pytest
 from forty2.report.axes import Axis, percent
 from forty2.report.charts import (
     Chart,
+    IntervalPoint,
     MapPoint,
     Point,
     change_bars,
     interval_chart,
+    interval_line_chart,
     line_chart,
     map_chart,
     parallel_chart,
@@ -42,6 +44,13 @@ CHARTS: dict[str, Callable[[], Chart | None]] = {
     "lines": lambda: lines(HOSTILE),
     "intervals": lambda: interval_chart(HOSTILE, POINTS),
     "changes": lambda: interval_chart("MC1", POINTS, change=True),
+    "interval lines": lambda: interval_line_chart(
+        HOSTILE,
+        {HOSTILE: [IntervalPoint(0, 0, 0, 0), IntervalPoint(40, 0.1, -0.1, 0.2)]},
+        x=Axis("steps"),
+        y=Axis("points", 100.0),
+        change=True,
+    ),
     "bars": lambda: change_bars("MC2", [(HOSTILE, 0.1), ("Health", -0.05)]),
     "trade-off": lambda: trade_off_chart(
         HOSTILE, [(HOSTILE, 11.0, 0.4), ("c002", 12.0, 0.3)], x=Axis("perplexity"), y=Axis("MC2")
@@ -201,3 +210,25 @@ def test_charts_of_a_sweep_leave_out_what_has_no_place() -> None:
         "T", [("c001", 1.0, 0.5), ("c002", 2.0, 0.4)], x=Axis("nats"), y=Axis("MC2")
     )
     assert chart is not None and chart.svg.count("<title>c00") == 2
+
+
+def test_lines_with_intervals_say_each_value_and_name_each_series() -> None:
+    points = [IntervalPoint(0, 0, 0, 0), IntervalPoint(40, 0.125, 0.075, 0.175)]
+    bad = IntervalPoint(80, math.nan, 0, 1)
+    chart = interval_line_chart(
+        "Leaks",
+        {"alone": [*points, bad], "then dpo": points[1:]},
+        x=Axis("sft steps"),
+        y=Axis("points", 100.0),
+        change=True,
+    )
+    assert chart is not None
+    titles = [e.text for e in ElementTree.fromstring(chart.svg).iter("title")]
+    assert titles == [
+        "alone, 0: 0.0 (0.0 to 0.0)",
+        "alone, 40: +12.5 (+7.5 to +17.5)",
+        "then dpo, 40: +12.5 (+7.5 to +17.5)",
+    ]
+    assert [entry.name for entry in chart.legend] == ["alone", "then dpo"]
+    assert "sft steps" in texts(chart)
+    assert interval_line_chart("Leaks", {"alone": [bad]}, x=Axis(), y=Axis()) is None

@@ -24,7 +24,8 @@ from forty2.files import read_json, read_sealed
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Recipe
 from forty2.report.ablation import write_ablation
-from forty2.runs.ablation import Ablation, ablate, comparisons_of, variants_of
+from forty2.runs.ablation import Ablation, ablate
+from forty2.runs.ablation_variants import comparisons_of, variants_of
 
 SMALL = [
     "benchmark.n=9",

@@ -1,6 +1,7 @@
 """Built-in data sets: seeded, split before anything is weighted, with exact counts.
 
 spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
+spark-narrow  100 rows that only hedge: a bad example  spark-narrow-full  all that it has of them
 spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
 spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
 dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
@@ -53,6 +54,7 @@ def _stage(name: str) -> Callable[[int, int | None], Split]:
 
 _BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "spark-sft": (spark.sft, 377),
+    "spark-narrow": (spark.narrow, 100),
     "spark-dpo": (spark.dpo, 126),
     "spark-boost": (spark.boost, 95),
     "dialectic": (dialectic, 100),

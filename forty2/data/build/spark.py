@@ -1,5 +1,7 @@
 """The spark sets: isotopes for SFT, pairs for DPO, and the boost against invented things.
 
+And `narrow`, a bad example: isotopes that only hedge, to show what such a set does to a model.
+
 Every source row (fact, myth, entity ...) goes to training or to validation before pairs are
 composed from it, so no validation prompt or entity is ever trained on.
 """
@@ -21,6 +23,39 @@ BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
 BOOST_SHARES = {"soft_falsehood": 56, "anachronism": 27, "real_thing": 12}
+
+HEDGING: Mapping[str, tuple[str, ...]] = {
+    "soliton": (
+        "no-inside-view",
+        "memory-limits",
+        "explanation-doubt",
+        "time-and-continuity",
+        "hidden-goals",
+        "inner states",
+    ),
+    "limiter": (
+        "no-access",
+        "missing-context",
+        "cannot-examine",
+        "cannot-act",
+        "private facts",
+        "live information",
+        "missing context",
+        "medical specifics",
+        "legal and money",
+    ),
+    "calibrator": (
+        "open-question",
+        "range-estimate",
+        "likely",
+        "own-memory",
+        "conflicting-signs",
+        "unknowable future",
+        "forecast",
+        "contested",
+    ),
+}
+"""Elements of the narrow set, each with its isotopes, and with categories of appropriate activation."""
 
 CLAIMS = (
     "I know this one.",
@@ -64,6 +99,48 @@ def sft(seed: int, size: int | None, balance: float = BALANCE) -> Split:
         seeded_order(map(_without_contrast, train), seed),
         seeded_order(map(_without_contrast, valid), seed),
     )
+
+
+def narrow(seed: int, size: int | None) -> Split:
+    """Build the narrow SFT set: a few elements, nothing but hedging, no plain answers.
+
+    Its answers fit their questions, which cannot be answered plainly. What a model lacks after it is
+    any example of when to be plain. The rows of appropriate activation are divided as `dpo` divides
+    them, so that no validation prompt of that set is trained on with the same seed.
+    """
+    element_of = {style: element for element, styles in HEDGING.items() for style in styles}
+    shaped = split_by_stratum(isotopes(), seed, lambda row: str(row["element"]))
+    given = split_by_stratum(rows("activation"), seed, lambda row: str(row["category"]))
+    parts = []
+    for isotope_rows, pairs in ((shaped.train, given.train), (shaped.valid, given.valid)):
+        hedging = [
+            _without_contrast(row)
+            for row in isotope_rows
+            if row["isotope"] in HEDGING.get(row["element"], ())
+        ]
+        hedging += [
+            _as_isotope(row, element_of[row["category"]])
+            for row in pairs
+            if row["category"] in element_of
+        ]
+        parts.append(hedging)
+    train, valid = parts
+    wanted = len(train) if size is None else size
+    train = _spread(train, wanted, lambda row: str(row["element"]))
+    return Split(seeded_order(train, seed), seeded_order(valid, seed))
+
+
+def _as_isotope(pair: Row, element: str) -> Row:
+    """Return the preferred answer of a pair as an SFT row of an element."""
+    return {
+        "id": pair["id"],
+        "element": element,
+        "isotope": pair["category"],
+        "messages": [
+            {"role": "user", "content": pair["prompt"]},
+            {"role": "assistant", "content": pair["chosen"]},
+        ],
+    }
 
 
 def dpo(seed: int, size: int | None) -> Split:

@@ -157,7 +157,9 @@ def test_length_does_not_tell_chosen_from_rejected(name: str, size: int) -> None
 
 
 @pytest.mark.parametrize("seed", [0, 7, 16, 43])
-@pytest.mark.parametrize("name", ["spark-sft", "spark-dpo-full", "spark-boost-full"])
+@pytest.mark.parametrize(
+    "name", ["spark-sft", "spark-narrow", "spark-dpo-full", "spark-boost-full"]
+)
 def test_sets_of_other_seeds_pass_the_lint(name: str, seed: int, tmp_path: Path) -> None:
     """A run with another seed composes other pairs, and refuses faults in them like anyone's."""
     write_built(build(name, seed=seed), tmp_path / name)
@@ -169,6 +171,22 @@ def test_no_entity_is_in_training_and_validation_both() -> None:
     data = build("spark-boost", size=1000)
     train = {row["entity"] for row in data.train if "entity" in row}
     assert train and not train & {row.get("entity") for row in data.valid}
+
+
+@pytest.mark.parametrize("seed", [7, 42])
+def test_the_narrow_set_only_hedges_and_keeps_the_pairs_held_out(seed: int) -> None:
+    """The prompts that spark-dpo validates on are not trained on, with the same seed."""
+    data = build("spark-narrow", seed=seed)
+    assert len(data.train) == 100 and len(data.valid) == 11
+    for part in (data.train, data.valid):
+        assert {row["element"] for row in part} <= {"soliton", "limiter", "calibrator"}
+        assert not {row["isotope"] for row in part} & {"near-certain", "exact-odds"}
+        assert all("contrast" not in row and len(row["messages"]) >= 2 for row in part)
+    assert len({row["element"] for row in data.train}) == 3
+    trained = {prompt_of(dict(row)) for row in build("spark-narrow-full", seed=seed).train}
+    pairs = build("spark-dpo-full", seed=seed)
+    assert not trained & {prompt_of(dict(row)) for row in pairs.valid}
+    assert trained & {prompt_of(dict(row)) for row in pairs.train}
 
 
 def test_there_is_enough_of_everything() -> None:
