@@ -184,6 +184,8 @@ def read_recipe(
         problems += [explain(item, document) for item in error.errors()]
     problems += missing_files(document)
     problems += secrets(document)
+    if recipe is not None:
+        problems += _carried_nowhere(recipe, document)
     # What is only in the working directory is missing beside the recipe, too: said once.
     found = {_missing(problem): problem for problem in reversed(problems)}
     problems = [problem for problem in problems if found[_missing(problem)] is problem]
@@ -286,6 +288,15 @@ def to_yaml(recipe: Recipe, folder: Path | None = None) -> str:
         rebase_paths(tree, folder)
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     return text if folder is None else STORED + text
+
+
+def _carried_nowhere(recipe: Recipe, document: Document) -> list[Problem]:
+    """Find a last phase that hands its optimizer on, which only a part of a recipe may end with."""
+    name, phase = next(reversed(recipe.phases.items()))
+    if not phase.carry_optimizer:
+        return []
+    at = ("phases", name, "carry_optimizer")
+    return [document.problem(at, "no phase comes after it; remove carry_optimizer")]
 
 
 def _missing(problem: Problem) -> str:

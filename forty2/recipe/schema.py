@@ -298,11 +298,6 @@ class Recipe:
     @classmethod
     def _can_carry(cls, phases: dict[str, Phase], info: ValidationInfo) -> dict[str, Phase]:
         kind = info.data.get("adapter", Adapter()).type
-        last = next(reversed(phases))
-        if phases[last].carry_optimizer:
-            raise ValueError(
-                f"phases: {last}: carry_optimizer: no phase comes after it; remove carry_optimizer"
-            )
         for (name, phase), (after, other) in itertools.pairwise(phases.items()):
             if not phase.carry_optimizer:
                 continue

@@ -97,7 +97,7 @@ def test_the_plan_counts_the_moments(inputs: Path) -> None:
     ("changes", "says"),
     [
         (["phases.two.optimizer=lion"], r"one: carry_optimizer: optimizer is adamw .* lion in two"),
-        (["phases.two.carry_optimizer=true"], r"two: carry_optimizer: no phase comes after it"),
+        (["phases.two.carry_optimizer=true"], r"two\.carry_optimizer: no phase comes after it"),
         (["phases.two.train=dora"], r"one: carry_optimizer: train is lora here and dora in two"),
         (
             ["tags=[<a>]", "phases.one.tags_lr=0.01"],
