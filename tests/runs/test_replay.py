@@ -18,7 +18,7 @@ from forty2.files import read_json
 from forty2.recipe.reading import load_recipe
 from forty2.runs import inputs as runs_inputs
 from forty2.runs import pipeline
-from forty2.runs.ablation import variants_of
+from forty2.runs.ablation_variants import variants_of
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
 from forty2.training.evaluation import Drift
