@@ -69,7 +69,7 @@ def refused(line: str) -> str:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        ("adapter.layers=100", "the model has 3 blocks"),
+        ("adapter.layers=100", "more than the 3 blocks"),
         ("adapter.keys=[self_attn.q_proj, mlp.upproj]", "did you mean mlp.up_proj"),
         ("phases.dpo.best={metric: loss, direction: min}", "there are none"),
         ("phases.sft.data=dpo.jsonl", "is a preference pair"),
