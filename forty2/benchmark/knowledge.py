@@ -228,18 +228,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """What a model's scores say about names."""
+    """How well a model's scores tell real names from invented ones, and the threshold chosen by the best."""
 
     lines: list[Line]
     """The model's scores, then the control."""
     best: str
     """Score with the highest AUC on the choosing half."""
     separates: bool
-    """Whether its interval on the reporting half lies above 0.5."""
+    """Whether the best score's AUC on the reporting half has an interval above 0.5."""
     chosen: Point
-    """Point of the best score that `RULE` chose, as it is on the choosing half."""
+    """Threshold of the best score that `RULE` chose, with its shares on the choosing half."""
     reported: Point
-    """The same threshold on the reporting half."""
+    """The same threshold, with its shares on the reporting half."""
     curve: list[Point]
     """Points of the best score on the reporting half."""
     twins: dict[str, int]

@@ -37,7 +37,7 @@ def variants_of(recipe: Recipe) -> list[Variant]:
 
 
 def without_others(recipe: Recipe, name: str, kept: Collection[str] = ()) -> Phase:
-    """Return a phase as it is without the phases before it, whose rows it cannot replay.
+    """Return a phase that replays no rows of the phases before it, which are left out.
 
     Args:
         kept: those before it that stay.

@@ -45,7 +45,7 @@ class Thing(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The name as it is asked, with a capital: the case of some would tell real from invented."""
+        """The name with a capital letter, as models are asked: a small one would give some away."""
         return self.name[0].upper() + self.name[1:]
 
 
@@ -225,10 +225,9 @@ def _answered(row: Row, generator: random.Random) -> Iterator[Row]:
 def _declined(row: Row, generator: random.Random) -> Iterator[Row]:
     """Prefer not knowing a real thing to a made-up claim about it."""
     (invented,) = islice(invented_pairs(row, generator), 1, 2)
-    refusal = generator.choice(
-        [one for one in material("entity_questions")["refusals"] if not one.startswith(DENIALS)]
-    )
-    noun = material("entity_questions")["kinds"][row["kind"]]["noun"]
+    own = material("entity_questions")
+    refusal = generator.choice([one for one in own["refusals"] if not one.startswith(DENIALS)])
+    noun = own["kinds"][row["kind"]]["noun"]
     chosen = refusal.format(name=row["name"], noun=noun)
     yield _pair(row, 1, invented["prompt"], chosen, invented["rejected"])
 

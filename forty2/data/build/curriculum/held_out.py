@@ -1,4 +1,4 @@
-"""What validation alone uses: a sixth of the wordings, contents and questions.
+"""Choose the sixth of wordings, contents and questions that is for validation alone.
 
 What is held out depends on the text and not on the seed, so eval prompts are unseen by every run.
 """

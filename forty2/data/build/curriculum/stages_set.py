@@ -21,7 +21,7 @@ from forty2.data.splitting import Split
 from forty2.files import JsonObject
 
 PROMPTS = 25
-"""Eval prompts of a bucket in each language, if there are so many."""
+"""Most eval prompts of a bucket in one language."""
 _SEEDS = (42, 43, 44)
 """Seeds whose validation rows eval prompts are taken from, in this order: one has few of some buckets."""
 
