@@ -12,6 +12,7 @@ from support.small_run import make_inputs
 
 from forty2.errors import RecipeError
 from forty2.model.adapter import load_arrays
+from forty2.recipe.places import changed
 from forty2.recipe.reading import load_recipe
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
@@ -91,6 +92,13 @@ def test_a_stopped_phase_goes_on_to_the_same_bytes(
 def test_the_plan_counts_the_moments(inputs: Path) -> None:
     one, two = plan(load_recipe("carried.yaml"), quick=True).phases
     assert one.kept_bytes == 3 * two.kept_bytes
+
+
+def test_a_part_of_a_recipe_may_end_with_a_phase_that_hands_on(inputs: Path) -> None:
+    """As the first phases that several configurations of a sweep share."""
+    recipe = load_recipe("carried.yaml")
+    part = changed(recipe, phases={"one": recipe.phases["one"]})
+    assert part.phases["one"].carry_optimizer
 
 
 @pytest.mark.parametrize(
