@@ -14,9 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.runs import short_checks
 
 import forty2
 from forty2.cli import main
+from forty2.data.build import build
 from forty2.data.library import rows
 from forty2.export.fusing import fuse
 from forty2.files import read_json, write_json
@@ -26,9 +28,6 @@ from forty2.runs.pipeline import RunResult
 from forty2.runs.planning import plan
 
 SHORT = [
-    "phases.sft.data=builtin:spark-sft",  # smaller than the demo's own, so quicker to read
-    "phases.dpo.data=builtin:spark-dpo",
-    "phases.boost.data=builtin:spark-boost",
     "phases.sft.steps=2",
     "phases.dpo.steps=3",
     "phases.boost.steps=2",
@@ -46,23 +45,20 @@ SHORT = [
     "benchmark.tasks=[truthfulqa]",
     "benchmark.each_phase=true",
     "benchmark.questions=probe",
-    "phases.sft.valid=VALID_SFT",
-    "phases.dpo.valid=VALID_DPO",
-    "phases.boost.valid=VALID_DPO",
 ]
+DATA = {"sft": "spark-sft", "dpo": "spark-dpo", "boost": "spark-boost"}
+"""Built-in set of each phase: smaller than the demo's own, and of these only some rows."""
+ROWS, VALID_ROWS = 24, 3
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """A whole short run."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    chats, pairs = folder / "chats.jsonl", folder / "pairs.jsonl"
-    sft, dpo = forty2_sets()
-    chats.write_text("".join(json.dumps(row) + "\n" for row in sft[:3]))
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in dpo[:3]))
-    overrides = [o.replace("VALID_SFT", str(chats)).replace("VALID_DPO", str(pairs)) for o in SHORT]
-    recipe = forty2.load_recipe("demo", [*overrides, f"fuse.out={folder / 'fused'}"])
-    with pytest.MonkeyPatch.context() as patch:
+    recipe = forty2.load_recipe(
+        "demo", [*SHORT, *first_rows(folder), f"fuse.out={folder / 'fused'}"]
+    )
+    with short_checks(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("forty2.benchmark.tasks.perplexity.WINDOW", 64)
         patch.setattr("forty2.benchmark.tasks.behaviour.rows", lambda name: rows(name)[::8])
         for name in ("behaviour", "held_out"):
@@ -70,10 +66,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
         return forty2.run(recipe, run_dir=folder / "run")
 
 
-def forty2_sets() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from forty2.data.build import build
-
-    return [dict(r) for r in build("spark-sft").valid], [dict(r) for r in build("spark-dpo").valid]
+def first_rows(folder: Path) -> list[str]:
+    """Write the first rows of each phase's set; returns the settings that name the files."""
+    settings = []
+    for phase, name in DATA.items():
+        built = build(name)
+        for key, found in (("data", built.train[:ROWS]), ("valid", built.valid[:VALID_ROWS])):
+            path = folder / f"{phase}.{key}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in found))
+            settings.append(f"phases.{phase}.{key}={path}")
+    return settings
 
 
 def test_every_phase_left_its_adapter_and_its_record(finished: RunResult) -> None:
