@@ -100,7 +100,7 @@ def write_judged(path: Path, count: int) -> None:
 def settings_of(options: argparse.Namespace, student: str, url: str) -> list[str]:
     """Return what differs from the packaged loop."""
     count = options.items
-    strata = {TAUGHT: count // 2, "tool-calls": count // 4, "judged": count // 4}
+    strata = {TAUGHT: count * 5 // 8, "tool-calls": count // 4, "judged": count // 8}
     model = f"{{name: '{url}', model: default_model}}"
     return [
         f"model={student}",
@@ -144,8 +144,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--student", help="another model or run; it is taught nothing before")
     parser.add_argument("--items", type=int, default=400, help="questions, both halves together")
-    parser.add_argument("--rows", type=int, default=40, help="rows to ask for, of each arm")
-    parser.add_argument("--max-tokens", type=int, default=384, help="longest reply of the teacher")
+    parser.add_argument("--rows", type=int, default=20, help="rows to ask for, of each arm")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest reply of the teacher")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each arm")
     parser.add_argument("--at-once", type=int, default=4, help="most requests under way")
     parser.add_argument("--port", type=int, default=8642, help="the same each time")
