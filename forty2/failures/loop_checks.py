@@ -15,6 +15,7 @@ from forty2.failures.loop_file import LoopFile, ReadLoop, Server
 from forty2.failures.sources import BUILTIN
 from forty2.failures.training_data import training_files
 from forty2.inference.chat_endpoint import Role
+from forty2.inference.embedding import load_embedder
 from forty2.recipe.document import Location, listed
 from forty2.recipe.paths import NO_FILES
 
@@ -39,6 +40,7 @@ def check_loop(read: ReadLoop, done: Container[str]) -> None:
         (asks_teacher, ("teacher",), lambda: _server(file.teacher, "teacher")),
         (asks_judge, ("judge",), lambda: _server(file.judge, "judge")),
         ("cluster" not in done, ("cluster",), need_scikit_learn),
+        ("cluster" not in done, ("cluster", "model"), lambda: load_embedder(file.cluster.model)),
         ("recover" not in done, ("recover", "seeds"), lambda: _check_seeds(file)),
         ("recover" not in done, ("recover", "original"), lambda: _check_original(file)),
         ("recover" not in done, ("recover", "recipe"), lambda: _check_recipe(file)),

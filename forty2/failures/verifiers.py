@@ -72,7 +72,9 @@ def _matches(
         yield JsonSchemaError(f"{value!r} does not match {pattern!r}")
 
 
-_Validator = extend(Draft202012Validator, {"pattern": _matches})
+_Validator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"pattern": _matches}
+)
 
 
 class Checked(NamedTuple):
@@ -238,7 +240,7 @@ class JsonSchema:
         except Unresolvable:
             pass  # said when a reply is checked
 
-    def _validator(self) -> _Validator:
+    def _validator(self) -> Draft202012Validator:
         # an empty registry: no schema is fetched from anywhere
         return _Validator(self.json_schema, registry=Registry())
 

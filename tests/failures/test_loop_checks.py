@@ -41,6 +41,7 @@ WRONG = {
     "a seed twice": ("seeds: [1, 2]", "seeds: [1, 1]", 10, "two or more that differ"),
     "a seed below 0": ("seeds: [1, 2]", "seeds: [1, -2]", 10, "from 0 on"),
     "original data": ("seeds: [1, 2]", "original: nothing.jsonl", 10, "no such file or run"),
+    "the embedding model": ("generate:", "cluster: {model: MODEL}\ngenerate:", 8, "model_type"),
     "a key of the recipe": ("lr: 1.0e-3", "lrr: 1.0e-3", 15, "lrr: unknown key"),
     "steps in place of epochs": ("epochs: 1", "steps: 1", None, "give epochs in place of steps"),
     "another objective": ("objective: sft", "objective: dpo, beta: 0.1", None, "objective: sft"),
@@ -63,11 +64,11 @@ def path(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("old", "new", "line", "message"), WRONG.values(), ids=WRONG)
 def test_it_is_said_before_anything_is_written(
-    path: Path, old: str, new: str, line: int | None, message: str
+    path: Path, model: str, old: str, new: str, line: int | None, message: str
 ) -> None:
     text = path.read_text("utf-8")
     assert old in text
-    path.write_text(text.replace(old, new), "utf-8")
+    path.write_text(text.replace(old, new.replace("MODEL", model)), "utf-8")
     with pytest.raises(RecipeError, match=message) as error:
         run_loop(path, out=path.parent / "F")
     assert not (path.parent / "F").exists()
