@@ -46,13 +46,8 @@ def write_basics(path: Path) -> None:
             file.write(json.dumps({"messages": turns}, ensure_ascii=False).encode() + b"\n")
 
 
-def main() -> None:
-    """Teach the basics, then run the loop."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    out: Path = parser.parse_args().out
-    make_folder(out)
-    started = time.monotonic()
+def teach_basics(out: Path) -> Path:
+    """Teach the starter model one kind of question, and return its run; what is done stays."""
     write_basics(out / "basics.jsonl")
     shutil.copyfile(HERE / "basics.yaml", out / "basics.yaml")
     basics = (out / "basics").absolute()
@@ -62,6 +57,17 @@ def main() -> None:
             run_dir=basics,
             resume=(basics / "run.json").exists(),
         )
+    return basics
+
+
+def main() -> None:
+    """Teach the basics, then run the loop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    out: Path = parser.parse_args().out
+    make_folder(out)
+    started = time.monotonic()
+    basics = teach_basics(out)
     print(f"basics: {(time.monotonic() - started) / 60:.0f} min", flush=True)
     with Bars() as bars:
         ended = run_loop(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|[{}]")
 _STATED = re.compile(
     r"####[ \t]*|\b(?:final\s+)?answer\b(?:\s+(?:is|would\s+be|should\s+be|equals)\b|\s*[:=])+"
     r"(?!\s*not\b)[ \t:]*\n?",
@@ -47,6 +47,10 @@ _WRAPPINGS = (
 _OPENING = re.compile(r"[{\[]")
 _MOST_STARTS = 200
 """Brackets at which a JSON value is looked for; each may take a search to the end of the reply."""
+_MOST_DIGITS = 1000
+"""Digits of a number that are read; of a longer one, the size alone counts."""
+_NOT_WITHIN = 30
+"""Characters before a place in which a "not" that belongs to it ends and begins."""
 _AFTER_LABEL = r"(?=\s*(?:$|[^\w\s'’])|[ \t]*\n|\s+(?:because|since|as)\b)"
 """What may follow a choice's letter: "B", "B.", "B because", but not "A dog"."""
 
@@ -59,8 +63,12 @@ class Number(NamedTuple):
 
 
 def without_thoughts(reply: str) -> str:
-    """Return a reply without what a reasoning model thinks before it."""
-    return reply.rpartition("</think>")[2].strip()
+    """Return a reply without what a reasoning model thinks before it; of thoughts that were cut, nothing."""
+    return _after_thoughts(reply).strip()
+
+
+def _after_thoughts(reply: str) -> str:
+    return reply.rpartition("</think>")[2].partition("<think>")[0]
 
 
 # --- where the answer is --------------------------------------------------------------------------
@@ -72,8 +80,8 @@ def stated_answer(text: str) -> str | None:
     It is the content of the last box, or else the line after the last "The answer is", "Answer:" or
     "####".
     """
-    if boxes := list(_boxes(text)):
-        return boxes[-1]
+    if (box := _last_box(text)) is not None:
+        return box
     ends = [found.end() for found in _STATED.finditer(text)]
     if not ends:
         return None
@@ -83,14 +91,18 @@ def stated_answer(text: str) -> str | None:
     return line or None
 
 
-def _boxes(text: str) -> Iterator[str]:
-    for found in _BOX.finditer(text):
-        depth, place = 1, found.end()
-        while place < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            place += 1
-        if not depth:
-            yield text[found.end() : place - 1]
+def _last_box(text: str) -> str | None:
+    """Return the content of the box that begins last; None: no box is closed."""
+    open_braces: list[tuple[bool, int]] = []
+    last: tuple[int, int] | None = None
+    for found in _BRACE.finditer(text):
+        if found[0] != "}":
+            open_braces.append((found["box"] is not None, found.end()))
+        elif open_braces:
+            is_box, start = open_braces.pop()
+            if is_box and (last is None or start > last[0]):
+                last = start, found.start()
+    return None if last is None else text[slice(*last)]
 
 
 def bare(text: str) -> str:
@@ -133,7 +145,8 @@ def candidates(reply: str) -> list[str]:
 
 def _is_denied(text: str, place: int) -> bool:
     """Return whether the word before a place is "not"."""
-    return re.search(r"\bnot\s*[*_\"'`]*$", text[:place], re.IGNORECASE) is not None
+    before = text[max(0, place - _NOT_WITHIN) : place]
+    return re.search(r"\bnot\s*[*_\"'`]*$", before, re.IGNORECASE) is not None
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -179,14 +192,20 @@ def _number_at_start(text: str) -> Number | None:
 
 
 def _number(found: re.Match[str], text: str) -> Number:
-    digits = (found["digits"] or "0").replace(",", "")
-    value = Fraction(f"{digits}{found['part'] or ''}{found['power'] or ''}")
-    if found["below"] and int(found["below"]):
-        value /= int(found["below"])
+    value = _whole((found["digits"] or "0").replace(",", ""))
+    value += Fraction(f"0{(found['part'] or '')[:_MOST_DIGITS]}")
+    value *= Fraction(f"1{found['power'] or ''}")
+    if found["below"] and (below := _whole(found["below"])):
+        value /= below
     if found["sign"] or found["minus"]:
         value = -value
     unit = _UNIT.match(text, found.end())
     return Number(value, unit[1] if unit else "")
+
+
+def _whole(digits: str) -> Fraction:
+    """Read a whole number; a model that repeats a digit without end writes one that Python refuses."""
+    return Fraction(digits if len(digits) <= _MOST_DIGITS else f"1e{len(digits)}")
 
 
 def _plain_latex(text: str) -> str:
@@ -258,7 +277,7 @@ def program_of(reply: str, entry_point: str) -> str:
 
     Without such a block it is the first block, and without any, the whole reply.
     """
-    text = reply.rpartition("</think>")[2]
+    text = _after_thoughts(reply)
     blocks = code_blocks(text)
     defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
     found = next((block for block in blocks if defines.search(block)), None)

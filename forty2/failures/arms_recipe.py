@@ -12,7 +12,6 @@ from typing import NamedTuple
 import yaml
 
 from forty2.errors import RecipeError
-from forty2.failures.examples import ACCEPTED
 from forty2.recipe.reading import load_recipe, recipe_text
 from forty2.recipe.schema import Benchmark, Recipe
 from forty2.training.objectives.sft import SftPhase
@@ -29,9 +28,12 @@ def recipe_of_arms(
     source: str | Path | Mapping[str, object],
     overrides: Sequence[str],
     model: FailingModel,
-    folder: Path,
+    data: str,
 ) -> Recipe:
     """Read the recipe, with what it leaves to the arms filled in.
+
+    Args:
+        data: data of its phase, until each arm has its own.
 
     Raises:
         RecipeError: it has another phase than one of SFT, replays data, has no number of epochs, or
@@ -44,7 +46,7 @@ def recipe_of_arms(
             f"{_name(source)}: phases: should have one phase, of SFT, to train each arm"
         )
     (name,) = phases
-    filled = [f"phases.{name}.data={json.dumps(from_here(folder / ACCEPTED))}"]
+    filled = [f"phases.{name}.data={json.dumps(data)}"]
     given = {"model": model.name, "init_from": model.adapter}
     filled += [
         f"{key}={json.dumps(value)}"

@@ -4,6 +4,9 @@ What a request may cost is set aside before it is sent: its prompt, estimated fr
 longest reply that it allows. If that exceeds what is left, nothing is sent until the requests under
 way say what they cost; and if it still does, asking ends. So the budget is kept, and where asking ends
 does not depend on which reply came first.
+
+A request that fails for good is stored as such. Until one has worked, failures are held back: the fault
+may be the server's, and after five, or if there is nothing else to ask, asking stops with the first one's.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from forty2.benchmark.partial_results import PartialResults
 from forty2.errors import DataError
 from forty2.failures.chat_models import ChatModel
 from forty2.files import JsonObject
-from forty2.inference.chat_endpoint import ChatEndpoint, RequestFailed
+from forty2.inference.chat_endpoint import ChatEndpoint, NothingWorked, RequestFailed
 from forty2.progress import Progress
 
 _BYTES = 3
 """Bytes of UTF-8 a token, for estimates; English text has four, so they are rather too high."""
 _MILLION = 1_000_000
+_DOUBTED = 5
+"""Requests that fail before one has worked, after which the fault is the server's."""
 
 
 class Request(NamedTuple):
@@ -66,8 +71,14 @@ class Limits:
     """Price of a million tokens of prompts; None: not known."""
     price_out: float | None = None
     """Price of a million tokens of replies."""
+    timeout: float | None = None
+    """Seconds without a byte after which a request is sent again; None: as the model has it."""
 
     def __post_init__(self) -> None:
+        if self.at_once < 1:
+            raise DataError("at_once: at least one request has to be under way")
+        if not all(part is None or part > 0 for part in (self.per_minute, self.timeout)):
+            raise DataError("per_minute and timeout: give more than 0")
         if (self.price_in is None) != (self.price_out is None):
             raise DataError("prices: give both `price_in` and `price_out`")
         if self.cost is not None and self.price_in is None:
@@ -135,6 +146,10 @@ class Asker:
         self._under_way: dict[str, Tokens] = {}
         self._next_start = 0.0
         self._error: BaseException | None = None
+        self._held_back: dict[str, tuple[Request, NothingWorked]] = {}
+        """Failures that are not stored, because nothing has worked yet."""
+        self._worked, self._answered = False, False
+        """Whether a request has worked now, and whether one ever has, as the journal says."""
         self.spent = Tokens()
         self.estimated = 0
         """Answers whose tokens the server did not say."""
@@ -160,6 +175,9 @@ class Asker:
         while self._under_way:
             self._collect(None)
             self._progress(self._stage, answers - len(self._under_way), len(requests), {})
+        if self._answered:
+            self._let_go()
+        self._doubt(0)
         if self._error is not None:
             raise self._error
         return [self._partial[request.key] for request in requests[:answers]]
@@ -230,9 +248,35 @@ class Asker:
         except queue.Empty:
             return
         del self._under_way[request.key]
-        if isinstance(result, BaseException):
+        if isinstance(result, NothingWorked) and not self._worked:
+            self._held_back[request.key] = request, result
+            self._doubt(_DOUBTED - 1)
+            return
+        if isinstance(result, BaseException) and not isinstance(result, NothingWorked):
             self._error = self._error or result
             return
+        self._store(request, result)
+        if self._worked:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Store the failures that were held back as what they are: each request's own."""
+        if self._error is None:
+            for request, failure in self._held_back.values():
+                self._store(request, failure)
+            self._held_back.clear()
+
+    def _doubt(self, most: int) -> None:
+        """Blame the server if more requests failed than that, and none has worked."""
+        if len(self._held_back) > most:
+            _, first = next(iter(self._held_back.values()))
+            self._error = self._error or first
+
+    def _store(self, request: Request, result: JsonObject | NothingWorked) -> None:
+        if isinstance(result, NothingWorked):
+            result = _answer(None, None, Tokens(), str(result))
+        else:
+            self._worked |= result["said"] is not None
         self._partial.add(request.key, result)
         self._count(request)
 
@@ -240,18 +284,23 @@ class Asker:
         answer = self._partial[request.key]
         self.spent = self.spent.plus(Tokens(*answer["tokens"]))
         self.estimated += answer["estimated"]
+        self._answered |= answer["said"] is not None
 
 
 @contextlib.contextmanager
-def open_asker(model: ChatModel, partial: PartialResults, **settings: Any) -> Iterator[Asker]:
+def open_asker(
+    model: ChatModel, partial: PartialResults, *, limits: Limits, **settings: Any
+) -> Iterator[Asker]:
     """Make an asker of a model, which is reached, or loaded, when there is something to ask.
 
     Args:
         settings: as `Asker` takes them.
     """
+    if limits.timeout is not None:
+        model = replace(model, timeout=limits.timeout)
     with contextlib.ExitStack() as stack:
         endpoint = functools.cache(functools.partial(stack.enter_context, model.open()))
-        yield Asker(endpoint, partial, **settings)
+        yield Asker(endpoint, partial, limits=limits, **settings)
 
 
 def _answer(

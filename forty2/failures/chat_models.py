@@ -17,6 +17,9 @@ LOCAL = "local:"
 _SERVER = "forty2.serve.until_closed"
 _SECONDS = 10.0
 """Time that a local server has to end."""
+_PATIENCE = 3600.0
+"""Seconds that a local model has for a reply at least: on a CPU, requests wait for each other, and a
+server of ours that has ended is noticed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +65,14 @@ class ChatModel:
             yield self._endpoint(self.name, self.model)
             return
         with _served(self.name.removeprefix(LOCAL)) as (url, model):
-            yield self._endpoint(url, model)
+            yield self._endpoint(url, model, max(self.timeout, _PATIENCE))
 
-    def _endpoint(self, url: str, model: str) -> ChatEndpoint:
+    def _endpoint(self, url: str, model: str, timeout: float | None = None) -> ChatEndpoint:
         return ChatEndpoint(
             url,
             model,
             api_key_env=self.api_key_env,
-            timeout=self.timeout,
+            timeout=timeout or self.timeout,
             tries=self.tries,
             role=self.role,
             sleep=self.sleep,

@@ -18,6 +18,7 @@ from forty2.benchmark.judge import agreement
 from forty2.benchmark.partial_results import PartialResults
 from forty2.data.record_texts import text_of
 from forty2.data.records import Message
+from forty2.failures.answers import without_thoughts
 from forty2.failures.asking import Limits, Request, open_asker
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.folder import StoredVerdict
@@ -41,7 +42,7 @@ wrong or no answer. Give your reason in one sentence, then end with a line that 
 _REFERENCE = "[A right reply]\n{}\n[End of the right reply]\n\n"
 _SCORE = re.compile(
     r"\bscore[^\w−-]{0,6}(?:(?:is|of)[^\w−-]{0,4})?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.)\]]*$",
-    re.I | re.M,
+    re.I,
 )
 _BARE = re.compile(r"[\s*_(\[]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.)\]]*")
 
@@ -69,16 +70,16 @@ class ToScore(NamedTuple):
 
 
 def parse_score(said: str) -> float | None:
-    """Read the score at the end of a judge's reply; None: there is none from 1 to 10.
+    """Read the score in the last line of a judge's reply; None: there is none from 1 to 10.
 
-    The last one counts; a reasoning model's thoughts before it do not.
+    Elsewhere it may be a quotation of what is judged, in a reply that was cut. A reasoning model's
+    thoughts do not count.
     """
-    text = said.rpartition("</think>")[2]
-    bare = _BARE.fullmatch(text)
-    found = [bare[1]] if bare else _SCORE.findall(text)
-    if not found:
+    text = without_thoughts(said)
+    found = _BARE.fullmatch(text) or _SCORE.search(text.rpartition("\n")[2])
+    if found is None:
         return None
-    score = float(found[-1])
+    score = float(found[1])
     return score if LEAST <= score <= MOST else None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from forty2.benchmark.partial_results import PartialResults
 from forty2.benchmark.stats import holm
-from forty2.errors import DataError
+from forty2.errors import DataError, RunError
 from forty2.failures.asking import Limits, Request, open_asker
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import (
@@ -96,6 +96,7 @@ def label_clusters(
 
     Raises:
         DataError: there are no clusters, or they are of other items.
+        RunError: the budget of the teacher has ended, and what it answered is stored.
         ModelError: the embedding model cannot be loaded.
         BenchmarkError: the teacher does not work; what it answered is stored.
         ServeError: a local teacher cannot be loaded.
@@ -190,6 +191,11 @@ def _ask(
                 counts["failed" if said is None else "read" if label else "unreadable"] += 1
                 if label:
                     found[one.cluster] = label
+            if asker.ended:
+                raise RunError(
+                    f"the budget for the teacher has ended, after {len(found)} of {len(contrasts)} labels; "
+                    "raise it, and give the same command again: no answer is lost"
+                )
     sent = {"sent": counts.total(), "failed": counts["failed"], "unreadable": counts["unreadable"]}
     return [found.get(one.cluster, "") for one in contrasts], sent
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.errors import RecipeError, RunError
-from forty2.failures.asking import Limits
 from forty2.failures.chat_models import ChatModel
 from forty2.failures.clustering import CLUSTERS
 from forty2.failures.examples import (
@@ -29,7 +28,8 @@ from forty2.failures.find import FindSettings, find_failures
 from forty2.failures.folder import ABOUT, FOUND, REPLIES, TESTSET, VERDICTS
 from forty2.failures.judging import Scoring
 from forty2.failures.labels import LABELS, label_clusters
-from forty2.failures.loop_file import LoopFile, ReadLoop, Server, read_loop
+from forty2.failures.loop_checks import chat_model, check_loop, limits_of
+from forty2.failures.loop_file import LoopFile, ReadLoop, read_loop
 from forty2.failures.recover import (
     RECOVERED,
     RecoverSettings,
@@ -38,7 +38,6 @@ from forty2.failures.recover import (
 from forty2.failures.sources import BUILTIN
 from forty2.failures.testset import TestsetSettings, make_testset
 from forty2.files import JsonObject, file_sha256, make_folder, read_json, write_json
-from forty2.inference.chat_endpoint import Role
 from forty2.progress import Progress, silent
 from forty2.recipe.reading import recipe_file
 
@@ -114,6 +113,7 @@ def run_loop(
     """
     read = read_loop(source, overrides)
     folder = Path(out or read.loop.out or HOME / read.loop.name)
+    check_loop(read, _entries(folder))
     _begin(folder, resume)
     loop = _Loop(read, folder, trust_remote_code, progress)
     steps: dict[str, str] = dict.fromkeys(STEPS, "left out")
@@ -280,21 +280,8 @@ def _recipe(file: LoopFile) -> object:
     return found.read_text("utf-8") if found.is_file() else recipe
 
 
-def _limits(file: LoopFile) -> Limits:
-    return Limits(**dataclasses.asdict(file.limits))
-
-
-def _chat_model(server: Server, role: Role) -> ChatModel:
-    return ChatModel(
-        name=server.name,
-        model=server.model,
-        api_key_env=server.api_key_env,
-        role=role,
-    )
-
-
 def _judge(file: LoopFile) -> ChatModel | None:
-    return None if file.judge is None else _chat_model(file.judge, "judge")
+    return None if file.judge is None else chat_model(file.judge, "judge")
 
 
 def _testset(loop: _Loop) -> JsonObject:
@@ -317,7 +304,7 @@ def _find(loop: _Loop) -> JsonObject:
         batch_size=file.find.batch_size,
         run_untrusted_code=file.run_untrusted_code,
         scoring=Scoring(at_least=file.find.at_least, repeats=file.find.repeats),
-        limits=_limits(file),
+        limits=limits_of(file),
     )
     return find_failures(
         loop.folder,
@@ -347,8 +334,8 @@ def _cluster(loop: _Loop) -> JsonObject:
 def _label(loop: _Loop) -> JsonObject:
     file = loop.file
     by_teacher = file.label.by == "teacher"
-    teacher = _chat_model(file.teacher, "teacher") if by_teacher else None
-    return label_clusters(loop.folder, teacher, limits=_limits(file), progress=loop.progress)
+    teacher = chat_model(file.teacher, "teacher") if by_teacher else None
+    return label_clusters(loop.folder, teacher, limits=limits_of(file), progress=loop.progress)
 
 
 def _generate(loop: _Loop) -> JsonObject:
@@ -357,11 +344,11 @@ def _generate(loop: _Loop) -> JsonObject:
     file, part = loop.file, loop.file.generate
     record = generate(
         loop.folder,
-        BUILTIN if file.teacher.name == BUILTIN else _chat_model(file.teacher, "teacher"),
+        BUILTIN if file.teacher.name == BUILTIN else chat_model(file.teacher, "teacher"),
         size=part.size,
         seed=file.seed,
         settings=TeacherSettings(temperature=part.temperature, max_tokens=part.max_tokens),
-        limits=_limits(file),
+        limits=limits_of(file),
         progress=loop.progress,
     )
     return _complete(record, "generate")
@@ -378,7 +365,7 @@ def _score(loop: _Loop) -> JsonObject:
         repeats=part.repeats,
         run_untrusted_code=file.run_untrusted_code,
         seed=file.seed,
-        limits=_limits(file),
+        limits=limits_of(file),
         progress=loop.progress,
     )
     return _complete(record, "score")
@@ -401,7 +388,7 @@ def _recover(loop: _Loop, folder: Path) -> JsonObject:
         original=file.recover.original,
         run_untrusted_code=file.run_untrusted_code,
         trust_remote_code=loop.trust_remote_code,
-        limits=_limits(file),
+        limits=limits_of(file),
     )
     try:
         return recover_failures(

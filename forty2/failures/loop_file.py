@@ -71,6 +71,8 @@ class LimitsPart:
     """Price of a million tokens of prompts."""
     price_out: Annotated[float, Field(ge=0)] | None = None
     """Price of a million tokens of replies."""
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds without a byte after which a request is sent again."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

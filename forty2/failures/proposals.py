@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from forty2.data.checks.near_duplicates import NearDuplicates
+from forty2.data.record_texts import turn_text
 from forty2.errors import DataError
 from forty2.failures.examples import ARMS, Example, chat_of
 from forty2.failures.folder import HALVES, Half, item_id, read_half
@@ -14,6 +18,12 @@ from forty2.failures.teaching import Proposal
 from forty2.failures.testset import question_text, text_key, twin_groups
 from forty2.failures.training_data import TrainingSearch
 from forty2.failures.verifiers import CheckFailed, UnitTest, check, parse_verifier
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_HEADING = re.compile(
+    r"^[\W_]*(?:(?:new|harder) )?(?:question|problem|exercise|task|prompt|q)\b[\s\d*_#.)]*:[\s*_]*",
+    re.IGNORECASE,
+)
 
 
 class Pool:
@@ -119,5 +129,15 @@ class _Copies:
 
     def half(self, made: Proposal) -> Half | None:
         """Return the half of which a row holds a question; None: of neither."""
-        hits = self._search.find(chat_of(made.messages, made.reply, made.source))
+        *before, asked = made.messages
+        hits: set[int] = set()
+        for text in dict.fromkeys((turn_text(asked), plain_question(turn_text(asked)))):
+            turns = [*before, {**asked, "content": text}]
+            hits.update(self._search.find(chat_of(turns, made.reply, made.source)))
         return (HALVES[min(hits) >= self._find]) if hits else None
+
+
+def plain_question(text: str) -> str:
+    """Return a question without markup, other forms of its letters, and a word such as "Question 3:" before it."""
+    plain = _TAG.sub(" ", unicodedata.normalize("NFKC", html.unescape(text)))
+    return _HEADING.sub("", plain.strip()) or text

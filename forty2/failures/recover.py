@@ -114,7 +114,7 @@ def recover_failures(
     _check_chain(folder)
     read_accepted(folder)  # missing rows are found before a model is loaded
     model = _model_of(found)
-    one = recipe_of_arms(recipe, overrides, model, folder)
+    one = recipe_of_arms(recipe, overrides, model, from_here(folder / ACCEPTED))
     warnings = list(recipe_notes(recipe, one))
     original = _original_files(model, settings.original)
     work = folder / "recover"

@@ -14,22 +14,25 @@ check itself cannot work (`CheckFailed`), nothing is said of the reply.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
 import regex
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import ValidationError as JsonSchemaError
+from jsonschema.validators import extend
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from forty2.benchmark import sandbox
-from forty2.errors import DataError, on_one_line
+from forty2.errors import DataError, Forty2Error, on_one_line
 from forty2.failures.answers import (
     bare,
     candidates,
@@ -46,6 +49,8 @@ _SECONDS = 2.0
 _CALL_KEYS = (("name", "arguments"), ("name", "parameters"), ("tool", "arguments"))
 """Names of the two keys of a tool call in common formats."""
 _HUGE = re.compile(r"e[-+]?\d{4}", re.IGNORECASE)
+_LARGE = 10**60
+"""Size from which a number is not written out."""
 _SHOWN = 60
 """Characters of an answer that a reason quotes."""
 
@@ -57,6 +62,19 @@ cents dollars euros
 """
 _UNITS = frozenset(_UNIT_WORDS.split())
 """Units that contradict another one when they stand after a number."""
+
+
+def _matches(
+    validator: Any, pattern: str, value: object, schema: object
+) -> Iterator[JsonSchemaError]:
+    """Search for the pattern of a schema, for as long as any other pattern."""
+    if validator.is_type(value, "string") and not _search(pattern, str(value)):
+        yield JsonSchemaError(f"{value!r} does not match {pattern!r}")
+
+
+_Validator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"pattern": _matches}
+)
 
 
 class Checked(NamedTuple):
@@ -109,12 +127,8 @@ class Regex:
 
     def check(self, reply: str) -> Checked:
         flags = regex.IGNORECASE if self.ignore_case else 0
-        find = regex.fullmatch if self.whole else regex.search
-        try:
-            found = find(self.pattern, without_thoughts(reply), flags, timeout=_SECONDS)
-        except TimeoutError:
-            raise CheckFailed(f"the pattern searched for more than {_SECONDS:g} seconds") from None
-        return Checked(found is not None, "matches" if found else "does not match the pattern")
+        found = _search(self.pattern, without_thoughts(reply), flags, whole=self.whole)
+        return Checked(found, "matches" if found else "does not match the pattern")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -124,7 +138,7 @@ class Number:
     kind: Literal["number"] = "number"
     answer: int | float | str
     """A text may be a fraction or a decimal number of any length."""
-    tolerance: float = Field(default=0.0, ge=0)
+    tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest difference that still counts as equal."""
     unit: tuple[str, ...] = ()
     """Spellings of the unit. Another known unit after the number is wrong, no unit is not."""
@@ -188,6 +202,14 @@ class UnitTest:
     head: str = ""
     """Beginning of the program that the reply goes on with or writes again, such as its imports."""
 
+    def __post_init__(self) -> None:
+        if not self.entry_point.isidentifier():
+            raise ValueError(f"entry_point {self.entry_point!r} is no name of a function")
+        try:  # tests that cannot run would fail every reply
+            ast.parse(self.tests)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"tests are no Python ({on_one_line(error)})") from error
+
     def check(self, reply: str) -> Checked:
         outcome = sandbox.run(self.program(reply))
         return Checked(outcome.passed, outcome.why)
@@ -211,15 +233,23 @@ class JsonSchema:
             Draft202012Validator.check_schema(self.json_schema)
         except SchemaError as error:
             raise ValueError(f"is no JSON schema ({error.message})") from error
+        try:
+            self._validator().is_valid(None)
+        except RecursionError as error:
+            raise ValueError("is no JSON schema (it refers to itself without end)") from error
+        except Unresolvable:
+            pass  # said when a reply is checked
+
+    def _validator(self) -> Draft202012Validator:
+        # an empty registry: no schema is fetched from anywhere
+        return _Validator(self.json_schema, registry=Registry())
 
     def check(self, reply: str) -> Checked:
         values = json_values(reply)
         if len(values) != 1:
             return Checked(False, f"gives {len(values)} JSON values, not one")
-        # an empty registry: no schema is fetched from anywhere
-        validator = Draft202012Validator(self.json_schema, registry=Registry())
         try:
-            error = best_match(validator.iter_errors(values[0]))
+            error = best_match(self._validator().iter_errors(values[0]))
         except Unresolvable as unknown:
             raise CheckFailed(f"the schema refers to {unknown.ref}, which it lacks") from unknown
         if error is not None:
@@ -284,15 +314,32 @@ def parse_verifier(value: object, where: str) -> Verifier:
 
 
 def check(verifier: Verifier, reply: str) -> Checked:
-    """Check a reply; whatever a model writes, the answer is pass or fail.
+    """Check a reply; whatever a model writes, nothing but `CheckFailed` is raised.
 
     Raises:
         CheckFailed: the check could not be made.
     """
     try:
         return verifier.check(reply)
+    except (CheckFailed, Forty2Error):
+        raise
     except RecursionError as error:
         return Checked(False, f"is nested too deeply to read ({on_one_line(error)})")
+    except Exception as error:  # a check that breaks is a fault of ours, not of the reply
+        raise CheckFailed(f"the check broke: {on_one_line(error)}") from error
+
+
+def _search(pattern: str, text: str, flags: int = 0, *, whole: bool = False) -> bool:
+    """Return whether a pattern is found.
+
+    Raises:
+        CheckFailed: it takes too long.
+    """
+    find = regex.fullmatch if whole else regex.search
+    try:
+        return find(pattern, text, flags, timeout=_SECONDS) is not None
+    except TimeoutError:
+        raise CheckFailed(f"the pattern searched for more than {_SECONDS:g} seconds") from None
 
 
 def same_json(one: object, other: object) -> bool:
@@ -328,6 +375,8 @@ def _calls(value: object) -> list[tuple[str, Mapping[str, object]]]:
 
 
 def _decimal(value: Fraction) -> str:
+    if abs(value) >= _LARGE:
+        return f"a number of more than {len(str(_LARGE)) - 1} digits"
     return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"
 
 

@@ -18,7 +18,8 @@ MAX_BODY = 4 << 20
 """Most bytes of a response that are read."""
 LONGEST_WAIT = 60.0
 """Most seconds between two tries, even if the endpoint asks for more."""
-
+_PASSING = (408, 409, 425, 429)
+"""Refusals below 500 after which the same request may be answered."""
 
 Role = Literal["judge", "teacher"]
 _SETTINGS: dict[Role, str] = {
@@ -40,6 +41,10 @@ class ChatReply(NamedTuple):
 
 class RequestFailed(Exception):
     """A request that failed for good; the message says why."""
+
+
+class NothingWorked(BenchmarkError):
+    """The same, of an endpoint that has not answered any request yet: the fault may be the endpoint's."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -94,8 +99,8 @@ class ChatEndpoint:
         """Send one user turn, and return the reply.
 
         Raises:
-            BenchmarkError: the endpoint cannot be reached or refuses the key or the model, or its
-                first response is not that of a chat.
+            BenchmarkError: the endpoint cannot be reached or refuses the key or the model.
+            NothingWorked: this one request failed for good, and none has worked before.
             RequestFailed: this one request failed for good.
         """
         body = {
@@ -109,7 +114,7 @@ class ChatEndpoint:
             reply = self._without_key(_reply(self._post(json.dumps(body).encode())))
         except RequestFailed as error:
             if not self._worked:
-                raise BenchmarkError(
+                raise NothingWorked(
                     f"{self.url}: {error}; check the address and the model"
                 ) from error
             raise
@@ -127,14 +132,14 @@ class ChatEndpoint:
             wait = 2.0**attempt
             try:
                 with self._opener.open(request, timeout=self._timeout) as response:
-                    return json.loads(response.read(MAX_BODY))
+                    return json.loads(_read(response, self._timeout))
             except urllib.error.HTTPError as error:
                 wrong = self._refusal(error)
                 wait = max(wait, _retry_after(error))
             except OSError as error:
                 wrong = self._no_response(error, last=attempt + 1 == self._tries)
             except (ValueError, RecursionError, http.client.HTTPException) as error:
-                wrong = f"the response is not readable: {error!r}"[:200]
+                wrong = self._hide_key(f"the response is not readable: {error!r}"[:200])
             if attempt + 1 < self._tries:
                 self._sleep(min(wait, LONGEST_WAIT))
         raise RequestFailed(f"{wrong} (tried {self._tries} times)")
@@ -147,7 +152,7 @@ class ChatEndpoint:
                 f"{self.url}, model {self.model!r}: refused ({wrong}); check the address, "
                 + _SETTINGS[self._role]
             ) from None
-        if error.code != 429 and error.code < 500:
+        if error.code not in _PASSING and error.code < 500:
             raise RequestFailed(wrong) from None
         return wrong
 
@@ -217,6 +222,24 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
     return float(value) if value.isdecimal() else 0.0
 
 
+def _read(response: http.client.HTTPResponse, seconds: float) -> bytes:
+    """Read the body of a response, for so long in all: the bytes of one may drip without end.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    end = time.monotonic() + seconds
+    parts: list[bytes] = []
+    while (left := MAX_BODY - sum(map(len, parts))) > 0:
+        part = response.read1(min(left, 1 << 16))
+        if not part:
+            break
+        parts.append(part)
+        if time.monotonic() > end:
+            raise TimeoutError("the response does not end")
+    return b"".join(parts)
+
+
 def _reply(response: object) -> ChatReply:
     try:
         content = response["choices"][0]["message"]["content"]  # type: ignore[index]
@@ -226,7 +249,13 @@ def _reply(response: object) -> ChatReply:
         raise RequestFailed("the response's message holds no text")
     about = response if isinstance(response, dict) else {}
     model = about.get("model")
-    return ChatReply(content, model if isinstance(model, str) else None, _tokens(about))
+    named = _whole(model) if isinstance(model, str) else None
+    return ChatReply(_whole(content), named, _tokens(about))
+
+
+def _whole(text: str) -> str:
+    """Replace halves of characters, which JSON can express and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _tokens(response: Mapping[str, object]) -> tuple[int, int] | None:

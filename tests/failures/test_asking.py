@@ -153,9 +153,77 @@ def test_failed_requests_are_answers_without_words() -> None:
     assert "HTTP 400" in answers[1]["error"] and answers[1]["tokens"] == [0, 0]
 
 
+def refuses_some(refused: set[str]) -> Any:
+    """A server to which some questions are too long."""
+
+    def answer(number: int, body: JsonObject) -> Reply:
+        if body["messages"][0]["content"] in refused:
+            return 400, {"error": "too long"}, {}
+        return echo(number, body)
+
+    return answer
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_the_first_question_may_fail_as_any_other(tmp_path: Path, at_once: int) -> None:
+    with (
+        server(refuses_some({"Question 0?", "Question 1?"})) as (url, seen),
+        PartialResults.open(tmp_path / "x.json", {"a": 1}, resume=True) as partial,
+    ):
+        answers = asker(url, partial, at_once=at_once).ask(REQUESTS)
+    assert [answer["said"] is None for answer in answers] == [True] * 2 + [False] * 10
+    assert "HTTP 400" in answers[0]["error"] and len(seen) == 12
+
+
+def test_the_last_question_may_fail_after_a_stop() -> None:
+    partial = PartialResults.in_memory()
+    with server(refuses_some({"Question 11?"})) as (url, seen):
+        asker(url, partial).ask(REQUESTS[:11])
+        answers = asker(url, partial).ask(REQUESTS)
+    assert answers[11]["said"] is None and len(seen) == 12
+
+
+def test_a_server_that_answers_nothing_stops_the_asking_and_nothing_is_stored(
+    tmp_path: Path,
+) -> None:
+    page: Reply = (200, b"<html>sign in</html>", {})
+    with (
+        server(lambda *_: page) as (url, seen),
+        PartialResults.open(tmp_path / "x.json", {"a": 1}, resume=True) as partial,
+    ):
+        for count in (12, 1):
+            with pytest.raises(BenchmarkError, match="check the address and the model"):
+                asker(url, partial, at_once=2).ask(REQUESTS[:count])
+        assert not any(request.key in partial for request in REQUESTS) and len(seen) <= 6 + 1
+
+
+def test_a_time_without_a_byte_may_be_given(tmp_path: Path) -> None:
+    from forty2.failures.asking import open_asker
+    from forty2.failures.chat_models import ChatModel
+
+    def late(number: int, body: JsonObject) -> Reply:
+        time.sleep(0.5)
+        return echo(number, body)
+
+    settings: dict[str, Any] = {"stage": "", "seed": 1, "temperature": 0, "max_tokens": 9}
+    with server(late) as (url, seen):
+        model = ChatModel(name=url, timeout=0.1, tries=1)
+        with open_asker(
+            model,
+            PartialResults.in_memory(),
+            limits=Limits(timeout=60),
+            progress=silent,
+            **settings,
+        ) as one:
+            assert one.ask(REQUESTS[:1])[0]["said"] == "Question 0?" and len(seen) == 1
+
+
 def test_prices_are_per_million_and_a_budget_in_money_needs_both() -> None:
     assert Limits(price_in=2, price_out=6).price(Tokens(1_000_000, 500_000)) == 5.0
     assert Limits().price(Tokens(1, 1)) is None
+    for nothing in ({"at_once": 0}, {"per_minute": 0}, {"timeout": 0}):
+        with pytest.raises(DataError):
+            Limits(**nothing)
     for wrong in ({"cost": 1.0}, {"price_in": 1.0}, {"cost": 1.0, "price_out": 1.0}):
         with pytest.raises(DataError, match="`price_in` and `price_out`"):
             Limits(**wrong)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from forty2.failures.examples import Example, read_examples
 from forty2.failures.folder import Item, read_half
 from forty2.failures.generate import TeacherSettings, format_generated, generate
 from forty2.failures.labels import is_held_out
+from forty2.failures.proposals import Pool, plain_question
+from forty2.failures.targets import Draw, Target
+from forty2.failures.teaching import Proposal
 from forty2.failures.testset import twin_groups
 from forty2.failures.training_data import TrainingSearch
 from forty2.failures.verifiers import check, parse_verifier
@@ -324,6 +327,37 @@ def test_a_teacher_that_copies_the_untouched_half_is_caught(asked: Path) -> None
     assert len(seen) == 32, "after sixteen rows that are of no use it is asked no more"
 
 
+@pytest.mark.parametrize(
+    "dress",
+    [
+        str.upper,
+        lambda text: text.replace(" ", "\u2009  "),
+        lambda text: f"**Question 3:** {text}",
+        lambda text: f"<p>{text.replace('A', '<b>A</b>')}</p>",
+        lambda text: text.replace("e", "\uff45"),
+        lambda text: text.replace("a", "&#97;"),
+        lambda text: f"\u200b“{text}”",
+    ],
+)
+def test_a_copy_in_other_dress_is_caught(asked: Path, dress: Callable[[str], str]) -> None:
+    pool = Pool(asked)
+    text = str(read_half(asked, "untouched")[0].messages[-1]["content"])
+    assert pool.take(*proposed(f"Is {len(text)} even?")) is None
+    assert pool.take(*proposed(dress(text))) == "copy of the half untouched"
+
+
+def test_what_stands_around_a_question_is_not_compared() -> None:
+    for text in ("Question: Is 2 < 3?", "**New problem 4:** Is 2 < 3?", "<i>Is 2 &lt; 3?</i>"):
+        assert plain_question(text).strip() == "Is 2 < 3?"
+    assert plain_question("Questions: are they good?") == "Questions: are they good?"
+    assert plain_question("<b></b>") == "<b></b>"
+
+
+def proposed(text: str) -> tuple[Draw, Proposal]:
+    draw = Draw(Target("random", None, "", 1, ()), 0, 0, ())
+    return draw, Proposal(({"role": "user", "content": text},), "It is.", None, None, "m")
+
+
 def test_copies_of_what_the_teacher_was_shown_and_of_itself_are_refused(asked: Path) -> None:
     shown = str(
         next(i for i in read_half(asked, "find") if i.stratum == "trains").messages[-1]["content"]
@@ -409,7 +443,7 @@ def test_refusals_silence_and_torn_replies_are_waited_for(asked: Path) -> None:
         if nth > 4:
             return teaches(0, body)
         if nth == 4:
-            time.sleep(0.3)  # longer than the client waits
+            time.sleep(2)  # longer than the client waits
         torn = {"Content-Length": "1000"}
         return [
             (429, {"error": "slow down"}, {"Retry-After": "30"}),
@@ -419,7 +453,7 @@ def test_refusals_silence_and_torn_replies_are_waited_for(asked: Path) -> None:
         ][nth - 1]
 
     with server(unwell) as (url, _):
-        model = teacher_at(url, tries=8, timeout=0.15, sleep=waited.append)
+        model = teacher_at(url, tries=8, timeout=1, sleep=waited.append)
         record = generate(asked, model, size=3)
     assert len(read_examples(asked)) == 6 and record["arms"]["random"]["refused"] == {}
     assert waited.count(30) == 6 and {*tries.values()} == {5}

@@ -11,7 +11,7 @@ import pytest
 from support.chat_server import Reply, said, server
 from support.failure_folder import planted, write_folder
 
-from forty2.errors import BenchmarkError, DataError
+from forty2.errors import BenchmarkError, DataError, RunError
 from forty2.failures import labels
 from forty2.failures.asking import Limits
 from forty2.failures.chat_models import ChatModel
@@ -120,6 +120,15 @@ def test_a_stopped_teacher_is_asked_for_the_rest_alone(folder: Path) -> None:
         made = label_clusters(folder, teacher_at(after), limits=limits)
     assert len(again) == 2 and made["requests"]["sent"] == 4
     assert [nearest(body) for body in seen[2:]] == [nearest(again[0])]
+
+
+def test_a_budget_that_ends_stops_the_labels_and_with_a_larger_one_they_go_on(folder: Path) -> None:
+    with server(knows) as (url, seen):
+        with pytest.raises(RunError, match=r"has ended, after [1-3] of 4 labels"):
+            label_clusters(folder, teacher_at(url), limits=Limits(at_once=1, tokens=3500))
+        assert 0 < len(seen) < 4 and not (folder / "labels.json").exists()
+        made = label_clusters(folder, teacher_at(url), limits=Limits(at_once=1))
+    assert len(seen) == 4 and not any(label["weak"] for label in made["labels"])
 
 
 def test_nonsense_names_nothing_and_is_asked_for_again(folder: Path) -> None:

@@ -142,7 +142,9 @@ def test_a_model_with_an_adapter_is_measured_as_it_was(
 ) -> None:
     run = done.folder / "arms" / "targeted-1"
     model = FailingModel(before.model, str(run))
-    recipe = recipe_of_arms(done.recipe, ["benchmark.n=40"], model, done.folder)
+    recipe = recipe_of_arms(
+        done.recipe, ["benchmark.n=40"], model, str(done.folder / "accepted.jsonl")
+    )
     found = measure_as_it_was(tmp_path, recipe, model, None)
     assert found is not None and found["perplexity"].adapter == str(run)
     same = measure_as_it_was(tmp_path, recipe, model, None)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
-from collections.abc import Mapping
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +162,64 @@ def test_what_a_judge_does_not_say_accepts_nothing(tmp_path: Path) -> None:
     assert part["accepted"] == 1 and part["refused"] == {} and sum(part["unscored"].values()) == 4
     assert part["unscored"]["the judge gave no score"] == 2
     assert record["judged"]["requests"] == {"sent": 10, "failed": 4, "unreadable": 4}
+
+
+def late(reply: Reply) -> Reply:
+    """A reply that comes when the client waits no more."""
+    time.sleep(2.5)
+    return reply
+
+
+TROUBLE: dict[str, Callable[[], Reply]] = {
+    "says to wait a minute": lambda: (429, {"error": "slow down"}, {"Retry-After": "60"}),
+    "closes within the body": lambda: (200, b'{"choices": [{"mes', {"Content-Length": "999"}),
+    "sends a page": lambda: (200, b"<!doctype html><p>Score: 10</p>", {}),
+    "sends what is compressed": lambda: (200, gzip.compress(b"{}"), {"Content-Encoding": "gzip"}),
+    "answers too late": lambda: late(said("Score: 1")),
+    "is overloaded": lambda: (529, {"error": {"type": "overloaded_error"}}, {}),
+}
+WRONG_SHAPES: list[object] = [
+    {"choices": []},
+    {"choices": [{"message": {"content": 1}}]},
+    {"choices": [{"message": {"content": {"score": 1}}}]},
+    [{"score": 1}],
+    {"error": "Score: 1"},
+    "Score: 1",
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
+def test_a_judge_in_trouble_is_waited_for(tmp_path: Path, trouble: Callable[[], Reply]) -> None:
+    folder = write(tmp_path / "F", *(row(n) for n in range(2)))
+    lock, tries = threading.Lock(), Counter[int]()
+
+    def unwell(_: int, body: JsonObject) -> Reply:
+        with lock:
+            tries[body["seed"]] += 1
+            nth = tries[body["seed"]]
+        return trouble() if nth == 1 else said("Score: 9")
+
+    waited: list[float] = []
+    with server(unwell) as (url, _):
+        judge = dataclasses.replace(judge_at(url), timeout=1.0, tries=3, sleep=waited.append)
+        record = score(folder, judge)
+    assert record["arms"]["targeted"]["accepted"] == 2
+    assert record["judged"]["requests"] == {"sent": 4, "failed": 0, "unreadable": 0}
+    assert {*tries.values()} == {2} and len(waited) == 4
+
+
+def test_answers_of_a_wrong_shape_are_no_scores(tmp_path: Path) -> None:
+    folder = write(tmp_path / "F", *(row(n) for n in range(7)))
+
+    def shapes(_: int, body: JsonObject) -> Reply:
+        text = body["messages"][0]["content"]
+        n = int(text.partition("Question ")[2].partition("?")[0])
+        return (200, WRONG_SHAPES[n - 1], {}) if n else said("Score: 9")
+
+    with server(shapes) as (url, _):
+        record = score(folder, judge_at(url))
+    part = record["arms"]["targeted"]
+    assert part["accepted"] == 1 and part["refused"] == {} and sum(part["unscored"].values()) == 6
 
 
 def test_a_check_that_cannot_be_made_is_unscored(tmp_path: Path) -> None:

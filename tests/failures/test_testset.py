@@ -160,6 +160,8 @@ def test_a_stratum_is_drawn_from_all_its_sources_in_turn(tmp_path: Path) -> None
     [
         ({"size": 1}, "two items or more"),
         ({"strata": {"law": -1}}, "NAME=COUNT"),
+        ({"strata": {}, "size": 10}, "two items or more"),
+        ({"strata": {"law": 0, "tax": 0}, "size": 10}, "two items or more"),
         ({"strata": {"law": 10}}, "0 questions are left"),
         ({"size": 10, "sources": ["none.jsonl"]}, "none.jsonl: cannot be read"),
         ({"size": 10, "disjoint_from": ["none.jsonl"]}, "none.jsonl: cannot be read"),
@@ -183,3 +185,11 @@ def test_a_test_set_is_not_replaced(tmp_path: Path) -> None:
 def test_fifty_thousand_items_without_a_file(tmp_path: Path) -> None:
     about, _ = made(tmp_path / "F")
     assert {name: part["items"] for name, part in about["strata"].items()} == STRATA
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_size_below_the_number_of_strata_leaves_some_empty(tmp_path: Path, size: int) -> None:
+    about, halves = made(tmp_path / "F", size=size)
+    assert about["items"] == size and all(halves.values())
+    counts = [part["items"] for part in about["strata"].values()]
+    assert sorted(counts) == [0] * (5 - size) + [1] * size

@@ -184,6 +184,10 @@ def test_a_tool_is_called_once_with_the_right_arguments(reply: str, right: bool)
         ({"kind": "regex", "pattern": "("}, "is no pattern"),
         ({"kind": "choice", "answer": "E", "choices": {"A": "x"}}, "none of the choices"),
         ({"kind": "json_schema", "schema": {"type": "number?"}}, "is no JSON schema"),
+        ({"kind": "json_schema", "schema": {"$ref": "#"}}, "refers to itself without end"),
+        ({"kind": "number", "answer": 1, "tolerance": float("inf")}, "finite"),
+        ({**UNDER_TEST, "tests": "assert double(("}, "tests are no Python"),
+        ({**UNDER_TEST, "entry_point": "double me"}, "is no name of a function"),
         ("number", "verifier"),
     ],
 )
@@ -200,3 +204,34 @@ def test_deep_nesting_fails_and_does_not_break() -> None:
 def test_equal_json() -> None:
     assert same_json({"a": [1, 2.0]}, {"a": [1.0, 2]}) and not same_json(1, True)
     assert not same_json([1], [1, 2]) and not same_json({"a": 1}, {"b": 1})
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reply"),
+    [
+        ({"kind": "number", "answer": 9}, "9" * 5000),
+        ({"kind": "number", "answer": 9}, f"{'9' * 400}.5"),
+        ({"kind": "number", "answer": 9}, f"9.{'9' * 5000}"),
+        ({"kind": "number", "answer": 9}, f"9/{'9' * 5000}"),
+        ({"kind": "number", "answer": "9" * 900}, "9" * 5000),
+        ({"kind": "number", "answer": 9}, "\\boxed{" * 50_000),
+        ({"kind": "number", "answer": 9}, "1, " * 20_000),
+        ({"kind": "number", "answer": 9}, "<think>Is it 9? No, or 9?"),
+        ({"kind": "json_schema", "schema": {"type": "array"}}, f"[{'9' * 5000}]"),
+    ],
+)
+def test_a_reply_that_repeats_itself_without_end_is_wrong(verifier: JsonObject, reply: str) -> None:
+    """As small models do until they are cut: within any limit of tokens it is a reply to check."""
+    assert not passes(verifier, reply)
+
+
+def test_a_check_that_breaks_says_nothing_about_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = {"kind": "json_schema", "schema": {"items": {"multipleOf": 0.5}}}
+    assert passes(halves, "[1, 1.5]") and not passes(halves, "[1.2]")
+    with pytest.raises(CheckFailed, match="the check broke: int too large"):
+        passes(halves, f"[{'9' * 400}]")
+    monkeypatch.setattr("forty2.failures.verifiers._SECONDS", 0.2)
+    endless = {"kind": "json_schema", "schema": {"items": {"pattern": "^(a|aa)+$"}}}
+    assert passes(endless, '["aa"]') and not passes(endless, '["b"]') and passes(endless, "[1]")
+    with pytest.raises(CheckFailed, match="searched for more than"):
+        passes(endless, f'["{"a" * 50}b"]')

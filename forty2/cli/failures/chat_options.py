@@ -22,6 +22,7 @@ def limits_of_requests(*, budget: bool = True) -> Decorator:
             *,
             at_once: int,
             per_minute: float | None,
+            timeout: float,
             max_tokens_total: int | None = None,
             max_cost: float | None = None,
             price_in: float | None = None,
@@ -33,6 +34,7 @@ def limits_of_requests(*, budget: bool = True) -> Decorator:
             limits = Limits(
                 at_once=at_once,
                 per_minute=per_minute,
+                timeout=timeout,
                 tokens=max_tokens_total,
                 cost=max_cost,
                 price_in=price_in,
@@ -107,6 +109,13 @@ _LIMITS = [
         help="Most requests under way at a time.",
     ),
     click.option("--per-minute", type=_POSITIVE, help="Most requests begun in a minute."),
+    click.option(
+        "--timeout",
+        default=120.0,
+        show_default=True,
+        type=_POSITIVE,
+        help="Seconds without a byte after which a request is sent again.",
+    ),
 ]
 _BUDGET = [
     click.option(
