@@ -28,6 +28,7 @@ COVERED_BY = {
     "data/build/__init__.py": "data/build/test_spark.py",
     "data/build/curriculum/": "data/build/test_curriculum.py",
     "data/build/dialectic.py": "data/build/test_spark.py",
+    "data/build/twins.py": "data/build/test_knowledge.py",
     "data/checks/findings.py": "data/checks/test_lint.py",
     "data/library/__init__.py": "data/build/test_spark.py",
     "data/readers/": "data/test_sources.py",
