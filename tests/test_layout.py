@@ -128,6 +128,7 @@ CAPABILITIES = {
     "docs/test_contributing.py": "the worked examples of CONTRIBUTING",
     "docs/test_examples.py": "the example scripts of the manual",
     "docs/test_pages.py": "the pages of the manual against the code",
+    "docs/test_results.py": "the results page against the figures, and the search for the gold master",
     "model/test_strangers.py": "security of the whole package: code in data, secrets, links",
     "report/test_report_in_browser.py": "reports in a real browser",
     "serve/test_page_in_browser.py": "the page in a real browser",
