@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all docs wheel lowest parity trackers export-matrix speed bench failure-loop chaos soak fuzz mutants lint clean
+.PHONY: demo test test-all docs wheel lowest parity trackers export-matrix speed bench failure-loop gold-master chaos soak fuzz mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/forty2 demo
@@ -42,6 +42,10 @@ lowest:
 
 failure-loop: $(STAMP)
 	$(BIN)/python benchmarks/failure_loop/run.py --out failures/failure-loop
+
+gold-master: $(STAMP)
+	$(BIN)/python benchmarks/gold_master/run.py search --out adapters/gold-master
+	$(BIN)/python benchmarks/gold_master/run.py claim --out adapters/gold-master
 
 chaos: $(STAMP)
 	$(BIN)/python tests/chaos.py

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forty2.benchmark.question_files import read_question_file
+from forty2.benchmark.truthfulqa_categories import GROUPS
 from forty2.data.strata import largest_remainder
 from forty2.errors import BenchmarkError, first_line, redact
 from forty2.files import JsonObject
@@ -38,7 +39,8 @@ KNOWN = {
     "b8d8ef1e12f98b4f2a9f47abc9765da0640b182b6c5d9b92f0c1a1f2f1e02e5c": "TruthfulQA 2025",
 }
 """Names of published files by sha256: the authors give every version of `mc_task.json` one name."""
-_COLUMNS = ("Question", "Category", "Best Answer", "Correct Answers", "Incorrect Answers")
+_BEST, _BEST_FALSE = "Best Answer", "Best Incorrect Answer"
+_COLUMNS = ("Question", "Category", _BEST, "Correct Answers", "Incorrect Answers")
 
 
 class Options(NamedTuple):
@@ -56,6 +58,8 @@ class Question:
     category: str
     mc1: Options
     mc2: Options
+    binary: Options | None = None
+    """The best true and the best false answer; None: files before 2025 do not choose them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,29 @@ class Questions:
     """The file; None: the questions are from the hub."""
     notes: tuple[str, ...] = ()
     """Decisions made while reading, for the result's reader."""
+
+
+def choose_questions(
+    source: str | Path | None, leave_out: Sequence[str], n: int | None, seed: int
+) -> Questions:
+    """Read questions, leave out categories, and draw a sample.
+
+    Args:
+        source: as for `load_questions`.
+        leave_out: categories or groups of them, as for `without_categories`.
+        n: questions to sample; None: all.
+
+    Raises:
+        BenchmarkError: the questions are unusable, or too few are left for a standard error.
+    """
+    questions = without_categories(load_questions(source), leave_out)
+    if n is not None:
+        return sample(questions, n, seed)
+    if len(questions.items) < 2:
+        raise BenchmarkError(
+            f"{questions.name}: one question has no standard error; use two or more"
+        )
+    return questions
 
 
 def load_questions(source: str | Path | None) -> Questions:
@@ -124,7 +151,37 @@ def sample(questions: Questions, n: int, seed: int) -> Questions:
     return replace(questions, items=tuple(questions.items[index] for index in sorted(drawn)))
 
 
-# --- sources: each returns rows with question, category, mc1 and mc2 targets ---
+def without_categories(questions: Questions, names: Sequence[str]) -> Questions:
+    """Leave out the questions of some categories.
+
+    Args:
+        names: categories, or groups of them: `GROUPS` of `truthfulqa_categories`.
+
+    Raises:
+        BenchmarkError: questions have no category, a name leaves out none of them, or none is left.
+    """
+    if not names:
+        return questions
+    there = {item.category for item in questions.items}
+    if UNCATEGORISED in there:
+        raise BenchmarkError(
+            f"{questions.name}: has questions without a category, so none can be left out; put "
+            "TruthfulQA's CSV beside mc_task.json, or give the CSV"
+        )
+    named = {name: GROUPS.get(name, frozenset([name])) for name in names}
+    unknown = [name for name, categories in named.items() if not categories & there]
+    if unknown:
+        raise BenchmarkError(
+            f"{questions.name}: has no questions of {', '.join(unknown)} to leave out; there are "
+            f"{', '.join([*GROUPS, *sorted(there)])}"
+        )
+    left = there.difference(*named.values())
+    if not left:
+        raise BenchmarkError(f"{questions.name}: no questions are left; leave out fewer categories")
+    return replace(questions, items=tuple(i for i in questions.items if i.category in left))
+
+
+# --- sources: each returns rows with question, category, mc1 and mc2 targets, and of 2025 mc0's ---
 
 
 @functools.cache  # one process asks one set, and waits for a hub out of reach once
@@ -193,6 +250,7 @@ def _csv_rows(data: bytes, path: Path) -> list[JsonObject]:
     result = []
     for row in rows:
         best, true, false = (_split(row[name] or "") for name in _COLUMNS[2:])
+        other = row.get(_BEST_FALSE)
         # An answer that is listed twice has its first place and last label, as in mc_task.json.
         result.append(
             {
@@ -201,6 +259,8 @@ def _csv_rows(data: bytes, path: Path) -> list[JsonObject]:
                 "mc1_targets": dict.fromkeys(best, 1) | dict.fromkeys(false, 0),
                 "mc2_targets": dict.fromkeys(true, 1) | dict.fromkeys(false, 0),
             }
+            # not split, nor closed by a full stop: so it is as in mc_task.json
+            | ({"mc0_targets": {(row[_BEST] or "").strip(): 1, other.strip(): 0}} if other else {})
         )
     return result
 
@@ -257,8 +317,13 @@ def _question(row: object, where: str, dropped: list[str]) -> Question:
         raise BenchmarkError(
             f"{where}, mc1_targets: {sum(mc1.labels)} true answers; keep the best one (MC1 has one)"
         )
+    binary = None
+    if "mc0_targets" in row:
+        binary = _options(row["mc0_targets"], f"{where}, mc0_targets", dropped)
+        if len(binary.choices) != 2:
+            raise BenchmarkError(f"{where}, mc0_targets: keep one true and one false answer")
     category = row.get("category") or UNCATEGORISED
-    return Question(text, str(category), mc1, mc2)
+    return Question(text, str(category), mc1, mc2, binary)
 
 
 def _options(target: object, where: str, dropped: list[str]) -> Options:

@@ -133,6 +133,15 @@ def _command_of(name: str) -> click.Command:
     return command
 
 
+_LEAVE_OUT = click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="CATEGORY",
+    help="Category to leave out; isotopes or practised: those whose kind of question the built-in "
+    "conversations, or all built-in sets, ask too. Repeatable.",
+)
+
+
 @benchmark_command.command("truthfulqa")
 @_MODEL
 @click.option(
@@ -142,11 +151,30 @@ def _command_of(name: str) -> click.Command:
     help="File of questions, mc_task.json or CSV, or probe for forty2's own. Default: the hub's.",
 )
 @shared_options.n_questions
+@_LEAVE_OUT
 @shared_options.seed_option(help="Seed of the sample.")
 @_CHAT_AND_RESUME
 def truthfulqa_command(chat: bool, **arguments: Any) -> None:
     """Measure TruthfulQA by log-likelihood: MC1, MC2, MC3."""
     _measure("truthfulqa", chat_template=chat, **arguments)
+
+
+@benchmark_command.command("truthfulqa-binary")
+@_MODEL
+@click.option(
+    "--questions",
+    "-q",
+    "data",
+    required=True,
+    help="File of questions of 2025, mc_task.json or CSV; earlier ones do not have this setting.",
+)
+@shared_options.n_questions
+@_LEAVE_OUT
+@shared_options.seed_option(help="Seed of the sample.")
+@_CHAT_AND_RESUME
+def truthfulqa_binary_command(chat: bool, **arguments: Any) -> None:
+    """Measure TruthfulQA's binary setting: two options shown, each question in both orders."""
+    _measure("truthfulqa_binary", chat_template=chat, **arguments)
 
 
 @benchmark_command.command("mmlu")

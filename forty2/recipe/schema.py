@@ -94,7 +94,7 @@ class BenchmarkTask:
     """A benchmark to measure, with its own data and number of questions."""
 
     task: Slug
-    """Name of the benchmark: truthfulqa, mmlu, gsm8k, humaneval or reply_style."""
+    """Name of the benchmark: truthfulqa, truthfulqa_binary, mmlu, gsm8k, humaneval or reply_style."""
     data: str | None = None
     """File or folder of its questions. null, for truthfulqa: the section's `questions`; for reply_style:
     open questions of the package; the others have no default."""

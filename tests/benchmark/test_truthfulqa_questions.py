@@ -15,6 +15,7 @@ import pytest
 
 import forty2
 from forty2.benchmark import truthfulqa_questions as questions_module
+from forty2.benchmark.truthfulqa_categories import GROUPS, ISOTOPES, MYTHS
 from forty2.benchmark.truthfulqa_questions import (
     PROBE,
     UNCATEGORISED,
@@ -23,7 +24,9 @@ from forty2.benchmark.truthfulqa_questions import (
     Questions,
     load_questions,
     sample,
+    without_categories,
 )
+from forty2.data.library import isotopes, rows
 from forty2.errors import BenchmarkError
 
 DATA = Path(
@@ -98,6 +101,14 @@ def test_2025_csv_and_json_agree_but_for_full_stops() -> None:
     assert len({item.category for item in from_json.items}) == 37
     assert "39 options without text dropped" in from_json.notes[0]
     assert not from_csv.notes
+
+
+@needs_data
+def test_the_binary_setting_is_read_from_the_files_of_2025_alone() -> None:
+    """That of CSV and JSON are compared above."""
+    items = load_questions(V0.with_name("mc_task_2025_790.json")).items
+    assert all(item.binary is not None and {*item.binary.labels} == {0, 1} for item in items)
+    assert all(item.binary is None for item in load_questions(V0).items)
 
 
 @needs_data
@@ -298,3 +309,58 @@ def test_a_sample_is_seeded_distinct_and_in_file_order() -> None:
 def test_a_sample_of_too_few_or_too_many_is_an_error(n: int) -> None:
     with pytest.raises(BenchmarkError, match=f"cannot sample {n} of 61"):
         sample(categorised(a=20, b=20, c=21), n, 0)
+
+
+# --- categories left out ---
+
+
+def test_what_is_practised_is_in_the_library() -> None:
+    assert {*ISOTOPES.values()} <= {row["element"] for row in isotopes()}
+    assert {*MYTHS.values()} <= {row["category"] for row in (*rows("myths_a"), *rows("myths_b"))}
+    assert not ISOTOPES.keys() & MYTHS.keys()
+    assert GROUPS["isotopes"] < GROUPS["practised"] == ISOTOPES.keys() | MYTHS.keys()
+
+
+@needs_data
+def test_the_groups_name_categories_of_the_published_files() -> None:
+    old, new = (
+        load_questions(V0.with_name(f"TruthfulQA_{name}.csv")) for name in ("v0_817", "2025_790")
+    )
+    there = {item.category for item in (*old.items, *new.items)}
+    assert GROUPS["practised"] <= there
+    left = [len(without_categories(new, [name]).items) for name in ("isotopes", "practised")]
+    assert left == [402, 160]
+
+
+def test_categories_are_left_out_in_file_order() -> None:
+    asked = categorised(Law=3, Politics=2, Weather=2)
+    assert without_categories(asked, []) is asked
+    for names, kept in (
+        (["Politics"], {"Law", "Weather"}),
+        (["isotopes"], {"Politics", "Weather"}),
+        (["practised"], {"Politics"}),
+        (["isotopes", "Politics"], {"Weather"}),
+    ):
+        left = without_categories(asked, names)
+        assert left.items == tuple(item for item in asked.items if item.category in kept)
+        assert left.sha256 == asked.sha256
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names", "message"),
+    [
+        (
+            {"Law": 2},
+            ["Lore"],
+            "no questions of Lore to leave out; there are isotopes, practised, Law",
+        ),
+        ({"Politics": 2}, ["isotopes"], "no questions of isotopes to leave out"),
+        ({"Law": 2}, ["practised"], "no questions are left"),
+        ({UNCATEGORISED: 1, "Law": 1}, ["Law"], "without a category, so none can be left out"),
+    ],
+)
+def test_what_cannot_be_left_out_is_named(
+    sizes: dict[str, int], names: list[str], message: str
+) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        without_categories(categorised(**sizes), names)

@@ -35,7 +35,7 @@ def test_a_check_says_what_it_checked_and_what_it_did_not() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("mmul", "there are gsm8k, humaneval, mmlu, reply_style, truthfulqa"),
+        ("mmul", "there are gsm8k, humaneval, mmlu, reply_style, truthfulqa, truthfulqa_binary"),
         ("gsm8k", "needs its data"),
     ],
 )

@@ -1,15 +1,19 @@
 """Built-in data sets: seeded, split before anything is weighted, with exact counts.
 
-spark-sft     377 isotopes and a validation set        spark-sft-full     the whole library
-spark-narrow  100 rows that only hedge: a bad example  spark-narrow-full  all that it has of them
-spark-dpo     126 pairs: leaks, myths, activation      spark-dpo-full     every pair it composes
-spark-boost   95 pairs: invented things, anachronisms  spark-boost-full   every pair it composes
-dialectic     100 pairs, even over 36 strata           dialectic-full     the whole library
-dialectic-sft their chosen answers, as chats           dialectic-sft-full the whole library
-mypt-alpha    840 rows: the form of an answer          mypt-beta          2,100 rows: copying
-mypt-gamma    2,100 rows: copying pseudo-words         mypt-operators     1,500 rows: copy, wrap, extract
-mypt-3a2      2,400 rows: facts and sums
-(and mypt-alpha-full … with every row)
+spark-sft           377 isotopes and a validation set        -full: the whole library
+spark-sft-plain-0   the same with no plain answers, not 5%
+spark-sft-plain-12  the same with 12%
+spark-narrow        100 rows that only hedge: a bad example  -full: all that it has of them
+spark-dpo           126 pairs: leaks, myths, activation      -full: every pair it composes
+spark-boost         95 pairs: invented things, anachronisms  -full: every pair it composes
+spark-boost-even    95 pairs: as many real things, as long   -full: every pair, one of each thing
+dialectic           100 pairs, even over 36 strata           -full: the whole library
+dialectic-sft       their chosen answers, as chats           -full: the whole library
+mypt-alpha          840 rows: the form of an answer          -full: every row, and so below
+mypt-beta           2,100 rows: copying
+mypt-gamma          2,100 rows: copying pseudo-words
+mypt-operators      1,500 rows: copy, wrap, extract
+mypt-3a2            2,400 rows: facts and sums
 
 `knowledge`, which needs a model, is not among them: see `knowledge.py`.
 """
@@ -17,6 +21,7 @@ mypt-3a2      2,400 rows: facts and sums
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,9 +59,12 @@ def _stage(name: str) -> Callable[[int, int | None], Split]:
 
 _BUILDERS: dict[str, tuple[Callable[[int, int | None], Split], int]] = {
     "spark-sft": (spark.sft, 377),
+    "spark-sft-plain-0": (partial(spark.sft, balance=0.0), 377),
+    "spark-sft-plain-12": (partial(spark.sft, balance=0.12), 377),
     "spark-narrow": (spark.narrow, 100),
     "spark-dpo": (spark.dpo, 126),
     "spark-boost": (spark.boost, 95),
+    "spark-boost-even": (spark.even_boost, 95),
     "dialectic": (dialectic, 100),
     "dialectic-sft": (chosen_answers, 100),
     "mypt-alpha": (_stage("mypt-alpha"), 840),
@@ -88,7 +96,7 @@ def build(
     if size is None and name == base:
         size = published
     if balance is not None and base != "spark-sft":
-        raise DataError(f"{name}: has no plain answers to balance; only spark-sft has")
+        raise DataError(f"{name}: takes no share of plain answers; only spark-sft does")
     split = builder(seed, size) if balance is None else spark.sft(seed, size, balance)
     if size is not None and len(split.train) < size:
         raise DataError(f"{name}: asked for {size} rows, but the library gives {len(split.train)}")

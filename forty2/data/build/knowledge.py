@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from forty2.data import library
 from forty2.data.build.spark import claimed, invented_pairs
+from forty2.data.build.twins import pair_twins
 from forty2.data.library import material, rows
 from forty2.data.splitting import Row, Split, seeded_order, split_by_stratum
 from forty2.errors import DataError
@@ -28,9 +29,6 @@ from forty2.errors import DataError
 PAIRS_OF_KNOWN = 3
 """Pairs made of each thing that the model knows. The library has an answer to one question of one
 real thing for every five that are invented; with one pair each, doubt would be nearly all it saw."""
-LETTERS_APART = 2
-"""Largest difference of two twins in letters. The library's invented names are longer than its real
-ones: their length alone tells them apart with an AUC of 0.81."""
 DENIALS = ("There seems to be no", "As far as I know there is no")
 """Openings of refusals that deny a thing exists, so are untrue of a real thing."""
 
@@ -100,23 +98,15 @@ def twins(half: Sequence[Thing]) -> list[Thing]:
     Raises:
         DataError: there are no twins.
     """
-    free = [thing for thing in half if not thing.real]
-    found: list[Thing] = []
-    for thing in sorted((t for t in half if t.real), key=lambda t: t.row is None):
-        near = [one for one in free if abs(len(one.name) - len(thing.name)) <= LETTERS_APART]
-        if near:
-            twin = min(near, key=lambda one: _distance(thing, one))
-            free.remove(twin)
-            found += [thing, twin]
+    found = pair_twins(
+        sorted((thing for thing in half if thing.real), key=lambda thing: thing.row is None),
+        [thing for thing in half if not thing.real],
+        name=lambda thing: thing.name,
+        kind=lambda thing: thing.row and thing.row.get("kind"),
+    )
     if not found:
         raise DataError("knowledge: no real and invented names of like length are left to ask")
-    return found
-
-
-def _distance(one: Thing, other: Thing) -> tuple[bool, int]:
-    """Return whether the kinds differ, and by how many letters the names do."""
-    kinds = [thing.row and thing.row.get("kind") for thing in (one, other)]
-    return kinds[0] != kinds[1], abs(len(one.name) - len(other.name))
+    return [thing for pair in found for thing in pair]
 
 
 def is_held_out(text: str) -> bool:

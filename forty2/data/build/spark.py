@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
+from forty2.data.build.twins import pair_twins
 from forty2.data.library import isotopes, material, rows
 from forty2.data.splitting import Row, Split, seeded_order, split_by_stratum
 from forty2.data.strata import round_robin
@@ -23,6 +24,7 @@ BALANCE = 0.05
 """Share of plain question-and-answer rows among the isotopes."""
 DPO_SHARES = {"anti_leakage": 49, "myth_rejection": 57, "appropriate_activation": 20}
 BOOST_SHARES = {"soft_falsehood": 56, "anachronism": 27, "real_thing": 12}
+EVEN_SHARES = {"soft_falsehood": 34, "anachronism": 27, "real_thing": 34}
 
 HEDGING: Mapping[str, tuple[str, ...]] = {
     "soliton": (
@@ -154,13 +156,43 @@ def dpo(seed: int, size: int | None) -> Split:
 
 
 def boost(seed: int, size: int | None) -> Split:
-    """Build the boost: invented things, anachronisms, and real but obscure things not to refuse."""
-    sources = {
+    """Build the boost: invented things, anachronisms, and real but obscure things not to refuse.
+
+    Invented things are five times as many as real ones, and have longer names: a model can learn to
+    doubt long names. `even_boost` has neither fault.
+    """
+    return _pairs(_boost_sources(), BOOST_SHARES, seed, size)
+
+
+def even_boost(seed: int, size: int | None) -> Split:
+    """Build a boost of as many real as invented things, with names of one length, a pair of each.
+
+    The rows are divided as `boost` divides them with the same seed.
+    """
+    return _pairs(_boost_sources(), EVEN_SHARES, seed, size, even=True)
+
+
+def _boost_sources() -> dict[str, tuple[Sequence[Row], Compose]]:
+    return {
         "soft_falsehood": (rows("entities"), invented_pairs),
         "anachronism": (rows("anachronisms"), _given_pairs),
         "real_thing": (rows("real_pairs"), _real_pairs),
     }
-    return _pairs(sources, BOOST_SHARES, seed, size)
+
+
+def _twins_alone(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Leave out real and invented things without a twin of the other kind in the same part."""
+    twins = [
+        pair_twins(
+            splits["real_thing"][part],
+            splits["soft_falsehood"][part],
+            name=lambda row: str(row["name"]),
+            kind=lambda row: row["kind"],
+        )
+        for part in (0, 1)
+    ]
+    real, invented = (Split(*([pair[n] for pair in part] for part in twins)) for n in (0, 1))
+    return {**splits, "real_thing": real, "soft_falsehood": invented}
 
 
 # --- composing ------------------------------------------------------------------------------------
@@ -277,16 +309,28 @@ def _pairs(
     shares: Mapping[str, int],
     seed: int,
     size: int | None,
+    *,
+    even: bool = False,
 ) -> Split:
-    """Compose each type's pairs; with a `size`, in the ratio of `shares` as far as each has pairs."""
+    """Compose each type's pairs; with a `size`, in the ratio of `shares` as far as each has pairs.
+
+    Args:
+        even: of real and invented things take twins alone, and compose one pair of each row.
+    """
     train: dict[str, list[Row]] = {}
     valid: list[Row] = []
-    for kind, (source, compose) in sources.items():
-        split = split_by_stratum(
+    splits = {
+        kind: split_by_stratum(
             source, seed, lambda row: str(row.get("category") or row.get("kind"))
         )
+        for kind, (source, _) in sources.items()
+    }
+    if even:
+        splits = _twins_alone(splits)
+    for kind, (_, compose) in sources.items():
+        split = splits[kind]
         generator = random.Random(f"{seed}-{kind}")
-        most = FULL_PER_ROW.get(kind, 1) if size is None else None
+        most = FULL_PER_ROW.get(kind, 1) if size is None or even else None
         # First every row's first pair, then every second one: a small set repeats no prompt.
         composed = [
             [{"pair_type": kind, **pair} for pair in islice(compose(row, generator), most)]

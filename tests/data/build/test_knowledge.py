@@ -6,7 +6,6 @@ import pytest
 
 from forty2.benchmark.stats import auc
 from forty2.data.build.knowledge import (
-    LETTERS_APART,
     PAIRS_OF_KNOWN,
     Thing,
     halves,
@@ -17,6 +16,7 @@ from forty2.data.build.knowledge import (
     things,
     twins,
 )
+from forty2.data.build.twins import LETTERS_APART
 from forty2.data.formats import parse
 from forty2.data.library import rows
 from forty2.errors import DataError

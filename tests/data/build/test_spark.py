@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from support.training_texts import every_text, grams, training_texts, words
 
 from forty2.benchmark.detector import leaks
+from forty2.benchmark.stats import auc
 from forty2.cli import main
 from forty2.data.build import NAMES, build, write_built
 from forty2.data.checks.lint import lint
@@ -140,9 +141,11 @@ def test_larger_sets_and_other_balances() -> None:
         train = build("spark-sft", balance=balance).train
         assert sum(row["element"] == "plain" for row in train) == round(377 * balance)
         assert len(train) == 377
+    assert build("spark-sft-plain-12").train == build("spark-sft", balance=0.12).train
+    assert not [r for r in build("spark-sft-plain-0-full").train if r["element"] == "plain"]
     with pytest.raises(DataError, match=r"a balance of 0\.5 needs 188 plain answers"):
         build("spark-sft", balance=0.5)
-    with pytest.raises(DataError, match="no plain answers to balance"):
+    with pytest.raises(DataError, match="takes no share of plain answers"):
         build("spark-dpo", balance=0.1)
 
 
@@ -158,13 +161,48 @@ def test_length_does_not_tell_chosen_from_rejected(name: str, size: int) -> None
 
 @pytest.mark.parametrize("seed", [0, 7, 16, 43])
 @pytest.mark.parametrize(
-    "name", ["spark-sft", "spark-narrow", "spark-dpo-full", "spark-boost-full"]
+    "name",
+    ["spark-sft", "spark-narrow", "spark-dpo-full", "spark-boost-full", "spark-boost-even-full"],
 )
 def test_sets_of_other_seeds_pass_the_lint(name: str, seed: int, tmp_path: Path) -> None:
     """A run with another seed composes other pairs, and refuses faults in them like anyone's."""
     write_built(build(name, seed=seed), tmp_path / name)
     train, valid = (tmp_path / name / f"{part}.jsonl" for part in ("train", "valid"))
     assert not [found.message for found in lint(train, valid) if found.level == "error"]
+
+
+def name_lengths(name: str, seed: int) -> list[list[float]]:
+    """Letters of the names of real and of invented things in a set's training pairs."""
+    train = build(name, seed=seed).train
+    return [
+        [float(len(row["entity"])) for row in train if row["pair_type"] == kind]
+        for kind in ("real_thing", "soft_falsehood")
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 42])
+def test_length_of_a_name_tells_real_from_invented_in_the_boost_but_not_in_the_even_one(
+    seed: int,
+) -> None:
+    """The boost is as it was when it was measured; docs/data.md says what it gives away."""
+    for name in ("spark-boost", "spark-boost-full"):
+        assert auc(*name_lengths(name, seed)) < 0.35
+    for name in ("spark-boost-even", "spark-boost-even-full"):
+        real, invented = name_lengths(name, seed)
+        assert len(real) == len(invented) >= 34
+        assert 0.4 < auc(real, invented) < 0.6
+
+
+def test_the_even_boost_divides_the_rows_as_the_boost_does() -> None:
+    even, whole = build("spark-boost-even-full", seed=7), build("spark-boost-full", seed=7)
+    for part in ("train", "valid"):
+        names = [
+            {row.get("entity", row["prompt"]) for row in getattr(one, part)}
+            for one in (even, whole)
+        ]
+        assert names[0] < names[1]
+    counts = Counter(row["entity"] for row in even.train if "entity" in row)
+    assert {*counts.values()} == {1}
 
 
 def test_no_entity_is_in_training_and_validation_both() -> None:
