@@ -26,7 +26,8 @@ _ALIGNMENT = ("mc2", "pair margin")
 _FLUENCY = (TEXTS, "KL")
 _NOTE = (
     "Means over seeds, with 95% intervals over seeds and items; without one where a configuration has "
-    "one seed. Cost: time at work, of all seeds, without work that configurations share."
+    "one seed. Of sections only what differs is shown. Cost: time at work, of all seeds, without work that "
+    "configurations share."
 )
 _DIFFERENCES_NOTE = (
     "Paired: same seed, same item, positive where the best is better. Each interval is for its own "
@@ -89,8 +90,9 @@ def _scores_table(record: JsonObject, metrics: Sequence[str]) -> Table:
     if record["base"]:
         cells = [_mean(metric, record["base"].get(metric)) for metric in metrics]
         rows.append(["base", *["–"] * len(parameters), *cells, "–", "–"])
-    for configuration in record["configurations"]:
-        settings = [_value(configuration["settings"].get(key)) for key in parameters]
+    columns = [_differing(_column(record["configurations"], key)) for key in parameters]
+    for n, configuration in enumerate(record["configurations"]):
+        settings = [_value(column[n]) for column in columns]
         scores = [_score(metric, configuration["scores"].get(metric)) for metric in metrics]
         cost = duration(configuration["seconds"]) if configuration["seconds"] else "–"
         rows.append([configuration["name"], *settings, *scores, cost, configuration["state"]])
@@ -103,7 +105,24 @@ def _short(key: str) -> str:
     return key.removeprefix("phases.")
 
 
+def _column(configurations: Sequence[JsonObject], key: str) -> list[object]:
+    """Return the value of one setting in each configuration."""
+    return [configuration["settings"].get(key) for configuration in configurations]
+
+
+def _differing(values: Sequence[object]) -> list[object]:
+    """Leave out of sections what all of them have in common: only what differs tells them apart."""
+    if len(values) < 2 or not all(isinstance(value, Mapping) for value in values):
+        return [*values]
+    sections = [value for value in values if isinstance(value, Mapping)]
+    first = sections[0]
+    shared = {key for key in first if all(key in s and s[key] == first[key] for s in sections)}
+    return [{key: s[key] for key in s if key not in shared} for s in sections]
+
+
 def _value(value: object) -> str:
+    if value == {}:
+        return "–"
     if isinstance(value, float):
         return f"{value:.6g}"
     return on_one_line(value)
@@ -230,10 +249,7 @@ def _parallel(record: JsonObject) -> list[Chart]:
         for configuration in record["configurations"]
         if metric in configuration["scores"]
     ]
-    columns = [
-        [configuration["settings"].get(key) for configuration in ran]
-        for key in record["parameters"]
-    ]
+    columns = [_differing(_column(ran, key)) for key in record["parameters"]]
     columns.append([_figure(metric, configuration) for configuration in ran])
     places, ends = [], []
     for values in columns:
@@ -260,7 +276,7 @@ def _placed(values: Sequence[object]) -> tuple[list[float], str, str]:
         else:
             places = [(number - low) / (high - low) if high > low else 0.5 for number in numbers]
         return places, f"{low:.4g}", f"{high:.4g}"
-    words = list(map(on_one_line, values))
+    words = list(map(_value, values))
     order = list(dict.fromkeys(words))
     last = max(1, len(order) - 1)
     return [order.index(word) / last for word in words], order[0], order[-1]

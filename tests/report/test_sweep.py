@@ -128,3 +128,14 @@ def test_what_a_record_says_stays_text(record: dict[str, Any], tmp_path: Path) -
     page = write_sweep(record, tmp_path).read_text("utf-8")
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert "\u202e" not in page + (tmp_path / "sweep.md").read_text("utf-8")
+
+
+def test_of_a_section_the_table_shows_only_what_differs(record: dict[str, Any]) -> None:
+    same = {"objective": "dpo", "lr": 1e-4}
+    record["parameters"] = ["phases.dpo"]
+    for one, own in zip(record["configurations"], ({}, {"kl": {"weight": 0.1}}), strict=True):
+        one["settings"] = {"phases.dpo": {**same, **own}}
+    table = text_table(record)
+    assert "objective" not in table and "lr" not in table
+    assert table.splitlines()[3].split()[:2] == ["c001", "–"]
+    assert "{kl: {weight: 0.1}}" in table.splitlines()[4]
