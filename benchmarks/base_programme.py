@@ -25,6 +25,8 @@ from forty2.data.library import rows as library_rows
 
 GROUP = 10_000
 """Rows of one group of a Parquet file."""
+VALID = 20
+"""Rows held out, of any number: their validation should not take longer with more rows."""
 QUESTION, ANSWER = 12, 48
 """Words of a row."""
 
@@ -63,7 +65,7 @@ def prepare_rows(path: Path, settings: argparse.Namespace) -> None:
         path / "prepared",
         settings.model,
         functools.partial(load_tokenizer),
-        Preparation(valid_share=0.002, max_length=settings.pack, pack=True),
+        Preparation(valid_share=VALID / settings.rows, max_length=settings.pack, pack=True),
         workers=settings.workers,
     )
 

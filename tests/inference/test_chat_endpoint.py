@@ -116,7 +116,7 @@ def test_passing_refusals_are_waited_for(status: int) -> None:
     assert len(seen) == 2
 
 
-NO_CHAT = [
+NO_CHAT: list[object] = [
     [],
     None,
     "B",
