@@ -112,7 +112,7 @@ def translate_strata(
 def _validation_share(translator: Translator) -> float:
     """Return the share of the rows that validate, from either split; report two that disagree."""
     shares = {path: translator.take(path, float) for path in ("data.val_split", "data.train_split")}
-    given = {path: share for path, share in shares.items() if share is not None}
+    given: dict[str, float] = {path: share for path, share in shares.items() if share is not None}
     for path, share in given.items():
         if not 0 <= share <= 1:
             translator.report(path, f"should be a share of the rows, from 0 to 1, not {share:g}")
