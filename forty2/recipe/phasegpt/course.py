@@ -106,7 +106,7 @@ def translate_course(
     if not counts:
         translator.report(
             section,
-            "batch_size and gradient_accumulation_steps are above 0, and so is num_epochs, which is "
+            "batch_size, gradient_accumulation_steps and num_epochs should be above 0, and num_epochs "
             f"at most {_MOST_EPOCHS:,}",
         )
     steps = _count_steps(len(rows), epochs, size, accumulate, shares) if rows and counts else None
