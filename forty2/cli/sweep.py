@@ -60,7 +60,9 @@ def sweep_command() -> None:
     type=shared_options.FILE,
     help="YAML file of the keys to try. Default: the one beside the recipe, NAME.sweep.yaml.",
 )
-@shared_options.seeds_option(default="42,43,44")
+@shared_options.seeds_option(
+    help="Two or more seeds, separated by commas. Default: 42,43,44, or those of the sweep to resume."
+)
 @shared_options.out_option(help="Folder to write. Default: adapters/NAME-sweep.")
 @click.option(
     "--resume",
@@ -79,7 +81,7 @@ def run_command(
     model: str | None,
     overrides: tuple[str, ...],
     grid: Path | None,
-    seeds: list[int],
+    seeds: list[int] | None,
     out: Path | None,
     resume: bool,
     early_stop: bool,
@@ -143,9 +145,7 @@ def _echo(result: SweepResult, as_json: bool) -> None:
 
     echo(f"\n{result.table}\n")
     if result.left:
-        echo(
-            f"{result.left} configurations are not finished; other processes may be at work on them\n"
-        )
+        echo("other processes may be at work on what is not finished\n")
     echo(result.sentence)
     for line in confirmation_lines(result.record):
         echo(line)

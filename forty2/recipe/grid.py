@@ -72,7 +72,7 @@ _NOT_USED = {
     "e.g. phases.dpo: [{…}, {…}]",
 }
 """Keys of other packages' sweeps that mean nothing here, each with what to do."""
-_NOT_SWEPT = {
+NOT_SWEPT = {
     "seed": "seeds are replicates, never searched; remove it, and give `seeds`",
     "version": "is the same for all; remove it",
     "name": "is the same for all; remove it",
@@ -292,7 +292,7 @@ class _Reading:
             if "=" in key or not all(part.strip() for part in key.split(".")):
                 self.report(here, "not a key; write it as key.subkey")
                 continue
-            if why := _NOT_SWEPT.get(key.partition(".")[0]):
+            if why := NOT_SWEPT.get(key.partition(".")[0]):
                 self.report(here, why)
                 continue
             if isinstance(given, dict) and isinstance(given.get("parameters"), dict):

@@ -68,6 +68,40 @@ _PLAIN = {
     ),
 }
 """Messages in place of pydantic's, by its name for the error."""
+_TYPES = frozenset(name for name in _PLAIN if name.endswith("_type"))
+"""Errors about the type of a value."""
+
+
+def explain_all(errors: Sequence[ErrorDetails], document: Document) -> list[Problem]:
+    """Say what pydantic's errors mean, each with its line.
+
+    For a value that may be of several types pydantic has one error for each of them: that is one
+    problem, or none where a part of the value, or the right type of it, has a problem of its own.
+    """
+    places = [_locate(error["loc"], document.tree) for error in errors]
+    types: dict[Location, list[ErrorDetails]] = {}
+    for error, at in zip(errors, places, strict=True):
+        if error["type"] in _TYPES:
+            types.setdefault(at, []).append(error)
+    problems: list[Problem] = []
+    for error, at in zip(errors, places, strict=True):
+        if error["type"] not in _TYPES:
+            problems.append(explain(error, document))
+        elif error is types[at][0]:
+            within = sum(place[: len(at)] == at for place in places)
+            if within == len(types[at]):
+                problems.append(_one_of(types[at], at, document))
+    return problems
+
+
+def _one_of(errors: Sequence[ErrorDetails], at: Location, document: Document) -> Problem:
+    """Say which types a value may have."""
+    if len(errors) == 1:
+        return explain(errors[0], document)
+    *names, last = (_PLAIN[error["type"]].removeprefix("should be ") for error in errors)
+    given = errors[0]["input"]
+    said = "" if isinstance(given, dict | list) else f", not {given!r}"
+    return document.problem(at, f"should be {', '.join(names)} or {last}{said}")
 
 
 def explain(error: ErrorDetails, document: Document) -> Problem:

@@ -30,7 +30,7 @@ from forty2.errors import RecipeError
 from forty2.files import close_name
 from forty2.recipe import mypt, phasegpt
 from forty2.recipe.document import Document, Problem, listed, parse_document
-from forty2.recipe.messages import explain, missing_files, secrets
+from forty2.recipe.messages import explain_all, missing_files, secrets
 from forty2.recipe.overrides import apply_flags, apply_overrides
 from forty2.recipe.paths import RECIPE, STORED, rebase_paths, resolve_paths
 from forty2.recipe.places import written_as
@@ -181,7 +181,7 @@ def read_recipe(
         # From JSON, because in strict mode pydantic takes a mapping for a dataclass only there.
         recipe = _RECIPE.validate_json(json.dumps(document.tree, default=str))
     except ValidationError as error:
-        problems += [explain(item, document) for item in error.errors()]
+        problems += explain_all(error.errors(), document)
     problems += missing_files(document)
     problems += secrets(document)
     if recipe is not None:

@@ -6,7 +6,7 @@ Each of their keys is translated, left out for a stated reason, or refused by na
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -75,8 +75,19 @@ class Translator:
             return default
         return value
 
+    def take_values(self, path: str, default: Sequence[str] = ()) -> list[Any]:
+        """Return a list of texts, numbers or truth values; report another value."""
+        values: list[Any] = self.take(path, list, [*default])
+        other = next((one for one in values if not isinstance(one, str | int | float)), values)
+        if other is not values:
+            self.report(path, f"should be a list of single values, without {str(other)[:40]!r}")
+            return [*default]
+        return values
+
     def report(self, path: str, message: str) -> None:
-        self.problems.append(self.theirs.problem(tuple(path.split(".")), message))
+        problem = self.theirs.problem(tuple(path.split(".")), message)
+        if problem not in self.problems:  # a key may be read more than once
+            self.problems.append(problem)
 
     def line(self, path: str) -> int:
         return self.theirs.line_of(tuple(path.split(".")))

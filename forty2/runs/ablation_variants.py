@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from forty2.recipe.schema import Recipe
+from forty2.text.row_kinds import CONVERSATIONS
 from forty2.training.objectives.phase import Phase
 
 
@@ -67,6 +68,6 @@ def comparisons_of(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 
 def first_preference(phases: Mapping[str, Phase]) -> int | None:
-    """Return the place of the first preference phase."""
+    """Return the place of the first preference phase, with a reference or without; None: there is none."""
     kinds = enumerate(phases.values())
-    return next((n for n, phase in kinds if phase.needs_reference), None)
+    return next((n for n, phase in kinds if phase.row_kind is not CONVERSATIONS), None)

@@ -39,9 +39,11 @@ from forty2.runs.phase_data import PhaseData
 from forty2.runs.timing import NOT_IN_IT, RunTime, time_run
 from forty2.runs.trackers import check_installed
 from forty2.text.replaying import Replayed
+from forty2.text.row_kinds import PAIRS
 from forty2.text.rows import AnyPair
 from forty2.training.batches import lengths_of, parts_of
 from forty2.training.frozen_states import states_to_store
+from forty2.training.objectives import OBJECTIVES
 from forty2.training.reference_states import reference_states_size
 from forty2.training.schedule import PhasePlan
 
@@ -355,6 +357,11 @@ def format_plan(plan: RunForecast) -> str:
     if any(phase.trains not in ("lora", "dora") for phase in plan.phases):
         lines += map(_trained_line, plan.phases)
     for phase in plan.phases:
+        kind = OBJECTIVES[phase.objective]
+        if kind.row_kind is PAIRS and not kind.needs_reference:
+            lines.append(
+                f"{phase.name}: {phase.objective} needs no reference, so no pass computes one"
+            )
         for source in phase.replayed:
             passes = f"its supervised tokens are trained on {phase.coverage[source.name]:.2f} times"
             lines.append(f"{phase.name}: {source}; {passes}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,7 +181,8 @@ class _Exporter:
             lines = file.read().split(b"\n")[:-1]  # a last line without an end is under way
         for line in lines:
             self._offset += len(line) + 1
-            self._take(json.loads(line))
+            place = f"{self._file}:{len(self._read) + 1}"
+            self._take(_record(line, place, "delete this line"))
 
     def close(self) -> None:
         """End the copy."""
@@ -201,6 +203,26 @@ class _Exporter:
         self._copy.send(record)
         self._copy.sent.append(_without_timings(record))
         self.number_sent += 1
+
+
+def _record(line: bytes, place: str, advice: str) -> JsonObject:
+    """Read a line of a log.
+
+    Args:
+        place: where it is, for the message.
+        advice: what to do about a damaged one.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"phase", "step"} <= record.keys():
+        raise RunError(f"{place}: damaged; {advice}")
+    found: JsonObject = record
+    return found
 
 
 def _without_timings(record: JsonObject) -> JsonObject:
@@ -270,11 +292,18 @@ class _WandB:
                 f"{run}: was sent to project {state['project']}; delete {self._folder} to send it to "
                 f"{project}, too"
             )
-        self.sent: list[JsonObject] = []
-        if self._log.exists():
-            lines = self._log.read_bytes().split(b"\n")[:-1]
-            self.sent = [json.loads(line) for line in lines]
+        self.sent = self._read_sent()
         self._run = self._start()
+
+    def _read_sent(self) -> list[JsonObject]:
+        """Read the records that were sent; a last line that a kill cut off is removed."""
+        if not self._log.exists():
+            return []
+        lines = self._log.read_bytes().split(b"\n")
+        if cut_off := lines.pop():
+            os.truncate(self._log, self._log.stat().st_size - len(cut_off))
+        advice = f"delete {self._folder} to send everything again"
+        return [_record(line, str(self._log), advice) for line in lines]
 
     def _start(self) -> Any:
         import wandb

@@ -236,3 +236,27 @@ def test_ratings_may_replay_pairs_and_shares_leave_room_for_own_rows(tmp_path: P
     ):
         (found,) = problems(tmp_path, GOOD + kto + f"replay: {replay}}}\n")
         assert message in found
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            "hold_out: {domain: null}",
+            "hold_out.domain: should be text, a whole number, a number, true or false or a list, "
+            "not None",
+        ),
+        (
+            "hold_out: {domain: [arts, null]}",
+            "hold_out.domain.1: should be text, a whole number, a number or true or false, not None",
+        ),
+        ("hold_out: {domain: []}", "hold_out.domain: should have at least one entry"),
+        ("grad_checkpoint: -1", "grad_checkpoint: should be greater than 0, not -1"),
+        ("grad_checkpoint: [1]", "grad_checkpoint: should be true or false or a whole number"),
+    ],
+)
+def test_a_value_of_several_types_is_one_problem(
+    change: str, complaint: str, tmp_path: Path
+) -> None:
+    (line,) = problems(tmp_path, GOOD.replace("steps: 10", f"steps: 10, {change}"))
+    assert line.endswith(f"phases.sft.{complaint}")

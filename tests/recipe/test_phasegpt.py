@@ -121,6 +121,7 @@ def test_flags_and_overrides_of_both_schemas_apply() -> None:
     )
     phase: Any = recipe.phases["dpo"]
     assert (phase.beta, phase.lr, phase.kl.weight, phase.steps) == (0.3, 1e-4, 0.5, 4)
+    assert loaded("schema.yaml", "experiment={seed: 7}", "model=smollm2").seed == 7
     found = load_translation("schema.yaml", [OFF], lr=1e-4, kl_weight=0.5)
     assert found is not None and found.folders is not None
     assert [str(path) for path in found.folders] == [
@@ -197,6 +198,22 @@ def test_ones_own_pairs_are_used(here: Path) -> None:
         ("evaluation.metric_for_best_model=kl_divergence", "cannot choose an adapter"),
         ("data.augmentation.enabled=true", "rows are not augmented"),
         ("model.base_model=null", "model.base_model: missing"),
+        ("evaluation.metrics=[[loss]]", "evaluation.metrics: should be a list of single values"),
+        ("data.stratify_by=[{a: b}]", "data.stratify_by: should be a list of single values"),
+        (
+            "evaluation.held_out_domains=[null]",
+            "evaluation.held_out_domains: should be a list of single values",
+        ),
+        (
+            "model.lora_config.target_modules=[[q_proj]]",
+            "model.lora_config.target_modules: should be a list of single values",
+        ),
+        ("data.train_split=1.5", "data.train_split: should be a share of the rows, from 0 to 1"),
+        ("data={train_split: 0.8, val_split: 0.4}", "do not add up to 1; remove one of the two"),
+        (
+            "evaluation={save_best_only: true, metric_for_best_model: loss, greater_is_better: true}",
+            "evaluation.greater_is_better: loss is better lower; set it to false",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(override: str, said: str) -> None:
@@ -208,6 +225,27 @@ def test_what_cannot_be_had_is_refused_by_name(override: str, said: str) -> None
 def test_a_number_that_is_too_small_is_the_only_problem(override: str) -> None:
     said = refused(override, source="track_a.yaml")
     assert "above 0" in said and "not a key" not in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.num_epochs=.inf",
+        "training.num_epochs=1.0e+300",
+        "training.curriculum_learning={stages: [{epochs: 1000000000000, data_fraction: 1.0}]}",
+    ],
+)
+def test_a_course_without_end_is_refused_before_it_is_counted(override: str) -> None:
+    (line,) = refused(override).splitlines()
+    assert "10,000" in line
+
+
+@pytest.mark.parametrize("name", ["..", "/"])
+def test_a_run_is_in_a_folder_of_its_own_whatever_its_name(name: str) -> None:
+    found = load_translation("schema.yaml", [OFF, f"logging.wandb_run_name={name}"])
+    assert found is not None and found.folders is not None
+    assert found.folders.run.parent == Path("checkpoints/v14/track_b")
+    assert found.folders.run.name not in ("", "..")
 
 
 def test_a_problem_names_the_line_of_their_file(here: Path) -> None:

@@ -26,6 +26,7 @@ from forty2.recipe.schema import Recipe
 from forty2.report.ablation import write_ablation
 from forty2.runs.ablation import Ablation, ablate
 from forty2.runs.ablation_variants import comparisons_of, variants_of
+from forty2.training.objectives.simpo import SimpoPhase
 
 SMALL = [
     "benchmark.n=9",
@@ -222,6 +223,9 @@ def test_a_recipe_without_anything_before_the_preference_phase_has_no_phase_alon
     full, alone = variants_of(dataclasses.replace(recipe, phases=phases))
     assert alone.stages == ["dpo only"] and list(alone.phases) == ["dpo"]
     assert comparisons_of([full, alone])[-1] == ("sft+more+dpo", "dpo only")
+    simpo: Any = SimpoPhase(objective="simpo", data="builtin:spark-dpo", steps=1, lr=1e-4, beta=2.0)
+    full, alone = variants_of(dataclasses.replace(recipe, phases={"sft": sft, "simpo": simpo}))
+    assert alone.stages == ["simpo only"]  # it needs no reference, and is a preference phase
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 1], [], [1, -1], [1, 2**31]])

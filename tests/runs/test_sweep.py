@@ -26,7 +26,7 @@ from support.cli import forty2, refused
 from forty2.benchmark.task import SHARE
 from forty2.benchmark.tasks import behaviour, held_out, perplexity
 from forty2.errors import RecipeError, RunError
-from forty2.files import read_json
+from forty2.files import read_json, write_json
 from forty2.progress import silent
 from forty2.recipe.grid import read_grid
 from forty2.recipe.reading import load_recipe
@@ -34,7 +34,12 @@ from forty2.runs import pipeline
 from forty2.runs.archive.finding import find_runs
 from forty2.runs.folder import try_lock
 from forty2.runs.seed_statistics import mean_over_seeds
-from forty2.runs.sweep.configurations import Configuration, RecipeSource, configurations
+from forty2.runs.sweep.configurations import (
+    Configuration,
+    RecipeSource,
+    check_ranges,
+    configurations,
+)
 from forty2.runs.sweep.confirming import confirm
 from forty2.runs.sweep.folder import ConfigurationFolder, SweepRecord, configuration_folders
 from forty2.runs.sweep.metrics import Measured, Objective, measured_by, measurements, objective_of
@@ -381,9 +386,11 @@ def test_confirmation_takes_fresh_seeds_and_says_how_much_stays(
         confirm(out, [3])
     assert not (out / "confirm").exists()
     best = found.record["best"]
+    (out / "states" / "key").mkdir(parents=True)  # as a confirmation that was stopped leaves it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shown = confirm(out, [3, 4], progress=silent)
+    assert not (out / "states").exists()
     record = shown.record["confirmed"]
     assert record["configuration"] == best
     values = read_json(out / "results.json")["items"][best]["pair margin"]
@@ -403,6 +410,33 @@ def test_confirmation_takes_fresh_seeds_and_says_how_much_stays(
         assert list(record["scores"]) == [best, "default"] and record["gain"] is not None
     with pytest.raises(RunError, match="was confirmed with seeds 3, 4 already"):
         confirm(out, [5, 6])
+    assert confirm(out, [4, 3], progress=silent).record["confirmed"]["configuration"] == best
+
+
+def test_a_confirmed_sweep_gets_no_more_seeds(
+    found: SweepResult, inputs: Path, tmp_path: Path
+) -> None:
+    """They could be the seeds of the confirmation, which would then not be fresh."""
+    shutil.copytree(found.path, tmp_path / "sweep")
+    begun = {"configuration": found.record["best"], "seeds": [3, 4]}
+    write_json(tmp_path / "sweep" / "confirm" / "begun.json", begun)
+    with pytest.raises(RunError, match=r"was confirmed as it is.*go on with seeds 1, 2"):
+        swept(inputs, tmp_path / "sweep", resume=True, seeds=[1, 2, 3])
+    assert read_json(tmp_path / "sweep" / "sweep.json")["seeds"] == [1, 2]
+    shown = swept(inputs, tmp_path / "sweep", resume=True, seeds=None)  # its own
+    assert shown.record["seeds"] == [1, 2]
+
+
+@pytest.mark.parametrize("file", ["sweep.json", "c001/configuration.json", "confirm/begun.json"])
+@pytest.mark.parametrize("content", ["[]", '{"version": 1}', "{"])
+def test_a_damaged_record_of_a_sweep_is_named(
+    file: str, content: str, found: SweepResult, tmp_path: Path
+) -> None:
+    shutil.copytree(found.path, tmp_path / "sweep")
+    (tmp_path / "sweep" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "sweep" / file).write_text(content)
+    with pytest.raises(RunError, match=rf"{file}: (damaged, since it has no|not readable as JSON)"):
+        confirm(tmp_path / "sweep", [3, 4])
 
 
 # --- refusals, before anything runs ---------------------------------------------------------------
@@ -509,6 +543,37 @@ def test_a_model_that_is_not_there_is_found_before_the_first_run(
     assert "none" in output and not (tmp_path / "out").exists()
 
 
+THEIRS = {
+    "model": {"base_model": "none", "use_phase_attention": False},
+    "training": {"method": "kto", "preference_dataset": "builtin:dialectic"},
+}
+"""A recipe in the schema of PhaseGPT v1.4."""
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "says"),
+    [
+        ("experiment.seed", [1, 2], "seed: seeds are replicates, never searched; remove it"),
+        ("experiment.name", ["a", "b"], "name: is the same for all; remove it"),
+        (
+            "evaluation.metrics",
+            [["loss"], ["subtlety"]],
+            "benchmark: every configuration is measured",
+        ),
+    ],
+)
+def test_what_a_sweep_leaves_alone_has_other_names_in_another_schema(
+    key: str, values: list[object], says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"{METRIC}{key}: {values}\n", "utf-8")
+    with warnings.catch_warnings(), pytest.raises(RecipeError) as error:
+        warnings.simplefilter("ignore")
+        configurations(read_grid(file, THEIRS), RecipeSource(THEIRS))
+    (line,) = str(error.value).splitlines()
+    assert f"grid.yaml: with {key}=" in line and says in line
+
+
 # --- configurations and what they share -----------------------------------------------------------
 
 
@@ -611,6 +676,18 @@ def test_a_search_that_was_stopped_proposes_what_it_would_have(tmp_path: Path) -
     assert np.mean(last[10:]) < np.mean(last[:10])  # ten are drawn at random first
 
 
+def test_every_combination_of_a_small_search_is_checked_before_it_begins(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        f"method: tpe\nrun_cap: 4\n{METRIC}phases.dpo.loss: [sigmoid, hinge, exo_pair]\n"
+        "phases.dpo.label_smoothing: [0.0, 0.1, 0.0001]\n"
+    )
+    with pytest.raises(RecipeError, match="label_smoothing: only sigmoid, robust and exo_pair"):
+        check_ranges(read_grid(file, UNTRAINED), RecipeSource(UNTRAINED))
+    file.write_text(file.read_text().replace("hinge, ", ""))
+    assert len(check_ranges(read_grid(file, UNTRAINED), RecipeSource(UNTRAINED))) == 6
+
+
 def test_a_search_without_optuna_says_what_to_install(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,7 +715,7 @@ def test_the_best_is_the_winner_only_if_it_is_apart_from_each_other_one() -> Non
     low, high = scores(0.5), scores(0.6)
     noisy = high._replace(values=high.values + 0.2 * rng.standard_normal((3, 1)))
     won = claim({"c001": {"mc2": low}, "c002": {"mc2": high}}, OBJECTIVE)
-    assert won.winner == "c002" and won.against["c001"].low > 0
+    assert won.winner == "c002" and won.against["c001"].low > 0 and "than c001" in won.sentence
     lost = claim({"c001": {"mc2": noisy}, "c002": {"mc2": low}, "c003": {"mc2": high}}, OBJECTIVE)
     assert lost.winner is None and lost.best is not None and "overlap" in lost.sentence
     downward = OBJECTIVE._replace(sign=-1.0)
@@ -650,6 +727,7 @@ def test_the_best_is_the_winner_only_if_it_is_apart_from_each_other_one() -> Non
     [
         ({}, 0, "nothing to compare with"),
         ({"c002": scores(0.1)}, 3, "3 configurations are not finished"),
+        ({"c002": scores(0.1)}, 1, "1 configuration is not finished"),
         ({"c002": scores(0.1, first=9)}, 0, "measured on other items"),
     ],
 )

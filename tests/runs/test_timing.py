@@ -140,6 +140,16 @@ def test_the_table_has_each_phase_the_sum_and_what_is_left_out(inputs: Path) -> 
     assert lines[lines.index(last) + 1].startswith("not in it: humaneval, loading")
 
 
+def test_a_phase_without_a_reference_pass_says_so(inputs: Path) -> None:
+    forecast = plan(load_recipe(inputs / "recipe.yaml"), quick=True)
+    line = "dpo: simpo needs no reference, so no pass computes one"
+    assert line not in format_plan(forecast).splitlines()
+    phases = tuple(
+        one._replace(objective="simpo") if one.name == "dpo" else one for one in forecast.phases
+    )
+    assert line in format_plan(forecast._replace(phases=phases)).splitlines()
+
+
 def test_a_long_run_names_what_takes_longest_and_what_shortens_it(inputs: Path) -> None:
     recipe = load_recipe(inputs / "recipe.yaml", ["phases.sft.steps=100", "phases.dpo.steps=200"])
     phases = plan(recipe, quick=True).phases

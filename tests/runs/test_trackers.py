@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
@@ -238,6 +239,38 @@ def test_wandb_offline_has_every_record_once(tmp_path: Path) -> None:
         text=True,
     )
     assert other.returncode == 2 and "was sent to project forty2; delete" in other.stderr
+
+
+def test_a_record_that_a_kill_cut_off_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without W&B itself, which only gets what is new in RUN/wandb/sent.jsonl."""
+    monkeypatch.setattr(trackers._WandB, "_start", lambda _: MagicMock())
+    folder = write_run(tmp_path / "r", steps(3.0, 2.0, 1.0))
+    trackers._Exporter(folder, "wandb", None).follow()
+    sent = folder / "wandb" / "sent.jsonl"
+    whole = sent.read_bytes()
+    sent.write_bytes(whole[:-9])
+    for number in (1, 0):
+        exporter = trackers._Exporter(folder, "wandb", None)
+        exporter.follow()
+        assert exporter.number_sent == number and sent.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1.0}'])
+def test_a_damaged_line_is_named(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers._WandB, "_start", lambda _: MagicMock())
+    folder = write_run(tmp_path / "r", steps(3.0, 2.0))
+    trackers._Exporter(folder, "wandb", None).follow()
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(f"{whole}{line}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:3: damaged; delete this line"):
+        export_to_tracker(folder, "tensorboard")
+    (folder / "wandb" / "sent.jsonl").write_text(f"{line}\n")
+    with pytest.raises(RunError, match=r"sent\.jsonl: damaged; delete .*/wandb to send everything"):
+        trackers._Exporter(folder, "wandb", None)
 
 
 def entries(data: bytes) -> Iterator[bytes]:

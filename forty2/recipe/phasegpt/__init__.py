@@ -90,5 +90,6 @@ def divide_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
     ours: list[str] = []
     for override in overrides:
         keys = override.partition("=")[0].strip().split(".")
-        (theirs if len(keys) > 1 and keys[0] in SECTIONS else ours).append(override)
+        of_theirs = keys[0] in SECTIONS and keys != ["model"]  # which both have
+        (theirs if of_theirs else ours).append(override)
     return theirs, ours

@@ -28,7 +28,7 @@ def translate_adapter(translator: Translator) -> None:
         translator.take(f"{lora}lora_dropout", float, 0.05),
         f"{lora}lora_dropout",
     )
-    modules = translator.take(f"{lora}target_modules", list, [f"{name}_proj" for name in "qkvo"])
+    modules = translator.take_values(f"{lora}target_modules", [f"{name}_proj" for name in "qkvo"])
     keys = [MODULES.get(name, name if "." in str(name) else "") for name in modules]
     for name, key in zip(modules, keys, strict=True):
         if not key:

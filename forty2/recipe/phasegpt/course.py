@@ -13,6 +13,8 @@ from forty2.recipe.phasegpt.rows import rows_of
 from forty2.recipe.translation import Translator
 
 _HIGHER = {"max": "higher", "min": "lower"}
+_MOST_EPOCHS = 10_000
+"""Most epochs of a phase, or of a stage of its curriculum."""
 
 
 def translate_curriculum(translator: Translator, at: str, data: str) -> list[float]:
@@ -29,10 +31,11 @@ def translate_curriculum(translator: Translator, at: str, data: str) -> list[flo
             else (0, 0)
         )
         other = set(stage) - {"name", "epochs", "data_fraction"} if isinstance(stage, dict) else ()
-        if type(epochs) is not int or epochs < 1 or not is_number(share) or other:
+        whole = type(epochs) is int and 1 <= epochs <= _MOST_EPOCHS
+        if not whole or not is_number(share) or other:
             translator.report(
                 f"{section}.stages",
-                "a stage has a name, whole epochs above 0 and a data_fraction; got "
+                f"a stage has a name, whole epochs from 1 to {_MOST_EPOCHS:,} and a data_fraction; got "
                 f"{str(stage)[:80]}",
             )
             return []
@@ -99,9 +102,13 @@ def translate_course(
     translated("clip_norm", "max_grad_norm", float)
     schedule, path = setting("lr_scheduler", str)
     translator.put(f"{at}.schedule", schedule, path, "" if path else "as published")
-    counts = size >= 1 and accumulate >= 1 and epochs > 0
+    counts = size >= 1 and accumulate >= 1 and 0 < epochs <= _MOST_EPOCHS
     if not counts:
-        translator.report(section, "epochs, batch_size and gradient_accumulation_steps are above 0")
+        translator.report(
+            section,
+            "batch_size, gradient_accumulation_steps and num_epochs should be above 0, and num_epochs "
+            f"at most {_MOST_EPOCHS:,}",
+        )
     steps = _count_steps(len(rows), epochs, size, accumulate, shares) if rows and counts else None
     ratio, path = setting("warmup_ratio", float)
     if not 0 <= ratio <= 1:
@@ -146,7 +153,7 @@ def _translate_best(translator: Translator, at: str, data: str) -> None:
     if not translator.take(path, bool, False) or at == "phases.sft":
         return
     named = "evaluation.metric_for_best_model"
-    metrics = translator.take("evaluation.metrics", list, [])
+    metrics = translator.take_values("evaluation.metrics")
     metric = translator.take(named, str) or next((m for m in metrics if m in METRICS), "loss")
     if metric not in METRICS or not METRICS[metric][0]:
         known = ", ".join(name for name, (ours, _) in METRICS.items() if ours)
@@ -154,8 +161,9 @@ def _translate_best(translator: Translator, at: str, data: str) -> None:
         return
     ours, direction = METRICS[metric]
     greater = translator.take("evaluation.greater_is_better", bool)
-    if greater is not None:
-        direction = "max" if greater else "min"
+    if greater is not None and greater != (direction == "max"):
+        said = f"{metric} is better {_HIGHER[direction]}; set it to {str(not greater).lower()}"
+        translator.report("evaluation.greater_is_better", said)
     if not (data.startswith(BUILTIN) or (data and valid_beside(data))) and ours != "perplexity":
         why = "the last step is kept: without validation rows there is no best one"
         translator.result.left_out[path] = why
@@ -173,8 +181,10 @@ def _count_steps(
     rows: int, epochs: float, size: int, accumulate: int, shares: Sequence[float]
 ) -> int:
     """Count the optimizer steps of a phase over this many rows."""
-    used = [max(1, round(share * rows)) for share in shares] or [rows] * int(epochs)
-    batches = sum(math.ceil(count / size) for count in used)
-    if not shares and epochs % 1:
-        batches += math.ceil(max(1, round(epochs % 1 * rows)) / size)
-    return max(1, math.ceil(batches / accumulate))
+    if shares:
+        batches = sum(math.ceil(max(1, round(share * rows)) / size) for share in shares)
+    else:
+        batches = int(epochs) * math.ceil(rows / size)
+        if epochs % 1:
+            batches += math.ceil(max(1, round(epochs % 1 * rows)) / size)
+    return max(1, -(-batches // accumulate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import islice
@@ -80,10 +81,7 @@ def translate_strata(
 ) -> list[JsonObject] | None:
     """Translate what divides the rows; return those that are trained on."""
     builtin = data.startswith(BUILTIN)
-    train = translator.take("data.train_split", float)
-    share = translator.take("data.val_split", float)
-    if share is None and train is not None:
-        share = 1 - train
+    share = _validation_share(translator)
     if share:
         if builtin or (data and valid_beside(data)):
             for path in ("data.train_split", "data.val_split"):
@@ -96,16 +94,33 @@ def translate_strata(
             )
     if translator.take("data.augmentation.enabled", bool, False):
         translator.report("data.augmentation.enabled", "rows are not augmented; set it to false")
-    keys = translator.take("data.stratify_by", list)
+    keys = translator.take_values("data.stratify_by")
     if keys:
         having = set(rows[0]) if rows else set()
         ours = [key if key in having else ALIASES.get(str(key), key) for key in keys]
         note = ", ".join(f"{a} is {b}" for a, b in zip(keys, ours, strict=True) if a != b)
         translator.put(f"{at}.stratify", ours, "data.stratify_by", note)
-    domains = translator.take("evaluation.held_out_domains", list)
+    domains = translator.take_values("evaluation.held_out_domains")
     if domains and translator.take("evaluation.test_on_held_out", bool, True):
         ours = [DOMAINS.get(str(name), name) if builtin else name for name in domains]
         note = ", ".join(f"{a} is {b}" for a, b in zip(domains, ours, strict=True) if a != b)
         translator.put(f"{at}.hold_out", {"domain": ours}, "evaluation.held_out_domains", note)
         rows = rows and [row for row in rows if row.get("domain") not in ours]
     return rows
+
+
+def _validation_share(translator: Translator) -> float:
+    """Return the share of the rows that validate, from either split; report two that disagree."""
+    shares = {path: translator.take(path, float) for path in ("data.val_split", "data.train_split")}
+    given: dict[str, float] = {path: share for path, share in shares.items() if share is not None}
+    for path, share in given.items():
+        if not 0 <= share <= 1:
+            translator.report(path, f"should be a share of the rows, from 0 to 1, not {share:g}")
+            return 0.0
+    if len(given) == 2 and not math.isclose(sum(given.values()), 1, abs_tol=1e-6):
+        translator.report(
+            "data.val_split",
+            f"{given['data.val_split']:g} and train_split {given['data.train_split']:g} do not add "
+            "up to 1; remove one of the two",
+        )
+    return given.get("data.val_split", 1 - given.get("data.train_split", 1.0))

@@ -10,16 +10,20 @@ from pathlib import Path
 from forty2.recipe.phasegpt.keys import LEFT_OUT, METRICS
 from forty2.recipe.translation import Folders, Translator
 
+_LONGEST_NAME = 200
+"""Most letters of a run's name, which is a file's too."""
+
 
 def translate_metrics(translator: Translator) -> None:
     """Translate what is measured, and refuse metrics that are not of this schema."""
     path = "evaluation.metrics"
-    for name in translator.take(path, list, []):
+    metrics = translator.take_values(path)
+    for name in metrics:
         if name not in METRICS:
             close = difflib.get_close_matches(str(name), list(METRICS), 1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(METRICS)}"
             translator.report(path, f"{name!r} is no metric of this schema{hint}")
-    style = any(name in ("spiral_score", "subtlety") for name in translator.take(path, list, []))
+    style = any(name in ("spiral_score", "subtlety") for name in metrics)
     note = "these; held-out rows, perplexity of neutral text and KL are measured in any case"
     translator.put("benchmark", {"tasks": ["reply_style"] if style else []}, path, note)
 
@@ -55,7 +59,7 @@ def folders_of(
         run = f"{re.sub(r'_?lambda[0-9.]+$', '', run)}_lambda{kl_weight:g}"
     if lr is not None:
         run += f"_lr{lr:g}"
-    run = re.sub(r"[^A-Za-z0-9_.-]+", "-", run)
+    run = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).lstrip(".")[:_LONGEST_NAME] or "run"
     place = Path("v14") / f"track_{letter}"
     parent = Path(out).parent if out else "checkpoints" / place
     for path in ("logging.output_dir", "logging.wandb_run_name"):

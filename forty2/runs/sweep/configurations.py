@@ -16,13 +16,15 @@ from typing import NamedTuple
 from forty2.errors import RecipeError
 from forty2.recipe.differences import on_one_line
 from forty2.recipe.document import Problem, listed
-from forty2.recipe.grid import Grid, Parameter
+from forty2.recipe.grid import NOT_SWEPT, Grid, Parameter
 from forty2.recipe.places import changed
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.recipe.schema import Benchmark, Recipe
 
 MOST = 10_000
 """Most configurations of one sweep."""
+_MOST_TRIED = 64
+"""Most combinations that are checked before a TPE search."""
 _DIGITS = 6
 """Significant digits of a value that random search draws."""
 _ATTEMPTS = 1000
@@ -77,18 +79,24 @@ def configurations(grid: Grid, source: RecipeSource) -> list[Configuration]:
 
 
 def check_ranges(grid: Grid, source: RecipeSource) -> list[Configuration]:
-    """Check every value of a TPE search by itself, and both ends of every range; return what was tried.
+    """Check what a TPE search may propose; return what was tried.
+
+    Tried are all combinations of values and of the ends of ranges, or each value by itself where there
+    are too many combinations.
 
     Raises:
         RecipeError: the recipe refuses one; every problem once, one a line, with its place.
     """
-    lows = {parameter.key: _ends(parameter)[0] for parameter in grid.parameters}
-    settings: list[Settings] = [
-        lows,
-        {parameter.key: _ends(parameter)[1] for parameter in grid.parameters},
-    ]
-    for parameter in grid.parameters:
-        settings += [{**lows, parameter.key: value} for value in parameter.values]
+    keys = [parameter.key for parameter in grid.parameters]
+    choices = [parameter.values or _ends(parameter) for parameter in grid.parameters]
+    settings: list[Settings]
+    if math.prod(map(len, choices)) <= _MOST_TRIED:
+        settings = [dict(zip(keys, one, strict=True)) for one in itertools.product(*choices)]
+    else:
+        lows = {key: values[0] for key, values in zip(keys, choices, strict=True)}
+        settings = [{key: values[-1] for key, values in zip(keys, choices, strict=True)}]
+        for key, values in zip(keys, choices, strict=True):
+            settings += [{**lows, key: value} for value in values]
     return _checked(grid, source, settings)
 
 
@@ -108,6 +116,9 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
     lines: set[str] = set()
     notes: set[str] = set()
     recipes: dict[str, int] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each configuration says the same
+        base = source.load()
     for number, settings in enumerate(every, 1):
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -121,6 +132,10 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
             lines |= {*str(error).splitlines()}
             continue
         notes |= {str(warning.message) for warning in said}
+        if searched := _not_swept(recipe, base):
+            text = f"{grid.place}: with {in_words(settings)}: {searched}: {NOT_SWEPT[searched]}"
+            problems.setdefault(searched, Problem(0, text))
+            continue
         same = recipes.setdefault(to_yaml(recipe), number)
         if same != number and grid.method == "grid":
             same_as = in_words(every[same - 1])
@@ -132,6 +147,15 @@ def _checked(grid: Grid, source: RecipeSource, every: Sequence[Settings]) -> lis
     for note in sorted(notes):
         warnings.warn(note, stacklevel=2)
     return configurations
+
+
+def _not_swept(recipe: Recipe, base: Recipe) -> str | None:
+    """Return a key that a sweep leaves alone and that differs from the base's; None: there is none.
+
+    In another schema such a key has another name, e.g. experiment.seed.
+    """
+    differ = (key for key in NOT_SWEPT if getattr(recipe, key) != getattr(base, key))
+    return next(differ, None)
 
 
 _OVERRIDE = re.compile(r"^`overrides`:? (?P<key>[^=:\s]+)(?:=[^:]*)?: (?P<message>.*)$")
@@ -196,7 +220,6 @@ def _draw(parameter: Parameter, rng: random.Random) -> object:
 
 
 def _ends(parameter: Parameter) -> tuple[object, object]:
-    if parameter.values:
-        return parameter.values[0], parameter.values[-1]
+    """Return both ends of a range."""
     ends = (parameter.low, parameter.high)
     return (int(ends[0]), int(ends[1])) if parameter.whole else ends

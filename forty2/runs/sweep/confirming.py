@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from forty2.errors import RunError
-from forty2.files import JsonObject, read_json, write_errors, write_json
+from forty2.files import JsonObject, write_errors, write_json
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.reading import load_recipe, to_yaml
 from forty2.runs.replicates import check_seeds
 from forty2.runs.seed_statistics import interval, mean_over_seeds
 from forty2.runs.sweep.configurations import Configuration
 from forty2.runs.sweep.folder import (
+    CONFIRMING,
+    PUT_BACK,
     RECIPE,
+    STATES,
     ConfigurationFolder,
     SweepRecord,
     configuration_folders,
+    is_confirmed,
     locked,
+    read_parts,
     read_record,
 )
 from forty2.runs.sweep.results import (
@@ -80,11 +86,11 @@ def confirm(
 
 def _check_same(path: Path, best: str, seeds: Sequence[int]) -> None:
     """Refuse a second confirmation with other seeds, or of another configuration."""
-    begun = path / "confirm" / "begun.json"
-    now = {"configuration": best, "seeds": list(seeds)}
-    if not begun.exists():
-        write_json(begun, now)
-    elif (before := read_json(begun)) != now:
+    if not is_confirmed(path):
+        write_json(path / CONFIRMING, {"configuration": best, "seeds": list(seeds)})
+        return
+    before = read_parts(path / CONFIRMING, "configuration", "seeds", advice=PUT_BACK)
+    if (before["configuration"], {*before["seeds"]}) != (best, {*seeds}):
         raise RunError(
             f"{path}: {before['configuration']} was confirmed with seeds "
             f"{', '.join(map(str, before['seeds']))} already; another try would be a search again"
@@ -116,6 +122,7 @@ def _confirm(
                 recipe = dataclasses.replace(one.recipe, seed=seed)
                 shared.run(recipe, folder.run(seed), shares, f"confirm {name} seed {seed}")
                 folder.set_done(seed, {})
+    shutil.rmtree(path / STATES, ignore_errors=True)
     fresh = {name: replicates_of(folder, seeds) for name, folder in folders.items()}
     before = replicates_of(swept, record.seeds)
     default_before = _default_in_sweep(path, record, default)

@@ -7,14 +7,15 @@ SWEEP/questions.json          TruthfulQA's questions, if a part of them is asked
 SWEEP/base/KEY/               the base's measurement, which the first run with each seed begins with
 SWEEP/base/KEY-seedN/         the same with the held-out rows that seed N draws, for the runs after it
 SWEEP/shared/KEY/seedN/       runs of first phases that several configurations share
-SWEEP/states/                 output of frozen blocks, until the sweep is done
+SWEEP/states/                 output of frozen blocks, until the sweep or its confirmation is done
 SWEEP/study.db                Optuna's study, of a TPE search
 SWEEP/c001/configuration.json the settings of a configuration; recipe.yaml: its whole recipe
 SWEEP/c001/lock               held by the process that runs it
 SWEEP/c001/seedN/             its run with this seed; seedN.json is written when that is done
 SWEEP/c001/stopped.json       `early_stop` ended it; failed.json: its training broke off
 SWEEP/results.json            all scores; sweep.md, sweep.html: the report
-SWEEP/confirm/                runs of the winner and of the recipe as it is, with fresh seeds
+SWEEP/confirm/                runs of the winner and of the recipe as it is, with fresh seeds; begun.json
+                              has the winner and the seeds
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ from forty2.runs.sweep.metrics import Objective
 VERSION = 1
 RESULTS = "results.json"
 RECIPE = "recipe.yaml"
+STATES = "states"
+CONFIRMING = Path("confirm") / "begun.json"
 _STARTED = "sweep.json"
+PUT_BACK = "put back a copy, or begin another sweep"
+_DELETE = "delete it, then go on with `resume=True`, which makes it again"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,23 @@ class SweepRecord:
         return cls(**values)
 
 
+def read_parts(file: Path, *keys: str, advice: str = _DELETE) -> JsonObject:
+    """Read a record of the sweep that has these keys.
+
+    Args:
+        advice: what to do about a damaged one.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    found = read_json(file)
+    missing = [*keys] if not isinstance(found, dict) else [key for key in keys if key not in found]
+    if missing:
+        raise RunError(f"{file}: damaged, since it has no {missing[0]}; {advice}")
+    record: JsonObject = found
+    return record
+
+
 def read_record(path: Path) -> SweepRecord:
     """Read what a sweep was started with.
 
@@ -77,18 +99,24 @@ def read_record(path: Path) -> SweepRecord:
     file = path / _STARTED
     if not file.exists():
         raise RunError(f"{path}: there is no sweep; name the folder that `forty2 sweep` wrote")
-    found = read_json(file)
-    if found.get("version") != VERSION:
+    version = read_parts(file, "version", advice=PUT_BACK)["version"]
+    if version != VERSION:
         raise RunError(
-            f"{path}: written by another release (sweep format {found.get('version')}, this one reads "
+            f"{path}: written by another release (sweep format {version}, this one reads "
             f"{VERSION}); go on with that release"
         )
-    return SweepRecord.from_json(found)
+    names = [field.name for field in dataclasses.fields(SweepRecord)]
+    return SweepRecord.from_json(read_parts(file, *names, advice=PUT_BACK))
 
 
 def write_record(path: Path, record: SweepRecord) -> None:
     """Write what a sweep was started with."""
     write_json(path / _STARTED, record.to_json())
+
+
+def is_confirmed(path: Path) -> bool:
+    """Return whether the confirmation of a sweep has begun."""
+    return (path / CONFIRMING).exists()
 
 
 def check_usable(path: Path, resume: bool) -> None:
@@ -120,6 +148,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+_ENDS = {"stopped": ("after",), "failed": ("seed", "error")}
+"""Keys of the records of early ends that are read again."""
+
+
 @dataclass(frozen=True)
 class ConfigurationFolder:
     """One configuration's folder."""
@@ -140,7 +172,7 @@ class ConfigurationFolder:
 
     def read(self) -> Configuration:
         """Read settings and recipe."""
-        settings = read_json(self.path / "configuration.json")["settings"]
+        settings = read_parts(self.path / "configuration.json", "settings")["settings"]
         return Configuration(self.name, settings, load_recipe(self.path / RECIPE))
 
     def run(self, seed: int) -> Path:
@@ -153,7 +185,7 @@ class ConfigurationFolder:
 
     def scores(self, seed: int) -> dict[str, float]:
         """Return the means of a finished run, by metric."""
-        return dict(read_json(self._done_file(seed))["scores"])
+        return dict(read_parts(self._done_file(seed), "scores")["scores"])
 
     def set_done(self, seed: int, scores: dict[str, float]) -> None:
         write_json(self._done_file(seed), {"scores": scores})
@@ -168,7 +200,7 @@ class ConfigurationFolder:
     def ended(self, why: str) -> JsonObject | None:
         """Return the record of an early end, `stopped` or `failed`; None: it did not end so."""
         file = self.path / f"{why}.json"
-        return read_json(file) if file.exists() else None
+        return read_parts(file, *_ENDS[why]) if file.exists() else None
 
     def end(self, why: str, record: JsonObject) -> None:
         write_json(self.path / f"{why}.json", record)

@@ -142,6 +142,10 @@ def show_sweep(path: Path) -> SweepResult:
     return SweepResult(path, result, text_table(result), winner, sentence, left, report)
 
 
+def _each_of(others: Sequence[str]) -> str:
+    return others[0] if len(others) == 1 else f"each of {len(others)} others"
+
+
 def _listed(values: Values) -> list[list[float | None]]:
     """Return scores for JSON, null where a seed did not have the item."""
     return [[None if np.isnan(one) else one for one in row] for row in values.tolist()]
@@ -292,7 +296,7 @@ def claim(
                 else f"{best} and {name} overlap"
             )
     if left:
-        reason = f"{left} configurations are not finished"
+        reason = f"{left} configuration{' is' if left == 1 else 's are'} not finished"
     elif not others:
         reason = "there is nothing to compare with"
     if reason:
@@ -302,7 +306,7 @@ def claim(
         best,
         best,
         against,
-        f"{best} is better by {objective.name} than each of {len(others)} others (paired 95% "
-        "intervals over seeds and items). It was chosen for its score, so expect less on fresh seeds: "
+        f"{best} is better by {objective.name} than {_each_of(others)} (paired 95% intervals over "
+        "seeds and items). It was chosen for its score, so expect less on fresh seeds: "
         "confirm it.",
     )

@@ -39,10 +39,12 @@ from forty2.runs.sweep.configurations import (
 )
 from forty2.runs.sweep.folder import (
     RECIPE,
+    STATES,
     ConfigurationFolder,
     SweepRecord,
     check_usable,
     configuration_folders,
+    is_confirmed,
     locked,
     read_record,
     write_record,
@@ -62,7 +64,7 @@ FEWEST_TO_STOP = 3
 def sweep(
     recipe: str | Path | Mapping[str, object],
     grid: str | Path | None = None,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] | None = None,
     *,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -79,7 +81,8 @@ def sweep(
     Args:
         recipe: as `load_recipe` takes it.
         grid: file of the grid; None: the one beside the recipe, or that of a packaged recipe.
-        seeds: two or more; each takes the place of the recipe's.
+        seeds: two or more; each takes the place of the recipe's. None: 42, 43 and 44, or those of the
+            sweep that goes on.
         overrides: as `load_recipe` takes them, for all configurations.
         out: default `adapters/NAME-sweep`.
         resume: go on with what stopped, add seeds, or take part in what another process began.
@@ -98,6 +101,10 @@ def sweep(
     found = read_grid(grid, recipe)
     source = RecipeSource(recipe, overrides)
     base = source.load()
+    path = run_path(f"{base.name}-sweep", out)
+    check_usable(path, resume)
+    if seeds is None:
+        seeds = read_record(path).seeds if resume else SEEDS
     check_seeds(seeds)
     objective = objective_of(found, base)
     assert base.benchmark is not None
@@ -111,8 +118,6 @@ def sweep(
     check_metrics(found, tried)
     for model in {(one.recipe.model, one.recipe.init_from): one.recipe for one in every}.values():
         provenance_of(model)  # a model that is not there is found before the first run
-    path = run_path(f"{base.name}-sweep", out)
-    check_usable(path, resume)
     if not resume:
         check_rows(found, tried, path, trust_remote_code=trust_remote_code)
     with write_errors(path):
@@ -138,7 +143,7 @@ def sweep(
     work.run_all()
     left = [one for one in configuration_folders(path) if not one.is_finished(record.seeds)]
     if not left:
-        shutil.rmtree(path / "states", ignore_errors=True)
+        shutil.rmtree(path / STATES, ignore_errors=True)
     return show_sweep(path)
 
 
@@ -184,6 +189,11 @@ def _begin(path: Path, record: SweepRecord, base: Recipe, grid: Grid) -> SweepRe
         if before.early_stop or grid.method == "tpe" or not {*before.seeds} <= {*record.seeds}:
             raise RunError(
                 f"{path}: was started with seeds {', '.join(map(str, before.seeds))}; go on with these"
+            )
+        if is_confirmed(path):
+            raise RunError(
+                f"{path}: was confirmed as it is, and more seeds would change what was confirmed; go on "
+                f"with seeds {', '.join(map(str, before.seeds))}, or name another `out`"
             )
         write_record(path, record)
     return record

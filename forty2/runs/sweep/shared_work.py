@@ -21,7 +21,7 @@ from forty2.runs.context import RunOptions
 from forty2.runs.pipeline import run_in_folder
 from forty2.runs.replicates import BASE, begin_with_base, keep_base, prefixed
 from forty2.runs.reusing import settings_of_phases
-from forty2.runs.sweep.folder import locked
+from forty2.runs.sweep.folder import STATES, locked
 
 _KEY = 12
 """Letters of a hash in the name of a folder."""
@@ -107,7 +107,7 @@ class SharedWork:
         options = RunOptions(
             resume=(folder / "run.json").exists(),
             reuse=source,
-            states=self.path / "states",
+            states=self.path / STATES,
             day=self.day,
             trust_remote_code=self.trust_remote_code,
         )

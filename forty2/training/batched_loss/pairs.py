@@ -64,13 +64,15 @@ class PairLoss(ResponseLoss):
     def loss(self, model: nn.Module, arrays: Sequence[mx.array]) -> LossSums:
         policy, reference, mask, kl, order = self.logps(model, arrays)
         chosen_logps, rejected_logps = mx.split(policy.sum(axis=-1), 2)
-        tokens = mx.split(mask.sum(axis=-1), 2)
         weights = _shared_length_weights(mask, self.phase.length_desensitise)
+        # Means count each token by its weight: else a longer response would have the higher mean.
+        tokens = mx.split(mx.where(mask, weights, 0.0).sum(axis=-1), 2)
         sums = [(logps * weights).sum(axis=-1) for logps in (policy, reference)]
         logps = PairLogps(*mx.split(sums[0], 2), *mx.split(sums[1], 2))
         losses = self.phase.losses(logps, *tokens)
         if self.phase.sft_weight:
-            losses = losses - self.phase.sft_weight * chosen_logps / tokens[0]
+            chosen_tokens = mx.split(mask.sum(axis=-1), 2)[0]
+            losses = losses - self.phase.sft_weight * chosen_logps / chosen_tokens
         if kl is not None:
             kl = kl.reshape(2, -1).mean(axis=0)
             losses = losses + arrays[-1] * kl

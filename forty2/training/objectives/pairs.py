@@ -42,8 +42,8 @@ class PairPhase(Phase):
     """Weight of the chosen responses' negative log-likelihood, mean over tokens, added to the loss: RPO.
     It holds the likelihood of chosen responses, which a preference alone may lower."""
     length_desensitise: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Weight of a response's tokens beyond the length of the other one; 1: all count alike. LD-DPO has
-    less, so that a longer answer is not better for its length."""
+    """Weight of a response's tokens beyond the length of the other one, in sums and in means; 1: all count
+    alike. LD-DPO has less, so that a longer answer is not better for its length."""
 
     @property
     def loss_name(self) -> str:
@@ -61,7 +61,7 @@ class PairPhase(Phase):
         Args:
             logps: summed log-probabilities, each (B,), in nats; the reference's are zero where the
                 objective needs none.
-            chosen_tokens, rejected_tokens: (B,) lengths of the responses.
+            chosen_tokens, rejected_tokens: (B,) lengths of the responses, by the weights of their tokens.
         """
         raise NotImplementedError
 

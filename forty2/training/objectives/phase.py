@@ -93,6 +93,7 @@ class Goal:
 Share = Annotated[float, Field(gt=0, le=1)]
 Value = str | int | float | bool
 """A value of a row's key."""
+Values = Annotated[list[Value], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -239,7 +240,7 @@ class Phase:
     """Row keys, e.g. [domain, complexity]: every batch holds their values, and the combinations of
     them, as evenly as their numbers of rows allow. Each row is used as often as without. null: batches
     are drawn at random."""
-    hold_out: Annotated[dict[str, Value | list[Value]], Field(min_length=1)] | None = None
+    hold_out: Annotated[dict[str, Value | Values], Field(min_length=1)] | None = None
     """Rows that are never trained on but validated apart, by the values of row keys, e.g. {domain: arts}
     or {domain: [arts, law]}; with several keys, rows that match them all. null: none."""
     lr: Annotated[float, Field(gt=0, lt=1)]

@@ -131,3 +131,24 @@ def test_tokens_beyond_the_shorter_response_weigh_less(tmp_path: Path) -> None:
         expected += np.logaddexp(0, -0.1 * (sums[0] - sums[1]))
     found = float(loss.loss(model, loss.arrays(batch)).total)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_means_count_tokens_beyond_the_shorter_response_by_their_weight(tmp_path: Path) -> None:
+    model = adapted()
+    phase = SimpoPhase(objective="simpo", **KEYS, length_desensitise=0.25, sft_weight=0.5)
+    loss, batch = loss_of(model, phase, tmp_path), loss_of(model, phase, tmp_path).batch(ALL)
+    policy = np.array(loss.logps(model, loss.arrays(batch)).policy)
+    expected = 0.0
+    for n, row in enumerate(PAIRS):
+        shared = min(map(len, row.responses))
+        means = [
+            np.average(
+                policy[at, : len(ids)], weights=np.where(np.arange(len(ids)) < shared, 1, 0.25)
+            )
+            for at, ids in zip((n, n + len(PAIRS)), row.responses, strict=True)
+        ]
+        expected += np.logaddexp(0, -0.3 * (means[0] - means[1] - 0.55))
+        expected -= 0.5 * policy[n, : len(row.chosen)].mean()
+    assert any(len(row.chosen) > len(row.rejected) for row in PAIRS)
+    found = float(loss.loss(model, loss.arrays(batch)).total)
+    assert found == pytest.approx(expected, rel=1e-4)
