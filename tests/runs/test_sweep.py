@@ -38,6 +38,7 @@ from forty2.runs.sweep.configurations import (
     Configuration,
     RecipeSource,
     check_ranges,
+    configuration_name,
     configurations,
 )
 from forty2.runs.sweep.confirming import confirm
@@ -52,7 +53,7 @@ from forty2.runs.sweep.results import (
     stacked,
     summaries,
 )
-from forty2.runs.sweep.running import stops, sweep
+from forty2.runs.sweep.running import _Sweep, stops, sweep
 from forty2.runs.sweep.shared_work import _measured_alike, shared_lengths, untouched_length
 from forty2.runs.sweep.study import Study
 
@@ -686,6 +687,26 @@ def test_every_combination_of_a_small_search_is_checked_before_it_begins(tmp_pat
         check_ranges(read_grid(file, UNTRAINED), RecipeSource(UNTRAINED))
     file.write_text(file.read_text().replace("hinge, ", ""))
     assert len(check_ranges(read_grid(file, UNTRAINED), RecipeSource(UNTRAINED))) == 6
+
+
+def test_a_search_leaves_out_a_proposal_that_the_recipe_refuses(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        f"method: tpe\nrun_cap: 8\n{METRIC}phases.dpo.loss: [sigmoid, hinge]\n"
+        "phases.dpo.label_smoothing: [0.0, 0.1]\n"
+    )
+    source, grid = RecipeSource(UNTRAINED), read_grid(file, UNTRAINED)
+    out = tmp_path / "out"
+    out.mkdir()
+    record = SweepRecord(grid.text, "tpe", (), OBJECTIVE, "maximize", (1, 2), False, "", None)
+    going = _Sweep(out, record, source.load(), grid, source, None)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"c00\d is left out: .*label_smoothing: only sigmoid"):
+        opened = [folder.read() for folder in going._open()]
+    proposed = Study(out / "study.db", grid, source.load().seed).proposals()
+    refused = {"phases.dpo.loss": "hinge", "phases.dpo.label_smoothing": 0.1}
+    assert len(proposed) == 8 and any(one.settings == refused for one in proposed)
+    kept = [configuration_name(one.number) for one in proposed if one.settings != refused]
+    assert [one.name for one in opened] == kept
 
 
 def test_a_search_without_optuna_says_what_to_install(

@@ -11,6 +11,7 @@ import functools
 import itertools
 import shutil
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO
 
 from forty2.benchmark.recipe_tasks import check_tasks
 from forty2.benchmark.stages import read_stage
-from forty2.errors import RunError, TrainingError, first_line
+from forty2.errors import RecipeError, RunError, TrainingError, first_line
 from forty2.files import make_folder, remove_leftovers, write_errors, write_text
 from forty2.progress import Progress, bars, draws_bars
 from forty2.recipe.grid import Grid, read_grid
@@ -34,6 +35,7 @@ from forty2.runs.sweep.configurations import (
     Configuration,
     RecipeSource,
     check_ranges,
+    configuration_name,
     configurations,
     configure,
 )
@@ -236,7 +238,14 @@ class _Sweep:
             return
         study = self._study()
         for number, settings in itertools.chain(study.proposals(), iter(study.propose, None)):
-            configuration = configure(self.grid, self.source, number, settings)
+            try:
+                configuration = configure(self.grid, self.source, number, settings)
+            except RecipeError as error:  # a combination that could not be checked beforehand
+                warnings.warn(
+                    f"{configuration_name(number)} is left out: {first_line(error)}", stacklevel=2
+                )
+                study.tell(number, None)
+                continue
             folder = _folder(self.path, configuration)
             folder.begin(_asked(configuration, self.base))
             if folder.is_finished(self.record.seeds):
