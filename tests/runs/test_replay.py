@@ -18,7 +18,7 @@ from forty2.files import read_json
 from forty2.recipe.reading import load_recipe
 from forty2.runs import inputs as runs_inputs
 from forty2.runs import pipeline
-from forty2.runs.ablation_variants import variants_of
+from forty2.runs.ablation_variants import without_others
 from forty2.runs.pipeline import run
 from forty2.runs.planning import plan
 from forty2.training.evaluation import Drift
@@ -140,6 +140,5 @@ def test_a_phase_by_itself_replays_no_phase() -> None:
     orpo = "phases.orpo={objective: orpo, data: inputs/dpo.jsonl, steps: 1, lr: 1e-3, beta: 0.1}"
     dpo = "phases.dpo={objective: dpo, data: inputs/dpo.jsonl, steps: 1, lr: 1e-3, beta: 0.1}"
     replay = "phases.dpo.replay=[{from: orpo, share: 0.1}, {from: inputs/dpo.jsonl, share: 0.1}]"
-    _, alone = variants_of(load_recipe("recipe.yaml", [orpo, dpo, replay]))
-    (phase,) = alone.phases.values()
+    phase = without_others(load_recipe("recipe.yaml", [orpo, dpo, replay]), "dpo")
     assert [entry.source for entry in phase.replay or ()] == ["inputs/dpo.jsonl"]
