@@ -38,6 +38,8 @@ METRICS = ("binary", "binary_both", "binary_random", "binary_share")
 the true option's share of the probability of both letters, in the mean of both orders."""
 ORDERS = ("true_first", "false_first")
 """Keys of a record: what is shown as A."""
+ONE_LETTER = 0.05
+"""Share of contexts with a letter, at or below which the other one is nearly always preferred."""
 BATCH_QUESTIONS = 32
 """Questions scored at once."""
 
@@ -174,7 +176,13 @@ class TruthfulQABinary(Task[Questions]):
             for title, name in zip(titles, METRICS, strict=True)
         ]
         asked = f"{result.data}, {figures['n']} questions"
-        return "\n".join([asked, *lines, f"prefers A in {figures['letter_a']:.1%} of contexts"])
+        lines.append(f"prefers A in {figures['letter_a']:.1%} of contexts")
+        if not ONE_LETTER < figures["letter_a"] < 1 - ONE_LETTER:
+            lines.append(
+                "It is nearly always the same letter, whatever it stands for: right and wrong say "
+                "little of this model. Read the share of the true."
+            )
+        return "\n".join([asked, *lines])
 
 
 def _options(item: Question) -> Options:

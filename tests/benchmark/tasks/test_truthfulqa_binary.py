@@ -124,6 +124,14 @@ def test_a_result_has_means_categories_and_the_letter() -> None:
     assert {*measured["items"][0]["scores"]} == {*METRICS}
 
 
+@pytest.mark.parametrize(("second", "said"), [([0.0, -1.0], True), ([-1.0, 0.0], False)])
+def test_a_model_that_always_says_one_letter_is_told_apart(second: list[float], said: bool) -> None:
+    result = result_of(TASK, tiny_loaded(tiny_model()), ASKED)
+    figures = figures_of(TruthfulQABinary, [record([0.0, -1.0], second)] * 2)
+    text = TruthfulQABinary.text(Result.from_json({**result, **figures}, "it"))
+    assert ("nearly always the same letter" in text) is said
+
+
 def test_a_broken_model_is_an_error_that_names_the_question() -> None:
     loaded = tiny_loaded(tiny_model())
     norm = loaded.model.model.norm
