@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.benchmarks import figures_of, records_of, result_of
+from support.benchmarks import figures_of, records_of, result_of, summarized
 from support.models import save_tiny, tiny_loaded, tiny_model
 
 from forty2.benchmark.partial_results import PartialResults
@@ -127,7 +127,8 @@ def test_a_result_has_means_categories_and_the_letter() -> None:
 @pytest.mark.parametrize(("second", "said"), [([0.0, -1.0], True), ([-1.0, 0.0], False)])
 def test_a_model_that_always_says_one_letter_is_told_apart(second: list[float], said: bool) -> None:
     result = result_of(TASK, tiny_loaded(tiny_model()), ASKED)
-    figures = figures_of(TruthfulQABinary, [record([0.0, -1.0], second)] * 2)
+    records = [record([0.0, -1.0], second, question) for question in ("Is it?", "Was it?")]
+    figures = summarized("truthfulqa_binary", records)
     text = TruthfulQABinary.text(Result.from_json({**result, **figures}, "it"))
     assert ("nearly always the same letter" in text) is said
 
