@@ -16,6 +16,7 @@ COVERED_BY = {
     "benchmark/probing.py": "benchmark/tasks/test_eval_prompts.py",
     "benchmark/mmlu_subjects.py": "benchmark/tasks/test_mmlu.py",
     "benchmark/runner.py": "benchmark/test_task.py",
+    "benchmark/truthfulqa_task.py": "benchmark/tasks/test_truthfulqa.py",
     "benchmark/scoring.py": "benchmark/tasks/test_mmlu.py",
     "benchmark/recipe_tasks.py": "benchmark/test_stages.py",
     "benchmark/shared_items.py": "benchmark/test_compare.py",

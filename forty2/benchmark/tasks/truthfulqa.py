@@ -24,8 +24,9 @@ from forty2.benchmark.metrics import METRICS, item_metrics
 from forty2.benchmark.prompts import Row, ids_of, leading_ids
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
-from forty2.benchmark.task import Report, Source, Task
-from forty2.benchmark.truthfulqa_questions import Options, Question, Questions, choose_questions
+from forty2.benchmark.task import Report
+from forty2.benchmark.truthfulqa_questions import Options, Question, Questions
+from forty2.benchmark.truthfulqa_task import TruthfulQATask
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 from forty2.progress import Progress, bars, draws_bars
@@ -112,37 +113,17 @@ def truthfulqa(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthfulQA(Task[Questions]):
+class TruthfulQA(TruthfulQATask):
     """TruthfulQA by log-likelihood: MC1, MC2, MC3."""
 
     data: str | Path | None = None
-    """File of questions or `probe`, as for `load_questions`."""
-    n: int | None = None
-    """Questions to sample, stratified by category; None: all."""
-    leave_out: Sequence[str] = ()
-    """Categories to leave out, or groups of them, as for `without_categories`."""
-    seed: int = 42
-    chat_template: bool = False
 
     name = "truthfulqa"
-    data_key = "questions"
     judged = METRICS
-    must_agree = ("chat_template", "leave_out")
-    category_key = "category"
     category_metric = "mc2"
-
-    def load(self) -> Questions:
-        return choose_questions(self.data, self.leave_out, self.n, self.seed)
-
-    def source(self, questions: Questions) -> Source:
-        return Source(questions.name, questions.sha256, len(questions.items))
 
     def question_texts(self, questions: Questions) -> list[tuple[str, ...]]:
         return [(q.question, *q.mc1.choices, *q.mc2.choices) for q in questions.items]
-
-    def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
-        left_out = {"leave_out": list(self.leave_out)} if self.leave_out else {}
-        return {"chat_template": self.chat_template, **left_out}
 
     def notes(self, questions: Questions, items: Sequence[Item]) -> JsonObject:
         return {"notes": list(questions.notes)}

@@ -23,8 +23,9 @@ import numpy as np
 from forty2.benchmark.prompts import Prompts, Row
 from forty2.benchmark.results import Item, Result
 from forty2.benchmark.stats import stderr
-from forty2.benchmark.task import Report, Source, Task, with_error
-from forty2.benchmark.truthfulqa_questions import Options, Question, Questions, choose_questions
+from forty2.benchmark.task import Report, with_error
+from forty2.benchmark.truthfulqa_questions import Options, Question, Questions
+from forty2.benchmark.truthfulqa_task import TruthfulQATask
 from forty2.errors import BenchmarkError
 from forty2.files import JsonObject
 
@@ -45,27 +46,18 @@ BATCH_QUESTIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthfulQABinary(Task[Questions]):
+class TruthfulQABinary(TruthfulQATask):
     """TruthfulQA's binary setting: one true and one false option, each question in both orders."""
 
     data: str | Path
     """`mc_task.json` or the CSV of 2025; earlier files do not have the setting."""
-    n: int | None = None
-    """Questions to sample, stratified by category; None: all."""
-    leave_out: Sequence[str] = ()
-    """Categories to leave out, or groups of them, as for `without_categories`."""
-    seed: int = 42
-    chat_template: bool = False
 
     name = "truthfulqa_binary"
-    data_key = "questions"
     judged = METRICS[:1]
-    must_agree = ("chat_template", "leave_out")
-    category_key = "category"
     category_metric = METRICS[0]
 
     def load(self) -> Questions:
-        questions = choose_questions(self.data, self.leave_out, self.n, self.seed)
+        questions = super().load()
         without = next((item for item in questions.items if item.binary is None), None)
         if without is not None:
             raise BenchmarkError(
@@ -74,15 +66,8 @@ class TruthfulQABinary(Task[Questions]):
             )
         return questions
 
-    def source(self, questions: Questions) -> Source:
-        return Source(questions.name, questions.sha256, len(questions.items))
-
     def question_texts(self, questions: Questions) -> list[tuple[str, ...]]:
         return [(item.question, *_options(item).choices) for item in questions.items]
-
-    def settings(self, questions: Questions, loaded: LoadedModel) -> JsonObject:
-        left_out = {"leave_out": list(self.leave_out)} if self.leave_out else {}
-        return {"chat_template": self.chat_template, **left_out}
 
     def score(
         self, loaded: LoadedModel, questions: Questions, partial: PartialResults, report: Report
