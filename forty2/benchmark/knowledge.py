@@ -235,7 +235,7 @@ class Knowledge:
     best: str
     """Score with the highest AUC on the choosing half."""
     separates: bool
-    """Whether the best score's AUC on the reporting half has an interval above 0.5."""
+    """Whether the best score tells names apart on the reporting half: its AUC's interval is above 0.5."""
     chosen: Point
     """Threshold of the best score that `RULE` chose, with its shares on the choosing half."""
     reported: Point

@@ -149,7 +149,7 @@ class Asker:
         self._held_back: dict[str, tuple[Request, NothingWorked]] = {}
         """Failures that are not stored, because nothing has worked yet."""
         self._worked, self._answered = False, False
-        """Whether a request has worked now, and whether one ever has, as the journal says."""
+        """Whether the server has answered this process, and whether it has answered at all, also before a stop."""
         self.spent = Tokens()
         self.estimated = 0
         """Answers whose tokens the server did not say."""

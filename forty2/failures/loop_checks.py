@@ -1,4 +1,4 @@
-"""What is wrong with a loop and can be said before anything is done, not hours later at its last step."""
+"""Checks of a loop before its first step, so that no fault stops it hours later at its last one."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Harm(NamedTuple):
     not_at: list[int]
     """Larger doses at which it cannot be told, or is none."""
     restored: Restored | None
-    """Whether the preference phase undoes it at this dose; None: the recipe has no such phase."""
+    """Whether the harm is gone after the preference phase of this dose; None: the recipe has no such phase."""
 
 
 # --- the runs -------------------------------------------------------------------------------------

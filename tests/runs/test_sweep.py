@@ -23,7 +23,6 @@ import pytest
 from chaos import make_inputs, results
 from support.cli import forty2, refused
 
-from forty2.benchmark.task import SHARE
 from forty2.benchmark.tasks import behaviour, held_out, perplexity
 from forty2.errors import RecipeError, RunError
 from forty2.files import read_json, write_json
@@ -43,15 +42,10 @@ from forty2.runs.sweep.configurations import (
 )
 from forty2.runs.sweep.confirming import confirm
 from forty2.runs.sweep.folder import ConfigurationFolder, SweepRecord, configuration_folders
-from forty2.runs.sweep.metrics import Measured, Objective, measured_by, measurements, objective_of
+from forty2.runs.sweep.metrics import Objective, measured_by, measurements, objective_of
 from forty2.runs.sweep.results import (
-    Replicates,
     SweepResult,
-    claim,
-    difference,
     show_sweep,
-    stacked,
-    summaries,
 )
 from forty2.runs.sweep.running import _Sweep, stops, sweep
 from forty2.runs.sweep.shared_work import _measured_alike, shared_lengths, untouched_length
@@ -69,6 +63,7 @@ SMALL = [
     *(f"phases.{p}.{k}_every_steps=null" for p in ("sft", "dpo") for k in ("save", "eval")),
 ]
 METRIC = "metric: {name: pair_margin, goal: maximize}\n"
+OBJECTIVE = Objective("mc2", "mc2", 1.0)
 UNTRAINED = {
     "version": 1,
     "name": "r",
@@ -421,7 +416,7 @@ def test_a_confirmed_sweep_gets_no_more_seeds(
     shutil.copytree(found.path, tmp_path / "sweep")
     begun = {"configuration": found.record["best"], "seeds": [3, 4]}
     write_json(tmp_path / "sweep" / "confirm" / "begun.json", begun)
-    with pytest.raises(RunError, match=r"was confirmed as it is.*go on with seeds 1, 2"):
+    with pytest.raises(RunError, match=r"is confirmed.*go on with seeds 1, 2"):
         swept(inputs, tmp_path / "sweep", resume=True, seeds=[1, 2, 3])
     assert read_json(tmp_path / "sweep" / "sweep.json")["seeds"] == [1, 2]
     shown = swept(inputs, tmp_path / "sweep", resume=True, seeds=None)  # its own
@@ -637,45 +632,6 @@ def test_phases_are_shared_up_to_the_first_that_differs(inputs: Path) -> None:
 
 # --- search ---------------------------------------------------------------------------------------
 
-SEARCH = (
-    f"method: tpe\nrun_cap: 13\n{METRIC}parameters:\n"
-    "  phases.dpo.lr: {min: 1.0e-5, max: 1.0e-1, distribution: log_uniform_values}\n"
-    "  phases.dpo.loss: [sigmoid, [1, 2], null]\n"
-    "  phases.dpo.batch_size: {min: 2, max: 6}\n"
-)
-
-
-def search(file: Path, stops: Mapping[int, str] | None = None) -> list[Mapping[str, object]]:
-    """Search for a rate of 1e-3; stop before some proposals are reported, or in the middle of one."""
-    grid_file = file.with_suffix(".yaml")
-    grid_file.write_text(SEARCH)
-    grid = read_grid(grid_file, "demo")
-    found: list[Mapping[str, object]] = []
-    while (proposal := Study(file, grid, 7).propose()) is not None:
-        stop = (stops or {}).get(proposal.number)
-        if stop == "unreported":
-            assert Study(file, grid, 7).proposals()[-1] == proposal
-        if stop == "half":  # what a kill in the middle of the next proposal leaves
-            study = Study(file, grid, 7)._study()
-            study.ask().suggest_float("phases.dpo.lr", 1e-5, 1e-1, log=True)
-        rate = float(str(proposal.settings["phases.dpo.lr"]))
-        value = None if proposal.number == 3 else -abs(np.log(rate / 1e-3))
-        Study(file, grid, 7).tell(proposal.number, value)
-        Study(file, grid, 7).tell(proposal.number, 99.0)  # a second report changes nothing
-        found.append(proposal.settings)
-    return found
-
-
-def test_a_search_that_was_stopped_proposes_what_it_would_have(tmp_path: Path) -> None:
-    whole = search(tmp_path / "whole.db")
-    assert len(whole) == 13
-    assert search(tmp_path / "stopped.db", {4: "unreported", 11: "half", 12: "half"}) == whole
-    for settings in whole:
-        assert settings["phases.dpo.loss"] in ("sigmoid", [1, 2], None)
-        assert settings["phases.dpo.batch_size"] in (2, 3, 4, 5, 6)
-    last = [abs(np.log(float(str(one["phases.dpo.lr"])) / 1e-3)) for one in whole]
-    assert np.mean(last[10:]) < np.mean(last[:10])  # ten are drawn at random first
-
 
 def test_every_combination_of_a_small_search_is_checked_before_it_begins(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
@@ -719,78 +675,7 @@ def test_a_search_without_optuna_says_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
-# --- the claim ------------------------------------------------------------------------------------
-
-OBJECTIVE = Objective("mc2", "mc2", 1.0)
-
-
-def scores(mean: float, spread: float = 0.01, *, n: int = 40, first: int = 0) -> Replicates:
-    rng = np.random.default_rng(0)
-    values = mean + spread * rng.standard_normal((3, n))
-    names = tuple((f"q{first + i}", 0) for i in range(n))
-    return Replicates(0.0, 1.0, values, names)
-
-
-def test_the_best_is_the_winner_only_if_it_is_apart_from_each_other_one() -> None:
-    rng = np.random.default_rng(1)
-    low, high = scores(0.5), scores(0.6)
-    noisy = high._replace(values=high.values + 0.2 * rng.standard_normal((3, 1)))
-    won = claim({"c001": {"mc2": low}, "c002": {"mc2": high}}, OBJECTIVE)
-    assert won.winner == "c002" and won.against["c001"].low > 0 and "than c001" in won.sentence
-    lost = claim({"c001": {"mc2": noisy}, "c002": {"mc2": low}, "c003": {"mc2": high}}, OBJECTIVE)
-    assert lost.winner is None and lost.best is not None and "overlap" in lost.sentence
-    downward = OBJECTIVE._replace(sign=-1.0)
-    assert claim({"c001": {"mc2": low}, "c002": {"mc2": high}}, downward).winner == "c001"
-
-
-@pytest.mark.parametrize(
-    ("others", "left", "says"),
-    [
-        ({}, 0, "nothing to compare with"),
-        ({"c002": scores(0.1)}, 3, "3 configurations are not finished"),
-        ({"c002": scores(0.1)}, 1, "1 configuration is not finished"),
-        ({"c002": scores(0.1, first=9)}, 0, "measured on other items"),
-    ],
-)
-def test_there_is_no_winner_without_a_comparison(
-    others: dict[str, Replicates], left: int, says: str
-) -> None:
-    every = {"c001": {"mc2": scores(0.6)}, **{name: {"mc2": one} for name, one in others.items()}}
-    found = claim(every, OBJECTIVE, left)
-    assert found.winner is None and found.best == "c001" and says in found.sentence
-
-
-def test_too_few_items_make_no_winner() -> None:
-    few = {"c001": {"mc2": scores(0.9, n=5)}, "c002": {"mc2": scores(0.1, n=5)}}
-    assert "too few items" in claim(few, OBJECTIVE).sentence
-    assert claim({}, OBJECTIVE).best is None
-
-
-def test_differences_are_paired_by_seed_and_item() -> None:
-    """A large spread between items and seeds that both share does not hide a small difference."""
-    rng = np.random.default_rng(2)
-    shared = 0.5 + 0.1 * rng.standard_normal((3, 40)) + 0.1 * rng.standard_normal((3, 1))
-    one = scores(0.0)._replace(values=shared + 0.01)
-    found = difference(one, one._replace(values=shared), 1.0)
-    assert found is not None and found.value == pytest.approx(0.01)
-    assert difference(one, one._replace(items=one.items[:2]), 1.0) is None
-
-
-def test_seeds_with_other_held_out_rows_are_put_together_row_by_row() -> None:
-    def measured(**scores: float) -> dict[str, Measured]:
-        return {"mc2": Measured(SHARE, np.array([*scores.values()]), tuple(scores))}
-
-    both = stacked([measured(a=1.0, b=0.5), measured(b=0.25, c=0.0, d=0.0)])["mc2"]
-    assert both.items == (("a", 0), ("b", 0), ("c", 0), ("d", 0))
-    nan = float("nan")
-    np.testing.assert_array_equal(both.values, [[1.0, 0.5, nan, nan], [nan, 0.25, 0.0, 0.0]])
-    summary = summaries({"mc2": both})["mc2"]
-    assert summary["value"] == pytest.approx((0.75 + 0.25 / 3) / 2) and summary["n"] == 4
-    twice = Measured(SHARE, np.array([1.0, 0.0]), ("a", "a"))
-    assert stacked([{"mc2": twice}])["mc2"].items == (("a", 0), ("a", 1))
-    other = stacked([measured(a=1.0, b=0.5, c=0.0), measured(b=0.25, c=0.0, d=0.0)])["mc2"]
-    assert difference(both, other, 1.0) is None and difference(both, both, 1.0) is not None
-    assert stacked([measured(a=1.0, b=1.0), {}]) == {} and stacked([]) == {}
+# --- ends ----------------------------------------------------------------------------------------
 
 
 def test_the_median_rule_stops_what_is_behind_and_records_it(inputs: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ SWEEP/c001/lock               held by the process that runs it
 SWEEP/c001/seedN/             its run with this seed; seedN.json is written when that is done
 SWEEP/c001/stopped.json       `early_stop` ended it; failed.json: its training broke off
 SWEEP/results.json            all scores; sweep.md, sweep.html: the report
-SWEEP/confirm/                runs of the winner and of the recipe as it is, with fresh seeds; begun.json
-                              has the winner and the seeds
+SWEEP/confirm/                runs of the winner and of the recipe as it is, with fresh seeds
+SWEEP/confirm/begun.json      the winner and these seeds
 """
 
 from __future__ import annotations

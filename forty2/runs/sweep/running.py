@@ -194,7 +194,7 @@ def _begin(path: Path, record: SweepRecord, base: Recipe, grid: Grid) -> SweepRe
             )
         if is_confirmed(path):
             raise RunError(
-                f"{path}: was confirmed as it is, and more seeds would change what was confirmed; go on "
+                f"{path}: is confirmed, and takes no more seeds, since they could change its winner; go on "
                 f"with seeds {', '.join(map(str, before.seeds))}, or name another `out`"
             )
         write_record(path, record)
